@@ -1,0 +1,88 @@
+"""The contract of a world: text in, text out, and a way back.
+
+A world is one synchronous object that plays one task at a time. It knows nothing of policies, prompts or training.
+The smallest world has `reset` and `step`; everything else has a default:
+
+    class Coin(Environment):
+        name = "coin"
+        def reset(self, task, seed): return "A coin lies face down."
+        def step(self, action):
+            if action not in ("flip", "wait"):
+                return StepResult(f"There is no {action!r}: say flip or wait.", valid=False)
+            return StepResult("Heads.", reward=1.0, done=True, success=True)
+
+Feedback is text, and an invalid action gets a sentence that says why, changes nothing, and has `valid=False`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, ClassVar
+
+from leafe.core.types import Task
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The world's answer to one action."""
+
+    observation: str
+    reward: float = 0.0
+    done: bool = False
+    success: bool = False
+    valid: bool = True
+    progress: float | None = None
+    """Grows only when the task really advances (stages passed, boxes on goals, tests passed); None where there is no such number."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """For people and logs; nothing in leafe reads it."""
+
+
+class Environment(ABC):
+    """One world. An instance is used by one thread at a time and for many episodes, one after another."""
+
+    name: ClassVar[str] = "world"
+    deterministic: ClassVar[bool] = True
+    """The same task, seed and actions give the same observations. Counted evaluation and rollback by replay rest on it."""
+    horizon: int = 30
+    """T: the most steps of an episode."""
+    actions_help: str = ""
+    """What actions there are and how they are written: one short text for the prompt."""
+    can_snapshot: ClassVar[bool] = False
+    """`snapshot` and `restore` work; else rollback is reset and replay."""
+
+    @abstractmethod
+    def reset(self, task: Task, seed: int) -> str:
+        """Start the task; returns o_0. `seed` is all the randomness that the world may use."""
+
+    @abstractmethod
+    def step(self, action: str) -> StepResult:
+        """Take one action. Never raises for a bad action: that is `valid=False` and a sentence."""
+
+    def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
+        """The tasks of a split ('train', 'valid', 'test'), the same for the same arguments; None: all there are."""
+        raise NotImplementedError(f"the world {self.name!r} has no task list of its own: hand it tasks")
+
+    def snapshot(self) -> object:
+        """The present state as a value that later steps do not change."""
+        raise NotImplementedError
+
+    def restore(self, snapshot: object) -> None:
+        """Return to a state that `snapshot` gave, on this or another instance in the same process."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what the world holds (processes, files). May be called twice."""
+
+    def __enter__(self) -> Environment:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def observation_hash(observation: str) -> str:
+    """Twelve hex digits that stand for an observation: what a replay is checked against."""
+    return blake2b(observation.encode(), digest_size=6).hexdigest()

@@ -1,0 +1,66 @@
+"""The contract of a policy: messages in, completions with counts out.
+
+A policy acts and reflects: it is one model. It knows nothing of worlds or trees. `count` on a completion is how many of the n
+samples came out so: an engine that samples exactly but together (counted sampling) returns each distinct text once with its
+count; any other returns n completions of count 1. Either way the counts sum to n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from leafe.core.types import Usage
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message. An assistant message may carry the token ids that were sampled (end-of-turn token included)."""
+
+    role: Role
+    content: str
+    tokens: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call: n samples of the assistant's next message."""
+
+    messages: tuple[Message, ...]
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    schema: Mapping[str, Any] | None = None
+    """A JSON schema for the answer, honoured where the engine can; the caller parses with bounds checks all the same."""
+    seed: int | None = None
+    cache_key: str = ""
+    """Requests that share a prefix share this key (the task's id): for routing and for KV reuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    text: str
+    count: int = 1
+    tokens: tuple[int, ...] | None = None
+    """Sampled ids, the end-of-turn token included where the model wrote it."""
+    logprob: float | None = None
+    """Sum over `tokens`, at the sampling temperature."""
+    finish: Literal["stop", "length"] = "stop"
+    usage: Usage = Usage()
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Raises `ContextFull` where prompt + max_tokens do not fit, `PolicyError` after the bounded retries, nothing else."""
+
+    name: str
+    """Which weights: stands in every turn. A path, a model's name or a preset."""
+
+    async def complete(self, request: Request) -> list[Completion]: ...
+
+    async def close(self) -> None: ...

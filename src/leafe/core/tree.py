@@ -1,0 +1,137 @@
+"""One task's tree: episodes go in, paths, branches and counts come out.
+
+The tree checks what it is given: a parent must be there before its child, steps count up by one along a path, ids are
+unique. What it answers (paths, branches, solved) is computed from the turns, never stored beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from leafe.core.types import Branch, Episode, Kind, Stop, Task, Turn
+
+
+class Tree:
+    """The episodes of one task, in order of their index."""
+
+    def __init__(self, task: Task, episodes: Iterable[Episode] = ()) -> None:
+        self.task = task
+        self.episodes: list[Episode] = []
+        self._turns: dict[str, Turn] = {}
+        self._episode_of: dict[str, int] = {}
+        for episode in episodes:
+            self.add(episode)
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def __contains__(self, turn_id: str) -> bool:
+        return turn_id in self._turns
+
+    def __iter__(self) -> Iterator[Turn]:
+        return iter(self._turns.values())
+
+    def __getitem__(self, turn_id: str) -> Turn:
+        return self._turns[turn_id]
+
+    def add(self, episode: Episode) -> None:
+        """Append an episode; ValueError where it does not fit the tree (our own bug, or a damaged journal)."""
+        if episode.task_id != self.task.id:
+            raise ValueError(f"episode of task {episode.task_id!r} given to the tree of {self.task.id!r}")
+        if episode.index != len(self.episodes):
+            raise ValueError(f"task {self.task.id!r}: episode {episode.index} comes where {len(self.episodes)} is due")
+        if episode.start is not None and episode.start not in self._turns:
+            raise ValueError(f"episode {episode.index} of {self.task.id!r} starts after unknown turn {episode.start!r}")
+        if episode.experience is not None and episode.experience not in self._turns:
+            raise ValueError(f"episode {episode.index} of {self.task.id!r} follows unknown reflection {episode.experience!r}")
+        new: dict[str, Turn] = {}
+        last = episode.start
+        step = self._turns[last].step + 1 if last is not None else 0
+        for turn in episode.turns:
+            if turn.id in self._turns or turn.id in new:
+                raise ValueError(f"turn {turn.id!r} is there already")
+            if turn.task_id != self.task.id or turn.parent != last or turn.step != step:
+                raise ValueError(f"turn {turn.id!r} does not follow {last!r} at step {step}")
+            if turn.kind is Kind.act:
+                last, step = turn.id, step + 1
+            elif turn.valid and not (turn.target is not None and 0 <= turn.target < turn.step):
+                raise ValueError(f"reflection {turn.id!r} names step {turn.target}, outside 0..{turn.step - 1}")
+            new[turn.id] = turn
+        self._turns |= new
+        self._episode_of |= dict.fromkeys(new, episode.index)
+        self.episodes.append(episode)
+
+    def episode_of(self, turn_id: str) -> Episode:
+        """The episode whose record holds this turn."""
+        return self.episodes[self._episode_of[turn_id]]
+
+    def path(self, turn_id: str | None) -> list[Turn]:
+        """The act turns from the root to this turn, which is the last; [] for None. A reflection's path is what it read."""
+        out: list[Turn] = []
+        while turn_id is not None:
+            turn = self._turns[turn_id]
+            if turn.kind is Kind.act:
+                out.append(turn)
+            turn_id = turn.parent
+        out.reverse()
+        return out
+
+    def trajectory(self, episode: Episode) -> list[Turn]:
+        """All act turns of an episode from the reset on, those that it shares with its parent included."""
+        return self.path(episode.start) + list(episode.acts)
+
+    @property
+    def first_observation(self) -> str:
+        """o_0 of the first episode that got one."""
+        return next((e.first_observation for e in self.episodes if e.first_observation), "")
+
+    @property
+    def solved(self) -> bool:
+        return any(e.success for e in self.episodes)
+
+    @property
+    def reflections(self) -> list[Turn]:
+        """Every reflection, usable or not, in the order in which they were made."""
+        return [t for e in self.episodes for t in e.turns if t.kind is Kind.reflect]
+
+    def successes(self) -> list[Episode]:
+        return [e for e in self.episodes if e.success]
+
+    def branches(self) -> list[Branch]:
+        """The branch events, in order. Diverged branches and those without a revised action give none."""
+        winning = {t.id for e in self.successes() for t in self.trajectory(e)}
+        out: list[Branch] = []
+        for episode in self.episodes:
+            if episode.experience is None or episode.stop is Stop.diverged or not episode.acts:
+                continue
+            reflection = self._turns[episode.experience]
+            revised = episode.acts[0]
+            read = self.path(reflection.id)
+            before = self.episode_of(reflection.id)
+            out.append(
+                Branch(
+                    task_id=self.task.id,
+                    turn_before=episode.start,
+                    original=read[revised.step],
+                    revised=revised,
+                    reflection=reflection,
+                    outcome_before=before,
+                    outcome_after=episode,
+                    improved=self._improved(before, episode, reflection),
+                    on_success_path=revised.id in winning,
+                )
+            )
+        return out
+
+    def _improved(self, before: Episode, after: Episode, reflection: Turn) -> bool:
+        if after.success:
+            return True
+        if before.success:
+            return False
+        reached_before = [t.progress for t in self.trajectory(before) if t.progress is not None]
+        reached_after = [t.progress for t in self.trajectory(after) if t.progress is not None]
+        if reached_before or reached_after:
+            return max(reached_after, default=0.0) > max(reached_before, default=0.0)
+        blamed = next((t.target for t in after.turns if t.kind is Kind.reflect and t.valid), None)
+        assert reflection.target is not None
+        return blamed is not None and blamed > reflection.target

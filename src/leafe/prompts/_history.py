@@ -1,0 +1,180 @@
+"""History to messages, and back from text to actions and reflections. History is append-only.
+
+The prompt at h_{t+1} is the prompt at h_t, the action, and the next observation; an experience or a reflection request
+comes after the last observation, never before it. So a branch shares every token before tau with its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from leafe.core import Message, Scope, Task, Tree, Turn, UserError
+from leafe.prompts._set import PromptSet, fill
+
+REFLECTION_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"step": {"type": "integer", "minimum": 0}, "experience": {"type": "string", "minLength": 1, "maxLength": 600}},
+    "required": ["step", "experience"],
+    "additionalProperties": False,
+}
+
+
+class UnusableReflection(ValueError):
+    """The policy's reflection names no step in range or no experience; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """h_t as the policy sees it: o_0, then the act turns, each with the observation that followed it."""
+
+    task: Task
+    first_observation: str
+    turns: tuple[Turn, ...] = ()
+    notes: Mapping[int, str] = field(default_factory=dict)
+    """Experiences in the context, by the step before which they stand."""
+    preamble: tuple[str, ...] = ()
+    """Feedback of earlier attempts, oldest first."""
+
+    @property
+    def step(self) -> int:
+        """t: the index of the action that comes next."""
+        return len(self.turns)
+
+    def then(self, turn: Turn) -> History:
+        """h_{t+1}."""
+        return History(self.task, self.first_observation, (*self.turns, turn), self.notes, self.preamble)
+
+
+def history_before(tree: Tree, turn: Turn, *, with_experience: bool) -> History:
+    """The history in which `turn` was sampled.
+
+    With the experience: exactly what stood in the prompt (notes and preamble). Without: h_tau alone, what Stage 2 trains on.
+    """
+    path = tree.path(turn.parent)
+    notes: dict[int, str] = {}
+    preamble: tuple[str, ...] = ()
+    if with_experience:
+        preamble = tree.episode_of(turn.id).preamble
+        if turn.experience is not None:
+            notes[turn.step] = tree[turn.experience].note
+        for earlier in path:
+            episode = tree.episode_of(earlier.id)
+            if earlier.experience is not None and episode.scope is Scope.branch and earlier.id == episode.acts[0].id:
+                notes[earlier.step] = tree[earlier.experience].note
+    return History(tree.task, tree.episode_of(turn.id).first_observation or tree.first_observation, tuple(path), notes, preamble)
+
+
+class Prompts:
+    """A prompt set bound to a world's help text. `history`: "full", or "window:N" as some harnesses prompt (no shared prefixes)."""
+
+    def __init__(self, prompt_set: PromptSet, actions_help: str = "", history: str = "full") -> None:
+        self.set = prompt_set
+        self.actions_help = actions_help
+        match = re.fullmatch(r"full|window:([1-9]\d*)", history)
+        if match is None:
+            raise UserError(f'history = {history!r} is neither "full" nor "window:N" with N from 1.')
+        self.window = int(match[1]) if match[1] else None
+
+    @property
+    def reflection_schema(self) -> Mapping[str, Any] | None:
+        """What to ask of an engine that can constrain its output; None where the set has its own pattern."""
+        return REFLECTION_SCHEMA if self.set.reflection == "json" else None
+
+    def act(self, history: History) -> tuple[Message, ...]:
+        """The messages in answer to which the policy acts at step t."""
+        return self._messages(history, "")
+
+    def reflect(self, history: History) -> tuple[Message, ...]:
+        """The messages in answer to which the policy reflects on h_t; at least one action must have been taken."""
+        if not history.turns:
+            raise ValueError("there is no action to reflect on")
+        return self._messages(history, fill(self.set.reflect, {"last": history.step - 1, "step": history.step}))
+
+    def _messages(self, history: History, suffix: str) -> tuple[Message, ...]:
+        head = [Message("system", self._fill(self.set.system, history))] if self.set.system else []
+        head += self.set.shots
+        if self.window is not None:
+            return (*head, Message("user", self._windowed(history) + self._note(history, history.step) + suffix))
+        out = [*head, Message("user", self._fill(self.set.first, history, step=0, observation=history.first_observation) + self._note(history, 0))]
+        for turn in history.turns:
+            out.append(Message("assistant", turn.action_text, turn.tokens))
+            user = fill(self.set.turn, {"step": turn.step + 1, "observation": turn.observation})
+            out.append(Message("user", user + self._note(history, turn.step + 1)))
+        out[-1] = Message("user", out[-1].content + suffix)
+        return tuple(out)
+
+    def _windowed(self, history: History) -> str:
+        assert self.window is not None
+        shown = history.turns[-self.window :]
+        first = history.step - len(shown)
+        before = history.turns[first - 1].observation if first else history.first_observation
+        lines = []
+        for turn in shown:
+            lines.append(f"[Step {turn.step}] {before}\n{turn.action_text}")
+            before = turn.observation
+        if not shown:
+            return self._fill(self.set.first, history, step=0, observation=before)
+        return self._fill(self.set.window, history, step=history.step, observation=before, history="\n".join(lines), shown=len(shown))
+
+    def _fill(self, template: str, history: History, **values: object) -> str:
+        preamble = "".join(fill(self.set.preamble, {"experience": p}) for p in history.preamble)
+        return fill(template, {"instruction": history.task.instruction, "actions_help": self.actions_help, "preamble": preamble, **values})
+
+    def _note(self, history: History, step: int) -> str:
+        note = history.notes.get(step)
+        return fill(self.set.experience, {"experience": note, "step": step}) if note else ""
+
+    def parse_action(self, text: str) -> tuple[str, str]:
+        """(thought, action). A text without the expected form is taken whole as the action: the world says what is wrong with it."""
+        text = text.strip()
+        kind = self.set.action
+        if kind == "line":
+            return "", text.split("\n", 1)[0].strip()
+        if kind == "react":
+            found = list(re.finditer(r"^[ \t>*]*action[ \t*]*:[ \t*]*(.*)$", text, re.IGNORECASE | re.MULTILINE))
+            if found:
+                thought = re.sub(r"^[ \t>*]*thought[ \t*]*:[ \t*]*", "", text[: found[-1].start()].strip(), flags=re.IGNORECASE)
+                return thought.strip(), found[-1][1].strip().strip("`")
+        if kind == "code":
+            blocks = re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+            if blocks:
+                return text.split("```", 1)[0].strip(), blocks[-1].strip("\n")
+        return "", text
+
+    def parse_reflection(self, text: str, steps: int) -> tuple[int, str]:
+        """(tau, e) with 0 <= tau < steps; UnusableReflection says why not."""
+        if self.set.reflection == "pattern":
+            match = re.search(self.set.reflection_pattern, text)
+            if match is None:
+                raise UnusableReflection("the answer does not have the form that was asked for")
+            step, note = match["step"], match["experience"]
+        else:
+            found = _first_object(text)
+            if found is None:
+                raise UnusableReflection("the answer holds no JSON object")
+            step, note = found.get("step"), found.get("experience")
+        if isinstance(step, str) and step.strip().isdecimal():
+            step = int(step)
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise UnusableReflection(f"step is {step!r}, not a number")
+        if not isinstance(note, str) or not note.strip():
+            raise UnusableReflection("the experience is empty")
+        if not 0 <= step < steps:
+            raise UnusableReflection(f"step {step} is outside 0..{steps - 1}")
+        return step, note.strip()
+
+
+def _first_object(text: str) -> dict[str, Any] | None:
+    decoder = json.JSONDecoder()
+    for match in re.finditer(r"\{", text):
+        try:
+            value, _ = decoder.raw_decode(text, match.start())
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict):
+            return value
+    return None

@@ -1,0 +1,103 @@
+"""A prompt set: every word that leafe says to a model, as data that a user can override.
+
+A set is a TOML file. Its texts hold names in braces (`{observation}`, `{step}`, ...) that are filled in once; a brace that
+names nothing known stays as it is, so that JSON examples need no escaping.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from leafe.core import Message, UserError
+
+NAMES = ("instruction", "actions_help", "observation", "step", "preamble", "experience", "last", "history", "shown")
+_NAME = re.compile(r"\{(" + "|".join(NAMES) + r")\}")
+
+
+class Example(BaseModel):
+    """One few-shot message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: Literal["user", "assistant"]
+    content: str
+
+
+class PromptSet(BaseModel):
+    """The wording and the formats of one kind of task. Texts are filled in with the names in `NAMES`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    system: str = ""
+    """The system message; none where empty. Never holds an experience: what changes comes after the history."""
+    examples: tuple[Example, ...] = ()
+    """Few-shot messages between the system message and the task."""
+    first: str = "{instruction}\n\n{actions_help}\n\n{preamble}[Step {step}]\n{observation}"
+    """The first user message: task and o_0."""
+    preamble: str = "An earlier attempt at this task ended with: {experience}\n\n"
+    """One earlier attempt's feedback (iterative refinement); repeated for each, oldest first."""
+    turn: str = "[Step {step}]\n{observation}"
+    """Every later user message: o_t."""
+    experience: str = "\n\nAdvice from an earlier attempt at this very step: {experience}"
+    """Put after the last observation where an action is sampled in the light of an experience e."""
+    reflect: str = (
+        "\n\nStop here and look back. Which of the steps 0 to {last} was the first that led this attempt astray, and what should be done at that step "
+        'instead? Answer with one JSON object and nothing else: {"step": <number>, "experience": "<what went wrong and what to do, in one or two sentences>"}'
+    )
+    """Put after the last observation where the policy is asked to reflect."""
+    window: str = "{instruction}\n\n{actions_help}\n\n{preamble}The last {shown} turns:\n{history}\n\n[Step {step}]\n{observation}"
+    """The one user message of `history = "window:N"`."""
+    action: Literal["plain", "line", "react", "code"] = "react"
+    """How an action is read out of the answer: the whole text; its first line; what follows `Action:`; the last fenced code block."""
+    reflection: Literal["json", "pattern"] = "json"
+    reflection_pattern: str = ""
+    """For `pattern`: a regular expression with the groups `step` and `experience`, searched for in the answer."""
+    max_tokens: int = 256
+    reflect_max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+    @field_validator("reflection_pattern")
+    @classmethod
+    def _has_groups(cls, value: str) -> str:
+        if value and not {"step", "experience"} <= set(re.compile(value).groupindex):
+            raise ValueError("needs the groups (?P<step>...) and (?P<experience>...)")
+        return value
+
+    @property
+    def shots(self) -> tuple[Message, ...]:
+        return tuple(Message(e.role, e.content) for e in self.examples)
+
+
+def fill(template: str, values: Mapping[str, object]) -> str:
+    """Replace the known names in one pass: what is put in is never read again."""
+    return _NAME.sub(lambda m: str(values[m[1]]) if m[1] in values else m[0], template)
+
+
+def load_prompt_set(name_or_path: str) -> PromptSet:
+    """A built-in set by name or a TOML file by path; UserError where there is none or it is not valid."""
+    builtin = resources.files("leafe.prompts") / "sets" / f"{name_or_path}.toml"
+    if builtin.is_file():
+        text, where = builtin.read_text(encoding="utf-8"), f"built-in prompt set {name_or_path}"
+    elif Path(name_or_path).is_file():
+        text, where = Path(name_or_path).read_text(encoding="utf-8"), name_or_path
+    else:
+        raise UserError(f"There is no prompt set {name_or_path!r}: give a TOML file or one of {', '.join(prompt_sets())}.")
+    try:
+        return PromptSet(**tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, re.error) as error:
+        raise UserError(f"{where} cannot be read: {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def prompt_sets() -> list[str]:
+    """Names of the built-in sets."""
+    return sorted(p.name.removesuffix(".toml") for p in (resources.files("leafe.prompts") / "sets").iterdir() if p.name.endswith(".toml"))
