@@ -1,6 +1,7 @@
 """What all other parts of leafe speak. Imports nothing of ours and no torch."""
 
 from leafe.core.budget import LIMITS, Budget, Spent
+from leafe.core.chat import ChatTokens
 from leafe.core.environment import Environment, StepResult, observation_hash
 from leafe.core.errors import ContextFull, ForeignFailure, JournalError, LeafeError, PolicyError, UserError, WorldError
 from leafe.core.policy import Completion, Message, Policy, Request
@@ -9,7 +10,7 @@ from leafe.core.tree import Tree
 from leafe.core.types import FAILED_BY_WORLD, Branch, Episode, Kind, Scope, Stop, Task, Turn, Usage, turn_id
 
 __all__ = [
-    "FAILED_BY_WORLD", "LIMITS", "Branch", "Budget", "Completion", "ContextFull", "Environment", "Episode", "ForeignFailure", "JournalError", "Kind",
+    "FAILED_BY_WORLD", "LIMITS", "Branch", "Budget", "ChatTokens", "Completion", "ContextFull", "Environment", "Episode", "ForeignFailure", "JournalError", "Kind",
     "LeafeError", "Message", "Policy", "PolicyError", "Request", "Scope", "Spent", "StepResult", "Stop", "Task", "Tree", "Turn", "Usage", "UserError",
     "WorldError", "derive_seed", "observation_hash", "turn_id",
 ]

@@ -73,7 +73,7 @@ class Environment(ABC):
         """Return to a state that `snapshot` gave, on this or another instance in the same process."""
         raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most worlds hold nothing)
         """Free what the world holds (processes, files). May be called twice."""
 
     def __enter__(self) -> Environment:

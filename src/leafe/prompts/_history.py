@@ -120,9 +120,9 @@ class Prompts:
             return self._fill(self.set.first, history, step=0, observation=before)
         return self._fill(self.set.window, history, step=history.step, observation=before, history="\n".join(lines), shown=len(shown))
 
-    def _fill(self, template: str, history: History, **values: object) -> str:
-        preamble = "".join(fill(self.set.preamble, {"experience": p}) for p in history.preamble)
-        return fill(template, {"instruction": history.task.instruction, "actions_help": self.actions_help, "preamble": preamble, **values})
+    def _fill(self, template: str, about: History, /, **values: object) -> str:
+        preamble = "".join(fill(self.set.preamble, {"experience": p}) for p in about.preamble)
+        return fill(template, {"instruction": about.task.instruction, "actions_help": self.actions_help, "preamble": preamble, **values})
 
     def _note(self, history: History, step: int) -> str:
         note = history.notes.get(step)
