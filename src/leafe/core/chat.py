@@ -78,11 +78,8 @@ class ChatTokens:
         if len(texts) != turns + 1:
             raise UserError(f"The chat template of {self.name} drops or repeats earlier assistant messages: it breaks the prefix rule and cannot be used.")
         shorter = self._cache.get(key[:-2]) if turns else None
-        if shorter is not None:
-            # the shared pieces are known already; only the last text is new
-            pieces = (*shorter, self._encode(texts[-1]))
-        else:
-            pieces = tuple(self._encode(text) for text in texts)
+        # where the shorter prompt was seen, its pieces are known and only the last text is new
+        pieces = (*shorter, self._encode(texts[-1])) if shorter is not None else tuple(self._encode(text) for text in texts)
         self._cache[key] = pieces
         if len(self._cache) > 20_000:
             self._cache.popitem(last=False)
@@ -100,5 +97,5 @@ class ChatTokens:
         closing = self._encode(self._render(talk[:2], False).split(_MARK)[-1])
         special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
         if not tail or not closing or tail[0] != closing[0] or tail[0] not in special:
-            raise UserError(f"The chat template of {self.name} does not close an assistant message with one special token: leafe cannot tell where a turn ends.")
+            raise UserError(f"The chat template of {self.name} does not close an assistant message with one special token: a turn has no end.")
         return int(tail[0])

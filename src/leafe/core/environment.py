@@ -50,6 +50,8 @@ class Environment(ABC):
     """T: the most steps of an episode."""
     actions_help: str = ""
     """What actions there are and how they are written: one short text for the prompt."""
+    quick: ClassVar[bool] = False
+    """Steps take microseconds: they run in the event loop and not in a worker thread."""
     can_snapshot: ClassVar[bool] = False
     """`snapshot` and `restore` work; else rollback is reset and replay."""
 
