@@ -1,0 +1,152 @@
+"""A world is a name, and its class is imported only when it is asked for.
+
+Three kinds of name: the worlds of this package, those that an installed package announces under the entry point group
+`leafe.envs`, and an import path `package.module:Class` for a world that lies in the user's own files. What a world says about itself
+stands on its class: its docstring's first line, the options of `__init__`, `horizon`, and, where it has them, `splits` (names of its task
+sets) and `needs` (one line: data or programs). Whatever is wrong with a name or an option is the user's to mend and is said in one sentence.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from leafe.core import Environment, Task, UserError
+
+GROUP = "leafe.envs"
+"""The entry point group for worlds of other packages: `name = "package.module:Class"`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Builtin:
+    target: str
+    extra: str | None = None
+    """The extra of this package that brings what the world imports."""
+
+
+BUILTIN: Mapping[str, _Builtin] = {
+    "gates": _Builtin("leafe.envs.gates:Gates"),
+    "sokoban": _Builtin("leafe.envs.sokoban:Sokoban"),
+    "mbpp": _Builtin("leafe.envs.mbpp:Mbpp", extra="code"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WorldInfo:
+    """What a world says about itself, for listings and self-tests."""
+
+    name: str
+    summary: str
+    """First line of the class's docstring."""
+    splits: tuple[str, ...]
+    """Names for `tasks(split)`; empty where the world does not say."""
+    horizon: int
+    """Default T, in steps."""
+    options: Mapping[str, str]
+    """Option name -> how it is declared, for instance `levels: str | None = None`."""
+    needs: str
+    """Data or programs that the world needs beside the base install; empty where there are none."""
+
+
+def world_names() -> list[str]:
+    """Every world that a name alone can make, sorted: this package's and those of installed packages."""
+    return sorted({*BUILTIN, *_announced()})
+
+
+def make_world(name: str, **options: Any) -> Environment:
+    """One instance of the world `name` with its options.
+
+    UserError for an unknown world, an unknown option, a missing package; the world's own UserError for a value that it refuses.
+    """
+    cls = _load(name)
+    known = _options(cls)
+    if known is not None:
+        for option in options:
+            if option not in known:
+                there = f"its options are {', '.join(known)}" if known else "it has no options"
+                raise UserError(f"The world {name!r} has no option {option!r}: {there}.")
+        lacking = [k for k, v in known.items() if v.default is v.empty and k not in options]
+        if lacking:
+            raise UserError(f"The world {name!r} needs the option {lacking[0]!r}: set it.")
+    return cls(**options)
+
+
+def describe(name: str) -> WorldInfo:
+    """What the world says about itself; UserError where it is unknown or its package is missing. Makes no instance."""
+    cls = _load(name)
+    summary = (inspect.cleandoc(cls.__doc__) if cls.__doc__ else "").split("\n", 1)[0]
+    options = {k: str(p) for k, p in (_options(cls) or {}).items()}
+    horizon = cls.horizon if isinstance(cls.horizon, int) else Environment.horizon
+    return WorldInfo(name, summary, _splits(cls), horizon, options, str(getattr(cls, "needs", "")))
+
+
+def load_tasks(world: Environment, split: str, count: int | None = None, seed: int = 0) -> list[Task]:
+    """The tasks of a split, never none. Fewer than `count` where the world has no more.
+
+    UserError for a split that the world does not have, a count below 1, or a set that comes out empty.
+    """
+    splits = _splits(type(world))
+    if splits and split not in splits:
+        raise UserError(f"The world {world.name!r} has no split {split!r}: its splits are {', '.join(splits)}.")
+    if count is not None and count < 1:
+        raise UserError(f"A task count of {count} leaves nothing to do: ask for 1 or more tasks of {world.name!r}, split {split!r}.")
+    try:
+        tasks = list(world.tasks(split, count, seed))
+    except NotImplementedError as error:
+        raise UserError(f"The world {world.name!r} has no task list: give its class a method tasks(split, count, seed).") from error
+    if not tasks:
+        raise UserError(f"The world {world.name!r} has no task in split {split!r}: choose another split or other options.")
+    return tasks
+
+
+def _announced() -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group=GROUP)}
+
+
+def _load(name: str) -> type[Environment]:
+    announced = {} if name in BUILTIN else _announced()
+    if name in BUILTIN:
+        target, extra = BUILTIN[name].target, BUILTIN[name].extra
+    elif name in announced:
+        target, extra = announced[name].value, None
+    elif ":" in name:
+        target, extra = name, None
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a world in the user's working folder; last, so that it shadows nothing
+    else:
+        raise UserError(
+            f"There is no world {name!r}: give one of {', '.join(world_names())}, or the import path package.module:Class of a world of your own."
+        )
+    module_name, _, class_name = target.partition(":")
+    try:
+        found: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise UserError(f"The world {name!r} names the module {module_name!r}, which cannot be found: check the path.") from error
+        cure = f"pip install 'leafe[{extra}]'" if extra else f"pip install {error.name}"
+        raise UserError(f"The world {name!r} needs the package {error.name!r}: run {cure}.") from error
+    for part in class_name.split("."):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, Environment)):
+        raise UserError(f"The world {name!r}: {module_name!r} has no class {class_name!r} that derives from leafe.core.Environment.")
+    return found
+
+
+def _options(cls: type[Environment]) -> dict[str, inspect.Parameter] | None:
+    """The options of a world's `__init__`; None where it takes any."""
+    if cls.__init__ is object.__init__:
+        return {}
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _splits(cls: type[Environment]) -> tuple[str, ...]:
+    return tuple(getattr(cls, "splits", ()))
