@@ -1,1 +1,12 @@
-""""""
+"""Stage 1: grow a tree of episodes for every task, under one budget. Knows protocols, never a concrete world or engine."""
+
+from leafe.explore._config import ExploreConfig
+from leafe.explore._episode import EpisodeRunner
+from leafe.explore._scheduler import EpisodeSink, Exploration, Progress, cost_of, explore
+from leafe.explore._strategy import STRATEGIES, Plan, Strategy, make_strategy
+from leafe.explore._worlds import BorrowedWorld, WorldPool
+
+__all__ = [
+    "STRATEGIES", "BorrowedWorld", "EpisodeRunner", "EpisodeSink", "Exploration", "ExploreConfig", "Plan", "Progress", "Strategy", "WorldPool", "cost_of",
+    "explore", "make_strategy",
+]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,17 +55,23 @@ def history_before(tree: Tree, turn: Turn, *, with_experience: bool) -> History:
     With the experience: exactly what stood in the prompt (notes and preamble). Without: h_tau alone, what Stage 2 trains on.
     """
     path = tree.path(turn.parent)
+    episode = tree.episode_of(turn.id)
+    notes = notes_on(tree, path) if with_experience else {}
+    if with_experience and turn.experience is not None:
+        first = episode.acts[0] if episode.acts else turn
+        notes[first.step if episode.scope is Scope.branch else turn.step] = tree[turn.experience].note
+    preamble = episode.preamble if with_experience else ()
+    return History(tree.task, tree.first_observation, tuple(path), notes, preamble)
+
+
+def notes_on(tree: Tree, path: Sequence[Turn]) -> dict[int, str]:
+    """The experiences that stay in the context along a path: those of episodes whose scope is the whole branch, by step."""
     notes: dict[int, str] = {}
-    preamble: tuple[str, ...] = ()
-    if with_experience:
-        preamble = tree.episode_of(turn.id).preamble
-        if turn.experience is not None:
+    for turn in path:
+        episode = tree.episode_of(turn.id)
+        if episode.scope is Scope.branch and turn.experience is not None and turn.id == episode.acts[0].id:
             notes[turn.step] = tree[turn.experience].note
-        for earlier in path:
-            episode = tree.episode_of(earlier.id)
-            if earlier.experience is not None and episode.scope is Scope.branch and earlier.id == episode.acts[0].id:
-                notes[earlier.step] = tree[earlier.experience].note
-    return History(tree.task, tree.episode_of(turn.id).first_observation or tree.first_observation, tuple(path), notes, preamble)
+    return notes
 
 
 class Prompts:

@@ -1,0 +1,244 @@
+"""One episode: return to where the plan says, act until something ends it, reflect where it failed.
+
+Every way in which an episode can end is a typed `Stop`; only our own bugs raise. Whatever is charged was asked for first.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from leafe.core import (
+    FAILED_BY_WORLD,
+    Budget,
+    Completion,
+    ContextFull,
+    Episode,
+    Kind,
+    Message,
+    Policy,
+    PolicyError,
+    Request,
+    Stop,
+    Tree,
+    Turn,
+    WorldError,
+    derive_seed,
+    observation_hash,
+    turn_id,
+)
+from leafe.explore._config import ExploreConfig
+from leafe.explore._strategy import Plan, Strategy
+from leafe.explore._worlds import BorrowedWorld
+from leafe.prompts import History, Prompts, UnusableReflection, notes_on
+
+
+class _Diverged(Exception):
+    """A replay gave another observation than the journal holds."""
+
+
+@dataclass(slots=True)
+class EpisodeRunner:
+    """Runs the episodes of one task, one after another, in one borrowed world."""
+
+    tree: Tree
+    policy: Policy
+    prompts: Prompts
+    strategy: Strategy
+    config: ExploreConfig
+    budget: Budget
+    world: BorrowedWorld
+    snapshots: dict[str | None, object] = field(default_factory=dict)
+    """World states by the turn after which they were taken; None: after reset. Empty after a resume: then replay serves."""
+    _turns: list[Turn] = field(default_factory=list)
+    _index: int = 0
+    _replayed: int = 0
+
+    async def run(self, plan: Plan) -> Episode:
+        """The episode that the plan asks for, reflections included. Does not add it to the tree."""
+        began = time.monotonic()
+        self._turns, self._index, self._replayed = [], len(self.tree.episodes), 0
+        history = History(self.tree.task, self.tree.first_observation)
+        error = ""
+        try:
+            history = await self._begin(plan, history)
+            stop = await self._act(plan, history)
+        except _Diverged as e:
+            stop, error = Stop.diverged, str(e)
+        except WorldError as e:
+            stop, error = Stop.env_error, str(e)
+        except ContextFull as e:
+            stop, error = Stop.context_full, str(e)
+        except PolicyError as e:
+            stop, error = Stop.policy_error, str(e)
+        return Episode(
+            task_id=self.tree.task.id,
+            index=self._index,
+            stop=stop,
+            turns=tuple(self._turns),
+            first_observation=history.first_observation,
+            start=plan.start,
+            experience=plan.experience,
+            scope=self.config.scope,
+            depth=plan.depth,
+            preamble=plan.preamble,
+            seconds=round(time.monotonic() - began, 3),
+            error=error,
+        )
+
+    async def _begin(self, plan: Plan, empty: History) -> History:
+        """Return the world to the state after `plan.start` and check that it is that state."""
+        path = self.tree.path(plan.start)
+        notes = notes_on(self.tree, path)
+        if plan.experience is not None:
+            notes[len(path)] = self.tree[plan.experience].note
+        known = self.tree.first_observation
+        if plan.start is not None and plan.start in self.snapshots:
+            await self.world.restore(self.snapshots[plan.start])
+            return History(empty.task, known, tuple(path), notes, plan.preamble)
+        first = await self.world.reset(empty.task, derive_seed(self.config.seed, empty.task.id, "world"))
+        if path and observation_hash(first) != observation_hash(known):
+            raise _Diverged(f"after reset the world said {first[:120]!r}, not {known[:120]!r}")
+        for turn in path:
+            result = await self.world.step(turn.action)
+            self._replayed += 1
+            self.budget.charge(replayed_steps=1)
+            if observation_hash(result.observation) != observation_hash(turn.observation):
+                raise _Diverged(f"at step {turn.step} the world said {result.observation[:120]!r}, not {turn.observation[:120]!r}")
+        return History(empty.task, known if path else first, tuple(path), notes, plan.preamble)
+
+    async def _act(self, plan: Plan, history: History) -> Stop:
+        horizon = self.config.horizon or self.world.world.horizon
+        invalid = 0
+        for turn in reversed(history.turns):
+            if turn.valid:
+                break
+            invalid += 1
+        while True:
+            if history.step >= horizon:
+                stop = Stop.horizon
+                break
+            if not self.budget.take(policy_calls=1, env_steps=1):
+                return Stop.budget
+            first = history.step == len(self.tree.path(plan.start))
+            with_experience = plan.experience if first or self.config.scope == "branch" else None
+            turn = await self._turn(history, with_experience)
+            self._turns.append(turn)
+            history = History(history.task, history.first_observation, (*history.turns, turn), self._kept(plan, history), history.preamble)
+            invalid = 0 if turn.valid else invalid + 1
+            if turn.done:
+                stop = Stop.success if turn.success else Stop.failure
+                break
+            if self.world.world.can_snapshot:
+                self.snapshots[turn.id] = await self.world.snapshot()
+            if invalid >= self.config.invalid_limit:
+                stop = Stop.invalid_limit
+                break
+            if self.config.every and (history.step % self.config.every == 0) and history.step < horizon and self.strategy.reflects_at(plan.depth):
+                await self._reflect(history, tries=1)
+        if stop in FAILED_BY_WORLD and self.config.on_failure and self.strategy.reflects_at(plan.depth):
+            try:
+                await self._reflect(history, tries=self.config.reflect_tries)
+            except PolicyError:  # the episode itself is whole: it keeps its stop, and the tree does without this reflection
+                pass
+        return stop
+
+    def _kept(self, plan: Plan, history: History) -> dict[int, str]:
+        """The experiences that later turns still see: under scope `action` the plan's own is gone after the revised action."""
+        notes = dict(history.notes)
+        if self.config.scope == "action" and plan.experience is not None:
+            notes.pop(len(self.tree.path(plan.start)), None)
+        return notes
+
+    async def _turn(self, history: History, experience: str | None) -> Turn:
+        began = time.monotonic()
+        try:
+            answer = await self._complete(self.prompts.act(history), history.step, None, 0)
+            thought, action = self.prompts.parse_action(answer.text)
+            result = await self.world.step(action)
+        except (PolicyError, WorldError):
+            self.budget.charge(policy_calls=-1, env_steps=-1)  # no turn came of it: the journal will not hold it
+            raise
+        return Turn(
+            id=turn_id(history.task.id, self._index, history.step),
+            parent=history.turns[-1].id if history.turns else None,
+            task_id=history.task.id,
+            step=history.step,
+            kind=Kind.act,
+            action_text=answer.text,
+            action=action,
+            thought=thought,
+            observation=result.observation,
+            reward=result.reward,
+            done=result.done,
+            success=result.success,
+            valid=result.valid,
+            progress=result.progress,
+            experience=experience,
+            policy=self.policy.name,
+            usage=answer.usage,
+            env_steps=1,
+            replayed=self._replayed if not self._turns else 0,
+            tokens=answer.tokens,
+            logprob=answer.logprob,
+            seconds=round(time.monotonic() - began, 4),
+        )
+
+    async def _reflect(self, history: History, tries: int) -> None:
+        """Ask for (tau, e) until one is usable, at most `tries` times; every try is a turn, and is charged."""
+        for _ in range(tries):
+            nth = sum(t.kind is Kind.reflect and t.step == history.step for t in self._turns)
+            if not self.budget.take(policy_calls=1):
+                return
+            began = time.monotonic()
+            try:
+                answer = await self._complete(self.prompts.reflect(history), history.step, "reflect", nth)
+            except PolicyError:
+                self.budget.charge(policy_calls=-1)
+                raise
+            target, note, why = None, "", ""
+            try:
+                target, note = self.prompts.parse_reflection(answer.text, history.step)
+            except UnusableReflection as error:
+                why = str(error)
+            self._turns.append(
+                Turn(
+                    id=turn_id(history.task.id, self._index, history.step, Kind.reflect, nth),
+                    parent=history.turns[-1].id,
+                    task_id=history.task.id,
+                    step=history.step,
+                    kind=Kind.reflect,
+                    action_text=answer.text,
+                    observation=why,
+                    valid=target is not None,
+                    target=target,
+                    note=note,
+                    policy=self.policy.name,
+                    usage=answer.usage,
+                    tokens=answer.tokens,
+                    logprob=answer.logprob,
+                    seconds=round(time.monotonic() - began, 4),
+                )
+            )
+            if target is not None:
+                return
+
+    async def _complete(self, messages: tuple[Message, ...], step: int, what: str | None, nth: int) -> Completion:
+        config, words = self.config, self.prompts.set
+        extra: dict[str, Any] = {"max_tokens": words.max_tokens, "temperature": config.temperature}
+        if what is not None:
+            cooler = config.reflect_temperature
+            extra = {
+                "max_tokens": words.reflect_max_tokens,
+                "temperature": config.temperature if cooler is None else cooler,
+                "schema": self.prompts.reflection_schema,
+            }
+        names = (config.seed, self.tree.task.id, self._index, step) if what is None else (config.seed, self.tree.task.id, self._index, step, what, nth)
+        request = Request(messages=messages, top_p=config.top_p, stop=words.stop, seed=derive_seed(*names), cache_key=self.tree.task.id, **extra)
+        answers = await self.policy.complete(request)
+        if not answers:
+            raise PolicyError(f"The policy {self.policy.name} returned no completion.")
+        usage = answers[0].usage
+        self.budget.charge(prompt_tokens=usage.prompt, cached_tokens=usage.cached, generated_tokens=usage.generated)
+        return answers[0]

@@ -1,0 +1,179 @@
+"""Stage 1 over many tasks: each task's tree grows by itself, as many at a time as `concurrency` allows.
+
+There is no barrier between tasks: a task takes its next turn when its own last one is done. Within a task episodes follow one another,
+so that the tree of a task depends on the run's seed and the task alone. A finished episode is durable before the next one begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from leafe.core import Budget, Episode, ForeignFailure, Policy, Spent, Stop, Task, Tree, UserError
+from leafe.explore._config import ExploreConfig
+from leafe.explore._episode import EpisodeRunner
+from leafe.explore._strategy import make_strategy
+from leafe.explore._worlds import WorldPool
+from leafe.prompts import Prompts
+
+_ERRORS = frozenset({Stop.policy_error, Stop.env_error})
+
+
+class EpisodeSink(Protocol):
+    """Where finished episodes go: `leafe.runs.Journal`, or anything with a blocking, durable `append`."""
+
+    def append(self, episodes: Sequence[Episode]) -> None: ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a stage stands; handed to the caller after every finished episode."""
+
+    tasks: int
+    tasks_done: int = 0
+    solved: int = 0
+    solved_by_rollback: int = 0
+    turns: int = 0
+    stops: Counter[str] = field(default_factory=Counter)
+    unusable_reflections: int = 0
+    spent: Spent = field(default_factory=Spent)
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """What Stage 1 found: a tree for each task, in the tasks' order, and what it cost."""
+
+    trees: dict[str, Tree]
+    spent: Spent
+    stops: Mapping[str, int]
+    unusable_reflections: int
+    cut_short: str | None
+    """The run-wide limit that ended the stage early, if one did."""
+
+
+async def explore(
+    policy: Policy,
+    pool: WorldPool,
+    tasks: Sequence[Task],
+    prompts: Prompts,
+    config: ExploreConfig,
+    *,
+    journal: EpisodeSink | None = None,
+    known: Mapping[str, Tree] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Exploration:
+    """Grow a tree for every task.
+
+    `known` holds the trees of an earlier, interrupted run: they count against the budget and are gone on with.
+    Raises UserError for an empty task list, ForeignFailure where the policy or the worlds fail again and again (what was finished is in the journal).
+    """
+    if not tasks:
+        raise UserError("There are no tasks to explore: check the split and the count.")
+    stage = _Stage(policy, pool, prompts, config, journal, on_progress, Progress(len(tasks)), Budget(config.run_limits))
+    trees = {task.id: Tree(task) for task in tasks}
+    if len(trees) != len(tasks):
+        raise UserError(f"Two tasks share an id: {Counter(t.id for t in tasks).most_common(1)[0][0]!r}; ids must be unique.")
+    budgets = {}
+    for task_id, tree in trees.items():
+        budgets[task_id] = Budget(config.limits, stage.budget)
+        for episode in known[task_id].episodes if known and task_id in known else ():
+            tree.add(episode)
+            budgets[task_id].charge(**cost_of(episode))
+            stage.count(tree, episode)
+    waiting = iter([(trees[t.id], budgets[t.id]) for t in tasks])
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(config.concurrency, len(tasks))):
+                group.create_task(stage.work(waiting))
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+    finally:
+        stage.writer.shutdown(wait=True)
+    return Exploration(trees, stage.budget.snapshot(), dict(stage.progress.stops), stage.progress.unusable_reflections, stage.budget.reached())
+
+
+def cost_of(episode: Episode) -> dict[str, float]:
+    """What a finished episode was charged: the journal's sums are the budget's."""
+    acts = episode.acts
+    return {
+        "episodes": 1,
+        "env_steps": sum(t.env_steps for t in acts),
+        "replayed_steps": sum(t.replayed for t in acts),
+        "policy_calls": len(episode.turns),
+        "prompt_tokens": sum(t.usage.prompt for t in episode.turns),
+        "cached_tokens": sum(t.usage.cached for t in episode.turns),
+        "generated_tokens": sum(t.usage.generated for t in episode.turns),
+    }
+
+
+@dataclass(slots=True)
+class _Stage:
+    policy: Policy
+    pool: WorldPool
+    prompts: Prompts
+    config: ExploreConfig
+    journal: EpisodeSink | None
+    on_progress: Callable[[Progress], None] | None
+    progress: Progress
+    budget: Budget
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="journal"))
+    errors_in_a_row: int = 0
+
+    async def work(self, waiting: Iterator[tuple[Tree, Budget]]) -> None:
+        for tree, budget in waiting:
+            await self.grow(tree, budget)
+            self.progress.tasks_done += 1
+            self.report()
+
+    async def grow(self, tree: Tree, budget: Budget) -> None:
+        strategy = make_strategy(self.config)
+        snapshots: dict[str | None, object] = {}
+        while True:
+            if tree.solved and self.config.until == "solved":
+                return
+            failed = sum(e.stop in _ERRORS for e in tree.episodes)
+            if failed >= self.config.error_limit:
+                return
+            plan = strategy.next(tree)
+            if plan is None or not budget.admits(episodes=1, policy_calls=1, env_steps=1):
+                return
+            async with self.pool.borrow() as world:
+                budget.charge(episodes=1)
+                runner = EpisodeRunner(tree, self.policy, self.prompts, strategy, self.config, budget, world, snapshots)
+                episode = await runner.run(plan)
+            if self.journal is not None:
+                await asyncio.get_running_loop().run_in_executor(self.writer, self.journal.append, [episode])
+            tree.add(episode)
+            self.count(tree, episode)
+            self.report()
+            self.give_up_if_hopeless(episode)
+
+    def count(self, tree: Tree, episode: Episode) -> None:
+        p = self.progress
+        p.stops[episode.stop.value] += 1
+        p.turns += len(episode.turns)
+        p.unusable_reflections += sum(t.kind == "reflect" and not t.valid for t in episode.turns)
+        if episode.success and len(tree.successes()) == 1:
+            p.solved += 1
+            p.solved_by_rollback += episode.depth > 0
+
+    def report(self) -> None:
+        self.progress.spent = self.budget.snapshot()
+        if self.on_progress is not None:
+            self.on_progress(self.progress)
+
+    def give_up_if_hopeless(self, episode: Episode) -> None:
+        """A dead endpoint fails every episode: end the stage after a row of failures instead of filling the journal with them."""
+        self.errors_in_a_row = self.errors_in_a_row + 1 if episode.stop in _ERRORS else 0
+        if self.errors_in_a_row >= max(10, self.config.error_limit):
+            raise ForeignFailure(f"{self.errors_in_a_row} episodes in a row failed, the last with: {episode.error} What was finished is kept: mend it and run again.")
+
+
+def _first(group: BaseExceptionGroup) -> BaseException:
+    """The failure that the group stands for: the first one that is not itself a group."""
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

@@ -1,0 +1,100 @@
+"""A strategy is a pure function of a task's tree: what should the next episode be?
+
+It keeps no state of its own, so that a resumed run asks the same question of the same tree and gets the same answer. Three
+are built in; another is a class with `next` and one line in `STRATEGIES`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from leafe.core import FAILED_BY_WORLD, Tree, UserError
+from leafe.explore._config import ExploreConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One episode to run."""
+
+    start: str | None = None
+    """Roll back to the state after this turn; None: begin at the root."""
+    experience: str | None = None
+    """The reflection whose experience the first action is sampled with."""
+    depth: int = 0
+    preamble: tuple[str, ...] = ()
+
+
+class Strategy(Protocol):
+    def next(self, tree: Tree) -> Plan | None:
+        """The next episode's plan; None: there is nothing left to try."""
+
+    def reflects_at(self, depth: int) -> bool:
+        """Whether an episode of this depth is reflected on."""
+
+
+class RollbackTree:
+    """LEAFE's Stage 1 (METHOD.md): reflections wait in a first-in-first-out queue; each gives `width` branches at its step tau.
+    Where the queue is empty (all depths used up, no usable reflection), a fresh root begins."""
+
+    def __init__(self, config: ExploreConfig) -> None:
+        self.config = config
+
+    def next(self, tree: Tree) -> Plan | None:
+        used = Counter(e.experience for e in tree.episodes if e.experience is not None)
+        for reflection in tree.reflections:
+            if not reflection.valid or used[reflection.id] >= self.config.width:
+                continue
+            depth = tree.episode_of(reflection.id).depth + 1
+            if depth > self.config.depth:
+                continue
+            assert reflection.target is not None
+            read = tree.path(reflection.id)
+            return Plan(read[reflection.target - 1].id if reflection.target else None, reflection.id, depth)
+        return Plan()
+
+    def reflects_at(self, depth: int) -> bool:
+        return depth < self.config.depth
+
+
+class Independent:
+    """Independent sampling: fresh episodes, nothing carried over."""
+
+    def __init__(self, config: ExploreConfig) -> None:
+        pass
+
+    def next(self, tree: Tree) -> Plan | None:
+        return Plan()
+
+    def reflects_at(self, depth: int) -> bool:
+        return False
+
+
+class Refine:
+    """Iterative refinement: start again with the last words of the latest failed attempts in the first prompt."""
+
+    def __init__(self, config: ExploreConfig) -> None:
+        self.config = config
+
+    def next(self, tree: Tree) -> Plan | None:
+        feedback: list[str] = []
+        for episode in tree.episodes:
+            if episode.stop in FAILED_BY_WORLD and episode.acts:
+                last = episode.acts[-1].observation
+                feedback = [f for f in feedback if f != last] + [last]
+        return Plan(preamble=tuple(feedback[-self.config.memory :]))
+
+    def reflects_at(self, depth: int) -> bool:
+        return False
+
+
+STRATEGIES: dict[str, Callable[[ExploreConfig], Strategy]] = {"tree": RollbackTree, "independent": Independent, "refine": Refine}
+
+
+def make_strategy(config: ExploreConfig) -> Strategy:
+    """The strategy that the config names; UserError for an unknown name."""
+    if config.strategy not in STRATEGIES:
+        raise UserError(f"There is no strategy {config.strategy!r}: choose one of {', '.join(STRATEGIES)}.")
+    return STRATEGIES[config.strategy](config)
