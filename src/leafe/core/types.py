@@ -117,8 +117,6 @@ class Turn:
     usage: Usage = Usage()
     env_steps: int = 0
     """World steps charged for this turn (act: 1)."""
-    replayed: int = 0
-    """World steps spent on returning to this turn's parent by replay."""
     tokens: tuple[int, ...] | None = None
     """The sampled token ids, end-of-turn token included where the model wrote one; None where the engine gives none."""
     logprob: float | None = None
@@ -174,6 +172,8 @@ class Episode:
     """Feedback of earlier attempts that stood in the first prompt (iterative refinement)."""
     count: int = 1
     """How many samples ended with this very path (counted evaluation); 1 in exploration."""
+    replayed: int = 0
+    """World steps spent on returning to `start` by replay."""
     seconds: float = 0.0
     error: str = ""
     """One line on what failed, for env_error, policy_error, diverged."""

@@ -83,6 +83,7 @@ class EpisodeRunner:
             scope=self.config.scope,
             depth=plan.depth,
             preamble=plan.preamble,
+            replayed=self._replayed,
             seconds=round(time.monotonic() - began, 3),
             error=error,
         )
@@ -138,10 +139,7 @@ class EpisodeRunner:
             if self.config.every and (history.step % self.config.every == 0) and history.step < horizon and self.strategy.reflects_at(plan.depth):
                 await self._reflect(history, tries=1)
         if stop in FAILED_BY_WORLD and self.config.on_failure and self.strategy.reflects_at(plan.depth):
-            try:
-                await self._reflect(history, tries=self.config.reflect_tries)
-            except PolicyError:  # the episode itself is whole: it keeps its stop, and the tree does without this reflection
-                pass
+            await self._reflect(history, tries=self.config.reflect_tries)
         return stop
 
     def _kept(self, plan: Plan, history: History) -> dict[int, str]:
@@ -179,7 +177,6 @@ class EpisodeRunner:
             policy=self.policy.name,
             usage=answer.usage,
             env_steps=1,
-            replayed=self._replayed if not self._turns else 0,
             tokens=answer.tokens,
             logprob=answer.logprob,
             seconds=round(time.monotonic() - began, 4),
@@ -192,16 +189,15 @@ class EpisodeRunner:
             if not self.budget.take(policy_calls=1):
                 return
             began = time.monotonic()
+            target, note, why = None, "", ""
+            answer, hopeless = Completion(""), False
             try:
                 answer = await self._complete(self.prompts.reflect(history), history.step, "reflect", nth)
-            except PolicyError:
-                self.budget.charge(policy_calls=-1)
-                raise
-            target, note, why = None, "", ""
-            try:
                 target, note = self.prompts.parse_reflection(answer.text, history.step)
             except UnusableReflection as error:
                 why = str(error)
+            except PolicyError as error:  # the episode is whole without it: it keeps its stop
+                why, hopeless = str(error), True
             self._turns.append(
                 Turn(
                     id=turn_id(history.task.id, self._index, history.step, Kind.reflect, nth),
@@ -221,7 +217,7 @@ class EpisodeRunner:
                     seconds=round(time.monotonic() - began, 4),
                 )
             )
-            if target is not None:
+            if target is not None or hopeless:
                 return
 
     async def _complete(self, messages: tuple[Message, ...], step: int, what: str | None, nth: int) -> Completion:

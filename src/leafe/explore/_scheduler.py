@@ -102,7 +102,7 @@ def cost_of(episode: Episode) -> dict[str, float]:
     return {
         "episodes": 1,
         "env_steps": sum(t.env_steps for t in acts),
-        "replayed_steps": sum(t.replayed for t in acts),
+        "replayed_steps": episode.replayed,
         "policy_calls": len(episode.turns),
         "prompt_tokens": sum(t.usage.prompt for t in episode.turns),
         "cached_tokens": sum(t.usage.cached for t in episode.turns),
@@ -170,7 +170,9 @@ class _Stage:
         """A dead endpoint fails every episode: end the stage after a row of failures instead of filling the journal with them."""
         self.errors_in_a_row = self.errors_in_a_row + 1 if episode.stop in _ERRORS else 0
         if self.errors_in_a_row >= max(10, self.config.error_limit):
-            raise ForeignFailure(f"{self.errors_in_a_row} episodes in a row failed, the last with: {episode.error} What was finished is kept: mend it and run again.")
+            raise ForeignFailure(
+                f"{self.errors_in_a_row} episodes in a row failed, the last with: {episode.error} What was finished is kept: mend it and run again."
+            )
 
 
 def _first(group: BaseExceptionGroup) -> BaseException:
