@@ -1,0 +1,232 @@
+"""A recipe is one experiment as data: world, tasks, policy, what explores, what is trained on it, how it is judged.
+
+Recipes are TOML files, checked before anything runs: an unknown key, a wrong type or an arm that names a strategy which does not
+explore is one sentence. `key=value` overrides reach every field (`explore.limits.policy_calls=32`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from leafe.core import UserError
+from leafe.distill import PRESETS, DistillConfig
+from leafe.explore import STRATEGIES, ExploreConfig
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorldRecipe(_Strict):
+    name: str
+    """A registered world (`leafe envs`) or `package.module:Class`."""
+    options: dict[str, Any] = {}
+    workers: int = Field(8, ge=1)
+    """How many blocking worlds run at a time; quick worlds are not bounded by it."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds after which a call to the world counts as hung."""
+
+
+class TasksRecipe(_Strict):
+    train: int | None = Field(None, ge=1)
+    """How many tasks explore and train; null: all of the split."""
+    test: int | None = Field(None, ge=1)
+    train_split: str = "train"
+    test_split: str = "test"
+    """The split that is evaluated. Settings are chosen with `tasks.test_split=valid`, never on test."""
+
+
+class PolicyRecipe(_Strict):
+    kind: str = "hf"
+    """`hf` (in-process transformers), `http` (an OpenAI-compatible server) or a registered policy."""
+    model: str
+    """`embedded`, `smollm2`, a checkpoint folder or a hub id: what acts, reflects and is trained."""
+    options: dict[str, Any] = {}
+    """Passed to the policy: `base_url`, `dtype`, `max_batch`, ..."""
+
+
+class ArmRecipe(_Strict):
+    """One policy to train: which exploration it learns from, and how."""
+
+    preset: str
+    explored: str = "tree"
+    """The strategy whose trees it is trained on."""
+    distill: dict[str, Any] = {}
+    """Changes to the preset (fields of `DistillConfig`)."""
+
+    def config(self) -> DistillConfig:
+        return DistillConfig(**(PRESETS[self.preset] | self.distill))
+
+
+class ExtraRecipe(_Strict):
+    """One more row of the evaluation: a policy at another temperature, or a scripted reference."""
+
+    policy: str = "base"
+    """`base`, an arm's name, or `package.module:Class` of a policy without arguments."""
+    temperature: float | None = Field(None, ge=0)
+    role: Literal["control", "ceiling"] = "control"
+
+
+class EvaluateRecipe(_Strict):
+    samples: int = Field(128, ge=1)
+    """n: independent samples of each test task."""
+    k: tuple[int, ...] = (1, 8, 32, 128)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    concurrency: int = Field(64, ge=1)
+    """Test tasks in flight."""
+    extras: dict[str, ExtraRecipe] = {}
+    compare: tuple[tuple[str, str], ...] = ()
+    """Pairs (a, b) of rows whose difference a - b is printed with its paired interval."""
+
+
+class LegRecipe(_Strict):
+    """The same experiment once more in another world setting: a control."""
+
+    options: dict[str, Any] = {}
+    """Changes to the world's options."""
+    train: int | None = None
+    test: int | None = None
+    strategies: tuple[str, ...] = ("tree",)
+    arms: tuple[str, ...] = ()
+
+
+class Recipe(_Strict):
+    """The whole experiment."""
+
+    name: str
+    about: str = ""
+    """The question it answers: stands at the head of the report."""
+    seeds: tuple[int, ...] = (0,)
+    """Each seed draws its own tasks and samples, and trains anew."""
+    world: WorldRecipe
+    tasks: TasksRecipe = TasksRecipe()
+    policy: PolicyRecipe
+    prompts: str = "plain"
+    """A built-in prompt set or a TOML file."""
+    history: str = "full"
+    strategies: tuple[str, ...] = ("tree",)
+    explore: ExploreConfig = ExploreConfig()
+    arms: dict[str, ArmRecipe] = {}
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+    controls: dict[str, LegRecipe] = {}
+    jobs: int = Field(1, ge=1)
+    """Stages that run at the same time, each in its own process with one thread."""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Recipe:
+        legs: list[tuple[str, Sequence[str], Sequence[str]]] = [("", self.strategies, tuple(self.arms))]
+        legs += [(f"controls.{n}: ", leg.strategies, leg.arms) for n, leg in self.controls.items()]
+        for where, strategies, arms in legs:
+            for strategy in strategies:
+                if strategy not in STRATEGIES:
+                    raise ValueError(f"{where}there is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
+            for arm in arms:
+                if arm not in self.arms:
+                    raise ValueError(f"{where}there is no arm {arm!r}; there are {', '.join(self.arms) or 'none'}")
+                if self.arms[arm].explored not in strategies:
+                    raise ValueError(f"{where}the arm {arm!r} learns from {self.arms[arm].explored!r}, which is not among the strategies {', '.join(strategies)}")
+        for name, recipe in self.arms.items():
+            if name == "base" or "/" in name or "." in name:
+                raise ValueError(f"{name!r} cannot name an arm: 'base', '/' and '.' are taken")
+            if recipe.preset not in PRESETS:
+                raise ValueError(f"arms.{name}: there is no preset {recipe.preset!r}; there are {', '.join(PRESETS)}")
+            try:
+                recipe.config()
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ValueError(f"arms.{name}.distill.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        rows = {"base", *self.arms, *self.evaluate.extras}
+        for name, extra in self.evaluate.extras.items():
+            if extra.policy not in rows and ":" not in extra.policy:
+                raise ValueError(f"evaluate.extras.{name}: there is no policy {extra.policy!r}")
+        for pair in self.evaluate.compare:
+            for row in pair:
+                if row not in rows:
+                    raise ValueError(f"evaluate.compare: there is no row {row!r}; there are {', '.join(sorted(rows))}")
+        if max(self.evaluate.k) > self.evaluate.samples:
+            raise ValueError(f"evaluate.k asks for Pass@{max(self.evaluate.k)} of {self.evaluate.samples} samples")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """The built-in recipes."""
+    return sorted(p.name.removesuffix(".toml") for p in resources.files("leafe.recipes").iterdir() if p.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A built-in recipe by name or a TOML file by path, with `key=value` overrides; UserError where anything does not fit."""
+    builtin = resources.files("leafe.recipes") / f"{name_or_path}.toml"
+    if builtin.is_file():
+        text = builtin.read_text(encoding="utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        raise UserError(f"There is no recipe {name_or_path!r}: give a TOML file or one of {', '.join(recipe_names())}.")
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"The recipe {name_or_path} is not valid TOML: {error}.") from error
+    for override in overrides:
+        _override(data, override)
+    return parse_recipe(data, f"The recipe {name_or_path}")
+
+
+def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:
+    """A recipe from plain data; `what` names it in the error."""
+    try:
+        return Recipe(**data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _fields_at(first["loc"][:-1])
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}."
+            raise UserError(f"{what} has an unknown key {where!r}: {hint}") from error
+        if first["type"] == "missing":
+            raise UserError(f"{what} lacks {where!r}: give it.") from error
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if first["type"] == "value_error" else f" (got {json.dumps(first['input'], default=str)[:80]})"
+        raise UserError(f"{what}: {where + ': ' if where else ''}{message}{got}.") from error
+
+
+def _fields_at(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    nested = {"arms": ArmRecipe, "controls": LegRecipe, "extras": ExtraRecipe}
+    for part in path:
+        field = model.model_fields.get(part) if isinstance(model, type) else None
+        if part in nested:
+            model = nested[str(part)]
+        elif field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return list(model.model_fields)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise UserError(f"{override!r} is not an override: write key=value, for example explore.limits.policy_calls=32.")
+    try:
+        value = tomllib.loads(f"v = {text.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = _split(key.strip())
+    place = data
+    for part in parents:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise UserError(f"The override {override!r} goes through {part!r}, which is a value and not a table.")
+    place[last] = value
+
+
+def _split(key: str) -> list[str]:
+    return [part.strip('"') for part in key.split(".")]
