@@ -1,1 +1,8 @@
-""""""
+"""The run folder: what a run was asked for, what it did, and how it goes on after being cut off anywhere."""
+
+from leafe.runs._files import atomic_write
+from leafe.runs._folder import RunFolder
+from leafe.runs._journal import Journal, load_trees, read_journal, read_tasks, write_tasks
+from leafe.runs._toml import to_toml
+
+__all__ = ["Journal", "RunFolder", "atomic_write", "load_trees", "read_journal", "read_tasks", "to_toml", "write_tasks"]

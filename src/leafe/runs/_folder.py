@@ -1,0 +1,249 @@
+"""A run is a folder: what was asked for, with what it was made, and which stages are finished.
+
+The folder is made once, with its settings; opening it again goes on with it, and only with the same settings. One process
+at a time holds its lock. A stage is a sub-folder, finished when its marker is there; the marker is written after all else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leafe.core import JournalError, UserError
+from leafe.runs._facts import facts
+from leafe.runs._files import atomic_write, cut_torn, is_leftover, lock, sync_folder, write_all
+from leafe.runs._toml import to_toml
+
+FORMAT = 1
+"""Format of the folder, in its manifest; grows when older folders can no longer be read."""
+CONFIG, MANIFEST, LOCK, METRICS, MARKER = "config.toml", "manifest.json", "lock", "metrics.jsonl", "done.json"
+
+
+class RunFolder:
+    """A run's folder: `open` to work in it (locked), `read` to look at it (no lock, writes nothing)."""
+
+    def __init__(self, path: Path, config: dict[str, Any], manifest: dict[str, Any], lock_fd: int | None) -> None:
+        self.path = path
+        self.config = config
+        """The settings the run was made with, as plain values; keys that held None are absent."""
+        self.manifest = manifest
+        """`format`, `seeds`, and `starts`: time, versions, machine and commit of every opening."""
+        self._lock = lock_fd
+        self._metrics: int | None = None
+
+    @classmethod
+    def open(cls, path: Path | str, config: Mapping[str, Any], *, seeds: Mapping[str, int] | None = None, fresh: bool = False) -> RunFolder:
+        """Create the run, or go on with it where it is there already.
+
+        `config`: plain JSON-able settings. `fresh` deletes an earlier run in the same place first (only a folder that is a run).
+        UserError where the folder is in use, is no run, has another format or other settings (the keys are named).
+        """
+        path = Path(path)
+        settings = _plain(config)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(path)
+            fd = _take_lock(path)
+        except OSError as error:
+            raise UserError(f"The run folder {path} cannot be made or opened: {error.strerror}.") from error
+        try:
+            if fresh:
+                _clear(path)
+            if (path / MANIFEST).exists():
+                manifest = _read_manifest(path)
+                _compare(path, _read_config(path), settings)
+            else:
+                atomic_write(path / CONFIG, to_toml(settings))
+                manifest = {"format": FORMAT, "run": "leafe", "seeds": dict(seeds or {}), "starts": []}
+            manifest["starts"].append(facts())
+            atomic_write(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        except BaseException:
+            _release(fd)
+            raise
+        return cls(path, settings, manifest, fd)
+
+    @classmethod
+    def read(cls, path: Path | str) -> RunFolder:
+        """The run as it is now, finished or not, also while another process works in it. UserError where it is no run."""
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise UserError(f"{path} is not a run folder (it has no {MANIFEST}): give the folder that `leafe run` made.")
+        return cls(path, _read_config(path), _read_manifest(path), None)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of Python and of the packages at the latest start."""
+        return dict(self.manifest["starts"][-1]["versions"])
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        return dict(self.manifest["seeds"])
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage (`stage-1-explore`, `eval/base`); made where the run is open for work."""
+        folder = self.path / name
+        if not name or not folder.resolve().is_relative_to(self.path.resolve()):
+            raise ValueError(f"stage {name!r} lies outside the run folder")
+        if self._lock is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """What `finish` said of the stage; None while it is not finished."""
+        path = self.path / name / MARKER
+        return _load_json(path) if path.is_file() else None
+
+    def finish(self, name: str, info: Mapping[str, Any]) -> None:
+        """Mark the stage as finished, with what later stages and the report want to know of it (JSON-able).
+
+        Everything that lies in the stage's folder is made durable first: the marker never outlives what it vouches for.
+        """
+        self._must_be_open()
+        folder = self.stage(name)
+        try:
+            for where, _, names in os.walk(folder):
+                for file in names:
+                    fd = os.open(Path(where, file), os.O_RDONLY)
+                    try:
+                        os.fsync(fd)
+                    finally:
+                        os.close(fd)
+                sync_folder(Path(where))
+        except OSError as error:
+            raise JournalError(f"{folder} could not be made durable: {error.strerror}; free space and run again.") from error
+        atomic_write(folder / MARKER, json.dumps(dict(info), indent=1) + "\n")
+
+    def metric(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl, with the time in seconds since 1970 as `time`."""
+        self._must_be_open()
+        try:
+            if self._metrics is None:
+                self._metrics = os.open(self.path / METRICS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                cut_torn(self._metrics)
+            write_all(self._metrics, json.dumps({"time": round(time.time(), 3)} | values).encode() + b"\n")
+        except OSError as error:
+            raise JournalError(f"{self.path / METRICS} could not be written: {error.strerror}; free space and run again.") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; an unfinished last line is skipped."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+    def close(self) -> None:
+        """Release the lock. May be called twice."""
+        if self._metrics is not None:
+            os.close(self._metrics)
+            self._metrics = None
+        if self._lock is not None:
+            _release(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _must_be_open(self) -> None:
+        if self._lock is None:
+            raise ValueError(f"the run {self.path} is open for reading only, or closed")
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as reading them back from the file will give them."""
+    return tomllib.loads(to_toml(config))
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A folder with other people's files in it is not taken over, let alone cleared."""
+    if (path / MANIFEST).is_file():
+        if _load_json(path / MANIFEST).get("run") != "leafe":
+            raise UserError(f"{path} holds a {MANIFEST} that leafe did not write: give the run another name.")
+        return
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in (LOCK, CONFIG) and not is_leftover(p.name))
+    if foreign:
+        raise UserError(f"{path} is not a run folder but holds files ({', '.join(foreign[:3])}): give a new name or an empty folder.")
+
+
+def _take_lock(path: Path) -> int:
+    fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        lock(fd, path, f"process {holder}" if holder else "another process")
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _release(fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to a forked child
+    os.close(fd)
+
+
+def _clear(path: Path) -> None:
+    if not (path / MANIFEST).is_file():
+        return
+    for entry in [p for p in path.iterdir() if p.name not in (LOCK, MANIFEST)]:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    (path / MANIFEST).unlink()  # last: until then the folder is known as a run, should this be cut off
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = _load_json(path / MANIFEST)
+    if manifest.get("run") != "leafe":
+        raise UserError(f"{path} is not a run folder of leafe: give the run another name.")
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{path} has format {manifest.get('format')}, and this leafe reads format {FORMAT}: use the leafe that made it, or start another run.")
+    return manifest
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / CONFIG} cannot be read ({error}): restore it, or give the run another name.") from error
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or give the run another name.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a file that leafe wrote: give the run another name.")
+    return value
+
+
+def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    old, new = _flat(before), _flat(now)
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if changed:
+        shown = ", ".join(f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}" for key in changed[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(f"{path} holds a run with other settings ({shown}{more}): give this run another name, or start over with --fresh.")
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Dotted key to the value's JSON text: 1, 1.0 and true stay different, NaN equals itself."""
+    out: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{above}{key}.") or {f"{above}{key}": "{}"}
+        else:
+            out[f"{above}{key}"] = json.dumps(value)
+    return out
