@@ -1,0 +1,17 @@
+"""Where real data lies: `LEAFE_DATA`, else `../shared/data` beside the folder that leafe was started in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from leafe.core import UserError
+
+
+def data_path(relative: str, what: str, option: str) -> Path:
+    """The file or folder `relative` of the data folder; UserError where it is absent, naming the world's option that would give it."""
+    root = os.environ.get("LEAFE_DATA")
+    path = (Path(root) if root else Path.cwd().parent / "shared" / "data") / relative
+    if not path.exists():
+        raise UserError(f"{what} not found at {path}: set LEAFE_DATA to the folder that holds {relative}, or give the option {option}.")
+    return path
