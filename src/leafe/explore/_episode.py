@@ -59,7 +59,7 @@ class EpisodeRunner:
         """The episode that the plan asks for, reflections included. Does not add it to the tree."""
         began = time.monotonic()
         self._turns, self._index, self._replayed = [], len(self.tree.episodes), 0
-        history = History(self.tree.task, self.tree.first_observation)
+        history = History(self.tree.task, "")
         error = ""
         try:
             history = await self._begin(plan, history)
@@ -94,12 +94,13 @@ class EpisodeRunner:
         notes = notes_on(self.tree, path)
         if plan.experience is not None:
             notes[len(path)] = self.tree[plan.experience].note
-        known = self.tree.first_observation
-        if plan.start is not None and plan.start in self.snapshots:
+        read = path or (self.tree.path(plan.experience) if plan.experience is not None else [])
+        known = self.tree.episode_of(read[0].id).first_observation if read else None
+        if known is not None and plan.start in self.snapshots:
             await self.world.restore(self.snapshots[plan.start])
             return History(empty.task, known, tuple(path), notes, plan.preamble)
         first = await self.world.reset(empty.task, derive_seed(self.config.seed, empty.task.id, "world"))
-        if path and observation_hash(first) != observation_hash(known):
+        if known is not None and observation_hash(first) != observation_hash(known):
             raise _Diverged(f"after reset the world said {first[:120]!r}, not {known[:120]!r}")
         for turn in path:
             result = await self.world.step(turn.action)
@@ -107,7 +108,9 @@ class EpisodeRunner:
             self.budget.charge(replayed_steps=1)
             if observation_hash(result.observation) != observation_hash(turn.observation):
                 raise _Diverged(f"at step {turn.step} the world said {result.observation[:120]!r}, not {turn.observation[:120]!r}")
-        return History(empty.task, known if path else first, tuple(path), notes, plan.preamble)
+        if self.world.world.can_snapshot and not path:
+            self.snapshots[None] = await self.world.snapshot()
+        return History(empty.task, first, tuple(path), notes, plan.preamble)
 
     async def _act(self, plan: Plan, history: History) -> Stop:
         horizon = self.config.horizon or self.world.world.horizon

@@ -61,7 +61,8 @@ def history_before(tree: Tree, turn: Turn, *, with_experience: bool) -> History:
         first = episode.acts[0] if episode.acts else turn
         notes[first.step if episode.scope is Scope.branch else turn.step] = tree[turn.experience].note
     preamble = episode.preamble if with_experience else ()
-    return History(tree.task, tree.first_observation, tuple(path), notes, preamble)
+    root = tree.episode_of(path[0].id) if path else episode
+    return History(tree.task, root.first_observation, tuple(path), notes, preamble)
 
 
 def notes_on(tree: Tree, path: Sequence[Turn]) -> dict[int, str]:

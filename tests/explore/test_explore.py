@@ -1,0 +1,292 @@
+"""Stage 1: strategies, rollback, budgets, determinism, typed stops, resume."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from leafe.core import Completion, ContextFull, Environment, Episode, ForeignFailure, JournalError, Kind, PolicyError, Request, Stop, Tree, UserError
+from leafe.explore import Exploration, ExploreConfig, Plan, WorldPool, cost_of, explore, make_strategy
+from leafe.prompts import Prompts, PromptSet, history_before
+from tests.explore.worlds import Doors, Forgetful, Raising, Slow, answer
+
+PROMPTS = Prompts(PromptSet(name="doors"))
+
+
+class Script:
+    """A policy around a function, with delays that shuffle the order in which tasks advance."""
+
+    name = "script"
+
+    def __init__(self, respond: Callable[[Request], list[Completion]] = answer, delays: int | None = None) -> None:
+        self.respond, self.rng, self.seen = respond, random.Random(delays), list[Request]()
+        self.delays = delays is not None
+
+    async def complete(self, request: Request) -> list[Completion]:
+        self.seen.append(request)
+        if self.delays:
+            await asyncio.sleep(self.rng.random() * 0.002)
+        return self.respond(request)
+
+    async def close(self) -> None:
+        pass
+
+
+class ListSink:
+    def __init__(self) -> None:
+        self.episodes: list[Episode] = []
+
+    def append(self, episodes: Sequence[Episode]) -> None:
+        self.episodes += episodes
+
+
+def run(
+    world: Callable[[], Environment] = Doors,
+    policy: Script | None = None,
+    sink: ListSink | None = None,
+    known: dict[str, Tree] | None = None,
+    count: int = 8,
+    **settings: object,
+) -> Exploration:
+    config = ExploreConfig(**({"limits": {"policy_calls": 40}, "horizon": 12} | settings))  # type: ignore[arg-type]
+
+    async def main() -> Exploration:
+        pool = WorldPool(world, size=4)
+        try:
+            return await explore(policy or Script(), pool, Doors().tasks("train", count), PROMPTS, config, journal=sink, known=known)
+        finally:
+            pool.close()
+
+    return asyncio.run(main())
+
+
+def plain(trees: dict[str, Tree]) -> list[object]:
+    """Everything in the trees but times and replays."""
+    episodes = [e for tree in trees.values() for e in tree.episodes]
+    return [replace(e, seconds=0.0, replayed=0, turns=tuple(replace(t, seconds=0.0) for t in e.turns)).to_json() for e in episodes]
+
+
+@pytest.mark.parametrize("strategy", ["tree", "independent", "refine"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_same_journal_whatever_the_concurrency(strategy: str, seed: int) -> None:
+    alone = run(strategy=strategy, seed=seed, concurrency=1)
+    many = run(world=Slow, policy=Script(delays=seed), strategy=strategy, seed=seed, concurrency=7)
+    assert plain(alone.trees) == plain(many.trees)
+    assert alone.stops == many.stops
+    assert replace(alone.spent, seconds=0, replayed_steps=0) == replace(many.spent, seconds=0, replayed_steps=0)
+
+
+def test_snapshot_and_replay_grow_the_same_tree() -> None:
+    by_snapshot = run()
+    by_replay = run(world=lambda: Doors(snapshots=False))
+    assert plain(by_snapshot.trees) == plain(by_replay.trees)
+    assert by_snapshot.spent.replayed_steps == 0
+    assert by_replay.spent.replayed_steps == sum(len(t.path(e.start)) for t in by_replay.trees.values() for e in t.episodes) > 0
+
+
+def test_the_budget_is_met_exactly_and_is_what_the_journal_sums_to() -> None:
+    for calls in (1, 2, 5, 13):
+        sink = ListSink()
+        found = run(sink=sink, until="budget", limits={"policy_calls": calls})
+        assert found.spent.policy_calls == 8 * calls
+        sums = [cost_of(e) for e in sink.episodes]
+        for name in sums[0]:
+            assert getattr(found.spent, name) == sum(s[name] for s in sums), name
+
+
+def test_limits_on_steps_and_episodes() -> None:
+    assert run(until="budget", strategy="independent", limits={"env_steps": 7}).spent.env_steps == 8 * 7
+    found = run(until="budget", limits={"episodes": 3})
+    assert [len(t.episodes) for t in found.trees.values()] == [3] * 8
+
+
+def test_run_limit_stops_the_stage() -> None:
+    found = run(until="budget", run_limits={"policy_calls": 30}, concurrency=3)
+    assert found.spent.policy_calls == 30
+    assert found.cut_short == "policy_calls"
+
+
+def test_a_branch_starts_where_the_reflection_says_and_sees_the_experience_once() -> None:
+    policy = Script()
+    found = run(policy=policy, depth=4)
+    branches = [b for t in found.trees.values() for b in t.branches()]
+    assert branches
+    for branch in branches:
+        tree = found.trees[branch.task_id]
+        assert branch.revised.step == branch.reflection.target
+        assert branch.revised.experience == branch.reflection.id
+        later = [t for t in branch.outcome_after.acts if t.step > branch.revised.step]
+        assert all(t.experience is None for t in later)
+        prompt = PROMPTS.act(history_before(tree, branch.revised, with_experience=True))
+        assert any(r.messages == prompt for r in policy.seen), "what history_before rebuilds is what was sent"
+        bare = PROMPTS.act(history_before(tree, branch.revised, with_experience=False))
+        assert "Advice" in prompt[-1].content
+        assert prompt[:-1] == bare[:-1]
+        assert prompt[-1].content.startswith(bare[-1].content), "the experience comes after the history"
+        for turn in later:
+            assert "Advice" not in "".join(m.content for m in PROMPTS.act(history_before(tree, turn, with_experience=True)))
+
+
+def test_scope_branch_keeps_the_experience_in_place() -> None:
+    policy = Script()
+    found = run(policy=policy, scope="branch")
+    checked = 0
+    for tree in found.trees.values():
+        for episode in tree.episodes:
+            if episode.experience is None:
+                continue
+            for turn in episode.acts:
+                assert turn.experience == episode.experience
+                prompt = PROMPTS.act(history_before(tree, turn, with_experience=True))
+                assert any(r.messages == prompt for r in policy.seen)
+                advice = [i for i, m in enumerate(m for m in prompt if m.role == "user") if "Advice" in m.content]
+                assert episode.acts[0].step in advice
+                checked += 1
+    assert checked > 5
+
+
+def test_queue_is_first_in_first_out_and_respects_depth_and_width() -> None:
+    found = run(until="budget", depth=2, width=2, limits={"policy_calls": 60})
+    for tree in found.trees.values():
+        assert max(e.depth for e in tree.episodes) <= 2
+        used = [e.experience for e in tree.episodes if e.experience]
+        assert all(used.count(r) <= 2 for r in used)
+        order = {r.id: i for i, r in enumerate(tree.reflections)}
+        pending = [order[r] for r in used]
+        assert pending == sorted(pending)
+
+
+def test_reflects_every_k_steps() -> None:
+    found = run(every=1, on_failure=False, until="budget", count=3)
+    steps = {t.step for tree in found.trees.values() for t in tree.reflections}
+    assert {1, 2} <= steps
+    only_on_failure = run(every=0, until="budget", count=3)
+    for tree in only_on_failure.trees.values():
+        for reflection in tree.reflections:
+            assert tree.episode_of(reflection.id).acts[-1].id == reflection.parent
+
+
+def test_refine_shows_earlier_feedback_and_independent_does_not() -> None:
+    refined, fresh = Script(), Script()
+    run(policy=refined, strategy="refine", memory=2, until="budget")
+    run(policy=fresh, strategy="independent", until="budget")
+    shown = [r.messages[0].content.count("An earlier attempt") for r in refined.seen]
+    assert max(shown) == 2
+    assert not any("An earlier attempt" in m.content for r in fresh.seen for m in r.messages)
+    assert not any("Which of the steps" in r.messages[-1].content for r in refined.seen + fresh.seen)
+
+
+def test_unusable_reflections_are_turns_and_bounded() -> None:
+    def mute(request: Request) -> list[Completion]:
+        return [Completion("no idea")] if "Which of the steps" in request.messages[-1].content else answer(request)
+
+    found = run(policy=Script(mute), reflect_tries=3, strategy="tree")
+    bad = [t for tree in found.trees.values() for t in tree.reflections]
+    assert bad
+    assert all(not t.valid and t.observation == "the answer holds no JSON object" and t.target is None for t in bad)
+    assert found.unusable_reflections == len(bad)
+    assert all(e.start is None for tree in found.trees.values() for e in tree.episodes), "no reflection, no branch: fresh roots"
+    for tree in found.trees.values():
+        for episode in tree.episodes:
+            assert sum(t.kind is Kind.reflect for t in episode.turns) <= 3
+
+
+def test_a_replay_that_does_not_reproduce_diverges() -> None:
+    found = run(world=Forgetful)
+    stops = [e.stop for tree in found.trees.values() for e in tree.episodes if e.start is not None]
+    assert stops
+    assert set(stops) == {Stop.diverged}
+    diverged = next(e for tree in found.trees.values() for e in tree.episodes if e.stop is Stop.diverged)
+    assert not diverged.turns
+    assert "after reset the world said" in diverged.error
+    assert not any(tree.branches() for tree in found.trees.values())
+
+
+def test_a_world_that_raises_is_a_typed_stop() -> None:
+    with pytest.raises(ForeignFailure, match="the floor gave way"):
+        run(world=Raising)
+    found = run(world=Raising, count=2)
+    assert set(found.stops) == {"env_error"}
+    assert [len(t.episodes) for t in found.trees.values()] == [3, 3]
+
+
+def test_policy_failures_are_bounded_counted_and_charged_nothing() -> None:
+    def down(request: Request) -> list[Completion]:
+        raise PolicyError("http://127.0.0.1:9 refuses connections")
+
+    sink = ListSink()
+    with pytest.raises(ForeignFailure, match="10 episodes in a row failed"):
+        run(policy=Script(down), sink=sink)
+    assert {e.stop for e in sink.episodes} == {Stop.policy_error}
+    found = run(policy=Script(down), count=2)
+    assert found.stops == {"policy_error": 6}
+    assert found.spent.policy_calls == 0
+
+
+def test_context_full_ends_the_episode_only() -> None:
+    def small(request: Request) -> list[Completion]:
+        if len(request.messages) > 4:
+            raise ContextFull("the prompt has 90 tokens and the context 64")
+        return answer(request)
+
+    found = run(policy=Script(small), strategy="independent", limits={"episodes": 2})
+    assert found.stops["context_full"] > 0
+    assert all(len(e.acts) <= 2 for t in found.trees.values() for e in t.episodes)
+
+
+def test_invalid_actions_and_horizon_end_an_episode() -> None:
+    found = run(policy=Script(lambda r: [Completion("Action: x")]), strategy="independent", invalid_limit=3, limits={"episodes": 1})
+    assert found.stops == {"invalid_limit": 8}
+    assert all(len(e.acts) == 3 for t in found.trees.values() for e in t.episodes)
+    found = run(policy=Script(lambda r: [Completion("Action: x")]), strategy="independent", invalid_limit=9, horizon=4, limits={"episodes": 1})
+    assert found.stops == {"horizon": 8}
+
+
+def test_resume_goes_on_to_the_same_trees() -> None:
+    whole = run()
+    for cut in (0, 1, 5, 11):
+        sink = ListSink()
+        run(sink=sink)
+        kept: dict[str, Tree] = {t.id: Tree(t) for t in Doors().tasks("train", 8)}
+        for episode in sink.episodes[:cut]:
+            kept[episode.task_id].add(episode)
+        policy = Script()
+        resumed = run(known=kept, policy=policy)
+        assert plain(resumed.trees) == plain(whole.trees)
+        assert len(policy.seen) == whole.spent.policy_calls - sum(int(cost_of(e)["policy_calls"]) for e in sink.episodes[:cut])
+
+
+def test_a_disk_that_fails_ends_the_stage_with_its_own_error() -> None:
+    class Full(ListSink):
+        def append(self, episodes: Sequence[Episode]) -> None:
+            if len(self.episodes) >= 3:
+                raise JournalError("disk full")
+            super().append(episodes)
+
+    sink = Full()
+    with pytest.raises(JournalError, match="disk full"):
+        run(sink=sink)
+    assert len(sink.episodes) == 3
+
+
+def test_users_mistakes() -> None:
+    with pytest.raises(UserError, match="no tasks"):
+        run(count=0)
+    with pytest.raises(UserError, match="no strategy 'forest'"):
+        run(strategy="forest")
+
+
+def test_a_strategy_is_a_function_of_the_tree() -> None:
+    found = run(until="budget")
+    strategy = make_strategy(ExploreConfig())
+    for tree in found.trees.values():
+        for cut in range(len(tree.episodes)):
+            begun = Tree(tree.task, tree.episodes[:cut])
+            plan = strategy.next(begun)
+            assert plan is not None
+            done = tree.episodes[cut]
+            assert plan == Plan(done.start, done.experience, done.depth, done.preamble)
