@@ -1,0 +1,72 @@
+"""Histories with counts while they are sampled, and the episodes that they are written down as.
+
+A node is a history and how many samples share it. When all samples have ended, the nodes are a tree whose leaves are the distinct
+paths; depth first, the most frequent first, each leaf becomes an episode that holds the turns no earlier one has written. So ids and order depend on
+what was sampled and not on when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from leafe.core import Episode, Stop, Turn, turn_id
+from leafe.prompts import History
+
+
+@dataclass(slots=True)
+class Node:
+    """A history, and the samples that share it."""
+
+    history: History
+    """Before the action is taken: the parent's history. Afterwards: with this node's turn at its end."""
+    count: int
+    seed: int
+    """Names this history: the seed of the request made at it, and what the children's derive from."""
+    turn: Turn | None = None
+    """The turn that led here, without its id; None at a root."""
+    taken: bool = False
+    """The world has answered the turn: it is part of the tree. A turn that the world failed on is not."""
+    invalid: int = 0
+    """Invalid actions in a row up to here."""
+    replayed: int = 0
+    """World steps spent on returning to the parent's history."""
+    children: list[Node] = field(default_factory=list)
+    stop: Stop | None = None
+    """Why the samples ended here; None while they go on."""
+    error: str = ""
+    seconds: float = 0.0
+    """From the task's start to the end of these samples."""
+
+
+def to_episodes(task_id: str, roots: Sequence[Node]) -> list[Episode]:
+    """One episode for each leaf; the counts sum to those of the roots."""
+    episodes: list[Episode] = []
+    # (node, id of the last turn above it, turns above it that no episode holds yet, the turn after which those begin, replays charged with them)
+    waiting: list[tuple[Node, str | None, list[Turn], str | None, int]] = [(root, None, [], None, 0) for root in reversed(roots)]
+    while waiting:
+        node, parent, fresh, start, replayed = waiting.pop()
+        here, replayed = parent, replayed + node.replayed
+        if node.taken and node.turn is not None:
+            here = turn_id(task_id, len(episodes), node.turn.step)
+            fresh = [*fresh, replace(node.turn, id=here, parent=parent)]
+        if node.children:
+            waiting += [(child, here, [], here, 0) for child in reversed(node.children[1:])]
+            waiting.append((node.children[0], here, fresh, start, replayed))
+            continue
+        assert node.stop is not None
+        episodes.append(
+            Episode(
+                task_id=task_id,
+                index=len(episodes),
+                stop=node.stop,
+                turns=tuple(fresh),
+                first_observation=node.history.first_observation,
+                start=start,
+                count=node.count,
+                replayed=replayed,
+                seconds=node.seconds,
+                error=node.error,
+            )
+        )
+    return episodes
