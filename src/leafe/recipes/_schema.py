@@ -63,7 +63,10 @@ class ArmRecipe(_Strict):
     """Changes to the preset (fields of `DistillConfig`)."""
 
     def config(self) -> DistillConfig:
-        return DistillConfig(**(PRESETS[self.preset] | self.distill))
+        values = dict(PRESETS[self.preset])
+        if "steps" in self.distill:
+            values.pop("epochs", None)
+        return DistillConfig(**(values | self.distill))
 
 
 class ExtraRecipe(_Strict):

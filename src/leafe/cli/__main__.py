@@ -1,0 +1,5 @@
+"""`python -m leafe.cli`."""
+
+from leafe.cli._app import main
+
+main()

@@ -1,0 +1,165 @@
+"""The commands. What they need is imported when they run, so that `leafe --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from leafe.recipes import Recipe
+
+app = typer.Typer(
+    name="leafe",
+    help="Post-train LLM agents from what their environment tells them (LEAFE): explore with reflection and rollback, distill the corrections, evaluate by Pass@k.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArg = Annotated[str, typer.Argument(help="A built-in recipe or a TOML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: explore.limits.policy_calls=32 tasks.train=10 ...")]
+Name = Annotated[str | None, typer.Option("--name", help="The run's name under --runs; default: the recipe's.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of this name and start over.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Stages at the same time; default: the recipe's.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from leafe import __version__
+
+        print(f"leafe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    fresh: Fresh = False,
+    jobs: Jobs = None,
+    rebuild_base: Annotated[Path | None, typer.Option("--rebuild-base", help="Train the embedded base model anew into this folder, and stop.")] = None,
+) -> None:
+    """The whole experiment on the embedded world and model, on a CPU, in minutes."""
+    if rebuild_base is not None:
+        from leafe.embedded.build import build
+
+        build(rebuild_base)
+        return
+    _run("demo", overrides, None, runs, fresh, jobs, None)
+
+
+@app.command()
+def run(recipe: RecipeArg, overrides: Overrides = None, name: Name = None, runs: Runs = Path("runs"), fresh: Fresh = False, jobs: Jobs = None) -> None:
+    """Explore, distill, evaluate and report, in order; what is finished is not done again."""
+    _run(recipe, overrides, name, runs, fresh, jobs, None)
+
+
+@app.command()
+def explore(recipe: RecipeArg, overrides: Overrides = None, name: Name = None, runs: Runs = Path("runs"), fresh: Fresh = False, jobs: Jobs = None) -> None:
+    """Stage 1 alone: grow the trees."""
+    _run(recipe, overrides, name, runs, fresh, jobs, "explore")
+
+
+@app.command()
+def distill(recipe: RecipeArg, overrides: Overrides = None, name: Name = None, runs: Runs = Path("runs"), jobs: Jobs = None) -> None:
+    """Stage 2 alone: train on the trees of a run that has explored."""
+    _run(recipe, overrides, name, runs, False, jobs, "distill")
+
+
+@app.command()
+def evaluate(recipe: RecipeArg, overrides: Overrides = None, name: Name = None, runs: Runs = Path("runs"), jobs: Jobs = None) -> None:
+    """Evaluation alone: sample the base and the trained policies of a run."""
+    _run(recipe, overrides, name, runs, False, jobs, "evaluate")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html and summary.json of a run anew, and print its tables."""
+    from leafe.pipeline import report_run
+
+    report_run(folder, _console(), tables=True)
+
+
+@app.command()
+def envs() -> None:
+    """The worlds there are, their splits, options and needs."""
+    from leafe.cli._inspect import show_worlds
+
+    show_worlds(_console())
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, and a self-test of each world."""
+    from leafe.cli._inspect import examine
+
+    if not examine(_console()):
+        raise typer.Exit(1)
+
+
+def _console():  # type: ignore[no-untyped-def]
+    from rich.console import Console
+
+    # without a terminal nothing wraps: tables are read by other programs and by logs
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _run(name_or_path: str, overrides: list[str] | None, name: str | None, runs: Path, fresh: bool, jobs: int | None, only: str | None) -> None:
+    from leafe.cli._display import Display
+    from leafe.pipeline import print_kind, report_run, run_recipe
+    from leafe.recipes import load_recipe
+
+    recipe = load_recipe(name_or_path, overrides or ())
+    if jobs is not None:
+        recipe = recipe.model_copy(update={"jobs": jobs})
+    folder = runs / (name or recipe.name)
+    console = _console()
+    _say_plan(console, recipe, folder, only)
+    with Display(console, lambda kind: print_kind(folder, kind, console)) as display:
+        run_recipe(recipe, folder, fresh=fresh, only=only, watcher=display)  # type: ignore[arg-type]
+    if only is None:
+        report_run(folder, console)
+        console.print(f"The report: {folder / 'report.html'}; the same figures for programs: {folder / 'summary.json'}", highlight=False)
+
+
+def _say_plan(console, recipe: Recipe, folder: Path, only: str | None) -> None:  # type: ignore[no-untyped-def]
+    from leafe.pipeline import plan
+
+    stages = [s for s in plan(recipe) if only in (None, s.kind)]
+    kinds = ", ".join(f"{sum(s.kind == k for s in stages)} x {k}" for k in ("explore", "distill", "evaluate") if any(s.kind == k for s in stages))
+    limits = ", ".join(f"{v:g} {k.replace('_', ' ')}" for k, v in recipe.explore.limits.items())
+    if recipe.about:
+        console.print(f"[bold]{recipe.name}[/]: {recipe.about}", highlight=False)
+    console.print(
+        f"Plan: {kinds}. World {recipe.world.name} {recipe.world.options or ''}; {recipe.tasks.train or 'all'} training tasks, {limits} each, for every strategy; "
+        f"then {recipe.evaluate.samples} samples of {recipe.tasks.test or 'all'} {recipe.tasks.test_split} tasks a policy. "
+        f"{recipe.jobs} job{'s' if recipe.jobs > 1 else ''} at a time; all of it goes to {folder}/. Stop with Ctrl-C and run again at any time.",
+        highlight=False,
+    )
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one sentence and exit code 2, a failure outside one sentence and 1, an interrupt 130."""
+    from leafe.core import ForeignFailure, UserError
+
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ForeignFailure as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept: give the same command again to go on.", file=sys.stderr)
+        sys.exit(130)

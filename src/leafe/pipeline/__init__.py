@@ -1,0 +1,11 @@
+"""The one place that knows all stages: recipe -> run folder -> stages in order, resumable.
+
+    from leafe.pipeline import run_recipe
+    from leafe.recipes import load_recipe
+    run = run_recipe(load_recipe("demo"), Path("runs/demo"))
+"""
+
+from leafe.pipeline._plan import Leg, Stage, legs, plan, stage_name
+from leafe.pipeline._run import StageCrashed, Watcher, run_recipe
+
+__all__ = ["Leg", "Stage", "StageCrashed", "Watcher", "legs", "plan", "run_recipe", "stage_name"]

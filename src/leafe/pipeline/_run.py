@@ -1,0 +1,201 @@
+"""From a recipe to a finished run folder: stages in order, side by side where they can, resumable at any point.
+
+With `jobs = 1` the stages run here; else in worker processes that are started once and fed one stage after another, each with one
+thread for its arithmetic. The run's lock and its markers belong to this process alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leafe.core import ForeignFailure, UserError
+from leafe.pipeline._plan import Stage, StageKind, plan
+from leafe.recipes import Recipe
+from leafe.runs import RunFolder
+
+
+class StageCrashed(RuntimeError):
+    """A stage in a worker ended by a bug of ours; the message holds its traceback."""
+
+
+@dataclass(slots=True)
+class Watcher:
+    """Whom to tell what happens; all calls come from one thread."""
+
+    begins: Callable[[Stage], None] = lambda stage: None
+    progress: Callable[[Stage, dict[str, Any]], None] = lambda stage, event: None
+    ends: Callable[[Stage, dict[str, Any]], None] = lambda stage, info: None
+    kind_done: Callable[[StageKind], None] = lambda kind: None
+    """All stages of a kind are finished."""
+
+
+def config_of(recipe: Recipe) -> dict[str, Any]:
+    """What makes two runs the same experiment: the recipe without how many jobs it is spread over."""
+    return recipe.model_dump(mode="json", exclude={"jobs"}, exclude_none=True)
+
+
+def run_recipe(recipe: Recipe, path: Path, *, fresh: bool = False, only: StageKind | None = None, watcher: Watcher | None = None) -> RunFolder:
+    """Run what is not finished yet; returns the run, open for reading. `only` runs the stages of one kind.
+
+    UserError where the folder does not fit or, with `only`, a stage needs one that has not run; ForeignFailure where something outside failed for good.
+    """
+    watcher = watcher or Watcher()
+    with RunFolder.open(path, config_of(recipe), seeds={str(i): s for i, s in enumerate(recipe.seeds)}, fresh=fresh) as folder:
+        stages = [s for s in plan(recipe) if only is None or s.kind == only]
+        if only is not None:
+            _require(folder, stages)
+        state = _State(folder, recipe, stages, watcher)
+        state.skip_finished()
+        if recipe.jobs == 1:
+            _run_here(state)
+        else:
+            asyncio.run(_run_workers(state, recipe.jobs))
+    return RunFolder.read(path)
+
+
+def _require(folder: RunFolder, stages: Sequence[Stage]) -> None:
+    own = {s.name for s in stages}
+    for stage in stages:
+        for need in stage.needs:
+            if need not in own and folder.done(need) is None:
+                raise UserError(f"{stage.name} needs {need}, which is not finished in {folder.path}: run `leafe {need.partition('/')[0]}` with this recipe first.")
+
+
+@dataclass(slots=True)
+class _State:
+    folder: RunFolder
+    recipe: Recipe
+    stages: list[Stage]
+    watcher: Watcher
+    finished: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+
+    def skip_finished(self) -> None:
+        for stage in self.stages:
+            if self.folder.done(stage.name) is not None:
+                self.finished.add(stage.name)
+                self.taken.add(stage.name)
+        self.tell_kinds()
+
+    def take(self) -> Stage | None:
+        """A stage that can begin now: all that it needs is finished."""
+        for stage in self.stages:
+            if stage.name not in self.taken and all(n in self.finished or self.folder.done(n) is not None for n in stage.needs):
+                self.taken.add(stage.name)
+                self.folder.stage(stage.name)
+                self.watcher.begins(stage)
+                return stage
+        return None
+
+    @property
+    def all_taken(self) -> bool:
+        return len(self.taken) == len(self.stages)
+
+    def finish(self, stage: Stage, info: dict[str, Any]) -> None:
+        self.folder.finish(stage.name, info)
+        self.folder.metric(stage=stage.name, **{k: v for k, v in info.items() if isinstance(v, int | float | str)})
+        self.finished.add(stage.name)
+        self.watcher.ends(stage, info)
+        self.tell_kinds()
+
+    def tell_kinds(self) -> None:
+        kinds: tuple[StageKind, ...] = ("explore", "distill", "evaluate")
+        for kind in kinds:
+            names = [s.name for s in self.stages if s.kind == kind]
+            if names and kind not in self.told and all(n in self.finished for n in names):
+                self.told.add(kind)
+                self.watcher.kind_done(kind)
+
+
+def _run_here(state: _State) -> None:
+    from leafe.pipeline._stages import run_stage
+
+    while (stage := state.take()) is not None:
+        here = stage
+        state.finish(here, run_stage(state.recipe, state.folder.path, here, lambda event: state.watcher.progress(here, event)))
+
+
+async def _run_workers(state: _State, jobs: int) -> None:
+    if state.all_taken:
+        return
+    changed = asyncio.Condition()
+
+    async def serve(number: int) -> None:
+        worker: asyncio.subprocess.Process | None = None
+        try:
+            while True:
+                async with changed:
+                    while (stage := state.take()) is None:
+                        if state.all_taken:
+                            return
+                        await changed.wait()
+                    changed.notify_all()
+                worker = worker or await _start(state.folder.path, number)
+                info = await _ask(worker, state, stage)
+                state.finish(stage, info)
+                async with changed:
+                    changed.notify_all()
+        finally:
+            if worker is not None and worker.returncode is None:
+                worker.kill()  # all that counts is journalled; the stage goes on from there next time
+                await worker.wait()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(min(jobs, len(state.stages))):
+                group.create_task(serve(number))
+    except BaseExceptionGroup as errors:
+        inner: BaseException = errors
+        while isinstance(inner, BaseExceptionGroup):
+            inner = inner.exceptions[0]
+        raise inner from None
+
+
+async def _start(folder: Path, number: int) -> asyncio.subprocess.Process:
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
+    with (logs / f"worker-{number}.log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "leafe.pipeline",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, limit=1 << 26,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+            start_new_session=True,  # Ctrl-C is this process's to handle; it ends its workers itself
+        )  # fmt: skip
+
+
+async def _ask(worker: asyncio.subprocess.Process, state: _State, stage: Stage) -> dict[str, Any]:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    command = {"recipe": state.recipe.model_dump(mode="json"), "folder": str(state.folder.path), "stage": stage.name}
+    try:
+        worker.stdin.write(json.dumps(command).encode() + b"\n")
+        await worker.stdin.drain()
+        async for line in worker.stdout:
+            event = json.loads(line)
+            kind = event.pop("kind")
+            if kind == "progress":
+                state.watcher.progress(stage, event)
+            elif kind == "finished":
+                info: dict[str, Any] = event["info"]
+                return info
+            elif event["error"] == "user":
+                raise UserError(event["message"])
+            elif event["error"] == "foreign":
+                raise ForeignFailure(event["message"])
+            else:
+                raise StageCrashed(f"{stage.name}: {event['message']}\n{event.get('traceback', '')}")
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    await worker.wait()
+    raise ForeignFailure(
+        f"The process that ran {stage.name} ended with code {worker.returncode} (killed, or out of memory?); "
+        f"its log is {state.folder.path / 'logs'}. What it journalled is kept: run again to go on."
+    )

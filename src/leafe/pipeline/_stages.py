@@ -1,0 +1,216 @@
+"""One stage, run to its end in this process: the recipe's names become objects here, and only here.
+
+A stage reads the folders of those it needs, writes its own, and returns what the report wants to know. It may be killed at any time: what it
+journalled is gone on with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from leafe.core import Environment, Policy, Task, UserError
+from leafe.distill import DistillConfig, TrainProgress, build, export_trl, train
+from leafe.envs import load_tasks, make_world
+from leafe.evaluate import EvaluateProgress, evaluate
+from leafe.explore import Progress, WorldPool, explore
+from leafe.pipeline._plan import Leg, Stage, stage_name, task_count, world_options
+from leafe.policies import make_policy
+from leafe.prompts import Prompts, load_prompt_set
+from leafe.recipes import Recipe
+from leafe.runs import Journal, load_trees, write_tasks
+
+Emit = Callable[[dict[str, Any]], None]
+"""Takes plain values on how far the stage is: `done` of `of`, and words."""
+
+
+def run_stage(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    """Run the stage in the run folder `folder`; returns plain values for its marker."""
+    began = time.monotonic()
+    run = {"explore": _explore, "distill": _distill, "evaluate": _evaluate}[stage.kind]
+    info = run(recipe, folder, stage, _Throttled(emit))
+    return info | {"seconds": round(time.monotonic() - began, 2)}
+
+
+class _Throttled:
+    """Passes on two words a second: progress is for people."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit, self.last = emit, 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self.last > 0.5 or event.get("done") == event.get("of"):
+            self.last = now
+            self.emit(event)
+
+
+def resolve_model(name: str) -> str:
+    """`embedded`, `smollm2`, a folder or a hub id -> what transformers can load."""
+    if name == "embedded":
+        from leafe.embedded import base_path
+
+        return str(base_path())
+    if name == "smollm2":
+        from leafe.policies import smollm2
+
+        return str(smollm2.path())
+    return name
+
+
+def _make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> WorldPool:
+    options = world_options(recipe, leg)
+
+    def make() -> Environment:
+        return make_world(recipe.world.name, **options)
+
+    pool = WorldPool(make, size=recipe.world.workers, timeout=recipe.world.timeout)
+    if pool.facts.quick:  # quick worlds run in the event loop: the tasks in flight are the only bound
+        pool.close()
+        pool = WorldPool(make, size=concurrency, timeout=recipe.world.timeout)
+    return pool
+
+
+def _tasks(recipe: Recipe, leg: Leg, pool: WorldPool, which: str) -> list[Task]:
+    if which == "train":
+        return load_tasks(pool.facts, recipe.tasks.train_split, task_count(recipe, leg, "train"), leg.seed)
+    return load_tasks(pool.facts, recipe.tasks.test_split, task_count(recipe, leg, "test"), leg.seed)
+
+
+def _prompts(recipe: Recipe, pool: WorldPool) -> Prompts:
+    return Prompts(load_prompt_set(recipe.prompts), pool.facts.actions_help, recipe.history)
+
+
+def _base_policy(recipe: Recipe) -> Policy:
+    if recipe.policy.kind == "hf":
+        return make_policy("hf", model=resolve_model(recipe.policy.model), name="base", **recipe.policy.options)
+    return make_policy(recipe.policy.kind, **recipe.policy.options)
+
+
+def _trained_policy(recipe: Recipe, checkpoint: Path, name: str) -> Policy:
+    """Trained weights are answered for in-process: a server that was started by hand does not know them."""
+    options = recipe.policy.options if recipe.policy.kind == "hf" else {}
+    return make_policy("hf", model=str(checkpoint), name=name, **options)
+
+
+def _row_policy(recipe: Recipe, folder: Path, leg: Leg, row: str) -> Policy:
+    extra = recipe.evaluate.extras.get(row)
+    source = extra.policy if extra else row
+    if source == "base":
+        return _base_policy(recipe)
+    if source in recipe.arms:
+        return _trained_policy(recipe, folder / stage_name("distill", leg, source) / "checkpoint", row)
+    module, _, name = source.partition(":")
+    try:
+        found: Policy = getattr(import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"evaluate.extras: the policy {source!r} cannot be imported: {error}.") from error
+    return found
+
+
+async def _ready(policy: Policy) -> None:
+    check = getattr(policy, "check", None)
+    if check is not None:
+        await check()
+
+
+def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    config = recipe.explore.model_copy(update={"strategy": stage.what, "seed": stage.leg.seed})
+    out = folder / stage.name
+
+    def on_progress(p: Progress) -> None:
+        words = f"{p.solved} solved ({p.solved_by_rollback} after a rollback), {p.spent.policy_calls} policy calls"
+        emit({"done": p.tasks_done, "of": p.tasks, "words": words, "turns": p.turns, "tokens": p.spent.generated_tokens})
+
+    async def main() -> dict[str, Any]:
+        pool = _make_pool(recipe, stage.leg, config.concurrency)
+        policy = _base_policy(recipe)
+        try:
+            await _ready(policy)
+            tasks = _tasks(recipe, stage.leg, pool, "train")
+            write_tasks(out, tasks)
+            with Journal(out) as journal:
+                prompts = _prompts(recipe, pool)
+                found = await explore(policy, pool, tasks, prompts, config, journal=journal, known=load_trees(out), on_progress=on_progress)
+        finally:
+            await policy.close()
+            pool.close()
+        return {
+            "stops": dict(found.stops),
+            "unusable_reflections": found.unusable_reflections,
+            "cut_short": found.cut_short,
+            "spent": found.spent.to_json(),
+            "policy_failures": dict(getattr(policy, "stats", {})),
+            "world_failures": pool.broken,
+        }
+
+    return asyncio.run(main())
+
+
+def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    arm = recipe.arms[stage.what]
+    config: DistillConfig = arm.config().model_copy(update={"seed": stage.leg.seed})
+    trees = load_trees(folder / stage_name("explore", stage.leg, arm.explored))
+    pool = _make_pool(recipe, stage.leg, 1)
+    prompts = _prompts(recipe, pool)
+    pool.close()
+    dataset = build(trees, prompts, config, stage.leg.seed)
+    learn, valid = dataset.split(config.valid_fraction, stage.leg.seed)
+    out = folder / stage.name
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "dataset").exists():
+        shutil.rmtree(out / "dataset")  # made anew from the journal: the same trees give the same samples
+    export_trl(dataset, out / "dataset")
+
+    def on_progress(p: TrainProgress) -> None:
+        emit({"done": p.step, "of": p.steps, "words": f"loss {p.loss:.3f}" + (f", validation {p.valid_loss:.3f}" if p.valid_loss is not None else "")})
+
+    result = train(resolve_model(recipe.policy.model), out / "checkpoint", learn, valid, config, on_progress)
+    return {"counts": dataset.counts, "train": result.to_json(), "config": config.model_dump(mode="json")}
+
+
+def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    settings = recipe.evaluate
+    extra = settings.extras.get(stage.what)
+    temperature = extra.temperature if extra and extra.temperature is not None else settings.temperature
+    out = folder / stage.name
+
+    def on_progress(p: EvaluateProgress) -> None:
+        words = f"{p.solved} solved at least once, mean success {p.successes / max(1, p.samples):.3f}"
+        emit({"done": p.tasks_done, "of": p.tasks, "words": words, "turns": p.spent.env_steps, "tokens": p.spent.generated_tokens})
+
+    async def main() -> dict[str, Any]:
+        pool = _make_pool(recipe, stage.leg, settings.concurrency)
+        policy = _row_policy(recipe, folder, stage.leg, stage.what)
+        try:
+            await _ready(policy)
+            tasks = _tasks(recipe, stage.leg, pool, "test")
+            write_tasks(out, tasks)
+            with Journal(out) as journal:
+                await evaluate(
+                    policy,
+                    pool,
+                    tasks,
+                    _prompts(recipe, pool),
+                    samples=settings.samples,
+                    temperature=temperature,
+                    top_p=settings.top_p,
+                    seed=stage.leg.seed,
+                    journal=journal,
+                    known=load_trees(out),
+                    horizon=recipe.explore.horizon,
+                    invalid_limit=recipe.explore.invalid_limit,
+                    concurrency=settings.concurrency,
+                    on_progress=on_progress,
+                )
+        finally:
+            await policy.close()
+            pool.close()
+        return {"temperature": temperature, "samples": settings.samples}
+
+    return asyncio.run(main())
