@@ -1,0 +1,451 @@
+"""Continuous batching on one thread: at every iteration rows join, take one token each, and leave; nobody waits for anybody.
+
+A row is a token sequence in a cache slot, and stands for all samples of its request that have drawn those tokens. What a row needs next is always the
+same: the keys and values of its tokens that the cache lacks (the whole prompt at first, one token later), and a draw from the last one's logits. Where a draw
+splits a row's samples, the first part stays in the slot and each other part becomes a waiting row, which finds its prefix in the cache like any new prompt.
+Axes: B rows of a forward pass, W new tokens of a row (padded on the left, so that the last column is the last token), L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leafe.core import ChatTokens, Completion, Request, Usage
+from leafe.policies.hf._cache import SlotCache
+from leafe.policies.hf._sampling import draw, uniforms
+from leafe.policies.hf._slots import Slots
+
+_PASS_TOKENS = 8192  # padded tokens of one forward pass at most, unless one row alone has more
+_CHUNK = 2048  # a row's tokens in one forward pass
+_START_LENGTH = 64
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One request on its way. `deliver` is called on the engine's thread, for many jobs at once, by the policy's batch hand-over."""
+
+    request: Request
+    prompt: tuple[int, ...]
+    seed: int
+    receiver: Any
+    """What the answer goes to; the engine hands it back untouched."""
+    abandoned: Callable[[], bool]
+    rows: int = 1
+    cached: int = 0
+    finished: list[tuple[int, Completion]] = field(default_factory=list)
+    """(first sample, completion) of the rows that ended."""
+    error: BaseException | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Row:
+    job: Job
+    tokens: NDArray[np.int32]
+    """Prompt and drawn tokens while the row waits for a slot; in a slot the slot's own record goes on."""
+    samples: NDArray[np.int64]
+    logprobs: list[float]
+    own: int = 0
+    """Drawn tokens that no other row of the request counts."""
+    slot: int = -1
+    total: int = 0
+    """Prompt and drawn tokens."""
+    fresh: bool = True
+    """A new request, not a split one: its cached prefix is the request's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The samples of a row that drew the same token."""
+
+    token: int
+    logprob: float
+    samples: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """An answer that a stop string ended. `tokens` is None where the text ends within a token."""
+
+    text: str
+    tokens: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`rows` active at once, `context` tokens of one row, `cache_bytes` of keys and values (passed only by a single row that needs more)."""
+
+    rows: int
+    context: int
+    cache_bytes: int
+
+
+class Engine:
+    """Owns the model, the cache and the thread. `hand_over` gets the finished jobs of an iteration, on the engine's thread."""
+
+    def __init__(self, model: Any, chat: ChatTokens, limits: Limits, hand_over: Callable[[list[Job]], None], threads: int | None = None) -> None:
+        self.model = model
+        self.chat = chat
+        self.limits = limits
+        self.passes = 0
+        """Forward passes so far."""
+        self.computed = 0
+        """Tokens computed so far, padding left out."""
+        self._hand_over = hand_over
+        self._threads = threads
+        self._device = next(model.parameters()).device
+        self._dtype = next(model.parameters()).dtype
+        self._stops = _stop_ids(model, chat)
+        self._cache = SlotCache()
+        self._slots = Slots()
+        self._new: deque[Job] = deque()
+        self._waiting: deque[_Row] = deque()
+        self._active: list[_Row] = []
+        self._done: list[Job] = []
+        self._texts: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        # padding is cheaper than one more forward pass up to about this many tokens
+        self._slack = int(min(256, max(4, 2e8 / max(1, sum(p.numel() for p in model.parameters())))))
+        self._lock = threading.Condition()
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    # the asking side
+
+    def submit(self, job: Job) -> None:
+        """From any thread; the answer comes through `hand_over`."""
+        with self._lock:
+            if self._closing or self._failure is not None:
+                raise RuntimeError("the engine is closed") from self._failure
+            self._new.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="leafe-engine", daemon=True)
+                self._thread.start()
+            self._lock.notify()
+
+    def close(self) -> None:
+        """Stop after the iteration in flight; requests that are not answered fail. Blocks until the thread has ended."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    # the engine's thread
+
+    def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                while self._collect():
+                    self._iterate()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            with self._lock:
+                self._closing = True
+                left = {id(j): j for j in (*self._new, *(r.job for r in (*self._waiting, *self._active)))}
+                self._new.clear()
+            for job in left.values():
+                job.error = self._failure or RuntimeError("the engine was closed")
+            self._hand_over([*self._done, *left.values()])
+
+    def _collect(self) -> bool:
+        """Take the new requests; waits for one where nothing is going on. False: closing."""
+        with self._lock:
+            idle = not self._active and not self._waiting
+            while idle and not self._new and not self._closing:
+                self._lock.wait()
+        if idle:  # requests come in bursts: let the burst arrive, as long as it grows
+            seen = 0
+            while seen < len(self._new) < self.limits.rows:
+                seen = len(self._new)
+                time.sleep(0.0003)
+        with self._lock:
+            while self._new:
+                job = self._new.popleft()
+                self._waiting.append(_Row(job, np.asarray(job.prompt, np.int32), np.arange(job.request.n), [], total=len(job.prompt)))
+            return not self._closing
+
+    def _iterate(self) -> None:
+        self._drop_abandoned()
+        self._admit()
+        for group, widths in self._groups():
+            self._advance(group, widths)
+        if self._done:
+            done, self._done = self._done, []
+            self._hand_over(done)
+
+    def _drop_abandoned(self) -> None:
+        for row in self._active:
+            if row.job.abandoned():
+                self._slots.release(row.slot)
+                row.slot = -1
+        self._active = [r for r in self._active if r.slot >= 0]
+        if any(r.job.abandoned() for r in self._waiting):
+            self._waiting = deque(r for r in self._waiting if not r.job.abandoned())
+
+    # room
+
+    def _admit(self) -> None:
+        """Give slots to waiting rows, in order, as far as the limits allow, and copy the prefixes that they share with others."""
+        need = max((self._need(r) for r in self._active), default=0)
+        chosen: list[_Row] = []
+        while self._waiting and len(self._active) + len(chosen) < self.limits.rows:
+            need = max(need, self._need(self._waiting[0]))
+            rows = len(self._active) + len(chosen) + 1
+            if rows > 1 and rows > self._affordable(need):
+                break
+            chosen.append(self._waiting.popleft())
+        self._make_room(chosen)
+        copies: list[tuple[int, int, int]] = []
+        deferred: list[_Row] = []
+        for row in chosen:
+            place = self._slots.place(row.tokens, row.job.request.cache_key)
+            if place is None:
+                deferred.append(row)
+                continue
+            row.slot = place.slot
+            if row.fresh:
+                row.job.cached, row.fresh = place.cached, False
+            if place.source is not None:
+                copies.append((place.source, place.slot, place.cached))
+            self._active.append(row)
+        self._waiting.extendleft(reversed(deferred))
+        if copies:
+            self._cache.copy([c[0] for c in copies], [c[1] for c in copies], max(c[2] for c in copies))
+            for _, slot, cached in copies:
+                self._slots.ready[slot] = cached
+
+    def _need(self, row: _Row) -> int:
+        return len(row.job.prompt) + row.job.request.max_tokens
+
+    def _rounded(self, length: int) -> int:
+        """The capacity for this many tokens: doubled from a small start, at most the context."""
+        return min(self.limits.context, max(_START_LENGTH, 1 << (length - 1).bit_length()))
+
+    def _affordable(self, length: int) -> int:
+        """How many slots of this length the memory limit allows, one at least."""
+        each = self._cache.bytes_per_token * self._rounded(length)
+        return max(1, self.limits.cache_bytes // each) if each else self.limits.rows
+
+    def _make_room(self, joining: list[_Row]) -> None:
+        """Slots for the active and the joining rows, one more token each, and for idle ones beside them within the memory limit."""
+        longest = max((r.total for r in (*self._active, *joining)), default=0) + 1
+        length = self._slots.length if longest <= self._slots.length else self._rounded(longest)
+        rows = len(self._active) + len(joining)
+        slots = self._slots.count
+        if self._slots.unused < len(joining):
+            slots = max(8, 2 * slots, rows)
+        slots = min(slots, max(rows, min(4 * self.limits.rows, self._affordable(length))))
+        if slots == self._slots.count and length == self._slots.length:
+            return
+        kept = self._slots.kept_within(slots)
+        self._cache.resize(kept, slots, length)
+        self._slots.resize(kept, slots, length)
+        moved = {old: new for new, old in enumerate(kept)}
+        for row in self._active:
+            row.slot = moved[row.slot]
+
+    # one forward pass
+
+    def _groups(self) -> list[tuple[list[_Row], NDArray[np.int64]]]:
+        """The active rows by how many tokens each has to compute, so that little is padding; with those numbers."""
+        if not self._active:
+            return []
+        slots = np.fromiter((r.slot for r in self._active), np.int64)
+        todo = np.minimum(np.fromiter((r.total for r in self._active), np.int64) - self._slots.ready[slots], _CHUNK)
+        order = np.lexsort((slots, todo))
+        widths = todo[order]
+        out = []
+        begin, real = 0, 0
+        for i, width in enumerate(widths.tolist()):
+            padded = (i - begin + 1) * width
+            wasteful = padded - real - width > self._slack + real // 4
+            if i > begin and (wasteful or padded > _PASS_TOKENS):
+                out.append((begin, i))
+                begin, real = i, 0
+            real += width
+        out.append((begin, len(widths)))
+        return [([self._active[k] for k in order[a:b]], widths[a:b]) for a, b in out]
+
+    def _advance(self, rows: list[_Row], widths: NDArray[np.int64]) -> None:
+        """Compute the rows' missing tokens and draw the next one where none is missing any more."""
+        slots = np.fromiter((r.slot for r in rows), np.int64)
+        by_slot = np.argsort(slots)
+        rows, slots, widths = [rows[i] for i in by_slot], slots[by_slot], widths[by_slot]
+        start = self._slots.ready[slots]
+        logits = self._forward(slots, start, widths)
+        self._slots.ready[slots] = start + widths
+        totals = np.fromiter((r.total for r in rows), np.int64)
+        whole = np.flatnonzero(start + widths == totals)
+        if len(whole) < len(rows):
+            if not len(whole):
+                return
+            rows, logits = [rows[i] for i in whole], logits[torch.from_numpy(whole).to(self._device)]
+        self._draw(rows, logits)
+
+    def _forward(self, slots: NDArray[np.int64], start: NDArray[np.int64], widths: NDArray[np.int64]) -> torch.Tensor:
+        """The logits (B, V) after the tokens start .. start + width of each slot; their keys and values are stored."""
+        wide = int(widths.max())
+        longest = int((start + widths).max())
+        columns = np.arange(wide)
+        position = start[:, None] + columns - (wide - widths)[:, None]
+        real = columns >= (wide - widths)[:, None]
+        position = np.where(real, position, 0)
+        ids = np.where(real, self._slots.tokens[slots[:, None], position], 0)
+        first = int(slots[0]) if int(slots[-1]) - int(slots[0]) == len(slots) - 1 else None
+        device = self._device
+        position_BW = torch.from_numpy(position).to(device)
+        self._cache.plan(torch.from_numpy(slots).to(device), position_BW, torch.from_numpy(real).to(device), longest, first)
+        hidden_BWL = torch.arange(longest, device=device) > position_BW[:, :, None]
+        mask = torch.zeros(hidden_BWL.shape, dtype=self._dtype, device=device).masked_fill_(hidden_BWL, torch.finfo(self._dtype).min)
+        out = self.model(
+            input_ids=torch.from_numpy(ids.astype(np.int64)).to(device),
+            position_ids=position_BW,
+            attention_mask=mask[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.passes += 1
+        self.computed += int(widths.sum())
+        return out.logits[:, -1]
+
+    # drawing
+
+    def _draw(self, rows: list[_Row], logits: torch.Tensor) -> None:
+        requests = [r.job.request for r in rows]
+        counts = np.fromiter((len(r.samples) for r in rows), np.int64)
+        samples = np.concatenate([r.samples for r in rows])
+        seeds = np.repeat(np.fromiter((r.job.seed for r in rows), np.uint64), counts)
+        steps = np.repeat(np.fromiter((r.total - len(r.job.prompt) for r in rows), np.int64), counts)
+        drawn = draw(
+            logits,
+            np.fromiter((q.temperature for q in requests), np.float64),
+            np.fromiter((q.top_p for q in requests), np.float64),
+            np.repeat(np.arange(len(rows)), counts),
+            uniforms(seeds, samples, steps),
+        )
+        parts_of = np.searchsorted(drawn.row, np.arange(len(rows) + 1)).tolist()
+        token_of, logprob_of, start = drawn.token.tolist(), drawn.logprob.tolist(), drawn.start.tolist()
+        ended = False
+        for i, row in enumerate(rows):
+            parts = [_Part(token_of[k], logprob_of[k], samples[drawn.order[start[k] : start[k + 1]]]) for k in range(parts_of[i], parts_of[i + 1])]
+            ended |= not self._split(row, parts)
+        if ended:
+            self._active = [r for r in self._active if r.slot >= 0]
+
+    def _split(self, row: _Row, parts: list[_Part]) -> bool:
+        """Each part ends, stays in the row's slot (the first that does not end), or waits for a slot. True: one stayed."""
+        job, slot, total, own = row.job, row.slot, row.total, row.own
+        drawn_before = self._slots.tokens[slot, len(job.prompt) : total]
+        job.rows += len(parts) - 1
+        staying: tuple[_Part, int] | None = None
+        for part in parts:
+            finish: Literal["stop", "length"] | None = "stop" if part.token in self._stops else None
+            if finish is None and total + 1 - len(job.prompt) >= job.request.max_tokens:
+                finish = "length"
+            ids = None
+            if finish is not None or job.request.stop:
+                ids = (*drawn_before.tolist(), part.token)
+                cut = self._cut(job.request.stop, ids) if job.request.stop else None
+                if cut is not None or finish is not None:
+                    self._end(row, part, ids, cut, finish or "stop", own + 1)
+                    own = 0
+                    continue
+            if staying is None:
+                staying = (part, own + 1)
+            else:
+                tokens = np.append(self._slots.tokens[slot, :total], np.int32(part.token))
+                self._waiting.appendleft(_Row(job, tokens, part.samples, [*row.logprobs, part.logprob], own=own + 1, total=total + 1, fresh=False))
+            own = 0
+        if staying is None:
+            self._slots.release(slot)
+            row.slot = -1
+            return False
+        part, row.own = staying
+        self._slots.tokens[slot, total] = part.token
+        self._slots.claimed[slot] = row.total = total + 1
+        row.samples = part.samples
+        row.logprobs.append(part.logprob)
+        return True
+
+    def _end(self, row: _Row, part: _Part, ids: tuple[int, ...], cut: _Cut | None, finish: Literal["stop", "length"], own: int) -> None:
+        job = row.job
+        logprobs = [*row.logprobs, part.logprob]
+        text, tokens, finish = (self._text(ids), ids, finish) if cut is None else (cut.text, cut.tokens, "stop")
+        logprob = float(sum(logprobs[: len(tokens)])) if tokens is not None else None
+        done = Completion(text, len(part.samples), tokens, logprob, finish, Usage(generated=own))
+        job.finished.append((int(part.samples[0]), done))
+        job.rows -= 1
+        if job.rows == 0:
+            self._done.append(job)
+
+    def _cut(self, stops: tuple[str, ...], ids: tuple[int, ...]) -> _Cut | None:
+        """Where the text holds a stop string: what comes before it, and the ids of exactly that, if there are such."""
+        text = self._text(ids)
+        at = min((i for i in (text.find(s) for s in stops if s) if i >= 0), default=None)
+        if at is None:
+            return None
+        for k in range(len(ids) - 1, -1, -1):
+            shorter = self._text(ids[:k])
+            if shorter == text[:at]:
+                return _Cut(text[:at], ids[:k])
+            if len(shorter) < at:
+                break
+        return _Cut(text[:at], None)
+
+    def _text(self, ids: tuple[int, ...]) -> str:
+        found = self._texts.get(ids)
+        if found is None:
+            found = self._texts[ids] = self.chat.decode(ids)
+            if len(self._texts) > 20_000:
+                self._texts.popitem(last=False)
+        return found
+
+    # at the start
+
+    def check(self) -> float:
+        """The largest difference, relative to the largest logit, between this cache's logits and a plain forward pass over the same tokens (before the first request)."""
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        ids = np.arange(24) * 7919 % vocabulary
+        with torch.inference_mode():
+            plain = self.model(input_ids=torch.from_numpy(ids[None]).to(self._device), use_cache=False).logits[0].float()
+            self._cache.resize([], 4, 32)
+            self._slots.resize([], 4, 32)
+            self._slots.tokens[:, : len(ids)] = ids
+            slots = np.array([1, 3])
+            self._forward(slots, np.array([0, 0]), np.array([20, 9]))
+            later = self._forward(slots, np.array([20, 9]), np.array([1, 7])).float()
+        difference = (later - plain[[20, 15]]).abs().max() / plain.abs().max().clamp(min=1e-6)
+        self._slots = Slots()
+        self._cache.resize([], 0, 0)
+        return float(difference)
+
+
+def answer(job: Job) -> list[Completion]:
+    """The completions of a finished job, in the order of their first samples; equal ones are one. The first carries the prompt's usage."""
+    merged: dict[tuple[str, tuple[int, ...] | None], Completion] = {}
+    for _, new in sorted(job.finished, key=lambda f: f[0]):
+        key = (new.text, new.tokens)
+        old = merged.get(key)
+        merged[key] = new if old is None else replace(old, count=old.count + new.count, usage=old.usage + new.usage)
+    out = list(merged.values())
+    out[0] = replace(out[0], usage=out[0].usage + Usage(prompt=len(job.prompt), cached=job.cached))
+    return out
+
+
+def _stop_ids(model: Any, chat: ChatTokens) -> frozenset[int]:
+    """The end-of-turn token, and whatever else the checkpoint says ends a generation."""
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return frozenset([chat.end_of_turn, *(more if isinstance(more, list) else [more] if more is not None else [])])

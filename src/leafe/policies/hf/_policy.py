@@ -1,0 +1,107 @@
+"""A standard transformers checkpoint as a policy, in this process.
+
+The event loop turns messages to token ids and waits; the engine's thread does the rest. Answers come back in one call for each iteration of the engine,
+not one for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import secrets
+from collections import defaultdict
+from pathlib import Path
+
+from leafe.core import ChatTokens, Completion, ContextFull, Request, UserError
+from leafe.policies.hf._engine import Engine, Job, Limits, answer
+from leafe.policies.hf.loading import check_architecture, load_model, load_tokenizer
+
+
+class HFPolicy:
+    """Answers requests with continuous batching, reuse of keys and values between turns and branches, and counted sampling.
+
+    `model`: a checkpoint folder (or hub name, or a PEFT adapter folder). `name`: which weights, for the journal; by default the model's path.
+    `dtype`, `device`, `adapter`: as `load_model` has them. `max_batch`: rows computed at once. `max_context`: tokens of prompt and answer, by default what the model was built for.
+    `threads`: torch threads of the engine. `cache_gib`: memory for keys and values; waiting requests wait where it is used up.
+
+    With n > 1 the answer is the distinct completions with their counts: exactly the n samples that n streams of the request's seed give, each token
+    computed once for all samples that share it. Temperature 0 is greedy. `request.stop` strings end the text before them. `request.cache_key` only speeds up the search for a shared prefix.
+    UserError for a model that cannot be run; ContextFull from `complete` where prompt + max_tokens do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        name: str = "",
+        dtype: str = "auto",
+        device: str = "auto",
+        max_batch: int = 64,
+        max_context: int | None = None,
+        threads: int | None = None,
+        adapter: str | Path | None = None,
+        cache_gib: float = 2.0,
+    ) -> None:
+        if max_batch < 1:
+            raise UserError(f"max_batch = {max_batch} must be at least 1.")
+        self.name = name or str(adapter or model)
+        tokenizer = load_tokenizer(model)
+        self.chat = ChatTokens(tokenizer, str(model))
+        loaded = load_model(model, dtype=dtype, device=device, adapter=adapter)
+        built_for = int(getattr(loaded.config, "max_position_embeddings", 0) or 0)
+        if max_context is None and not built_for:
+            raise UserError(f"{model} does not say how long its context is: set max_context.")
+        self.max_context = min(x for x in (max_context, built_for) if x)
+        check_architecture(loaded.config, self.max_context, str(model))
+        # the engine's thread decodes with its own copy: a tokenizer is not made for two threads
+        self.engine = Engine(
+            loaded,
+            ChatTokens(copy.deepcopy(tokenizer), str(model)),
+            Limits(max_batch, self.max_context, int(cache_gib * 2**30)),
+            _hand_over,
+            threads,
+        )
+        off = self.engine.check()
+        if not off < (1e-3 if "float32" in str(loaded.dtype) else 0.1):
+            raise UserError(
+                f"{model} ({type(loaded).__name__}) gives other logits with the in-process engine's cache than without (relative difference {off:.2g}): "
+                "serve it over HTTP instead (vLLM, SGLang, llama.cpp)."
+            )
+
+    async def complete(self, request: Request) -> list[Completion]:
+        """See `leafe.core.Policy`. Usage: the first completion carries the prompt; `generated` counts each computed token once."""
+        if request.n < 1 or request.max_tokens < 1:
+            raise ValueError("n and max_tokens must be at least 1")
+        prompt = self.chat.prompt(request.messages)
+        if len(prompt) + request.max_tokens > self.max_context:
+            raise ContextFull(f"{len(prompt)} prompt tokens and {request.max_tokens} for the answer do not fit {self.name}'s context of {self.max_context}.")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Completion]] = loop.create_future()
+        seed = request.seed if request.seed is not None else secrets.randbits(63)
+        self.engine.submit(Job(request, prompt, seed % 2**64, (loop, future), future.cancelled))
+        return await future
+
+    async def close(self) -> None:
+        """Stop the engine; requests in flight fail."""
+        await asyncio.to_thread(self.engine.close)
+
+
+def _hand_over(jobs: list[Job]) -> None:
+    """On the engine's thread: each event loop gets its answers in one call."""
+    by_loop: defaultdict[asyncio.AbstractEventLoop, list[Job]] = defaultdict(list)
+    for job in jobs:
+        by_loop[job.receiver[0]].append(job)
+    for loop, mine in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_deliver, mine)
+
+
+def _deliver(jobs: list[Job]) -> None:
+    for job in jobs:
+        future = job.receiver[1]
+        if future.done():
+            continue
+        if job.error is not None:
+            future.set_exception(job.error)
+        else:
+            future.set_result(answer(job))

@@ -1,0 +1,138 @@
+"""From a folder to a model and a tokenizer, or to one clear sentence about what is wrong with the folder.
+
+Safetensors only, no remote code. A folder that holds a PEFT adapter and no model names its base model itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from leafe.core import UserError
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
+
+
+@contextlib.contextmanager
+def _needs_extra(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{what} needs the package {error.name!r}, which is not installed: pip install 'leafe[hf]'.") from error
+
+
+def _folder(path: str | Path) -> Path | str:
+    """The folder, or the name of a model on the Hugging Face hub; UserError where it can be neither."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(path, str) and _HUB_NAME.fullmatch(path) and not folder.exists():
+        return path
+    raise UserError(f"There is no model folder {path}: give a folder with config.json and model.safetensors.")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / name} cannot be read: {error}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{folder / name} does not hold a JSON object.")
+    return found
+
+
+def adapter_base(path: str | Path) -> str | None:
+    """The base model that a PEFT adapter folder names; None where the folder is no bare adapter."""
+    folder = Path(path).expanduser()
+    if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+        return None
+    base = _read_json(folder, "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"The adapter {folder} does not name its base model: give the base model as the model and this folder as the adapter.")
+    return str(base)
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The fast tokenizer of a checkpoint folder (or hub name). UserError where there is none.
+
+    A folder whose tokenizer is a plain `tokenizer.json` gets exactly that: `AutoTokenizer` would replace the pre-tokenizer of a Qwen2 model by Qwen's own.
+    """
+    with _needs_extra("An in-process model"):
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    where = _folder(path)
+    if isinstance(where, Path) and not (where / "tokenizer_config.json").is_file() and (base := adapter_base(where)) is not None:
+        where = _folder(base)
+    try:
+        if isinstance(where, Path) and (where / "tokenizer.json").is_file() and (where / "tokenizer_config.json").is_file():
+            kind = _read_json(where, "tokenizer_config.json").get("tokenizer_class")
+            if kind in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+                return PreTrainedTokenizerFast.from_pretrained(str(where))
+        return AutoTokenizer.from_pretrained(str(where))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"No tokenizer can be loaded from {where}: {_first_line(error)}") from error
+
+
+def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", adapter: str | Path | None = None) -> Any:
+    """A causal language model in evaluation mode on its device.
+
+    `dtype`: "auto" (float32 on a CPU, the checkpoint's own elsewhere) or a torch name ("bfloat16"). `device`: "auto" (CUDA where there is one) or a torch name.
+    `adapter`: a PEFT folder, merged into the weights. UserError where any of it cannot be had.
+    """
+    with _needs_extra("An in-process model"):
+        import torch
+        from transformers import AutoModelForCausalLM
+    where = _folder(path)
+    if isinstance(where, Path) and (base := adapter_base(where)) is not None:
+        if adapter is not None:
+            raise UserError(f"{where} is itself an adapter: give its base model ({base}) to use another one.")
+        where, adapter = _folder(base), where
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    kind: Any = dtype
+    if dtype == "auto":
+        kind = torch.float32 if chosen.startswith("cpu") else "auto"
+    elif not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UserError(f"dtype = {dtype!r} is no torch type: use auto, float32, bfloat16 or float16.")
+    else:
+        kind = getattr(torch, dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(where), dtype=kind, use_safetensors=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"No model can be loaded from {where}: {_first_line(error)}") from error
+    if adapter is not None:
+        model = _merge(model, adapter)
+    try:
+        return model.to(chosen).eval()
+    except RuntimeError as error:
+        raise UserError(f"device = {device!r} cannot be used: {_first_line(error)}") from error
+
+
+def _merge(model: Any, adapter: str | Path) -> Any:
+    with _needs_extra("A LoRA adapter"):
+        from peft import PeftModel
+    if not (Path(adapter).expanduser() / "adapter_config.json").is_file():
+        raise UserError(f"There is no PEFT adapter in {adapter}: adapter_config.json is missing.")
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"The adapter {adapter} does not fit its base model: {_first_line(error)}") from error
+
+
+def check_architecture(config: Any, context: int, name: str) -> None:
+    """UserError unless every layer attends to the whole context: the engine keeps keys and values of every position and nothing else."""
+    advice = "serve it over HTTP instead (vLLM, SGLang, llama.cpp)"
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{name} is an encoder-decoder model, which the in-process engine cannot run: use a decoder-only model.")
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if kinds - {"sliding_attention"} or (window is None and "sliding_attention" in kinds):
+        raise UserError(f"{name} has layers of kind {', '.join(sorted(kinds))}, which the in-process engine cannot run: {advice}.")
+    if window is not None and window < context:
+        raise UserError(f"{name} attends to a sliding window of {window} tokens only: set max_context to {window} or less, or {advice}.")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
