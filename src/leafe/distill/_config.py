@@ -1,0 +1,169 @@
+"""What Stage 2 can be told: one flat record of options, and the named presets as plain data.
+
+The objective is `L = counterfactual_weight * L_cf + beta * L_reh + anchor_weight * KL + reflection_weight * L_refl` (METHOD.md, Stage 2; the last two terms are
+leafe's own). Each expectation is a mean over the target tokens of its own set within the batch, so that the sizes of the sets do not weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from leafe.core import UserError
+
+Part = Literal["rehearsal", "counterfactual", "anchor", "reflection"]
+PARTS: tuple[Part, ...] = ("rehearsal", "counterfactual", "anchor", "reflection")
+
+
+class Lora(BaseModel):
+    """Train low-rank adapters instead of all weights (peft)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get an adapter; empty: all but the output layer."""
+    merge: bool = True
+    """Add the adapters to the weights at the end and write a plain checkpoint; False: write the adapter alone."""
+
+
+class DistillConfig(BaseModel):
+    """All options of Stage 2. Batches are counted in sequences (a sequence holds all merged samples of one path)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # what is selected from the trees
+    rehearsal: Literal["none", "successes", "progress_prefix"] = "successes"
+    """D_reh: whole successful episodes; or, of every episode, the actions up to the one that its own reflection blames."""
+    rehearsal_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the episodes that rehearsal may use, drawn at random (paper: 0.2 of the successful rollouts)."""
+    counterfactuals: Literal["none", "all", "improved", "success_path"] = "all"
+    """D_cf: which branch events."""
+    samples_per_task: int | None = Field(None, ge=1)
+    """Most branch events of one task, drawn at random (paper: 3); None: all."""
+    anchors: bool = False
+    """KL to the start policy on prompts that carry another branch's experience: it keeps the policy able to follow one."""
+    reflections: bool = False
+    """Cross-entropy on the reflections whose branch improved: it keeps the policy able to reflect."""
+    valid_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the training tasks that `Dataset.split` holds out for validation."""
+
+    # the objective
+    counterfactual_weight: float = Field(1.0, ge=0)
+    beta: float = Field(0.5, ge=0)
+    """Weight of rehearsal. The paper prints none; 0.5 did well in our own miniature (docs/results.md)."""
+    anchor_weight: float = Field(0.3, ge=0)
+    reflection_weight: float = Field(0.1, ge=0)
+
+    # the batches
+    rehearsal_batch: int = Field(32, ge=1)
+    counterfactual_batch: int = Field(32, ge=1)
+    anchor_batch: int = Field(12, ge=1)
+    reflection_batch: int = Field(8, ge=1)
+    micro_batch: int | None = Field(None, ge=1)
+    """Sequences in one forward pass; None: all of the batch on a GPU, groups of like length on a CPU. Changes memory and speed, never the loss."""
+    max_length: int | None = Field(None, ge=2)
+    """Longest sequence in tokens; None: the model's context. Longer samples are left out and counted."""
+
+    # the optimiser
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps; give this or `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the one of D_cf and D_reh that needs more batches; 2 where neither is given."""
+    learning_rate: float = Field(1e-6, gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic (the trained weights stay float32). auto: bfloat16 where the GPU has it, else float32."""
+    gradient_checkpointing: bool = False
+    lora: Lora | None = None
+
+    # watching and stopping
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between two validations; None: none. With validation the weights with the lowest loss are the ones written."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many validations in a row without a new lowest loss; None: take all steps."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between two checkpoints from which a killed training goes on."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError("patience needs eval_every")
+        if self.rehearsal == "none" and self.counterfactuals == "none":
+            raise ValueError("there is nothing to train on: rehearsal and counterfactuals are both none")
+        return self
+
+    def weight(self, part: Part) -> float:
+        """The part's factor in the objective."""
+        return {"rehearsal": self.beta, "counterfactual": self.counterfactual_weight, "anchor": self.anchor_weight, "reflection": self.reflection_weight}[part]
+
+    def batch(self, part: Part) -> int:
+        """Sequences of the part in a batch."""
+        return {
+            "rehearsal": self.rehearsal_batch,
+            "counterfactual": self.counterfactual_batch,
+            "anchor": self.anchor_batch,
+            "reflection": self.reflection_batch,
+        }[part]
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # the paper's LEAFE: 20 % of the successes, 3 branch events a task, batch 128, 1e-6, 2-3 epochs
+    "paper": {
+        "rehearsal": "successes",
+        "rehearsal_fraction": 0.2,
+        "counterfactuals": "all",
+        "samples_per_task": 3,
+        "beta": 0.5,
+        "rehearsal_batch": 64,
+        "counterfactual_batch": 64,
+        "epochs": 2.0,
+    },
+    # leafe's own: precise labels, what failed episodes did right, anchors against forgetting (docs/results.md)
+    "leafe+": {
+        "rehearsal": "progress_prefix",
+        "counterfactuals": "improved",
+        "beta": 1.0,
+        "anchors": True,
+        "reflections": True,
+        "rehearsal_batch": 32,
+        "counterfactual_batch": 16,
+        "anchor_batch": 12,
+        "reflection_batch": 8,
+        "epochs": 2.0,
+    },
+    # rehearsal of the tree's successes alone (the paper's ablation, its Table 4)
+    "rehearsal": {"rehearsal": "successes", "counterfactuals": "none", "beta": 1.0, "epochs": 2.0},
+    # rejection-sampling fine-tuning: the same code, fed the trees of independent sampling
+    "rft": {"rehearsal": "successes", "counterfactuals": "none", "beta": 1.0, "epochs": 2.0},
+    # experience-to-policy distillation alone
+    "cf": {"rehearsal": "none", "counterfactuals": "all", "samples_per_task": 3, "epochs": 2.0},
+}
+"""Named starting points; a recipe overrides single fields."""
+
+
+def preset(name: str, **overrides: Any) -> DistillConfig:
+    """The named preset with single fields replaced; UserError for an unknown name or field, or a value that does not fit."""
+    if name not in PRESETS:
+        raise UserError(f"There is no distillation preset {name!r}: take one of {', '.join(PRESETS)}.")
+    values = dict(PRESETS[name]) | overrides
+    if overrides.get("steps") is not None and "epochs" not in overrides:
+        values.pop("epochs", None)
+    try:
+        return DistillConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or name
+        raise UserError(f"distill.{where}: {first['msg']}.") from error
