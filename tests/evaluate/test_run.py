@@ -90,7 +90,7 @@ def test_paths_have_the_distribution_of_independent_samples(world: type[Spell], 
     chances = path_chances("aba", horizon=5)
     assert math.isclose(sum(chances.values()), 1.0)
     drawn: Counter[str] = Counter()
-    number, samples = (1, 20_000) if world is Spell else (40, 100)
+    number, samples = (1, 20_000) if world is Spell else (20, 100)
     for tree in play(world, Chance(counted), number=number, word="aba", samples=samples, horizon=5):
         for episode in tree.episodes:
             drawn[said(tree, episode)] += episode.count
@@ -106,9 +106,9 @@ def test_paths_have_the_distribution_of_independent_samples(world: type[Spell], 
 def test_successes_of_a_task_scatter_as_independent_samples_do(world: type[Spell]) -> None:
     """Counts that were right on average but not independent (an even split, say) would give another spread over tasks."""
     rate = sum(c for p, c in path_chances("ab", horizon=8).items() if p.replace("x", "") == "ab")
-    got = counts(play(world, number=1500, samples=6, concurrency=64)).c
+    got = counts(play(world, number=600, samples=6, concurrency=64)).c
     binomial = [math.comb(6, c) * rate**c * (1 - rate) ** (6 - c) for c in range(7)]
-    assert chi_square_p([float(np.sum(got == c)) for c in range(7)], [1500 * p for p in binomial]) > 0.01
+    assert chi_square_p([float(np.sum(got == c)) for c in range(7)], [600 * p for p in binomial]) > 0.01
 
 
 def test_stops() -> None:

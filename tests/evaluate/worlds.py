@@ -81,7 +81,7 @@ class Fragile(Spell):
 
 class Chance:
     """Draws letters with the probabilities of `chances`, which depend on the last observation. Counted: distinct answers with counts, by an exact
-    multinomial; else n single answers. Tokens in the usage: 7 a prompt, 2 a letter."""
+    multinomial; else n single answers. Tokens: 7 a prompt, 2 a letter; the counted engine gives their ids, as any that counts must."""
 
     name = "chance"
 
@@ -106,7 +106,7 @@ class Chance:
         if self.counted:
             split = rng.multinomial(request.n, self.chances(last))
             usage = iter([Usage(7, 0, 2)] + [Usage(0, 0, 2)] * 3)
-            return [Completion(letter, int(n), usage=next(usage)) for letter, n in zip(LETTERS, split, strict=True) if n]
+            return [Completion(letter, int(n), (ord(letter), 0), usage=next(usage)) for letter, n in zip(LETTERS, split, strict=True) if n]
         drawn = rng.choice(list(LETTERS), size=request.n, p=self.chances(last))
         return [Completion(str(letter), usage=Usage(7 if i == 0 else 0, 0, 2)) for i, letter in enumerate(drawn)]
 

@@ -61,5 +61,6 @@ def measure(trees: Sequence[Tree]) -> Measures:
 
 
 def generated_tokens(turn: Turn) -> float:
-    """Length of the action in tokens: its ids where the engine gives them, else the usage of one of the samples that took it."""
+    """Length of the action in tokens, a sample: its ids where the engine gives them, as one that counts does; else each sample was
+    generated for itself, and they share the usage."""
     return len(turn.tokens) if turn.tokens is not None else turn.usage.generated / turn.count
