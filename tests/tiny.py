@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-WORDS = ("take", "use", "go", "left", "right", "up", "down", "walk", "on", "key", "lamp", "rope", "rusty", "dark", "gate", ";", ":", "s0", "s1", "s2", "note", "reflect")
+WORDS = tuple("take use go left right up down walk on key lamp rope rusty dark gate ; : s0 s1 s2 note reflect".split())
 
 SPECIAL = ("<unk>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 

@@ -416,7 +416,7 @@ class Engine:
     # at the start
 
     def check(self) -> float:
-        """The largest difference, relative to the largest logit, between this cache's logits and a plain forward pass over the same tokens (before the first request)."""
+        """How far this cache's logits are from those of a plain forward pass over the same tokens, relative to the largest. Before the first request only."""
         vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         ids = np.arange(24) * 7919 % vocabulary
         with torch.inference_mode():

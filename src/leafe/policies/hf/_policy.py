@@ -21,12 +21,12 @@ class HFPolicy:
     """Answers requests with continuous batching, reuse of keys and values between turns and branches, and counted sampling.
 
     `model`: a checkpoint folder (or hub name, or a PEFT adapter folder). `name`: which weights, for the journal; by default the model's path.
-    `dtype`, `device`, `adapter`: as `load_model` has them. `max_batch`: rows computed at once. `max_context`: tokens of prompt and answer, by default what the model was built for.
-    `threads`: torch threads of the engine. `cache_gib`: memory for keys and values; waiting requests wait where it is used up.
+    `dtype`, `device`, `adapter`: as `load_model` has them. `max_batch`: rows computed at once. `max_context`: tokens of prompt and answer, by default
+    what the model was built for. `threads`: torch threads of the engine. `cache_gib`: memory for keys and values; where it is used up, requests wait.
 
     With n > 1 the answer is the distinct completions with their counts: exactly the n samples that n streams of the request's seed give, each token
-    computed once for all samples that share it. Temperature 0 is greedy. `request.stop` strings end the text before them. `request.cache_key` only speeds up the search for a shared prefix.
-    UserError for a model that cannot be run; ContextFull from `complete` where prompt + max_tokens do not fit.
+    computed once for all samples that share it. Temperature 0 is greedy. `request.stop` strings end the text before them. `request.cache_key` only
+    speeds up the search for a shared prefix. UserError for a model that cannot be run; ContextFull from `complete` where prompt + max_tokens do not fit.
     """
 
     def __init__(

@@ -1,0 +1,65 @@
+"""A policy is a name and options; what stands behind the name is imported when it is asked for.
+
+Three kinds of name, as with worlds: those of this package, those that an installed package announces under the entry point group
+`leafe.policies`, and an import path `package.module:Class`. What is wrong with a name or an option is said in one sentence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from leafe.core import Policy, UserError
+
+GROUP = "leafe.policies"
+"""The entry point group for policies of other packages: `name = "package.module:Class"`."""
+
+_BUILTIN = {"hf": "leafe.policies.hf:HFPolicy", "http": "leafe.policies.http:HTTPPolicy"}
+
+
+def _announced() -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group=GROUP)}
+
+
+def policy_names() -> list[str]:
+    """Every kind of policy that a name alone can make, sorted."""
+    return sorted({*_BUILTIN, *_announced()})
+
+
+def make_policy(kind: str, **options: Any) -> Policy:
+    """The policy `kind` with its options.
+
+    UserError for an unknown kind or option, a missing option or package; the policy's own UserError for a value that it refuses.
+    """
+    factory = _load(kind)
+    parameters = inspect.signature(factory).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for option in options:
+            if option not in parameters:
+                there = f"its options are {', '.join(parameters)}" if parameters else "it has no options"
+                raise UserError(f"The policy {kind!r} has no option {option!r}: {there}.")
+    for name, p in parameters.items():
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in options:
+            raise UserError(f"The policy {kind!r} needs the option {name!r}: set it.")
+    made: Policy = factory(**options)
+    return made
+
+
+def _load(kind: str) -> Callable[..., Any]:
+    announced = _announced().get(kind)
+    target = _BUILTIN.get(kind) or (announced.value if announced else kind)
+    module, _, name = target.partition(":")
+    if not name:
+        raise UserError(f"There is no policy {kind!r}: choose one of {', '.join(policy_names())}, or give package.module:Class.")
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if kind in _BUILTIN:
+            raise UserError(f"The policy {kind!r} needs the package {error.name!r}, which is not installed: pip install 'leafe[hf]'.") from error
+        raise UserError(f"The policy {kind!r} cannot be imported: {error}.") from error
+    except AttributeError as error:
+        raise UserError(f"The policy {kind!r} cannot be imported: the module {module} has no {name}.") from error
+    return found
