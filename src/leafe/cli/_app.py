@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from leafe.pipeline import StageKind
     from leafe.recipes import Recipe
 
 app = typer.Typer(
     name="leafe",
-    help="Post-train LLM agents from what their environment tells them (LEAFE): explore with reflection and rollback, distill the corrections, evaluate by Pass@k.",
+    help="Post-train LLM agents from what their environment tells them (LEAFE): explore with rollback, distill the corrections, evaluate by Pass@k.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -107,14 +110,14 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _console():  # type: ignore[no-untyped-def]
+def _console() -> Console:
     from rich.console import Console
 
     # without a terminal nothing wraps: tables are read by other programs and by logs
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
-def _run(name_or_path: str, overrides: list[str] | None, name: str | None, runs: Path, fresh: bool, jobs: int | None, only: str | None) -> None:
+def _run(name_or_path: str, overrides: list[str] | None, name: str | None, runs: Path, fresh: bool, jobs: int | None, only: StageKind | None) -> None:
     from leafe.cli._display import Display
     from leafe.pipeline import print_kind, report_run, run_recipe
     from leafe.recipes import load_recipe
@@ -126,13 +129,13 @@ def _run(name_or_path: str, overrides: list[str] | None, name: str | None, runs:
     console = _console()
     _say_plan(console, recipe, folder, only)
     with Display(console, lambda kind: print_kind(folder, kind, console)) as display:
-        run_recipe(recipe, folder, fresh=fresh, only=only, watcher=display)  # type: ignore[arg-type]
+        run_recipe(recipe, folder, fresh=fresh, only=only, watcher=display)
     if only is None:
         report_run(folder, console)
         console.print(f"The report: {folder / 'report.html'}; the same figures for programs: {folder / 'summary.json'}", highlight=False)
 
 
-def _say_plan(console, recipe: Recipe, folder: Path, only: str | None) -> None:  # type: ignore[no-untyped-def]
+def _say_plan(console: Console, recipe: Recipe, folder: Path, only: StageKind | None) -> None:
     from leafe.pipeline import plan
 
     stages = [s for s in plan(recipe) if only in (None, s.kind)]
@@ -141,7 +144,8 @@ def _say_plan(console, recipe: Recipe, folder: Path, only: str | None) -> None: 
     if recipe.about:
         console.print(f"[bold]{recipe.name}[/]: {recipe.about}", highlight=False)
     console.print(
-        f"Plan: {kinds}. World {recipe.world.name} {recipe.world.options or ''}; {recipe.tasks.train or 'all'} training tasks, {limits} each, for every strategy; "
+        f"Plan: {kinds}. World {recipe.world.name} {recipe.world.options or ''}; {recipe.tasks.train or 'all'} training tasks, {limits} each, "
+        f"for every strategy; "
         f"then {recipe.evaluate.samples} samples of {recipe.tasks.test or 'all'} {recipe.tasks.test_split} tasks a policy. "
         f"{recipe.jobs} job{'s' if recipe.jobs > 1 else ''} at a time; all of it goes to {folder}/. Stop with Ctrl-C and run again at any time.",
         highlight=False,

@@ -20,7 +20,8 @@ class Display(Watcher):
         self.console = console
         self.bars: Progress | None = None
         if console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[words]}"))
+            words = TextColumn("{task.fields[words]}")
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), words)
             self.bars = Progress(*columns, console=console, transient=True)
         self._ids: dict[str, TaskID] = {}
         self._spoke: dict[str, float] = {}
@@ -48,7 +49,7 @@ class Display(Watcher):
             seconds = max(1e-9, time.monotonic() - self._began[stage.name])
             words += f", {event['turns'] / seconds:.0f} turns/s, {event['tokens'] / seconds:.0f} tokens/s"
         if self.bars is not None:
-            self.bars.update(self._ids[stage.name], completed=event["done"], total=event["of"], words=words)
+            self.bars.update(self._ids[stage.name], completed=event["done"], total=event.get("of"), words=words)
         elif time.monotonic() - self._spoke[stage.name] > 15:
             self._spoke[stage.name] = time.monotonic()
             self.console.print(f"{stage.name}: {event['done']} of {event['of']}, {words}", highlight=False)

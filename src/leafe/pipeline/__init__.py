@@ -5,7 +5,7 @@
     run = run_recipe(load_recipe("demo"), Path("runs/demo"))
 """
 
-from leafe.pipeline._plan import Leg, Stage, legs, plan, stage_name
+from leafe.pipeline._plan import Leg, Stage, StageKind, legs, plan, stage_name
 from leafe.pipeline._run import StageCrashed, Watcher, run_recipe
 
-__all__ = ["Leg", "Stage", "StageCrashed", "Watcher", "legs", "plan", "run_recipe", "stage_name"]
+__all__ = ["Leg", "Stage", "StageCrashed", "StageKind", "Watcher", "legs", "plan", "run_recipe", "stage_name"]

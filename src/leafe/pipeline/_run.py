@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def _require(folder: RunFolder, stages: Sequence[Stage]) -> None:
     for stage in stages:
         for need in stage.needs:
             if need not in own and folder.done(need) is None:
-                raise UserError(f"{stage.name} needs {need}, which is not finished in {folder.path}: run `leafe {need.partition('/')[0]}` with this recipe first.")
+                first = need.partition("/")[0]
+                raise UserError(f"{stage.name} needs {need}, which is not finished in {folder.path}: run `leafe {first}` with this recipe first.")
 
 
 @dataclass(slots=True)
@@ -119,8 +121,7 @@ def _run_here(state: _State) -> None:
     from leafe.pipeline._stages import run_stage
 
     while (stage := state.take()) is not None:
-        here = stage
-        state.finish(here, run_stage(state.recipe, state.folder.path, here, lambda event: state.watcher.progress(here, event)))
+        state.finish(stage, run_stage(state.recipe, state.folder.path, stage, partial(state.watcher.progress, stage)))
 
 
 async def _run_workers(state: _State, jobs: int) -> None:

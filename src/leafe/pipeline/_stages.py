@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from leafe.core import Environment, Policy, Task, UserError
-from leafe.distill import DistillConfig, TrainProgress, build, export_trl, train
+from leafe.distill import DistillConfig, build, export_trl, train
 from leafe.envs import load_tasks, make_world
 from leafe.evaluate import EvaluateProgress, evaluate
 from leafe.explore import Progress, WorldPool, explore
@@ -167,8 +167,13 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
         shutil.rmtree(out / "dataset")  # made anew from the journal: the same trees give the same samples
     export_trl(dataset, out / "dataset")
 
-    def on_progress(p: TrainProgress) -> None:
-        emit({"done": p.step, "of": p.steps, "words": f"loss {p.loss:.3f}" + (f", validation {p.valid_loss:.3f}" if p.valid_loss is not None else "")})
+    validated = ""
+
+    def on_progress(p: Mapping[str, Any]) -> None:
+        nonlocal validated
+        if "valid_loss" in p:
+            validated = f", validation {p['valid_loss']:.3f}"
+        emit({"done": p.get("step", 0), "of": p.get("steps"), "words": (f"loss {p['loss']:.3f}" if "loss" in p else "start") + validated})
 
     result = train(resolve_model(recipe.policy.model), out / "checkpoint", learn, valid, config, on_progress)
     return {"counts": dataset.counts, "train": result.to_json(), "config": config.model_dump(mode="json")}

@@ -136,7 +136,8 @@ class Recipe(_Strict):
                 if arm not in self.arms:
                     raise ValueError(f"{where}there is no arm {arm!r}; there are {', '.join(self.arms) or 'none'}")
                 if self.arms[arm].explored not in strategies:
-                    raise ValueError(f"{where}the arm {arm!r} learns from {self.arms[arm].explored!r}, which is not among the strategies {', '.join(strategies)}")
+                    explored = self.arms[arm].explored
+                    raise ValueError(f"{where}the arm {arm!r} learns from {explored!r}, which is not among the strategies {', '.join(strategies)}")
         for name, recipe in self.arms.items():
             if name == "base" or "/" in name or "." in name:
                 raise ValueError(f"{name!r} cannot name an arm: 'base', '/' and '.' are taken")
@@ -206,12 +207,13 @@ def _fields_at(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
     nested = {"arms": ArmRecipe, "controls": LegRecipe, "extras": ExtraRecipe}
     for part in path:
-        field = model.model_fields.get(part) if isinstance(model, type) else None
+        field = model.model_fields.get(part)
         if part in nested:
             model = nested[str(part)]
         elif field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             model = field.annotation
-    return list(model.model_fields)
+    fields: dict[str, Any] = model.model_fields
+    return list(fields)
 
 
 def _override(data: dict[str, Any], override: str) -> None:
