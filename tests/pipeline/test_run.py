@@ -1,0 +1,156 @@
+"""The whole pipeline on the embedded world and model, very small: order, folders, resume, workers, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leafe.core import UserError
+from leafe.pipeline import Watcher, plan, run_recipe
+from leafe.recipes import Recipe, load_recipe
+from leafe.runs import RunFolder, load_trees
+
+SMALL = [
+    "tasks.train=8", "tasks.test=3", "evaluate.samples=6", "evaluate.k=[1,4]", "explore.limits.policy_calls=30", "strategies=['tree']",
+    "world.options.setting=easy", "jobs=1", "evaluate.compare=[['leafe+','base']]", "evaluate.extras={}", "controls={}",
+]  # fmt: skip
+
+
+def small(*more: str) -> Recipe:
+    recipe = load_recipe("demo", [*SMALL, *more])
+    arms = {"leafe+": recipe.arms["leafe+"].model_copy(update={"distill": {"steps": 2, "rehearsal_batch": 4, "valid_fraction": 0.2, "eval_every": 1}})}
+    return recipe.model_copy(update={"arms": arms})
+
+
+def finished(path: Path) -> dict[str, Any]:
+    run = RunFolder.read(path)
+    return {s.name: run.done(s.name) for s in plan(small())}
+
+
+def trees_of(path: Path, stage: str) -> list[object]:
+    out: list[object] = []
+    for tree in load_trees(path / stage).values():
+        for episode in tree.episodes:
+            data = episode.to_json()
+            data.pop("seconds", None)
+            data.pop("replayed", None)
+            for turn in data["turns"]:
+                turn.pop("seconds", None)
+                turn.pop("logprob", None)
+                turn.pop("usage", None)  # cached tokens depend on what was in the cache
+            out.append(data)
+    return out
+
+
+def test_stages_run_in_order_and_are_not_done_again(tmp_path: Path) -> None:
+    begun: list[str] = []
+    kinds: list[str] = []
+    watcher = Watcher(begins=lambda s: begun.append(s.name), kind_done=kinds.append)
+    run_recipe(small(), tmp_path / "run", watcher=watcher)
+    assert begun == ["explore/tree", "distill/leafe+", "evaluate/base", "evaluate/leafe+"]
+    assert kinds == ["explore", "distill", "evaluate"]
+    done = finished(tmp_path / "run")
+    assert all(done.values())
+    assert done["explore/tree"]["spent"]["policy_calls"] <= 8 * 30
+    assert (tmp_path / "run/distill/leafe+/checkpoint/model.safetensors").is_file()
+    for row in ("base", "leafe+"):
+        trees = load_trees(tmp_path / "run/evaluate" / row)
+        assert len(trees) == 3
+        assert all(sum(e.count for e in t.episodes) == 6 for t in trees.values())
+    begun.clear()
+    run_recipe(small(), tmp_path / "run", watcher=watcher)
+    assert begun == []
+    with pytest.raises(UserError, match="other settings"):
+        run_recipe(small("tasks.train=9"), tmp_path / "run")
+    run_recipe(small("tasks.train=2", "tasks.test=1"), tmp_path / "run", only="explore", fresh=True)
+    assert len(load_trees(tmp_path / "run/explore/tree")) == 2
+
+
+def test_one_kind_needs_what_comes_before(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"distill/leafe\+ needs explore/tree"):
+        run_recipe(small(), tmp_path / "run", only="distill")
+    run_recipe(small(), tmp_path / "run", only="explore")
+    run_recipe(small(), tmp_path / "run", only="distill")
+    assert (tmp_path / "run/distill/leafe+/checkpoint/config.json").is_file()
+
+
+@pytest.mark.slow
+def test_workers_find_the_same_trees(tmp_path: Path) -> None:
+    run_recipe(small(), tmp_path / "one", only="explore")
+    run_recipe(small("jobs=2", "strategies=['tree','refine']"), tmp_path / "two")
+    assert trees_of(tmp_path / "one", "explore/tree") == trees_of(tmp_path / "two", "explore/tree")
+    assert all(finished(tmp_path / "two").values())
+
+
+def test_a_users_mistake_in_a_worker_arrives_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no split 'nowhere'"):
+        run_recipe(small("tasks.train_split=nowhere", "jobs=2"), tmp_path / "run")
+    with pytest.raises(UserError, match="no world 'mars'"):
+        run_recipe(small("world.name=mars", "world.options={}"), tmp_path / "mars")
+    with pytest.raises(UserError, match="absent-model"):
+        run_recipe(small("policy.model=./absent-model"), tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_goes_on_to_the_same_trees(tmp_path: Path) -> None:
+    run_recipe(small(), tmp_path / "whole")
+    command = [sys.executable, "-m", "leafe.cli", "run", "demo", *SMALL, "arms={}", "evaluate.compare=[]", "--runs", str(tmp_path), "--name", "cut"]
+    kills = 0
+    for attempt in range(12):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        try:
+            _, error = process.communicate(timeout=4.0 + attempt * 0.7)
+            assert process.returncode == 0, error.decode()
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills
+    assert trees_of(tmp_path / "cut", "explore/tree") == trees_of(tmp_path / "whole", "explore/tree")
+    assert trees_of(tmp_path / "cut", "evaluate/base") == trees_of(tmp_path / "whole", "evaluate/base")
+
+
+@pytest.mark.slow
+def test_interrupt_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "leafe.cli", "run", "demo", *SMALL[:-5], "tasks.train=2000", "jobs=2", "--runs", str(tmp_path), "--name", "cut"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("cut/explore/tree/journal-*")):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "give the same command again to go on" in error
+    assert "Traceback" not in error
+    workers = subprocess.run(["pgrep", "-f", f"leafe.pipeline.*{tmp_path}"], capture_output=True, text=True).stdout
+    assert workers == ""
+
+
+def test_the_summary_is_stable(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from leafe.pipeline import report_run
+
+    run_recipe(small(), tmp_path / "run")
+    report_run(tmp_path / "run", Console(quiet=True))
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [row["strategy"] for row in summary["explore"]] == ["tree"]
+    assert set(summary["explore"][0]) >= {"strategy", "solved", "tasks", "coverage", "ci95", "policy_calls", "env_steps", "replayed_steps", "seconds"}
+    assert {row["arm"] for row in summary["evaluate"]} == {"base", "leafe+"}
+    for row in summary["evaluate"]:
+        assert set(row) >= {"arm", "temperature", "tasks", "samples", "pass_at", "seconds"}
+        assert set(row["pass_at"]) == {"1", "4"}
+        assert all(0 <= v["value"] <= 1 and len(v["ci95"]) == 2 for v in row["pass_at"].values())
+    assert {(d["a"], d["b"]) for d in summary["differences"]} == {("leafe+", "base")}
+    page = (tmp_path / "run/report.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")

@@ -1,0 +1,69 @@
+"""Recipes: what is built in is valid, what is wrong is one sentence that names the place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from leafe.core import UserError
+from leafe.pipeline import legs, plan
+from leafe.recipes import load_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_built_in_recipe_is_valid_and_can_be_planned(name: str) -> None:
+    recipe = load_recipe(name)
+    stages = plan(recipe)
+    names = [s.name for s in stages]
+    assert len(set(names)) == len(names)
+    seen: set[str] = set()
+    for stage in stages:
+        assert set(stage.needs) <= seen, "a stage comes after what it needs"
+        seen.add(stage.name)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("explore.depht=3", r"unknown key 'explore.depht': did you mean 'depth'\?"),
+        ("explore.depth=x", r"explore.depth: .*valid integer.*\(got \"x\"\)"),
+        ("explore.limits.calls=3", "there is no limit 'calls'"),
+        ("arms.leafe.preset=forest", "arms.leafe: there is no preset 'forest'"),
+        ("arms.leafe.distill.step=3", "arms.leafe.distill.step"),
+        ("arms.base.preset=paper", "'base' cannot name an arm"),
+        ("evaluate.k=[1,256]", r"Pass@256 of 128 samples"),
+        ("world.optoins.a=1", "did you mean 'options'"),
+        ("strategies=['forest']", "no strategy 'forest'"),
+        ("controls.random.strategies=['refine']", "controls.random: the arm 'leafe\\+' learns from 'tree'"),
+        ("evaluate.compare=[['leafe','x']]", "no row 'x'"),
+        ("seeds", "write key=value"),
+        ("name.x=1", "'name', which is a value"),
+    ],
+)
+def test_mistakes_are_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load_recipe("demo", [override])
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_are_toml_values_or_words() -> None:
+    recipe = load_recipe("demo", ["explore.limits.policy_calls=7", "world.options.setting=easy", "seeds=[1, 2]", 'arms."leafe+".distill.steps=9'])
+    assert recipe.explore.limits == {"policy_calls": 7}
+    assert recipe.world.options["setting"] == "easy"
+    assert [leg.prefix for leg in legs(recipe)] == ["seed1.", "seed2.", "seed1.random.", "seed2.random."]
+    assert recipe.arms["leafe+"].config().steps == 9
+    assert recipe.arms["leafe+"].config().epochs is None
+
+
+def test_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no recipe 'nothing'"):
+        load_recipe("nothing")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = ")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_recipe(str(broken))
+    bare = tmp_path / "bare.toml"
+    bare.write_text('name = "x"\n[world]\nname = "gates"\n')
+    with pytest.raises(UserError, match="lacks 'policy'"):
+        load_recipe(str(bare))
