@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from leafe.core import Completion, ContextFull, PolicyError, Request, UserError, derive_seed
-from leafe.policies.http._transport import Refused, Transport
+from leafe.core import Completion, ContextFull, Message, PolicyError, Request, UserError, derive_seed
+from leafe.policies.http._transport import Refused, Transport, Unreachable
 from leafe.policies.http._wire import Garbage, body_of, completions_of, is_context_full, names_n, names_schema, names_seed
 
 _CHAT = "chat/completions"
@@ -31,7 +31,7 @@ class HTTPPolicy:
     {"generation_config": '{"do_sample": true}'} to `transformers serve`. With {"return_token_ids": true} vLLM gives the sampled ids as well.
 
     `stats` counts requests, retries, given_up, each kind of failure (429, 5xx, timeout, connection, garbage) and each makeshift
-    (fewer_choices, schema_dropped, seed_dropped, n_dropped).
+    (fewer_choices, schema_dropped, seed_dropped, n_dropped), and all_alike where `check` found a server that does not sample.
     """
 
     def __init__(
@@ -157,29 +157,39 @@ class HTTPPolicy:
         return "check the model's name and the fields in extra"
 
     async def check(self) -> None:
-        """One cheap probe before a run: UserError where the server cannot be reached, refuses the key or does not serve the model.
+        """A few cheap probes before a run: UserError where the server cannot be reached, refuses the key or does not serve the model.
 
         The models list settles it where it names the model. Where it does not (some servers list only part, or nothing), one token is
-        asked for, and the answer must come from the model that was named.
+        asked for, and the answer must come from the model that was named. Then four short samples at a high temperature: should they be all
+        alike, a warning says that the server seems not to sample, which would make every Pass@k equal to Pass@1.
         """
         served: list[str] = []
-        body = {"model": self.name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1} | self.extra
         try:
             try:
-                served = await self._transport.call("models", None, _model_names, impatient=True)
+                served = await self._transport.call("models", None, _model_names, once=True)
             except Refused as refused:
                 if refused.status not in (404, 405):
                     raise
-            if self.name in served:
-                return
-            answered_by = await self._transport.call(_CHAT, body, _answering_model, impatient=True)
+            except Unreachable:
+                raise
+            except PolicyError:
+                pass  # it is there, and its models list fails: still loading, or broken in that one place
+            if self.name not in served:
+                body = body_of(Request((Message("user", "hi"),), max_tokens=1), self.name, 1, None, schema=False, extra=self.extra)
+                answered_by = await self._transport.call(_CHAT, body, _answering_model)
+                if served and answered_by != self.name:
+                    raise UserError(f"{self._transport.at('')} does not serve {self.name!r}: set model to one of {_listed(served)}.")
+            samples = await self.complete(Request((Message("user", "Tell me a story."),), n=4, temperature=1.5, max_tokens=8, seed=0))
         except Refused as refused:
             known = f" (it serves {_listed(served)})" if served else ""
             raise UserError(f"{self._transport.at('')} refuses model {self.name!r}{known} with status {refused}; {self._remedy(refused.status)}.") from refused
-        except PolicyError as error:
+        except Unreachable as error:
             raise UserError(f"{str(error).rstrip('.')}: start the server or correct base_url.") from error
-        if served and answered_by != self.name:
-            raise UserError(f"{self._transport.at('')} does not serve {self.name!r}: set model to one of {_listed(served)}.")
+        except PolicyError as error:
+            raise UserError(f"The endpoint of model {self.name!r} does not work: {str(error).rstrip('.')}.") from error
+        if len({c.text for c in samples}) == 1:
+            self.stats["all_alike"] += 1
+            warnings.warn(f"{self._transport.at('')} gave four equal samples at temperature 1.5: it seems not to sample (see `extra`).", stacklevel=2)
 
 
 def _listed(names: list[str]) -> str:

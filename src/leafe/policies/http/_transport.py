@@ -40,6 +40,10 @@ class Refused(Exception):
         self.text = text
 
 
+class Unreachable(PolicyError):
+    """No answer at all: the last try met a lost or refused connection, or a time-out."""
+
+
 class _Failed(Exception):
     """One try failed and another may succeed: `kind` for the counter, `cause` for people, `wait` in seconds where the server said."""
 
@@ -74,16 +78,15 @@ class Transport:
 
     def at(self, path: str) -> str:
         """The address of a path under base_url as errors show it: without its query, which may hold a key."""
-        return str(self._address(path).with_query(None))
+        return str(self._address(path).with_query(None)).rstrip("/")
 
     def _address(self, path: str) -> URL:
         return self.url.with_path(f"{self.url.path.rstrip('/')}/{path}", keep_query=True)
 
-    async def call(self, path: str, body: dict[str, Any] | None, read: Callable[[object], T], *, impatient: bool = False) -> T:
+    async def call(self, path: str, body: dict[str, Any] | None, read: Callable[[object], T], *, once: bool = False) -> T:
         """POST `body` as JSON (GET where it is None) and return `read(answer)`.
 
-        `read` raises Garbage for an answer it cannot use. Raises Refused at once, PolicyError after `retries` further tries;
-        `impatient`: a lost connection or a time-out is not tried again.
+        `read` raises Garbage for an answer it cannot use. Raises Refused at once, PolicyError after `retries` further tries (`once`: after none).
         """
         payload = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         session = self._opened()
@@ -97,13 +100,14 @@ class Transport:
                 except Garbage as garbage:
                     last = _Failed("garbage", str(garbage))
                 self.stats[last.kind] += 1
-                if attempt == self.retries or (impatient and last.kind in ("connection", "timeout")):
+                if once or attempt == self.retries:
                     break
                 self.stats["retries"] += 1
                 await asyncio.sleep(self._wait(attempt, last.wait))
         self.stats["given_up"] += 1
         tries = "1 try" if attempt == 0 else f"{attempt + 1} tries"
-        raise PolicyError(f"{self.at(path)} gave no answer after {tries}: {self.hide(last.cause).rstrip('.')}.")
+        kind = Unreachable if last.kind in ("connection", "timeout") else PolicyError
+        raise kind(f"{self.at(path)} gave no answer after {tries}: {self.hide(last.cause).rstrip('.')}.")
 
     def _wait(self, attempt: int, asked: float | None) -> float:
         """Seconds until the next try: what the server asked for, else a doubling wait, jittered so that clients do not come back together."""

@@ -117,7 +117,7 @@ def refusal_text(answer: object) -> str:
     found = answer
     while isinstance(found, dict):
         found = next((found[k] for k in ("error", "message", "detail", "msg") if k in found), str(found))
-    return " ".join(str(found).split())[:300]
+    return " ".join(str(found).split())[:300].rstrip(". ")
 
 
 def is_context_full(text: str) -> bool:
