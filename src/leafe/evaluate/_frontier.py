@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from leafe.core import Episode, Stop, Turn, turn_id
+from leafe.core import Completion, Episode, Stop, Turn, turn_id
 from leafe.prompts import History
 
 
@@ -19,14 +19,16 @@ class Node:
     """A history, and the samples that share it."""
 
     history: History
-    """Before the action is taken: the parent's history. Afterwards: with this node's turn at its end."""
+    """Before the world has answered: the parent's history. Afterwards: with this node's turn at its end."""
     count: int
     seed: int
     """Names this history: the seed of the request made at it, and what the children's derive from."""
+    answer: Completion | None = None
+    """What the policy said here, all its samples together; None at a root."""
+    asked: float = 0.0
+    """Seconds that the policy took for it."""
     turn: Turn | None = None
-    """The turn that led here, without its id; None at a root."""
-    taken: bool = False
-    """The world has answered the turn: it is part of the tree. A turn that the world failed on is not."""
+    """The answer and the world's, without an id; None at a root, and where the world failed on it: then it is no part of the tree."""
     invalid: int = 0
     """Invalid actions in a row up to here."""
     replayed: int = 0
@@ -47,7 +49,7 @@ def to_episodes(task_id: str, roots: Sequence[Node]) -> list[Episode]:
     while waiting:
         node, parent, fresh, start, replayed = waiting.pop()
         here, replayed = parent, replayed + node.replayed
-        if node.taken and node.turn is not None:
+        if node.turn is not None:
             here = turn_id(task_id, len(episodes), node.turn.step)
             fresh = [*fresh, replace(node.turn, id=here, parent=parent)]
         if node.children:

@@ -312,56 +312,52 @@ class _TaskSampler:
         except PolicyError as error:
             self._end(node, Stop.policy_error, str(error))
             return []
-        seconds = round(time.monotonic() - began, 4)
+        seconds = time.monotonic() - began
         node.children = [self._child(node, same, seconds) for same in _distinct(answers)]
         return node.children
 
     def _child(self, node: Node, same: Sequence[Completion], seconds: float) -> Node:
-        answer, count = same[0], sum(a.count for a in same)
+        answer = replace(same[0], count=sum(a.count for a in same), usage=sum((a.usage for a in same), Usage())) if len(same) > 1 else same[0]
+        name = answer.text if answer.tokens is None else ",".join(map(str, answer.tokens))
+        return Node(node.history, answer.count, derive_seed(node.seed, name), answer, seconds, invalid=node.invalid)
+
+    async def _take(self, node: Node, world: BorrowedWorld) -> None:
+        """Give the world the node's action; afterwards the node has its turn, its history holds it, and its stop is set where that ends the episode."""
+        answer, step = node.answer, node.history.step
+        assert answer is not None
         thought, action = self.stage.prompts.parse_action(answer.text)
-        turn = Turn(
+        began = time.monotonic()
+        result = await world.step(action)
+        node.turn = Turn(
             id="",  # named when the episodes are written down
             parent=None,
             task_id=self.task.id,
-            step=node.history.step,
+            step=step,
             kind=Kind.act,
             action_text=answer.text,
             action=action,
             thought=thought,
-            count=count,
-            policy=self.stage.policy.name,
-            usage=sum((a.usage for a in same), Usage()),
-            tokens=answer.tokens,
-            logprob=answer.logprob,
-            seconds=seconds,
-        )
-        name = answer.text if answer.tokens is None else ",".join(map(str, answer.tokens))
-        return Node(node.history, count, derive_seed(node.seed, name), turn, invalid=node.invalid)
-
-    async def _take(self, node: Node, world: BorrowedWorld) -> None:
-        """Give the world the node's action; afterwards the node's history holds the answer and its stop is set where that ends the episode."""
-        assert node.turn is not None
-        began = time.monotonic()
-        result = await world.step(node.turn.action)
-        node.turn = replace(
-            node.turn,
             observation=result.observation,
             reward=result.reward,
             done=result.done,
             success=result.success,
             valid=result.valid,
             progress=result.progress,
+            count=answer.count,
+            policy=self.stage.policy.name,
+            usage=answer.usage,
             env_steps=1,
-            seconds=round(node.turn.seconds + time.monotonic() - began, 4),
+            tokens=answer.tokens,
+            logprob=answer.logprob,
+            seconds=round(node.asked + time.monotonic() - began, 4),
         )
-        node.taken = True
         node.history = node.history.then(node.turn)
         node.invalid = 0 if result.valid else node.invalid + 1
         if result.done:
             self._end(node, Stop.success if result.success else Stop.failure)
         elif node.invalid >= self.stage.invalid_limit:
             self._end(node, Stop.invalid_limit)
-        elif node.history.step >= self.stage.horizon:
+        elif step + 1 >= self.stage.horizon:
             self._end(node, Stop.horizon)
 
     def _end(self, node: Node, stop: Stop, error: str = "") -> None:
