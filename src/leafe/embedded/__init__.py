@@ -1,0 +1,11 @@
+"""The embedded base policy: a word-level model of 0.8M parameters for the world gates, in the package as a standard checkpoint.
+
+`leafe.embedded.build` makes it anew. Nothing here imports torch.
+"""
+
+from pathlib import Path
+
+
+def base_path() -> Path:
+    """The folder of the base policy: config.json, model.safetensors, tokenizer files with the chat template."""
+    return Path(__file__).parent / "base"

@@ -1,0 +1,6 @@
+"""The embedded world: gates and forks, its rules, and the reference policy that knows them."""
+
+from leafe.envs.gates.reference import GatesReference
+from leafe.envs.gates.world import SETTINGS, Gates
+
+__all__ = ["SETTINGS", "Gates", "GatesReference"]

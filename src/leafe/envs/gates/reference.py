@@ -1,0 +1,41 @@
+"""The ceiling: a policy that knows every rule of the world and has to guess the ways, as anyone must.
+
+It reads the present situation off the end of the prompt, whatever wording surrounds it, and answers n samples at once: at a fork the
+counts are one multinomial draw over the four ways. In the setting `random` there is no rule to know, and its gates are guesses of habit.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from leafe.core import Completion, PolicyError, Request
+from leafe.envs.gates.rules import TARGET, WAYS
+
+_SITUATION = re.compile(r"(?P<gate>\w+) gate\b|(?P<fork>\w+) fork\b|hold (?P<hold>\w+)|(?P<path>path)\b|(?P<thing>\w+) here\b")
+
+
+class GatesReference:
+    """Implements `leafe.core.Policy` for the settings easy and hard. It acts; it has no use for reflections."""
+
+    name = "reference"
+
+    async def complete(self, request: Request) -> list[Completion]:
+        text = request.messages[-1].content
+        found = None
+        for found in _SITUATION.finditer(text):
+            pass
+        if found is None or text.split()[-1] == "reflect":
+            raise PolicyError("The gates reference policy only acts in the world gates: it does not reflect, and knows no other world.")
+        kind = found.lastgroup
+        if kind == "fork":
+            counts = np.random.default_rng(request.seed).multinomial(request.n, [1 / len(WAYS)] * len(WAYS))
+            return [Completion(f"go {way}", int(count)) for way, count in zip(WAYS, counts, strict=True) if count]
+        what = found[kind] if kind else ""
+        if kind == "gate":
+            return [Completion(f"take {TARGET[what]}" if what in TARGET else "walk on", request.n)]
+        return [Completion({"hold": f"use {what}", "path": "walk on"}.get(str(kind), f"take {what}"), request.n)]
+
+    async def close(self) -> None:
+        """Nothing to close."""

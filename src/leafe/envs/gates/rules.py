@@ -1,0 +1,37 @@
+"""The words of the embedded world and its rules: what habit says, and what is true.
+
+A gate has an adjective, and one of twelve tools opens it. `HABIT` is what the embedded model was brought up with. `TARGET` is what
+holds in the settings easy and hard: it differs for the five adjectives of `SHIFTED`. The pairs of `HELD_OUT` (the shifted rules and one more pair
+for every other adjective) stand in no note, no reflection and no feedback of the model's pretraining.
+"""
+
+from __future__ import annotations
+
+ADJECTIVES = ("rusty", "mossy", "icy", "golden", "wooden", "cracked", "painted", "silver", "dusty", "crooked", "hollow", "narrow")
+TOOLS = ("lamp", "rope", "key", "axe", "hammer", "chalk", "mirror", "feather", "needle", "bell", "candle", "spade")
+PLACES = ("attic", "cellar", "garden", "library", "kitchen", "tower", "chapel", "stable", "harbor", "market", "bridge", "orchard")
+WAYS = ("left", "right", "up", "down")
+OBJECTS = ("crown", "pearl", "scroll", "amulet", "ring", "goblet", "orb", "mask", "flute", "compass")
+
+HORIZON = 20
+"""T. The longest task (six forks with two stretches of path each) takes 19 steps."""
+
+HABIT = dict(zip(ADJECTIVES, TOOLS, strict=True))
+"""Adjective -> tool, in the model's pretraining."""
+
+SHIFTED = ("mossy", "wooden", "painted", "dusty", "hollow")
+"""The adjectives whose rule is another than habit's."""
+
+TARGET = HABIT | {adjective: HABIT[SHIFTED[(i + 2) % len(SHIFTED)]] for i, adjective in enumerate(SHIFTED)}
+"""Adjective -> tool, in the settings easy and hard."""
+
+HELD_OUT = frozenset((a, TARGET[a] if a in SHIFTED else TOOLS[(i + 5) % len(TOOLS)]) for i, a in enumerate(ADJECTIVES))
+"""(adjective, tool) pairs that pretraining never states: following a note is measured on them."""
+
+_OTHERS = (
+    "get take use go walk on gate fork path hold here have breaks needs dead end "
+    "; no first you way say or shut unknown action over note reflect earlier"
+)
+
+WORDS = (*(f"s{step}" for step in range(HORIZON + 1)), *ADJECTIVES, *TOOLS, *PLACES, *WAYS, *OBJECTS, *_OTHERS.split())
+"""Every word that the world, its prompts or its policy uses: the vocabulary of the embedded model."""
