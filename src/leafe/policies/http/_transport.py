@@ -58,7 +58,10 @@ class Transport:
     """A connection pool to `base_url`, opened in the running event loop at the first request and again after `close`."""
 
     def __init__(self, base_url: str, api_key_env: str | None, *, timeout_s: float, retries: int, concurrency: int, backoff_s: float) -> None:
-        url = URL(base_url)
+        try:
+            url = URL(base_url)
+        except ValueError as error:
+            raise UserError(f"base_url = {base_url!r} is no web address ({error}): write http://HOST:PORT/v1.") from error
         if url.scheme not in ("http", "https") or not url.host:
             raise UserError(f"base_url = {base_url!r} is no web address: write http://HOST:PORT/v1.")
         if url.user is not None or url.password is not None:
@@ -184,10 +187,7 @@ def _retry_after(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        seconds = float(value) if value[0] in "-0123456789" else parsedate_to_datetime(value).timestamp() - time.time()
     except ValueError:
         return None
+    return max(0.0, seconds)

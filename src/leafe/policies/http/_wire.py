@@ -56,8 +56,8 @@ def body_of(request: Request, model: str, n: int, seed: int | None, *, schema: b
 def completions_of(answer: object, request: Request) -> list[Completion]:
     """The choices of a chat completion; Garbage where a needed field is missing or of the wrong type.
 
-    The server reports usage once for all choices. The prompt counts as computed for the first choice and as cached for the others (they
-    share it); generated tokens are exact where the server gives token ids or made one choice, else shared out evenly, sum kept.
+    The server reports usage once for all choices: the first completion carries the prompt. Generated tokens are exact where the server
+    gives token ids or made one choice, else shared out evenly, sum kept.
     """
     if not isinstance(answer, dict):
         raise Garbage("the answer is no JSON object")
@@ -87,10 +87,8 @@ def completions_of(answer: object, request: Request) -> list[Completion]:
 
 def _clean(text: str, stop: tuple[str, ...]) -> str:
     """Cut at the first stop text (some servers leave it in), and free of lone surrogates, which no journal could hold."""
-    for mark in stop:
-        at = text.find(mark)
-        if at >= 0:
-            text = text[:at]
+    for mark in filter(None, stop):
+        text = text.split(mark, 1)[0]
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -105,7 +103,7 @@ def _usage(reported: object, choices: int, tokens: list[tuple[int, ...] | None])
         generated = [len(ids or ()) for ids in tokens]
     else:
         generated = [total // choices + (i < total % choices) for i in range(choices)]
-    return [Usage(prompt, cached if i == 0 else prompt, g) for i, g in enumerate(generated)]
+    return [Usage(prompt, cached, g) if i == 0 else Usage(generated=g) for i, g in enumerate(generated)]
 
 
 def _count(value: object) -> int:
