@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-WORDS = tuple("take use go left right up down walk on key lamp rope rusty dark gate ; : s0 s1 s2 note reflect".split())
+WORDS = (
+    "take", "use", "go", "left", "right", "up", "down", "walk", "on", "key", "lamp",
+    "rope", "rusty", "dark", "gate", ";", ":", "s0", "s1", "s2", "note", "reflect",
+)
 
 SPECIAL = ("<unk>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 

@@ -241,12 +241,14 @@ class Engine:
     def _make_room(self, joining: list[_Row]) -> None:
         """Slots for the active and the joining rows, one more token each, and for idle ones beside them within the memory limit."""
         longest = max((r.total for r in (*self._active, *joining)), default=0) + 1
-        length = self._slots.length if longest <= self._slots.length else self._rounded(longest)
         rows = len(self._active) + len(joining)
+        length = self._slots.length
+        if longest > length or rows > self._affordable(length):  # slots that one long row made long are cut again where many short rows need the memory
+            length = self._rounded(longest)
         slots = self._slots.count
         if self._slots.unused < len(joining):
             slots = max(8, 2 * slots, rows)
-        slots = min(slots, max(rows, min(4 * self.limits.rows, self._affordable(length))))
+        slots = min(slots, max(rows, min(2 * self.limits.rows, self._affordable(length))))
         if slots == self._slots.count and length == self._slots.length:
             return
         kept = self._slots.kept_within(slots)

@@ -65,6 +65,8 @@ class Slots:
         for name in ("ready", "claimed", "busy", "used"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate((old[kept], np.zeros(spare, old.dtype))))
+        np.minimum(self.ready, length, out=self.ready)
+        np.minimum(self.claimed, length, out=self.claimed)
         self._key = [self._key[s] for s in kept] + [""] * spare
         self._of_key.clear()
         for slot in range(len(kept)):
