@@ -5,8 +5,10 @@ from leafe.evaluate._intervals import Estimate, bootstrap, hierarchical_bootstra
 from leafe.evaluate._measures import Measures, generated_tokens, measure
 from leafe.evaluate._passk import LOST, Counts, counts, pass_at_k
 from leafe.evaluate._run import EvaluateProgress, evaluate
+from leafe.evaluate._summary import Evaluated, Explored, Summary, summarise
 
 __all__ = [
-    "LOST", "Counts", "CoverageCurve", "Estimate", "EvaluateProgress", "Measures", "bootstrap", "counts", "coverage", "coverage_curve", "evaluate",
-    "generated_tokens", "hierarchical_bootstrap", "measure", "paired_difference", "paired_values", "pass_at_k", "pass_estimate", "spent", "wilson",
+    "LOST", "Counts", "CoverageCurve", "Estimate", "EvaluateProgress", "Evaluated", "Explored", "Measures", "Summary", "bootstrap", "counts", "coverage",
+    "coverage_curve", "evaluate", "generated_tokens", "hierarchical_bootstrap", "measure", "paired_difference", "paired_values", "pass_at_k",
+    "pass_estimate", "spent", "summarise", "wilson",
 ]

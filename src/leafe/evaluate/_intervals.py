@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -23,7 +24,7 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_CHUNK = 2_000_000  # entries of a resampling matrix held at once
+_CACHED = 4_000_000  # entries of a resampling matrix that is kept; larger ones are made piece by piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +74,38 @@ def hierarchical_bootstrap(runs: Sequence[ArrayLike], *, seed: int = 0, resample
     kept = [v for v in kept if v.size]
     if not kept:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    rng = np.random.default_rng(seed)
     value = float(np.mean([v.mean() for v in kept]))
-    if len(kept) == 1:
-        means = _task_means(kept[0], resamples, rng)
-    else:
-        # each slot of a resample is filled by one run, whose tasks are drawn afresh for that slot
-        means = np.zeros(resamples)
-        chosen = rng.integers(len(kept), size=(resamples, len(kept)))
-        for slot in range(len(kept)):
-            for run, v in enumerate(kept):
-                rows = np.flatnonzero(chosen[:, slot] == run)
-                means[rows] += _task_means(v, rows.size, rng) / len(kept)
+    # each slot of a resample is filled by one run, whose tasks are drawn afresh for that slot
+    chosen = np.random.default_rng(seed).integers(len(kept), size=(resamples, len(kept)))
+    means = np.zeros(resamples)
+    for slot in range(len(kept)):
+        for run, values in enumerate(kept):
+            rows = chosen[:, slot] == run
+            means[rows] += _task_means(values, resamples, (seed, slot))[rows] / len(kept)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Estimate(value, float(low), float(high), sum(v.size for v in kept))
 
 
-def _task_means(values: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+def _task_means(values: Floats, resamples: int, seed: tuple[int, int]) -> Floats:
     """Means of `resamples` draws of the tasks with replacement; shape (resamples,)."""
+    if values.size * resamples <= _CACHED:
+        return _weights(values.size, resamples, seed) @ values
+    rng = np.random.default_rng(seed)
     out = np.empty(resamples)
-    rows = max(1, _CHUNK // values.size)
+    rows = max(1, _CACHED // values.size)
     for start in range(0, resamples, rows):
         stop = min(start + rows, resamples)
         out[start:stop] = values[rng.integers(values.size, size=(stop - start, values.size))].mean(axis=1)
     return out
+
+
+@lru_cache(maxsize=4)
+def _weights(size: int, resamples: int, seed: tuple[int, int]) -> Floats:
+    """How often each task was drawn, over the number of tasks; shape (resamples, size). The same for every k and every arm of one summary."""
+    drawn = np.random.default_rng(seed).integers(size, size=(resamples, size))
+    drawn += np.arange(resamples)[:, None] * size
+    return np.bincount(drawn.ravel(), minlength=resamples * size).reshape(resamples, size) / size
 
 
 def pass_estimate(runs: Sequence[Counts], k: int, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:

@@ -1,0 +1,201 @@
+"""The comparison as plain values: what `summary.json` holds, and what every table and plot is drawn from.
+
+The rows under `explore`, `evaluate` and `differences` are stable, for other programs; what only the report needs stands beside them under
+`details`, in the same order. Rates are fractions of 1; a figure that nothing allows (Pass@k with n < k) is null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from leafe.core import Kind, Tree, UserError
+from leafe.evaluate._coverage import coverage, coverage_curve, spent
+from leafe.evaluate._intervals import Estimate, hierarchical_bootstrap, paired_difference, pass_estimate
+from leafe.evaluate._measures import measure
+from leafe.evaluate._passk import Counts, counts
+
+Runs = Sequence[Sequence[Tree]]
+"""One list of trees for each seed of the experiment; most have one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explored:
+    """What one strategy found in Stage 1."""
+
+    strategy: str
+    runs: Runs
+    seconds: float = 0.0
+    """Wall time, all runs together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What the samples of one policy came to."""
+
+    arm: str
+    runs: Runs
+    temperature: float = 1.0
+    seconds: float = 0.0
+    role: Literal["arm", "base", "control", "ceiling"] = "arm"
+    """base: the policy before training. control: a row that keeps the comparison honest. ceiling: a reference that knows more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """See the module's docstring. All fields hold plain JSON values."""
+
+    explore: list[dict[str, Any]]
+    evaluate: list[dict[str, Any]]
+    differences: list[dict[str, Any]]
+    seeds: list[int]
+    versions: dict[str, str]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `summary.json`."""
+        names = ("explore", "evaluate", "differences", "seeds", "versions", "details")
+        return {name: getattr(self, name) for name in names}
+
+
+def summarise(
+    explored: Sequence[Explored] = (),
+    evaluated: Sequence[Evaluated] = (),
+    *,
+    ks: Sequence[int] = (1, 8, 32, 128),
+    compare: Sequence[tuple[str, str]] = (),
+    seeds: Sequence[int] = (),
+    versions: Mapping[str, str] | None = None,
+    bootstrap_seed: int = 0,
+) -> Summary:
+    """All figures with their 95 % intervals.
+
+    compare: pairs (a, b) of arms whose Pass@k are subtracted, a - b, task by task. An arm that is not there yet is left out of the differences,
+    so that a run can be summarised half-way; UserError where two arms that are there saw different tasks or share a name.
+    """
+    names = [e.arm for e in evaluated]
+    if len(set(names)) != len(names):
+        raise UserError(f"Two arms share a name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}; every row needs its own.")
+    results = {e.arm: [counts(trees) for trees in e.runs] for e in evaluated}
+    pairs = [(a, b) for a, b in compare if a in results and b in results]
+    return Summary(
+        explore=[_explore_row(e, bootstrap_seed) for e in explored],
+        evaluate=[_evaluate_row(e, results[e.arm], ks, bootstrap_seed) for e in evaluated],
+        differences=[
+            {"a": a, "b": b, "k": k, "value": _number(d.value), "ci95": _interval(d)}
+            for a, b in pairs
+            for k in ks
+            for d in [paired_difference(results[a], results[b], k, seed=bootstrap_seed)]
+        ],
+        seeds=list(seeds),
+        versions=dict(versions or {}),
+        details={
+            "explore": [_explore_details(e) for e in explored],
+            "evaluate": [_evaluate_details(e, results[e.arm], ks, bootstrap_seed) for e in evaluated],
+        },
+    )
+
+
+def _explore_row(e: Explored, seed: int) -> dict[str, Any]:
+    trees = _flat(e.runs)
+    cost = spent(trees)
+    several = len(e.runs) > 1
+    estimate = hierarchical_bootstrap([[float(t.solved) for t in run] for run in e.runs], seed=seed) if several else coverage(trees)
+    return {
+        "strategy": e.strategy,
+        "solved": sum(t.solved for t in trees),
+        "tasks": len(trees),
+        "coverage": _number(estimate.value),
+        "ci95": _interval(estimate),
+        "policy_calls": cost.policy_calls,
+        "env_steps": cost.env_steps,
+        "replayed_steps": cost.replayed_steps,
+        "seconds": round(e.seconds, 2),
+    }
+
+
+def _explore_details(e: Explored) -> dict[str, Any]:
+    trees = _flat(e.runs)
+    cost = spent(trees)
+    reflections = [t for tree in trees for t in tree.reflections]
+    return {
+        "strategy": e.strategy,
+        "runs": len(e.runs),
+        "episodes": cost.episodes,
+        "solved_by_rollback": sum(t.solved and t.successes()[0].depth > 0 for t in trees),
+        "reflections": len(reflections),
+        "unusable_reflections": sum(not r.valid for r in reflections),
+        "branches": sum(len(t.branches()) for t in trees),
+        "improved_branches": sum(b.improved for t in trees for b in t.branches()),
+        "prompt_tokens": cost.prompt_tokens,
+        "cached_tokens": cost.cached_tokens,
+        "generated_tokens": cost.generated_tokens,
+        "stops": measure(trees).stops,
+        "curves": {
+            name: {"budget": list(c.budget), "solved": list(c.solved), "tasks": c.tasks, "end": c.end}
+            for name, c in (("policy_calls", coverage_curve(trees, "policy_calls")), ("env_steps", coverage_curve(trees, "env_steps")))
+        },
+    }
+
+
+def _evaluate_row(e: Evaluated, results: list[Counts], ks: Sequence[int], seed: int) -> dict[str, Any]:
+    return {
+        "arm": e.arm,
+        "temperature": e.temperature,
+        "tasks": sum(len(run) for run in e.runs),
+        "samples": _samples(results),
+        "pass_at": {str(k): {"value": _number(p.value), "ci95": _interval(p)} for k in ks for p in [pass_estimate(results, k, seed=seed)]},
+        "seconds": round(e.seconds, 2),
+    }
+
+
+def _evaluate_details(e: Evaluated, results: list[Counts], ks: Sequence[int], seed: int) -> dict[str, Any]:
+    trees = _flat(e.runs)
+    means = measure(trees)
+    n = _samples(results)
+    points = sorted({2**i for i in range(n.bit_length())} | {k for k in ks if k <= n}) if n else []
+    curve = []
+    for k in points:
+        p = pass_estimate(results, k, seed=seed)
+        curve.append({"k": k, "value": _number(p.value), "ci95": _interval(p), "tasks": p.tasks})
+    return {
+        "arm": e.arm,
+        "role": e.role,
+        "runs": len(e.runs),
+        "solved": sum(t.solved for t in trees),
+        "lost": sum(int(r.lost.sum()) for r in results),
+        "turns": _number(means.turns),
+        "invalid": _number(means.invalid),
+        "tokens": _number(means.tokens),
+        "stops": means.stops,
+        "computed": {name: value for name, value in means.computed.to_json().items() if name not in ("seconds", "episodes")},
+        "plain": {"env_steps": _number(means.plain_steps), "generated_tokens": _number(means.plain_tokens)},
+        "valid_action_rate": _number(_valid_rate(trees)),
+        "curve": curve,
+    }
+
+
+def _valid_rate(trees: Sequence[Tree]) -> float:
+    acts = [t for tree in trees for t in tree if t.kind is Kind.act]
+    total = sum(t.count for t in acts)
+    return sum(t.count for t in acts if t.valid) / total if total else math.nan
+
+
+def _samples(results: Sequence[Counts]) -> int:
+    """Samples of a task, lost ones included."""
+    return max((int((r.n + r.lost).max()) for r in results if len(r.tasks)), default=0)
+
+
+def _flat(runs: Runs) -> list[Tree]:
+    return [tree for run in runs for tree in run]
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
+
+
+def _interval(estimate: Estimate) -> list[float] | None:
+    """[low, high], or null where there is no estimate."""
+    return None if math.isnan(estimate.value) else [round(estimate.low, 6), round(estimate.high, 6)]
