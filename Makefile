@@ -7,6 +7,7 @@ JOBS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+MADE := .venv/.made
 READY_DEMO := .venv/.ready-demo
 READY_DEV := .venv/.ready-dev
 PYTEST = $(BIN)/python -m pytest -q -n $(JOBS)
@@ -44,13 +45,14 @@ lint: $(READY_DEV)
 
 setup: $(READY_DEV)
 
-# The environment's own Python is the mark that it is there. An environment that was cut off while being made has no mark and is made again.
-$(BIN)/python:
+# an environment that was cut off while being made has no mark and is completed
+$(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit("leafe needs Python 3.11 or later; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
+	@touch $@
 
 # torch first and alone: its file is the one that differs between machines
-$(READY_DEMO): pyproject.toml constraints.txt | $(BIN)/python
+$(READY_DEMO): pyproject.toml constraints.txt | $(MADE)
 	@echo "setting up .venv (once; some minutes)"
 	$(PIP) -c constraints.txt $(TORCH_FLAGS) torch
 	$(PIP) -c constraints.txt -e ".[hf]"

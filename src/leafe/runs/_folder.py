@@ -75,7 +75,8 @@ class RunFolder:
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise UserError(f"{path} is not a run folder (it has no {MANIFEST}): give the folder that `leafe run` made.")
-        return cls(path, _read_config(path), _read_manifest(path), None)
+        manifest = _read_manifest(path)
+        return cls(path, _read_config(path), manifest, None)
 
     @property
     def versions(self) -> dict[str, str]:
