@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from leafe.core import Environment, Task, UserError
 
 GROUP = "leafe.envs"
 """The entry point group for worlds of other packages: `name = "package.module:Class"`."""
+
+_PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ def _load(name: str) -> type[Environment]:
         target, extra = BUILTIN[name].target, BUILTIN[name].extra
     elif name in announced:
         target, extra = announced[name].value, None
-    elif ":" in name:
+    elif _PATH.fullmatch(name):
         target, extra = name, None
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a world in the user's working folder; last, so that it shadows nothing

@@ -1,7 +1,7 @@
 """Bubblewrap around one Python process, and a verdict that the program cannot forge by what it prints or how it ends.
 
-The box holds the interpreter and the standard library, read-only, a `/proc` of its own with no other process in it, and nothing else: no
-network, no place to write, no way to start a process. Limits inside are rlimits and a system-call filter; the wall clock and the amount
+The box holds the interpreter, the standard library and the system's programs, read-only, and nothing else: no `/proc`, no network, no
+environment, no place to write, no way to start a process. Limits inside are rlimits and a system-call filter; the wall clock and the amount
 of output are watched from outside, and whatever is left is killed with its process namespace. What happened is read from
 a pipe of the harness, where a line counts only with a nonce that was drawn for this run.
 """
@@ -120,6 +120,7 @@ def _run(program: str, tests: list[str], setup: str, limits: Limits) -> Verdict:
         process = subprocess.Popen(
             [*_box_command(), *extra, "--", *_interpreter(), "-c", _harness()],
             stdin=job_file, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(report_write, filter_file), start_new_session=True,
+            env={},
         )  # fmt: skip
         os.close(report_write)
         opened.remove(report_write)
@@ -255,7 +256,8 @@ def _box_command() -> tuple[str, ...]:
     prefix = os.path.realpath(sys.base_prefix)
     if not Path(prefix).is_relative_to("/usr"):
         command += ["--ro-bind", prefix, prefix]
-    return (*command, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--dir", "/box", "--chdir", "/box", "--remount-ro", "/")
+    # no /proc: it would show the first process's environment and memory, and lead back to closed files
+    return (*command, "--dev", "/dev", "--remount-ro", "/dev", "--dir", "/box", "--chdir", "/box", "--remount-ro", "/")
 
 
 def _bubblewrap() -> str:
@@ -304,6 +306,8 @@ def forks():
 @cache
 def _self_test() -> None:
     """Tries, from inside, what must not be possible; UserError with the first thing that was. Once a process."""
+    if sys.platform != "linux":
+        raise UserError("There is no sandbox for model-written code on this system: run on Linux, with pip install 'leafe[code]'.")
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         secret = Path(folder) / "secret"
         secret.write_text("outside")
