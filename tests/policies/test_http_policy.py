@@ -318,7 +318,7 @@ def test_check_passes_where_all_is_well() -> None:
     with FaultyServer() as server, warnings.catch_warnings():
         warnings.simplefilter("error")
         _, policy = run(lambda p: p.check(), server.base_url)
-        assert policy.stats == {"requests": 2}
+        assert policy.stats == {"requests": 5}
 
 
 def test_check_says_that_nobody_answers() -> None:

@@ -11,6 +11,7 @@ import asyncio
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from leafe.core import Completion, ContextFull, Message, PolicyError, Request, UserError, derive_seed
@@ -179,7 +180,8 @@ class HTTPPolicy:
                 answered_by = await self._transport.call(_CHAT, body, _answering_model)
                 if served and answered_by != self.name:
                     raise UserError(f"{self._transport.at('')} does not serve {self.name!r}: set model to one of {_listed(served)}.")
-            samples = await self.complete(Request((Message("user", "Tell me a story."),), n=4, temperature=1.5, max_tokens=8, seed=0))
+            story = Request((Message("user", "Tell me a story."),), temperature=1.5, max_tokens=8)
+            samples = [c for seed in range(4) for c in await self.complete(replace(story, seed=seed))]
         except Refused as refused:
             known = f" (it serves {_listed(served)})" if served else ""
             raise UserError(f"{self._transport.at('')} refuses model {self.name!r}{known} with status {refused}; {self._remedy(refused.status)}.") from refused
