@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from leafe.pipeline import Stage, Watcher
+from leafe.pipeline import Stage, StageKind, Watcher
 
 
 class Display(Watcher):
     """Shows every stage that runs. `tables` is called with a stage kind once all of that kind are finished."""
 
-    def __init__(self, console: Console, tables: Callable[[str], None]) -> None:
+    def __init__(self, console: Console, tables: Callable[[StageKind], None]) -> None:
         super().__init__(self._begins, self._progress, self._ends, tables)
         self.console = console
         self.bars: Progress | None = None

@@ -6,6 +6,10 @@
 """
 
 from leafe.pipeline._plan import Leg, Stage, StageKind, legs, plan, stage_name
+from leafe.pipeline._report import print_kind, recipe_of, report_run, summarise_run
 from leafe.pipeline._run import StageCrashed, Watcher, run_recipe
 
-__all__ = ["Leg", "Stage", "StageCrashed", "StageKind", "Watcher", "legs", "plan", "run_recipe", "stage_name"]
+__all__ = [
+    "Leg", "Stage", "StageCrashed", "StageKind", "Watcher", "legs", "plan", "print_kind", "recipe_of", "report_run", "run_recipe", "stage_name",
+    "summarise_run",
+]  # fmt: skip
