@@ -6,6 +6,7 @@ import importlib.metadata
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from leafe.core import UserError
@@ -23,10 +24,10 @@ def show_worlds(console: Console) -> None:
         try:
             info = describe(name)
         except UserError as error:
-            table.add_row(name, str(error), "", "", "", "")
+            table.add_row(name, escape(str(error)), "", "", "", "")
             continue
-        options = "\n".join(info.options.values())
-        table.add_row(name, info.summary, ", ".join(info.splits), str(info.horizon), options, info.needs)
+        options = escape("\n".join(info.options.values()))
+        table.add_row(name, escape(info.summary), ", ".join(info.splits), str(info.horizon), options, escape(info.needs))
     console.print(table)
     console.print("A world of your own is `package.module:Class` with reset and step: give that as world.name.", highlight=False)
 
@@ -40,7 +41,7 @@ def examine(console: Console) -> bool:
         try:
             packages.add_row(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            packages.add_row(name, f"absent: pip install 'leafe[{extra}]'")
+            packages.add_row(name, escape(f"absent: pip install 'leafe[{extra}]'"))
     console.print(packages)
     sound = True
     worlds = Table(title="Worlds", title_justify="left")
@@ -51,10 +52,10 @@ def examine(console: Console) -> bool:
             reset, step = _play(name)
             worlds.add_row(name, "plays", f"{reset * 1e3:.2f} ms", f"{step * 1e3:.2f} ms")
         except UserError as error:
-            worlds.add_row(name, f"not ready: {error}", "", "")
+            worlds.add_row(name, escape(f"not ready: {error}"), "", "")
         except Exception as error:  # a self-test reports whatever breaks
             sound = False
-            worlds.add_row(name, f"FAILS: {type(error).__name__}: {error}", "", "")
+            worlds.add_row(name, escape(f"FAILS: {type(error).__name__}: {error}"), "", "")
     console.print(worlds)
     return sound
 
