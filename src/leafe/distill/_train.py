@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from leafe.core import ChatTokens, UserError, derive_seed
 from leafe.distill._checkpoint import Checkpoints, sync
@@ -34,7 +35,7 @@ from leafe.distill._tokens import Encoded, TokenSequence, encode
 
 _SMALL = 20_000_000
 """Parameters below which one CPU thread is as fast as several, and safe where the machine is shared."""
-_CPU_PIECE = 24
+_CPU_PIECE = 32
 """Sequences in one forward pass on a CPU: groups of like length waste little padding and stay in the caches."""
 
 
@@ -62,14 +63,38 @@ def _load(model_path: str | Path, config: DistillConfig, device: torch.device) -
     """(model, tokenizer, the dtype in which the weights are stored)."""
     try:
         stored = AutoConfig.from_pretrained(model_path).dtype or torch.float32
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
         # the trained weights stay float32: at a rate of 1e-6 bfloat16 would round every update away; under LoRA the base is not trained
         dtype = torch.bfloat16 if config.lora is not None and _arithmetic(config, device) is torch.bfloat16 else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model_path} cannot be loaded as a causal language model: {str(error).splitlines()[0]}") from error
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, use_safetensors=True)
+        tokenizer = _load_tokenizer(model_path)
+    except (OSError, ValueError, KeyError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{model_path} cannot be loaded as a causal language model: {why}") from error
     model.config.use_cache = False
     return model, tokenizer, stored
+
+
+def _load_tokenizer(model_path: str | Path) -> Any:
+    """The tokenizer as its file says: for some architectures (Qwen2) `AutoTokenizer` puts its own pre-tokenizer in the place of a plain one's."""
+    described = Path(model_path) / "tokenizer_config.json"
+    if described.is_file() and (Path(model_path) / "tokenizer.json").is_file():
+        kind = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class")
+        if kind in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            return PreTrainedTokenizerFast.from_pretrained(model_path)
+    return AutoTokenizer.from_pretrained(model_path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own progress bars: ours are shown by the caller."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _arithmetic(config: DistillConfig, device: torch.device) -> torch.dtype:
@@ -136,7 +161,8 @@ class _Training:
             if self.start is None and "anchor" in self.shufflers:
                 self.start = _without_adapter(model)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its new name in transformers
+            enable({"use_reentrant": False})
             model.enable_input_require_grads()
         self.model = accelerator.prepare(model)
         self.bare = accelerator.unwrap_model(self.model)
@@ -300,7 +326,8 @@ class _Training:
             model = model.to(self.stored)
             model.config.dtype = self.stored
             model.config.use_cache = True
-        model.save_pretrained(partial)
+        with _quiet():
+            model.save_pretrained(partial)
         self.tokenizer.save_pretrained(partial)
         for name in _TOKENIZER_FILES:  # the source's own files, to the byte, where it is a folder
             if (Path(self.source) / name).is_file():
