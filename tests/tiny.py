@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 WORDS = (
     "take", "use", "go", "left", "right", "up", "down", "walk", "on", "key", "lamp",
@@ -46,6 +46,22 @@ def tiny_tokenizer(words: Iterable[str] = WORDS, template: str | None = TEMPLATE
     return fast
 
 
+def byte_tokenizer():  # type: ignore[no-untyped-def]
+    """A byte-level tokenizer (one token a byte, any text goes in and out) with the same special tokens and template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate((*SPECIAL, *letters))}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|end|>", additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"]
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
 def tiny_checkpoint(
     path: str | Path,
     arch: Literal["llama", "qwen2"] = "llama",
@@ -58,12 +74,13 @@ def tiny_checkpoint(
     seed: int = 0,
     scale: float = 0.02,
     template: str | None = TEMPLATE,
+    tokenizer: Any = None,
 ) -> Path:
-    """Write a random model and its tokenizer to the folder `path` and return it. A larger `scale` (0.2, say) gives peaked distributions."""
+    """Write a random model and its tokenizer (`words` by default) to the folder `path` and return it. A larger `scale` (0.2) gives peaked distributions."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = tiny_tokenizer(words, template)
+    tokenizer = tokenizer or tiny_tokenizer(words, template)
     config_class, model_class = (LlamaConfig, LlamaForCausalLM) if arch == "llama" else (Qwen2Config, Qwen2ForCausalLM)
     config = config_class(
         vocab_size=len(tokenizer),

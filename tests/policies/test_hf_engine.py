@@ -77,7 +77,7 @@ def test_probabilities_are_those_of_the_plain_forward_pass_through_turns_branche
         talks = grown
     close(policy)
     assert seen > 42
-    assert cached > 1000
+    assert cached > 500
 
 
 def test_a_next_turn_and_a_branch_compute_only_what_is_new(llama: Path) -> None:

@@ -8,6 +8,7 @@ Axes: B rows of a forward pass, W new tokens of a row (padded on the left, so th
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import OrderedDict, deque
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from leafe.core import ChatTokens, Completion, Request, Usage
 from leafe.policies.hf._cache import SlotCache
+from leafe.policies.hf._form import Filled, Form, Vocabulary, make_form
 from leafe.policies.hf._sampling import draw, uniforms
 from leafe.policies.hf._slots import Slots
 
@@ -40,7 +42,9 @@ class Job:
     """What the answer goes to; the engine hands it back untouched."""
     abandoned: Callable[[], bool]
     rows: int = 1
+    """How many rows still stand for its samples."""
     cached: int = 0
+    form: Form | None = None
     finished: list[tuple[int, Completion]] = field(default_factory=list)
     """(first sample, completion) of the rows that ended."""
     error: BaseException | None = None
@@ -60,6 +64,8 @@ class _Row:
     """Prompt and drawn tokens."""
     fresh: bool = True
     """A new request, not a split one: its cached prefix is the request's."""
+    filled: Filled | None = None
+    """How far the request's form is filled in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,8 @@ class Engine:
         self._active: list[_Row] = []
         self._done: list[Job] = []
         self._texts: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        self._forms: dict[str, Form | None] = {}
+        self._vocabulary = Vocabulary(chat, int(model.get_output_embeddings().weight.shape[0]), self._device)
         # padding is cheaper than one more forward pass up to about this many tokens
         self._slack = int(min(256, max(4, 2e8 / max(1, sum(p.numel() for p in model.parameters())))))
         self._lock = threading.Condition()
@@ -171,10 +179,28 @@ class Engine:
                 seen = len(self._new)
                 time.sleep(0.0003)
         with self._lock:
-            while self._new:
-                job = self._new.popleft()
-                self._waiting.append(_Row(job, np.asarray(job.prompt, np.int32), np.arange(job.request.n), [], total=len(job.prompt)))
-            return not self._closing
+            taken = list(self._new)
+            self._new.clear()
+            closing = self._closing
+        for job in taken:
+            self._waiting.append(self._first_row(job))
+        return not closing
+
+    def _first_row(self, job: Job) -> _Row:
+        job.form = self._form(job.request)
+        given = job.form.frame[0] if job.form else ()
+        tokens = np.asarray((*job.prompt, *given), np.int32)
+        return _Row(job, tokens, np.arange(job.request.n), [0.0] * len(given), own=len(given), total=len(tokens), filled=Filled() if job.form else None)
+
+    def _form(self, request: Request) -> Form | None:
+        """The form of the request's schema, where there is one and the answer's limit has room for it."""
+        if request.schema is None:
+            return None
+        key = json.dumps(request.schema)
+        if key not in self._forms:
+            self._forms[key] = make_form(request.schema, self._vocabulary)
+        form = self._forms[key]
+        return form if form is not None and form.least <= request.max_tokens else None
 
     def _iterate(self) -> None:
         self._drop_abandoned()
@@ -216,7 +242,7 @@ class Engine:
                 continue
             row.slot = place.slot
             if row.fresh:
-                row.job.cached, row.fresh = place.cached, False
+                row.job.cached, row.fresh = min(place.cached, len(row.job.prompt)), False
             if place.source is not None:
                 copies.append((place.source, place.slot, place.cached))
             self._active.append(row)
@@ -240,7 +266,8 @@ class Engine:
 
     def _make_room(self, joining: list[_Row]) -> None:
         """Slots for the active and the joining rows, one more token each, and for idle ones beside them within the memory limit."""
-        longest = max((r.total for r in (*self._active, *joining)), default=0) + 1
+        longest = max((r.total + 1 + (r.job.form.longest if r.job.form else 0) for r in (*self._active, *joining)), default=0)
+        longest = min(longest, self.limits.context)
         rows = len(self._active) + len(joining)
         length = self._slots.length
         if longest > length or rows > self._affordable(length):  # slots that one long row made long are cut again where many short rows need the memory
@@ -327,6 +354,7 @@ class Engine:
 
     def _draw(self, rows: list[_Row], logits: torch.Tensor) -> None:
         requests = [r.job.request for r in rows]
+        logits = self._held_to_forms(rows, logits)
         counts = np.fromiter((len(r.samples) for r in rows), np.int64)
         samples = np.concatenate([r.samples for r in rows])
         seeds = np.repeat(np.fromiter((r.job.seed for r in rows), np.uint64), counts)
@@ -347,48 +375,68 @@ class Engine:
         if ended:
             self._active = [r for r in self._active if r.slot >= 0]
 
+    def _held_to_forms(self, rows: list[_Row], logits: torch.Tensor) -> torch.Tensor:
+        """Tokens that a row's form does not allow next get no probability."""
+        held = [i for i, r in enumerate(rows) if r.filled is not None]
+        if not held:
+            return logits
+        logits = logits.float().clone()
+        for i in held:
+            row, job = rows[i], rows[i].job
+            assert job.form is not None
+            assert row.filled is not None
+            allowed = job.form.allowed(row.filled, job.request.max_tokens - (row.total - len(job.prompt)))
+            logits[i].masked_fill_(~allowed, -torch.inf)
+        return logits
+
     def _split(self, row: _Row, parts: list[_Part]) -> bool:
         """Each part ends, stays in the row's slot (the first that does not end), or waits for a slot. True: one stayed."""
-        job, slot, total, own = row.job, row.slot, row.total, row.own
-        drawn_before = self._slots.tokens[slot, len(job.prompt) : total]
+        job, slot, total, logprobs, own, filled = row.job, row.slot, row.total, row.logprobs, row.own, row.filled
+        drawn_before = tuple(self._slots.tokens[slot, len(job.prompt) : total].tolist()) if len(parts) > 1 or job.request.stop else None
         job.rows += len(parts) - 1
-        staying: tuple[_Part, int] | None = None
+        stayed = False
         for part in parts:
-            finish: Literal["stop", "length"] | None = "stop" if part.token in self._stops else None
-            if finish is None and total + 1 - len(job.prompt) >= job.request.max_tokens:
+            added: tuple[int, ...] = (part.token,)
+            finish: Literal["stop", "length"] | None = None
+            after: Filled | None = None
+            if filled is not None and job.form is not None:
+                after, frame = job.form.advance(filled, part.token)
+                added += frame
+                finish = "stop" if after is None else None
+            elif part.token in self._stops:
+                finish = "stop"
+            if finish is None and total + len(added) - len(job.prompt) >= job.request.max_tokens:
                 finish = "length"
-            ids = None
-            if finish is not None or job.request.stop:
-                ids = (*drawn_before.tolist(), part.token)
-                cut = self._cut(job.request.stop, ids) if job.request.stop else None
+            so_far = logprobs if len(parts) == 1 else logprobs.copy()
+            so_far += [part.logprob] + [0.0] * (len(added) - 1)
+            cut = None
+            if job.request.stop or finish is not None:
+                answer = (*(drawn_before or self._slots.tokens[slot, len(job.prompt) : total].tolist()), *added)
+                cut = self._cut(job.request.stop, answer) if job.request.stop else None
                 if cut is not None or finish is not None:
-                    self._end(row, part, ids, cut, finish or "stop", own + 1)
-                    own = 0
-                    continue
-            if staying is None:
-                staying = (part, own + 1)
-            else:
-                tokens = np.append(self._slots.tokens[slot, :total], np.int32(part.token))
-                self._waiting.appendleft(_Row(job, tokens, part.samples, [*row.logprobs, part.logprob], own=own + 1, total=total + 1, fresh=False))
+                    self._end(job, part.samples, answer, so_far, cut, finish or "stop", own + len(added))
+            if cut is None and finish is None:
+                if stayed:
+                    tokens = np.append(np.asarray(job.prompt, np.int32), np.asarray((*(drawn_before or ()), *added), np.int32))
+                    waiting = _Row(job, tokens, part.samples, so_far, own + len(added), total=len(tokens), fresh=False, filled=after)
+                    self._waiting.appendleft(waiting)
+                else:
+                    self._slots.tokens[slot, total : total + len(added)] = added
+                    self._slots.claimed[slot] = row.total = total + len(added)
+                    row.samples, row.logprobs, row.own, row.filled = part.samples, so_far, own + len(added), after
+                    stayed = True
             own = 0
-        if staying is None:
+        if not stayed:
             self._slots.release(slot)
             row.slot = -1
-            return False
-        part, row.own = staying
-        self._slots.tokens[slot, total] = part.token
-        self._slots.claimed[slot] = row.total = total + 1
-        row.samples = part.samples
-        row.logprobs.append(part.logprob)
-        return True
+        return stayed
 
-    def _end(self, row: _Row, part: _Part, ids: tuple[int, ...], cut: _Cut | None, finish: Literal["stop", "length"], own: int) -> None:
-        job = row.job
-        logprobs = [*row.logprobs, part.logprob]
+    def _end(
+        self, job: Job, samples: NDArray[np.int64], ids: tuple[int, ...], logprobs: list[float], cut: _Cut | None, finish: Literal["stop", "length"], own: int
+    ) -> None:
         text, tokens, finish = (self._text(ids), ids, finish) if cut is None else (cut.text, cut.tokens, "stop")
         logprob = float(sum(logprobs[: len(tokens)])) if tokens is not None else None
-        done = Completion(text, len(part.samples), tokens, logprob, finish, Usage(generated=own))
-        job.finished.append((int(part.samples[0]), done))
+        job.finished.append((int(samples[0]), Completion(text, len(samples), tokens, logprob, finish, Usage(generated=own))))
         job.rows -= 1
         if job.rows == 0:
             self._done.append(job)

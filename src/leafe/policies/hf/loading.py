@@ -99,15 +99,31 @@ def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", a
     else:
         kind = getattr(torch, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(where), dtype=kind, use_safetensors=True)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise UserError(f"device = {device!r} cannot be used: {_first_line(error)}") from error
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(str(where), dtype=kind, use_safetensors=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"No model can be loaded from {where}: {_first_line(error)}") from error
     if adapter is not None:
         model = _merge(model, adapter)
+    return model.to(chosen).eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for loading: it would run through our own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        return model.to(chosen).eval()
-    except RuntimeError as error:
-        raise UserError(f"device = {device!r} cannot be used: {_first_line(error)}") from error
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _merge(model: Any, adapter: str | Path) -> Any:
