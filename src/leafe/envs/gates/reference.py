@@ -23,11 +23,10 @@ class GatesReference:
 
     async def complete(self, request: Request) -> list[Completion]:
         text = request.messages[-1].content
-        found = None
-        for found in _SITUATION.finditer(text):
-            pass
-        if found is None or text.split()[-1] == "reflect":
+        situations = list(_SITUATION.finditer(text))
+        if not situations or text.split()[-1] == "reflect":
             raise PolicyError("The gates reference policy only acts in the world gates: it does not reflect, and knows no other world.")
+        found = situations[-1]
         kind = found.lastgroup
         if kind == "fork":
             counts = np.random.default_rng(request.seed).multinomial(request.n, [1 / len(WAYS)] * len(WAYS))
