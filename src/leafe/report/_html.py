@@ -129,7 +129,8 @@ def _difference_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each difference with its interval as a small drawing, all on one scale."""
     ends = [abs(v) for row in rows if row["ci95"] is not None for v in row["ci95"]]
     reach = max(ends, default=0.0) or 1.0
-    return [dict(row) | {"sure": _excludes_zero(row), "svg": _whisker(row, reach)} for row in rows]
+    pairs = [(row["a"], row["b"]) for row in rows]
+    return [dict(row) | {"sure": _excludes_zero(row), "svg": _whisker(row, reach), "first": pairs.index(pairs[i]) == i} for i, row in enumerate(rows)]
 
 
 def _whisker(row: Mapping[str, Any], reach: float) -> Markup:

@@ -22,6 +22,7 @@ def print_tables(summary: Mapping[str, Any], console: Console | None = None, kin
     for kind in kinds:
         if summary.get(kind):
             console.print(make[kind](summary))
+            console.print()
 
 
 def explore_table(summary: Mapping[str, Any]) -> Table:

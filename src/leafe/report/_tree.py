@@ -30,8 +30,10 @@ OUTCOMES: dict[Stop, tuple[str, str]] = {
 }
 """Colour and shape of an episode's end. Each stop is also written out beside its mark."""
 
-_COLUMN, _LEFT, _RIGHT, _TOP = 78, 66, 130, 16
-_LABEL, _LINE, _NODE = 11, 15, 11  # characters of an action's line; height of a text line; radius
+_PAGE, _LEFT, _RIGHT, _TOP = 990, 66, 130, 16
+_LINE, _RADIUS = 15, 11  # height of a text line, radius of a node
+_NOTE = 7.0  # width of a note's character
+_TURN = 16.0  # how far right of a node its rollback's line goes down
 
 
 def pick_tree(trees: Iterable[Tree], limit: int = BRANCH_LIMIT) -> Tree | None:
@@ -47,120 +49,131 @@ def rescued(tree: Tree) -> bool:
     return tree.solved and min(e.depth for e in tree.successes()) > 0
 
 
+def draw_tree(tree: Tree) -> Markup:
+    """The tree as inline SVG. Texts are shortened to fit, and whole in the tips; all of them are escaped."""
+    return _Drawing(tree).svg()
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     """Where an episode stands in the drawing."""
 
     episode: Episode
     acts: tuple[Turn, ...]
-    first_step: int
     note: list[str]
-    y: float
-    """Of its nodes."""
+    """The words of the reflection that asked for it, in lines."""
     top: float
-    """Of its note."""
+    """Of the note."""
+    y: float
+    """Of the nodes."""
 
 
-def draw_tree(tree: Tree) -> Markup:
-    """The tree as inline SVG. Texts are shortened to fit, and whole in the tips; all of them are escaped."""
-    steps = max((t.step for e in tree.episodes for t in e.acts), default=0) + 1
-    width = _LEFT + steps * _COLUMN + _RIGHT
-    rows, height = _rows(tree, width)
-    where: dict[str | None, tuple[float, float]] = {None: (_LEFT - 34.0, rows[0].y)}
-    for row in rows:
-        for turn in row.acts:
-            where[turn.id] = (_x(turn.step), row.y)
-    lines, marks = [], [_root(*where[None])]
-    for row in rows:
-        lines += _edges(tree, row, where)
-        marks += [_node(turn, row, i == 0 and row.episode.experience is not None) for i, turn in enumerate(row.acts)]
-        marks.append(_outcome(row))
-        if row.note:
-            marks.append(_note(row, width))
-    label = f"Exploration tree of task {tree.task.id}"
-    head = Markup('<svg class="tree" role="img" viewBox="0 0 {} {}" style="width:{}px" aria-label="{}"><title>{}</title>')
-    return Markup("").join([head.format(width, f"{height:.0f}", width, label, label), *lines, *marks, Markup("</svg>")])
+class _Drawing:
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        steps = max((t.step for e in tree.episodes for t in e.acts), default=0) + 1
+        self.column = min(84.0, max(64.0, (_PAGE - _LEFT - _RIGHT) / steps))
+        """Width of a step: narrower where that fits a long episode on the page."""
+        self.letters = int(self.column / 7.4)
+        """Characters of an action's line."""
+        self.rows: list[_Row] = []
+        self.height = float(_TOP)
+        for episode in tree.episodes:
+            self._add_row(episode)
+        self.width = _LEFT + steps * self.column + _RIGHT
+        self.width = max([self.width, *(self._note_place(row)[0] + self._note_width(row) + 12 for row in self.rows if self._note_place(row)[1] == "start")])
+        self.where: dict[str | None, tuple[float, float]] = {None: (_LEFT - 34.0, self.rows[0].y if self.rows else 0.0)}
+        for row in self.rows:
+            self.where |= {turn.id: (self._x(turn.step), row.y) for turn in row.acts}
 
+    def svg(self) -> Markup:
+        edges = [edge for row in self.rows for edge in self._edges(row)]
+        marks = [self._root()]
+        for row in self.rows:
+            marks += [self._node(turn, row, i == 0 and row.episode.experience is not None) for i, turn in enumerate(row.acts)]
+            marks += [self._outcome(row), self._note(row)]
+        label = f"Exploration tree of task {self.tree.task.id}"
+        head = Markup('<svg class="tree" role="img" viewBox="0 0 {0} {1}" style="width:{0}px" aria-label="{2}"><title>{2}</title>')
+        return Markup("").join([head.format(f"{self.width:.0f}", f"{self.height:.0f}", label), *edges, *marks, Markup("</svg>")])
 
-def _x(step: int) -> float:
-    return _LEFT + step * _COLUMN + _COLUMN / 2
+    def _x(self, step: int) -> float:
+        return _LEFT + (step + 0.5) * self.column
 
-
-def _rows(tree: Tree, width: float) -> tuple[list[_Row], float]:
-    rows: list[_Row] = []
-    y = float(_TOP)
-    for episode in tree.episodes:
-        acts = episode.acts
-        first = tree[episode.start].step + 1 if episode.start is not None else 0
+    def _add_row(self, episode: Episode) -> None:
         note: list[str] = []
         if episode.experience is not None:
-            reflection = tree[episode.experience]
-            text = f"Back to step {reflection.target}: “{' '.join(reflection.note.split())}”"
-            note = _wrapped(text, max(40, int((width - 60) / 6.6)), 3)
-        top = y
-        y += len(note) * _LINE + (8 if note else 0)
-        tallest = max((len(_wrapped(_label(t), _LABEL, 2)) for t in acts), default=1)
-        y += tallest * _LINE + _NODE + 6
-        rows.append(_Row(episode, acts, first, note, y, top))
-        y += _NODE + 22
-    return rows, y
+            reflection = self.tree[episode.experience]
+            note = _wrapped(f"Back to step {reflection.target}: “{reflection.note}”", 56, 4)
+        acts, top = episode.acts, self.height
+        tallest = max((len(_wrapped(_label(t), self.letters, 2)) for t in acts), default=1)
+        y = top + (len(note) * _LINE + 8 if note else 0) + tallest * _LINE + _RADIUS + 6
+        self.rows.append(_Row(episode, acts, note, top, y))
+        self.height = y + _RADIUS + 22
 
-
-def _edges(tree: Tree, row: _Row, where: dict[str | None, tuple[float, float]]) -> list[Markup]:
-    """From the turn before to the row's first node, along the row, and the dashed line of the rollback that asked for it."""
-    out: list[Markup] = []
-    if not row.acts:
+    def _edges(self, row: _Row) -> list[Markup]:
+        """From the turn before to the row's first node, along the row, and the dashed line of the rollback that asked for it."""
+        if not row.acts:
+            return []
+        x, y = self.where[row.episode.start]
+        first, last = self._x(row.acts[0].step), self._x(row.acts[-1].step)
+        turn = x + 22
+        down = "" if y == row.y else f"H{turn:.0f}V{row.y - 12:.0f}Q{turn:.0f},{row.y:.0f} {turn + 12:.0f},{row.y:.0f}"
+        out = [Markup('<path class="edge" d="{}"/>').format(f"M{x:.0f},{y:.0f}{down}H{last:.0f}")]
+        if row.episode.experience is not None:
+            x, y = self.where[self.tree[row.episode.experience].parent]
+            x, line = x + _TURN, row.top + len(row.note) * _LINE + 3
+            path = f"M{x - 6:.0f},{y + 9:.0f}Q{x:.0f},{y + 12:.0f} {x:.0f},{y + 20:.0f}V{line - 8:.0f}Q{x:.0f},{line:.0f} {x - 8:.0f},{line:.0f}"
+            path += f"H{first + 8:.0f}Q{first:.0f},{line:.0f} {first:.0f},{line + 7:.0f}"
+            out.append(Markup('<path class="rollback" d="{}"/>').format(path))
         return out
-    x, y = where[row.episode.start]
-    first = _x(row.acts[0].step)
-    path = f"M{x:.0f},{y:.0f}"
-    path += f"L{first:.0f},{row.y:.0f}" if y == row.y else f"H{x + 22:.0f}V{row.y - 12:.0f}Q{x + 22:.0f},{row.y:.0f} {x + 34:.0f},{row.y:.0f}H{first:.0f}"
-    out.append(Markup('<path class="edge" d="{}"/>').format(path))
-    if len(row.acts) > 1:
-        out.append(Markup('<path class="edge" d="M{},{}H{}"/>').format(f"{first:.0f}", f"{row.y:.0f}", f"{_x(row.acts[-1].step):.0f}"))
-    if row.episode.experience is not None:
-        read = tree[row.episode.experience].parent
-        x, y = where[read]
-        x += 15
-        line = row.top + len(row.note) * _LINE + 3
-        bend = f"M{x - 6:.0f},{y + 9:.0f}Q{x:.0f},{y + 12:.0f} {x:.0f},{y + 20:.0f}V{line - 8:.0f}Q{x:.0f},{line:.0f} {x - 8:.0f},{line:.0f}H{first + 8:.0f}"
-        down = f"Q{first:.0f},{line:.0f} {first:.0f},{line + 7:.0f}"
-        out.append(Markup('<path class="rollback" d="{}"/>').format(bend + down))
-    return out
 
+    def _root(self) -> Markup:
+        x, y = self.where[None]
+        root = Markup('<circle cx="{0}" cy="{1}" r="5" fill="#222"/><text class="small" x="{0}" y="{2}" text-anchor="middle">start</text>')
+        return root.format(f"{x:.0f}", f"{y:.0f}", f"{y + 22:.0f}")
 
-def _root(x: float, y: float) -> Markup:
-    return Markup('<circle cx="{0}" cy="{1}" r="5" fill="#222"/><text class="small" x="{0}" y="{2}" text-anchor="middle">start</text>').format(
-        f"{x:.0f}", f"{y:.0f}", f"{y + 22:.0f}"
-    )
+    def _node(self, turn: Turn, row: _Row, revised: bool) -> Markup:
+        x = self._x(turn.step)
+        tip = f"step {turn.step}: {turn.action_text}\n→ {turn.observation}"[:600]
+        kind = "node" + ("" if turn.valid else " invalid") + (" revised" if revised else "")
+        parts = [Markup('<g class="{}"><title>{}</title><circle cx="{}" cy="{}" r="{}"/>').format(kind, tip, f"{x:.0f}", f"{row.y:.0f}", _RADIUS)]
+        parts.append(Markup('<text class="step" x="{}" y="{}" text-anchor="middle">{}</text>').format(f"{x:.0f}", f"{row.y + 4:.0f}", turn.step))
+        lines = _wrapped(_label(turn), self.letters, 2)
+        for i, line in enumerate(lines):
+            y = row.y - _RADIUS - 7 - (len(lines) - 1 - i) * _LINE
+            parts.append(Markup('<text class="action" x="{}" y="{}" text-anchor="middle">{}</text>').format(f"{x:.0f}", f"{y:.0f}", line))
+        parts.append(Markup("</g>"))
+        return Markup("").join(parts)
 
+    def _outcome(self, row: _Row) -> Markup:
+        """The mark and the name of the stop, after the row's last node."""
+        stop = row.episode.stop
+        x = (self._x(row.acts[-1].step) if row.acts else self.where[row.episode.start][0]) + 30
+        tip = row.episode.error or (row.acts[-1].observation if row.acts else "")
+        text = Markup('<text class="outcome" x="{}" y="{}" fill="{}">{}<title>{}</title></text>')
+        return outcome_mark(stop, x, row.y) + text.format(f"{x + 13:.0f}", f"{row.y + 4:.0f}", OUTCOMES[stop][0], str(stop).replace("_", " "), tip[:600])
 
-def _node(turn: Turn, row: _Row, revised: bool) -> Markup:
-    x = _x(turn.step)
-    tip = f"step {turn.step}: {turn.action_text}\n→ {turn.observation}"[:600]
-    kind = "node" + ("" if turn.valid else " invalid") + (" revised" if revised else "")
-    parts = [Markup('<g class="{}"><title>{}</title><circle cx="{}" cy="{}" r="{}"/>').format(kind, tip, f"{x:.0f}", f"{row.y:.0f}", _NODE)]
-    parts.append(Markup('<text class="step" x="{}" y="{}" text-anchor="middle">{}</text>').format(f"{x:.0f}", f"{row.y + 4:.0f}", turn.step))
-    lines = _wrapped(_label(turn), _LABEL, 2)
-    for i, line in enumerate(lines):
-        y = row.y - _NODE - 7 - (len(lines) - 1 - i) * _LINE
-        parts.append(Markup('<text class="action" x="{}" y="{}" text-anchor="middle">{}</text>').format(f"{x:.0f}", f"{y:.0f}", line))
-    parts.append(Markup("</g>"))
-    return Markup("").join(parts)
+    def _note_width(self, row: _Row) -> float:
+        return max(map(len, row.note), default=0) * _NOTE
+
+    def _note_place(self, row: _Row) -> tuple[float, str]:
+        """(x, text-anchor) of the reflection's words: right of the rollback's line where the page has room, else left of it; never across it."""
+        if not row.note or row.episode.experience is None:
+            return 0.0, "none"
+        line = self._x(self.tree[row.episode.experience].step - 1) + _TURN
+        if line + 10 + self._note_width(row) > _PAGE and line - 10 - self._note_width(row) > _LEFT:
+            return line - 10, "end"
+        return line + 10, "start"
+
+    def _note(self, row: _Row) -> Markup:
+        x, anchor = self._note_place(row)
+        span = Markup('<tspan x="{}" y="{}">{}</tspan>')
+        spans = [span.format(f"{x:.0f}", f"{row.top + 11 + i * _LINE:.0f}", line) for i, line in enumerate(row.note)]
+        return Markup('<text class="note" text-anchor="{}">').format(anchor) + Markup("").join(spans) + Markup("</text>") if spans else Markup("")
 
 
 def _label(turn: Turn) -> str:
-    return " ".join((turn.action or turn.action_text).split()) or "(nothing)"
-
-
-def _outcome(row: _Row) -> Markup:
-    """The mark and the name of the stop, after the row's last node."""
-    stop = row.episode.stop
-    colour = OUTCOMES[stop][0]
-    x = (_x(row.acts[-1].step) if row.acts else _x(row.first_step - 1)) + 30
-    text = Markup('<text class="outcome" x="{}" y="{}" fill="{}">{}<title>{}</title></text>')
-    tip = row.episode.error or (row.acts[-1].observation if row.acts else "")
-    return outcome_mark(stop, x, row.y) + text.format(f"{x + 13:.0f}", f"{row.y + 4:.0f}", colour, str(stop).replace("_", " "), tip)
+    return turn.action.strip() or turn.action_text.strip() or "(nothing)"
 
 
 def outcome_mark(stop: Stop, x: float, y: float, r: float = 7.0) -> Markup:
@@ -180,13 +193,9 @@ def outcome_mark(stop: Stop, x: float, y: float, r: float = 7.0) -> Markup:
     return Markup('<path d="{}" stroke="{}" stroke-width="3" fill="{}"/>').format(paths[shape], colour, colour if filled else "none")
 
 
-def _note(row: _Row, width: float) -> Markup:
-    """The reflection's words, above the branch that they asked for."""
-    longest = max(map(len, row.note)) * 6.6
-    x = max(12.0, min(_x(row.first_step) + 4, width - longest - 12))
-    spans = [Markup('<tspan x="{}" y="{}">{}</tspan>').format(f"{x:.0f}", f"{row.top + 11 + i * _LINE:.0f}", line) for i, line in enumerate(row.note)]
-    return Markup('<text class="note">') + Markup("").join(spans) + Markup("</text>")
-
-
 def _wrapped(text: str, columns: int, lines: int) -> list[str]:
-    return textwrap.wrap(text, columns, max_lines=lines, placeholder="…", break_long_words=True) or [text[: columns - 1] + "…"]
+    """At most `lines` lines of at most `columns` characters; what is left out is marked."""
+    out = textwrap.wrap(" ".join(text.split()), columns)
+    if len(out) > lines:
+        out = [*out[: lines - 1], out[lines - 1][: columns - 1].rstrip() + "…"]
+    return out
