@@ -42,14 +42,14 @@ def evaluate_table(summary: Mapping[str, Any]) -> Table:
     """Pass@k of every arm, and what its samples were like."""
     rows = summary["evaluate"]
     ks = list(rows[0]["pass_at"])
-    table = _table(f"Evaluation: {rows[0]['samples']} samples a task, no reflection; Pass@k in %, 95 % interval below", "arm")
-    for name in (*(f"Pass@{k}" for k in ks), "turns", "inval.", "tokens", "sec."):
+    table = _table(f"Evaluation: {rows[0]['samples']} samples a task; Pass@k in %, 95 % interval below", "arm")
+    for name in (*(f"Pass@{k}" for k in ks), "turns\ninvalid", "tokens\nseconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for row, more in zip(rows, summary["details"]["evaluate"], strict=True):
         lost = f", {count(more['lost'])} lost" if more["lost"] else ""
         table.add_row(
             _cell(row["arm"], f"T={row['temperature']:g}{lost}"), *(_cell(percent(row["pass_at"][k]["value"]), span(row["pass_at"][k]["ci95"])) for k in ks),
-            number(more["turns"], 1), number(more["invalid"], 2), number(more["tokens"], 1), number(row["seconds"], 1),
+            _cell(number(more["turns"], 1), number(more["invalid"], 2)), _cell(number(more["tokens"], 1), number(row["seconds"], 1)),
         )  # fmt: skip
     return table
 
