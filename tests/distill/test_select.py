@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from leafe.distill import PRESETS, Dataset, DistillConfig, Part, build, preset
 from leafe.distill._select import require
 from leafe.prompts import history_before
 from tests.distill.toy import PROMPTS, TASKS, forest
-from tests.trees import Ep, make_tree, trees
+from tests.trees import Ep, make_task, make_tree, trees
 
 
 def targets(data: Dataset, part: Part) -> list[str]:
@@ -94,6 +95,14 @@ def test_progress_prefix(episode: Ep, expected: list[str]) -> None:
     data = select(make_tree(episode), rehearsal="progress_prefix")
     assert [s.answer.content for s in data.part("rehearsal")] == expected
     assert bool(data.skipped) == (not expected)
+
+
+def test_of_several_reflections_on_one_episode_the_earliest_blame_counts() -> None:
+    episode = make_tree(Ep("a", "b", "c", "d", stop=Stop.failure, blame=3, note="x")).episodes[0]
+    early = replace(episode.turns[-1], id="t0/0.3r0", parent=episode.acts[2].id, step=3, target=1)
+    late = replace(episode.turns[-1], id="t0/0.4r1", target=2)
+    tree = Tree(make_task(), [replace(episode, turns=(*episode.acts[:3], early, episode.acts[3], episode.turns[-1], late))])
+    assert [s.answer.content for s in select(tree, rehearsal="progress_prefix").part("rehearsal")] == ["a"]
 
 
 def test_fraction_and_samples_per_task_are_drawn_by_the_seed() -> None:

@@ -318,6 +318,15 @@ def test_gradient_checkpointing_gives_the_same_weights(data: Dataset, model_path
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
 
 
+def test_weight_decay_shrinks_matrices_and_leaves_norms_alone(data: Dataset, model_path: Path, tmp_path: Path) -> None:
+    rate = 1e-3
+    train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"steps": 1, "learning_rate": rate}, weight_decay=300.0, warmup=0.0))
+    before, after = weights(model_path), weights(tmp_path)
+    for name, tensor in before.items():
+        expected = tensor * (1 - rate * 300 if tensor.ndim >= 2 else 1)
+        torch.testing.assert_close(after[name], expected, rtol=0, atol=1.1 * rate)  # Adam's own step is at most the rate
+
+
 def test_bfloat16_arithmetic_leaves_the_weights_in_the_sources_type(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     result = train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, dtype="bfloat16"))
     assert math.isfinite(result.loss)
