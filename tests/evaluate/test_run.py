@@ -190,6 +190,19 @@ def test_a_journal_that_fails_ends_the_evaluation_with_its_error() -> None:
         play(journal=Full())
 
 
+def test_a_bug_comes_out_as_it_is_with_its_cause() -> None:
+    class Buggy(Chance):
+        async def complete(self, request):  # type: ignore[no-untyped-def]
+            try:
+                raise KeyError("inner")
+            except KeyError as error:
+                raise RuntimeError("outer") from error
+
+    with pytest.raises(RuntimeError, match="outer") as caught:
+        play(policy=Buggy())
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 def test_progress_counts_samples() -> None:
     seen: list[tuple[int, int, int]] = []
     trees = play(number=3, on_progress=lambda p: seen.append((p.tasks_done, p.samples, p.successes)))

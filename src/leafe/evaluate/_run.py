@@ -115,7 +115,8 @@ async def evaluate(
             for _ in range(min(concurrency, len(tasks))):
                 group.create_task(work())
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
+        first = _first(errors)
+        raise first from first.__cause__  # without the group around it, and with what brought it about
     finally:
         stage.writer.shutdown(wait=True)
     if all(_all_lost(t) for t in trees.values()):
