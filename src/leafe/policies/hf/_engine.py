@@ -29,6 +29,7 @@ from leafe.policies.hf._slots import Slots
 _PASS_TOKENS = 8192  # padded tokens of one forward pass at most, unless one row alone has more
 _CHUNK = 2048  # a row's tokens in one forward pass
 _START_LENGTH = 64
+_SHORT = 16  # tokens of an answer whose text is remembered
 
 
 @dataclass(eq=False, slots=True)
@@ -111,6 +112,7 @@ class Engine:
         self._dtype = next(model.parameters()).dtype
         self._stops = _stop_ids(model, chat)
         self._cache = SlotCache()
+        self._token_bytes = 0
         self._slots = Slots()
         self._new: deque[Job] = deque()
         self._waiting: deque[_Row] = deque()
@@ -261,7 +263,7 @@ class Engine:
 
     def _affordable(self, length: int) -> int:
         """How many slots of this length the memory limit allows, one at least."""
-        each = self._cache.bytes_per_token * self._rounded(length)
+        each = self._token_bytes * self._rounded(length)
         return max(1, self.limits.cache_bytes // each) if each else self.limits.rows
 
     def _make_room(self, joining: list[_Row]) -> None:
@@ -273,7 +275,7 @@ class Engine:
         if longest > length or rows > self._affordable(length):  # slots that one long row made long are cut again where many short rows need the memory
             length = self._rounded(longest)
         slots = self._slots.count
-        if self._slots.unused < len(joining):
+        if rows > slots or self._slots.evicted > slots // 2:
             slots = max(8, 2 * slots, rows)
         slots = min(slots, max(rows, min(2 * self.limits.rows, self._affordable(length))))
         if slots == self._slots.count and length == self._slots.length:
@@ -456,11 +458,14 @@ class Engine:
         return _Cut(text[:at], None)
 
     def _text(self, ids: tuple[int, ...]) -> str:
+        """The text of an answer; short ones (the actions of a small world, over and over) are remembered."""
         found = self._texts.get(ids)
         if found is None:
-            found = self._texts[ids] = self.chat.decode(ids)
-            if len(self._texts) > 20_000:
-                self._texts.popitem(last=False)
+            found = self.chat.decode(ids)
+            if len(ids) <= _SHORT:
+                self._texts[ids] = found
+                if len(self._texts) > 20_000:
+                    self._texts.popitem(last=False)
         return found
 
     # at the start
@@ -478,6 +483,7 @@ class Engine:
             self._forward(slots, np.array([0, 0]), np.array([20, 9]))
             later = self._forward(slots, np.array([20, 9]), np.array([1, 7])).float()
         difference = (later - plain[[20, 15]]).abs().max() / plain.abs().max().clamp(min=1e-6)
+        self._token_bytes = self._cache.bytes_per_token
         self._slots = Slots()
         self._cache.resize([], 0, 0)
         return float(difference)

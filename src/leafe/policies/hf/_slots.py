@@ -38,6 +38,8 @@ class Slots:
         self.busy = np.zeros(0, bool)
         self.used = np.zeros(0, np.int64)
         """When the slot was last let go; 0: never used."""
+        self.evicted = 0
+        """How many times a slot that held something was given away since the last resize: a sign that more would help."""
         self._key: list[str] = []
         self._of_key: defaultdict[str, set[int]] = defaultdict(set)
         self._clock = 0
@@ -62,6 +64,7 @@ class Slots:
         tokens[: len(kept), :held] = self.tokens[kept, :held]
         self.tokens = tokens
         spare = slots - len(kept)
+        self.evicted = 0
         for name in ("ready", "claimed", "busy", "used"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate((old[kept], np.zeros(spare, old.dtype))))
@@ -71,11 +74,6 @@ class Slots:
         self._of_key.clear()
         for slot in range(len(kept)):
             self._of_key[self._key[slot]].add(slot)
-
-    @property
-    def unused(self) -> int:
-        """How many slots hold nothing and never did."""
-        return int((~self.busy & (self.used == 0)).sum())
 
     def place(self, prompt: NDArray[np.int32], key: str) -> Place | None:
         """A slot for the prompt, claimed; None: wait, its prefix is being computed for another one right now. One slot at least must be idle."""
@@ -93,6 +91,7 @@ class Slots:
             place = Place(source, cached)
         else:
             place = Place(oldest, cached, source if cached else None)
+            self.evicted += bool(self.ready[oldest])
         self._claim(place, prompt, key)
         return place
 
