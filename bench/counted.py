@@ -4,7 +4,8 @@
 
 Counted: samples with the same history are one row. Plain: the same code told that the world is not deterministic, so that every sample plays
 alone (the engine's key-value cache between turns helps it as much as it can). `computed` are the prompt tokens that no cache held plus the generated
-ones. Where --plain-tasks is less than --tasks, both sides are compared on those first tasks. Ratios are plain / counted; their 95 % intervals draw seeds
+ones. Where --plain-tasks is less than --tasks, both sides are compared on those first tasks, and what all counted
+samples would have cost alone is read off their counts. Ratios are plain / counted; their 95 % intervals draw seeds
 and then tasks again. Pass@1 of both sides stands beside them: they sample the same distribution.
 """
 
@@ -15,6 +16,7 @@ import asyncio
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     args.plain_tasks = args.tasks if args.plain_tasks is None else min(args.plain_tasks, args.tasks)
     console = Console()
+    say = partial(console.print, highlight=False, soft_wrap=True)
     title = f"gates {args.setting}, {args.plain_tasks} tasks x {args.samples} samples: policy tokens, calls, env steps"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("seed")
@@ -124,14 +127,18 @@ def main() -> None:
         a, b = costs(plain), costs(counted)
         speed = f"{plain_seconds / whole_seconds:.1f}" if len(plain) == len(whole) else ""
         table.add_row(str(seed), "ratio", *(f"{a[c] / b[c]:.1f}" for c in a), speed, end_section=True)
-        console.print(f"seed {seed}: counted {whole_seconds:.1f} s for {len(whole)} tasks, plain {plain_seconds:.1f} s for {len(plain)}", highlight=False)
+        means = measure(whole)
+        own = f"its {means.samples:,} samples hold {means.plain_steps / means.computed.env_steps:.1f} times the steps that were taken"
+        own += f" and {means.plain_tokens / means.computed.generated_tokens:.1f} times the tokens that were generated"
+        times = f"counted {whole_seconds:.1f} s for {len(whole)} tasks, plain {plain_seconds:.1f} s for {len(plain)}"
+        say(f"seed {seed}: {times}; {own}")
     console.print(table)
     for name in costs(pairs[0][0]):
         low, high = ratio_interval(pairs, name)
         value = sum(costs(p)[name] for p, _ in pairs) / sum(costs(c)[name] for _, c in pairs)
-        console.print(f"{name}: {value:.1f} times fewer, 95 % interval [{low:.1f}, {high:.1f}], {len(pairs)} seeds x {args.plain_tasks} tasks", highlight=False)
+        say(f"{name}: {value:.1f} times fewer, 95 % interval [{low:.1f}, {high:.1f}], {len(pairs)} seeds x {args.plain_tasks} tasks")
     apart: Any = paired_difference([counts(p) for p, _ in pairs], [counts(c) for _, c in pairs], 1)
-    console.print(f"Pass@1, plain - counted: {100 * apart.value:+.2f} points, 95 % interval [{100 * apart.low:+.2f}, {100 * apart.high:+.2f}]", highlight=False)
+    say(f"Pass@1, plain - counted: {100 * apart.value:+.2f} points, 95 % interval [{100 * apart.low:+.2f}, {100 * apart.high:+.2f}]")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from leafe.core import Episode, ForeignFailure, JournalError, Kind, Stop, Tree, UserError
 from leafe.evaluate import counts, measure
+from leafe.runs import Journal, load_trees, write_tasks
 from tests.evaluate.worlds import Chance, Fickle, Fragile, ListSink, Plain, Replayed, Spell, path_chances, play, said
 
 
@@ -179,6 +181,22 @@ def test_one_write_a_task_and_a_resume_asks_for_the_rest_only() -> None:
     assert {r.cache_key for r in policy.requests} == {"t4", "t5"}
     with pytest.raises(UserError, match="holds 64 samples of task 't0' where 65"):
         play(number=6, known=known, samples=65)
+
+
+def test_a_run_that_was_cut_off_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    class CutOff(Journal):
+        def append(self, episodes, **more):  # type: ignore[no-untyped-def]
+            super().append(episodes, **more)
+            if sum(1 for _ in self.read()) == 2:
+                raise KeyboardInterrupt
+
+    whole = play(number=6)
+    write_tasks(tmp_path, [t.task for t in whole])
+    with CutOff(tmp_path) as journal, pytest.raises(KeyboardInterrupt):
+        play(number=6, journal=journal, concurrency=1)
+    with Journal(tmp_path) as journal:
+        play(number=6, journal=journal, known=load_trees(tmp_path))
+    assert shape(list(load_trees(tmp_path).values())) == shape(whole)
 
 
 def test_a_journal_that_fails_ends_the_evaluation_with_its_error() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from leafe.core import Kind, Tree, UserError
+from leafe.core import Tree, UserError
 from leafe.evaluate._coverage import coverage, coverage_curve, spent
 from leafe.evaluate._intervals import Estimate, hierarchical_bootstrap, paired_difference, pass_estimate
 from leafe.evaluate._measures import measure
@@ -172,15 +172,8 @@ def _evaluate_details(e: Evaluated, results: list[Counts], ks: Sequence[int], se
         "stops": means.stops,
         "computed": {name: value for name, value in means.computed.to_json().items() if name not in ("seconds", "episodes")},
         "plain": {"env_steps": _number(means.plain_steps), "generated_tokens": _number(means.plain_tokens)},
-        "valid_action_rate": _number(_valid_rate(trees)),
         "curve": curve,
     }
-
-
-def _valid_rate(trees: Sequence[Tree]) -> float:
-    acts = [t for tree in trees for t in tree if t.kind is Kind.act]
-    total = sum(t.count for t in acts)
-    return sum(t.count for t in acts if t.valid) / total if total else math.nan
 
 
 def _samples(results: Sequence[Counts]) -> int:
