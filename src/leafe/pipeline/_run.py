@@ -38,8 +38,9 @@ class Watcher:
 
 
 def config_of(recipe: Recipe) -> dict[str, Any]:
-    """What makes two runs the same experiment: the recipe without how many jobs it is spread over."""
-    return recipe.model_dump(mode="json", exclude={"jobs"}, exclude_none=True)
+    """What makes two runs the same experiment: the recipe without how it is spread over the machine, which may change between two starts."""
+    spread: Any = {"jobs": True, "explore": {"concurrency"}, "evaluate": {"concurrency"}, "world": {"workers", "timeout"}}
+    return recipe.model_dump(mode="json", exclude=spread, exclude_none=True)
 
 
 def run_recipe(recipe: Recipe, path: Path, *, fresh: bool = False, only: StageKind | None = None, watcher: Watcher | None = None) -> RunFolder:

@@ -160,13 +160,11 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     prompts = _prompts(recipe, pool)
     pool.close()
     dataset = build(trees, prompts, config, stage.leg.seed)
-    learn, valid = dataset.split(config.valid_fraction, stage.leg.seed)
+    learn, valid = dataset.split(config.valid_fraction, stage.leg.seed) if config.eval_every is not None else (dataset, None)
     out = folder / stage.name
     out.mkdir(parents=True, exist_ok=True)
     if (out / "dataset").exists():
         shutil.rmtree(out / "dataset")  # made anew from the journal: the same trees give the same samples
-    export_trl(dataset, out / "dataset")
-
     validated = ""
 
     def on_progress(p: Mapping[str, Any]) -> None:
@@ -176,6 +174,7 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
         emit({"done": p.get("step", 0), "of": p.get("steps"), "words": (f"loss {p['loss']:.3f}" if "loss" in p else "start") + validated})
 
     result = train(resolve_model(recipe.policy.model), out / "checkpoint", learn, valid, config, on_progress)
+    export_trl(learn, out / "dataset", valid)  # after the training, which says it better where there is nothing to learn from
     return {"counts": dataset.counts, "train": result.to_json(), "config": config.model_dump(mode="json")}
 
 
