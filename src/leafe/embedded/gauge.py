@@ -50,7 +50,7 @@ class _Meter:
         with torch.inference_mode():
             logs = self.model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
         return [
-            float(sum(logs[i, len(p) - 1 + j, token] for j, token in enumerate(a)).exp())  # type: ignore[union-attr]
+            float(sum(logs[i, len(p) - 1 + j, token] for j, token in enumerate(a)).exp())
             for i, (p, a) in enumerate(zip(prompts, answers, strict=True))
         ]
 
