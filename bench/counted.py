@@ -106,7 +106,7 @@ def main() -> None:
     say = partial(console.print, highlight=False, soft_wrap=True)
     title = f"gates {args.setting}, {args.plain_tasks} tasks x {args.samples} samples: policy tokens, calls, env steps"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("seed")
+    table.add_column("seed", no_wrap=True)
     for column in ("", "computed", "generated", "calls", "env steps", "seconds", "Pass@1"):
         table.add_column(column, justify="right", no_wrap=True)
     pairs: list[tuple[list[Tree], list[Tree]]] = []
