@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -39,7 +41,9 @@ LLAMA = """
 import sys, threading, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
-params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 4096, 2, 1
+params.n_ctx, params.n_parallel = 4096, 2
+# one thread: with more, they wait for each other without end where the machine is shared
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 params.hostnames, params.port, params.model_alias = ["127.0.0.1"], int(sys.argv[2]), {"smollm2"}
 server = xllamacpp.Server(params)
 threading.Event().wait()
@@ -70,7 +74,7 @@ class Served:
 def serving(command: list[str], port: int, model: str, extra: dict[str, Any], log: Path) -> Iterator[Served]:
     """Start, wait until it is healthy (three minutes at most), and end by its process id."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(log.parent / "hf")}
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env) as child:
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, preexec_fn=die_with_parent) as child:
         try:
             deadline = time.monotonic() + 180
             while not healthy(port):
@@ -80,6 +84,12 @@ def serving(command: list[str], port: int, model: str, extra: dict[str, Any], lo
             yield Served(child, f"http://127.0.0.1:{port}/v1", model, extra)
         finally:
             child.kill()
+
+
+def die_with_parent() -> None:
+    """No server outlives a test run that was killed (Linux: PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def healthy(port: int) -> bool:
@@ -233,8 +243,8 @@ def test_a_server_killed_in_mid_request_ends_in_one_sentence(tmp_path: Path) -> 
 
 def test_stage_one_explores_through_a_real_server(llama: Served) -> None:
     world = Doors(depth=2)
-    config = ExploreConfig(limits={"policy_calls": 7}, until="budget", horizon=4, concurrency=2, invalid_limit=3, seed=5)
-    wording = load_prompt_set("plain").model_copy(update={"max_tokens": 24, "reflect_max_tokens": 60})
+    config = ExploreConfig(limits={"policy_calls": 5}, until="budget", horizon=4, concurrency=2, invalid_limit=3, seed=5)
+    wording = load_prompt_set("plain").model_copy(update={"max_tokens": 16, "reflect_max_tokens": 40})
     prompts = Prompts(wording, "Keys: a, b or c. Example:\nThought: try a.\nAction: a")
 
     async def go(policy: HTTPPolicy) -> Any:
@@ -245,7 +255,7 @@ def test_stage_one_explores_through_a_real_server(llama: Served) -> None:
     episodes = [e for tree in found.trees.values() for e in tree.episodes]
     assert len(episodes) >= 2
     assert Stop.policy_error not in {e.stop for e in episodes}
-    assert found.spent.policy_calls == sum(len(e.turns) for e in episodes) == 14
+    assert found.spent.policy_calls == sum(len(e.turns) for e in episodes) == 10
     assert found.spent.generated_tokens > 0
     assert found.spent.cached_tokens > 0
     reflections = [t for e in episodes for t in e.turns if t.kind is Kind.reflect]
