@@ -99,7 +99,7 @@ def loss_of(model: Any, ids_BT: torch.Tensor, weight_BT: torch.Tensor) -> torch.
 
 
 def build(
-    out: Path, seed: int = 0, *, steps: int = 1500, batch_tokens: int = 1280, rate: float = 2e-3, say: Any = print, strict: bool = True
+    out: Path, seed: int = 0, *, steps: int = 2000, batch_tokens: int = 1280, rate: float = 2e-3, say: Any = print, strict: bool = True, tasks: int = 80
 ) -> dict[str, float]:
     """Pretrain the base policy and write it to `out`; returns what `gauge` measured. UserError where it misses a gate (`strict`: nothing is written then)."""
     start = time.monotonic()
@@ -134,7 +134,7 @@ def build(
             if step % 300 == 299 and step + 1 < steps:
                 say(_line(gauge(model, chat, prompts, tasks=16)))
         model.eval()
-        measured = gauge(model, chat, prompts)
+        measured = gauge(model, chat, prompts, tasks)
         names = set(tokenizer.convert_ids_to_tokens(sorted(seen)))
         measured["markers_seen"] = sum(f"s{i}" in names for i in range(_MARKERS)) / _MARKERS
         measured["seconds"] = round(time.monotonic() - start, 1)
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import sys
 
     given = list(sys.argv[1:] if arguments is None else arguments)
-    build(Path(given[0]), int(given[1]) if len(given) > 1 else 0, steps=int(given[2]) if len(given) > 2 else 1500, strict=False)
+    build(Path(given[0]), int(given[1]) if len(given) > 1 else 0, steps=int(given[2]) if len(given) > 2 else 2000, strict=False)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def _says(name: str, fork: bool, right: str) -> str:
 def _episode(rng: random.Random, world: Gates, prompts: Prompts) -> Lesson:
     stages = draw_stages(rng, rng.choice((1, 2, 3, 4, 5, 6, 6, 7, 7, 7)), HABIT, forks=rng.choice((0.2, 0.4, 0.4, 0.8)), long_walks=0.65)
     fails_at = max(rng.randrange(len(stages)), rng.randrange(len(stages))) if rng.random() < 0.75 else None
-    refined = rng.random() < 0.25
+    refined = rng.random() < 0.35
     note_rate = rng.choice((0.0, 0.0, 0.2) if refined else (0.0, 0.0, 0.4, 0.9))
     earlier: set[int] = set()
     if refined:
