@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+
 from leafe import Environment
 from leafe.core import Completion, Request, StepResult, Task
 

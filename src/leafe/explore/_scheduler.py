@@ -90,7 +90,8 @@ async def explore(
             for _ in range(min(config.concurrency, len(tasks))):
                 group.create_task(stage.work(waiting))
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
+        first = _first(errors)
+        raise first from first.__cause__
     finally:
         stage.writer.shutdown(wait=True)
     return Exploration(trees, stage.budget.snapshot(), dict(stage.progress.stops), stage.progress.unusable_reflections, stage.budget.reached())
