@@ -56,6 +56,18 @@ def test_overrides_are_toml_values_or_words() -> None:
     assert recipe.arms["leafe+"].config().epochs is None
 
 
+def test_a_recipe_can_extend_another(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "demo"\nname = "mine"\n[explore]\ndepth = 2\n')
+    recipe, demo = load_recipe(str(mine)), load_recipe("demo")
+    assert (recipe.name, recipe.explore.depth) == ("mine", 2)
+    assert recipe.explore.limits == demo.explore.limits
+    assert recipe.arms == demo.arms
+    mine.write_text(f'extends = "{mine}"')
+    with pytest.raises(UserError, match="extends itself"):
+        load_recipe(str(mine))
+
+
 def test_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recipe 'nothing'"):
         load_recipe("nothing")

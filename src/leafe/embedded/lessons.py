@@ -20,6 +20,10 @@ from leafe.prompts import History, Prompts
 HABIT_WAYS = (0.62, 0.30, 0.06, 0.02)
 """How often habit goes left, right, up, down."""
 
+HEED = 0.80
+"""How often a note before a choice is heeded; else habit decides against it. Real models do not always take advice either, and a branch whose
+action goes against its own experience is what the choice of branches in Stage 2 is about (docs/results.md has the figures for a base that always heeds)."""
+
 TOOL_NOISE = 0.10
 """How often the actor takes any tool at a gate, whatever habit says."""
 
@@ -91,10 +95,11 @@ def _episode(rng: random.Random, world: Gates, prompts: Prompts) -> Lesson:
             preamble.append(f"{'dead end' if fork else 'gate breaks'} ; {_says(name, fork, right)}")
             continue
         noted = rng.random() < note_rate
-        choice = _other(rng, name, fork, "") if noted else _habit(rng, name, fork)
+        heeded = rng.random() < HEED
+        choice = _other(rng, name, fork, "") if noted and heeded else _habit(rng, name, fork)
         plan = _Plan(choice, _other(rng, name, fork, choice) if i == fails_at else choice, told=noted)
         if noted:
-            plan.note = _says(name, fork, choice)
+            plan.note = _says(name, fork, choice if heeded else _other(rng, name, fork, choice))
             plan.early = i > 0 and not plans[-1].note and rng.random() < 0.08
         plans.append(plan)
     rng.shuffle(preamble)

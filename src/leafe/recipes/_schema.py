@@ -168,6 +168,16 @@ def recipe_names() -> list[str]:
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """A built-in recipe by name or a TOML file by path, with `key=value` overrides; UserError where anything does not fit."""
+    data = _read(name_or_path)
+    for override in overrides:
+        _override(data, override)
+    return parse_recipe(data, f"The recipe {name_or_path}")
+
+
+def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The data of a recipe file; with `extends = "NAME"` it is that recipe with this one's values laid over it, table by table."""
+    if name_or_path in above:
+        raise UserError(f"The recipe {name_or_path} extends itself ({' -> '.join([*above, name_or_path])}): take one `extends` out.")
     builtin = resources.files("leafe.recipes") / f"{name_or_path}.toml"
     if builtin.is_file():
         text = builtin.read_text(encoding="utf-8")
@@ -179,9 +189,16 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"The recipe {name_or_path} is not valid TOML: {error}.") from error
-    for override in overrides:
-        _override(data, override)
-    return parse_recipe(data, f"The recipe {name_or_path}")
+    below = data.pop("extends", None)
+    return data if below is None else _laid_over(_read(str(below), (*above, name_or_path)), data)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        out[key] = _laid_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
 
 
 def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:

@@ -29,6 +29,7 @@ class Gates(Environment):
     """The embedded world. `setting`: easy (3-4 stages), hard (5-6 stages) or random (as hard, other rules in every task)."""
 
     name = "gates"
+    splits = ("train", "valid", "test")
     quick = True
     can_snapshot = True
     horizon = HORIZON
