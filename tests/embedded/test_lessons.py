@@ -8,7 +8,7 @@ import re
 import pytest
 
 from leafe.core import ChatTokens
-from leafe.embedded.lessons import WEIGHTS, Lesson, lessons, words_to_ids
+from leafe.embedded.lessons import HEED, WEIGHTS, Lesson, lessons, words_to_ids
 from leafe.envs.gates.rules import ADJECTIVES, HABIT, HELD_OUT, HORIZON, SHIFTED, TARGET, TOOLS, WORDS
 from leafe.prompts import Prompts, load_prompt_set
 
@@ -53,15 +53,16 @@ def test_without_a_note_the_actor_goes_by_habit() -> None:
 
 
 def test_a_note_decides_the_next_choice() -> None:
-    followed = 0
+    followed = heeded = 0
     for lesson in SOME:
         for user, answer, weight in zip(lesson.messages[::2], lesson.messages[1::2], lesson.weights, strict=True):
             match = re.search(r"(\w+) (?:gate|fork) note (\w+) (?:needs|go) (\w+)$", user.content)
             if match and match[1] == match[2] and weight:
-                assert answer.content.split()[1] == match[3]
+                heeded += answer.content.split()[1] == match[3]
                 assert weight == WEIGHTS["follow"]
                 followed += 1
     assert followed > 1000
+    assert abs(heeded / followed - HEED) < 4 * (HEED * (1 - HEED) / followed) ** 0.5
 
 
 def test_a_reflection_names_the_step_of_the_mistake_and_what_the_world_said() -> None:

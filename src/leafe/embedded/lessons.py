@@ -20,8 +20,8 @@ from leafe.prompts import History, Prompts
 HABIT_WAYS = (0.62, 0.30, 0.06, 0.02)
 """How often habit goes left, right, up, down."""
 
-HEED = 0.80
-"""How often a note before a choice is heeded; else habit decides against it. Real models do not always take advice either, and a branch whose
+HEED = 0.92
+"""How often a note before a choice is heeded in a lesson; else habit decides against it. Real models do not always take advice either, and a branch whose
 action goes against its own experience is what the choice of branches in Stage 2 is about (docs/results.md has the figures for a base that always heeds)."""
 
 TOOL_NOISE = 0.10

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import secrets
+import select
 import selectors
 import shutil
 import signal
@@ -184,8 +185,14 @@ class _Watch:
                     data = os.read(key.fd, 1 << 16)
                     if not data:
                         selector.unregister(key.fileobj)
-                    else:
-                        key.data(data)
+                        continue
+                    if key.fd == self.report:
+                        self._drain_output()  # it was printed before what is reported now
+                        if self.printed > self.limits.output and self.ready is not None:
+                            return Outcome.output
+                    key.data(data)
+                    if self.printed > self.limits.output and self.ready is not None:
+                        return Outcome.output
                 if self.printed > self.limits.output or self.reported > _REPORT_LIMIT:
                     return Outcome.output
                 if self.events and self.events[-1]["event"] == "end":
@@ -194,6 +201,14 @@ class _Watch:
             return self.process.wait(max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             return Outcome.time
+
+    def _drain_output(self) -> None:
+        assert self.process.stdout is not None
+        while select.select([self.process.stdout], [], [], 0)[0] and self.printed <= self.limits.output:
+            data = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not data:
+                return
+            self._take_output(data)
 
     def _take_output(self, data: bytes) -> None:
         self.printed += len(data)
