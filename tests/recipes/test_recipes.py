@@ -51,7 +51,7 @@ def test_overrides_are_toml_values_or_words() -> None:
     recipe = load_recipe("demo", ["explore.limits.policy_calls=7", "world.options.setting=easy", "seeds=[1, 2]", 'arms."leafe+".distill.steps=9'])
     assert recipe.explore.limits == {"policy_calls": 7}
     assert recipe.world.options["setting"] == "easy"
-    assert [leg.prefix for leg in legs(recipe)] == ["seed1.", "seed2.", "seed1.random.", "seed2.random."]
+    assert [leg.prefix for leg in legs(recipe)] == ["seed1.", "seed2.", "seed1.random.", "seed2.random.", "seed1.easy.", "seed2.easy."]
     assert recipe.arms["leafe+"].config().steps == 9
     assert recipe.arms["leafe+"].config().epochs is None
 
