@@ -131,6 +131,23 @@ def test_interrupt_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert size == sum(p.stat().st_size for p in tmp_path.glob("cut/explore/tree/journal-*")), "no worker writes on"
 
 
+def test_an_arm_with_nothing_to_learn_from_stops_nobody(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from leafe.pipeline import report_run
+
+    # two calls a task: no episode ends, nothing succeeds and nothing is reflected on
+    recipe = small("explore.limits.policy_calls=2", "arms.poor.preset=rft", "arms.poor.distill.steps=2")
+    run_recipe(recipe, tmp_path / "run")
+    done = RunFolder.read(tmp_path / "run").done("distill/poor")
+    assert done is not None
+    assert "hold nothing that rft learns from" in done["empty"]
+    report_run(tmp_path / "run", Console(quiet=True))
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert "poor" not in {row["arm"] for row in summary["evaluate"]}
+    assert "hold nothing that rft learns from" in (tmp_path / "run/report.html").read_text()
+
+
 def test_the_summary_is_stable(tmp_path: Path) -> None:
     from rich.console import Console
 

@@ -29,7 +29,8 @@ def summarise_run(run: RunFolder) -> Summary:
     explored: dict[str, list[Stage]] = {}
     evaluated: dict[str, list[Stage]] = {}
     for stage in plan(recipe):
-        if run.done(stage.name) is not None and stage.kind != "distill":
+        done = run.done(stage.name)
+        if done is not None and "empty" not in done and stage.kind != "distill":
             (explored if stage.kind == "explore" else evaluated).setdefault(stage.row, []).append(stage)
     return summarise(
         [Explored(row, _trees(run, stages), _seconds(run, stages)) for row, stages in explored.items()],
@@ -127,7 +128,7 @@ def _notes(run: RunFolder, recipe: Recipe) -> list[str]:
     if recipe.history != "full":
         notes.append(f"Prompts held a window of the history ({recipe.history}): branches share no prefix, and prompts were computed anew in every turn.")
     for row, info in _distilled(run, recipe):
-        notes += [f"{row}: {note}" for note in info["train"]["notes"]]
+        notes += [f"{row}: {info['empty']}"] if "empty" in info else [f"{row}: {note}" for note in info["train"]["notes"]]
         notes += [f"{row}: {number} left out: {reason}" for reason, number in info["counts"]["skipped"].items()]
     for stage in plan(recipe):
         done = run.done(stage.name) or {}
@@ -145,6 +146,9 @@ def _print_training(run: RunFolder, console: Console) -> None:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row, info in _distilled(run, recipe_of(run)):
+        if "empty" in info:
+            table.add_row(row, *["0"] * 2, *[""] * 7)
+            continue
         counts, result = info["counts"], info["train"]
         valid = "" if result["valid_loss"] is None else f"{result['valid_loss']:.3f}"
         parts = [str(counts[p]["samples"] or "") for p in ("rehearsal", "counterfactual", "anchor", "reflection")]

@@ -23,7 +23,7 @@ from leafe.pipeline._plan import Leg, Stage, stage_name, task_count, world_optio
 from leafe.policies import make_policy
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe
-from leafe.runs import Journal, load_trees, write_tasks
+from leafe.runs import Journal, RunFolder, load_trees, write_tasks
 
 Emit = Callable[[dict[str, Any]], None]
 """Takes plain values on how far the stage is: `done` of `of`, and words."""
@@ -160,6 +160,9 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     prompts = _prompts(recipe, pool)
     pool.close()
     dataset = build(trees, prompts, config, stage.leg.seed)
+    if not dataset.part("rehearsal") and not dataset.part("counterfactual"):
+        # no reason to stop the other arms: where nothing succeeded and nothing improved, this one stays the base policy and has no row of its own
+        return {"counts": dataset.counts, "empty": f"the trees of {arm.explored} hold nothing that {arm.preset} learns from: it has no row"}
     learn, valid = dataset.split(config.valid_fraction, stage.leg.seed) if config.eval_every is not None else (dataset, None)
     out = folder / stage.name
     out.mkdir(parents=True, exist_ok=True)
@@ -180,6 +183,10 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
 
 def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     settings = recipe.evaluate
+    for need in stage.needs:
+        empty = (RunFolder.read(folder).done(need) or {}).get("empty")
+        if empty:
+            return {"empty": empty}
     extra = settings.extras.get(stage.what)
     temperature = extra.temperature if extra and extra.temperature is not None else settings.temperature
     out = folder / stage.name
