@@ -47,7 +47,7 @@ class Display(Watcher):
         words = str(event.get("words", ""))
         if "tokens" in event:
             seconds = max(1e-9, time.monotonic() - self._began[stage.name])
-            words += f", {event['turns'] / seconds:.0f} turns/s, {event['tokens'] / seconds:.0f} tokens/s"
+            words += f", {event['turns'] / seconds:.3g} turns/s, {event['tokens'] / seconds:.3g} tokens/s"
         if self.bars is not None:
             self.bars.update(self._ids[stage.name], completed=event["done"], total=event.get("of"), words=words)
         elif time.monotonic() - self._spoke[stage.name] > 15:
