@@ -128,11 +128,14 @@ def _run(name_or_path: str, overrides: list[str] | None, name: str | None, runs:
     folder = runs / (name or recipe.name)
     console = _console()
     _say_plan(console, recipe, folder, only)
-    with Display(console, lambda kind: print_kind(folder, kind, console)) as display:
-        run_recipe(recipe, folder, fresh=fresh, only=only, watcher=display)
-    if only is None:
-        report_run(folder, console)
-        console.print(f"The report: {folder / 'report.html'}; the same figures for programs: {folder / 'summary.json'}", highlight=False)
+    try:
+        with Display(console, lambda kind: print_kind(folder, kind, console)) as display:
+            run_recipe(recipe, folder, fresh=fresh, only=only, watcher=display)
+        if only is None:
+            report_run(folder, console)
+            console.print(f"The report: {folder / 'report.html'}; the same figures for programs: {folder / 'summary.json'}", highlight=False)
+    except KeyboardInterrupt:
+        raise _Stopped from None  # the command parser would end on it without a word
 
 
 def _say_plan(console: Console, recipe: Recipe, folder: Path, only: StageKind | None) -> None:
@@ -152,6 +155,10 @@ def _say_plan(console: Console, recipe: Recipe, folder: Path, only: StageKind | 
     )
 
 
+class _Stopped(Exception):
+    """The user pressed Ctrl-C while stages ran."""
+
+
 def main() -> None:
     """The entry point: a user's mistake is one sentence and exit code 2, a failure outside one sentence and 1, an interrupt 130."""
     from leafe.core import ForeignFailure, UserError
@@ -164,6 +171,6 @@ def main() -> None:
     except ForeignFailure as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except _Stopped:
         print("\nStopped. What was finished is kept: give the same command again to go on.", file=sys.stderr)
         sys.exit(130)
