@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from leafe.core import Completion, Message, Request  # noqa: E402
 from leafe.policies.hf import HFPolicy  # noqa: E402
 from tests.tiny import byte_tokenizer, tiny_checkpoint  # noqa: E402
 
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"step": {"type": "integer", "minimum": 0}, "experience": {"type": "string", "minLength": 1, "maxLength": 30}},
     "required": ["step", "experience"],
@@ -93,3 +94,13 @@ def test_a_vocabulary_that_cannot_write_json_answers_freely(tmp_path: Path) -> N
     (found,) = ask(HFPolicy(tiny_checkpoint(tmp_path)), Request((Message("user", "go"),), max_tokens=200, seed=0, schema=SCHEMA))
     assert sum(c.count for c in found) == 1
     assert not found[0].text.startswith("{")
+
+
+@pytest.mark.parametrize("most", [0, 4, 13, 207])
+def test_an_integer_keeps_its_maximum(checkpoint: Path, most: int) -> None:
+    schema = {**SCHEMA, "properties": {**SCHEMA["properties"], "step": {"type": "integer", "minimum": 0, "maximum": most}}}
+    policy = HFPolicy(checkpoint, max_batch=16)
+    (found,) = ask(policy, Request((Message("user", "look back"),), n=60, max_tokens=60, seed=2, schema=schema))
+    steps = [json.loads(c.text)["step"] for c in found]
+    assert all(0 <= step <= most for step in steps)
+    assert len(set(steps)) >= min(most, 3)

@@ -76,8 +76,11 @@ def test_a_step_in_quotes_is_a_step() -> None:
 
 
 def test_the_schema_goes_with_json_only() -> None:
-    assert JSON.reflection_schema is REFLECTION_SCHEMA
-    assert PATTERN.reflection_schema is None
+    schema = JSON.reflection_schema(5)
+    assert schema is not None
+    assert schema["properties"]["step"] == {**REFLECTION_SCHEMA["properties"]["step"], "maximum": 4}
+    assert schema["required"] == REFLECTION_SCHEMA["required"]
+    assert PATTERN.reflection_schema(5) is None
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ class EpisodeRunner:
             extra = {
                 "max_tokens": words.reflect_max_tokens,
                 "temperature": config.temperature if cooler is None else cooler,
-                "schema": self.prompts.reflection_schema,
+                "schema": self.prompts.reflection_schema(step),
             }
         names = (config.seed, self.tree.task.id, self._index, step) if what is None else (config.seed, self.tree.task.id, self._index, step, what, nth)
         request = Request(messages=messages, top_p=config.top_p, stop=words.stop, seed=derive_seed(*names), cache_key=self.tree.task.id, **extra)

@@ -86,10 +86,12 @@ class Prompts:
             raise UserError(f'history = {history!r} is neither "full" nor "window:N" with N from 1.')
         self.window = int(match[1]) if match[1] else None
 
-    @property
-    def reflection_schema(self) -> Mapping[str, Any] | None:
-        """What to ask of an engine that can constrain its output; None where the set has its own pattern."""
-        return REFLECTION_SCHEMA if self.set.reflection == "json" else None
+    def reflection_schema(self, steps: int) -> Mapping[str, Any] | None:
+        """What to ask of an engine that can constrain its output, for a history of `steps` actions; None where the set has its own pattern."""
+        if self.set.reflection != "json":
+            return None
+        facts = REFLECTION_SCHEMA["properties"]
+        return {**REFLECTION_SCHEMA, "properties": {**facts, "step": {**facts["step"], "maximum": steps - 1}}}
 
     def act(self, history: History) -> tuple[Message, ...]:
         """The messages in answer to which the policy acts at step t."""

@@ -2,8 +2,8 @@
 
 The text is `{"step": `, a hole, `, "experience": "`, a hole, `"}`. In a hole only tokens that keep it valid may be drawn, or the first token of what
 follows it; the frame's other tokens are appended as they are, all in the next forward pass. So the answer parses whatever the model is worth.
-Honoured are objects whose properties are all integers (written without sign, at most four digits) or strings (without quotes, backslashes and
-control characters; `maxLength` holds); any other schema is left to the caller's parser. Axis: V vocabulary.
+Honoured are objects whose properties are all integers (written without sign, at most four digits; `maximum` holds) or strings (without quotes,
+backslashes and control characters; `maxLength` holds); any other schema is left to the caller's parser. Axis: V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from leafe.core import ChatTokens
 
 _DIGITS = 4
 _HONOURED = {
-    "integer": {"type", "title", "description", "minimum"},
+    "integer": {"type", "title", "description", "minimum", "maximum"},
     "string": {"type", "title", "description", "minLength", "maxLength"},
 }
 
@@ -30,6 +30,8 @@ class Hole:
     kind: Literal["integer", "string"]
     most: int
     """Characters at most."""
+    maximum: int = 10**_DIGITS - 1
+    """Of an integer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,8 @@ class Filled:
     hole: int = 0
     tokens: int = 0
     characters: int = 0
-    zero: bool = False
-    """The integer begins with 0, so it is 0."""
+    value: int = 0
+    """Of the integer so far."""
 
 
 class Vocabulary:
@@ -61,20 +63,29 @@ class Vocabulary:
     def length(self, token: int) -> int:
         return len(self._texts[token])
 
-    def is_zero(self, token: int) -> bool:
-        return self._texts[token] == "0"
+    def number(self, token: int) -> int:
+        return int(self._texts[token])
 
     def _mask(self, allowed: list[bool]) -> torch.Tensor:
         return torch.tensor(allowed, device=self.device)
 
     @cached_property
-    def first_digits(self) -> torch.Tensor:
-        return self._mask([t.isascii() and t.isdigit() and len(t) <= _DIGITS and (t == "0" or t[0] != "0") for t in self._texts])
+    def digits(self) -> torch.Tensor:
+        return self._mask([t.isascii() and t.isdigit() and len(t) <= _DIGITS for t in self._texts])
+
+    def next_digits(self, begun: bool, value: int, maximum: int) -> torch.Tensor:
+        """Tokens that may stand after the digits of `value`, or at the start: without a leading zero, and no more than `maximum` in all."""
+        if begun and value == 0:
+            return torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        out = torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        for token, text in self._numbers:
+            if (begun or text == "0" or text[0] != "0") and value * 10 ** len(text) + int(text) <= maximum:
+                out[token] = True
+        return out
 
     @cached_property
-    def digits(self) -> list[torch.Tensor]:
-        """By how many more digits there is room for."""
-        return [self._mask([t.isascii() and t.isdigit() and len(t) <= room for t in self._texts]) for room in range(_DIGITS + 1)]
+    def _numbers(self) -> list[tuple[int, str]]:
+        return [(token, self._texts[token]) for token in self.digits.nonzero().flatten().tolist()]
 
     @cached_property
     def words(self) -> torch.Tensor:
@@ -110,10 +121,10 @@ class Form:
         closing = torch.zeros(v.size, dtype=torch.bool, device=v.device)
         if state.tokens:
             closing[self.frame[state.hole + 1][0]] = True
-        if state.zero or state.characters >= hole.most or (state.tokens and room - 1 < self._left(state.hole)):
+        if state.characters >= hole.most or (state.tokens and room - 1 < self._left(state.hole)):
             return closing
         if hole.kind == "integer":
-            return closing | (v.digits[hole.most - state.characters] if state.tokens else v.first_digits)
+            return closing | v.next_digits(state.tokens > 0, state.value, hole.maximum)
         return closing | ((v.words if state.tokens else v.first_words) & (v.lengths <= hole.most - state.characters))
 
     def advance(self, state: Filled, token: int) -> tuple[Filled | None, tuple[int, ...]]:
@@ -122,8 +133,8 @@ class Form:
             rest = self.frame[state.hole + 1][1:]
             return (Filled(state.hole + 1) if state.hole + 1 < len(self.holes) else None), rest
         v, kind = self.vocabulary, self.holes[state.hole].kind
-        zero = kind == "integer" and not state.tokens and v.is_zero(token)
-        return Filled(state.hole, state.tokens + 1, state.characters + v.length(token), zero), ()
+        value = state.value * 10 ** v.length(token) + v.number(token) if kind == "integer" else 0
+        return Filled(state.hole, state.tokens + 1, state.characters + v.length(token), value), ()
 
 
 def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> Form | None:
@@ -136,7 +147,10 @@ def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> Form | None:
         kind = facts.get("type") if isinstance(facts, Mapping) else None
         if kind not in _HONOURED or set(facts) - _HONOURED[kind] or facts.get("minimum", 0) > 0 or facts.get("minLength", 0) > 1:
             return None
-        holes.append(Hole(kind, _DIGITS if kind == "integer" else int(facts.get("maxLength", 10**9))))
+        if kind == "integer":
+            holes.append(Hole(kind, _DIGITS, min(int(facts.get("maximum", 10**_DIGITS - 1)), 10**_DIGITS - 1)))
+        else:
+            holes.append(Hole(kind, int(facts.get("maxLength", 10**9))))
     texts = [""]
     for name, hole in zip(properties, holes, strict=True):
         quote = '"' if hole.kind == "string" else ""
@@ -145,7 +159,7 @@ def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> Form | None:
     texts[-1] += "}"
     chat = vocabulary.chat
     frame = [tuple(chat.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
-    digit = next(iter(vocabulary.first_digits.nonzero().flatten().tolist()), None)
+    digit = next(iter(vocabulary.next_digits(False, 0, 9).nonzero().flatten().tolist()), None)
     word = next((i for i in vocabulary.first_words.nonzero().flatten().tolist() if vocabulary.length(i) > 1), None)
     if digit is None or word is None or not all(frame):
         return None
@@ -156,7 +170,7 @@ def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> Form | None:
         ok = list(json.loads(chat.decode(trial))) == [str(name) for name in properties]
     except json.JSONDecodeError:
         return None
-    if not ok or any(bool(vocabulary.words[f[0]] if h.kind == "string" else vocabulary.digits[-1][f[0]]) for h, f in zip(holes, frame[1:], strict=True)):
+    if not ok or any(bool(vocabulary.words[f[0]] if h.kind == "string" else vocabulary.digits[f[0]]) for h, f in zip(holes, frame[1:], strict=True)):
         return None
     frame[-1] = (*frame[-1], chat.end_of_turn)
     return Form(vocabulary, holes, frame)
