@@ -6,6 +6,7 @@ Every way in which an episode can end is a typed `Stop`; only our own bugs raise
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,8 @@ class EpisodeRunner:
     world: BorrowedWorld
     snapshots: dict[str | None, object] = field(default_factory=dict)
     """World states by the turn after which they were taken; None: after reset. Empty after a resume: then replay serves."""
+    on_turn: Callable[[], None] = lambda: None
+    """Told after every policy call that was answered: with a slow model an episode takes minutes."""
     _turns: list[Turn] = field(default_factory=list)
     _index: int = 0
     _replayed: int = 0
@@ -240,4 +243,5 @@ class EpisodeRunner:
             raise PolicyError(f"The policy {self.policy.name} returned no completion.")
         usage = answers[0].usage
         self.budget.charge(prompt_tokens=usage.prompt, cached_tokens=usage.cached, generated_tokens=usage.generated)
+        self.on_turn()
         return answers[0]

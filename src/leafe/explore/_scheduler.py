@@ -31,7 +31,8 @@ class EpisodeSink(Protocol):
 
 @dataclass(slots=True)
 class Progress:
-    """Where a stage stands; handed to the caller after every finished episode."""
+    """Where a stage stands; handed to the caller after every answer of the policy and every finished episode (what is counted in episodes and
+    turns counts finished episodes; `spent` is up to date)."""
 
     tasks: int
     tasks_done: int = 0
@@ -144,7 +145,7 @@ class _Stage:
                 return
             async with self.pool.borrow() as world:
                 budget.charge(episodes=1)
-                runner = EpisodeRunner(tree, self.policy, self.prompts, strategy, self.config, budget, world, snapshots)
+                runner = EpisodeRunner(tree, self.policy, self.prompts, strategy, self.config, budget, world, snapshots, self.report)
                 episode = await runner.run(plan)
             if self.journal is not None:
                 await asyncio.get_running_loop().run_in_executor(self.writer, self.journal.append, [episode])

@@ -45,7 +45,7 @@ class _Throttled:
 
     def __call__(self, event: dict[str, Any]) -> None:
         now = time.monotonic()
-        if now - self.last > 0.5 or event.get("done") == event.get("of"):
+        if now - self.last > 0.5:
             self.last = now
             self.emit(event)
 
@@ -125,7 +125,7 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
 
     def on_progress(p: Progress) -> None:
         words = f"{p.solved} solved ({p.solved_by_rollback} after a rollback), {p.spent.policy_calls} policy calls"
-        emit({"done": p.tasks_done, "of": p.tasks, "words": words, "turns": p.turns, "tokens": p.spent.generated_tokens})
+        emit({"done": p.tasks_done, "of": p.tasks, "words": words, "turns": p.spent.env_steps, "tokens": p.spent.generated_tokens})
 
     async def main() -> dict[str, Any]:
         pool = _make_pool(recipe, stage.leg, config.concurrency)
