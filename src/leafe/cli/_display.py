@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from leafe.pipeline import Stage, StageKind, Watcher
 
@@ -21,7 +22,8 @@ class Display(Watcher):
         self.bars: Progress | None = None
         if console.is_terminal:
             words = TextColumn("{task.fields[words]}")
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), words)
+            name = TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=16))  # the name is the last to give way
+            columns = (SpinnerColumn(), name, BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), words)
             self.bars = Progress(*columns, console=console, transient=True)
         self._ids: dict[str, TaskID] = {}
         self._spoke: dict[str, float] = {}

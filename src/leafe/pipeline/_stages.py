@@ -124,7 +124,7 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     out = folder / stage.name
 
     def on_progress(p: Progress) -> None:
-        words = f"{p.solved} solved ({p.solved_by_rollback} after a rollback), {p.spent.policy_calls} policy calls"
+        words = f"{p.solved} solved ({p.solved_by_rollback} by rollback), {p.spent.policy_calls} calls"
         emit({"done": p.tasks_done, "of": p.tasks, "words": words, "turns": p.spent.env_steps, "tokens": p.spent.generated_tokens})
 
     async def main() -> dict[str, Any]:
