@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from leafe.core import Episode, Kind, Stop, Task, Tree, Turn
+from leafe.core import Episode, ImprovementRule, Kind, Stop, Task, Tree, Turn
 from tests.core.growth import grown_trees, tasks
 from tests.trees import make_tree
 
@@ -35,7 +36,7 @@ def up(turns: dict[str, Turn], turn: str | None) -> list[str]:
     return out
 
 
-def oracle(episodes: list[Episode]) -> list[tuple[str, str, str, int, int, bool, bool]]:
+def oracle(episodes: list[Episode], rule: ImprovementRule) -> list[tuple[str, str, str, int, int, bool, bool]]:
     """Branch events from the records alone: (reflection, original, revised, episode before, episode after, improved, on a successful path)."""
     turns = {t.id: t for e in episodes for t in e.turns}
     holder = {t.id: e for e in episodes for t in e.turns}
@@ -53,7 +54,7 @@ def oracle(episodes: list[Episode]) -> list[tuple[str, str, str, int, int, bool,
         scores = [[p for t in paths[e.index] if (p := turns[t].progress) is not None] for e in (before, after)]
         if after.stop == "success" or before.stop == "success":
             improved = after.stop == "success"
-        elif scores[0] or scores[1]:
+        elif rule == "progress" and (scores[0] or scores[1]):
             improved = max(scores[1] or [0.0]) > max(scores[0] or [0.0])
         else:
             later = [t.target for t in after.turns if t.kind is Kind.reflect and t.valid]
@@ -63,13 +64,13 @@ def oracle(episodes: list[Episode]) -> list[tuple[str, str, str, int, int, bool,
     return out
 
 
-@given(grown_trees(max_episodes=9))
-def test_branches_agree_with_the_oracle(tree: Tree) -> None:
+@given(grown_trees(max_episodes=9), st.sampled_from(["progress", "blame"]))
+def test_branches_agree_with_the_oracle(tree: Tree, rule: ImprovementRule) -> None:
     derived = [
         (b.reflection.id, b.original.id, b.revised.id, b.outcome_before.index, b.outcome_after.index, b.improved, b.on_success_path)
-        for b in tree.branches()
+        for b in tree.branches(rule)
     ]  # fmt: skip
-    assert derived == oracle(tree.episodes)
+    assert derived == oracle(tree.episodes, rule)
 
 
 @given(grown_trees())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from leafe.core.types import Branch, Episode, Kind, Stop, Task, Turn
+from leafe.core.types import Branch, Episode, ImprovementRule, Kind, Stop, Task, Turn
 
 
 class Tree:
@@ -97,8 +97,8 @@ class Tree:
     def successes(self) -> list[Episode]:
         return [e for e in self.episodes if e.success]
 
-    def branches(self) -> list[Branch]:
-        """The branch events, in order. Diverged branches and those without a revised action give none."""
+    def branches(self, rule: ImprovementRule = "progress") -> list[Branch]:
+        """The branch events, in order; `rule` says which of them improved. Diverged branches and those without a revised action give none."""
         winning = {t.id for e in self.successes() for t in self.trajectory(e)}
         out: list[Branch] = []
         for episode in self.episodes:
@@ -117,21 +117,20 @@ class Tree:
                     reflection=reflection,
                     outcome_before=before,
                     outcome_after=episode,
-                    improved=self._improved(before, episode, reflection),
+                    improved=self._improved(before, episode, reflection, rule),
                     on_success_path=revised.id in winning,
                 )
             )
         return out
 
-    def _improved(self, before: Episode, after: Episode, reflection: Turn) -> bool:
-        if after.success:
-            return True
-        if before.success:
-            return False
-        reached_before = [t.progress for t in self.trajectory(before) if t.progress is not None]
-        reached_after = [t.progress for t in self.trajectory(after) if t.progress is not None]
-        if reached_before or reached_after:
-            return max(reached_after, default=0.0) > max(reached_before, default=0.0)
+    def _improved(self, before: Episode, after: Episode, reflection: Turn, rule: ImprovementRule) -> bool:
+        if after.success or before.success:
+            return after.success
+        if rule == "progress":
+            reached_before = [t.progress for t in self.trajectory(before) if t.progress is not None]
+            reached_after = [t.progress for t in self.trajectory(after) if t.progress is not None]
+            if reached_before or reached_after:
+                return max(reached_after, default=0.0) > max(reached_before, default=0.0)
         blamed = next((t.target for t in after.turns if t.kind is Kind.reflect and t.valid), None)
         assert reflection.target is not None
         return blamed is not None and blamed > reflection.target

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 
 class Stop(StrEnum):
@@ -212,6 +212,11 @@ class Episode:
         return Episode(**values)
 
 
+ImprovementRule = Literal["progress", "blame"]
+"""What says that a branch improved on its parent, beside a win. progress: it got further by the world's own progress; where the world reports none, as blame.
+blame: its own next reflection blames a later step than its parent's did, whatever the world reports."""
+
+
 @dataclass(frozen=True, slots=True)
 class Branch:
     """A branch event (h_tau, a_tau, e, a'_tau, outcomes), derived from a tree and never stored (METHOD.md, Stage 1)."""
@@ -227,8 +232,7 @@ class Branch:
     outcome_before: Episode
     outcome_after: Episode
     improved: bool
-    """The branch won, or got further than its parent by the world's own progress; where the world reports none, by the
-    policy's own later blame: the branch's next reflection names a later step than its parent's did."""
+    """The branch won, or is better than its parent by the rule that `Tree.branches` was given (`ImprovementRule`)."""
     on_success_path: bool
     """Some successful episode of the tree runs through `revised`."""
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from leafe.core import UserError
+from leafe.core import ImprovementRule, UserError
 
 Part = Literal["rehearsal", "counterfactual", "anchor", "reflection"]
 PARTS: tuple[Part, ...] = ("rehearsal", "counterfactual", "anchor", "reflection")
@@ -31,10 +31,25 @@ class Lora(BaseModel):
     """Add the adapters to the weights at the end and write a plain checkpoint; False: write the adapter alone."""
 
 
-class DistillConfig(BaseModel):
-    """All options of Stage 2. Batches are counted in sequences (a sequence holds all merged samples of one path)."""
+class OutcomeWeights(BaseModel):
+    """Weights of counterfactual samples by what became of their branch; one that won weighs 1. 0 leaves the samples out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    improved: float = Field(1.0, ge=0)
+    """Of a branch that improved and did not win."""
+    other: float = Field(1.0, ge=0)
+    """Of a branch that did neither."""
+
+
+class DistillConfig(BaseModel):
+    """All options of Stage 2. Batches are counted in sequences (a sequence holds all merged samples of one path), or in tasks (`batch_by`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["sft", "dpo"] = "sft"
+    """sft: the objective above. dpo: TRL's DPO on the pairs (revised action over the original one, at the history without the experience) of the branches
+    that `counterfactuals` names; of all other options it heeds those of the optimiser, `counterfactual_batch` (pairs a batch) and `max_length`."""
 
     # what is selected from the trees
     rehearsal: Literal["none", "successes", "progress_prefix"] = "successes"
@@ -42,7 +57,17 @@ class DistillConfig(BaseModel):
     rehearsal_fraction: float = Field(1.0, gt=0, le=1)
     """Share of the episodes that rehearsal may use, drawn at random (paper: 0.2 of the successful rollouts)."""
     counterfactuals: Literal["none", "all", "improved", "success_path"] = "all"
-    """D_cf: which branch events."""
+    """D_cf: which branch events: all; those that improved on their parent; those through which some success of the tree runs."""
+    improvement: ImprovementRule = "progress"
+    """What says that something went right, for branches and for prefixes of episodes. progress: the world's own progress, where it reports one; else, and
+    with blame always, the policy's own reflections: a branch improved when it won or its own next reflection blames a later step than its parent's did."""
+    counterfactual_scope: Literal["action", "branch"] = "action"
+    """The revised action alone; or the branch's own later actions too, all of them where it won, else those that are known to be right (as in
+    `progress_prefix`)."""
+    outcome_weights: OutcomeWeights | None = None
+    """Weights of counterfactual samples by what became of their branch; None: all weigh 1."""
+    soft_targets: bool = False
+    """Counterfactual samples learn the start policy's whole distribution when it reads the experience (KL), not the one action that it took."""
     samples_per_task: int | None = Field(None, ge=1)
     """Most branch events of one task, drawn at random (paper: 3); None: all."""
     anchors: bool = False
@@ -60,14 +85,26 @@ class DistillConfig(BaseModel):
     reflection_weight: float = Field(0.1, ge=0)
 
     # the batches
+    batch_by: Literal["sequence", "task"] = "sequence"
+    """sequence: so many sequences of each part, each part drawn by itself. task: `tasks_batch` tasks with all their samples of all parts, which share most of
+    their tokens."""
+    tasks_batch: int = Field(8, ge=1)
+    """Tasks in a batch, with batch_by = "task"."""
     rehearsal_batch: int = Field(32, ge=1)
     counterfactual_batch: int = Field(32, ge=1)
     anchor_batch: int = Field(12, ge=1)
     reflection_batch: int = Field(8, ge=1)
     micro_batch: int | None = Field(None, ge=1)
     """Sequences in one forward pass; None: all of the batch on a GPU, groups of like length on a CPU. Changes memory and speed, never the loss."""
+    micro_tokens: int | None = Field(None, ge=2)
+    """Tokens in one forward pass; None: chosen for the device, and halved once where its memory does not suffice. Changes memory and speed, never the loss."""
+    packing: Literal["tree", "causal"] = "tree"
+    """tree: every token of the samples' common prefixes is computed once, under attention to its ancestors alone. causal: merged rows, for models that
+    cannot do that. The loss is the same."""
     max_length: int | None = Field(None, ge=2)
-    """Longest sequence in tokens; None: the model's context. Longer samples are left out and counted."""
+    """Longest sequence in tokens; None: the model's context."""
+    too_long: Literal["skip", "truncate"] = "skip"
+    """What becomes of a longer sample: left out, or cut from the front of its prompt. Both are counted."""
 
     # the optimiser
     steps: int | None = Field(None, ge=1)
@@ -86,7 +123,13 @@ class DistillConfig(BaseModel):
     gradient_checkpointing: bool = False
     lora: Lora | None = None
 
+    # DPO alone
+    dpo_beta: float = Field(0.1, gt=0)
+    """How strongly DPO holds the policy to the one it starts from (method = "dpo")."""
+
     # watching and stopping
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where the metrics go beside metrics.jsonl, through the trackers' own integrations."""
     eval_every: int | None = Field(None, ge=1)
     """Steps between two validations; None: none. With validation the weights with the lowest loss are the ones written."""
     patience: int | None = Field(None, ge=1)
