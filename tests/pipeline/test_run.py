@@ -71,6 +71,18 @@ def test_stages_run_in_order_and_are_not_done_again(tmp_path: Path) -> None:
     assert len(load_trees(tmp_path / "run/explore/tree")) == 2
 
 
+def test_an_arm_more_is_all_that_is_done(tmp_path: Path) -> None:
+    begun: list[str] = []
+    run_recipe(small(), tmp_path / "run")
+    more = small("arms.cf.preset=cf", "arms.cf.distill.steps=1", "evaluate.compare=[['leafe+', 'cf']]", "evaluate.k=[1, 2]")
+    run_recipe(more, tmp_path / "run", watcher=Watcher(begins=lambda s: begun.append(s.name)))
+    assert begun == ["distill/cf", "evaluate/cf"]
+    with pytest.raises(UserError, match=r"arms\.cf"):
+        run_recipe(small(), tmp_path / "run")
+    with pytest.raises(UserError, match=r"leafe\+\.distill\.steps"):
+        run_recipe(small("arms.'leafe+'.distill.steps=3", "arms.cf.preset=cf", "arms.cf.distill.steps=1"), tmp_path / "run")
+
+
 def test_one_kind_needs_what_comes_before(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"distill/leafe\+ needs explore/tree"):
         run_recipe(small(), tmp_path / "run", only="distill")

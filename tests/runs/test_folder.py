@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -198,3 +199,31 @@ def test_a_place_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made or opened"):
         RunFolder.open(tmp_path / "file" / "run", {})
+
+
+def test_a_run_may_get_more_of_what_it_may_have_more_of(tmp_path: Path) -> None:
+    before = {"seed": 1, "arms": {"a": {"beta": 0.5}, "a.b": {"beta": 2}}, "strategies": ["tree"], "evaluate": {"k": [1], "extras": {}}}
+    more = {"growing": ("arms", "evaluate.extras", "strategies"), "free": ("evaluate.k",)}
+    RunFolder.open(tmp_path, before).close()
+    now = {
+        "seed": 1,
+        "arms": {"a": {"beta": 0.5}, "a.b": {"beta": 2}, "c": {"beta": 1}},
+        "strategies": ["refine", "tree"],
+        "evaluate": {"k": [8], "extras": {"hot": {"temperature": 1.3}}},
+    }
+    with pytest.raises(UserError, match="other settings"):  # unless the caller allows it
+        RunFolder.open(tmp_path, now)
+    RunFolder.open(tmp_path, now, **more).close()
+    assert RunFolder.read(tmp_path).config == now
+    for change, named in (
+        ({"arms": now["arms"] | {"a": {"beta": 1.0}}}, "arms.a.beta"),
+        ({"arms": now["arms"] | {"a": {"beta": 0.5, "clip": 1}}}, "arms.a.clip"),  # a setting more changes what an arm is
+        ({"arms": {"a": {"beta": 0.5}}}, "arms.a.b.beta"),
+        ({"strategies": ["tree"]}, "strategies"),
+        ({"seed": 2}, "seed"),
+        ({"evaluate": {"k": [8], "extras": {}}}, "evaluate.extras"),
+        ({"evaluate": {"k": [8], "extras": now["evaluate"]["extras"], "samples": 3}}, "evaluate.samples"),
+    ):
+        with pytest.raises(UserError, match=re.escape(named)):
+            RunFolder.open(tmp_path, now | change, **more)
+    assert RunFolder.read(tmp_path).config == now

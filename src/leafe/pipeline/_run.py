@@ -47,6 +47,12 @@ def config_of(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude=spread, exclude_none=True)
 
 
+_GROWING = ("strategies", "arms", "controls", "evaluate.extras")
+"""What a run may get more of: another arm, another row. What is there is not done again."""
+_FREE = ("about", "evaluate.k", "evaluate.compare")
+"""What only the report says."""
+
+
 def run_recipe(
     recipe: Recipe,
     path: Path,
@@ -62,7 +68,8 @@ def run_recipe(
     """
     watcher = watcher or Watcher()
     config = config_of(recipe) | ({"shard": shard.to_json()} if shard else {})
-    with RunFolder.open(path, config, seeds={str(i): s for i, s in enumerate(recipe.seeds)}, fresh=fresh) as folder:
+    seeds = {str(i): s for i, s in enumerate(recipe.seeds)}
+    with RunFolder.open(path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE) as folder:
         stages = [s for s in plan(recipe) if only is None or s.kind == only]
         if only is not None:
             _require(folder, stages)

@@ -1,7 +1,8 @@
 """A run is a folder: what was asked for, with what it was made, and which stages are finished.
 
-The folder is made once, with its settings; opening it again goes on with it, and only with the same settings. One process
-at a time holds its lock. A stage is a sub-folder, finished when its marker is there; the marker is written after all else.
+The folder is made once, with its settings; opening it again goes on with it, and only with the same settings, or with more of what a run
+may have more of (another arm, another row). One process at a time holds its lock. A stage is a sub-folder, finished when its marker is there;
+the marker is written after all else.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,20 @@ class RunFolder:
         self._metrics: int | None = None
 
     @classmethod
-    def open(cls, path: Path | str, config: Mapping[str, Any], *, seeds: Mapping[str, int] | None = None, fresh: bool = False) -> RunFolder:
+    def open(
+        cls,
+        path: Path | str,
+        config: Mapping[str, Any],
+        *,
+        seeds: Mapping[str, int] | None = None,
+        fresh: bool = False,
+        growing: Sequence[str] = (),
+        free: Sequence[str] = (),
+    ) -> RunFolder:
         """Create the run, or go on with it where it is there already.
 
-        `config`: plain JSON-able settings. `fresh` deletes an earlier run in the same place first (only a folder that is a run).
+        `config`: plain JSON-able settings. `fresh` deletes an earlier run in the same place first (only a folder that is a run). `growing`: dotted keys of
+        tables and lists that may have got more entries since, none fewer and none changed; `free`: keys that may change. The settings kept are the new ones.
         UserError where the folder is in use, is no run, has another format or other settings (the keys are named).
         """
         path = Path(path)
@@ -58,7 +69,10 @@ class RunFolder:
                 _clear(path)
             if (path / MANIFEST).exists():
                 manifest = _read_manifest(path)
-                _compare(path, _read_config(path), settings)
+                before = _read_config(path)
+                _compare(path, before, settings, growing, free)
+                if before != settings:
+                    atomic_write(path / CONFIG, to_toml(settings))
             else:
                 atomic_write(path / CONFIG, to_toml(settings))
                 manifest = {"format": FORMAT, "run": "leafe", "seeds": dict(seeds or {}), "starts": []}
@@ -238,13 +252,34 @@ def _load_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], growing: Sequence[str], free: Sequence[str]) -> None:
     old, new = _flat(before), _flat(now)
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
+    grown = {key for key in changed if any(_only_grew(before, now, key, name) for name in growing)}
+    changed = [key for key in changed if key not in grown]
     if changed:
         shown = ", ".join(f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}" for key in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(f"{path} holds a run with other settings ({shown}{more}): give this run another name, or start over with --fresh.")
+
+
+def _only_grew(before: Mapping[str, Any], now: Mapping[str, Any], key: str, name: str) -> bool:
+    """Whether the difference at the dotted `key` is a new entry of the table or list `name`."""
+    if key != name and not key.startswith(name + "."):
+        return False
+    old, new = _at(before, name), _at(now, name)
+    if isinstance(new, Mapping) and (old is None or isinstance(old, Mapping)):
+        if key == name:  # an empty table was written as such
+            return not old
+        return not any(key == f"{name}.{entry}" or key.startswith(f"{name}.{entry}.") for entry in (old or {}))
+    return isinstance(old, list) and isinstance(new, list) and all(entry in new for entry in old)
+
+
+def _at(values: Mapping[str, Any], name: str) -> Any:
+    found: Any = values
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
