@@ -80,7 +80,7 @@ def test_an_arm_more_is_all_that_is_done(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"arms\.cf"):
         run_recipe(small(), tmp_path / "run")
     with pytest.raises(UserError, match=r"leafe\+\.distill\.steps"):
-        run_recipe(small("arms.'leafe+'.distill.steps=3", "arms.cf.preset=cf", "arms.cf.distill.steps=1"), tmp_path / "run")
+        run_recipe(small("arms.leafe+.distill.steps=3", "arms.cf.preset=cf", "arms.cf.distill.steps=1"), tmp_path / "run")
 
 
 def test_one_kind_needs_what_comes_before(tmp_path: Path) -> None:
