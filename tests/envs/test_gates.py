@@ -155,6 +155,17 @@ def test_rules_are_the_targets_or_the_tasks_own() -> None:
     assert all(len(seen) > 8 for seen in tools.values())
 
 
+def test_under_habits_rules_the_tasks_are_the_same_but_for_their_tools() -> None:
+    for setting in ("easy", "hard"):
+        for plain, control in zip(Gates(setting).tasks("train", 60, 1), Gates(setting, "habit").tasks("train", 60, 1), strict=True):
+            stages = [[kind, name, HABIT[name] if kind == "gate" else right, walks] for kind, name, right, walks in plain.payload["stages"]]
+            assert control.payload == {"stages": stages, "object": plain.payload["object"]}
+            assert control.id == plain.id.replace(setting, f"{setting}-habit")
+    world = Gates("easy", "habit")
+    report = check_environment(world, world.tasks("train", 10), ACTIONS)
+    assert not report.problems, report
+
+
 def test_five_rules_differ_from_habit_and_are_held_out_of_pretraining() -> None:
     assert {a for a in ADJECTIVES if TARGET[a] != HABIT[a]} == set(SHIFTED)
     assert len(SHIFTED) == 5
@@ -201,18 +212,25 @@ def test_all_that_the_world_says_is_in_the_vocabulary() -> None:
 def test_wrong_options_are_the_users_mistake() -> None:
     with pytest.raises(UserError, match="no setting 'hardest'"):
         Gates("hardest")
+    with pytest.raises(UserError, match="no rules 'hobbit'"):
+        Gates("easy", "hobbit")
+    with pytest.raises(UserError, match="no use there"):
+        Gates("random", "habit")
+    with pytest.raises(UserError, match="knows no rules 'hobbit'"):
+        GatesReference("hobbit")
     with pytest.raises(UserError, match="no split 'dev'"):
         Gates().tasks("dev")
 
 
-def ask(text: str, n: int = 1, seed: int = 0) -> dict[str, int]:
-    completions = asyncio.run(GatesReference().complete(Request((Message("user", text),), n=n, seed=seed)))
+def ask(text: str, n: int = 1, seed: int = 0, rules: str = "target") -> dict[str, int]:
+    completions = asyncio.run(GatesReference(rules).complete(Request((Message("user", text),), n=n, seed=seed)))
     return {c.text: c.count for c in completions}
 
 
 def test_the_reference_knows_the_rules_and_guesses_the_ways() -> None:
     assert ask("get crown s0 mossy gate", 7) == {f"take {TARGET['mossy']}": 7}
     assert ask("s3 no fork here ; icy gate") == {f"take {TARGET['icy']}": 1}
+    assert ask("s3 mossy gate", rules="habit") == {f"take {HABIT['mossy']}": 1}
     assert ask("s1 hold lamp") == {"use lamp": 1}
     assert ask("s1 first go way ; path") == {"walk on": 1}
     assert ask("s9 crown here") == {"take crown": 1}

@@ -10,16 +10,21 @@ import re
 
 import numpy as np
 
-from leafe.core import Completion, PolicyError, Request
-from leafe.envs.gates.rules import TARGET, WAYS
+from leafe.core import Completion, PolicyError, Request, UserError
+from leafe.envs.gates.rules import RULES, WAYS
 
 _SITUATION = re.compile(r"(?P<gate>\w+) gate\b|(?P<fork>\w+) fork\b|hold (?P<hold>\w+)|(?P<path>path)\b|(?P<thing>\w+) here\b")
 
 
 class GatesReference:
-    """Implements `leafe.core.Policy` for the settings easy and hard. It acts; it has no use for reflections."""
+    """Implements `leafe.core.Policy` for the settings easy and hard, of whose world `rules` are. It acts; it has no use for reflections."""
 
     name = "reference"
+
+    def __init__(self, rules: str = "target") -> None:
+        if rules not in RULES:
+            raise UserError(f"The gates reference knows no rules {rules!r}: choose one of {', '.join(RULES)}.")
+        self.rules = RULES[rules]
 
     async def complete(self, request: Request) -> list[Completion]:
         text = request.messages[-1].content
@@ -33,7 +38,7 @@ class GatesReference:
             return [Completion(f"go {way}", int(count)) for way, count in zip(WAYS, counts, strict=True) if count]
         what = found[kind] if kind else ""
         if kind == "gate":
-            return [Completion(f"take {TARGET[what]}" if what in TARGET else "walk on", request.n)]
+            return [Completion(f"take {self.rules[what]}" if what in self.rules else "walk on", request.n)]
         return [Completion({"hold": f"use {what}", "path": "walk on"}.get(str(kind), f"take {what}"), request.n)]
 
     async def close(self) -> None:

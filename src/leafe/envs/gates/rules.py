@@ -25,6 +25,9 @@ SHIFTED = ("mossy", "wooden", "painted", "dusty", "hollow")
 TARGET = HABIT | {adjective: HABIT[SHIFTED[(i + 2) % len(SHIFTED)]] for i, adjective in enumerate(SHIFTED)}
 """Adjective -> tool, in the settings easy and hard."""
 
+RULES = {"target": TARGET, "habit": HABIT}
+"""What the option `rules` of the world can be: by name, adjective -> tool."""
+
 HELD_OUT = frozenset((a, TARGET[a] if a in SHIFTED else TOOLS[(i + 5) % len(TOOLS)]) for i, a in enumerate(ADJECTIVES))
 """(adjective, tool) pairs that pretraining never states: following a note is measured on them."""
 

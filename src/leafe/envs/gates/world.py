@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from leafe.core import Environment, StepResult, Task, UserError, derive_seed
-from leafe.envs.gates.rules import ADJECTIVES, HORIZON, OBJECTS, PLACES, TARGET, TOOLS, WAYS
+from leafe.envs.gates.rules import ADJECTIVES, HORIZON, OBJECTS, PLACES, RULES, TOOLS, WAYS
 
 SETTINGS: Mapping[str, tuple[int, int]] = {"easy": (3, 4), "hard": (5, 6), "random": (5, 6)}
 """Fewest and most stages. `random` draws its rules afresh for every task: the control, in which there is nothing to learn."""
@@ -26,18 +26,28 @@ Stage = tuple[str, str, str, int]
 
 
 class Gates(Environment):
-    """The embedded world. `setting`: easy (3-4 stages), hard (5-6 stages) or random (as hard, other rules in every task)."""
+    """The embedded world. `setting`: easy (3-4 stages), hard (5-6 stages) or random (as hard, other rules in every task).
+
+    `rules`: target, or habit for the control in which no rule differs from those that the embedded model was brought up with; the tasks are the same but
+    for their tools. UserError for what there is not.
+    """
 
     name = "gates"
     splits = ("train", "valid", "test")
     quick = True
     can_snapshot = True
     horizon = HORIZON
+    gauge = "leafe.embedded.gauge:measure"
 
-    def __init__(self, setting: str = "hard") -> None:
+    def __init__(self, setting: str = "hard", rules: str = "target") -> None:
         if setting not in SETTINGS:
             raise UserError(f"gates has no setting {setting!r}: choose one of {', '.join(SETTINGS)}.")
+        if rules not in RULES:
+            raise UserError(f"gates has no rules {rules!r}: choose one of {', '.join(RULES)}.")
+        if setting == "random" and rules != "target":
+            raise UserError(f"gates draws its rules afresh for every task in the setting random: rules = {rules!r} has no use there.")
         self.setting = setting
+        self.rules = rules
         self._stages: tuple[Stage, ...] = ()
         self._object = ""
         self._at = 0  # stages passed
@@ -50,17 +60,18 @@ class Gates(Environment):
         if split not in SPLITS:
             raise UserError(f"gates has no split {split!r}: choose one of {', '.join(SPLITS)}.")
         rng = random.Random(derive_seed("gates", self.setting, split, seed))
+        name = self.setting if self.rules == "target" else f"{self.setting}-{self.rules}"
         seen: set[tuple[str, ...]] = set()
         out: list[Task] = []
         while len(out) < (200 if count is None else count):
-            rules = {adjective: rng.choice(TOOLS) for adjective in ADJECTIVES} if self.setting == "random" else TARGET
+            rules = {adjective: rng.choice(TOOLS) for adjective in ADJECTIVES} if self.setting == "random" else RULES[self.rules]
             stages = draw_stages(rng, rng.randint(*SETTINGS[self.setting]), rules)
             names = tuple(stage[1] for stage in stages)
             if names in seen or derive_seed("gates", *names) % 10 not in SPLITS[split]:
                 continue
             seen.add(names)
             thing = rng.choice(OBJECTS)
-            out.append(Task(f"gates-{self.setting}-{split}-{seed}-{len(out)}", self.name, split, f"get {thing}", task_payload(stages, thing)))
+            out.append(Task(f"gates-{name}-{split}-{seed}-{len(out)}", self.name, split, f"get {thing}", task_payload(stages, thing)))
         return out
 
     def reset(self, task: Task, seed: int = 0) -> str:
