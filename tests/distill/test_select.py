@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from leafe.core import Kind, Message, Scope, Stop, Tree, UserError
-from leafe.distill import PRESETS, Dataset, DistillConfig, Part, build, preset
+from leafe.distill import PRESETS, Dataset, DistillConfig, OutcomeWeights, Part, build, preset
 from leafe.distill._select import require
 from leafe.prompts import history_before
 from tests.distill.toy import PROMPTS, TASKS, forest
@@ -141,6 +144,103 @@ def test_reflections_are_learnt_where_their_branch_improved() -> None:
     assert only.messages[-1].content == "s2 ; seen a c ; reflect"
 
 
+def test_the_rule_of_improvement_governs_branches_and_prefixes() -> None:
+    tree = make_tree(
+        Ep("a", "b", "c", stop=Stop.failure, progress=(1, 1, 2), blame=1, note="d"),
+        Ep("d", "e", stop=Stop.failure, branch_of=0, progress=(2, 2), blame=2, note="x"),  # no further, but blamed later
+        Ep("f", stop=Stop.failure, branch_of=0, progress=(3,), blame=0, note="x"),  # further, but blamed earlier
+    )
+    options = {"rehearsal": "progress_prefix", "counterfactuals": "improved"}
+    by_progress, by_blame = (select(tree, improvement=rule, **options) for rule in ("progress", "blame"))
+    assert [s.answer.content for s in by_progress.part("counterfactual")] == ["f"]
+    assert [s.answer.content for s in by_blame.part("counterfactual")] == ["d"]
+    assert targets(by_progress, "rehearsal") == ["t0/0.0 a", "t0/1.1 d"]
+    assert targets(by_blame, "rehearsal") == ["t0/0.0 a", "t0/1.1 d"]
+    assert by_progress.agreement == by_blame.agreement == {"progress alone": 1, "blame alone": 1}
+
+
+@given(trees())
+def test_blame_judges_a_world_with_progress_as_one_without(tree: Tree) -> None:
+    silent = Tree(tree.task, [replace(e, turns=tuple(replace(t, progress=None) for t in e.turns)) for e in tree.episodes])
+    options = {"rehearsal": "progress_prefix", "counterfactuals": "improved", "counterfactual_scope": "branch", "reflections": True}
+    blamed = select(tree, improvement="blame", **options)
+    assert blamed.samples == select(silent, improvement="progress", **options).samples == select(silent, improvement="blame", **options).samples
+    counted = select(silent).agreement
+    assert set(counted) <= {"won", "no progress reported"}
+    sound = [b for b in tree.branches() if all(tree.episode_of(t.id).stop is not Stop.diverged for t in tree.path(b.revised.id))]
+    assert sum(counted.values()) == sum(blamed.agreement.values()) == len(sound)
+    by_progress, by_blame = ({b.revised.id for b in tree.branches(rule) if b.improved} & {b.revised.id for b in sound} for rule in ("progress", "blame"))
+    if any(t.progress is not None for t in tree):
+        assert blamed.agreement.get("progress alone", 0) == len(by_progress - by_blame)
+        assert blamed.agreement.get("blame alone", 0) == len(by_blame - by_progress)
+        assert blamed.agreement.get("won", 0) + blamed.agreement.get("both", 0) == len(by_progress & by_blame)
+
+
+@pytest.mark.parametrize(
+    ("branch", "expected"),
+    [
+        (Ep("c", "d", "e", branch_of=0), ["c", "d", "e"]),  # a win counts whole
+        (Ep("c", "!fly", "e", branch_of=0), ["c", "e"]),  # but no refused action
+        (Ep("c", "d", "e", stop=Stop.failure, branch_of=0, blame=3, note="x"), ["c", "d"]),
+        (Ep("c", "d", "e", stop=Stop.failure, branch_of=0, blame=3, note="x", progress=(5, 5, 5)), ["c"]),  # not past the last rise
+        (Ep("c", "d", "e", stop=Stop.failure, branch_of=0, blame=0, note="x"), ["c"]),  # the revised action in any case
+        (Ep("c", "d", "e", stop=Stop.failure, branch_of=0), ["c"]),
+    ],
+)
+def test_the_rest_of_a_branch_up_to_what_is_known_to_be_right(branch: Ep, expected: list[str]) -> None:
+    tree = make_tree(Ep("a", "b", stop=Stop.failure, blame=1, note="use c"), branch)
+    data = select(tree, counterfactuals="all", counterfactual_scope="branch", soft_targets=True)
+    assert [s.answer.content for s in data.part("counterfactual")] == expected
+    for sample in data.samples:
+        assert sample.teacher is not None
+        assert "note :" not in " ".join(m.content for m in sample.messages)
+        # the experience stands where it was put, before the revised action, and nowhere else
+        assert [" ; note : use c" in m.content for m in sample.teacher] == [False, False, True, *[False] * (len(sample.messages) - 3)]
+        assert [m.content.replace(" ; note : use c", "") for m in sample.teacher] == [m.content for m in sample.messages]
+    assert [s.answer.content for s in select(tree, counterfactuals="all").part("counterfactual")] == ["c"]
+
+
+@given(trees())
+def test_the_teacher_of_a_revised_action_is_the_prompt_in_which_it_was_sampled(tree: Tree) -> None:
+    hard, soft = (select(tree, counterfactuals="all", anchors=True, soft_targets=s) for s in (False, True))
+    for sample in soft.part("counterfactual"):
+        assert sample.teacher == PROMPTS.act(history_before(tree, tree[sample.turn_id], with_experience=True))
+    assert {replace(s, teacher=None) for s in soft.part("counterfactual")} >= set(hard.part("counterfactual"))
+    assert all(s.teacher is None for s in hard.part("counterfactual"))
+    assert hard.part("anchor") == soft.part("anchor")
+    assert all(s.teacher == s.messages for s in hard.part("anchor"))
+
+
+def test_weights_by_outcome() -> None:
+    branches = [
+        Ep("won", branch_of=0, progress=(1,)),
+        Ep("better", stop=Stop.failure, branch_of=0, progress=(2,)),
+        Ep("same", stop=Stop.failure, branch_of=0, progress=(1,)),
+        Ep("won", stop=Stop.failure, branch_of=0, progress=(1,)),
+    ]
+    tree = make_tree(Ep("a", "b", stop=Stop.failure, progress=(1, 1), blame=1, note="c"), *branches)
+    weights = OutcomeWeights(improved=0.5, other=0.25)
+    data = select(tree, counterfactuals="all", outcome_weights=weights)
+    assert [(s.answer.content, s.weight) for s in data.samples] == [("won", 1.0), ("better", 0.5), ("same", 0.25)]
+    assert {s.weight for s in select(tree, counterfactuals="all").samples} == {1.0}
+    back = make_tree(Ep("a", "b", stop=Stop.failure, progress=(1, 1), blame=1, note="c"), *reversed(branches))
+    assert {(s.answer.content, s.weight) for s in select(back, counterfactuals="all", outcome_weights=weights).samples} == {
+        ("won", 1.0), ("better", 0.5), ("same", 0.25)
+    }  # fmt: skip
+    none = select(tree, counterfactuals="all", outcome_weights=OutcomeWeights(other=0.0))
+    assert [s.answer.content for s in none.samples] == ["won", "better"]
+    assert none.skipped == {"counterfactual: its outcome weighs 0": 2}
+
+
+@given(trees(), st.integers(0, 3))
+def test_one_tree_at_a_time_and_messages_shared(tree: Tree, seed: int) -> None:
+    forest = {"t0": tree, "t1": make_tree(task_id="t1")}
+    data = build(forest, PROMPTS, preset("leafe+", rehearsal_fraction=0.6, soft_targets=True), seed)
+    for task in forest:
+        held = {id(m): m for s in data.samples if s.task_id == task for m in (*s.messages, *(s.teacher or ()), s.answer)}
+        assert len(set(held.values())) == len(held), "the same message is held twice"
+
+
 def _key(messages: tuple[Message, ...], action: str) -> tuple[object, ...]:
     return (tuple((m.role, m.content) for m in messages), action)
 
@@ -212,6 +312,29 @@ def test_split_parts_the_tasks_and_files_come_back(tmp_path: Path) -> None:
     assert Dataset.load(tmp_path / "data.jsonl") == data
 
 
+@given(trees(), st.booleans())
+def test_a_dataset_comes_back_from_its_file_as_it_was(tree: Tree, dpo: bool) -> None:
+    options: dict[str, object] = {"method": "dpo"} if dpo else {"soft_targets": True, "counterfactual_scope": "branch", "anchors": True, "reflections": True}
+    data = select(tree, rehearsal="progress_prefix", counterfactuals="all", outcome_weights=OutcomeWeights(improved=0.3, other=0.1), **options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data.jsonl"
+        data.save(path)
+        again = Dataset.load(path)
+        assert again == data
+        lines = path.read_text().splitlines()
+        stored = {(p, r, c) for p, r, c, *_ in json.loads(lines[1])["messages"]} if data.samples else set()
+        assert len(stored) == (len(json.loads(lines[1])["messages"]) if data.samples else 0), "a message is written twice"
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", '{"dataset": "leafe", "format": 1, "samples": 0}\n', "[1]\n", None])
+def test_a_file_that_is_no_dataset_is_named(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    build(forest(2), PROMPTS, preset("leafe+"), 0).save(path)
+    path.write_text(path.read_text().rsplit("\n", 2)[0] + "\n" if text is None else text)  # None: a task is missing
+    with pytest.raises(UserError, match=r"data\.jsonl is no dataset of this leafe, or damaged"):
+        Dataset.load(path)
+
+
 def test_scope_branch_keeps_the_note_out_of_later_turns_too() -> None:
     tree = make_tree(Ep("a", "b", stop=Stop.failure, blame=0, note="c"), Ep("c", "d", branch_of=0, scope=Scope.branch))
     data = select(tree, rehearsal="successes")
@@ -245,6 +368,10 @@ def test_wrong_options_are_the_users_mistake() -> None:
         preset("paper", steps=3, epochs=1.0)
     with pytest.raises(UserError, match="patience needs eval_every"):
         preset("paper", patience=3)
+    with pytest.raises(UserError, match="about revised actions"):
+        preset("paper", method="dpo", soft_targets=True)
+    with pytest.raises(UserError, match=r"distill\.outcome_weights\.other"):
+        preset("paper", outcome_weights={"improved": 1.0, "other": -1.0})
 
 
 def test_selection_needs_no_torch() -> None:

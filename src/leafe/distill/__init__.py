@@ -12,13 +12,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from leafe.core import UserError
-from leafe.distill._config import PARTS, PRESETS, DistillConfig, Lora, Part, preset
+from leafe.distill._config import PARTS, PRESETS, DistillConfig, Lora, OutcomeWeights, Part, preset
+from leafe.distill._dataset import Dataset, Sample
 from leafe.distill._result import Progress, TrainResult
-from leafe.distill._select import Dataset, Sample, build
+from leafe.distill._select import build
 from leafe.distill._tokens import Encoded, Span, TokenSequence, encode
 
 __all__ = [
-    "PARTS", "PRESETS", "Dataset", "DistillConfig", "Encoded", "Lora", "Part", "Progress", "Sample", "Span", "TokenSequence", "TrainResult",
+    "PARTS", "PRESETS", "Dataset", "DistillConfig", "Encoded", "Lora", "OutcomeWeights", "Part", "Progress", "Sample", "Span", "TokenSequence", "TrainResult",
     "build", "encode", "export_trl", "preset", "train",
 ]  # fmt: skip
 

@@ -146,6 +146,8 @@ class DistillConfig(BaseModel):
             raise ValueError("patience needs eval_every")
         if self.rehearsal == "none" and self.counterfactuals == "none":
             raise ValueError("there is nothing to train on: rehearsal and counterfactuals are both none")
+        if self.method == "dpo" and (self.counterfactuals == "none" or self.counterfactual_scope == "branch" or self.soft_targets):
+            raise ValueError('method = "dpo" is about revised actions: it needs counterfactuals, and no scope "branch" or soft_targets')
         return self
 
     def weight(self, part: Part) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from leafe.core import UserError
 from leafe.distill._config import PARTS, Part
-from leafe.distill._select import Dataset, Sample
+from leafe.distill._dataset import Dataset, Sample
 
 
 def rows(samples: tuple[Sample, ...]) -> list[dict[str, Any]]:

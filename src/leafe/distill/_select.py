@@ -2,187 +2,178 @@
 
 Four parts are drawn from the same trees (METHOD.md, Stage 2): rehearsal (what went right), counterfactual (what the
 experience made the policy do, at the history without it), anchor (keep following an experience), reflection (keep reflecting). Nothing is
-dropped in silence: every duplicate and every skipped record is counted by reason. Needs no torch and no tokenizer.
+dropped in silence: every duplicate and every skipped record is counted by reason. One tree is looked at at a time; where a draw goes over all of
+them, a first pass notes what it draws from. Needs no torch and no tokenizer.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import bisect
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
 
-from leafe.core import Branch, Episode, Kind, Message, Stop, Tree, Turn, UserError, derive_seed
+from leafe.core import Branch, Episode, ImprovementRule, Kind, Message, Stop, Tree, Turn, UserError, derive_seed
 from leafe.distill._config import PARTS, DistillConfig, Part
-from leafe.prompts import Prompts, history_before
+from leafe.distill._dataset import Dataset, Sample
+from leafe.prompts import History, Prompts, Said, history_before
 
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One pair (h, a): the loss falls on the answer's tokens alone."""
-
-    part: Part
-    task_id: str
-    turn_id: str
-    """The turn whose action or reflection is the answer; for an anchor, the turn whose prompt was taken."""
-    messages: tuple[Message, ...]
-    """The prompt; the last message is the user's."""
-    answer: Message
-    """The assistant's message to learn, with the sampled token ids where they are known."""
-    weight: float = 1.0
-    """Of each of the answer's tokens within the mean over its part."""
-    note: str = ""
-    """Where it comes from, in words, for people who read the data."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Sample:
-        values = dict(data)
-        values["messages"] = tuple(_message(m) for m in values["messages"])
-        values["answer"] = _message(values["answer"])
-        return Sample(**values)
-
-
-def _message(data: Mapping[str, Any]) -> Message:
-    tokens = data.get("tokens")
-    return Message(data["role"], data["content"], None if tokens is None else tuple(tokens))
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """The samples of all parts, in a fixed order, and how they came about."""
-
-    samples: tuple[Sample, ...]
-    duplicates: Mapping[str, int] = field(default_factory=dict)
-    """By part: pairs (task, history, action) that were there already."""
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    """By reason: records of the trees that gave no sample."""
-
-    def part(self, part: Part) -> tuple[Sample, ...]:
-        return tuple(s for s in self.samples if s.part == part)
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        """For a printed table: by part its samples, tasks and removed duplicates; under `skipped` the reasons with their counts."""
-        out: dict[str, Any] = {}
-        for part in PARTS:
-            mine = self.part(part)
-            out[part] = {"samples": len(mine), "tasks": len({s.task_id for s in mine}), "duplicates": self.duplicates.get(part, 0)}
-        out["skipped"] = dict(self.skipped)
-        return out
-
-    def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-        """(training, validation), parted by task: no task is in both. Validation gets at least one task where there are two, or none for fraction 0."""
-        tasks = sorted({s.task_id for s in self.samples})
-        number = min(max(1, round(fraction * len(tasks))), len(tasks) - 1) if fraction > 0 and tasks else 0
-        held_out = set(random.Random(derive_seed(seed, "valid")).sample(tasks, number))
-        train = tuple(s for s in self.samples if s.task_id not in held_out)
-        valid = tuple(s for s in self.samples if s.task_id in held_out)
-        return replace(self, samples=train), Dataset(valid)
-
-    def save(self, path: Path) -> None:
-        """Write one JSON line of counts and one a sample, in one atomic step."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"duplicates": dict(self.duplicates), "skipped": dict(self.skipped)}) + "\n")
-            for sample in self.samples:
-                file.write(json.dumps(sample.to_json(), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-
-    @staticmethod
-    def load(path: Path) -> Dataset:
-        """What `save` wrote."""
-        with path.open(encoding="utf-8") as file:
-            head = json.loads(file.readline())
-            return Dataset(tuple(Sample.from_json(json.loads(line)) for line in file), head["duplicates"], head["skipped"])
-
-
-class _Collector:
-    """Keeps each (part, task, history, action) once and counts what it leaves out."""
-
-    def __init__(self, prompts: Prompts) -> None:
-        self.prompts = prompts
-        self.samples: list[Sample] = []
-        self.duplicates: Counter[str] = Counter()
-        self.skipped: Counter[str] = Counter()
-        self._seen: set[tuple[object, ...]] = set()
-
-    def add(self, part: Part, turn: Turn, messages: tuple[Message, ...], answer: Message, note: str) -> None:
-        key = (part, turn.task_id, tuple((m.role, m.content) for m in messages), answer.content)
-        if key in self._seen:
-            self.duplicates[part] += 1
-            return
-        self._seen.add(key)
-        self.samples.append(Sample(part, turn.task_id, turn.id, messages, answer, note=note))
-
-    def add_action(self, part: Part, tree: Tree, turn: Turn, note: str) -> None:
-        """The action at its history without experience or preamble."""
-        if not turn.valid:
-            self.skipped[f"{part}: the world refused the action"] += 1
-            return
-        messages = self.prompts.act(history_before(tree, turn, with_experience=False))
-        self.add(part, turn, messages, _answer(turn), note)
+__all__ = ["Dataset", "Sample", "build", "good_prefix", "require"]
 
 
 def build(trees: Mapping[str, Tree], prompts: Prompts, config: DistillConfig, seed: int) -> Dataset:
-    """D_reh, D_cf and the anchors of these trees, by the config. The same trees, config and seed give the same samples."""
+    """D_reh, D_cf, the anchors and the reflections of these trees, by the config. The same trees, config and seed give the same samples.
+
+    The trees are asked for in their order, once or twice each (twice for anchors and for a fraction of the episodes), and none is kept.
+    """
     collector = _Collector(prompts)
-    if config.rehearsal != "none":
-        _rehearsal(trees, config, seed, collector)
-    branches = [(tree, branch) for tree in trees.values() for branch in _sound_branches(tree, collector)]
-    if config.counterfactuals != "none":
-        _counterfactuals(trees, branches, config, seed, collector)
-    if config.anchors:
-        _anchors(branches, seed, collector)
-    if config.reflections:
-        for tree, branch in branches:
-            if branch.improved:
-                history = history_before(tree, branch.reflection, with_experience=True)
-                collector.add("reflection", branch.reflection, prompts.reflect(history), _answer(branch.reflection), f"led to {branch.revised.id}")
-    return Dataset(tuple(collector.samples), dict(collector.duplicates), dict(collector.skipped))
-
-
-def _rehearsal(trees: Mapping[str, Tree], config: DistillConfig, seed: int, collector: _Collector) -> None:
-    wholes = config.rehearsal == "successes"
-    able: list[tuple[Tree, Episode, list[Turn]]] = []
+    draws = _Draws(trees, config, seed)
     for tree in trees.values():
-        for episode in tree.episodes:
-            trajectory = tree.trajectory(episode)
-            if not _sound(tree, trajectory) or episode.stop is Stop.diverged:
-                collector.skipped["rehearsal: the episode diverged on replay"] += 1
-                continue
-            if wholes and not episode.success:
-                continue
-            kept = trajectory if episode.success else trajectory[: good_prefix(episode, trajectory)]
-            if kept:
-                able.append((tree, episode, kept))
-            else:
+        collector.begin(tree)
+        branches = list(_branches(tree, config.improvement, collector))
+        if config.rehearsal != "none":
+            _rehearsal(tree, config, draws, collector)
+        if config.counterfactuals != "none":
+            _counterfactuals(branches, config, seed, collector)
+        if config.anchors:
+            for branch in branches:
+                _anchor(branch, draws, collector)
+        if config.reflections:
+            for branch in branches:
+                if branch.improved:
+                    _reflection(branch, collector)
+    samples = tuple(s for part in PARTS for s in collector.samples[part])
+    return Dataset(samples, dict(collector.duplicates), dict(collector.skipped), dict(collector.agreement))
+
+
+class _Collector:
+    """Takes the samples of one tree after another, keeps each (part, task, history, action) once and counts what it leaves out."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        self.prompts = prompts
+        self.samples: dict[Part, list[Sample]] = {p: [] for p in PARTS}
+        self.duplicates: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        self.agreement: Counter[str] = Counter()
+        self._said = Said()
+
+    def begin(self, tree: Tree) -> None:
+        """What comes next is of this tree. Its samples share the messages of their common prefixes, so that a task's samples grow with its turns only."""
+        self.tree = tree
+        self._seen: dict[tuple[object, ...], int] = {}
+        self._messages: dict[Message, Message] = {}
+        self._prefixes: dict[tuple[int, str, str], int] = {}
+
+    def act(self, history: History) -> tuple[Message, ...]:
+        return self._shared(self.prompts.act(history, self._said))
+
+    def reflect(self, history: History) -> tuple[Message, ...]:
+        return self._shared(self.prompts.reflect(history, self._said))
+
+    def add(
+        self, part: Part, turn: Turn, messages: tuple[Message, ...], answer: Message, note: str, *,
+        weight: float = 1.0, teacher: tuple[Message, ...] | None = None, rejected: Message | None = None,
+    ) -> None:  # fmt: skip
+        """Of samples that say the same, the first stays, with the largest weight of any of them."""
+        answer = self._messages.setdefault(answer, answer)
+        key = (part, self._prefix(messages), answer.content, teacher and self._prefix(teacher), rejected and rejected.content)
+        mine = self.samples[part]
+        if key in self._seen:
+            self.duplicates[part] += 1
+            nth = self._seen[key]
+            if weight > mine[nth].weight:
+                mine[nth] = replace(mine[nth], weight=weight)
+            return
+        self._seen[key] = len(mine)
+        mine.append(Sample(part, turn.task_id, turn.id, messages, answer, weight, note, teacher, rejected))
+
+    def _shared(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        return tuple(self._messages.setdefault(m, m) for m in messages)
+
+    def _prefix(self, messages: tuple[Message, ...]) -> int:
+        """A number that stands for these roles and texts within the tree."""
+        number = 0
+        for message in messages:
+            number = self._prefixes.setdefault((number, message.role, message.content), len(self._prefixes) + 1)
+        return number
+
+
+class _Draws:
+    """What is drawn from all trees at once: the episodes to rehearse, and whose experience an anchor carries."""
+
+    def __init__(self, trees: Mapping[str, Tree], config: DistillConfig, seed: int) -> None:
+        self._random = random.Random(derive_seed(seed, "anchor"))
+        self._donors: dict[str, list[_Donor]] = {}
+        self._chosen: set[int] | None = None
+        self._nth = -1
+        some = config.rehearsal != "none" and config.rehearsal_fraction < 1
+        able = 0
+        for tree in trees.values() if some or config.anchors else ():
+            if some:
+                able += sum(bool(_right(tree, e, config)) for e in tree.episodes if not _diverged(tree, e))
+            if config.anchors:
+                for branch in tree.branches():
+                    if _sound(tree, branch.revised):
+                        self._donors.setdefault(branch.reflection.note, []).append(_Donor(branch.reflection.id, _answer(branch.revised)))
+        if some and able:
+            number = max(1, round(config.rehearsal_fraction * able))
+            self._chosen = set(random.Random(derive_seed(seed, "rehearsal")).sample(range(able), number))
+        self._notes = sorted(self._donors)
+
+    def takes_next_episode(self) -> bool:
+        """Whether the next of the episodes that may be rehearsed is one of those that were drawn."""
+        self._nth += 1
+        return self._chosen is None or self._nth in self._chosen
+
+    def other(self, note: str) -> tuple[str, _Donor] | None:
+        """Another experience, and one of the branches that it led to; None where there is no other."""
+        if len(self._notes) < 2:
+            return None
+        nth = self._random.randrange(len(self._notes) - 1)
+        found = self._notes[nth + (nth >= bisect.bisect_left(self._notes, note))]
+        return found, self._random.choice(self._donors[found])
+
+
+@dataclass(frozen=True, slots=True)
+class _Donor:
+    reflection: str
+    revised: Message
+
+
+def _rehearsal(tree: Tree, config: DistillConfig, draws: _Draws, collector: _Collector) -> None:
+    for episode in tree.episodes:
+        if _diverged(tree, episode):
+            collector.skipped["rehearsal: the episode diverged on replay"] += 1
+            continue
+        kept = _right(tree, episode, config)
+        if not kept:
+            if config.rehearsal == "progress_prefix":
                 collector.skipped["rehearsal: the episode did nothing that is known to be right"] += 1
-    for tree, episode, kept in _sampled(able, config.rehearsal_fraction, derive_seed(seed, "rehearsal")):
+            continue
+        if not draws.takes_next_episode():
+            continue
         note = f"episode {episode.index}, {episode.stop}" + ("" if episode.success else f", first {len(kept)} actions")
         for turn in kept:
-            collector.add_action("rehearsal", tree, turn, note)
+            _add_action("rehearsal", turn, note, collector)
 
 
-def good_prefix(episode: Episode, trajectory: Sequence[Turn]) -> int:
+def _right(tree: Tree, episode: Episode, config: DistillConfig) -> Sequence[Turn]:
+    """The actions of an episode that may be rehearsed."""
+    if not episode.success and config.rehearsal == "successes":
+        return ()
+    trajectory = tree.trajectory(episode)
+    return trajectory if episode.success else trajectory[: good_prefix(episode, trajectory, config.improvement)]
+
+
+def good_prefix(episode: Episode, trajectory: Sequence[Turn], rule: ImprovementRule = "progress") -> int:
     """How many of a failed episode's first actions may be rehearsed ("progress prefix").
 
     Up to but without the earliest step that one of its own usable reflections blames, and not past the last rise of the progress that the world
-    reports (counted from 0). Without a reflection: up to the last rise. Without either: none.
+    reports (counted from 0). Without a reflection: up to the last rise. Without either: none. With the rule "blame" the world's progress is not heeded.
     """
     blamed = min((t.target for t in episode.turns if t.kind is Kind.reflect and t.valid and t.target is not None), default=None)
-    reported = any(t.progress is not None for t in trajectory)
+    reported = rule == "progress" and any(t.progress is not None for t in trajectory)
     if not reported:
         return 0 if blamed is None else blamed
     best, end = 0.0, 0
@@ -192,70 +183,120 @@ def good_prefix(episode: Episode, trajectory: Sequence[Turn]) -> int:
     return end if blamed is None else min(blamed, end)
 
 
-def _counterfactuals(
-    trees: Mapping[str, Tree], branches: Sequence[tuple[Tree, Branch]], config: DistillConfig, seed: int, collector: _Collector
-) -> None:
+def _counterfactuals(branches: Sequence[Branch], config: DistillConfig, seed: int, collector: _Collector) -> None:
     wanted = config.counterfactuals
-    by_task: dict[str, list[tuple[Tree, Branch]]] = {}
-    for tree, branch in branches:
-        if wanted == "all" or (wanted == "improved" and branch.improved) or (wanted == "success_path" and branch.on_success_path):
-            by_task.setdefault(branch.task_id, []).append((tree, branch))
-    for task_id, mine in by_task.items():
-        if config.samples_per_task is not None and len(mine) > config.samples_per_task:
-            chosen = sorted(random.Random(derive_seed(seed, "counterfactual", task_id)).sample(range(len(mine)), config.samples_per_task))
-            mine = [mine[i] for i in chosen]
-        for tree, branch in mine:
+    mine = [b for b in branches if wanted == "all" or (wanted == "improved" and b.improved) or (wanted == "success_path" and b.on_success_path)]
+    if config.samples_per_task is not None and len(mine) > config.samples_per_task:
+        draw = random.Random(derive_seed(seed, "counterfactual", collector.tree.task.id))
+        mine = [mine[i] for i in sorted(draw.sample(range(len(mine)), config.samples_per_task))]
+    for branch in mine:
+        weight = _outcome_weight(branch, config)
+        if weight == 0:
+            collector.skipped["counterfactual: its outcome weighs 0"] += 1
+            continue
+        if config.method == "dpo" and branch.revised.action_text == branch.original.action_text:
+            collector.skipped["counterfactual: the revised action is the original one"] += 1
+            continue
+        for turn in _learnt(branch, config, collector.tree):
             note = f"instead of {branch.original.id}, by {branch.reflection.id}: {branch.reflection.note}"
-            collector.add_action("counterfactual", tree, branch.revised, note)
+            teacher = None
+            if config.soft_targets:
+                history = history_before(collector.tree, turn, with_experience=True)
+                teacher = collector.act(replace(history, notes={**history.notes, branch.revised.step: branch.reflection.note}))
+            rejected = _answer(branch.original) if config.method == "dpo" else None
+            _add_action("counterfactual", turn, note, collector, weight=weight, teacher=teacher, rejected=rejected)
 
 
-def _anchors(branches: Sequence[tuple[Tree, Branch]], seed: int, collector: _Collector) -> None:
-    """The prompt of each revised action, its experience exchanged for that of another branch drawn at random.
+def _outcome_weight(branch: Branch, config: DistillConfig) -> float:
+    weights = config.outcome_weights
+    if weights is None or branch.outcome_after.success:
+        return 1.0
+    return weights.improved if branch.improved else weights.other
+
+
+def _learnt(branch: Branch, config: DistillConfig, tree: Tree) -> Sequence[Turn]:
+    """The branch's own actions that are learnt: the revised one, and by the option those after it that are known to be right."""
+    episode = branch.outcome_after
+    if config.counterfactual_scope == "action":
+        return (branch.revised,)
+    if episode.success:
+        return episode.acts
+    end = good_prefix(episode, tree.trajectory(episode), config.improvement)
+    return [t for t in episode.acts if t is branch.revised or t.step < end]
+
+
+def _anchor(branch: Branch, draws: _Draws, collector: _Collector) -> None:
+    """The prompt of the revised action, its experience exchanged for that of another branch drawn at random.
 
     The start policy's distribution has to be read along some answer: it is the other branch's own revised action, which is what following
     the exchanged experience would mostly say. That needs no further sampling, and the first token's distribution does not depend on it.
     """
-    draw = random.Random(derive_seed(seed, "anchor"))
-    by_note: dict[str, list[Branch]] = {}
-    for _, branch in branches:
-        by_note.setdefault(branch.reflection.note, []).append(branch)
-    notes = sorted(by_note)
-    for tree, branch in branches:
-        if len(notes) < 2:
-            collector.skipped["anchor: there is no other experience to exchange with"] += 1
-            continue
-        others = [n for n in notes if n != branch.reflection.note]
-        donor = draw.choice(by_note[draw.choice(others)])
-        history = history_before(tree, branch.revised, with_experience=True)
-        history = replace(history, notes={**history.notes, branch.revised.step: donor.reflection.note})
-        collector.add("anchor", branch.revised, collector.prompts.act(history), _answer(donor.revised), f"experience of {donor.reflection.id}")
+    drawn = draws.other(branch.reflection.note)
+    if drawn is None:
+        collector.skipped["anchor: there is no other experience to exchange with"] += 1
+        return
+    experience, donor = drawn
+    history = history_before(collector.tree, branch.revised, with_experience=True)
+    prompt = collector.act(replace(history, notes={**history.notes, branch.revised.step: experience}))
+    collector.add("anchor", branch.revised, prompt, donor.revised, f"experience of {donor.reflection}", teacher=prompt)
 
 
-def _sound_branches(tree: Tree, collector: _Collector) -> Iterator[Branch]:
+def _reflection(branch: Branch, collector: _Collector) -> None:
+    prompt = collector.reflect(history_before(collector.tree, branch.reflection, with_experience=True))
+    collector.add("reflection", branch.reflection, prompt, _answer(branch.reflection), f"led to {branch.revised.id}")
+
+
+def _add_action(
+    part: Part, turn: Turn, note: str, collector: _Collector, *,
+    weight: float = 1.0, teacher: tuple[Message, ...] | None = None, rejected: Message | None = None,
+) -> None:  # fmt: skip
+    """The action at its history without experience or preamble."""
+    if not turn.valid:
+        collector.skipped[f"{part}: the world refused the action"] += 1
+        return
+    prompt = collector.act(history_before(collector.tree, turn, with_experience=False))
+    collector.add(part, turn, prompt, _answer(turn), note, weight=weight, teacher=teacher, rejected=rejected)
+
+
+def _branches(tree: Tree, rule: ImprovementRule, collector: _Collector) -> Iterator[Branch]:
+    """The branch events in whose history nothing diverged; what they say of the two rules of improvement is counted."""
     diverged = sum(e.experience is not None and e.stop is Stop.diverged for e in tree.episodes)
     if diverged:
         collector.skipped["branch: it diverged on replay"] += diverged
-    for branch in tree.branches():
-        if _sound(tree, tree.path(branch.revised.id)):
-            yield branch
-        else:
+    for by_progress, by_blame in zip(tree.branches("progress"), tree.branches("blame"), strict=True):
+        if not _sound(tree, by_progress.revised):
             collector.skipped["branch: it grew on one that diverged on replay"] += 1
+            continue
+        collector.agreement[_verdicts(tree, by_progress, by_blame)] += 1
+        yield by_progress if rule == "progress" else by_blame
 
 
-def _sound(tree: Tree, turns: Iterable[Turn]) -> bool:
+def _verdicts(tree: Tree, by_progress: Branch, by_blame: Branch) -> str:
+    after = by_progress.outcome_after
+    if after.success:
+        return "won"
+    if not any(t.progress is not None for e in (by_progress.outcome_before, after) for t in tree.trajectory(e)):
+        return "no progress reported"
+    if by_progress.improved == by_blame.improved:
+        return "both" if by_blame.improved else "neither"
+    return "progress alone" if by_progress.improved else "blame alone"
+
+
+def _diverged(tree: Tree, episode: Episode) -> bool:
+    """Whether the episode diverged on replay, or grew on one that did."""
+    return episode.stop is Stop.diverged or not _all_sound(tree, tree.path(episode.start))
+
+
+def _sound(tree: Tree, turn: Turn) -> bool:
+    return _all_sound(tree, tree.path(turn.id))
+
+
+def _all_sound(tree: Tree, turns: Iterable[Turn]) -> bool:
     return not any(tree.episode_of(t.id).stop is Stop.diverged for t in turns)
 
 
 def _answer(turn: Turn) -> Message:
     return Message("assistant", turn.action_text, turn.tokens)
-
-
-def _sampled(items: Sequence[_T], fraction: float, seed: int) -> Sequence[_T]:
-    """`fraction` of the items, at least one, in their order."""
-    if fraction >= 1 or not items:
-        return items
-    number = max(1, round(fraction * len(items)))
-    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), number))]
 
 
 def require(dataset: Dataset, config: DistillConfig) -> list[str]:
