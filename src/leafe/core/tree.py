@@ -54,7 +54,7 @@ class Tree:
                 raise ValueError(f"turn {turn.id!r} does not follow {last!r} at step {step}")
             if turn.kind is Kind.act:
                 last, step = turn.id, step + 1
-            elif turn.valid and not (turn.target is not None and 0 <= turn.target < turn.step):
+            elif turn.kind is Kind.reflect and turn.valid and not (turn.target is not None and 0 <= turn.target < turn.step):
                 raise ValueError(f"reflection {turn.id!r} names step {turn.target}, outside 0..{turn.step - 1}")
             new[turn.id] = turn
         self._turns |= new

@@ -36,6 +36,7 @@ class Kind(StrEnum):
 
     act = "act"  # took an action in the world
     reflect = "reflect"  # read the history and named a rollback step and an experience
+    aside = "aside"  # said something else about it that no world hears: a lesson for a playbook, an explanation, an action only proposed (baselines)
 
 
 class Scope(StrEnum):
@@ -91,7 +92,7 @@ class Turn:
     """The act turn after which this one was taken; None at the root. A reflection's parent is the last turn that it read."""
     task_id: str
     step: int
-    """Act: the index t of the action in its episode, from 0. Reflect: how many actions the history it read holds (t + 1)."""
+    """Act: the index t of the action in its episode, from 0. Reflect, aside: how many actions the history it read holds (t + 1)."""
     kind: Kind
     action_text: str
     """The policy's output as it was written, thought included, without the end-of-turn token."""
@@ -238,5 +239,6 @@ class Branch:
 
 
 def turn_id(task_id: str, episode: int, step: int, kind: Kind = Kind.act, nth: int = 0) -> str:
-    """`TASK/2.5` is action 5 of the task's episode 2; `TASK/2.6r0` is the first try at a reflection on its first six actions."""
-    return f"{task_id}/{episode}.{step}" + (f"r{nth}" if kind is Kind.reflect else "")
+    """`TASK/2.5` is action 5 of the task's episode 2; `TASK/2.6r0` is the first try at a reflection on its first six actions, `TASK/2.6a0` the
+    first aside there."""
+    return f"{task_id}/{episode}.{step}" + ("" if kind is Kind.act else f"{kind[0]}{nth}")
