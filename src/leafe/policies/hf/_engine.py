@@ -125,6 +125,8 @@ class Engine:
         self._slack = int(min(256, max(4, 2e8 / max(1, sum(p.numel() for p in model.parameters())))))
         self._lock = threading.Condition()
         self._closing = False
+        self._stale = False
+        """What is stored is of weights that are no more."""
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
 
@@ -140,6 +142,11 @@ class Engine:
                 self._thread = threading.Thread(target=self._run, name="leafe-engine", daemon=True)
                 self._thread.start()
             self._lock.notify()
+
+    def forget(self) -> None:
+        """The weights have changed: no later request is answered with anything that was computed before. For when no request is in flight."""
+        with self._lock:
+            self._stale = True
 
     def close(self) -> None:
         """Stop after the iteration in flight; requests that are not answered fail. Blocks until the thread has ended."""
@@ -208,6 +215,8 @@ class Engine:
 
     def _iterate(self) -> None:
         self._drop_abandoned()
+        if self._stale:
+            self._start_afresh()
         self._admit()
         if self._active:
             self._slots.fill(np.fromiter((r.slot for r in self._active), np.int64))
@@ -216,6 +225,14 @@ class Engine:
         if self._done:
             done, self._done = self._done, []
             self._hand_over(done)
+
+    def _start_afresh(self) -> None:
+        with self._lock:
+            self._stale = False
+        if self._active or any(row.held is not None for row in self._waiting):
+            raise RuntimeError("the weights changed while requests were in flight")
+        self._slots = Slots(self._slots.pool.limit)
+        self._cache = CellCache()
 
     def _drop_abandoned(self) -> None:
         for row in self._active:
