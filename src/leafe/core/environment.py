@@ -63,6 +63,9 @@ class Environment(ABC):
     forkable: ClassVar[bool] = False
     """With `process`: all of its state is the memory of one process with one thread, so that a copy of that process (os.fork) is a snapshot.
     Not for a world that holds a child process, a connection or a JVM."""
+    gauge: ClassVar[str] = ""
+    """`package.module:function` of the world's own measure of a policy, a coroutine `f(policy, prompts) -> dict of rates`, where it has one that is cheap
+    and needs no episodes: it stands beside Pass@k (`leafe.evaluate.probe`)."""
     can_snapshot: bool = False
     """`snapshot` and `restore` work; else rollback is reset and replay. A `forkable` world need not say it."""
 

@@ -6,13 +6,14 @@ solves a task (so a lower bound of Pass@1: detours over invalid actions are left
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from leafe.core import ChatTokens, Kind, Message, Task, Turn
+from leafe.core import ChatTokens, Kind, Message, Policy, Task, Turn
 from leafe.envs.gates import Gates
 from leafe.envs.gates.rules import HABIT, HELD_OUT, SHIFTED, TARGET, WAYS
 from leafe.prompts import History, Prompts, UnusableReflection
@@ -34,6 +35,15 @@ def gauge(model: Any, chat: ChatTokens, prompts: Prompts, tasks: int = 80, seed:
     parsable, right = meter.reflections(failures)
     out = {name: sum(values) / len(values) for name, values in stages.items()}
     return out | {"parsable": parsable, "reflection_right": right, "act_success": sum(wins) / len(wins)}
+
+
+async def measure(policy: Policy, prompts: Prompts, tasks: int = 40) -> dict[str, float]:
+    """The rates that a policy can lose by training, for `leafe.evaluate.probe`: a few seconds. Empty for a policy whose weights are elsewhere."""
+    engine, chat = getattr(policy, "engine", None), getattr(policy, "chat", None)
+    if engine is None or chat is None:
+        return {}
+    got = await asyncio.to_thread(gauge, engine.model, chat, prompts, tasks)
+    return {name: got[name] for name in ("following", "following_way", "reflection_right", "parsable")}
 
 
 class _Meter:

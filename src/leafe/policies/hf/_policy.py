@@ -10,12 +10,17 @@ import asyncio
 import copy
 import secrets
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from leafe.core import ChatTokens, Completion, ContextFull, Request, UserError
+import torch
+
+from leafe.core import ChatTokens, Completion, ContextFull, Message, Request, UserError
 from leafe.policies.hf._engine import Engine, Job, Limits, answer
 from leafe.policies.hf.loading import check_architecture, load_model, load_tokenizer
+
+_SCORED_TOKENS = 8192  # padded tokens of one forward pass of `score`, unless one row alone has more
+_SCORED_LOGITS = 2**26  # logits that such a pass may give
 
 
 class HFPolicy:
@@ -46,43 +51,22 @@ class HFPolicy:
         adapter: str | Path | None = None,
         cache_gib: float = 2.0,
     ) -> None:
-        loaded = load_model(model, dtype=dtype, device=device, adapter=adapter)
-        self._take(loaded, load_tokenizer(model), str(model), name or str(adapter or model), max_batch, max_context, threads, cache_gib)
-
-    @classmethod
-    def around(
-        cls,
-        model: Any,
-        tokenizer: Any,
-        *,
-        name: str,
-        max_batch: int = 64,
-        max_context: int | None = None,
-        threads: int | None = None,
-        cache_gib: float = 2.0,
-    ) -> HFPolicy:
-        """A policy on a model in memory, a PEFT model too, whose weights its holder may change: `changed` says so. It has to be in evaluation mode
-        while requests are in flight."""
-        policy = cls.__new__(cls)
-        policy._take(model, tokenizer, name, name, max_batch, max_context, threads, cache_gib)
-        return policy
-
-    def _take(
-        self, loaded: Any, tokenizer: Any, label: str, name: str, max_batch: int, max_context: int | None, threads: int | None, cache_gib: float
-    ) -> None:
         if max_batch < 1:
             raise UserError(f"max_batch = {max_batch} must be at least 1.")
-        self.name = name
-        self.chat = ChatTokens(tokenizer, label)
+        self.name = name or str(adapter or model)
+        self._threads = threads
+        tokenizer = load_tokenizer(model)
+        self.chat = ChatTokens(tokenizer, str(model))
+        loaded = load_model(model, dtype=dtype, device=device, adapter=adapter)
         built_for = int(getattr(loaded.config, "max_position_embeddings", 0) or 0)
         if max_context is None and not built_for:
-            raise UserError(f"{label} does not say how long its context is: set max_context.")
+            raise UserError(f"{model} does not say how long its context is: set max_context.")
         self.max_context = min(x for x in (max_context, built_for) if x)
-        check_architecture(loaded.config, self.max_context, label)
+        check_architecture(loaded.config, self.max_context, str(model))
         # the engine's thread decodes with its own copy: a tokenizer is not made for two threads
         self.engine = Engine(
             loaded,
-            ChatTokens(copy.deepcopy(tokenizer), label),
+            ChatTokens(copy.deepcopy(tokenizer), str(model)),
             Limits(max_batch, int(cache_gib * 2**30)),
             _hand_over,
             threads,
@@ -90,14 +74,9 @@ class HFPolicy:
         off = self.engine.check()
         if not off < (1e-3 if "float32" in str(loaded.dtype) else 0.1):
             raise UserError(
-                f"{label} ({type(loaded).__name__}) gives other logits with the in-process engine's cache than without (relative difference {off:.2g}): "
+                f"{model} ({type(loaded).__name__}) gives other logits with the in-process engine's cache than without (relative difference {off:.2g}): "
                 "serve it over HTTP instead (vLLM, SGLang, llama.cpp)."
             )
-
-    def changed(self, name: str) -> None:
-        """The weights are others now and are called `name`: nothing that was computed with the old ones is used any more. Not while requests are in flight."""
-        self.name = name
-        self.engine.forget()
 
     async def complete(self, request: Request) -> list[Completion]:
         """See `leafe.core.Policy`. Usage: the first completion carries the prompt; `generated` counts each computed token once."""
@@ -112,9 +91,65 @@ class HFPolicy:
         self.engine.submit(Job(request, prompt, seed % 2**64, (loop, future), future.cancelled))
         return await future
 
+    async def score(self, asked: Sequence[tuple[Sequence[Message], Message]]) -> list[float | None]:
+        """The log-probability of each whole answer (end-of-turn token included) to its prompt, in nats at temperature 1; None where the context is too short.
+
+        Plain forward passes beside the engine. Of an answer with sampled ids these are scored, of another its text as the tokenizer cuts it.
+        """
+        return await asyncio.to_thread(self._score, [(self.chat.prompt(tuple(prompt)), self.chat.answer(answer)) for prompt, answer in asked])
+
+    def _score(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float | None]:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        model = self.engine.model
+        device = next(model.parameters()).device
+        vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        out: list[float | None] = [None] * len(pairs)
+        for batch in _alike(pairs, self.max_context, vocabulary):
+            rows = [pairs[i][0] + pairs[i][1] for i in batch]
+            longest, kept = max(map(len, rows)), max(len(pairs[i][1]) for i in batch)
+            ids_BL = torch.zeros(len(rows), longest, dtype=torch.long)
+            mask_BL = torch.zeros(len(rows), longest, dtype=torch.long)
+            for b, row in enumerate(rows):  # padded on the left, so that the answers stand at the end
+                ids_BL[b, longest - len(row) :] = torch.tensor(row)
+                mask_BL[b, longest - len(row) :] = 1
+            places_BL = (mask_BL.cumsum(-1) - 1).clamp(min=0)
+            with torch.inference_mode():
+                logits_BAV = model(
+                    input_ids=ids_BL.to(device),
+                    attention_mask=mask_BL.to(device),
+                    position_ids=places_BL.to(device),
+                    use_cache=False,
+                    logits_to_keep=kept + 1,
+                ).logits
+                for b, i in enumerate(batch):
+                    answer = torch.tensor(pairs[i][1], device=device)
+                    logp_AV = logits_BAV[b, -len(answer) - 1 : -1].float().log_softmax(-1)
+                    out[i] = float(logp_AV.gather(1, answer[:, None]).double().sum())
+        return out
+
     async def close(self) -> None:
         """Stop the engine; requests in flight fail."""
         await asyncio.to_thread(self.engine.close)
+
+
+def _alike(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], context: int, vocabulary: int) -> Iterator[list[int]]:
+    """Indices of the (prompt, answer) pairs that fit the context, in batches of like length."""
+    batch: list[int] = []
+    kept = 0
+    for i in sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]) + len(pairs[i][1]), i)):
+        length = len(pairs[i][0]) + len(pairs[i][1])
+        if length > context:
+            continue
+        most = max(kept, len(pairs[i][1]) + 1)
+        rows = len(batch) + 1
+        if batch and (rows * length > _SCORED_TOKENS or rows * most * vocabulary > _SCORED_LOGITS):
+            yield batch
+            batch, most = [], len(pairs[i][1]) + 1
+        batch.append(i)
+        kept = most
+    if batch:
+        yield batch
 
 
 def _hand_over(jobs: list[Job]) -> None:
