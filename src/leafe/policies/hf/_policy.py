@@ -12,6 +12,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,22 +52,44 @@ class HFPolicy:
         adapter: str | Path | None = None,
         cache_gib: float = 2.0,
     ) -> None:
+        loaded = load_model(model, dtype=dtype, device=device, adapter=adapter)
+        self._take(loaded, load_tokenizer(model), str(model), name or str(adapter or model), max_batch, max_context, threads, cache_gib)
+
+    @classmethod
+    def around(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        max_batch: int = 64,
+        max_context: int | None = None,
+        threads: int | None = None,
+        cache_gib: float = 2.0,
+    ) -> HFPolicy:
+        """A policy on a model in memory, a PEFT model too, whose weights its holder may change: `changed` says so. It has to be in evaluation mode
+        while requests are in flight."""
+        policy = cls.__new__(cls)
+        policy._take(model, tokenizer, name, name, max_batch, max_context, threads, cache_gib)
+        return policy
+
+    def _take(
+        self, loaded: Any, tokenizer: Any, label: str, name: str, max_batch: int, max_context: int | None, threads: int | None, cache_gib: float
+    ) -> None:
         if max_batch < 1:
             raise UserError(f"max_batch = {max_batch} must be at least 1.")
-        self.name = name or str(adapter or model)
+        self.name = name
         self._threads = threads
-        tokenizer = load_tokenizer(model)
-        self.chat = ChatTokens(tokenizer, str(model))
-        loaded = load_model(model, dtype=dtype, device=device, adapter=adapter)
+        self.chat = ChatTokens(tokenizer, label)
         built_for = int(getattr(loaded.config, "max_position_embeddings", 0) or 0)
         if max_context is None and not built_for:
-            raise UserError(f"{model} does not say how long its context is: set max_context.")
+            raise UserError(f"{label} does not say how long its context is: set max_context.")
         self.max_context = min(x for x in (max_context, built_for) if x)
-        check_architecture(loaded.config, self.max_context, str(model))
+        check_architecture(loaded.config, self.max_context, label)
         # the engine's thread decodes with its own copy: a tokenizer is not made for two threads
         self.engine = Engine(
             loaded,
-            ChatTokens(copy.deepcopy(tokenizer), str(model)),
+            ChatTokens(copy.deepcopy(tokenizer), label),
             Limits(max_batch, int(cache_gib * 2**30)),
             _hand_over,
             threads,
@@ -74,9 +97,14 @@ class HFPolicy:
         off = self.engine.check()
         if not off < (1e-3 if "float32" in str(loaded.dtype) else 0.1):
             raise UserError(
-                f"{model} ({type(loaded).__name__}) gives other logits with the in-process engine's cache than without (relative difference {off:.2g}): "
+                f"{label} ({type(loaded).__name__}) gives other logits with the in-process engine's cache than without (relative difference {off:.2g}): "
                 "serve it over HTTP instead (vLLM, SGLang, llama.cpp)."
             )
+
+    def changed(self, name: str) -> None:
+        """The weights are others now and are called `name`: nothing that was computed with the old ones is used any more. Not while requests are in flight."""
+        self.name = name
+        self.engine.forget()
 
     async def complete(self, request: Request) -> list[Completion]:
         """See `leafe.core.Policy`. Usage: the first completion carries the prompt; `generated` counts each computed token once."""
