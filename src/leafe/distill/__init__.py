@@ -4,7 +4,7 @@
     train_data, valid_data = data.split(0.1, seed=0)
     result = train(model_path, out, train_data, valid_data, config)
 
-Selecting and encoding need no torch; `train` and `export_trl` import what they need when they are called.
+Selecting and encoding need no torch; `train` and the exports import what they need when they are called.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from leafe.distill._tokens import Encoded, Span, TokenSequence, encode
 
 __all__ = [
     "PARTS", "PRESETS", "Dataset", "DistillConfig", "Encoded", "Lora", "OutcomeWeights", "Part", "Progress", "Sample", "Span", "TokenSequence", "TrainResult",
-    "build", "encode", "export_trl", "preset", "train",
+    "build", "encode", "export_dpo", "export_trl", "preset", "train",
 ]  # fmt: skip
 
 
@@ -35,7 +35,10 @@ def train(
     loss that is not finite.
     """
     try:
-        from leafe.distill._train import run
+        if config.method == "dpo":
+            from leafe.distill._dpo import run
+        else:
+            from leafe.distill._train import run
     except ModuleNotFoundError as error:
         raise _missing(error) from error
     return run(model_path, Path(out), data, valid, config, progress)
@@ -44,12 +47,29 @@ def train(
 def export_trl(dataset: Dataset, out: str | Path, valid: Dataset | None = None) -> dict[Part, Path]:
     """Write `out`/PART/train.parquet (and validation.parquet) with TRL's prompt and completion columns; the folders by part.
 
-    Each folder loads with `datasets.load_dataset(folder)` and goes to TRL's SFTTrainer as it is.
+    Each folder loads with `datasets.load_dataset(folder)` and goes to TRL's SFTTrainer as it is. Samples that were built as pairs (method = "dpo") are
+    written to `out`/preference too, as by `export_dpo`.
     """
-    from leafe.distill._export import run
+    from leafe.distill._export import pairs, run
 
     try:
-        return run(dataset, Path(out), valid)
+        written = run(dataset, Path(out), valid)
+        if any(s.rejected for s in dataset.samples):
+            pairs(dataset, Path(out), valid)
+        return written
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+
+
+def export_dpo(dataset: Dataset, out: str | Path, valid: Dataset | None = None) -> Path:
+    """Write `out`/preference/train.parquet (and validation.parquet) with TRL's prompt, chosen and rejected columns; the folder.
+
+    For a dataset that `build` made with method = "dpo". The folder loads with `datasets.load_dataset(folder)` and goes to TRL's DPOTrainer as it is.
+    """
+    from leafe.distill._export import pairs
+
+    try:
+        return pairs(dataset, Path(out), valid)
     except ModuleNotFoundError as error:
         raise _missing(error) from error
 

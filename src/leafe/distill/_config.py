@@ -146,8 +146,8 @@ class DistillConfig(BaseModel):
             raise ValueError("patience needs eval_every")
         if self.rehearsal == "none" and self.counterfactuals == "none":
             raise ValueError("there is nothing to train on: rehearsal and counterfactuals are both none")
-        if self.method == "dpo" and (self.counterfactuals == "none" or self.counterfactual_scope == "branch" or self.soft_targets):
-            raise ValueError('method = "dpo" is about revised actions: it needs counterfactuals, and no scope "branch" or soft_targets')
+        if self.method == "dpo" and (self.counterfactuals == "none" or self.counterfactual_scope == "branch" or self.outcome_weights or self.soft_targets):
+            raise ValueError('method = "dpo" is about revised actions: it needs counterfactuals, and no scope "branch", outcome_weights or soft_targets')
         return self
 
     def weight(self, part: Part) -> float:
@@ -193,6 +193,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "rehearsal": {"rehearsal": "successes", "counterfactuals": "none", "beta": 1.0, "epochs": 2.0},
     # rejection-sampling fine-tuning: the same code, fed the trees of independent sampling
     "rft": {"rehearsal": "successes", "counterfactuals": "none", "beta": 1.0, "epochs": 2.0},
+    # the revised action over the original one, with the policy that the training starts from as the reference
+    "dpo": {"method": "dpo", "rehearsal": "none", "counterfactuals": "improved", "counterfactual_batch": 16, "epochs": 2.0},
     # experience-to-policy distillation alone
     "cf": {"rehearsal": "none", "counterfactuals": "all", "samples_per_task": 3, "epochs": 2.0},
 }
