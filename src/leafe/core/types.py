@@ -97,10 +97,11 @@ class Turn:
     action_text: str
     """The policy's output as it was written, thought included, without the end-of-turn token."""
     action: str = ""
-    """What the world was given: parsed out of `action_text`. Empty for a reflection."""
+    """What the world was given: parsed out of `action_text`. Empty for a reflection; of an aside, what it was asked for: `lesson`, `delta`,
+    `proposal` or `explanation`."""
     thought: str = ""
     observation: str = ""
-    """The world's answer o_{t+1}. For an unusable reflection: why it could not be used."""
+    """The world's answer o_{t+1}. For an unusable reflection or aside: why it could not be used."""
     reward: float = 0.0
     done: bool = False
     success: bool = False
@@ -115,7 +116,7 @@ class Turn:
     target: int | None = None
     """Reflect only: the rollback step tau, 0 <= tau < `step`. The action at tau is the one to revise."""
     note: str = ""
-    """Reflect only: the experience e, in words."""
+    """Reflect: the experience e, in words. Aside: what was read out of it."""
     policy: str = ""
     """Which weights answered."""
     usage: Usage = Usage()

@@ -100,6 +100,8 @@ async def explore(
     """
     if not tasks:
         raise UserError("There are no tasks to explore: check the split and the count.")
+    if config.strategy == "reflexion":
+        prompts = prompts.saying(preamble=prompts.set.advice)
     stage = _Stage(policy, pool, prompts, config, journal, on_progress, Progress(len(tasks)), Budget(config.run_limits))
     doubled = Counter(task.id for task in tasks).most_common(1)[0]
     if doubled[1] > 1:

@@ -98,15 +98,26 @@ class Said:
 
 
 class Prompts:
-    """A prompt set bound to a world's help text. `history`: "full", or "window:N" as some harnesses prompt (no shared prefixes)."""
+    """A prompt set bound to a world's help text. `history`: "full", or "window:N" as some harnesses prompt (no shared prefixes). `playbook`: a text that
+    begins every first user message (of a window: every one), the same for all tasks."""
 
-    def __init__(self, prompt_set: PromptSet, actions_help: str = "", history: str = "full") -> None:
+    def __init__(self, prompt_set: PromptSet, actions_help: str = "", history: str = "full", playbook: str = "") -> None:
         self.set = prompt_set
         self.actions_help = actions_help
+        self.history = history
+        self.playbook = playbook
         match = re.fullmatch(r"full|window:([1-9]\d*)", history)
         if match is None:
             raise UserError(f'history = {history!r} is neither "full" nor "window:N" with N from 1.')
         self.window = int(match[1]) if match[1] else None
+
+    def with_playbook(self, playbook: str) -> Prompts:
+        """The same with this playbook in the place of any other."""
+        return Prompts(self.set, self.actions_help, self.history, playbook)
+
+    def saying(self, **texts: str) -> Prompts:
+        """The same with some of the set's texts replaced."""
+        return Prompts(self.set.model_copy(update=texts), self.actions_help, self.history, self.playbook)
 
     def reflection_schema(self, steps: int) -> Mapping[str, Any] | None:
         """What to ask of an engine that can constrain its output, for a history of `steps` actions; None where the set has its own pattern."""
@@ -125,15 +136,19 @@ class Prompts:
             raise ValueError("there is no action to reflect on")
         return self._messages(history, fill(self.set.reflect, {"last": history.step - 1, "step": history.step}), said)
 
+    def after(self, history: History, request: str) -> tuple[Message, ...]:
+        """The history with a request of another kind after the last observation; in answer to it the policy does not act. No action need have been taken."""
+        return self._messages(history, request, None)
+
     def _messages(self, history: History, suffix: str, said: Said | None) -> tuple[Message, ...]:
         if self.window is not None:
             head = [Message("system", self._fill(self.set.system, history))] if self.set.system else []
-            return (*head, *self.set.shots, Message("user", self._windowed(history) + self._note(history, history.step) + suffix))
+            return (*head, *self.set.shots, Message("user", self.playbook + self._windowed(history) + self._note(history, history.step) + suffix))
         said = Said() if said is None else said
         if not said.begins(history):
             said.messages = [Message("system", self._fill(self.set.system, history))] if self.set.system else []
             said.messages += self.set.shots
-            said.messages.append(Message("user", self._fill(self.set.first, history, step=0, observation=history.first_observation)))
+            said.messages.append(Message("user", self.playbook + self._fill(self.set.first, history, step=0, observation=history.first_observation)))
             said.history = None
         known = said.history.step if said.history is not None else 0
         for turn in history.turns[known:]:
@@ -189,7 +204,7 @@ class Prompts:
                 raise UnusableReflection("the answer does not have the form that was asked for")
             step, note = match["step"], match["experience"]
         else:
-            found = _first_object(text)
+            found = first_object(text)
             if found is None:
                 raise UnusableReflection("the answer holds no JSON object")
             step, note = found.get("step"), found.get("experience")
@@ -208,7 +223,8 @@ def _and(message: Message, text: str) -> Message:
     return Message(message.role, message.content + text) if text else message
 
 
-def _first_object(text: str) -> dict[str, Any] | None:
+def first_object(text: str) -> dict[str, Any] | None:
+    """The first JSON object that stands anywhere in a text."""
     decoder = json.JSONDecoder()
     for match in re.finditer(r"\{", text):
         try:

@@ -18,7 +18,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from leafe.core import Message, UserError
 
-NAMES = ("instruction", "actions_help", "observation", "step", "preamble", "experience", "last", "history", "shown")
+NAMES = (
+    "instruction", "actions_help", "observation", "step", "preamble", "experience", "last", "history", "shown",
+    "items", "id", "section", "text", "outcome", "lesson", "action", "thought", "other",
+)  # fmt: skip
 _NAME = re.compile(r"\{(" + "|".join(NAMES) + r")\}")
 
 
@@ -55,6 +58,49 @@ class PromptSet(BaseModel):
     """Put after the last observation where the policy is asked to reflect."""
     window: str = "{instruction}\n\n{actions_help}\n\n{preamble}The last {shown} turns:\n{history}\n\n[Step {step}]\n{observation}"
     """The one user message of `history = "window:N"`."""
+    advice: str = "After an earlier attempt at this task you told yourself: {experience}\n\n"
+    """In the place of `preamble` where what is carried from attempt to attempt is the policy's own reflection (strategy `reflexion`)."""
+
+    # a playbook that grows over tasks (leafe.baselines.ace)
+    playbook: str = "Lessons from earlier tasks of this kind. Use those that apply here:\n{items}\n"
+    """Before everything else in the first user message, where there is a playbook: frozen, it is a prefix that all prompts share."""
+    item: str = "[{id}] {section}: {text}\n"
+    """One item of the playbook."""
+    lesson: str = (
+        "\n\nThis attempt is over: {outcome}. Do not act now. What is the one most useful lesson for other tasks of this kind: a rule, a strategy or a "
+        "mistake to avoid, not the solution of this task alone? And which of the numbered lessons at the beginning (if there are any) helped, which misled? "
+        'Answer with one JSON object and nothing else: {"section": "<topic, one or two words>", "lesson": "<one or two sentences, or none>", '
+        '"helpful": "<numbers, or none>", "harmful": "<numbers, or none>"}'
+    )
+    """Put after the last observation where the policy is asked, as reflector, what an attempt teaches."""
+    won: str = "the task was solved"
+    """{outcome} of a successful attempt; empty: no lesson is asked of those."""
+    lost: str = "the task was not solved"
+    lesson_form: Literal["json", "pattern"] = "json"
+    lesson_pattern: str = ""
+    """For `pattern`: a regular expression with the groups `section` and `text`. An item of that section that says the same counts as helpful, one that says
+    something else as harmful, and what is new is added without a curator."""
+    curate: str = (
+        "You keep a list of lessons for an agent. It is shown to the agent before every task, so it must stay short and general.\n\nThe list (number, topic, "
+        'text):\n{items}\nAn attempt at the task "{instruction}" has taught this, under the topic {section}:\n{lesson}\n\nChange at most one item of the list: '
+        "ADD the lesson as a new item if the list does not say it yet, UPDATE an item whose text the lesson makes more precise, REMOVE an item that the lesson "
+        'shows to be wrong, or NONE. Answer with one JSON object and nothing else: {"operation": "<ADD, UPDATE, REMOVE or NONE>", '
+        '"item": <number of the item to change, else 0>, "section": "<topic>", "text": "<the item\'s new text, else none>"}'
+    )
+    """What the policy is asked, as curator, in a conversation of its own."""
+
+    # states beside an expert's way (leafe.baselines.early_experience)
+    predict: str = "\n\nDo not act now. Say word for word what the next observation will be if you do this: {action}"
+    """Put after the last observation where the next one is to be predicted."""
+    explain: str = (
+        "\n\nDo not act now. Two actions were tried from here.\nAction A: {action}\nIts outcome: {outcome}\nAction B: {other}\nIts outcome: {observation}\n\n"
+        "Think it through in two or three sentences, as you would before acting and without having seen the outcomes: why is action A the better choice here? "
+        "Write these sentences only."
+    )
+    """Put after the last observation where the policy is asked why the expert's action is the better one. Empty: it cannot say."""
+    reasoned: str = "Thought: {thought}\nAction: {action}"
+    """An explanation and an action as one answer, in the form that `action` reads."""
+
     action: Literal["plain", "line", "react", "code"] = "react"
     """How an action is read out of the answer: the whole text; its first line; what follows `Action:`; the last fenced code block."""
     reflection: Literal["json", "pattern"] = "json"
@@ -69,6 +115,13 @@ class PromptSet(BaseModel):
     def _has_groups(cls, value: str) -> str:
         if value and not {"step", "experience"} <= set(re.compile(value).groupindex):
             raise ValueError("needs the groups (?P<step>...) and (?P<experience>...)")
+        return value
+
+    @field_validator("lesson_pattern")
+    @classmethod
+    def _has_lesson_groups(cls, value: str) -> str:
+        if value and not {"section", "text"} <= set(re.compile(value).groupindex):
+            raise ValueError("needs the groups (?P<section>...) and (?P<text>...)")
         return value
 
     @property
