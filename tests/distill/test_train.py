@@ -80,20 +80,26 @@ def moved(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("packing", ["tree", "causal"])
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_the_loss_is_its_definition_however_it_is_cut(data: Dataset, model_path: Path, moved: Path, merge: bool, size: int) -> None:
+def test_the_loss_is_its_definition_however_it_is_cut(data: Dataset, model_path: Path, moved: Path, packing: Any, merge: bool, size: int) -> None:
     from contextlib import nullcontext
 
-    from leafe.distill._loss import part_losses, piece, totals
+    from leafe.distill._attention import choose
+    from leafe.distill._loss import collate, part_losses, totals
+    from leafe.distill._pack import pack
 
     start, model = load(model_path), load(moved)
     few = tuple(s for s in data.samples if s.task_id in ("t0", "t1"))
     encoded = encode(few, chat(), 512, merge=merge)
-    rows = [s for p in PARTS for s in encoded.parts[p]]
-    total = totals(rows)
+    sequences = [s for p in PARTS for s in encoded.parts[p]]
+    attention = choose(model, 512, packing)
+    assert attention.kind == {"tree": "sdpa", "causal": "causal"}[packing]
+    rows = pack(sequences, attention.shape(100))
+    pieces = [collate(rows[i : i + size], totals(sequences), 1, attention) for i in range(0, len(rows), size)]
     with torch.no_grad():
-        found = sum(part_losses(model, lambda: nullcontext(start), piece(rows[i : i + size], total, 1)) for i in range(0, len(rows), size))
+        found = sum(part_losses(model, lambda: nullcontext(start), piece) for piece in pieces)
     expected = by_hand(model, start, few)
     assert expected["anchor"] > 0.001
     assert [float(x) for x in found] == pytest.approx([expected[p] for p in PARTS], rel=1e-4)

@@ -2,41 +2,63 @@
 
     L = sum over parts p of  w_p * (sum over p's target tokens of weight * l) / (sum over p's target tokens of weight)
 
-with l the cross-entropy of the target token, or, for anchors, the KL divergence from the start policy's distribution to the trained one's at the
-target's position. The denominators belong to the whole batch, so that each piece's loss is a plain sum that is added up. Rows are padded on the
-right and run without an attention mask: under causal attention no target sees the padding. Legend: B rows, T tokens, N target positions, V words.
+with l the cross-entropy of the target token, or, for a span with a teacher, the KL divergence from the start policy's distribution at the teacher's prompt
+to the trained one's at the sample's own. The denominators belong to the whole batch, so that each piece's loss is a plain sum that is added up. Logits
+exist for so many positions at a time, and are computed again in the backward pass where there are more. Legend: B rows, T tokens, P positions that have
+targets, N targets, M of them with a teacher, D width of the model, V words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
+from leafe.distill._attention import Attention, Head, Rows, output_layer, unwrapped
 from leafe.distill._config import PARTS, Part
+from leafe.distill._pack import Row
 from leafe.distill._tokens import TokenSequence
+
+_LOGITS = 1 << 24
+"""Logits that exist at a time: 64 MiB in float32, and as much again for each step from them to the loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one forward pass takes."""
+    """What one forward pass takes, and the start policy's before it."""
 
-    ids_BT: Tensor
-    row_N: Tensor
-    position_N: Tensor
-    """Of the logits that predict the target: one before it."""
+    attention: Attention
+    rows: Rows
+    at_P: Tensor
+    """Flat positions (b * T + t) whose logits are of use, ascending."""
+    of_N: Tensor
+    """Index in at_P of the position that predicts the target, ascending."""
     target_N: Tensor
     scale_N: Tensor
-    """The token's weight over its part's whole weight in the batch; 0 for filling."""
+    """The target's weight over its part's whole weight in the batch; float64."""
     part_N: Tensor
     """Index in PARTS."""
+    teacher: Rows | None
+    """What the start policy reads."""
+    taught_M: Tensor
+    """Which of N have a teacher, ascending."""
+    teacher_at_M: Tensor
+    """The flat position in `teacher` that says what the target should be."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the trained policy runs, padding included."""
+        return self.rows.ids_BT.numel()
 
     def to(self, device: Any) -> Piece:
-        return Piece(*(getattr(self, name).to(device) for name in self.__slots__))
+        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in self.__slots__ if isinstance(getattr(self, name), Tensor | Rows)}
+        return replace(self, **moved)
 
 
 def totals(batch: Sequence[TokenSequence]) -> dict[Part, float]:
@@ -47,51 +69,80 @@ def totals(batch: Sequence[TokenSequence]) -> dict[Part, float]:
     return out
 
 
-def piece(sequences: Sequence[TokenSequence], total: Mapping[Part, float], pad: int) -> Piece:
-    """The sequences as tensors; `total` are the batch's denominators."""
-    length = max(len(s.ids) for s in sequences)
-    # a row's last token is a target at most: what comes after it is not predicted, so it is no input
-    ids = [[*s.ids, *([pad] * (length - len(s.ids)))] for s in sequences]
-    rows: list[int] = []
-    positions: list[int] = []
-    targets: list[int] = []
-    scales: list[float] = []
-    parts: list[int] = []
-    for row, sequence in enumerate(sequences):
-        for span in sequence.spans:
-            number = span.end - span.start
-            rows += [row] * number
-            positions += range(span.start - 1, span.end - 1)
-            targets += sequence.ids[span.start : span.end]
-            whole = total[sequence.part]
-            scales += [span.weight / whole if whole > 0 else 0.0] * number
-            parts += [PARTS.index(sequence.part)] * number
-    return Piece(
-        torch.tensor(ids)[:, :-1], torch.tensor(rows), torch.tensor(positions), torch.tensor(targets),
-        torch.tensor(scales, dtype=torch.float32), torch.tensor(parts),
-    )  # fmt: skip
+def collate(rows: Sequence[Row], total: Mapping[Part, float], pad: int, attention: Attention) -> Piece:
+    """The rows as tensors; `total` are the batch's denominators. A part without weight counts 0."""
+    student = attention.rows(rows, pad)
+    length = student.ids_BT.shape[1]
+    teachers = [t for row in rows for t in row.teachers]
+    teacher = attention.rows(teachers, pad) if teachers else None
+    entries: list[tuple[int, int, float, int, int]] = []
+    before = 0
+    for b, row in enumerate(rows):
+        for target in row.targets:
+            whole = total[target.part]
+            taught = -1 if target.teacher is None or teacher is None else (before + target.teacher[0]) * teacher.ids_BT.shape[1] + target.teacher[1]
+            entries.append((b * length + target.at, target.token, target.weight / whole if whole > 0 else 0.0, PARTS.index(target.part), taught))
+        before += len(row.teachers)
+    entries.sort(key=lambda e: e[0])
+    at, target_tokens, scales, parts, taught_at = zip(*entries, strict=True)
+    at_N, target_N, part_N, taught_N = (torch.tensor(column) for column in (at, target_tokens, parts, taught_at))
+    at_P, of_N = torch.unique(at_N, return_inverse=True)
+    taught_M = torch.nonzero(taught_N >= 0)[:, 0]
+    return Piece(attention, student, at_P, of_N, target_N, torch.tensor(scales, dtype=torch.float64), part_N, teacher, taught_M, taught_N[taught_M])
 
 
-def target_logits(model: Any, batch: Piece) -> Tensor:
-    """Float32 logits_NV at the targets' positions; the output layer runs over no position that has no target in any row."""
-    wanted, index_N = torch.unique(batch.position_N, return_inverse=True)
-    logits_BPV = model(input_ids=batch.ids_BT, logits_to_keep=wanted, use_cache=False).logits
-    return logits_BPV[batch.row_N, index_N].float()
-
-
-def part_losses(model: Any, start: Any, batch: Piece) -> Tensor:
-    """loss_P: by part in the order of PARTS, this piece's share of the part's mean; `start()` gives the start policy where there are anchors."""
-    logits_NV = target_logits(model, batch)
-    loss_N = F.cross_entropy(logits_NV, batch.target_N, reduction="none")
-    anchor_N = batch.part_N == PARTS.index("anchor")
-    if bool(anchor_N.any()):
-        rows = batch.row_N[anchor_N].unique()
-        order = torch.full((batch.ids_BT.shape[0],), -1, device=rows.device)
-        order[rows] = torch.arange(len(rows), device=rows.device)
-        of_N = (batch.position_N, batch.target_N, batch.scale_N, batch.part_N)
-        anchors = Piece(batch.ids_BT[rows], order[batch.row_N[anchor_N]], *(x[anchor_N] for x in of_N))
+def part_losses(model: Any, start: Any, piece: Piece) -> Tensor:
+    """loss_P: by part in the order of PARTS, this piece's share of the part's mean. `start()` gives the start policy where there are teachers."""
+    taught_MD: Tensor | None = None
+    start_head: Head | None = None
+    if piece.teacher is not None:
         with torch.no_grad(), start() as teacher:
-            before_MV = F.log_softmax(target_logits(teacher, anchors), -1)
-        kl_M = F.kl_div(F.log_softmax(logits_NV[anchor_N], -1), before_MV, reduction="none", log_target=True).sum(-1)
-        loss_N = loss_N.masked_scatter(anchor_N, kl_M)
-    return torch.zeros(len(PARTS), device=loss_N.device).index_add(0, batch.part_N, loss_N * batch.scale_N)
+            taught_MD = piece.attention.run(teacher, piece.teacher, piece.teacher_at_M, lambda states, head: states)
+        start_head = _start_head(teacher) if piece.attention.head else lambda logits: logits
+
+    def then(states_PD: Tensor, head: Head) -> Tensor:
+        size = max(1, _LOGITS // _words(model))
+        losses = []
+        for first in range(0, len(states_PD), size):
+            chunk = states_PD[first : first + size]
+            low, high = (int(x) for x in torch.searchsorted(piece.of_N, torch.tensor([first, first + size], device=piece.of_N.device)))
+            from_m, to_m = (int(x) for x in torch.searchsorted(piece.taught_M, torch.tensor([low, high], device=piece.of_N.device)))
+            of, target, taught = piece.of_N[low:high] - first, piece.target_N[low:high], piece.taught_M[from_m:to_m] - low
+            wanted = None if taught_MD is None or from_m == to_m else taught_MD[from_m:to_m]
+            arguments = (chunk, head, of, target, taught, wanted, start_head)
+            # with one chunk there is nothing to save
+            losses.append(_losses(*arguments) if len(states_PD) <= size else checkpoint(_losses, *arguments, use_reentrant=False))
+        loss_N = torch.cat(losses)
+        return torch.zeros(len(PARTS), device=loss_N.device, dtype=loss_N.dtype).index_add(0, piece.part_N, loss_N * piece.scale_N.to(loss_N.dtype))
+
+    return piece.attention.run(model, piece.rows, piece.at_P, then)
+
+
+def _losses(states_PD: Tensor, head: Head, of_N: Tensor, target_N: Tensor, taught_M: Tensor, taught_MD: Tensor | None, start_head: Head | None) -> Tensor:
+    """loss_N of the targets of these positions, at least in float32."""
+    logits_PV = _exact(head(states_PD))
+    loss_N = logits_PV.logsumexp(-1)[of_N] - logits_PV[of_N, target_N]
+    if taught_MD is None or start_head is None:
+        return loss_N
+    with torch.no_grad():
+        before_MV = F.log_softmax(_exact(start_head(taught_MD)), -1)
+    kl_M = F.kl_div(F.log_softmax(logits_PV[of_N[taught_M]], -1), before_MV, reduction="none", log_target=True).sum(-1)
+    return loss_N.index_copy(0, taught_M, kl_M)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits if logits.dtype is torch.float64 else logits.float()
+
+
+def _words(model: Any) -> int:
+    return int(unwrapped(model).config.get_text_config().vocab_size)
+
+
+def _start_head(teacher: Any) -> Head:
+    """The start policy's output layer, usable after its forward pass: without an adapter, and gathered where it is sharded."""
+    bare = unwrapped(teacher)
+    layer = bare.get_output_embeddings()
+    for name in ("base_layer", "original_module"):  # what PEFT puts an adapter on, or a trained copy beside
+        layer = getattr(layer, name, layer)
+    weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (layer.weight, getattr(layer, "bias", None)))
+    return output_layer(bare, lambda states: F.linear(states, weight, bias))

@@ -1,8 +1,7 @@
 """Samples to token sequences with masked spans: exact ids, and samples of one path merged into one sequence.
 
-A sample whose prompt and answer are a prefix of another's prompt costs nothing more: it becomes one more span in that
-sequence, and under causal attention its loss is the same to the last bit of arithmetic. So an episode of T actions is one row, not T rows. Axes in
-tensor names elsewhere: B sequences, T tokens, N target positions, V vocabulary.
+A sample whose prompt and answer are a prefix of another's prompt becomes one more span in that sequence. So an episode of T actions is one sequence, not
+T; a batch is counted in these. What the sequences of a batch have in common is the packing's business (`_pack`).
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from leafe.core import ChatTokens, Message, UserError
 from leafe.distill._config import PARTS, Part
@@ -24,6 +23,8 @@ class Span:
     start: int
     end: int
     weight: float = 1.0
+    teacher: tuple[int, ...] | None = None
+    """The prompt at which the start policy says what the answer's tokens should be (KL); None: they are as they are (cross-entropy)."""
 
 
 @dataclass(slots=True)
@@ -64,20 +65,23 @@ class Encoded:
         return out
 
 
-def encode(samples: Sequence[Sample], chat: ChatTokens, max_length: int, merge: bool = True) -> Encoded:
-    """The samples as token sequences of at most `max_length` tokens; longer ones are counted and left out.
+def encode(samples: Sequence[Sample], chat: ChatTokens, max_length: int, merge: bool = True, too_long: Literal["skip", "truncate"] = "skip") -> Encoded:
+    """The samples as token sequences of at most `max_length` tokens, the teacher's prompt with the answer included.
+
+    Longer ones are left out, or lose the oldest tokens of the prompt; both are counted. An answer that alone is too long is left out.
 
     Sampled ids are used as they are, where they decode to the text that stands beside them; else (another tokenizer's ids, or a text that the engine
     cut at a stop string) the text is tokenised, and counted as "tokenised again".
     """
-    encoder = _Encoder(chat, max_length)
+    encoder = _Encoder(chat, max_length, too_long == "truncate")
     return Encoded({part: encoder.part([s for s in samples if s.part == part], part, merge) for part in PARTS}, dict(encoder.skipped))
 
 
 class _Encoder:
-    def __init__(self, chat: ChatTokens, max_length: int) -> None:
+    def __init__(self, chat: ChatTokens, max_length: int, truncate: bool) -> None:
         self.chat = chat
         self.max_length = max_length
+        self.truncate = truncate
         self.skipped: Counter[str] = Counter()
         self._checked: dict[tuple[str, tuple[int, ...]], bool] = {}
 
@@ -90,14 +94,24 @@ class _Encoder:
             messages = tuple(self._exact(m) for m in sample.messages)
             answer = self._exact(sample.answer)
             prompt_ids, answer_ids = self.chat.prompt(messages), self.chat.answer(answer)
-            ids = prompt_ids + answer_ids
+            teacher_ids = self._teacher(sample, prompt_ids)
             if not answer_ids:
                 self.skipped[f"{part}: the answer has no tokens"] += 1
                 continue
-            if len(ids) > self.max_length:
-                self.skipped[f"{part}: longer than {self.max_length} tokens"] += 1
+            room = self.max_length - len(answer_ids)
+            if max(len(prompt_ids), len(teacher_ids or ())) > room:
+                if not self.truncate or room < 1:
+                    self.skipped[f"{part}: longer than {self.max_length} tokens"] += 1
+                    continue
+                self.skipped[f"{part}: cut from the front to {self.max_length} tokens"] += 1
+                sequence = TokenSequence(part, sample.task_id, prompt_ids[-room:] + answer_ids, [])
+                sequence.spans.append(
+                    Span(len(sequence.ids) - len(answer_ids), len(sequence.ids), sample.weight, None if teacher_ids is None else teacher_ids[-room:])
+                )
+                sequences.append((nth, sequence))
                 continue
-            span = Span(len(prompt_ids), len(ids), sample.weight)
+            ids = prompt_ids + answer_ids
+            span = Span(len(prompt_ids), len(ids), sample.weight, teacher_ids)
             keys = _prefix_keys((*messages, answer))
             owner = owners.get(keys[-1]) if merge else None
             if owner is not None and all(span.end <= s.start or span.start >= s.end for s in owner.spans):
@@ -115,6 +129,12 @@ class _Encoder:
         for _, sequence in sequences:
             sequence.spans.sort(key=lambda s: s.start)
         return [sequence for _, sequence in sorted(sequences, key=lambda pair: pair[0])]
+
+    def _teacher(self, sample: Sample, prompt_ids: tuple[int, ...]) -> tuple[int, ...] | None:
+        teacher = getattr(sample, "teacher", None)
+        if teacher is None:
+            return prompt_ids if sample.part == "anchor" else None
+        return prompt_ids if teacher == sample.messages else self.chat.prompt(tuple(self._exact(m) for m in teacher))
 
     def _exact(self, message: Message) -> Message:
         """The message with its sampled ids where they are this tokenizer's and say what the text says; else without ids."""

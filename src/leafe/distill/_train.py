@@ -26,17 +26,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from leafe.core import ChatTokens, UserError, derive_seed
+from leafe.distill._attention import choose
 from leafe.distill._checkpoint import Checkpoints, sync
 from leafe.distill._config import PARTS, DistillConfig, Part
-from leafe.distill._loss import Piece, part_losses, piece, totals
+from leafe.distill._loss import Piece, collate, part_losses, totals
+from leafe.distill._pack import pack
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._select import Dataset, require
 from leafe.distill._tokens import Encoded, TokenSequence, encode
 
 _SMALL = 20_000_000
 """Parameters below which one CPU thread is as fast as several, and safe where the machine is shared."""
+_ROW_TOKENS = 8192
+"""Most tokens in one packed row."""
 _CPU_PIECE = 32
-"""Sequences in one forward pass on a CPU: groups of like length waste little padding and stay in the caches."""
+"""Rows in one forward pass on a CPU: groups of like length waste little padding and stay in the caches."""
 
 
 def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None) -> TrainResult:
@@ -46,8 +50,8 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     model, tokenizer, stored = _load(model_path, config, accelerator.device)
     chat = ChatTokens(tokenizer, str(model_path))
     longest = min(config.max_length or 1 << 30, int(getattr(model.config, "max_position_embeddings", 1 << 30)))
-    encoded = encode(data.samples, chat, longest)
-    held_out = encode(valid.samples, chat, longest) if valid is not None and config.eval_every is not None else None
+    encoded = encode(data.samples, chat, longest, too_long=config.too_long)
+    held_out = encode(valid.samples, chat, longest, too_long=config.too_long) if valid is not None and config.eval_every is not None else None
     if not any(encoded.parts[p] and config.weight(p) > 0 for p in ("rehearsal", "counterfactual")):
         raise UserError(f"There is nothing to train on: no sample fits {longest} tokens; shorten the prompts or use a model with a longer context.")
     threads = torch.get_num_threads()
@@ -155,10 +159,12 @@ class _Training:
         if held_out is not None and not self.held_out:
             self.notes.append("The validation tasks give no samples: no early stopping.")
         self.steps = self._planned_steps()
-        self.start = self._start_policy(model) if "anchor" in self.shufflers else None
+        everything = [*self.held_out, *(s for shuffler in self.shufflers.values() for s in shuffler.items)]
+        taught = any(span.teacher is not None for s in everything for span in s.spans)
+        self.start = self._start_policy(model) if taught else None
         if config.lora is not None:
             model = _with_adapter(model, config)
-            if self.start is None and "anchor" in self.shufflers:
+            if self.start is None and taught:
                 self.start = _without_adapter(model)
         if config.gradient_checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its new name in transformers
@@ -166,6 +172,9 @@ class _Training:
             model.enable_input_require_grads()
         self.model = accelerator.prepare(model)
         self.bare = accelerator.unwrap_model(self.model)
+        paths = (max(len(s.ids), *(len(span.teacher or ()) + span.end - span.start for span in s.spans)) for s in everything)
+        self.attention = choose(self.model, max(paths), config.packing)
+        self.notes += self.attention.notes
         trained = {n: p for n, p in self.bare.named_parameters() if p.requires_grad}
         decayed = [p for p in trained.values() if p.ndim >= 2]
         plain = [p for p in trained.values() if p.ndim < 2]  # norms and biases are not decayed
@@ -260,7 +269,7 @@ class _Training:
                 # processes' gradients are averaged, but each holds its share of one sum
                 self.accelerator.backward((part_P * self._weights_P()).sum() * self.accelerator.num_processes)
             losses_P += part_P.detach()
-            state["tokens"] += one.ids_BT.numel() * self.accelerator.num_processes
+            state["tokens"] += one.tokens * self.accelerator.num_processes
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip))
         losses_P = self.accelerator.reduce(losses_P, "sum")
         loss = float((losses_P * self._weights_P()).sum())
@@ -287,16 +296,19 @@ class _Training:
         return float((losses_P * self._weights_P()).sum()), parts
 
     def _pieces(self, batch: Sequence[TokenSequence], most: int = 1 << 30) -> list[Piece]:
-        """This process's share of the batch, as forward passes over sequences of like length; every process gets as many passes."""
+        """This process's share of the batch, as forward passes over rows of like length; every process gets as many passes."""
         total = totals(batch)
         size = self.config.micro_batch or min(most, _CPU_PIECE if self.device.type == "cpu" else most)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        ordered = sorted(batch, key=lambda s: len(s.ids))
+        ordered = sorted(pack(batch, self.attention.shape(_ROW_TOKENS)), key=lambda r: r.tokens)
         passes = max(1, math.ceil(len(ordered) / (size * processes)))
         number = passes * processes
         groups = [ordered[len(ordered) * i // number : len(ordered) * (i + 1) // number] for i in range(number)]
-        # a process without a sequence of its own runs one at weight 0, so that all meet at the same reductions
-        return [piece(group, total, self.pad) if group else piece(ordered[:1], dict.fromkeys(total, math.inf), self.pad) for group in groups[rank::processes]]
+        # a process without a row of its own runs one at weight 0, so that all meet at the same reductions
+        return [
+            collate(group, total, self.pad, self.attention) if group else collate(ordered[:1], dict.fromkeys(total, math.inf), self.pad, self.attention)
+            for group in groups[rank::processes]
+        ]
 
     def _weights_P(self) -> torch.Tensor:
         return torch.tensor([self.config.weight(p) for p in PARTS], device=self.device)

@@ -1,0 +1,274 @@
+"""How a model is run on packed rows: every token attends to its ancestors alone, and the output layer is applied where there are targets alone.
+
+In depth-first order the ancestors of node i are the nodes j <= i < ends[j], so that one number a token is the whole mask. It goes to the model through
+the standard interface of transformers: a mask with four dimensions is handed to every layer as it is, as an additive tensor (SDPA, any device) or as
+FlexAttention's block mask (CUDA), which skips what is masked. Whether a model can do that is told from its config and then measured: a small tree
+against its paths one by one. One that cannot runs causal rows. Legend: B rows, T tokens, P positions, D width of the model, V words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from leafe.distill._pack import Row, Shape
+
+_BLOCK = 128
+"""Tokens in a block of FlexAttention's mask; its rows are padded to whole blocks."""
+_ROW = 4096
+"""Most tokens in a row under a dense mask, which has the square of that."""
+_WIDTHS = 6
+"""A dense mask's attention costs as much as everything else of a usual layer at a row of so many widths of the model."""
+
+Head = Callable[[Tensor], Tensor]
+"""states_ND to logits_NV."""
+
+
+class Rows(NamedTuple):
+    """Packed rows as tensors, padded on the right; a padding token attends to itself."""
+
+    ids_BT: Tensor
+    depths_BT: Tensor
+    ends_BT: Tensor
+    branches: bool
+
+    def to(self, device: Any) -> Rows:
+        return Rows(self.ids_BT.to(device), self.depths_BT.to(device), self.ends_BT.to(device), self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What was found to work for one model."""
+
+    kind: Literal["sdpa", "flex", "causal"] = "causal"
+    """causal: rows are single paths, and the model masks as it always does."""
+    head: bool = False
+    """Whether the output layer can be applied by itself, to some positions at a time."""
+    width: float = math.inf
+    """See `Shape.width`."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user: why a model cannot have more."""
+
+    def shape(self, limit: int) -> Shape:
+        """How rows of at most `limit` tokens are packed for it."""
+        return Shape(limit if self.kind == "flex" else min(limit, _ROW), self.width, self.kind != "causal")
+
+    def rows(self, rows: Sequence[Row], pad: int) -> Rows:
+        length = max(len(r.ids) for r in rows)
+        if self.kind == "flex":
+            length = -(-length // _BLOCK) * _BLOCK
+        ids = [[*r.ids, *([pad] * (length - len(r.ids)))] for r in rows]
+        depths = [[*r.depths, *([0] * (length - len(r.ids)))] for r in rows]
+        ends = [[*r.ends, *range(len(r.ids) + 1, length + 1)] for r in rows]
+        return Rows(torch.tensor(ids), torch.tensor(depths), torch.tensor(ends), any(r.branches for r in rows))
+
+    def run(self, model: Any, rows: Rows, at_P: Tensor, then: Callable[[Tensor, Head], Tensor]) -> Tensor:
+        """`then(states_PD, head)` of the model's last hidden states at the flat positions `at_P` (b * T + t).
+
+        It is called inside of the model's own forward pass, however the model is wrapped, since DDP and FSDP do their work around that: there the output
+        layer's weights are at hand. Where the output layer cannot be applied by itself the states are the logits.
+        """
+        bare = unwrapped(model)
+        if self.kind == "flex" and bare.config._attn_implementation != "flex_attention":  # the start policy's copy
+            bare.set_attn_implementation("flex_attention")
+        arguments: dict[str, Any] = {"use_cache": False}
+        if rows.branches:  # else causal attention is the same, and quicker; right padding is seen by no target
+            arguments |= {"attention_mask": self._mask(rows, next(bare.parameters()).dtype), "position_ids": rows.depths_BT}
+        if not self.head:
+            length = rows.ids_BT.shape[1]
+            wanted, index_P = torch.unique(at_P % length, return_inverse=True)
+            logits_BWV = model(input_ids=rows.ids_BT, logits_to_keep=wanted, **arguments).logits
+            return then(logits_BWV[at_P // length, index_P], lambda logits: logits)
+
+        def forward(**given: Any) -> Tensor:
+            states_BTD = bare.get_decoder()(**{k: v for k, v in given.items() if v is not None}).last_hidden_state
+            return then(states_BTD.flatten(0, 1)[at_P], output_layer(bare))
+
+        with _forward(bare, forward):
+            out: Tensor = model(input_ids=rows.ids_BT, **arguments)
+        return out
+
+    def _mask(self, rows: Rows, dtype: torch.dtype) -> Any:
+        return block_mask(rows.ends_BT) if self.kind == "flex" else dense_mask(rows.ends_BT, dtype)
+
+
+def dense_mask(ends_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask_B1TT: 0 for the ancestors and the token itself, else minus infinity."""
+    node_T = torch.arange(ends_BT.shape[1], device=ends_BT.device)
+    seen_BTT = (node_T <= node_T[:, None]) & (node_T[:, None] < ends_BT[:, None, :])
+    return torch.zeros(seen_BTT.shape, dtype=dtype, device=ends_BT.device).masked_fill_(~seen_BTT, -math.inf)[:, None]
+
+
+def block_mask(ends_BT: Tensor) -> Any:
+    """The same as FlexAttention's BlockMask, made without looking at every pair.
+
+    A block of queries sees a block of keys before it in part where the last of its keys' ends lies past its first token, and wholly where the first lies
+    past its last one; on the diagonal always in part.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    number, length = ends_BT.shape
+    blocks = length // _BLOCK
+    first_Q = torch.arange(blocks, device=ends_BT.device)[:, None] * _BLOCK
+    ends_BKb = ends_BT.view(number, blocks, _BLOCK)
+    earlier_QK = torch.arange(blocks, device=ends_BT.device) < torch.arange(blocks, device=ends_BT.device)[:, None]
+    some_BQK = earlier_QK & (ends_BKb.amax(-1)[:, None, :] > first_Q)
+    whole_BQK = some_BQK & (ends_BKb.amin(-1)[:, None, :] >= first_Q + _BLOCK)
+    part_BQK = (some_BQK & ~whole_BQK) | torch.eye(blocks, dtype=torch.bool, device=ends_BT.device)
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (q < ends_BT[b, k])
+
+    def listed(blocks_BQK: Tensor) -> tuple[Tensor, Tensor]:
+        """(how many blocks of keys each block of queries has, their numbers first in its list)."""
+        order = blocks_BQK.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        return blocks_BQK.sum(-1)[:, None].to(torch.int32), order[:, None].to(torch.int32)
+
+    return BlockMask.from_kv_blocks(*listed(part_BQK), *listed(whole_BQK), BLOCK_SIZE=_BLOCK, mask_mod=seen, seq_lengths=(length, length))
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside of DDP, DeepSpeed and PEFT."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def output_layer(bare: Any, linear: Head | None = None) -> Head:
+    """Logits of the model's own output layer (or of `linear` in its place), in the few ways that architectures scale them."""
+    layer, config = linear or bare.get_output_embeddings(), bare.config.get_text_config()
+    divided, times, cap = (getattr(config, name, None) for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"))
+
+    def head(states: Tensor) -> Tensor:
+        logits: Tensor = layer(states)
+        if divided is not None:
+            logits = logits / divided
+        if times is not None:
+            logits = logits * times
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return head
+
+
+@contextmanager
+def _forward(bare: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """The model's forward exchanged for a while; hooks and wrappers around it stay."""
+    before = bare.__dict__.get("forward")
+    bare.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del bare.forward
+        else:
+            bare.forward = before
+
+
+def choose(model: Any, longest: int, packing: Literal["tree", "causal"] = "tree") -> Attention:
+    """What works for this model, on the device where it is, for paths of at most `longest` tokens. It may switch the model to FlexAttention.
+
+    Processes that share a model call it together.
+    """
+    bare = unwrapped(model)
+    was = bare.training
+    bare.eval()
+    try:
+        with torch.no_grad():
+            return _choose(bare, longest, packing)
+    finally:
+        bare.train(was)
+
+
+def _choose(bare: Any, longest: int, packing: Literal["tree", "causal"]) -> Attention:
+    head = _close(*_heads(bare))
+    if packing == "causal":
+        return Attention("causal", head)
+    why = refusal(bare.config.get_text_config(), longest)
+    notes: tuple[str, ...] = ()
+    if why is None and next(bare.parameters()).device.type == "cuda" and not getattr(bare.config, "attention_dropout", 0.0):  # FlexAttention has none
+        before = bare.config._attn_implementation
+        try:
+            found = Attention("flex", head)
+            reason = _tried(bare, found)
+        except Exception as error:  # the compiler's and the kernel's own kinds
+            reason = f"it fails ({_line(error)})"
+        if reason is None:
+            return found
+        bare.set_attn_implementation(before)
+        notes = (f"Training runs SDPA with a dense mask instead of FlexAttention: {reason}.",)
+    if why is None:
+        found = Attention("sdpa", head, _WIDTHS * float(bare.config.get_text_config().hidden_size), notes)
+        try:
+            why = _tried(bare, found)
+        except Exception as error:  # whatever a model that knows no such mask comes up with
+            why = f"it takes no mask with four dimensions ({_line(error)})"
+        if why is None:
+            return found
+    name = bare.config.model_type
+    return Attention("causal", head, notes=(f"Samples of {name} models are not packed as trees but path by path, which computes more tokens: {why}.",))
+
+
+def refusal(config: Any, longest: int) -> str | None:
+    """Why a model of this config cannot attend along the paths of a tree; None: its config says nothing against it."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in kinds if kinds else window is not None
+    if slides and (window is None or window < longest):
+        return f"it has layers with a sliding window of {window} tokens, and paths have up to {longest}"
+    other = sorted(kinds - {"full_attention", "sliding_attention"})
+    if other:
+        return f"it has layers that are not attention to all earlier tokens ({', '.join(other)})"
+    return None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+def _toy(bare: Any) -> Tensor:
+    """ids_T of a stem and two branches of three tokens each."""
+    words = int(bare.get_input_embeddings().weight.shape[0])
+    return (torch.arange(9) * 7919 + 3).remainder(words).to(next(bare.parameters()).device)
+
+
+def _heads(bare: Any) -> tuple[Tensor, Tensor]:
+    """logits_TV of a toy path by the output layer alone and by the model."""
+    ids_T = _toy(bare)
+    whole_TV: Tensor = bare(input_ids=ids_T[None], use_cache=False).logits[0]
+    path = Row(ids_T.tolist(), list(range(9)), [9] * 9)
+    try:
+        alone_TV = Attention("causal", head=True).run(bare, *_everywhere(path, Attention(), ids_T.device))
+    except Exception:  # a model without these names
+        alone_TV = torch.full_like(whole_TV, math.nan)
+    return alone_TV, whole_TV
+
+
+def _everywhere(row: Row, attention: Attention, device: torch.device) -> tuple[Rows, Tensor, Callable[[Tensor, Head], Tensor]]:
+    """Arguments of `Attention.run` for the logits at every node of the row."""
+    return attention.rows([row], 0).to(device), torch.arange(row.tokens, device=device), lambda states, head: head(states)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    scale = float(expected.float().abs().max())
+    return found.shape == expected.shape and float((found.float() - expected.float()).abs().max()) <= 1e-2 * scale
+
+
+def _tried(bare: Any, attention: Attention) -> str | None:
+    """Why the attention is not what it should be on the toy tree; None where it is."""
+    ids_T = _toy(bare)
+    ends = [9, 9, 9, 6, 6, 6, 9, 9, 9]
+    row = Row(ids_T.tolist(), [0, 1, 2, 3, 4, 5, 3, 4, 5], ends)
+    packed = attention.run(bare, *_everywhere(row, attention, ids_T.device))
+    paths = [[0, 1, 2, 3, 4, 5], [0, 1, 2, 6, 7, 8]]
+    alone = torch.cat([bare(input_ids=ids_T[p][None], use_cache=False).logits[0] for p in paths])
+    causal = bare(input_ids=ids_T[None], use_cache=False).logits[0]
+    order = torch.tensor(paths[0] + paths[1], device=ids_T.device)
+    off = float((packed[order].float() - alone.float()).abs().max())
+    wrong = float((causal[order].float() - alone.float()).abs().max())
+    return None if off <= 0.05 * wrong else f"on a small tree its logits are off by {off:.1e}, where plain causal attention is off by {wrong:.1e}"
