@@ -171,11 +171,11 @@ def test_it_goes_on_from_any_point_of_the_journal(whole: Path, tmp_path_factory:
     assert as_trees(whole, "explore/tree", kept + memory.episodes, tmp_path_factory.mktemp("dealt")) == trees_of(whole, "explore/tree")
 
 
-def started(recipe: Recipe, folder: Path, stage_name: str) -> Any:
+def started(recipe: Recipe, folder: Path, stage_name: str, source: str = "base") -> Any:
     """What an actor says when it starts."""
 
     async def main() -> Any:
-        actor = StageActor(order_for(recipe, folder, find(recipe, stage_name), load_prompt_set(recipe.prompts), 1))
+        actor = StageActor(order_for(recipe, folder, find(recipe, stage_name), load_prompt_set(recipe.prompts), 1, source))
         try:
             return json.loads(await actor.start())
         finally:
@@ -203,10 +203,10 @@ def test_an_actor_needs_no_file_of_the_drivers_to_explore(tmp_path: Path) -> Non
 
 def test_weights_that_a_node_does_not_see(tmp_path: Path) -> None:
     arm = fickle("arms.rft.preset=rft", "arms.rft.explored=tree")
-    error = started(arm, tmp_path / "elsewhere", "evaluate/rft")["error"]
+    error = started(arm, tmp_path, "evaluate/rft", str(tmp_path / "distill/rft/checkpoint"))["error"]
     assert error["kind"] == "user"
-    assert "The weights of distill/rft lie in" in error["message"]
-    assert 'share, or evaluate with engine = "local".' in error["message"]
+    assert f"The weights of rft lie in {tmp_path / 'distill/rft/checkpoint'}, which the node" in error["message"]
+    assert 'share, or set engine = "local".' in error["message"]
     (tmp_path / "model").mkdir()
     folder = fickle(f"policy.model={tmp_path / 'model'}", "policy.kind=hf")
     order = order_for(folder, tmp_path, find(folder, "explore/tree"), load_prompt_set("gates"), 1)

@@ -13,6 +13,7 @@ import socket
 import tempfile
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from leafe.core import Episode, ForeignFailure, Policy, Task, Tree, UserError
 from leafe.evaluate import evaluate
 from leafe.explore import WorldPool, explore
 from leafe.pipeline._plan import Stage, find
-from leafe.pipeline._stages import _explore_config, _fared, _make_pool, _ready, _row_policy, _temperature
+from leafe.pipeline._stages import Sampling, _explore_config, _fared, _make_pool, _ready, make_source
 from leafe.policies.server import deaths, stop_all
 from leafe.prompts import Prompts, PromptSet
 from leafe.recipes import Recipe, parse_recipe
@@ -29,13 +30,16 @@ BEAT = 2.0
 """Seconds after which it answers even where it has nothing to tell."""
 
 
-def order_for(recipe: Recipe, folder: Path, stage: Stage, words: PromptSet, slots: int) -> str:
-    """All that an actor must know of its stage."""
+def order_for(recipe: Recipe, folder: Path, stage: Stage, words: PromptSet, slots: int, source: str = "base", how: Sampling | None = None) -> str:
+    """All that an actor must know of its stage: also whose weights act (`source_of`) and how it samples."""
     model = recipe.policy.model
     if Path(model).is_dir():
         recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"model": str(Path(model).absolute())})})
     data = recipe.model_dump(mode="json")
-    return json.dumps({"recipe": data, "folder": str(folder.absolute()), "stage": stage.name, "words": words.model_dump(mode="json"), "slots": slots})
+    who = source if source in ("base", stage.policy) else str(Path(source).absolute())
+    how = how or Sampling(recipe.evaluate.samples, recipe.evaluate.temperature)
+    order = {"recipe": data, "folder": str(folder.absolute()), "stage": stage.name, "words": words.model_dump(mode="json"), "slots": slots}
+    return json.dumps(order | {"source": who, "how": asdict(how)})
 
 
 class StageActor:
@@ -52,6 +56,8 @@ class StageActor:
         self.folder = Path(data["folder"])
         self.words = PromptSet(**data["words"])
         self.slots: int = data["slots"]
+        self.source: str = data["source"]
+        self.how = Sampling(**data["how"])
         self._running: set[asyncio.Task[None]] = set()
         self._something = asyncio.Event()
         self._tell: dict[str, Any] = _nothing()
@@ -72,7 +78,8 @@ class StageActor:
             self.pool = _make_pool(self.recipe, self.stage.leg, self.slots)
             self.prompts = Prompts(self.words, self.pool.facts.actions_help, self.recipe.history)
             folder = self.folder if self.folder.is_dir() else Path(tempfile.mkdtemp(prefix="leafe-"))  # for the logs of a server that it launches
-            self.policy = await _row_policy(self.recipe, folder, self.stage.leg, "base" if self.stage.kind == "explore" else self.stage.what)
+            name = self.stage.policy if self.stage.kind == "explore" else self.stage.what
+            self.policy = await make_source(self.recipe, folder, self.source, name)
             await _ready(self.policy)
             told["world"] = dict(self.pool.facts.versions())
         except Exception as error:
@@ -81,12 +88,11 @@ class StageActor:
 
     def _check_files(self) -> None:
         here = socket.gethostname()
-        for need in self.stage.needs:
-            if not (self.folder / need / "checkpoint").is_dir():
-                raise UserError(
-                    f"The weights of {need} lie in {self.folder}, which the node {here} does not see: put the run folder on a file system that all nodes "
-                    'share, or evaluate with engine = "local".'
-                )
+        if self.source not in ("base", self.stage.policy) and not Path(self.source).is_dir():
+            raise UserError(
+                f"The weights of {self.stage.policy} lie in {self.source}, which the node {here} does not see: put the run folder on a file system that all "
+                'nodes share, or set engine = "local".'
+            )
         model = Path(self.recipe.policy.model)
         if model.is_absolute() and not model.is_dir() and self.recipe.policy.kind != "http":
             raise UserError(f"The model {model} is a folder that the node {here} does not see: put it on a file system that all nodes share, or give a hub id.")
@@ -138,7 +144,7 @@ class StageActor:
             self._tell["error"] = _said(error)
         except ForeignFailure as error:
             # evaluation says with the plain kind that a task's samples were all lost; whatever else failed may go better on another node
-            unheard = type(error) is ForeignFailure and self.stage.kind == "evaluate"
+            unheard = type(error) is ForeignFailure and self.stage.kind != "explore"
             self._tell["unheard" if unheard else "failed"][task.id] = str(error)
         except Exception as error:
             self._tell["error"] = _said(error)
@@ -151,8 +157,8 @@ class StageActor:
             self.pool,
             [task],
             self.prompts,
-            samples=settings.samples,
-            temperature=_temperature(self.recipe, self.stage),
+            samples=self.how.samples,
+            temperature=self.how.temperature,
             top_p=settings.top_p,
             seed=self.stage.leg.seed,
             journal=self,

@@ -2,16 +2,22 @@
 
 The experiment is a leg: explore, distill, evaluate. Every seed is a leg of its own, and so is every control; the names of a leg's
 stages begin with its prefix. A stage needs only the folders of the stages it names, so that those that need nothing of each other can run side by side.
+
+An arm is trained once, or in several attempts: its rounds, or the settings of its sweep. Attempts are sampled on validation tasks (`validate`), and a
+stage of its own (`choose`) says which of them the arm is; whatever needs the arm waits for that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from leafe.distill import DistillConfig
 from leafe.recipes import Recipe
 
-StageKind = Literal["explore", "distill", "evaluate"]
+StageKind = Literal["explore", "distill", "validate", "choose", "evaluate"]
+KINDS: tuple[StageKind, ...] = ("explore", "distill", "validate", "choose", "evaluate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +36,42 @@ class Leg:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One training of an arm."""
+
+    arm: str
+    start: str
+    """Whose weights it begins with: `base`, an arm, or an earlier attempt (`ARM.round1`)."""
+    config: DistillConfig
+    explored: tuple[str, ...]
+    """The exploration stages whose trees it is trained on."""
+    number: int = 0
+    """Of the round or of the sweep's combination, from 1; 0 where the arm is trained once."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One unit of work, finished or not as a whole (though what it journals is kept)."""
 
     kind: StageKind
     leg: Leg
     what: str
-    """The strategy that explores, the arm that is trained, or the row that is evaluated."""
+    """The strategy that explores; the arm or attempt that is trained, sampled or chosen; the row that is evaluated."""
     needs: tuple[str, ...] = ()
+    policy: str = "base"
+    """Who acts in it: `base`, an arm, an attempt, or `package.module:Class`."""
+    round: tuple[int, int] = (1, 1)
+    """(which, of how many): explore, which share of the training tasks; else the round that it belongs to."""
+    parted: bool = False
+    """explore: on this round's share alone."""
+    attempt: Attempt | None = None
+    """distill: what is trained."""
+    temperature: float | None = None
+    """At which it samples; None: the recipe's or, for an arm with a sweep, the chosen one."""
+    role: Literal["arm", "base", "control", "ceiling"] = "arm"
+    """evaluate: what its row is in the comparison."""
+    title: str = ""
+    """How tables name it; empty: like `what`."""
 
     @property
     def name(self) -> str:
@@ -47,7 +81,8 @@ class Stage:
     @property
     def row(self) -> str:
         """How tables name it."""
-        return f"{self.leg.control}: {self.what}" if self.leg.control else self.what
+        title = self.title or self.what
+        return f"{self.leg.control}: {title}" if self.leg.control else title
 
 
 def stage_name(kind: StageKind, leg: Leg, what: str) -> str:
@@ -62,21 +97,127 @@ def legs(recipe: Recipe) -> list[Leg]:
 
 def plan(recipe: Recipe) -> list[Stage]:
     """All stages, each after what it needs; long ones come early so that parallel jobs end together."""
-    out: list[Stage] = []
-    for leg in legs(recipe):
-        control = recipe.controls.get(leg.control)
-        strategies = control.strategies if control else recipe.strategies
-        arms = control.arms if control else tuple(recipe.arms)
-        out += [Stage("explore", leg, strategy) for strategy in strategies]
-        out += [Stage("distill", leg, arm, (stage_name("explore", leg, recipe.arms[arm].explored),)) for arm in arms]
-        out.append(Stage("evaluate", leg, "base"))
-        out += [Stage("evaluate", leg, arm, (stage_name("distill", leg, arm),)) for arm in arms]
-        if not control:
-            for name, extra in recipe.evaluate.extras.items():
-                needs = (stage_name("distill", leg, extra.policy),) if extra.policy in recipe.arms else ()
-                out.append(Stage("evaluate", leg, name, needs))
-    order: dict[str, int] = {"explore": 0, "distill": 1, "evaluate": 2}
-    return sorted(out, key=lambda s: order[s.kind])
+    return _in_order([stage for leg in legs(recipe) for stage in _Unrolled(recipe, leg).stages()])
+
+
+class _Unrolled:
+    """The stages of one leg."""
+
+    def __init__(self, recipe: Recipe, leg: Leg) -> None:
+        self.recipe, self.leg = recipe, leg
+        self.control = recipe.controls.get(leg.control)
+        self.arms = self.control.arms if self.control else tuple(recipe.arms)
+        self._found: dict[str, Stage] = {}
+
+    def stages(self) -> list[Stage]:
+        for strategy in self.control.strategies if self.control else self.recipe.strategies:
+            learners = [arm for arm in self.arms if self.recipe.arms[arm].explored == strategy and self.recipe.arms[arm].explorer == "base"]
+            # where only arms of several rounds learn from it, it explores in their rounds alone
+            if not learners or not all(self._parted(arm) for arm in learners):
+                self._explore(strategy)
+        for arm in self.arms:
+            if self.recipe.rounds_of(arm).number > 1:
+                self._rounds(arm)
+            elif self.recipe.arms[arm].sweep:
+                self._sweep(arm)
+            else:
+                one = self.recipe.arms[arm]
+                self._distill(arm, Attempt(arm, one.start, one.config(), (self._explore(one.explored, one.explorer),)))
+        self._add(Stage("evaluate", self.leg, "base", role="base"))
+        for arm in self.arms:
+            self._rows(arm)
+        if not self.control:
+            for name, extra in self.recipe.evaluate.extras.items():
+                temperature = self.recipe.evaluate.temperature if extra.temperature is None else extra.temperature
+                self._add(Stage("evaluate", self.leg, name, self._ready(extra.policy), extra.policy, temperature=temperature, role=extra.role))
+        return list(self._found.values())
+
+    def _add(self, stage: Stage) -> str:
+        self._found.setdefault(stage.name, stage)
+        return stage.name
+
+    def _parted(self, arm: str) -> bool:
+        rounds = self.recipe.rounds_of(arm)
+        return rounds.number > 1 and rounds.tasks == "parted"
+
+    def _several(self, arm: str) -> bool:
+        return bool(self.recipe.arms[arm].sweep) or self.recipe.rounds_of(arm).number > 1
+
+    def _ready(self, policy: str) -> tuple[str, ...]:
+        """The stage after which the policy's weights are there."""
+        if policy in self.recipe.arms:
+            return (stage_name("choose" if self._several(policy) else "distill", self.leg, policy),)
+        return () if policy == "base" or ":" in policy else (stage_name("distill", self.leg, policy),)
+
+    def _explore(self, strategy: str, policy: str = "base") -> str:
+        if policy == "base":
+            return self._add(Stage("explore", self.leg, strategy))
+        return self._add(Stage("explore", self.leg, f"{policy}.{strategy}", self._ready(policy), policy, title=f"{strategy} by {policy}"))
+
+    def _distill(self, name: str, attempt: Attempt, title: str = "") -> str:
+        return self._add(Stage("distill", self.leg, name, (*attempt.explored, *self._ready(attempt.start)), attempt.start, attempt=attempt, title=title))
+
+    def _rounds(self, name: str) -> None:
+        arm, rounds = self.recipe.arms[name], self.recipe.rounds_of(name)
+        config = arm.config()
+        parted = self._parted(name)
+        explored: list[str] = []
+        validated: list[str] = []
+        for number in range(1, rounds.number + 1):
+            which = (number, rounds.number)
+            if number > 1:
+                newest = f"{name}.round{number - 1}"
+                needs, title = (*self._ready(newest), *validated), f"{arm.explored}, {name} round {number}"
+                what = f"{name}.round{number}.{arm.explored}"
+                explored.append(self._add(Stage("explore", self.leg, what, needs, newest, which, parted, title=title)))
+            elif parted:
+                # shared by all arms whose first round is the same
+                by = "" if arm.explorer == "base" else f"{arm.explorer}."
+                what, title = f"{by}round1of{rounds.number}.{arm.explored}", f"{arm.explored}{' by ' if by else ''}{by[:-1]}, round 1 of {rounds.number}"
+                explored.append(self._add(Stage("explore", self.leg, what, self._ready(arm.explorer), arm.explorer, which, parted, title=title)))
+            else:
+                explored.append(self._explore(arm.explored, arm.explorer))
+            start = f"{name}.round{number - 1}" if number > 1 and rounds.start == "newest" else arm.start
+            attempt = Attempt(name, start, config, tuple(explored if rounds.data == "all" else explored[-1:]), number)
+            validated.append(self._validate(f"{name}.round{number}", attempt, f"{name} (round {number})"))
+        self._add(Stage("choose", self.leg, name, tuple(validated)))
+
+    def _sweep(self, name: str) -> None:
+        arm = self.recipe.arms[name]
+        explored = (self._explore(arm.explored, arm.explorer),)
+        trained: dict[str, str] = {}
+        validated = []
+        for number, setting in enumerate(arm.settings(), 1):
+            attempt = Attempt(name, arm.start, setting.config, explored, number)
+            # settings that differ in the temperature alone are one training
+            policy = trained.setdefault(setting.config.model_dump_json(), f"{name}.try{number}")
+            validated.append(self._validate(f"{name}.try{number}", attempt, f"{name} ({setting.words})", policy, setting.temperature))
+        self._add(Stage("choose", self.leg, name, tuple(validated)))
+
+    def _validate(self, name: str, attempt: Attempt, title: str, policy: str = "", temperature: float | None = None) -> str:
+        """Train the attempt, unless it is trained as `policy` already, and sample it on the validation tasks."""
+        needs = (stage_name("distill", self.leg, policy),) if policy not in ("", name) else (self._distill(name, attempt, title),)
+        return self._add(Stage("validate", self.leg, name, needs, policy or name, attempt=attempt, temperature=temperature, title=title))
+
+    def _rows(self, arm: str) -> None:
+        rounds = self.recipe.rounds_of(arm).number
+        each = []
+        for number in range(1, rounds + 1) if rounds > 1 else ():
+            policy = f"{arm}.round{number}"
+            row = f"{arm} (round {number})"
+            each.append(self._add(Stage("evaluate", self.leg, policy, self._ready(policy), policy, (number, rounds), title=row)))
+        self._add(Stage("evaluate", self.leg, arm, (*self._ready(arm), *each), arm))
+
+
+def _in_order(stages: Sequence[Stage]) -> list[Stage]:
+    """Each after what it needs, earlier kinds first where they can."""
+    waiting = sorted(stages, key=lambda s: KINDS.index(s.kind))
+    placed: dict[str, Stage] = {}
+    while waiting:
+        stage = next(s for s in waiting if all(need in placed for need in s.needs))
+        waiting.remove(stage)
+        placed[stage.name] = stage
+    return list(placed.values())
 
 
 def find(recipe: Recipe, name: str) -> Stage:

@@ -28,7 +28,7 @@ from leafe.explore import Progress, cost_of
 from leafe.pipeline._actor import StageActor, order_for
 from leafe.pipeline._deal import Actor, Dealer, Lost, raise_said
 from leafe.pipeline._plan import Stage
-from leafe.pipeline._stages import Emit, _explore_config, _make_pool, _nothing_trained, _same_world, _tasks, _temperature
+from leafe.pipeline._stages import Emit, Sampling, _explore_config, _make_pool, _same_world, _tasks, sampling_of, source_of
 from leafe.prompts import load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import Journal, load_trees, write_tasks
@@ -41,9 +41,6 @@ CLOSING = 20.0
 
 def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     """Run the stage on the cluster that the recipe names; returns what the local engine would, and how the actors fared."""
-    empty = _nothing_trained(folder, stage) if stage.kind == "evaluate" else None
-    if empty:
-        return {"empty": empty}
     words = load_prompt_set(recipe.prompts)
     pool = _make_pool(recipe, stage.leg, 1)
     try:
@@ -54,10 +51,11 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
     out = folder / stage.name
     write_tasks(out, tasks)
     with Journal(out) as journal:
-        tally: _Explored | _Evaluated = _Explored(recipe, stage, tasks, emit) if stage.kind == "explore" else _Evaluated(recipe, stage, tasks, emit)
+        how = sampling_of(recipe, folder, stage)
+        tally = _Explored(recipe, stage, tasks, emit) if stage.kind == "explore" else _Evaluated(recipe, stage, tasks, emit, how)
         left, known = tally.resume(load_trees(out))
         slots = math.ceil(min(tally.concurrency, max(1, len(left))) / recipe.ray.workers)
-        order = order_for(recipe, folder, stage, words, slots)
+        order = order_for(recipe, folder, stage, words, slots, source_of(folder, stage), how)
         with _cluster(recipe) as ray:
 
             async def main() -> Dealer:
@@ -69,7 +67,7 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
                     journal,
                     actors=recipe.ray.workers,
                     slots=slots,
-                    whole=stage.kind == "evaluate",
+                    whole=stage.kind != "explore",
                     booked=tally.count,
                     news=lambda: tally.show(dealer),
                     wait=recipe.ray.wait,
@@ -150,16 +148,17 @@ class _Explored(_Tally):
 
 
 class _Evaluated(_Tally):
-    """Evaluation: samples, by counts."""
+    """Evaluation and validation: samples, by counts."""
 
-    def __init__(self, recipe: Recipe, stage: Stage, tasks: Sequence[Task], emit: Emit) -> None:
+    def __init__(self, recipe: Recipe, stage: Stage, tasks: Sequence[Task], emit: Emit, how: Sampling) -> None:
         super().__init__(recipe, stage, tasks, emit)
+        self.how = how
         self.concurrency = recipe.evaluate.concurrency
         self.progress = EvaluateProgress(len(tasks))
 
     def resume(self, trees: Mapping[str, Tree]) -> tuple[list[Task], dict[str, Tree]]:
         """A task is in the journal with all of its samples or not at all."""
-        samples = self.recipe.evaluate.samples
+        samples = self.how.samples
         for tree in trees.values():
             held = sum(e.count for e in tree.episodes)
             if held not in (0, samples):
@@ -187,7 +186,7 @@ class _Evaluated(_Tally):
         if not self.progress.samples:
             why = next(iter(dealer.unheard.values()), "")
             raise ForeignFailure(f"Every sample of every task was lost, the last with: {why} Mend it and run again.")
-        return {"temperature": _temperature(self.recipe, self.stage), "samples": self.recipe.evaluate.samples}
+        return {"temperature": self.how.temperature, "samples": self.how.samples}
 
 
 def _charge(spent: Any, episode: Episode) -> None:

@@ -10,14 +10,14 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from leafe.core import ForeignFailure, UserError
-from leafe.pipeline._plan import Stage, StageKind, plan
+from leafe.pipeline._plan import KINDS, Stage, StageKind, plan
 from leafe.pipeline._shards import Shard
 from leafe.policies.server import stop_all
 from leafe.recipes import Recipe
@@ -41,7 +41,8 @@ class Watcher:
 
 def config_of(recipe: Recipe) -> dict[str, Any]:
     """What makes two runs the same experiment: the recipe without how it is spread over the machine, which may change between two starts."""
-    spread: Any = {"jobs": True, "engine": True, "ray": True, "explore": {"concurrency"}, "evaluate": {"concurrency"}, "world": {"workers", "timeout"}}
+    spread: Any = dict.fromkeys(("jobs", "engine", "ray", "train"), True)
+    spread |= {"explore": {"concurrency"}, "evaluate": {"concurrency"}, "world": {"workers", "timeout"}}
     wire = {"base_url", "api_key_env", "timeout_s", "deadline_s", "retries", "backoff_s", "concurrency", "hedge"}
     spread["policy"] = {"launch": True, "launch_timeout": True, "options": wire}
     return recipe.model_dump(mode="json", exclude=spread, exclude_none=True)
@@ -62,7 +63,10 @@ def run_recipe(
     watcher: Watcher | None = None,
     shard: Shard | None = None,
 ) -> RunFolder:
-    """Run what is not finished yet; returns the run, open for reading. `only` runs the stages of one kind; `shard` explores a part of the tasks.
+    """Run what is not finished yet; returns the run, open for reading. `shard` explores a part of the tasks.
+
+    `only` runs the stages of one kind (those of validation with `evaluate`), those of them that wait for no other kind: arms and rounds that build on others
+    are reached by giving explore, distill and evaluate again, as often as `waiting_stages` names any.
 
     UserError where the folder does not fit or, with `only`, a stage needs one that has not run; ForeignFailure where something outside failed for good.
     """
@@ -70,9 +74,7 @@ def run_recipe(
     config = config_of(recipe) | ({"shard": shard.to_json()} if shard else {})
     seeds = {str(i): s for i, s in enumerate(recipe.seeds)}
     with RunFolder.open(path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE) as folder:
-        stages = [s for s in plan(recipe) if only is None or s.kind == only]
-        if only is not None:
-            _require(folder, stages)
+        stages = plan(recipe) if only is None else _reachable(folder, recipe, only)
         state = _State(folder, recipe, stages, watcher)
         state.skip_finished()
         try:
@@ -85,13 +87,32 @@ def run_recipe(
     return RunFolder.read(path)
 
 
-def _require(folder: RunFolder, stages: Sequence[Stage]) -> None:
-    own = {s.name for s in stages}
-    for stage in stages:
-        for need in stage.needs:
-            if need not in own and folder.done(need) is None:
-                first = need.partition("/")[0]
-                raise UserError(f"{stage.name} needs {need}, which is not finished in {folder.path}: run `leafe {first}` with this recipe first.")
+def waiting_stages(run: RunFolder, recipe: Recipe, only: StageKind) -> list[str]:
+    """Stages that `run_recipe(only=...)` left, since they need stages of another kind that have not run."""
+    return [stage.name for stage in plan(recipe) if stage.kind in _WITH.get(only, (only,)) and run.done(stage.name) is None]
+
+
+_WITH: dict[StageKind, tuple[StageKind, ...]] = {"evaluate": ("validate", "choose", "evaluate")}
+
+
+def _reachable(folder: RunFolder, recipe: Recipe, only: StageKind) -> list[Stage]:
+    """The stages of this kind for which all is there, or will be with these stages; UserError where there are others, and none of these."""
+    every = [s for s in plan(recipe) if s.kind in _WITH.get(only, (only,))]
+    reached: dict[str, Stage] = {}
+    due = 0
+    lacking: tuple[str, str] | None = None
+    for stage in every:
+        missing = next((need for need in stage.needs if need not in reached and folder.done(need) is None), None)
+        if missing is None:
+            reached[stage.name] = stage
+            due += folder.done(stage.name) is None
+        elif folder.done(stage.name) is None:
+            lacking = lacking or (stage.name, missing)
+    if lacking and not due:
+        kind = lacking[1].partition("/")[0]
+        command = next((c for c, kinds in _WITH.items() if kind in kinds), kind)
+        raise UserError(f"{lacking[0]} needs {lacking[1]}, which is not finished in {folder.path}: run `leafe {command}` with this recipe first.")
+    return list(reached.values())
 
 
 @dataclass(slots=True)
@@ -135,8 +156,7 @@ class _State:
         self.tell_kinds()
 
     def tell_kinds(self) -> None:
-        kinds: tuple[StageKind, ...] = ("explore", "distill", "evaluate")
-        for kind in kinds:
+        for kind in KINDS:
             names = [s.name for s in self.stages if s.kind == kind]
             if names and kind not in self.told and all(n in self.finished for n in names):
                 self.told.add(kind)

@@ -58,7 +58,7 @@ def merge(pieces: Sequence[Path], out: Path, recipe_of: Callable[[RunFolder], Re
     """
     runs = _in_order(pieces)
     recipe = recipe_of(runs[0])
-    stages = [stage.name for stage in plan(recipe) if stage.kind == "explore"]
+    stages = [stage.name for stage in plan(recipe) if stage.kind == "explore" and not stage.needs]  # what an arm explores waits for its weights
     for name in stages:
         for run in runs:
             if run.done(name) is None:

@@ -11,18 +11,21 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from leafe.core import Environment, Policy, Task, UserError
+from leafe.core import Environment, Policy, Task, UserError, derive_seed
 from leafe.distill import DistillConfig, build, export_trl, train
 from leafe.envs import load_tasks, make_world
 from leafe.evaluate import EvaluateProgress, evaluate
 from leafe.explore import ExploreConfig, Progress, WorldPool, explore
+from leafe.pipeline._choose import choose, last_round
 from leafe.pipeline._plan import Leg, Stage, stage_name, task_count, world_options
 from leafe.pipeline._served import served_policy
 from leafe.pipeline._shards import shard_of
+from leafe.pipeline._weights import checkpoint_of, nothing_to_do
 from leafe.policies import make_policy
 from leafe.policies.server import deaths, stop_all
 from leafe.prompts import Prompts, load_prompt_set
@@ -36,13 +39,38 @@ Emit = Callable[[dict[str, Any]], None]
 def run_stage(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     """Run the stage in the run folder `folder`; returns plain values for its marker."""
     began = time.monotonic()
-    run = {"explore": _explore, "distill": _distill, "evaluate": _evaluate}[stage.kind]
-    if recipe.engine == "ray" and stage.kind != "distill":
-        from leafe.pipeline._ray import spread
+    info = _skipped(recipe, folder, stage)
+    if info is None:
+        run = {"explore": _explore, "distill": _distill, "validate": _evaluate, "choose": _choose, "evaluate": _evaluate}[stage.kind]
+        if recipe.engine == "ray" and stage.kind in SPREAD:
+            from leafe.pipeline._ray import spread
 
-        run = spread
-    info = run(recipe, folder, stage, _Throttled(emit))
-    return info | {"seconds": round(time.monotonic() - began, 2)}
+            run = spread
+        info = run(recipe, folder, stage, _Throttled(emit))
+    return {"seconds": round(time.monotonic() - began, 2)} | info
+
+
+SPREAD = ("explore", "validate", "evaluate")
+"""Kinds of stages whose tasks a cluster can share."""
+
+
+def _skipped(recipe: Recipe, folder: Path, stage: Stage) -> dict[str, Any] | None:
+    """The marker of a stage for which nothing is to be computed: it has nothing to do, or what it would find is there already."""
+    run = RunFolder.read(folder)
+    nothing = nothing_to_do(run, stage)
+    if nothing is not None:
+        return nothing
+    if stage.kind == "explore" and stage.round[0] > 1:
+        last = last_round(run, recipe, stage)
+        return None if last is None else {"stopped": f"{stage.row}: {last}"}
+    if stage.kind == "evaluate" and stage.policy in recipe.arms and stage.what == stage.policy and recipe.rounds_of(stage.policy).number > 1:
+        # the chosen round was sampled on the same tasks with the same seed: these are its samples
+        chosen = (run.done(stage_name("choose", stage.leg, stage.policy)) or {})["chosen"]
+        source = stage_name("evaluate", stage.leg, chosen)
+        for file in sorted((folder / source).glob("*.jsonl")):
+            shutil.copyfile(file, folder / stage.name / file.name)
+        return (run.done(source) or {}) | {"chosen": chosen, "seconds": 0.0}
+    return None
 
 
 class _Throttled:
@@ -103,7 +131,14 @@ def _tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> list[
     leg = stage.leg
     if stage.kind == "evaluate":
         return load_tasks(pool.facts, recipe.tasks.test_split, task_count(recipe, leg, "test"), leg.seed)
+    if stage.kind == "validate":
+        return load_tasks(pool.facts, recipe.validation.split, recipe.validation.tasks, leg.seed)
     tasks = load_tasks(pool.facts, recipe.tasks.train_split, task_count(recipe, leg, "train"), leg.seed)
+    if stage.parted:
+        number, of = stage.round
+        if len(tasks) < of:
+            raise UserError(f"{len(tasks)} training tasks cannot be parted among {of} rounds: ask for fewer rounds or more tasks.")
+        tasks = tasks[number - 1 :: of]
     shard = shard_of(RunFolder.read(folder).config)
     if shard is None:
         return tasks
@@ -133,16 +168,23 @@ async def _trained_policy(recipe: Recipe, folder: Path, checkpoint: Path, name: 
     return make_policy("hf", model=str(checkpoint), name=name, **options)
 
 
-async def _row_policy(recipe: Recipe, folder: Path, leg: Leg, row: str) -> Policy:
-    extra = recipe.evaluate.extras.get(row)
-    source = extra.policy if extra else row
+def source_of(folder: Path, stage: Stage) -> str:
+    """Who acts in the stage, once all that it needs is there: `base`, the folder of trained weights, or `package.module:Class`."""
+    if ":" in stage.policy:
+        return stage.policy
+    found = checkpoint_of(RunFolder.read(folder), stage.leg, stage.policy)
+    return "base" if found is None else str(found)
+
+
+async def make_source(recipe: Recipe, folder: Path, source: str, name: str) -> Policy:
+    """The policy that `source_of` names; `name` stands on its turns."""
     if source == "base":
         return await _base_policy(recipe, folder)
-    if source in recipe.arms:
-        return await _trained_policy(recipe, folder, folder / stage_name("distill", leg, source) / "checkpoint", row)
-    module, _, name = source.partition(":")
+    module, sign, attribute = source.partition(":")
+    if not sign or Path(source).is_dir():
+        return await _trained_policy(recipe, folder, Path(source), name)
     try:
-        found: Policy = getattr(import_module(module), name)()
+        found: Policy = getattr(import_module(module), attribute)()
     except (ImportError, AttributeError) as error:
         raise UserError(f"evaluate.extras: the policy {source!r} cannot be imported: {error}.") from error
     return found
@@ -155,18 +197,27 @@ async def _ready(policy: Policy) -> None:
 
 
 def _explore_config(recipe: Recipe, stage: Stage) -> ExploreConfig:
-    return recipe.explore.model_copy(update={"strategy": stage.what, "seed": stage.leg.seed})
+    """Later rounds draw anew; who explores first or elsewhere does not change the draws."""
+    seed = stage.leg.seed if stage.round[0] == 1 else derive_seed(stage.leg.seed, "round", stage.round[0])
+    return recipe.explore.model_copy(update={"strategy": stage.what.rpartition(".")[2], "seed": seed})
 
 
-def _temperature(recipe: Recipe, stage: Stage) -> float:
-    extra = recipe.evaluate.extras.get(stage.what)
-    return extra.temperature if extra and extra.temperature is not None else recipe.evaluate.temperature
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a stage samples its tasks."""
+
+    samples: int
+    temperature: float
 
 
-def _nothing_trained(folder: Path, stage: Stage) -> str | None:
-    """Why the arm that would be evaluated has no weights; None where it has."""
-    run = RunFolder.read(folder)
-    return next(filter(None, ((run.done(need) or {}).get("empty") for need in stage.needs)), None)
+def sampling_of(recipe: Recipe, folder: Path, stage: Stage) -> Sampling:
+    """A validation's or an evaluation's; the temperature of an arm with a sweep is the chosen one."""
+    samples = recipe.validation.samples if stage.kind == "validate" else recipe.evaluate.samples
+    temperature = stage.temperature
+    if temperature is None:
+        chosen = RunFolder.read(folder).done(stage_name("choose", stage.leg, stage.what)) if stage.kind == "evaluate" else None
+        temperature = (chosen or {}).get("temperature")
+    return Sampling(samples, recipe.evaluate.temperature if temperature is None else temperature)
 
 
 def _fared(policy: Policy, died: int) -> dict[str, Any]:
@@ -189,7 +240,7 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
         policy: Policy | None = None
         died = deaths()
         try:
-            policy = await _base_policy(recipe, folder)
+            policy = await make_source(recipe, folder, source_of(folder, stage), stage.policy)
             await _ready(policy)
             tasks = _tasks(recipe, folder, stage, pool)
             world = _same_world(folder, stage, pool)
@@ -218,16 +269,21 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
 
 def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     stop_all()  # a server holds the accelerator's memory
-    arm = recipe.arms[stage.what]
-    config: DistillConfig = arm.config().model_copy(update={"seed": stage.leg.seed})
-    trees = load_trees(folder / stage_name("explore", stage.leg, arm.explored))
+    attempt = stage.attempt
+    assert attempt is not None
+    config: DistillConfig = attempt.config.model_copy(update={"seed": stage.leg.seed})
+    run = RunFolder.read(folder)
+    # of several rounds the same task may have a tree each
+    trees = {f"{name} {task}": tree for name in attempt.explored if run.done(name) for task, tree in load_trees(folder / name).items()}
     pool = _make_pool(recipe, stage.leg, 1)
     prompts = _prompts(recipe, pool)
     pool.close()
     dataset = build(trees, prompts, config, stage.leg.seed)
     if not dataset.part("rehearsal") and not dataset.part("counterfactual"):
-        # no reason to stop the other arms: where nothing succeeded and nothing improved, this one stays the base policy and has no row of its own
-        return {"counts": dataset.counts, "empty": f"the trees of {arm.explored} hold nothing that {arm.preset} learns from: it has no row"}
+        # no reason to stop the other arms: where nothing succeeded and nothing improved, this one stays the policy it was and has no row of its own
+        arm = recipe.arms[attempt.arm]
+        why = f"the trees of {arm.explored} hold nothing that {arm.preset} learns from: it has no row"
+        return {"counts": dataset.counts, "empty": why, "stays": attempt.start}
     learn, valid = dataset.split(config.valid_fraction, stage.leg.seed) if config.eval_every is not None else (dataset, None)
     out = folder / stage.name
     out.mkdir(parents=True, exist_ok=True)
@@ -241,17 +297,20 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
             validated = f", validation {p['valid_loss']:.3f}"
         emit({"done": p.get("step", 0), "of": p.get("steps"), "words": (f"loss {p['loss']:.3f}" if "loss" in p else "start") + validated})
 
-    result = train(resolve_model(recipe.policy.model), out / "checkpoint", learn, valid, config, on_progress)
+    start = checkpoint_of(run, stage.leg, attempt.start) or resolve_model(recipe.policy.model)
+    result = train(start, out / "checkpoint", learn, valid, config, on_progress)
     export_trl(learn, out / "dataset", valid)  # after the training, which says it better where there is nothing to learn from
     return {"counts": dataset.counts, "train": result.to_json(), "config": config.model_dump(mode="json")}
 
 
+def _choose(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    return choose(RunFolder.read(folder), recipe, stage)
+
+
 def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    """On the test tasks or, as a stage of the kind `validate`, on the validation tasks."""
     settings = recipe.evaluate
-    empty = _nothing_trained(folder, stage)
-    if empty:
-        return {"empty": empty}
-    temperature = _temperature(recipe, stage)
+    how = sampling_of(recipe, folder, stage)
     out = folder / stage.name
 
     def on_progress(p: EvaluateProgress) -> None:
@@ -263,7 +322,7 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
         policy: Policy | None = None
         died = deaths()
         try:
-            policy = await _row_policy(recipe, folder, stage.leg, stage.what)
+            policy = await make_source(recipe, folder, source_of(folder, stage), stage.what)
             await _ready(policy)
             tasks = _tasks(recipe, folder, stage, pool)
             world = _same_world(folder, stage, pool)
@@ -274,8 +333,8 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
                     pool,
                     tasks,
                     _prompts(recipe, pool),
-                    samples=settings.samples,
-                    temperature=temperature,
+                    samples=how.samples,
+                    temperature=how.temperature,
                     top_p=settings.top_p,
                     seed=stage.leg.seed,
                     journal=journal,
@@ -289,6 +348,6 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
             if policy is not None:
                 await policy.close()
             pool.close()
-        return {"temperature": temperature, "samples": settings.samples, **_fared(policy, died), "world_failures": pool.broken, "world": world}
+        return {"temperature": how.temperature, "samples": how.samples, **_fared(policy, died), "world_failures": pool.broken, "world": world}
 
     return asyncio.run(main())

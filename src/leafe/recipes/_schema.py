@@ -14,11 +14,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from leafe.core import UserError
-from leafe.distill import PRESETS, DistillConfig
 from leafe.explore import STRATEGIES, ExploreConfig
+from leafe.recipes._arms import ArmRecipe, RoundsRecipe, ValidationRecipe, check_arms, short_rounds
 
 
 class _Strict(BaseModel):
@@ -70,22 +70,6 @@ class PolicyRecipe(_Strict):
         return self
 
 
-class ArmRecipe(_Strict):
-    """One policy to train: which exploration it learns from, and how."""
-
-    preset: str
-    explored: str = "tree"
-    """The strategy whose trees it is trained on."""
-    distill: dict[str, Any] = {}
-    """Changes to the preset (fields of `DistillConfig`)."""
-
-    def config(self) -> DistillConfig:
-        values = dict(PRESETS[self.preset])
-        if "steps" in self.distill:
-            values.pop("epochs", None)
-        return DistillConfig(**(values | self.distill))
-
-
 class ExtraRecipe(_Strict):
     """One more row of the evaluation: a policy at another temperature, or a scripted reference."""
 
@@ -117,6 +101,14 @@ class LegRecipe(_Strict):
     test: int | None = None
     strategies: tuple[str, ...] = ("tree",)
     arms: tuple[str, ...] = ()
+
+
+class TrainRecipe(_Strict):
+    """Where trainings run."""
+
+    launch: str | None = None
+    """The command that starts each training's processes, such as `accelerate launch --config_file fsdp.yaml`; it is given `-m leafe.distill JOBFILE`.
+    None: the stage's own process."""
 
 
 class RayRecipe(_Strict):
@@ -152,6 +144,10 @@ class Recipe(_Strict):
     strategies: tuple[str, ...] = ("tree",)
     explore: ExploreConfig = ExploreConfig()
     arms: dict[str, ArmRecipe] = {}
+    rounds: RoundsRecipe = RoundsRecipe()
+    """Of every arm that does not say it itself."""
+    validation: ValidationRecipe = ValidationRecipe()
+    train: TrainRecipe = TrainRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     controls: dict[str, LegRecipe] = {}
     jobs: int = Field(1, ge=1)
@@ -160,30 +156,15 @@ class Recipe(_Strict):
     """Where tasks are explored and evaluated: in this process, or by actors on a Ray cluster."""
     ray: RayRecipe = RayRecipe()
 
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return short_rounds(value)
+
     @model_validator(mode="after")
     def _names_fit(self) -> Recipe:
-        legs: list[tuple[str, Sequence[str], Sequence[str]]] = [("", self.strategies, tuple(self.arms))]
-        legs += [(f"controls.{n}: ", leg.strategies, leg.arms) for n, leg in self.controls.items()]
-        for where, strategies, arms in legs:
-            for strategy in strategies:
-                if strategy not in STRATEGIES:
-                    raise ValueError(f"{where}there is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
-            for arm in arms:
-                if arm not in self.arms:
-                    raise ValueError(f"{where}there is no arm {arm!r}; there are {', '.join(self.arms) or 'none'}")
-                if self.arms[arm].explored not in strategies:
-                    explored = self.arms[arm].explored
-                    raise ValueError(f"{where}the arm {arm!r} learns from {explored!r}, which is not among the strategies {', '.join(strategies)}")
-        for name, recipe in self.arms.items():
-            if name == "base" or "/" in name or "." in name:
-                raise ValueError(f"{name!r} cannot name an arm: 'base', '/' and '.' are taken")
-            if recipe.preset not in PRESETS:
-                raise ValueError(f"arms.{name}: there is no preset {recipe.preset!r}; there are {', '.join(PRESETS)}")
-            try:
-                recipe.config()
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise ValueError(f"arms.{name}.distill.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        check_arms(self.arms, self.rounds)
+        self._check_legs()
         rows = {"base", *self.arms, *self.evaluate.extras}
         for name, extra in self.evaluate.extras.items():
             if extra.policy not in rows and ":" not in extra.policy:
@@ -196,7 +177,38 @@ class Recipe(_Strict):
             raise ValueError('explore.run_limits bound a whole stage, which actors cannot share exactly: take them out, or set engine = "local"')
         if max(self.evaluate.k) > self.evaluate.samples:
             raise ValueError(f"evaluate.k asks for Pass@{max(self.evaluate.k)} of {self.evaluate.samples} samples")
+        if self.validation.k > self.validation.samples:
+            raise ValueError(f"validation.k asks for Pass@{self.validation.k} of {self.validation.samples} samples")
         return self
+
+    def _check_legs(self) -> None:
+        legs: list[tuple[str, Sequence[str], Sequence[str], int | None]] = [("", self.strategies, tuple(self.arms), self.tasks.train)]
+        legs += [(f"controls.{n}: ", leg.strategies, leg.arms, leg.train or self.tasks.train) for n, leg in self.controls.items()]
+        for where, strategies, arms, tasks in legs:
+            for strategy in strategies:
+                if strategy not in STRATEGIES:
+                    raise ValueError(f"{where}there is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
+            for name in arms:
+                if name not in self.arms:
+                    raise ValueError(f"{where}there is no arm {name!r}; there are {', '.join(self.arms) or 'none'}")
+                arm = self.arms[name]
+                if arm.explored not in STRATEGIES:
+                    raise ValueError(f"arms.{name}.explored: there is no strategy {arm.explored!r}; there are {', '.join(STRATEGIES)}")
+                if arm.explorer == "base" and arm.explored not in strategies:
+                    raise ValueError(f"{where}the arm {name!r} learns from {arm.explored!r}, which is not among the strategies {', '.join(strategies)}")
+                lacking = [other for other in arm.builds_on if other not in arms]
+                if lacking:
+                    raise ValueError(f"{where}the arm {name!r} builds on {lacking[0]!r}, which is not among its arms {', '.join(arms)}: add it")
+                rounds = self.rounds_of(name)
+                if rounds.tasks == "parted" and tasks is not None and rounds.number > tasks:
+                    raise ValueError(f"{where}arms.{name} has {rounds.number} rounds for {tasks} training tasks: every round needs one of its own")
+        for name in self.controls:
+            if name in self.arms or "/" in name or "." in name:
+                raise ValueError(f"{name!r} cannot name a control: the names of arms, '/' and '.' are taken")
+
+    def rounds_of(self, arm: str) -> RoundsRecipe:
+        """The rounds of an arm: its own or the recipe's."""
+        return self.arms[arm].rounds or self.rounds
 
 
 def recipe_names() -> list[str]:
@@ -221,7 +233,8 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The data of a recipe file; with `extends = "NAME"` it is that recipe with this one's values laid over it, table by table."""
+    """The data of a recipe file; with `extends = "NAME"` it is that recipe, less the keys
+    that `without` lists, with this one's values laid over it, table by table."""
     if name_or_path in above:
         raise UserError(f"The recipe {name_or_path} extends itself ({' -> '.join([*above, name_or_path])}): take one `extends` out.")
     builtin = resources.files("leafe.recipes") / f"{name_or_path}.toml"
@@ -236,7 +249,22 @@ def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"The recipe {name_or_path} is not valid TOML: {error}.") from error
     below = data.pop("extends", None)
-    return data if below is None else _laid_over(_read(str(below), (*above, name_or_path)), data)
+    if below is None:
+        return data
+    under = _read(str(below), (*above, name_or_path))
+    for key in data.pop("without", []):
+        _take_out(under, str(key), f"The recipe {name_or_path}: without", str(below))
+    return _laid_over(under, data)
+
+
+def _take_out(data: dict[str, Any], key: str, where: str, below: str) -> None:
+    *parents, last = _split(key)
+    place: Any = data
+    for part in parents:
+        place = place.get(part) if isinstance(place, Mapping) else None
+    if not isinstance(place, dict) or last not in place:
+        raise UserError(f"{where} names {key!r}, which {below} does not have: take it out.")
+    del place[last]
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,7 +296,7 @@ def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
-    nested = {"arms": ArmRecipe, "controls": LegRecipe, "extras": ExtraRecipe}
+    nested = {"arms": ArmRecipe, "controls": LegRecipe, "extras": ExtraRecipe, "rounds": RoundsRecipe}
     for part in path:
         field = model.model_fields.get(part)
         if part in nested:

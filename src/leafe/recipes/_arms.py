@@ -1,0 +1,179 @@
+"""Arms: policies to train. What an arm starts from, whose trees it learns from, in how many rounds, and what of it is chosen on validation.
+
+An arm may build on others (`start`, `explorer`), so that any sequence of phases is a list of arms: rejection sampling after leafe+ is the preset `rft`
+that starts from the arm leafe+ and learns from what that explored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from leafe.distill import PRESETS, DistillConfig
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RoundsRecipe(_Strict):
+    """Explore with the newest policy, distil, sample on validation tasks, go on. `rounds = 3` is short for `rounds = { number = 3 }`.
+
+    A round whose policy is surely worse than the best so far on validation (paired 95 % interval, Pass@1 or Pass@k) is the last; the arm is the best round.
+    """
+
+    number: int = Field(1, ge=1)
+    tasks: Literal["parted", "same"] = "parted"
+    """parted: each round explores a share of its own, so that all rounds together cost what one costs. same: all training tasks in every round."""
+    data: Literal["all", "newest"] = "all"
+    """A round is trained on the trees of all rounds so far, or on its own alone."""
+    start: Literal["newest", "first"] = "newest"
+    """A round is trained from the weights of the round before, or like the first from the arm's `start`."""
+
+
+class ValidationRecipe(_Strict):
+    """How rounds are stopped and chosen, and how a sweep's settings are chosen: by sampling on tasks that neither train nor test."""
+
+    split: str = "valid"
+    tasks: int = Field(60, ge=1)
+    samples: int = Field(32, ge=1)
+    k: int = Field(8, ge=1)
+    """Pass@k decides; among equals Pass@1 does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One combination of a sweep."""
+
+    changes: Mapping[str, Any]
+    """What it sets, by name."""
+    config: DistillConfig
+    temperature: float | None
+    """At which it is sampled; None: the evaluation's."""
+
+    @property
+    def words(self) -> str:
+        return ", ".join(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}" for name, value in self.changes.items())
+
+
+class ArmRecipe(_Strict):
+    """One policy to train: from what, on which exploration, and how."""
+
+    preset: str
+    explored: str = "tree"
+    """The strategy whose trees it is trained on."""
+    start: str = "base"
+    """Whose weights the training begins with: `base` or another arm. Anchors and soft targets take this policy for their teacher."""
+    explorer: str = "base"
+    """Who explored the trees: `base` or another arm, whose exploration is a stage of its own, on the same training tasks."""
+    distill: dict[str, Any] = {}
+    """Changes to the preset (fields of `DistillConfig`)."""
+    rounds: RoundsRecipe | None = None
+    """None: the recipe's."""
+    sweep: dict[str, list[Any]] = {}
+    """Lists of values for fields of `DistillConfig` and for `temperature` (of sampling): every combination is trained and sampled on validation tasks, the
+    best one is the arm, and the weights of all others are deleted."""
+
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return short_rounds(value)
+
+    def config(self) -> DistillConfig:
+        return self._config({})
+
+    def settings(self) -> list[Setting]:
+        """The combinations of the sweep, in the order in which they are written; one without changes where there is no sweep."""
+        out = []
+        for values in itertools.product(*self.sweep.values()):
+            changes = dict(zip(self.sweep, values, strict=True))
+            trained = {name: value for name, value in changes.items() if name != TEMPERATURE}
+            out.append(Setting(changes, self._config(trained), changes.get(TEMPERATURE)))
+        return out
+
+    @property
+    def builds_on(self) -> list[str]:
+        """The arms that have to be there before."""
+        return [arm for arm in dict.fromkeys((self.start, self.explorer)) if arm != "base"]
+
+    def _config(self, changes: Mapping[str, Any]) -> DistillConfig:
+        values = dict(PRESETS[self.preset])
+        own = {**self.distill, **changes}
+        if "steps" in own:
+            values.pop("epochs", None)
+        return DistillConfig(**(values | own))
+
+
+TEMPERATURE = "temperature"
+
+
+def short_rounds(value: Any) -> Any:
+    """`rounds = 3` as the table that it stands for."""
+    return {"number": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def check_arms(arms: Mapping[str, ArmRecipe], rounds: RoundsRecipe) -> None:
+    """ValueError with a sentence where an arm cannot be trained as it stands; `rounds` holds for arms without their own."""
+    for name, arm in arms.items():
+        if name == "base" or "/" in name or "." in name or name.strip() != name or not name:
+            raise ValueError(f"{name!r} cannot name an arm: 'base', '/' and '.' are taken")
+        if arm.preset not in PRESETS:
+            raise ValueError(f"arms.{name}: there is no preset {arm.preset!r}; there are {', '.join(PRESETS)}")
+        _check_settings(name, arm)
+        for role, other in (("start", arm.start), ("explorer", arm.explorer)):
+            if other != "base" and other not in arms:
+                raise ValueError(f"arms.{name}.{role}: there is no arm {other!r}; there are base, {', '.join(n for n in arms if n != name) or 'and no other'}")
+        if arm.sweep and (arm.rounds or rounds).number > 1:
+            raise ValueError(f"arms.{name} has a sweep and several rounds: choose the settings with one round, then write them under distill")
+    for name in arms:
+        circle = _circle(name, arms, ())
+        if circle:
+            raise ValueError(f"arms.{circle[0]} builds on itself ({' -> '.join(circle)}): let one of them start from base, explored by base")
+    for name, arm in arms.items():
+        lora = arms[arm.start].config().lora if arm.start != "base" else None
+        if lora is not None and not lora.merge:
+            raise ValueError(f"arms.{name} starts from {arm.start!r}, which is an adapter alone: set arms.{arm.start}.distill.lora.merge = true")
+
+
+def _check_settings(name: str, arm: ArmRecipe) -> None:
+    for field, values in arm.sweep.items():
+        known = [*DistillConfig.model_fields, TEMPERATURE]
+        if field not in known:
+            near = difflib.get_close_matches(field, known, 1)
+            hint = f": did you mean {near[0]!r}?" if near else f", and not {TEMPERATURE!r}"
+            raise ValueError(f"arms.{name}.sweep: {field!r} is no option of distillation{hint}")
+        if not values:
+            raise ValueError(f"arms.{name}.sweep.{field} is an empty list: give it values, or take it out")
+        if field == TEMPERATURE and not all(isinstance(v, int | float) and not isinstance(v, bool) and v >= 0 for v in values):
+            raise ValueError(f"arms.{name}.sweep.{TEMPERATURE} = {values}: temperatures are numbers, 0 or above")
+        if len({str(v) for v in values}) < len(values):
+            raise ValueError(f"arms.{name}.sweep.{field} = {values} names a value twice")
+    try:
+        arm.config()
+    except ValidationError as error:
+        raise ValueError(f"arms.{name}.distill{_where(error)}") from error
+    try:
+        arm.settings()
+    except ValidationError as error:
+        raise ValueError(f"arms.{name}.sweep{_where(error)}") from error
+
+
+def _where(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return "".join(f".{part}" for part in first["loc"]) + f": {first['msg'].removeprefix('Value error, ')}"
+
+
+def _circle(name: str, arms: Mapping[str, ArmRecipe], above: tuple[str, ...]) -> tuple[str, ...]:
+    """The way from `name` back to itself; empty where there is none."""
+    if name in above:
+        return (*above[above.index(name) :], name)
+    for other in arms[name].builds_on:
+        found = _circle(other, arms, (*above, name))
+        if found:
+            return found
+    return ()
