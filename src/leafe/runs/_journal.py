@@ -43,8 +43,7 @@ class Journal:
         self._fd = -1
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            shards = _shards(self.folder)
-            self._open(len(shards) - 1 if shards else 0)
+            self._open(max(0, len(shards(self.folder)) - 1))
         except OSError as error:
             raise UserError(f"The journal folder {self.folder} cannot be opened for writing: {error.strerror}.") from error
 
@@ -103,7 +102,7 @@ class Journal:
             size = os.fstat(fd).st_size
             if size:
                 with path.open("rb") as file:
-                    _check_header(file.readline(), path)
+                    check_header(file.readline(), path)
             sync_folder(self.folder)
         except BaseException:
             os.close(fd)
@@ -124,18 +123,18 @@ def read_journal(folder: Path) -> Iterator[tuple[Episode, ...]]:
 
     JournalError, with file and line, where something before that is damaged; UserError for another format.
     """
-    for path in _shards(Path(folder)):
+    for path in shards(Path(folder)):
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break
                 if number == 1:
-                    _check_header(line, path)
+                    check_header(line, path)
                     continue
                 try:
                     episodes = tuple(Episode.from_json(e) for e in json.loads(line)["episodes"])
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                    raise _damaged(path, number, error) from error
+                    raise damaged(path, number, error) from error
                 yield episodes
 
 
@@ -163,7 +162,7 @@ def read_tasks(folder: Path) -> list[Task]:
             try:
                 tasks.append(Task.from_json(json.loads(line)))
             except (ValueError, TypeError, RecursionError) as error:
-                raise _damaged(path, number, error) from error
+                raise damaged(path, number, error) from error
     return tasks
 
 
@@ -202,7 +201,7 @@ def _name(number: int) -> str:
     return f"journal-{number:05d}.jsonl"
 
 
-def _shards(folder: Path) -> list[Path]:
+def shards(folder: Path) -> list[Path]:
     """The shards in order. JournalError where one is missing between others: then finished work is missing too."""
     found = sorted(folder.glob("journal-[0-9]*.jsonl"))
     expected = [folder / _name(number) for number in range(len(found))]
@@ -216,17 +215,17 @@ def _header() -> bytes:
     return json.dumps({"journal": "leafe", "format": FORMAT}).encode() + b"\n"
 
 
-def _check_header(line: bytes, path: Path) -> None:
+def check_header(line: bytes, path: Path) -> None:
     try:
         header: Any = json.loads(line)
         version = header["format"] if header["journal"] == "leafe" else None
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, 1, error) from error
+        raise damaged(path, 1, error) from error
     if version != FORMAT:
         raise UserError(f"{path} is written in format {version}, and this leafe reads format {FORMAT}: use the leafe that wrote it, or start another run.")
 
 
-def _damaged(path: Path, number: int, error: Exception) -> JournalError:
+def damaged(path: Path, number: int, error: Exception) -> JournalError:
     return JournalError(f"{path}, line {number} is damaged ({type(error).__name__}: {error}): restore the file from a copy, or start the stage again.")
 
 
