@@ -332,6 +332,32 @@ def test_branches_of_one_reflection_run_side_by_side_and_grow_the_same_tree() ->
     assert alone.most == 1
 
 
+def test_independent_episodes_of_a_given_number_run_side_by_side_and_grow_the_same_tree() -> None:
+    class Counts(Script):
+        most = 0
+        now = 0
+
+        async def complete(self, request: Request) -> list[Completion]:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(0.001)
+            try:
+                return await super().complete(request)
+            finally:
+                self.now -= 1
+
+    wide, alone, solved = Counts(), Counts(), Counts()
+    settings: dict[str, object] = {"strategy": "independent", "limits": {"episodes": 4}, "until": "budget", "concurrency": 1}
+    together = run(policy=wide, **settings)
+    assert wide.most == 4
+    assert all([e.index for e in tree.episodes] == [0, 1, 2, 3] for tree in together.trees.values())
+    # a run's limit is shared with other tasks: they follow one another, and the trees are the same
+    assert plain(run(policy=alone, **settings, run_limits={"policy_calls": 10_000}).trees) == plain(together.trees)
+    assert alone.most == 1
+    run(policy=solved, **(settings | {"until": "solved"}))
+    assert solved.most == 1, "a success would have spared the later ones"
+
+
 @pytest.mark.parametrize("calls", [9, 23, 40, 60])
 def test_siblings_do_not_pass_the_budget(calls: int) -> None:
     found = run(limits={"policy_calls": calls}, width=3, until="budget")

@@ -74,13 +74,19 @@ class RollbackTree:
 
 
 class Independent:
-    """Independent sampling: fresh episodes, nothing carried over."""
+    """Independent sampling: fresh episodes, nothing carried over. Where their number is given and no success ends the task, they need not wait for each
+    other."""
 
     def __init__(self, config: ExploreConfig) -> None:
-        pass
+        self.config = config
 
     def next(self, tree: Tree) -> Plan | None:
         return Plan()
+
+    def siblings(self, tree: Tree) -> int:
+        if self.config.until != "budget" or "episodes" not in self.config.limits:
+            return 1
+        return max(1, int(self.config.limits["episodes"]) - len(tree.episodes))
 
     def reflects_at(self, depth: int) -> bool:
         return False

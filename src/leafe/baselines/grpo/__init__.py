@@ -1,0 +1,51 @@
+"""GRPO: the policy gradient of METHOD.md's baselines, by TRL's trainer on rollouts of our own scheduler.
+
+    config = GrpoConfig(limits={"policy_calls": 4800}, learning_rate=5e-4)
+    result = train(model_path, out, lambda: make_world("gates", setting="easy"), tasks, prompts, config)
+
+A batch is `tasks_batch` tasks, each rolled out `group` times by `leafe.explore` (independent episodes) with the weights of that moment. An episode is one
+sequence: action, observation, action, ...; the sampled ids are spliced in as they are, and the observations carry no loss. The advantage of
+every action is (reward - mean of the group) / standard deviation of the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress
+from leafe.baselines.grpo._rows import Row, row_of
+from leafe.core import Environment, Task, UserError
+from leafe.prompts import Prompts
+
+__all__ = ["GrpoConfig", "GrpoResult", "Progress", "Row", "row_of", "train"]
+
+
+def train(
+    model_path: str | Path,
+    out: str | Path,
+    make: Callable[[], Environment],
+    tasks: Sequence[Task],
+    prompts: Prompts,
+    config: GrpoConfig,
+    *,
+    valid: Sequence[Task] = (),
+    workers: int = 8,
+    timeout: float = 120.0,
+    progress: Progress | None = None,
+) -> GrpoResult:
+    """Train the checkpoint at `model_path` in the worlds that `make` makes, and write the trained one to the folder `out`.
+
+    `out` gets what `leafe.distill.train` writes: weights (safetensors) and tokenizer in the standard form, `metrics.jsonl`, `train.json`. Called again after a
+    kill it goes on from the newest checkpoint with what had been spent by then; called again when finished it returns the result at once.
+    `valid`: tasks on which the policy is sampled every `eval_every` steps, charged to no budget; the weights that did best there are written.
+    `workers`, `timeout`: as `leafe.explore.WorldPool.fitting` has them. Blocks, and may not be called where an event loop runs.
+
+    UserError: no tasks, prompts whose history is not append-only, a model that cannot be run or trained, a folder of another training, a training that
+    diverged. ForeignFailure: the worlds fail again and again.
+    """
+    try:
+        from leafe.baselines.grpo._train import run
+    except ModuleNotFoundError as error:
+        raise UserError(f"GRPO needs the package {error.name}, which is not installed: pip install 'leafe[hf]'.") from error
+    return run(model_path, Path(out), make, tasks, prompts, config, valid, workers, timeout, progress)

@@ -1,0 +1,128 @@
+"""What GRPO can be told, and what it leaves behind: plain values, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from leafe.distill import Lora
+
+Progress = Callable[[Mapping[str, Any]], None]
+"""Called with each line of metrics.jsonl."""
+
+COUNTED = ("policy_calls", "env_steps", "episodes")
+"""Limits that can be met exactly."""
+
+
+class GrpoConfig(BaseModel):
+    """All options of GRPO. A step is one batch of rollouts and the `iterations` optimiser steps on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # how long
+    limits: dict[str, float] = {}
+    """What all rollouts of the training may cost: policy_calls, env_steps, episodes. Met exactly; a group that the limit cuts short is not trained on."""
+    steps: int | None = Field(None, ge=1)
+    """Most steps; None: until a limit is reached."""
+
+    # the rollouts
+    group: int = Field(8, ge=2)
+    """G: rollouts of a task."""
+    tasks_batch: int = Field(16, ge=1)
+    """Tasks in a batch; no more than there are."""
+    reward: Literal["success", "world"] = "success"
+    """success: 1 where the world said so, else 0. world: the sum of the world's rewards over the episode."""
+    temperature: float = Field(1.0, gt=0)
+    horizon: int | None = Field(None, ge=1)
+    """None: the world's own."""
+    invalid_limit: int = Field(5, ge=1)
+    """Invalid actions in a row that end an episode."""
+    max_batch: int = Field(256, ge=1)
+    """Rows that the in-process engine computes at once."""
+    cache_gib: float = Field(0.5, gt=0)
+    """Its memory for keys and values."""
+
+    # the objective
+    clip_ratio: float = Field(0.2, gt=0)
+    """The ratio of the new to the old probability counts between 1 - this and 1 + this. With one iteration the ratio is 1 and nothing is cut."""
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL divergence to the start policy."""
+    iterations: int = Field(1, ge=1)
+    """Optimiser steps on one batch."""
+    loss: Literal["grpo", "dapo"] = "grpo"
+    """grpo: the mean over rollouts of the mean over a rollout's tokens. dapo: the mean over all tokens."""
+
+    # the optimiser
+    learning_rate: float = Field(1e-6, gt=0)
+    warmup: int = Field(0, ge=0)
+    """Steps over which the rate rises from 0; then it is constant, since the number of steps hangs on what the rollouts cost."""
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Rollouts in one forward pass, a divisor of the batch; None: the largest up to 32. Changes memory and speed, never the loss."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic of the updates (the trained weights stay float32, and rollouts use them). auto: bfloat16 where the GPU has it, else float32."""
+    gradient_checkpointing: bool = False
+    lora: Lora | None = None
+
+    # watching and stopping
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between two validations; None: none, and the last weights are the ones written."""
+    valid_samples: int = Field(16, ge=1)
+    """Samples of each validation task."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Steps between two checkpoints from which a killed training goes on."""
+    seed: int = 0
+
+    @field_validator("limits")
+    @classmethod
+    def _countable(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, limit in value.items():
+            if name not in COUNTED:
+                raise ValueError(f"GRPO knows no limit {name!r}; there are {', '.join(COUNTED)}")
+            if limit <= 0:
+                raise ValueError(f"the limit {name} must be above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.limits and self.steps is None:
+            raise ValueError("give limits or steps: else the training has no end")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoResult:
+    """Where the weights are and how the training went. Rewards are means over rollouts."""
+
+    path: Path
+    """The folder with the checkpoint, or with the adapter where it was not merged."""
+    steps: int
+    kept_step: int
+    """The step whose weights were written: that of the best validation, or the last. 0: no step improved on the start."""
+    spent: Mapping[str, float]
+    """What the rollouts cost; fields of `leafe.core.Spent`."""
+    valid_spent: Mapping[str, float]
+    """What validation cost beside that."""
+    reward: float
+    """Of the last batch."""
+    valid_success: float | None
+    """Success rate on the validation tasks of the weights that were kept."""
+    stops: Mapping[str, int]
+    """Rollouts by how they ended."""
+    notes: tuple[str, ...]
+    """Sentences that the user should see."""
+    seconds: float
+    """Of the process that finished."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path), "notes": list(self.notes)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> GrpoResult:
+        return GrpoResult(**(dict(data) | {"path": Path(data["path"]), "notes": tuple(data["notes"])}))

@@ -1,0 +1,409 @@
+"""TRL's trainer around our rollouts: the loss, the groups' advantages and the optimiser steps are TRL's, batches and all that happens between steps ours.
+
+TRL asks `rollout_func` for a batch at every step. It gets the rollouts of the step that we are at, whatever prompts it names: so a step is a function of the
+seed, its number and the weights, and a killed training goes on from our own checkpoints (safetensors and JSON). The engine that samples holds the very
+module that is trained; before each batch it is told that the weights are others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig as TrlConfig
+from trl import GRPOTrainer
+
+from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress
+from leafe.baselines.grpo._rollouts import Batch, Rollouts, counts
+from leafe.core import Budget, Environment, Spent, Task, UserError, derive_seed
+from leafe.distill._checkpoint import Checkpoints, sync
+from leafe.evaluate import EvaluateProgress, evaluate
+from leafe.explore import WorldPool
+from leafe.policies.hf import HFPolicy, load_model, load_tokenizer
+from leafe.prompts import Prompts
+
+_SMALL = 20_000_000
+"""Parameters below which one CPU thread is as fast as several, and safe where the machine is shared."""
+_ROWS = 32
+"""Rollouts in one forward pass where the user does not say."""
+
+
+class _Spent(Exception):
+    """The budget has no whole group left."""
+
+
+def run(
+    model_path: str | Path, out: Path, make: Callable[[], Environment], tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig,
+    valid: Sequence[Task], workers: int, timeout: float, progress: Progress | None,
+) -> GrpoResult:  # fmt: skip
+    """See `leafe.baselines.grpo.train`."""
+    if not tasks:
+        raise UserError("There are no tasks to train on: check the split and the count.")
+    if prompts.window is not None:
+        raise UserError('GRPO trains on an episode as one sequence, for which the history has to be append-only: use history = "full".')
+    began = time.monotonic()
+    model, tokenizer = load_model(model_path, dtype="float32"), load_tokenizer(model_path)
+    threads = torch.get_num_threads()
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+    pool = WorldPool.fitting(make, config.group * min(config.tasks_batch, len(tasks)), workers, timeout)
+    try:
+        training = _Training(str(model_path), model, tokenizer, out, pool, tasks, prompts, config, valid, progress, began)
+        finished = training.finished()
+        return finished if finished is not None else training.run()
+    finally:
+        pool.close()
+        torch.set_num_threads(threads)
+
+
+class _Trainer(GRPOTrainer):  # type: ignore[misc]
+    """TRL's, which tells nobody that it is used."""
+
+    def _send_telemetry(self) -> None:
+        pass
+
+
+class _Training:
+    def __init__(
+        self, source: str, model: Any, tokenizer: Any, out: Path, pool: WorldPool, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig,
+        valid: Sequence[Task], progress: Progress | None, began: float,
+    ) -> None:  # fmt: skip
+        self.source, self.tokenizer, self.out, self.pool, self.prompts, self.config = source, tokenizer, out, pool, prompts, config
+        self.valid, self.progress, self.began = list(valid), progress, began
+        self.stored = getattr(model.config, "dtype", None) or torch.float32
+        self.fingerprint = _fingerprint(model, tasks, valid, prompts, config)
+        self.measuring = bool(valid) and config.eval_every is not None
+        self.model = model
+        self.tasks = tasks
+        self.budget = Budget(config.limits)
+        self.valid_spent = Spent()
+        self.notes: list[str] = []
+        self.batch: Batch | None = None
+        self.state: dict[str, Any] = {"fingerprint": self.fingerprint, "best_step": None, "best": -1.0, "reward": math.nan, "stops": {}}
+        self.first = 0
+        """Steps taken before this process began."""
+
+    def finished(self) -> GrpoResult | None:
+        """The result that stands in the folder; UserError where it is another training's."""
+        path = self.out / "train.json"
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.get("fingerprint") != self.fingerprint:
+            raise UserError(f"{self.out} holds the result of another training (other tasks, options or model): choose another folder or delete it.")
+        return GrpoResult.from_json(found["result"])
+
+    def run(self) -> GrpoResult:
+        with asyncio.Runner() as self.runner, _quiet():
+            self.trainer = self._trainer()
+            bare = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            bare.eval()
+            self.policy = HFPolicy.around(bare, self.tokenizer, name=f"{self.source}@0", max_batch=self.config.max_batch, cache_gib=self.config.cache_gib)
+            try:
+                self.rollouts = Rollouts(self.policy, self.policy.chat, self.pool, self.tasks, self.prompts, self.config, self.budget)
+                return self._train(bare)
+            finally:
+                self.runner.run(self.policy.close())
+
+    def _trainer(self) -> _Trainer:
+        config = self.config
+        size = config.group * min(config.tasks_batch, len(self.tasks))
+        micro = config.micro_batch or max(n for n in range(1, _ROWS + 1) if size % n == 0)
+        if size % micro:
+            raise UserError(f"grpo.micro_batch = {micro} does not divide the batch of {size} rollouts.")
+        cuda = torch.cuda.is_available()
+        half = config.dtype == "bfloat16" or (config.dtype == "auto" and cuda and torch.cuda.is_bf16_supported())
+        args = TrlConfig(
+            output_dir=str(self.out / "checkpoints"), save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=1, seed=config.seed % 2**32,
+            use_cpu=not cuda, bf16=half, max_steps=self._most_steps() * config.iterations, max_grad_norm=config.clip, shuffle_dataset=False,
+            per_device_train_batch_size=micro, gradient_accumulation_steps=size // micro, steps_per_generation=size // micro,
+            num_generations=config.group, num_iterations=config.iterations, temperature=config.temperature, beta=config.beta, epsilon=config.clip_ratio,
+            loss_type=config.loss, scale_rewards="group", disable_dropout=True, gradient_checkpointing=config.gradient_checkpointing,
+            dataloader_pin_memory=False, learning_rate=config.learning_rate,
+        )  # fmt: skip
+        rows = size // config.group * 64  # a row a task, for TRL to count: which tasks a batch has is ours to say
+        trainer = _Trainer(
+            model=self.model, args=args, reward_funcs=_reward, processing_class=self.tokenizer, rollout_func=self._rollouts,
+            train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(rows)]}), callbacks=[_Watch(self)], peft_config=_adapter(config),
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        if trainer.accelerator.num_processes > 1:
+            raise UserError("GRPO runs in one process: start it without accelerate launch.")
+        if trainer.ref_model is not None:  # TRL loads it by the model's name, which need not be where these weights are from
+            trainer.ref_model.load_state_dict(self.model.state_dict())
+        return trainer
+
+    def _train(self, bare: Any) -> GrpoResult:
+        config, trainer = self.config, self.trainer
+        trained = {n: p for n, p in bare.named_parameters() if p.requires_grad}
+        groups = [[p for p in trained.values() if p.ndim >= 2], [p for p in trained.values() if p.ndim < 2]]  # norms and biases are not decayed
+        optimizer = torch.optim.AdamW(
+            [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}], lr=config.learning_rate
+        )
+        self.checkpoints = Checkpoints(self.out / "checkpoints", trained, optimizer)
+        loaded = self.checkpoints.load()
+        if loaded is not None:
+            if loaded["fingerprint"] != self.fingerprint:
+                raise UserError(f"{self.out} holds the checkpoints of another training (other tasks, options or model): choose another folder or delete it.")
+            self.first = int(loaded.pop("step"))
+            self.budget.charge(**loaded.pop("spent"))
+            self.valid_spent = Spent(**loaded.pop("valid_spent"))
+            self.state |= {name: loaded[name] for name in self.state}
+        self.step = self.first
+        trainer.optimizer = optimizer
+        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: self._share(self.first + k // config.iterations))
+        self.metrics = _Metrics(self.out / "metrics.jsonl", self.first, self.progress)
+        try:
+            if not self.first and self.measuring:
+                self.metrics.row({"step": 0, "valid_success": self._validate()})
+            if self.step < self._most_steps() and self.budget.reached() is None:
+                bare.train()
+                try:
+                    trainer.train()
+                except _Spent:
+                    if self.measuring:
+                        self.metrics.row({"step": self.step, "valid_success": self._validate()})
+        finally:
+            self.metrics.close()
+        return self._result(bare)
+
+    def _most_steps(self) -> int:
+        """Of the whole training: every rollout costs one of each limit at least."""
+        size = self.config.group * min(self.config.tasks_batch, len(self.tasks))
+        bounds = [math.ceil(limit / size) for limit in self.config.limits.values()]
+        return min([*bounds, *([self.config.steps] if self.config.steps is not None else [])])
+
+    def _share(self, step: int) -> float:
+        return min(1.0, (step + 1) / (self.config.warmup + 1))
+
+    # what TRL calls
+
+    def _rollouts(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        """The batch of this step, for TRL. `_Spent` where the budget has no whole group left."""
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        torch.manual_seed(derive_seed(self.config.seed, "order", self.step))  # TRL shuffles the rows
+        self._sampling(model)
+        try:
+            self.batch = self.runner.run(self.rollouts.batch(self.step))
+        finally:
+            model.train()
+        for name, number in self.batch.stops.items():
+            self.state["stops"][name] = self.state["stops"].get(name, 0) + number
+        if not self.batch.whole:
+            raise _Spent
+        rows = self.batch.rows
+        assert len(rows) == len(prompts)
+        return {
+            "prompt_ids": [list(row.prompt) for row in rows],
+            "completion_ids": [list(row.completion) for row in rows],
+            "logprobs": None,  # the weights that sampled are the ones that are trained
+            "env_mask": [list(row.mask) for row in rows],
+            "reward": [row.reward for row in rows],
+        }
+
+    def _sampling(self, model: Any) -> None:
+        model.eval()
+        self.policy.changed(f"{self.source}@{self.step}")
+
+    def after_step(self) -> bool:
+        """The optimiser has taken the last step on a batch. Whether the training is over."""
+        self.step += 1
+        over = self.budget.reached() is not None or self.step >= self._most_steps()
+        self.measured = {}
+        if self.measuring and (over or self.step % (self.config.eval_every or 1) == 0):
+            self.measured["valid_success"] = self._validate()
+        return over
+
+    def after_log(self, logs: Mapping[str, Any]) -> None:
+        """The metrics of the step just taken, and its checkpoint."""
+        if not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
+            raise UserError(
+                f"The loss is {logs['loss']} and the gradient's norm {logs['grad_norm']} at step {self.step}: the training diverged; "
+                f"lower learning_rate (it is {self.config.learning_rate:g})."
+            )
+        assert self.batch is not None
+        rewards = [row.reward for row in self.batch.rows if row.reward is not None]
+        self.state["reward"] = statistics.fmean(rewards) if rewards else math.nan
+        size = self.config.group
+        mixed = sum(len({r.reward for r in self.batch.rows[i : i + size] if r.reward is not None}) > 1 for i in range(0, len(self.batch.rows), size))
+        spent = self.budget.snapshot()
+        self.metrics.row(
+            {"step": self.step, "loss": logs["loss"], "reward": self.state["reward"], "groups": self.batch.whole, "mixed_groups": mixed}
+            | {name: logs[key] for name, key in _LOGGED.items() if key in logs}
+            | {"turns": self.batch.turns, "policy_calls": spent.policy_calls, "env_steps": spent.env_steps, "episodes": spent.episodes}
+            | {"stops": dict(self.batch.stops), "seconds": round(time.monotonic() - self.began, 3)}
+            | self.measured
+        )
+        if self.step % self.config.checkpoint_every == 0:
+            self.checkpoints.save(self.step, self.state | {"spent": counts(spent), "valid_spent": asdict(self.valid_spent)})
+
+    # validation and result
+
+    def _validate(self) -> float:
+        """Success rate on the validation tasks. The weights are kept where none before them did as well."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        was = model.training
+        last: list[EvaluateProgress] = []
+        self._sampling(model)
+        try:
+            self.runner.run(
+                evaluate(
+                    self.policy, self.pool, self.valid, self.prompts, samples=self.config.valid_samples, temperature=self.config.temperature,
+                    seed=derive_seed(self.config.seed, "valid"), horizon=self.config.horizon, invalid_limit=self.config.invalid_limit, on_progress=last.append,
+                )
+            )  # fmt: skip
+        finally:
+            model.train(was)
+        for name, amount in counts(last[-1].spent).items():
+            setattr(self.valid_spent, name, getattr(self.valid_spent, name) + amount)
+        rate = last[-1].successes / last[-1].samples
+        if rate > self.state["best"]:
+            self.state |= {"best": rate, "best_step": self.step}
+            self.checkpoints.save_best(self.step)
+        return rate
+
+    def _result(self, bare: Any) -> GrpoResult:
+        best = self.state["best_step"]
+        kept = self.step if best is None else int(best)
+        if kept != self.step:
+            self.checkpoints.load_best(kept)
+        if self.step == 0:
+            self.notes.append("The budget holds no whole batch: no step was taken.")
+        result = GrpoResult(
+            path=self.out, steps=self.step, kept_step=kept, spent=counts(self.budget.snapshot()), valid_spent=counts(self.valid_spent),
+            reward=self.state["reward"], valid_success=None if best is None else self.state["best"], stops=dict(self.state["stops"]),
+            notes=tuple(self.notes), seconds=time.monotonic() - self.began,
+        )  # fmt: skip
+        self._write(bare, result)
+        return result
+
+    def _write(self, model: Any, result: GrpoResult) -> None:
+        """Files are put in place one by one, `train.json` last: where it is, all is."""
+        partial = self.out / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if self.config.lora is not None and self.config.lora.merge:
+            model = model.merge_and_unload()
+        if self.config.lora is None or self.config.lora.merge:
+            model = model.to(self.stored)
+            model.config.dtype = self.stored
+        model.save_pretrained(partial)
+        self.tokenizer.save_pretrained(partial)
+        for path in Path(self.source).glob("*") if Path(self.source).is_dir() else ():
+            if path.name in _OWN_FILES:
+                shutil.copyfile(path, partial / path.name)
+        (partial / "train.json").write_text(json.dumps({"fingerprint": self.fingerprint, "result": result.to_json()}, indent=1), encoding="utf-8")
+        sync(partial)
+        for path in sorted(partial.iterdir(), key=lambda p: p.name == "train.json"):
+            path.replace(self.out / path.name)
+        partial.rmdir()
+        self.checkpoints.remove()
+
+
+_OWN_FILES = frozenset({
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "tokenizer.model", "chat_template.jinja", "generation_config.json",
+})  # fmt: skip
+"""Of the source, copied to the byte."""
+
+_LOGGED = {"kl": "kl", "entropy": "entropy", "clipped": "clip_ratio/region_mean", "grad_norm": "grad_norm", "lr": "learning_rate"}
+"""Name in metrics.jsonl -> TRL's."""
+
+
+def _reward(completions: Sequence[Any], reward: Sequence[float | None], **_: Any) -> list[float | None]:
+    """What the rollouts say of themselves."""
+    return list(reward)
+
+
+def _adapter(config: GrpoConfig) -> Any:
+    if config.lora is None:
+        return None
+    from peft import LoraConfig
+
+    lora = config.lora
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets) or "all-linear", task_type="CAUSAL_LM")
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, training: _Training) -> None:
+        self.training = training
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.training.config.iterations == 0 and self.training.after_step():
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        if logs is not None and "grad_norm" in logs and state.global_step % self.training.config.iterations == 0:
+            self.training.after_log(logs)
+
+
+class _Metrics:
+    """metrics.jsonl: one line a step. A resumed training drops the lines of steps that it will take again."""
+
+    def __init__(self, path: Path, first: int, progress: Progress | None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if first and path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # torn by a kill: its step is taken again
+                    if json.loads(line)["step"] <= first:
+                        kept.append(line + "\n")
+        path.write_text("".join(kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+        self.progress = progress
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps(dict(values)) + "\n")
+        self.file.flush()
+        if self.progress:
+            self.progress(values)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TRL's warnings about an experimental function and about rollouts that have no reward, and without progress bars."""
+    from transformers.utils import logging as hf
+
+    shown, logger = hf.is_progress_bar_enabled(), logging.getLogger("trl")
+    level = logger.level
+    hf.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if shown:
+                hf.enable_progress_bar()
+
+
+def _fingerprint(model: Any, tasks: Sequence[Task], valid: Sequence[Task], prompts: Prompts, config: GrpoConfig) -> str:
+    """What a checkpoint must agree with to be gone on with: options, tasks, words, and the start weights (the first values of each)."""
+    digest = hashlib.blake2b(config.model_dump_json().encode(), digest_size=12)
+    for task in (*tasks, None, *valid):
+        digest.update(json.dumps(task and task.to_json(), sort_keys=True).encode())
+    digest.update(repr((prompts.set, prompts.actions_help)).encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:8].float().tolist()}".encode())
+    return digest.hexdigest()
