@@ -116,10 +116,10 @@ def test_the_objective_weighs_the_parts(data: Dataset, model_path: Path, tmp_pat
     assert rows[2]["loss/anchor"] > 1e-6
 
 
-def test_micro_batches_change_nothing(data: Dataset, model_path: Path, tmp_path: Path) -> None:
+def test_small_forward_passes_change_nothing(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     results = []
-    for size in (1, 5, None):
-        config = preset("leafe+", **SMALL, micro_batch=size)
+    for size in (2, 60, None):
+        config = preset("leafe+", **SMALL, micro_tokens=size)
         train(model_path, tmp_path / str(size), data, None, config)
         results.append(weights(tmp_path / str(size)))
     for other in results[1:]:
@@ -223,7 +223,7 @@ def test_two_processes_train_as_one_does(data: Dataset, model_path: Path, tmp_pa
         from leafe.distill import Dataset, preset, train
         model, out, data = map(Path, sys.argv[1:])
         some, valid = Dataset.load(data).split(0.3, 0)
-        sizes = dict(rehearsal_batch=4, counterfactual_batch=3, anchor_batch=3, reflection_batch=1, micro_batch=2)
+        sizes = dict(rehearsal_batch=4, counterfactual_batch=3, anchor_batch=3, reflection_batch=1, micro_tokens=50)
         train(model, out, some, valid, preset("leafe+", steps=6, learning_rate=3e-3, eval_every=2, **sizes))
     """),
         encoding="utf-8",
@@ -247,13 +247,13 @@ def test_two_processes_train_as_one_does(data: Dataset, model_path: Path, tmp_pa
 
 
 def test_the_tokenizer_is_the_one_in_the_file(tmp_path: Path) -> None:
-    from leafe.distill._train import _load_tokenizer
+    from leafe.distill._model import load_tokenizer
     from tests.distill.toy import WORDS
     from tests.tiny import tiny_checkpoint
 
     path = tiny_checkpoint(tmp_path / "qwen2", arch="qwen2", words=WORDS, layers=1, width=32)
     text = "leave the house t0 ; s0 ; start t0"
-    assert _load_tokenizer(path)(text)["input_ids"] == chat().tokenizer(text)["input_ids"]
+    assert load_tokenizer(path)(text)["input_ids"] == chat().tokenizer(text)["input_ids"]
 
 
 def test_a_finished_training_is_not_done_again_and_a_foreign_folder_is_refused(data: Dataset, model_path: Path, tmp_path: Path) -> None:
@@ -354,20 +354,6 @@ def test_nothing_to_train_on(data: Dataset, model_path: Path, tmp_path: Path) ->
         train(tmp_path / "nowhere", tmp_path, data, None, preset("paper"))
     result = train(model_path, tmp_path / "a", Dataset(data.part("counterfactual")), None, preset("paper", **SMALL | {"steps": 2}))
     assert result.notes == ("No samples for rehearsal (successes): training on the other part alone.",)
-
-
-def test_batches_go_through_the_data_epoch_by_epoch() -> None:
-    from leafe.distill._train import Shuffler
-
-    items: Any = list("abcdefg")
-    shuffler = Shuffler(items, 3, seed=4)
-    drawn = [x for step in range(14) for x in shuffler.batch(step)]
-    epochs = ["".join(drawn[i : i + 7]) for i in range(0, 42, 7)]
-    assert all(sorted(e) == items for e in epochs)
-    assert len(set(epochs)) > 1
-    fresh = Shuffler(items, 3, seed=4)
-    assert [fresh.batch(step) for step in (9, 2)] == [shuffler.batch(step) for step in (9, 2)]
-    assert Shuffler(items, 30, seed=4).size == 7
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill: tensors as safetensors, the rest as JSON, each folder renamed into place when it is whole.
 
-What is random in a training is a pure function of its seed and step (the shuffles, the schedule), save for dropout, whose
-generator's state is stored. So a checkpoint is the trained weights, AdamW's moments, and a handful of numbers.
+What is random in a training is a pure function of its seed and step, so a checkpoint is the trained weights, AdamW's moments, and a handful of
+numbers. Tensors are stored whole, however many processes hold them (FSDP2): a training goes on with another number of processes. They are
+gathered one after the other and written by the main process in files of bounded size. DeepSpeed keeps its own form.
 """
 
 from __future__ import annotations
@@ -9,99 +10,177 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from leafe.distill._parallel import Alone, Parallel, like, whole
+
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_FILE = 2 << 30
+"""Bytes of tensors in one file: so much of them is in the main process's memory at a time."""
 
 
 class Checkpoints:
-    """The folder `checkpoints` of one training: the newest checkpoint, and the weights of the best validation."""
+    """The folder `checkpoints` of one training: the newest checkpoint, and the weights of the best validation.
 
-    def __init__(self, folder: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.AdamW) -> None:
+    Every process calls every method, and all of them see the same folder. `notes` gets a sentence for each checkpoint that was there and could not be used.
+    """
+
+    def __init__(self, folder: Path, trained: Mapping[str, Tensor], optimizer: Any, parallel: Alone | None = None, model: Any = None) -> None:
+        """`model`: as `Parallel.prepare` gave it; needed with DeepSpeed alone."""
         self.folder = folder
         self.trained = trained
         """The parameters that the optimiser changes, by name."""
         self.optimizer = optimizer
+        self.parallel = parallel or Alone()
+        self.model = model
+        self.notes: list[str] = []
         self._named: int | None = None
         """The best step that the newest checkpoint names: its weights must stay."""
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of `step`, then remove older ones and the best weights that it does not name."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         partial, final = self.folder / f"partial-{step}", self.folder / f"step-{step:08d}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        save_file({n: p.detach().contiguous() for n, p in self.trained.items()}, partial / "trained.safetensors")
-        tensors = {f"{m}.{n}": self.optimizer.state[p][m].contiguous() for n, p in self.trained.items() for m in _MOMENTS}
-        tensors["rng"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        save_file(tensors, partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps(dict(state) | {"step": step}), encoding="utf-8")
-        sync(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.replace(final)
+        self._fresh(partial)
+        if self.parallel.foreign and isinstance(self.parallel, Parallel):
+            self.parallel.wait()
+            self.parallel.accelerator.save_state(str(partial / "engine"))
+            self.parallel.wait()
+        else:
+            self._write(partial, "trained", self.parallel.weights(self.model, self.trained))
+            self._write(partial, "optimizer", self._moments())
         self._named = state["best_step"]
+        if not self.parallel.main:
+            return
+        sizes = {str(path.relative_to(partial)): path.stat().st_size for path in sorted(partial.rglob("*")) if path.is_file()}
+        (partial / "state.json").write_text(json.dumps(dict(state) | {"step": step, "files": sizes}), encoding="utf-8")
+        self._place(partial, final)
         for old in self.folder.iterdir():
-            if old.is_dir() and old != final:
+            if old not in (final, self._best(self._named)):
                 shutil.rmtree(old)
-            elif old.is_file() and old != self._best(self._named):
-                old.unlink()
 
     def load(self) -> dict[str, Any] | None:
-        """Put the newest checkpoint into the parameters, the optimiser and the generators; its state, or None where there is none."""
-        found = sorted(self.folder.glob("step-*"))
-        if not found:
+        """Put the newest checkpoint that is whole into the parameters and the optimiser; its state, or None where there is none."""
+        found = self.parallel.agreed(self._newest() if self.parallel.main else None)
+        if found is None:
             return None
-        state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
-        self._put(load_file(found[-1] / "trained.safetensors"))
+        folder, state = found
+        if self.parallel.foreign and isinstance(self.parallel, Parallel):
+            self.parallel.accelerator.load_state(str(folder / "engine"))
+        else:
+            self._put(_read(folder, "trained"))
+            for parameter in self.trained.values():
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(state["step"]), device=parameter.device)}
+            for key, tensor in _read(folder, "optimizer"):
+                moment, _, name = key.partition(".")
+                self.optimizer.state[self.trained[name]][moment] = like(self.trained[name], tensor)
         self._named = state["best_step"]
-        tensors = load_file(found[-1] / "optimizer.safetensors")
-        for name, parameter in self.trained.items():
-            moments = {m: tensors[f"{m}.{name}"].to(parameter.device) for m in _MOMENTS}
-            self.optimizer.state[parameter] = {"step": torch.tensor(float(state["step"]), device=parameter.device), **moments}
-        torch.set_rng_state(tensors["rng"])
-        if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        del state["files"]
         return state
 
     def save_best(self, step: int) -> None:
         """Keep the present weights as those of the best validation so far."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"partial-best-{step}.safetensors"
-        save_file({n: p.detach().contiguous() for n, p in self.trained.items()}, partial)
-        partial.replace(self._best(step))
+        partial = self.folder / f"partial-best-{step}"
+        self._fresh(partial)
+        self._write(partial, "trained", self.parallel.weights(self.model, self.trained))
+        if not self.parallel.main:
+            return
+        self._place(partial, self._best(step))
         for old in self.folder.glob("best-*"):
             if old not in (self._best(step), self._best(self._named)):
-                old.unlink()
+                shutil.rmtree(old)
+
+    def best(self, step: int) -> Iterator[tuple[str, Tensor]]:
+        """The weights that `save_best(step)` kept."""
+        return _read(self._best(step), "trained")
 
     def load_best(self, step: int) -> None:
-        """Put the weights that `save_best(step)` kept back into the parameters."""
-        self._put(load_file(self._best(step)))
+        """Put them back into the parameters of a model that is not DeepSpeed's."""
+        self.parallel.wait()
+        self._put(self.best(step))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _best(self, step: int | None) -> Path:
-        return self.folder / f"best-{step}.safetensors"
+    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+            try:
+                state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+                for name, size in state["files"].items():
+                    if (folder / name).stat().st_size != size:
+                        raise ValueError(f"{name} has {(folder / name).stat().st_size} bytes instead of {size}")
+                for file in folder.glob("*.safetensors"):
+                    with safe_open(file, "pt"):
+                        pass
+                if state["best_step"] is not None and not self._best(state["best_step"]).is_dir():
+                    raise ValueError(f"the weights of the best step, {state['best_step']}, are gone")
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                self.notes.append(f"The checkpoint {folder} is not whole and was not used ({error}).")
+                continue
+            return folder, state
+        return None
 
-    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+    def _moments(self) -> Iterator[tuple[str, Tensor]]:
+        for moment in _MOMENTS:
+            yield from ((f"{moment}.{name}", whole(self.optimizer.state[p][moment])) for name, p in self.trained.items())
+
+    def _write(self, folder: Path, name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Files NAME-0.safetensors, NAME-1.safetensors, ...; the main process writes, and all give."""
+        held: dict[str, Tensor] = {}
+        number = size = 0
+        for key, tensor in tensors:
+            if not self.parallel.main:
+                continue
+            if held and size + tensor.nbytes > _FILE:
+                save_file(held, folder / f"{name}-{number}.safetensors")
+                held, number, size = {}, number + 1, 0
+            held[key] = tensor.cpu().contiguous()
+            size += tensor.nbytes
+        if held:
+            save_file(held, folder / f"{name}-{number}.safetensors")
+
+    def _fresh(self, partial: Path) -> None:
+        if self.parallel.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def _place(self, partial: Path, final: Path) -> None:
+        sync(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+        sync_one(self.folder)
+
+    def _best(self, step: int | None) -> Path:
+        return self.folder / f"best-{step}"
+
+    def _put(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(tensors[name])
+            for name, tensor in tensors:
+                self.trained[name].copy_(like(self.trained[name], tensor))
+
+
+def _read(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
+    for path in sorted(folder.glob(f"{name}-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (it is no dict)
+                yield key, file.get_tensor(key)
 
 
 def sync(folder: Path) -> None:
-    """Have every file of the folder on the disk before it is renamed."""
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Have every file under the folder on the disk, and the folder's own list of them, before it is renamed."""
+    for path in (*folder.rglob("*"), folder):
+        sync_one(path)
+
+
+def sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -94,8 +94,6 @@ class DistillConfig(BaseModel):
     counterfactual_batch: int = Field(32, ge=1)
     anchor_batch: int = Field(12, ge=1)
     reflection_batch: int = Field(8, ge=1)
-    micro_batch: int | None = Field(None, ge=1)
-    """Sequences in one forward pass; None: all of the batch on a GPU, groups of like length on a CPU. Changes memory and speed, never the loss."""
     micro_tokens: int | None = Field(None, ge=2)
     """Tokens in one forward pass; None: chosen for the device, and halved once where its memory does not suffice. Changes memory and speed, never the loss."""
     packing: Literal["tree", "causal"] = "tree"

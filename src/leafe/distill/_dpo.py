@@ -29,9 +29,9 @@ from leafe.core import ChatTokens, UserError
 from leafe.distill._checkpoint import sync
 from leafe.distill._config import DistillConfig
 from leafe.distill._dataset import Dataset
+from leafe.distill._model import SMALL, TOKENIZER_FILES, arithmetic, load, quiet, with_adapter
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._tokens import encode
-from leafe.distill._train import _SMALL, _TOKENIZER_FILES, _arithmetic, _load, _quiet, _with_adapter
 
 
 def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None) -> TrainResult:
@@ -40,7 +40,8 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
         raise UserError("DPO takes one GPU a process: set CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch.")
-    model, tokenizer, stored = _load(model_path, config, device)
+    source = load(model_path, config, device)
+    model, tokenizer, stored = source.model, source.tokenizer, source.stored
     chat = ChatTokens(tokenizer, str(model_path))
     longest = min(config.max_length or 1 << 30, int(getattr(model.config, "max_position_embeddings", 1 << 30)))
     pairs, counts = _pairs(data, chat, longest)
@@ -56,10 +57,10 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
         resumed = _newest(out / "checkpoints", fingerprint)
 
     threads = torch.get_num_threads()
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < _SMALL:
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < SMALL:
         torch.set_num_threads(1)
     try:
-        with _quiet():
+        with quiet():
             trainer, watch = _trainer(model, tokenizer, pairs, held_out, out, config, progress)
             trainer.train(resume_from_checkpoint=resumed)
     finally:
@@ -119,7 +120,7 @@ def _trainer(
         per_device_train_batch_size=at_once, gradient_accumulation_steps=batch // at_once, per_device_eval_batch_size=at_once,
         max_steps=steps, learning_rate=config.learning_rate, weight_decay=config.weight_decay, max_grad_norm=config.clip,
         lr_scheduler_type="cosine" if config.schedule == "cosine" else "constant_with_warmup", warmup_steps=math.ceil(config.warmup * steps),
-        bf16=_arithmetic(config, torch.device("cpu" if not torch.cuda.is_available() else "cuda")) is torch.bfloat16, use_cpu=not torch.cuda.is_available(),
+        bf16=arithmetic(config, torch.device("cpu" if not torch.cuda.is_available() else "cuda")) is torch.bfloat16, use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=config.gradient_checkpointing, seed=config.seed, data_seed=config.seed,
         save_strategy="steps", save_steps=every, save_total_limit=2, logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True,
         eval_strategy="steps" if held_out else "no", eval_steps=config.eval_every, eval_on_start=bool(held_out),
@@ -128,7 +129,7 @@ def _trainer(
     )  # fmt: skip
     reference = None if config.lora is not None else copy.deepcopy(model)
     if config.lora is not None:
-        model = _with_adapter(model, config)
+        model = with_adapter(model, config)
     watch = _Watch(out / "metrics.jsonl", config, progress)
     callbacks: list[TrainerCallback] = [watch]
     if held_out and config.patience is not None:
@@ -234,10 +235,10 @@ def _write(model: Any, source: str, tokenizer: Any, stored: torch.dtype, out: Pa
         model = model.to(stored)
         model.config.dtype = stored
         model.config.use_cache = True
-    with _quiet():
+    with quiet():
         model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    for name in _TOKENIZER_FILES:  # the source's own files, to the byte, where it is a folder
+    for name in TOKENIZER_FILES:  # the source's own files, to the byte, where it is a folder
         if (Path(source) / name).is_file():
             shutil.copyfile(Path(source) / name, partial / name)
     (partial / "train.json").write_text(json.dumps({"fingerprint": fingerprint, "result": result.to_json()}, indent=1), encoding="utf-8")

@@ -35,7 +35,11 @@ class TrainResult:
     seconds: float
     """Of the process that finished."""
     tokens: int
-    """Tokens run through the model in training, padding included."""
+    """Tokens that the trained policy computed in training, padding included."""
+    given: int = 0
+    """Tokens of the same samples one by one."""
+    peak_bytes: int = 0
+    """Most memory that the main process held: the GPU's, or without one all of its own."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"path": str(self.path), "notes": list(self.notes)}

@@ -1,133 +1,75 @@
-"""Sequences to weights: one loop on accelerate, whose every batch is a pure function of the seed and the step.
+"""Sequences to weights: one loop, whose every batch is a pure function of the seed and the step.
 
-That makes a killed training and an unbroken one the same training: the shuffles and the schedule need no stored state. The
-start policy, to which the anchors hold the trained one, is a frozen copy, or with LoRA the same weights without the adapter. Several processes
-(accelerate launch) each take a share of every batch.
+That makes a killed training and an unbroken one the same training: batches, schedule and dropout need no stored state. A batch becomes packed
+rows, these are dealt to the processes and cut into forward passes under a budget of tokens, and the gradient is that of the whole batch however it was cut.
 """
 
 from __future__ import annotations
 
-import copy
+import gc
 import hashlib
 import json
 import math
 import os
-import random
+import resource
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import logging
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor
 
 from leafe.core import ChatTokens, UserError, derive_seed
 from leafe.distill._attention import choose
+from leafe.distill._batches import Batches, deal
 from leafe.distill._checkpoint import Checkpoints, sync
-from leafe.distill._config import PARTS, DistillConfig, Part
+from leafe.distill._config import PARTS, DistillConfig
 from leafe.distill._loss import Piece, collate, part_losses, totals
-from leafe.distill._pack import pack
+from leafe.distill._metrics import Metrics, require_trackers
+from leafe.distill._model import SMALL, Source, arithmetic, groups, learner, load, rebuilt, save
+from leafe.distill._pack import Row, pack
+from leafe.distill._parallel import Parallel, own_name
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._select import Dataset, require
 from leafe.distill._tokens import Encoded, TokenSequence, encode
 
-_SMALL = 20_000_000
-"""Parameters below which one CPU thread is as fast as several, and safe where the machine is shared."""
-_ROW_TOKENS = 8192
-"""Most tokens in one packed row."""
-_CPU_PIECE = 32
-"""Rows in one forward pass on a CPU: groups of like length waste little padding and stay in the caches."""
+_CPU_TOKENS = 4096
+"""In one forward pass on a CPU: rows of like length waste little padding and stay in the caches."""
 
 
 def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None) -> TrainResult:
     """See `leafe.distill.train`."""
     notes = require(data, config)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    model, tokenizer, stored = _load(model_path, config, accelerator.device)
-    chat = ChatTokens(tokenizer, str(model_path))
-    longest = min(config.max_length or 1 << 30, int(getattr(model.config, "max_position_embeddings", 1 << 30)))
+    require_trackers(config.trackers)
+    parallel = Parallel(log_with=list(config.trackers) or None, project_config=ProjectConfiguration(str(out), logging_dir=str(out / "logs")))
+    source = load(model_path, config, parallel.device)
+    chat = ChatTokens(source.tokenizer, str(model_path))
+    longest = min(config.max_length or 1 << 30, int(getattr(source.model.config, "max_position_embeddings", 1 << 30)))
     encoded = encode(data.samples, chat, longest, too_long=config.too_long)
     held_out = encode(valid.samples, chat, longest, too_long=config.too_long) if valid is not None and config.eval_every is not None else None
     if not any(encoded.parts[p] and config.weight(p) > 0 for p in ("rehearsal", "counterfactual")):
         raise UserError(f"There is nothing to train on: no sample fits {longest} tokens; shorten the prompts or use a model with a longer context.")
     threads = torch.get_num_threads()
-    if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < _SMALL:
+    if parallel.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in source.model.parameters()) < SMALL:
         torch.set_num_threads(1)
     try:
-        return _Training(accelerator, model, tokenizer, stored, str(model_path), out, encoded, held_out, config, progress, notes).run()
+        return _Training(parallel, source, out, encoded, held_out, config, progress, notes).run()
+    except (RuntimeError, MemoryError) as error:
+        if not _is_shortage(error):
+            raise
+        raise UserError(
+            f"Memory does not suffice for the weights, their gradients and the optimiser's moments ({_line(error)}): train adapters (lora), use a smaller "
+            "model, or shard it over several processes (FSDP2 by accelerate's config file)."
+        ) from error
     finally:
         torch.set_num_threads(threads)
-
-
-def _load(model_path: str | Path, config: DistillConfig, device: torch.device) -> tuple[Any, Any, torch.dtype]:
-    """(model, tokenizer, the dtype in which the weights are stored)."""
-    try:
-        stored = AutoConfig.from_pretrained(model_path).dtype or torch.float32
-        # the trained weights stay float32: at a rate of 1e-6 bfloat16 would round every update away; under LoRA the base is not trained
-        dtype = torch.bfloat16 if config.lora is not None and _arithmetic(config, device) is torch.bfloat16 else torch.float32
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, use_safetensors=True)
-        tokenizer = _load_tokenizer(model_path)
-    except (OSError, ValueError, KeyError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{model_path} cannot be loaded as a causal language model: {why}") from error
-    model.config.use_cache = False
-    return model, tokenizer, stored
-
-
-def _load_tokenizer(model_path: str | Path) -> Any:
-    """The tokenizer as its file says: for some architectures (Qwen2) `AutoTokenizer` puts its own pre-tokenizer in the place of a plain one's."""
-    described = Path(model_path) / "tokenizer_config.json"
-    if described.is_file() and (Path(model_path) / "tokenizer.json").is_file():
-        kind = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class")
-        if kind in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-            return PreTrainedTokenizerFast.from_pretrained(model_path)
-    return AutoTokenizer.from_pretrained(model_path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own progress bars: ours are shown by the caller."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _arithmetic(config: DistillConfig, device: torch.device) -> torch.dtype:
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-
-
-class Shuffler:
-    """Batches of one part: epoch after epoch in a new order. `batch(step)` depends on the seed and the step alone."""
-
-    def __init__(self, items: Sequence[TokenSequence], size: int, seed: int) -> None:
-        self.items = items
-        self.size = min(size, len(items))
-        self.seed = seed
-        self._orders: dict[int, list[int]] = {}
-
-    def batch(self, step: int) -> list[TokenSequence]:
-        """The sequences of step 0, 1, 2, ...; a batch may hold the end of one epoch and the start of the next."""
-        first = step * self.size
-        return [self.items[self._order(k // len(self.items))[k % len(self.items)]] for k in range(first, first + self.size)]
-
-    def _order(self, epoch: int) -> list[int]:
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
-            order = list(range(len(self.items)))
-            random.Random(derive_seed(self.seed, "epoch", epoch)).shuffle(order)
-            self._orders[epoch] = order
-        return self._orders[epoch]
 
 
 def learning_rate(config: DistillConfig, step: int, steps: int) -> float:
@@ -142,180 +84,240 @@ def learning_rate(config: DistillConfig, step: int, steps: int) -> float:
 
 class _Training:
     def __init__(
-        self, accelerator: Accelerator, model: Any, tokenizer: Any, stored: torch.dtype, source: str, out: Path, encoded: Encoded,
-        held_out: Encoded | None, config: DistillConfig, progress: Progress | None, notes: Sequence[str],
+        self, parallel: Parallel, source: Source, out: Path, encoded: Encoded, held_out: Encoded | None, config: DistillConfig,
+        progress: Progress | None, notes: Sequence[str],
     ) -> None:  # fmt: skip
-        self.accelerator, self.tokenizer, self.stored, self.source, self.out = accelerator, tokenizer, stored, source, out
-        self.encoded, self.config, self.progress = encoded, config, progress
+        self.parallel, self.source, self.out, self.encoded, self.config, self.progress = parallel, source, out, encoded, config, progress
         self.notes = list(notes)
-        self.device = accelerator.device
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.fingerprint = _fingerprint(model, encoded, held_out, config)
-        torch.manual_seed(config.seed)
-        self.shufflers: dict[Part, Shuffler] = {
-            p: Shuffler(encoded.parts[p], config.batch(p), derive_seed(config.seed, p)) for p in PARTS if encoded.parts[p] and config.weight(p) > 0
-        }
+        self.pad = source.tokenizer.pad_token_id if source.tokenizer.pad_token_id is not None else 0
+        self.fingerprint: str = parallel.agreed(_fingerprint(source.model, encoded, held_out, config))
+        self.batches = Batches(encoded, config)
+        self.steps = config.steps or self.batches.steps(2.0 if config.epochs is None else config.epochs)
         self.held_out = [s for p in PARTS if config.weight(p) > 0 for s in (held_out.parts[p] if held_out else ())]
         if held_out is not None and not self.held_out:
             self.notes.append("The validation tasks give no samples: no early stopping.")
-        self.steps = self._planned_steps()
-        everything = [*self.held_out, *(s for shuffler in self.shufflers.values() for s in shuffler.items)]
-        taught = any(span.teacher is not None for s in everything for span in s.spans)
-        self.start = self._start_policy(model) if taught else None
-        if config.lora is not None:
-            model = _with_adapter(model, config)
-            if self.start is None and taught:
-                self.start = _without_adapter(model)
-        if config.gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its new name in transformers
-            enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-        self.model = accelerator.prepare(model)
-        self.bare = accelerator.unwrap_model(self.model)
-        paths = (max(len(s.ids), *(len(span.teacher or ()) + span.end - span.start for span in s.spans)) for s in everything)
-        self.attention = choose(self.model, max(paths), config.packing)
+        spans = [(s, span) for s in (*self.held_out, *(s for p in self.batches.parts for s in encoded.parts[p])) for span in s.spans]
+        self.longest = max(max(span.end, len(span.teacher or ()) + span.end - span.start) for _, span in spans)
+        torch.manual_seed(config.seed)  # of new adapters
+        taught = any(span.teacher is not None for _, span in spans)
+        model, self.start = learner(source.model, config, parallel, taught)
+        optimizer = torch.optim.AdamW(groups((p for p in model.parameters() if p.requires_grad), config.weight_decay), lr=config.learning_rate, fused=True)
+        self.model, self.optimizer = parallel.prepare(model, optimizer)
+        self.bare = parallel.accelerator.unwrap_model(self.model).model
+        self.trained = {own_name(n): p for n, p in self.bare.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            self.attention = self.model(choose, self.longest, config.packing)
         self.notes += self.attention.notes
-        trained = {n: p for n, p in self.bare.named_parameters() if p.requires_grad}
-        decayed = [p for p in trained.values() if p.ndim >= 2]
-        plain = [p for p in trained.values() if p.ndim < 2]  # norms and biases are not decayed
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=config.learning_rate, fused=True
-        )
-        self.trained = trained
-        self.checkpoints = Checkpoints(out / "checkpoints", trained, self.optimizer)
+        self.budget = config.micro_tokens or _budget(self.bare, config, parallel.device)
+        self.halved = False
+        self.checkpoints = Checkpoints(out / "checkpoints", self.trained, self.optimizer, parallel, self.model)
+        self._valid: list[Piece] | None = None
 
     def run(self) -> TrainResult:
         finished = self._finished()
         if finished is not None:
             return finished
         began = time.monotonic()
-        state: dict[str, Any] = {"fingerprint": self.fingerprint, "tokens": 0, "loss": math.nan}
+        state: dict[str, Any] = {"fingerprint": self.fingerprint, "tokens": 0, "given": 0, "loss": math.nan, "notes": []}
         state |= {"best_step": None, "best": math.inf, "best_parts": {}, "worse": 0}
         loaded = self.checkpoints.load()
+        self.notes += self.checkpoints.notes
         if loaded is not None:
             if loaded["fingerprint"] != self.fingerprint:
                 raise UserError(f"{self.out} holds the checkpoints of another training (other data, options or model): choose another folder or delete it.")
             state = loaded
         first: int = state.pop("step", 0)
-        main = self.accelerator.is_main_process
-        metrics = _Metrics(self.out / "metrics.jsonl", first, self.progress) if main else None
+        settings, path = self.config.model_dump(mode="json"), self.out / "metrics.jsonl"
+        metrics = Metrics(path, first, self.progress, self.parallel.accelerator, settings, self.fingerprint) if self.parallel.main else None
+        try:
+            step, stopped = self._loop(first, state, metrics, began)
+        finally:
+            if metrics:
+                metrics.close()
+        self.parallel.wait()
+        kept = step if state["best_step"] is None else int(state["best_step"])
+        result = TrainResult(
+            path=self.out, steps=step, kept_step=kept, stopped_early=stopped, loss=state["loss"],
+            valid_loss=None if state["best_step"] is None else state["best"], valid_parts=state["best_parts"],
+            counts=self.encoded.counts | {"epochs": self.batches.epochs(step)}, notes=(*self.notes, *state["notes"]),
+            seconds=time.monotonic() - began, tokens=state["tokens"], given=state["given"], peak_bytes=_peak(self.parallel.device),
+        )  # fmt: skip
+        self._write(result, None if kept == step else kept)
+        self.parallel.wait()
+        return result
+
+    def _loop(self, first: int, state: dict[str, Any], metrics: Metrics | None, began: float) -> tuple[int, bool]:
+        """(steps that are done, whether it stopped early)."""
+        config = self.config
         self.model.train()
-        if first == 0 and self.held_out and metrics:
+        if first == 0 and self.held_out:
             loss, parts = self._validate()
-            metrics.row({"step": 0, "valid_loss": loss} | {f"valid_loss/{p}": v for p, v in parts.items()})
+            if metrics:
+                metrics.row({"step": 0, "valid_loss": loss} | {f"valid_loss/{p}": v for p, v in parts.items()})
         step = first
-        stopped = bool(self.config.patience and state["worse"] >= self.config.patience)
+        stopped = bool(config.patience and state["worse"] >= config.patience)
         while step < self.steps and not stopped:
             row = self._step(step, state)
             step += 1
-            row |= {"step": step, "steps": self.steps, "tokens": state["tokens"], "seconds": time.monotonic() - began}
-            if self.held_out and self.config.eval_every and (step % self.config.eval_every == 0 or step == self.steps):
+            row |= {"step": step, "steps": self.steps, "tokens": state["tokens"], "given": state["given"], "seconds": time.monotonic() - began}
+            if self.held_out and config.eval_every and (step % config.eval_every == 0 or step == self.steps):
                 loss, parts = self._validate()
                 row |= {"valid_loss": loss} | {f"valid_loss/{p}": v for p, v in parts.items()}
                 if loss < state["best"]:
                     state |= {"best": loss, "best_step": step, "best_parts": parts, "worse": 0}
-                    if main:
-                        self.checkpoints.save_best(step)
+                    self.checkpoints.save_best(step)
                 else:
                     state["worse"] += 1
-                    stopped = self.config.patience is not None and state["worse"] >= self.config.patience
-            if main and step % self.config.checkpoint_every == 0 and step < self.steps:
+                    stopped = config.patience is not None and state["worse"] >= config.patience
+            if step % config.checkpoint_every == 0 and step < self.steps:
                 self.checkpoints.save(step, state)
             if metrics:
                 metrics.row(row)
-        if metrics:
-            metrics.close()
-        self.accelerator.wait_for_everyone()
-        kept = step if state["best_step"] is None else int(state["best_step"])
-        if kept != step:
-            self.checkpoints.load_best(kept)
-        epochs = {p: step * s.size / len(s.items) for p, s in self.shufflers.items()}
-        result = TrainResult(
-            path=self.out, steps=step, kept_step=kept, stopped_early=stopped, loss=state["loss"],
-            valid_loss=None if state["best_step"] is None else state["best"], valid_parts=state["best_parts"],
-            counts=self.encoded.counts | {"epochs": epochs}, notes=tuple(self.notes), seconds=time.monotonic() - began, tokens=state["tokens"],
-        )  # fmt: skip
-        if main:
-            self._write(result)
-        self.accelerator.wait_for_everyone()
-        return result
-
-    def _planned_steps(self) -> int:
-        if self.config.steps is not None:
-            return self.config.steps
-        main = [s for p, s in self.shufflers.items() if p in ("rehearsal", "counterfactual")]
-        epochs = 2.0 if self.config.epochs is None else self.config.epochs
-        return max(1, math.ceil(epochs * max(len(s.items) / s.size for s in main)))
-
-    def _start_policy(self, model: Any) -> Callable[[], AbstractContextManager[Any]] | None:
-        """A frozen copy of the model as it is now; None under LoRA, where the adapter is switched off instead."""
-        if self.config.lora is not None:
-            return None
-        frozen = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
-        return lambda: nullcontext(frozen)
+        return step, stopped
 
     def _step(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
-        batch = [s for shuffler in self.shufflers.values() for s in shuffler.batch(step)]
+        batch = self.batches.batch(step)
         rate = learning_rate(self.config, step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        pieces = self._pieces(batch)
-        losses_P = torch.zeros(len(PARTS), device=self.device)
-        for nth, one in enumerate(pieces):
-            last = nth == len(pieces) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self._autocast():
-                    part_P = part_losses(self.model, self.start, one.to(self.device))
-                # processes' gradients are averaged, but each holds its share of one sum
-                self.accelerator.backward((part_P * self._weights_P()).sum() * self.accelerator.num_processes)
-            losses_P += part_P.detach()
-            state["tokens"] += one.tokens * self.accelerator.num_processes
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip))
-        losses_P = self.accelerator.reduce(losses_P, "sum")
+        row: dict[str, Any] = {}
+        found = self._gradient(step, batch)
+        if isinstance(found, str):
+            row = self._halve(step, batch, found, state)
+            found = self._gradient(step, batch)
+            if isinstance(found, str):
+                self._no_memory(step, found)
+        losses_P, tokens, given = found
+        norm = self.parallel.clip(self.trained.values(), self.config.clip)
+        losses_P = self.parallel.sum(losses_P)
         loss = float((losses_P * self._weights_P()).sum())
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(
-                f"The loss is {loss} and the gradient's norm {norm} at step {step + 1}: the training diverged; "
-                f"lower learning_rate (it is {self.config.learning_rate:g})."
-            )
+            self._diverged(step, batch, loss, norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget()
         state["loss"] = loss
-        return {"loss": loss, "lr": rate, "grad_norm": norm} | {f"loss/{p}": float(losses_P[PARTS.index(p)]) for p in self.shufflers}
+        state["tokens"] += int(self.parallel.sum(torch.tensor([tokens], device=self.parallel.device)))
+        state["given"] += given
+        return {"loss": loss, "lr": rate, "grad_norm": norm} | {f"loss/{p}": float(losses_P[PARTS.index(p)]) for p in self.batches.parts} | row
+
+    def _gradient(self, step: int, batch: Sequence[TokenSequence]) -> tuple[Tensor, int, int] | str:
+        """This process's part of the batch's gradient, into the parameters: (its loss_P, the tokens it ran, the tokens of all samples one by one); or why
+        memory did not suffice, with no gradient left."""
+        losses_P = torch.zeros(len(PARTS), device=self.parallel.device)
+        tokens = 0
+        number, given, pieces = self._pieces(batch)
+        try:
+            for nth, one in enumerate(pieces):
+                torch.manual_seed(derive_seed(self.config.seed, "dropout", step, nth, self.parallel.rank))
+                losses_P += self.parallel.backward(self.model, nth == number - 1, partial(self._losses, one), self._weights_P())
+                tokens += one.tokens
+        except (RuntimeError, MemoryError) as error:
+            if not _is_shortage(error):
+                raise
+            why = _line(error)
+        else:
+            return losses_P, tokens, given
+        self._forget()
+        gc.collect()
+        if self.parallel.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return why
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, dict[str, float]]:
         self.model.eval()
-        losses_P = torch.zeros(len(PARTS), device=self.device)
-        for one in self._pieces(self.held_out, most=64):
-            with self._autocast():
-                losses_P += part_losses(self.model, self.start, one.to(self.device))
+        if self._valid is None:
+            self._valid = list(self._pieces(self.held_out)[2])
+        losses_P = torch.zeros(len(PARTS), device=self.parallel.device)
+        for one in self._valid:
+            losses_P += self._losses(one)
         self.model.train()
-        losses_P = self.accelerator.reduce(losses_P, "sum")
+        losses_P = self.parallel.sum(losses_P)
         parts: dict[str, float] = {p: float(losses_P[PARTS.index(p)]) for p in PARTS if any(s.part == p for s in self.held_out)}
         return float((losses_P * self._weights_P()).sum()), parts
 
-    def _pieces(self, batch: Sequence[TokenSequence], most: int = 1 << 30) -> list[Piece]:
-        """This process's share of the batch, as forward passes over rows of like length; every process gets as many passes."""
-        total = totals(batch)
-        size = self.config.micro_batch or min(most, _CPU_PIECE if self.device.type == "cpu" else most)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        ordered = sorted(pack(batch, self.attention.shape(_ROW_TOKENS)), key=lambda r: r.tokens)
-        passes = max(1, math.ceil(len(ordered) / (size * processes)))
-        number = passes * processes
-        groups = [ordered[len(ordered) * i // number : len(ordered) * (i + 1) // number] for i in range(number)]
-        # a process without a row of its own runs one at weight 0, so that all meet at the same reductions
-        return [
-            collate(group, total, self.pad, self.attention) if group else collate(ordered[:1], dict.fromkeys(total, math.inf), self.pad, self.attention)
-            for group in groups[rank::processes]
-        ]
+    def _losses(self, piece: Piece) -> Tensor:
+        dtype = arithmetic(self.config, self.parallel.device)
+        with nullcontext() if dtype is torch.float32 else torch.autocast(self.parallel.device.type, dtype=dtype):
+            out: Tensor = self.model(part_losses, self.start, piece.to(self.parallel.device))
+        return out.float()
 
-    def _weights_P(self) -> torch.Tensor:
-        return torch.tensor([self.config.weight(p) for p in PARTS], device=self.device)
+    def _pieces(self, batch: Sequence[TokenSequence]) -> tuple[int, int, Iterator[Piece]]:
+        """(how many forward passes this process makes, tokens of the samples one by one, the passes): every process makes as many.
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = _arithmetic(self.config, self.device)
-        return nullcontext() if dtype is torch.float32 else torch.autocast(self.device.type, dtype=dtype)
+        One that has no row of its own for a pass runs one that counts nothing, so that all meet at the same exchanges; and so does one that has no teacher
+        where others have, if the start policy is sharded.
+        """
+        rows = pack(batch, self.attention.shape(self.budget))
+        costs = [row.tokens + row.teacher_tokens for row in rows]
+        dealt = deal(costs, self.budget, self.parallel.processes)
+        mine = dealt[self.parallel.rank]
+        cheap = sorted(range(len(rows)), key=lambda i: costs[i])
+
+        def pieces() -> Iterator[Piece]:
+            total = totals(batch)
+            for nth, numbers in enumerate(mine):
+                chosen = [rows[i] for i in numbers]
+                needs = self.parallel.sharded and any(rows[i].teachers for one in dealt for i in one[nth])
+                if needs and not any(row.teachers for row in chosen):
+                    chosen.append(_silent(next(rows[i] for i in cheap if rows[i].teachers)))
+                yield collate(chosen or [_silent(rows[cheap[0]])], total, self.pad, self.attention)
+
+        return len(mine), sum(row.given for row in rows), pieces()
+
+    def _halve(self, step: int, batch: Sequence[TokenSequence], why: str, state: dict[str, Any]) -> dict[str, Any]:
+        """Half the tokens of the largest pass from here on; once, and on one process, since others would be waiting in an exchange."""
+        largest = max(one.tokens for one in self._pieces(batch)[2])
+        if self.halved or self.parallel.processes > 1 or largest < 2:
+            self._no_memory(step, why)
+        self.halved = True
+        self.budget = min(self.budget, largest) // 2
+        self._valid = None
+        state["notes"].append(
+            f"Memory did not suffice for {largest} tokens in a forward pass at step {step + 1} ({why}): from there on passes had at most {self.budget} tokens, "
+            "with the same gradient."
+        )
+        return {"out_of_memory": 1, "micro_tokens": self.budget}
+
+    def _no_memory(self, step: int, why: str) -> NoReturn:
+        raise UserError(
+            f"Memory does not suffice at step {step + 1} for forward passes of {self.budget} tokens ({why}): set distill.micro_tokens below {self.budget}"
+            f"{' (one sample has ' + str(self.longest) + ': then lower max_length too)' if self.longest > self.budget // 2 else ''}"
+            ", gradient_checkpointing = true, or lora; the training goes on from its last checkpoint."
+        )
+
+    def _diverged(self, step: int, batch: Sequence[TokenSequence], loss: float, norm: float) -> NoReturn:
+        """Save the batch with the loss of each of its sequences, and stop."""
+        self._forget()
+        self.model.eval()
+        rows = []
+        for sequence in batch:
+            one = collate(pack([sequence], self.attention.shape(self.budget)), totals([sequence]), self.pad, self.attention)
+            with torch.no_grad():
+                alone = float(self._losses(one).sum())
+            spans = [{"start": s.start, "end": s.end, "weight": s.weight, "teacher": s.teacher} for s in sequence.spans]
+            rows.append({"part": sequence.part, "task_id": sequence.task_id, "loss": _plain(alone), "spans": spans, "ids": sequence.ids})
+        path = self.out / "bad-batch.json"
+        if self.parallel.main:
+            head = {"step": step + 1, "loss": _plain(loss), "grad_norm": _plain(norm), "weights_finite": all(bool(p.isfinite().all()) for p in self._local())}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(head | {"sequences": rows}), encoding="utf-8")
+        self.parallel.wait()
+        raise UserError(
+            f"The loss is {loss} and the gradient's norm {norm} at step {step + 1}: the training diverged; "
+            f"lower learning_rate (it is {self.config.learning_rate:g}). The batch is in {path}, with each sequence's own loss."
+        )
+
+    def _local(self) -> Iterator[Tensor]:
+        for parameter in self.trained.values():
+            yield parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+    def _forget(self) -> None:
+        for parameter in self.trained.values():
+            parameter.grad = None
+
+    def _weights_P(self) -> Tensor:
+        return torch.tensor([self.config.weight(p) for p in PARTS], device=self.parallel.device)
 
     def _finished(self) -> TrainResult | None:
         path = self.out / "train.json"
@@ -326,24 +328,27 @@ class _Training:
             raise UserError(f"{self.out} holds another training (other data, options or model): choose another folder or delete it.")
         return TrainResult.from_json(found["result"] | {"path": self.out})
 
-    def _write(self, result: TrainResult) -> None:
-        """The final weights and the tokenizer, file by file into place, and `train.json` last: it says that all is there."""
+    def _write(self, result: TrainResult, best: int | None) -> None:
+        """The final weights (of the step `best`, or the present ones) and the tokenizer, file by file into place, and `train.json` last: it says that all
+        is there."""
+        if self.parallel.sharded:
+            weights = self.checkpoints.best(best) if best is not None else self.parallel.weights(self.model, self.trained)
+            whole = ((name, tensor.cpu()) for name, tensor in weights)
+            if not self.parallel.main:
+                for _ in whole:  # every process gives its shards
+                    pass
+                return
+            model = rebuilt(self.source, self.config, self.parallel.device, whole)
+        else:
+            if best is not None:
+                self.checkpoints.load_best(best)
+            model = self.bare
+        if not self.parallel.main:
+            return
         partial = self.out / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model = self.bare
-        if self.config.lora is not None and self.config.lora.merge:
-            model = model.merge_and_unload()
-        if self.config.lora is None or self.config.lora.merge:
-            model = model.to(self.stored)
-            model.config.dtype = self.stored
-            model.config.use_cache = True
-        with _quiet():
-            model.save_pretrained(partial)
-        self.tokenizer.save_pretrained(partial)
-        for name in _TOKENIZER_FILES:  # the source's own files, to the byte, where it is a folder
-            if (Path(self.source) / name).is_file():
-                shutil.copyfile(Path(self.source) / name, partial / name)
+        save(model, self.source, self.config, partial)
         (partial / "train.json").write_text(json.dumps({"fingerprint": self.fingerprint, "result": result.to_json()}, indent=1), encoding="utf-8")
         sync(partial)
         for path in sorted(partial.iterdir(), key=lambda p: p.name == "train.json"):
@@ -352,73 +357,49 @@ class _Training:
         self.checkpoints.remove()
 
 
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "tokenizer.model", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
+def _silent(row: Row) -> Row:
+    """The row with all its targets at weight 0."""
+    return replace(row, targets=[target._replace(weight=0.0) for target in row.targets])
 
 
-class _Metrics:
-    """metrics.jsonl: one line a step. A resumed training drops the lines of steps that it will take again."""
-
-    def __init__(self, path: Path, first: int, progress: Progress | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if first and path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:  # torn by a kill: its step is taken again
-                    break
-                if row["step"] <= first:
-                    kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
-        self.progress = progress
-
-    def row(self, values: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(dict(values)) + "\n")
-        self.file.flush()
-        if self.progress:
-            self.progress(values)
-
-    def close(self) -> None:
-        self.file.close()
+def _budget(model: Any, config: DistillConfig, device: torch.device) -> int:
+    """Tokens of a forward pass: on a GPU, what its free memory holds after gradients and moments, by a rule of thumb."""
+    if device.type != "cuda":
+        return _CPU_TOKENS
+    shape = model.config.get_text_config()
+    free = torch.cuda.mem_get_info(device)[0] - 12 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    layers = 2 if config.gradient_checkpointing else 17  # bfloat16 numbers of the model's width that a layer keeps for each token
+    bytes_each = 2 * layers * shape.hidden_size * shape.num_hidden_layers
+    return max(1024, min(1 << 16, int(0.6 * free / bytes_each)))
 
 
-def _with_adapter(model: Any, config: DistillConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    assert config.lora is not None
-    lora = config.lora
-    try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets) or "all-linear", task_type="CAUSAL_LM"
-            ),
-        )
-    except ValueError as error:
-        raise UserError(f"distill.lora.targets = {', '.join(lora.targets)}: {error}") from error
+def _is_shortage(error: BaseException) -> bool:
+    """Whether this is memory that could not be had: CUDA's own error, or what PyTorch says on a CPU."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in words for w in ("not enough memory", "can't allocate memory"))
 
 
-def _without_adapter(model: Any) -> Callable[[], AbstractContextManager[Any]]:
-    @contextmanager
-    def start() -> Iterator[Any]:
-        was = model.training
-        model.eval()
-        try:
-            with model.disable_adapter():
-                yield model
-        finally:
-            model.train(was)
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
 
-    return start
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+_IRRELEVANT = {"micro_tokens", "trackers", "checkpoint_every", "gradient_checkpointing", "packing"}
+"""Options that change how a training is done and not what it does: a broken one may go on with others."""
 
 
 def _fingerprint(model: Any, encoded: Encoded, held_out: Encoded | None, config: DistillConfig) -> str:
     """What a checkpoint must agree with to be gone on with: options, data, and the start weights (the first values of each)."""
-    digest = hashlib.blake2b(config.model_dump_json().encode(), digest_size=12)
+    digest = hashlib.blake2b(config.model_dump_json(exclude=_IRRELEVANT).encode(), digest_size=12)
     for data in (encoded, held_out):
         for part in PARTS:
             for sequence in data.parts[part] if data else ():

@@ -1,0 +1,77 @@
+"""Where a training's figures go: metrics.jsonl, the caller, and the experiment trackers by accelerate's integrations of them.
+
+metrics.jsonl holds one line a step, whatever happens: a resumed training drops the lines of the steps that it takes again. Trackers are told to go
+on with the same run where they can (wandb, trackio), or to forget what came after (TensorBoard).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from leafe.core import UserError
+from leafe.distill._result import Progress
+
+_PROJECT = "leafe"
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """UserError where a tracker's package is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"distill.trackers names {name}, which is not installed: pip install {name}, or leave it out.")
+
+
+class Metrics:
+    """Of the main process; the others get None for it."""
+
+    def __init__(
+        self, path: Path, first: int, progress: Progress | None, accelerator: Accelerator, settings: Mapping[str, Any], identity: str
+    ) -> None:
+        """`first`: steps that are done. `settings` go to the trackers. `identity` is the same for every start of one training and for no other training."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if first and path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:  # torn by a kill: its step is taken again
+                    break
+                if row["step"] <= first:
+                    kept.append(line + "\n")
+        path.write_text("".join(kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+        self.progress = progress
+        self.accelerator = accelerator
+        if accelerator.log_with:
+            name = "/".join(path.parent.parts[-3:])
+            accelerator.init_trackers(
+                _PROJECT,
+                {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items() if v is not None},
+                {
+                    "tensorboard": {"purge_step": first + 1} if first else {},
+                    "wandb": {"name": name, "id": identity, "resume": "allow", "dir": str(path.parent)},
+                    "trackio": {"name": f"{name} {identity[:8]}", "resume": "allow"},
+                },
+            )
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        """The figures after a step, under `step`."""
+        self.file.write(json.dumps(dict(values)) + "\n")
+        self.file.flush()
+        self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v) and k != "step"}, step=values["step"])
+        if self.progress:
+            self.progress(values)
+
+    def close(self) -> None:
+        """Also where the training was broken off."""
+        self.file.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []
