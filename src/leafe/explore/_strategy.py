@@ -1,6 +1,6 @@
 """A strategy is a pure function of a task's tree: what should the next episode be?
 
-It keeps no state of its own, so that a resumed run asks the same question of the same tree and gets the same answer. Three
+It keeps no state of its own, so that a resumed run asks the same question of the same tree and gets the same answer. Four
 are built in; another is a class with `next` and one line in `STRATEGIES`.
 """
 
@@ -110,7 +110,27 @@ class Refine:
         return False
 
 
-STRATEGIES: dict[str, Callable[[ExploreConfig], Strategy]] = {"tree": RollbackTree, "independent": Independent, "refine": Refine}
+class Reflexion:
+    """Start again with what the policy told itself after the latest failed attempts (Reflexion, arXiv 2303.11366): refinement whose feedback is the note of
+    a reflection and not the world's last words. The step that the reflection names is not used. `explore` puts the notes into words by the set's `advice`."""
+
+    def __init__(self, config: ExploreConfig) -> None:
+        self.config = config
+
+    def next(self, tree: Tree) -> Plan | None:
+        told: list[str] = []
+        for reflection in tree.reflections:
+            if reflection.valid:
+                told = [t for t in told if t != reflection.note] + [reflection.note]
+        return Plan(preamble=tuple(told[-self.config.memory :]))
+
+    def reflects_at(self, depth: int) -> bool:
+        return True
+
+
+STRATEGIES: dict[str, Callable[[ExploreConfig], Strategy]] = {
+    "tree": RollbackTree, "independent": Independent, "refine": Refine, "reflexion": Reflexion,
+}  # fmt: skip
 
 
 def make_strategy(config: ExploreConfig) -> Strategy:
