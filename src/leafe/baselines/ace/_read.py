@@ -1,0 +1,113 @@
+"""What the reflector and the curator said, read with bounds: a lesson with marks, and a delta. What cannot be read has a reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from leafe.baselines._asides import Unusable
+from leafe.baselines.ace._playbook import Delta, Operation, Playbook
+from leafe.prompts import PromptSet, first_object
+
+LESSON_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "section": {"type": "string", "minLength": 1, "maxLength": 40},
+        "lesson": {"type": "string", "minLength": 1, "maxLength": 400},
+        "helpful": {"type": "string", "minLength": 1, "maxLength": 60},
+        "harmful": {"type": "string", "minLength": 1, "maxLength": 60},
+    },
+    "required": ["section", "lesson", "helpful", "harmful"],
+    "additionalProperties": False,
+}
+"""Flat, as the in-process engine honours it: the marks are ids in a string."""
+DELTA_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "operation": {"type": "string", "minLength": 1, "maxLength": 8},
+        "item": {"type": "integer", "minimum": 0},
+        "section": {"type": "string", "minLength": 1, "maxLength": 40},
+        "text": {"type": "string", "minLength": 1, "maxLength": 400},
+    },
+    "required": ["operation", "item", "section", "text"],
+    "additionalProperties": False,
+}
+LONGEST = 400
+"""Characters of an item's text: what is longer is unusable, as a playbook of essays would push the task out of the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What an attempt teaches; `text` is empty where it teaches nothing."""
+
+    section: str
+    text: str
+    helpful: frozenset[int] = frozenset()
+    harmful: frozenset[int] = frozenset()
+
+
+def read_lesson(text: str, words: PromptSet, playbook: Playbook, similarity: float) -> Lesson:
+    """Unusable where the answer has not the form that was asked for."""
+    if words.lesson_form == "pattern":
+        match = re.search(words.lesson_pattern, text)
+        if match is None:
+            raise Unusable("the answer does not have the form that was asked for")
+        section, lesson = match["section"].strip(), _bounded(match["text"])
+        about = [i for i in playbook.items if i.section == section]
+        same = playbook.said(lesson, similarity)
+        helpful = {i.id for i in about if same is not None and i.id == same.id}
+        return Lesson(section, lesson, frozenset(helpful), frozenset(i.id for i in about) - helpful)
+    found = first_object(text)
+    if found is None:
+        raise Unusable("the answer holds no JSON object")
+    topic, taught = found.get("section", ""), found.get("lesson")
+    if not isinstance(taught, str) or not isinstance(topic, str):
+        raise Unusable("the answer names no lesson")
+    return Lesson(_bounded(topic), _bounded("" if _nothing(taught) else taught), _ids(found.get("helpful")), _ids(found.get("harmful")))
+
+
+def read_delta(text: str) -> Delta | None:
+    """None for NONE: the curator leaves the playbook as it is. Unusable where the answer has not the form that was asked for."""
+    found = first_object(text)
+    if found is None:
+        raise Unusable("the answer holds no JSON object")
+    operation = str(found.get("operation", "")).strip().upper()
+    if operation == "NONE":
+        return None
+    if operation not in ("ADD", "UPDATE", "REMOVE"):
+        raise Unusable("the operation is none of ADD, UPDATE, REMOVE, NONE")
+    item, section, new = found.get("item", 0), found.get("section", ""), found.get("text", "")
+    if isinstance(item, str) and item.strip().isdecimal():
+        item = int(item)
+    if operation != "ADD" and (isinstance(item, bool) or not isinstance(item, int)):
+        raise Unusable("the item is not a number")
+    if operation != "REMOVE" and (not isinstance(new, str) or _nothing(new)):
+        raise Unusable("the text is empty")
+    return Delta(
+        cast(Operation, operation),
+        item if isinstance(item, int) else 0,
+        _bounded(section) if isinstance(section, str) else "",
+        _bounded(new) if operation != "REMOVE" else "",
+    )
+
+
+def _bounded(text: str) -> str:
+    text = " ".join(text.split())
+    if len(text) > LONGEST:
+        raise Unusable(f"the text is longer than {LONGEST} characters")
+    return text
+
+
+def _nothing(text: str) -> bool:
+    return text.strip().strip(".").lower() in ("", "none")
+
+
+def _ids(value: object) -> frozenset[int]:
+    """Item numbers in a string (`3, 7`), a list or a number; nothing else is one."""
+    if isinstance(value, list):
+        return frozenset().union(*map(_ids, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return frozenset({value})
+    return frozenset(int(n) for n in re.findall(r"\d{1,9}", value)) if isinstance(value, str) else frozenset()

@@ -1,0 +1,97 @@
+"""Collected trees to training data: what the world would say, what the expert did, and why.
+
+The next observation is learnt as the answer to a request (the set's `predict`), in a turn of the assistant: so every chat template has a place for it, the loss
+falls on it and its end alone, and nothing is trained in the user's role. All samples are of the part `rehearsal`: each phase is plain cross-entropy on one set.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from leafe.baselines.early_experience._collect import EarlyConfig, expert_turns
+from leafe.core import Episode, Kind, Message, Tree, Turn
+from leafe.distill import Dataset, Sample
+from leafe.prompts import History, Prompts, fill, history_before
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyData:
+    """The three sets; all hold the same tasks as far as these gave samples."""
+
+    world: Dataset
+    """Next observations, of the alternatives and of the expert's own actions."""
+    expert: Dataset
+    """The expert's actions."""
+    reasoned: Dataset
+    """Explanation and expert action as one answer; empty where nothing was explained."""
+
+    @property
+    def mixed(self) -> Dataset:
+        """Reasoned and expert samples together: what self-reflection trains on."""
+        return Dataset((*self.reasoned.samples, *self.expert.samples), {}, {**self.reasoned.skipped, **self.expert.skipped})
+
+
+def early_data(trees: Mapping[str, Tree], collected: Mapping[str, Tree], prompts: Prompts, own: EarlyConfig) -> EarlyData:
+    """`trees`: the exploration's; `collected`: those that `collect` gave. The same in gives the same out."""
+    world, expert, reasoned = _Set(), _Set(), _Set()
+    for task_id, tree in collected.items():
+        before = len(trees[task_id].episodes)
+        turns = expert_turns(tree, own.successes, before)
+        by_state: dict[str | None, Turn] = {}
+        for turn in turns:
+            by_state.setdefault(turn.parent, turn)
+            expert.add(turn, prompts.act(_history(tree, turn)), Message("assistant", turn.action_text, turn.tokens), "the expert's action")
+            _predicted(world, tree, turn, prompts, "after the expert's action")
+        for episode in tree.episodes[before:]:
+            for turn in episode.acts:
+                _predicted(world, tree, turn, prompts, f"after an alternative to {by_state[episode.start].id}")
+            for turn in _explanations(episode):
+                _reasoned(reasoned, tree, by_state[episode.start], turn, prompts)
+    return EarlyData(world.dataset(), expert.dataset(), reasoned.dataset())
+
+
+class _Set:
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.skipped: Counter[str] = Counter()
+        self.duplicates = 0
+        self._seen: set[tuple[object, ...]] = set()
+
+    def add(self, turn: Turn, messages: tuple[Message, ...], answer: Message, note: str) -> None:
+        key = (turn.task_id, tuple((m.role, m.content) for m in messages), answer.content)
+        if key in self._seen:
+            self.duplicates += 1
+            return
+        self._seen.add(key)
+        self.samples.append(Sample("rehearsal", turn.task_id, turn.id, messages, answer, note=note))
+
+    def dataset(self) -> Dataset:
+        return Dataset(tuple(self.samples), {"rehearsal": self.duplicates} if self.duplicates else {}, dict(self.skipped))
+
+
+def _history(tree: Tree, turn: Turn) -> History:
+    return history_before(tree, turn, with_experience=False)
+
+
+def _predicted(world: _Set, tree: Tree, turn: Turn, prompts: Prompts, note: str) -> None:
+    if not turn.observation.strip():
+        world.skipped["world: the world said nothing"] += 1
+        return
+    messages = prompts.after(_history(tree, turn), fill(prompts.set.predict, {"action": turn.action}))
+    world.add(turn, messages, Message("assistant", turn.observation), note)
+
+
+def _explanations(episode: Episode) -> Iterator[Turn]:
+    for turn in episode.turns:
+        if turn.kind is Kind.aside and turn.action == "explanation" and turn.valid:
+            yield turn
+
+
+def _reasoned(reasoned: _Set, tree: Tree, expert: Turn, why: Turn, prompts: Prompts) -> None:
+    text = fill(prompts.set.reasoned, {"thought": why.note, "action": expert.action})
+    if prompts.parse_action(text)[1] != expert.action:
+        reasoned.skipped["reasoned: explanation and action do not read back as the action"] += 1
+        return
+    reasoned.add(expert, prompts.act(_history(tree, expert)), Message("assistant", text), f"explained in {why.id}")
