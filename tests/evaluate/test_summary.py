@@ -27,7 +27,8 @@ def test_holds_exactly_the_keys_that_programs_read() -> None:
     assert set(out) == {"explore", "evaluate", "differences", "seeds", "versions", "details"}
     keys = {"strategy", "solved", "tasks", "coverage", "ci95", "policy_calls", "env_steps", "replayed_steps", "seconds"}
     assert [set(row) for row in out["explore"]] == [keys] * 2
-    assert [set(row) for row in out["evaluate"]] == [{"arm", "temperature", "tasks", "samples", "pass_at", "seconds"}] * 2
+    judged = {"arm", "temperature", "tasks", "samples", "pass_at", "entropy", "distinct", "following", "reflection", "same_step", "seconds"}
+    assert [set(row) for row in out["evaluate"]] == [judged] * 2
     assert [set(row) for row in out["differences"]] == [{"a", "b", "k", "value", "ci95"}] * 3
     assert list(out["evaluate"][0]["pass_at"]) == ["1", "32", "64"]
     assert set(out["evaluate"][0]["pass_at"]["1"]) == {"value", "ci95"}
@@ -67,6 +68,36 @@ def test_several_runs_are_one_row() -> None:
     assert math.isclose(summary.differences[0]["value"], 0.0, abs_tol=1e-9)
 
 
+def test_what_was_probed_stands_beside_pass_at_k_as_the_mean_of_the_runs() -> None:
+    runs = [play(Spell, Chance(), number=3, samples=8, seed=s) for s in range(2)]
+    probes = [
+        {"following": 0.8, "unaided": None, "kind": "swapped", "pairs": 10, "reflection": 1.0, "world": {"heeds": 0.5, "parses": 1.0}},
+        {"following": 0.6, "unaided": None, "kind": "own", "pairs": 20, "reflection": None, "world": {"heeds": 0.7}},
+    ]
+    out = json.loads(json.dumps(summarise([], [Evaluated("a", runs, probes=probes)], ks=(1,)).to_json(), allow_nan=False))
+    row, more = out["evaluate"][0], out["details"]["evaluate"][0]
+    assert (row["following"], row["reflection"], row["same_step"]) == (pytest.approx(0.7), 1.0, None)
+    assert row["entropy"] == more["spread"]["entropy"]
+    assert row["distinct"] == more["spread"]["distinct"]
+    probed = more["probe"]
+    assert (probed["pairs"], probed["kind"], probed["unaided"]) == (30, "swapped, own", None)
+    assert probed["world"] == {"heeds": pytest.approx(0.6), "parses": 1.0}
+
+
+def test_every_row_stands_against_one_over_the_runs_that_both_have() -> None:
+    runs = [play(Spell, Chance(), number=6, samples=8, seed=s) for s in range(3)]
+    rows = [
+        Evaluated("a", runs, labels=["x", "y", "z"]),
+        Evaluated("b", runs[:2], labels=["x", "y"]),
+        Evaluated("elsewhere", [play(Spell, Chance(), number=2, samples=8)], labels=["other"]),
+    ]
+    against = json.loads(json.dumps(summarise([], rows, ks=(1, 8), against="a").to_json(), allow_nan=False))["details"]["against"]
+    assert against["reference"] == "a"
+    assert [(r["row"], r["k"], r["runs"], r["value"], r["claim"]) for r in against["rows"]] == [("b", k, 2, 0.0, "not decided") for k in (1, 8)]
+    with pytest.raises(UserError, match="no row 'c'"):
+        summarise([], rows, against="c")
+
+
 def test_refuses_two_rows_of_one_name_and_pairs_on_other_tasks() -> None:
     trees = play(number=2)
     with pytest.raises(UserError, match="share a name: a"):
@@ -76,4 +107,5 @@ def test_refuses_two_rows_of_one_name_and_pairs_on_other_tasks() -> None:
 
 
 def test_an_empty_run_is_a_summary_too() -> None:
-    assert summarise().to_json() == {"explore": [], "evaluate": [], "differences": [], "seeds": [], "versions": {}, "details": {"explore": [], "evaluate": []}}
+    details: dict[str, list[object]] = {"explore": [], "evaluate": [], "collapse": []}
+    assert summarise().to_json() == {"explore": [], "evaluate": [], "differences": [], "seeds": [], "versions": {}, "details": details}

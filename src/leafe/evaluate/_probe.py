@@ -101,6 +101,28 @@ async def probe(policy: Policy, trees: Iterable[Tree], prompts: Prompts, *, seed
     )
 
 
+def mean_probe(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record for several runs of a policy, in the form of `Probe.to_json`: figures are means over the runs that have them, numbers of questions are sums.
+    Empty without probes."""
+    if not probes:
+        return {}
+    out: dict[str, Any] = {}
+    for name in probes[0]:
+        values = [p[name] for p in probes if p.get(name) is not None]
+        if name == "world":
+            out[name] = {rate: _mean([v[rate] for v in values if rate in v]) for rate in dict.fromkeys(rate for v in values for rate in v)}
+        elif name == "kind":
+            out[name] = ", ".join(dict.fromkeys(values)) or None
+        elif name in _NUMBERS:
+            out[name] = sum(values)
+        else:
+            out[name] = _mean(values)
+    return {name: _rounded(value) for name, value in out.items()}
+
+
+_NUMBERS = ("pairs", "reflections", "improved", "left_out")
+
+
 def _pairs(
     branches: Sequence[tuple[Tree, Branch]], prompts: Prompts, seed: int, most: int
 ) -> tuple[Literal["swapped", "own"] | None, list[Asked], list[Asked]]:

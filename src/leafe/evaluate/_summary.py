@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from leafe.core import Tree, UserError
+from leafe.evaluate._collapse import collapses
+from leafe.evaluate._contrast import contrasts
 from leafe.evaluate._coverage import coverage, coverage_curve, spent
 from leafe.evaluate._intervals import Estimate, hierarchical_bootstrap, paired_difference, pass_estimate
 from leafe.evaluate._measures import measure
 from leafe.evaluate._passk import Counts, counts
+from leafe.evaluate._probe import mean_probe
+from leafe.evaluate._spread import Spread, spread
 
 Runs = Sequence[Sequence[Tree]]
 """One list of trees for each seed of the experiment; most have one."""
@@ -41,6 +45,10 @@ class Evaluated:
     seconds: float = 0.0
     role: Literal["arm", "base", "control", "ceiling"] = "arm"
     """base: the policy before training. control: a row that keeps the comparison honest. ceiling: a reference that knows more."""
+    probes: Sequence[Mapping[str, Any]] = ()
+    """What `Probe.to_json` gave for the policy of each run, as far as it was probed."""
+    labels: Sequence[str] = ()
+    """A name for each run that tells it from other seeds and base policies, so that rows that lack a run can be compared too (`against`); empty: 0, 1, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ def summarise(
     *,
     ks: Sequence[int] = (1, 8, 32, 128),
     compare: Sequence[tuple[str, str]] = (),
+    against: str | None = None,
     seeds: Sequence[int] = (),
     versions: Mapping[str, str] | None = None,
     bootstrap_seed: int = 0,
@@ -74,15 +83,17 @@ def summarise(
 
     compare: pairs (a, b) of arms whose Pass@k are subtracted, a - b, task by task. An arm that is not there yet is left out of the differences,
     so that a run can be summarised half-way; UserError where two arms that are there saw different tasks or share a name.
+    against: a row with which every other one is compared run by run (`contrasts`), under `details.against`.
     """
     names = [e.arm for e in evaluated]
     if len(set(names)) != len(names):
         raise UserError(f"Two arms share a name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}; every row needs its own.")
     results = {e.arm: [counts(trees) for trees in e.runs] for e in evaluated}
+    spreads = {e.arm: spread(_flat(e.runs)) for e in evaluated}
     pairs = [(a, b) for a, b in compare if a in results and b in results]
     return Summary(
         explore=[_explore_row(e, bootstrap_seed) for e in explored],
-        evaluate=[_evaluate_row(e, results[e.arm], ks, bootstrap_seed) for e in evaluated],
+        evaluate=[_evaluate_row(e, results[e.arm], spreads[e.arm], ks, bootstrap_seed) for e in evaluated],
         differences=[
             {"a": a, "b": b, "k": k, "value": _number(d.value), "ci95": _interval(d)}
             for a, b in pairs
@@ -93,8 +104,10 @@ def summarise(
         versions=dict(versions or {}),
         details={
             "explore": [_explore_details(e) for e in explored],
-            "evaluate": [_evaluate_details(e, results[e.arm], ks, bootstrap_seed) for e in evaluated],
-        },
+            "evaluate": [_evaluate_details(e, results[e.arm], spreads[e.arm], ks, bootstrap_seed) for e in evaluated],
+            "collapse": collapses([_vitals(e, results[e.arm], spreads[e.arm]) for e in evaluated]),
+        }
+        | ({} if against is None else {"against": _against(evaluated, results, against, ks)}),
     )
 
 
@@ -140,18 +153,35 @@ def _explore_details(e: Explored) -> dict[str, Any]:
     }
 
 
-def _evaluate_row(e: Evaluated, results: list[Counts], ks: Sequence[int], seed: int) -> dict[str, Any]:
+def _evaluate_row(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int], seed: int) -> dict[str, Any]:
+    probed = mean_probe(e.probes)
     return {
         "arm": e.arm,
         "temperature": e.temperature,
         "tasks": sum(len(run) for run in e.runs),
         "samples": _samples(results),
         "pass_at": {str(k): {"value": _number(p.value), "ci95": _interval(p)} for k in ks for p in [pass_estimate(results, k, seed=seed)]},
+        "entropy": None if width.entropy is None else round(width.entropy, 6),
+        "distinct": None if width.distinct is None else round(width.distinct, 6),
+        "following": probed.get("following"),
+        "reflection": probed.get("reflection"),
+        "same_step": probed.get("same_step"),
         "seconds": round(e.seconds, 2),
     }
 
 
-def _evaluate_details(e: Evaluated, results: list[Counts], ks: Sequence[int], seed: int) -> dict[str, Any]:
+def _vitals(e: Evaluated, results: list[Counts], width: Spread) -> dict[str, Any]:
+    """What the collapse detectors look at."""
+    return {"arm": e.arm, "role": e.role, "temperature": e.temperature, "samples": _samples(results)} | width.to_json() | mean_probe(e.probes)
+
+
+def _against(evaluated: Sequence[Evaluated], results: Mapping[str, list[Counts]], reference: str, ks: Sequence[int]) -> dict[str, Any]:
+    """Every other row that has runs in common with the reference."""
+    rows = {e.arm: dict(zip(e.labels or map(str, range(len(e.runs))), results[e.arm], strict=True)) for e in evaluated}
+    return {"reference": reference, "rows": [c.to_json() for c in contrasts(rows, reference, ks)]}
+
+
+def _evaluate_details(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int], seed: int) -> dict[str, Any]:
     trees = _flat(e.runs)
     means = measure(trees)
     n = _samples(results)
@@ -173,6 +203,8 @@ def _evaluate_details(e: Evaluated, results: list[Counts], ks: Sequence[int], se
         "computed": {name: value for name, value in means.computed.to_json().items() if name not in ("seconds", "episodes")},
         "plain": {"env_steps": _number(means.plain_steps), "generated_tokens": _number(means.plain_tokens)},
         "curve": curve,
+        "spread": width.to_json(),
+        "probe": mean_probe(e.probes),
     }
 
 
