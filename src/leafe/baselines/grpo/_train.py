@@ -199,10 +199,12 @@ class _Training:
         model = trainer.accelerator.unwrap_model(trainer.model)
         torch.manual_seed(derive_seed(self.config.seed, "order", self.step))  # TRL shuffles the rows
         self._sampling(model)
+        began = time.monotonic()
         try:
             self.batch = self.runner.run(self.rollouts.batch(self.step))
         finally:
             model.train()
+        self.sampled = time.monotonic() - began
         for name, number in self.batch.stops.items():
             self.state["stops"][name] = self.state["stops"].get(name, 0) + number
         if not self.batch.whole:
@@ -247,7 +249,7 @@ class _Training:
             {"step": self.step, "loss": logs["loss"], "reward": self.state["reward"], "groups": self.batch.whole, "mixed_groups": mixed}
             | {name: logs[key] for name, key in _LOGGED.items() if key in logs}
             | {"turns": self.batch.turns, "policy_calls": spent.policy_calls, "env_steps": spent.env_steps, "episodes": spent.episodes}
-            | {"stops": dict(self.batch.stops), "seconds": round(time.monotonic() - self.began, 3)}
+            | {"stops": dict(self.batch.stops), "rollout_seconds": round(self.sampled, 3), "seconds": round(time.monotonic() - self.began, 3)}
             | self.measured
         )
         if self.step % self.config.checkpoint_every == 0:
