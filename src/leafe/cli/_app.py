@@ -120,11 +120,14 @@ def evaluate(recipe: RecipeArg, overrides: Overrides = None, name: Name = None, 
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write report.html and summary.json of a run anew, and print its tables."""
-    from leafe.pipeline import report_run
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="A run folder; or several of one experiment, with other seeds or base policies, as one table.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: the run's folder, or for several runs the screen alone.")] = None,
+) -> None:
+    """Write report.html and summary.json of a run anew, and print its tables; of several runs, pool them."""
+    from leafe.pipeline import report_runs
 
-    report_run(folder, _console(), tables=True)
+    report_runs(folders, out or (folders[0] if len(folders) == 1 else None), _console(), tables=True)
 
 
 @app.command()
@@ -147,7 +150,7 @@ def _run(
     piece: str | None = None,
 ) -> None:
     from leafe.cli._display import Display
-    from leafe.pipeline import Shard, print_kind, report_run, run_recipe
+    from leafe.pipeline import Shard, print_kind, report_run, run_recipe, waiting_stages
     from leafe.recipes import load_recipe
 
     recipe = load_recipe(name_or_path, overrides or ())
@@ -159,7 +162,11 @@ def _run(
     _say_plan(console, recipe, folder, only)
     try:
         with Display(console, lambda kind: print_kind(folder, kind, console)) as display:
-            run_recipe(recipe, folder, fresh=fresh, only=only, watcher=display, shard=shard)
+            run = run_recipe(recipe, folder, fresh=fresh, only=only, watcher=display, shard=shard)
+        waiting = waiting_stages(run, recipe, only) if only is not None and shard is None else []
+        if waiting:
+            some = ", ".join(waiting[:3]) + (", ..." if len(waiting) > 3 else "")
+            console.print(f"{len(waiting)} stages wait for stages of another kind ({some}): run those, then this command again.", highlight=False)
         if only is None:
             report_run(folder, console)
             console.print(f"The report: {folder / 'report.html'}; the same figures for programs: {folder / 'summary.json'}", highlight=False)
@@ -168,10 +175,10 @@ def _run(
 
 
 def _say_plan(console: Console, recipe: Recipe, folder: Path, only: StageKind | None) -> None:
-    from leafe.pipeline import plan
+    from leafe.pipeline import KINDS, plan
 
     stages = [s for s in plan(recipe) if only in (None, s.kind)]
-    kinds = ", ".join(f"{sum(s.kind == k for s in stages)} x {k}" for k in ("explore", "distill", "evaluate") if any(s.kind == k for s in stages))
+    kinds = ", ".join(f"{sum(s.kind == k for s in stages)} x {k}" for k in KINDS if any(s.kind == k for s in stages))
     limits = ", ".join(f"{v:g} {k.replace('_', ' ')}" for k, v in recipe.explore.limits.items())
     if recipe.about:
         console.print(f"[bold]{recipe.name}[/]: {recipe.about}", highlight=False)

@@ -5,12 +5,12 @@
     run = run_recipe(load_recipe("demo"), Path("runs/demo"))
 """
 
-from leafe.pipeline._plan import Leg, Stage, StageKind, legs, plan, stage_name
+from leafe.pipeline._plan import KINDS, Leg, Stage, StageKind, legs, plan, stage_name
 from leafe.pipeline._report import print_kind, recipe_of, report_run, report_runs, summarise_run, summarise_runs
 from leafe.pipeline._run import StageCrashed, Watcher, run_recipe, waiting_stages
 from leafe.pipeline._shards import Shard, merge
 
 __all__ = [
-    "Leg", "Shard", "Stage", "StageCrashed", "StageKind", "Watcher", "legs", "merge", "plan", "print_kind", "recipe_of", "report_run", "report_runs",
+    "KINDS", "Leg", "Shard", "Stage", "StageCrashed", "StageKind", "Watcher", "legs", "merge", "plan", "print_kind", "recipe_of", "report_run", "report_runs",
     "run_recipe", "stage_name", "summarise_run", "summarise_runs", "waiting_stages",
 ]  # fmt: skip
