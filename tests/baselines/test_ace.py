@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from leafe.baselines.ace import Ace, AceConfig, Playbook, ace, with_playbook
-from leafe.core import Environment, ForeignFailure, Kind, Policy, PolicyError, Request, Task, Tree, UserError
+from leafe.core import ContextFull, Environment, ForeignFailure, Kind, Policy, PolicyError, Request, Task, Tree, UserError
 from leafe.evaluate import counts, evaluate
 from leafe.explore import ExploreConfig, WorldPool
 from tests.baselines.doors import PROMPTS, Killed, Sink, asked_for, episodes, plain, pupil, scripted, seeded_key, total
@@ -151,6 +151,16 @@ def test_a_reflector_that_is_not_heard_costs_the_lesson_alone() -> None:
     found = grow(scripted(mute))
     assert found.playbook == Playbook()
     assert set(found.unusable) == {"lesson: no answer: busy"}
+
+
+def test_a_playbook_that_leaves_no_room_is_the_users_to_mend() -> None:
+    def short(request: Request) -> str:
+        if "[2] " in request.messages[0].content and asked_for(request) == "act":
+            raise ContextFull("no room")
+        return pupil(request)
+
+    with pytest.raises(UserError, match="lower the number of items"):
+        grow(scripted(short), until="budget")
 
 
 def test_passes_and_run_limits_and_bad_input() -> None:

@@ -152,8 +152,13 @@ class _Stage:
         if wrong is not None:  # the others have come to their end: what they did is in the journal
             raise wrong
         before = self.playbook
-        for task, episode in zip(batch, found, strict=True):
-            assert isinstance(episode, Episode)
+        finished = [episode for episode in found if isinstance(episode, Episode)]
+        if before.items and all(e.stop is Stop.context_full and not e.acts for e in finished):
+            raise UserError(
+                f"A playbook of {len(before.items)} items leaves no room for a task in the policy's context ({finished[0].error}): lower the number of items "
+                f"(most = {self.own.most}) or give the policy a longer context."
+            )
+        for task, episode in zip(batch, finished, strict=True):
             self.trees[task.id].add(episode)
             self.count(task, episode)
             self.merge(episode, before)
