@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.core import Kind, Message, Scope, Stop, Tree, UserError
+from leafe.core import Episode, Kind, Message, Scope, Stop, Tree, UserError
 from leafe.distill import PRESETS, Dataset, DistillConfig, OutcomeWeights, Part, build, preset
 from leafe.distill._select import require
 from leafe.prompts import history_before
+from leafe.runs import Journal, StoredTrees, load_trees, write_tasks
 from tests.distill.toy import PROMPTS, TASKS, forest
 from tests.trees import Ep, make_task, make_tree, trees
 
@@ -239,6 +240,26 @@ def test_one_tree_at_a_time_and_messages_shared(tree: Tree, seed: int) -> None:
     for task in forest:
         held = {id(m): m for s in data.samples if s.task_id == task for m in (*s.messages, *(s.teacher or ()), s.answer)}
         assert len(set(held.values())) == len(held), "the same message is held twice"
+
+
+@given(st.lists(trees(), min_size=1, max_size=3), st.sampled_from(list(PRESETS)), st.sampled_from([0.3, 1.0]), st.integers(0, 3))
+def test_trees_read_one_at_a_time_give_the_samples_of_loaded_ones(grown: list[Tree], name: str, fraction: float, seed: int) -> None:
+    config = preset(name, rehearsal_fraction=fraction)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        write_tasks(path, [make_task(f"t{n}") for n in range(len(grown))])
+        with Journal(path, fsync=False) as journal:
+            for turn in range(6):  # tasks interleaved
+                for n, tree in enumerate(grown):
+                    if turn < len(tree.episodes):
+                        journal.append([_as_task(tree.episodes[turn], f"t{n}")])
+        loaded, stored = (build(trees, PROMPTS, config, seed) for trees in (load_trees(path), StoredTrees(path)))
+    assert loaded == stored
+
+
+def _as_task(episode: Episode, task_id: str) -> Episode:
+    """The episode as one of another task."""
+    return Episode.from_json(json.loads(json.dumps(episode.to_json()).replace('"t0', f'"{task_id}')))
 
 
 def _key(messages: tuple[Message, ...], action: str) -> tuple[object, ...]:

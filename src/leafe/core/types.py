@@ -7,7 +7,7 @@ with counts on its edges. All records are frozen and turn to plain JSON values a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal
@@ -144,7 +144,7 @@ class Turn:
         if "usage" in values:
             values["usage"] = Usage(**values["usage"])
         if values.get("tokens") is not None:
-            values["tokens"] = tuple(values["tokens"])
+            values["tokens"] = token_ids(values["tokens"])
         return Turn(**values)
 
 
@@ -237,6 +237,14 @@ class Branch:
     """The branch won, or is better than its parent by the rule that `Tree.branches` was given (`ImprovementRule`)."""
     on_success_path: bool
     """Some successful episode of the tree runs through `revised`."""
+
+
+def token_ids(values: Iterable[int]) -> tuple[int, ...]:
+    """These token ids with one object for each id: among a million turns that were read from a file they would weigh more than all texts."""
+    return tuple([_IDS.setdefault(value, value) for value in values])
+
+
+_IDS: dict[int, int] = {}
 
 
 def turn_id(task_id: str, episode: int, step: int, kind: Kind = Kind.act, nth: int = 0) -> str:

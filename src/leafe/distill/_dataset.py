@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from leafe.core import Message, UserError, derive_seed
+from leafe.core import Message, UserError, derive_seed, token_ids
 from leafe.distill._config import PARTS, Part
 
 FORMAT = 2
@@ -146,7 +146,7 @@ def _read_task(data: Mapping[str, Any]) -> Iterator[tuple[int, Sample]]:
     known: dict[Message, Message] = {}
     nodes: list[tuple[int, Message]] = []
     for parent, role, content, *tokens in data["messages"]:
-        message = Message(role, content, tuple(tokens[0]) if tokens else None)
+        message = Message(role, content, token_ids(tokens[0]) if tokens else None)
         nodes.append((parent, known.setdefault(message, message)))
 
     def path(node: int) -> tuple[Message, ...]:

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from leafe.core import Branch, Episode, ImprovementRule, Kind, Message, Stop, Tree, Turn, UserError, derive_seed
 from leafe.distill._config import PARTS, DistillConfig, Part
@@ -63,21 +64,21 @@ class _Collector:
         self.tree = tree
         self._seen: dict[tuple[object, ...], int] = {}
         self._messages: dict[Message, Message] = {}
-        self._prefixes: dict[tuple[int, str, str], int] = {}
+        self._numbers: dict[tuple[int, str, str], int] = {}
+        self._last: tuple[Sequence[Message], _Prompt, list[int]] = ((), _Prompt((), 0), [])
 
-    def act(self, history: History) -> tuple[Message, ...]:
-        return self._shared(self.prompts.act(history, self._said))
+    def act(self, history: History) -> _Prompt:
+        return self._prompt(self.prompts.act(history, self._said))
 
-    def reflect(self, history: History) -> tuple[Message, ...]:
-        return self._shared(self.prompts.reflect(history, self._said))
+    def reflect(self, history: History) -> _Prompt:
+        return self._prompt(self.prompts.reflect(history, self._said))
 
     def add(
-        self, part: Part, turn: Turn, messages: tuple[Message, ...], answer: Message, note: str, *,
-        weight: float = 1.0, teacher: tuple[Message, ...] | None = None, rejected: Message | None = None,
+        self, part: Part, turn: Turn, prompt: _Prompt, answer: Message, note: str, *,
+        weight: float = 1.0, teacher: _Prompt | None = None, rejected: Message | None = None,
     ) -> None:  # fmt: skip
         """Of samples that say the same, the first stays, with the largest weight of any of them."""
-        answer = self._messages.setdefault(answer, answer)
-        key = (part, self._prefix(messages), answer.content, teacher and self._prefix(teacher), rejected and rejected.content)
+        key = (part, prompt.number, answer.content, teacher and teacher.number, rejected and rejected.content)
         mine = self.samples[part]
         if key in self._seen:
             self.duplicates[part] += 1
@@ -86,17 +87,28 @@ class _Collector:
                 mine[nth] = replace(mine[nth], weight=weight)
             return
         self._seen[key] = len(mine)
-        mine.append(Sample(part, turn.task_id, turn.id, messages, answer, weight, note, teacher, rejected))
+        answer = self._messages.setdefault(answer, answer)
+        mine.append(Sample(part, turn.task_id, turn.id, prompt.messages, answer, weight, note, teacher and teacher.messages, rejected))
 
-    def _shared(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        return tuple(self._messages.setdefault(m, m) for m in messages)
+    def _prompt(self, messages: tuple[Message, ...]) -> _Prompt:
+        """The prompt in the tree's shared messages. What it has in common with the one before is known: `Said` hands out the same objects."""
+        said, known, known_numbers = self._last
+        same = next((n for n, (a, b) in enumerate(zip(messages, said, strict=False)) if a is not b), min(len(messages), len(said)))
+        shared, numbers = list(known.messages[:same]), known_numbers[:same]
+        number = numbers[-1] if numbers else 0
+        for message in messages[same:]:
+            shared.append(self._messages.setdefault(message, message))
+            number = self._numbers.setdefault((number, message.role, message.content), len(self._numbers) + 1)
+            numbers.append(number)
+        prompt = _Prompt(tuple(shared), number)
+        self._last = (messages, prompt, numbers)
+        return prompt
 
-    def _prefix(self, messages: tuple[Message, ...]) -> int:
-        """A number that stands for these roles and texts within the tree."""
-        number = 0
-        for message in messages:
-            number = self._prefixes.setdefault((number, message.role, message.content), len(self._prefixes) + 1)
-        return number
+
+class _Prompt(NamedTuple):
+    messages: tuple[Message, ...]
+    number: int
+    """Stands for the roles and texts of the messages within the tree."""
 
 
 class _Draws:
@@ -248,7 +260,7 @@ def _reflection(branch: Branch, collector: _Collector) -> None:
 
 def _add_action(
     part: Part, turn: Turn, note: str, collector: _Collector, *,
-    weight: float = 1.0, teacher: tuple[Message, ...] | None = None, rejected: Message | None = None,
+    weight: float = 1.0, teacher: _Prompt | None = None, rejected: Message | None = None,
 ) -> None:  # fmt: skip
     """The action at its history without experience or preamble."""
     if not turn.valid:
