@@ -255,8 +255,8 @@ def _everywhere(row: Row, attention: Attention, device: torch.device) -> tuple[R
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    scale = float(expected.float().abs().max())
-    return found.shape == expected.shape and float((found.float() - expected.float()).abs().max()) <= 1e-2 * scale
+    off, scale = float((found - expected).abs().max()), float(expected.abs().max())
+    return found.shape == expected.shape and off <= max(1e-5, 4 * torch.finfo(expected.dtype).eps) * scale
 
 
 def _tried(bare: Any, attention: Attention) -> str | None:
