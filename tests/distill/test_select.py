@@ -257,6 +257,21 @@ def test_trees_read_one_at_a_time_give_the_samples_of_loaded_ones(grown: list[Tr
     assert loaded == stored
 
 
+@given(trees(), trees(), st.integers(0, 3))
+def test_trees_of_several_rounds_count_as_one_task(first: Tree, second: Tree, seed: int) -> None:
+    config = preset("leafe+", counterfactuals="all", samples_per_task=2)
+    both = build([{"t0": first, "t1": make_tree(task_id="t1")}, {"t0": second}], PROMPTS, config, seed)
+    again = build([{"t0": first}, {"t0": first}], PROMPTS, config, seed)
+    alone = [build({"t0": tree}, PROMPTS, config, seed) for tree in (first, second)]
+    for data in (both, again):
+        keys = [(s.part, s.task_id, tuple((m.role, m.content) for m in s.messages), s.answer.content) for s in data.samples]
+        assert len(set(keys)) == len(keys)
+        assert sum(s.task_id == "t0" for s in data.part("counterfactual")) <= 2
+    rehearsed = {(s.messages, s.answer) for s in both.part("rehearsal") if s.task_id == "t0"}
+    assert rehearsed == {(s.messages, s.answer) for data in alone for s in data.part("rehearsal")}
+    assert again.part("rehearsal") == alone[0].part("rehearsal")
+
+
 def _as_task(episode: Episode, task_id: str) -> Episode:
     """The episode as one of another task."""
     return Episode.from_json(json.loads(json.dumps(episode.to_json()).replace('"t0', f'"{task_id}')))

@@ -23,33 +23,42 @@ from leafe.prompts import History, Prompts, Said, history_before
 __all__ = ["Dataset", "Sample", "build", "good_prefix", "require"]
 
 
-def build(trees: Mapping[str, Tree], prompts: Prompts, config: DistillConfig, seed: int) -> Dataset:
+Trees = Mapping[str, Tree] | Sequence[Mapping[str, Tree]]
+"""Trees by task id; or several such mappings, as of several rounds, in which a task may have a tree each."""
+
+
+def build(trees: Trees, prompts: Prompts, config: DistillConfig, seed: int) -> Dataset:
     """D_reh, D_cf, the anchors and the reflections of these trees, by the config. The same trees, config and seed give the same samples.
 
-    The trees are asked for in their order, once or twice each (twice for anchors and for a fraction of the episodes), and none is kept.
+    The trees are asked for task by task, once or twice each (twice for anchors and for a fraction of the episodes), and none is kept.
     """
     collector = _Collector(prompts)
     draws = _Draws(trees, config, seed)
-    for tree in trees.values():
-        collector.begin(tree)
-        branches = list(_branches(tree, config.improvement, collector))
+    for task_id, mine in _by_task(trees):
+        collector.begin()
+        branches = [(tree, branch) for tree in mine for branch in _branches(tree, config.improvement, collector)]
         if config.rehearsal != "none":
-            _rehearsal(tree, config, draws, collector)
+            for tree in mine:
+                _rehearsal(tree, config, draws, collector)
         if config.counterfactuals != "none":
-            _counterfactuals(branches, config, seed, collector)
-        if config.anchors:
-            for branch in branches:
-                _anchor(branch, draws, collector)
-        if config.reflections:
-            for branch in branches:
-                if branch.improved:
-                    _reflection(branch, collector)
+            _counterfactuals(branches, config, derive_seed(seed, "counterfactual", task_id), collector)
+        for tree, branch in branches:
+            if config.anchors:
+                _anchor(tree, branch, draws, collector)
+            if config.reflections and branch.improved:
+                _reflection(tree, branch, collector)
     samples = tuple(s for part in PARTS for s in collector.samples[part])
     return Dataset(samples, dict(collector.duplicates), dict(collector.skipped), dict(collector.agreement))
 
 
+def _by_task(trees: Trees) -> Iterator[tuple[str, list[Tree]]]:
+    forests = [trees] if isinstance(trees, Mapping) else trees
+    for task_id in dict.fromkeys(task for forest in forests for task in forest):
+        yield task_id, [forest[task_id] for forest in forests if task_id in forest]
+
+
 class _Collector:
-    """Takes the samples of one tree after another, keeps each (part, task, history, action) once and counts what it leaves out."""
+    """Takes the samples of one task after another, keeps each (part, task, history, action) once and counts what it leaves out."""
 
     def __init__(self, prompts: Prompts) -> None:
         self.prompts = prompts
@@ -59,9 +68,8 @@ class _Collector:
         self.agreement: Counter[str] = Counter()
         self._said = Said()
 
-    def begin(self, tree: Tree) -> None:
-        """What comes next is of this tree. Its samples share the messages of their common prefixes, so that a task's samples grow with its turns only."""
-        self.tree = tree
+    def begin(self) -> None:
+        """What comes next is of another task. A task's samples share the messages of their common prefixes, so that they grow with its turns only."""
         self._seen: dict[tuple[object, ...], int] = {}
         self._messages: dict[Message, Message] = {}
         self._numbers: dict[tuple[int, str, str], int] = {}
@@ -91,7 +99,7 @@ class _Collector:
         mine.append(Sample(part, turn.task_id, turn.id, prompt.messages, answer, weight, note, teacher and teacher.messages, rejected))
 
     def _prompt(self, messages: tuple[Message, ...]) -> _Prompt:
-        """The prompt in the tree's shared messages. What it has in common with the one before is known: `Said` hands out the same objects."""
+        """The prompt in the task's shared messages. What it has in common with the one before is known: `Said` hands out the same objects."""
         said, known, known_numbers = self._last
         same = next((n for n, (a, b) in enumerate(zip(messages, said, strict=False)) if a is not b), min(len(messages), len(said)))
         shared, numbers = list(known.messages[:same]), known_numbers[:same]
@@ -108,20 +116,20 @@ class _Collector:
 class _Prompt(NamedTuple):
     messages: tuple[Message, ...]
     number: int
-    """Stands for the roles and texts of the messages within the tree."""
+    """Stands for the roles and texts of the messages within the task."""
 
 
 class _Draws:
     """What is drawn from all trees at once: the episodes to rehearse, and whose experience an anchor carries."""
 
-    def __init__(self, trees: Mapping[str, Tree], config: DistillConfig, seed: int) -> None:
+    def __init__(self, trees: Trees, config: DistillConfig, seed: int) -> None:
         self._random = random.Random(derive_seed(seed, "anchor"))
         self._donors: dict[str, list[_Donor]] = {}
         self._chosen: set[int] | None = None
         self._nth = -1
         some = config.rehearsal != "none" and config.rehearsal_fraction < 1
         able = 0
-        for tree in trees.values() if some or config.anchors else ():
+        for tree in (tree for _, mine in _by_task(trees) for tree in mine) if some or config.anchors else ():
             if some:
                 able += sum(bool(_right(tree, e, config)) for e in tree.episodes if not _diverged(tree, e))
             if config.anchors:
@@ -167,7 +175,7 @@ def _rehearsal(tree: Tree, config: DistillConfig, draws: _Draws, collector: _Col
             continue
         note = f"episode {episode.index}, {episode.stop}" + ("" if episode.success else f", first {len(kept)} actions")
         for turn in kept:
-            _add_action("rehearsal", turn, note, collector)
+            _add_action("rehearsal", tree, turn, note, collector)
 
 
 def _right(tree: Tree, episode: Episode, config: DistillConfig) -> Sequence[Turn]:
@@ -195,13 +203,12 @@ def good_prefix(episode: Episode, trajectory: Sequence[Turn], rule: ImprovementR
     return end if blamed is None else min(blamed, end)
 
 
-def _counterfactuals(branches: Sequence[Branch], config: DistillConfig, seed: int, collector: _Collector) -> None:
+def _counterfactuals(branches: Sequence[tuple[Tree, Branch]], config: DistillConfig, seed: int, collector: _Collector) -> None:
     wanted = config.counterfactuals
-    mine = [b for b in branches if wanted == "all" or (wanted == "improved" and b.improved) or (wanted == "success_path" and b.on_success_path)]
+    mine = [(t, b) for t, b in branches if wanted == "all" or (wanted == "improved" and b.improved) or (wanted == "success_path" and b.on_success_path)]
     if config.samples_per_task is not None and len(mine) > config.samples_per_task:
-        draw = random.Random(derive_seed(seed, "counterfactual", collector.tree.task.id))
-        mine = [mine[i] for i in sorted(draw.sample(range(len(mine)), config.samples_per_task))]
-    for branch in mine:
+        mine = [mine[i] for i in sorted(random.Random(seed).sample(range(len(mine)), config.samples_per_task))]
+    for tree, branch in mine:
         weight = _outcome_weight(branch, config)
         if weight == 0:
             collector.skipped["counterfactual: its outcome weighs 0"] += 1
@@ -209,14 +216,14 @@ def _counterfactuals(branches: Sequence[Branch], config: DistillConfig, seed: in
         if config.method == "dpo" and branch.revised.action_text == branch.original.action_text:
             collector.skipped["counterfactual: the revised action is the original one"] += 1
             continue
-        for turn in _learnt(branch, config, collector.tree):
+        for turn in _learnt(tree, branch, config):
             note = f"instead of {branch.original.id}, by {branch.reflection.id}: {branch.reflection.note}"
             teacher = None
             if config.soft_targets:
-                history = history_before(collector.tree, turn, with_experience=True)
+                history = history_before(tree, turn, with_experience=True)
                 teacher = collector.act(replace(history, notes={**history.notes, branch.revised.step: branch.reflection.note}))
             rejected = _answer(branch.original) if config.method == "dpo" else None
-            _add_action("counterfactual", turn, note, collector, weight=weight, teacher=teacher, rejected=rejected)
+            _add_action("counterfactual", tree, turn, note, collector, weight=weight, teacher=teacher, rejected=rejected)
 
 
 def _outcome_weight(branch: Branch, config: DistillConfig) -> float:
@@ -226,7 +233,7 @@ def _outcome_weight(branch: Branch, config: DistillConfig) -> float:
     return weights.improved if branch.improved else weights.other
 
 
-def _learnt(branch: Branch, config: DistillConfig, tree: Tree) -> Sequence[Turn]:
+def _learnt(tree: Tree, branch: Branch, config: DistillConfig) -> Sequence[Turn]:
     """The branch's own actions that are learnt: the revised one, and by the option those after it that are known to be right."""
     episode = branch.outcome_after
     if config.counterfactual_scope == "action":
@@ -237,7 +244,7 @@ def _learnt(branch: Branch, config: DistillConfig, tree: Tree) -> Sequence[Turn]
     return [t for t in episode.acts if t is branch.revised or t.step < end]
 
 
-def _anchor(branch: Branch, draws: _Draws, collector: _Collector) -> None:
+def _anchor(tree: Tree, branch: Branch, draws: _Draws, collector: _Collector) -> None:
     """The prompt of the revised action, its experience exchanged for that of another branch drawn at random.
 
     The start policy's distribution has to be read along some answer: it is the other branch's own revised action, which is what following
@@ -248,25 +255,25 @@ def _anchor(branch: Branch, draws: _Draws, collector: _Collector) -> None:
         collector.skipped["anchor: there is no other experience to exchange with"] += 1
         return
     experience, donor = drawn
-    history = history_before(collector.tree, branch.revised, with_experience=True)
+    history = history_before(tree, branch.revised, with_experience=True)
     prompt = collector.act(replace(history, notes={**history.notes, branch.revised.step: experience}))
     collector.add("anchor", branch.revised, prompt, donor.revised, f"experience of {donor.reflection}", teacher=prompt)
 
 
-def _reflection(branch: Branch, collector: _Collector) -> None:
-    prompt = collector.reflect(history_before(collector.tree, branch.reflection, with_experience=True))
+def _reflection(tree: Tree, branch: Branch, collector: _Collector) -> None:
+    prompt = collector.reflect(history_before(tree, branch.reflection, with_experience=True))
     collector.add("reflection", branch.reflection, prompt, _answer(branch.reflection), f"led to {branch.revised.id}")
 
 
 def _add_action(
-    part: Part, turn: Turn, note: str, collector: _Collector, *,
+    part: Part, tree: Tree, turn: Turn, note: str, collector: _Collector, *,
     weight: float = 1.0, teacher: _Prompt | None = None, rejected: Message | None = None,
 ) -> None:  # fmt: skip
     """The action at its history without experience or preamble."""
     if not turn.valid:
         collector.skipped[f"{part}: the world refused the action"] += 1
         return
-    prompt = collector.act(history_before(collector.tree, turn, with_experience=False))
+    prompt = collector.act(history_before(tree, turn, with_experience=False))
     collector.add(part, turn, prompt, _answer(turn), note, weight=weight, teacher=teacher, rejected=rejected)
 
 

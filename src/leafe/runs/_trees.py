@@ -52,6 +52,9 @@ class StoredTrees(Mapping[str, Tree]):
             self._kept.popitem(last=False)
         return tree
 
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._tasks
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)
 
