@@ -102,7 +102,7 @@ class DistillConfig(BaseModel):
     max_length: int | None = Field(None, ge=2)
     """Longest sequence in tokens; None: the model's context."""
     too_long: Literal["skip", "truncate"] = "skip"
-    """What becomes of a longer sample: left out, or cut from the front of its prompt. Both are counted."""
+    """What becomes of a longer sample: left out, or without the oldest turns of its prompt. Both are counted."""
 
     # the optimiser
     steps: int | None = Field(None, ge=1)

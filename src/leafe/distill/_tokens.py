@@ -14,6 +14,9 @@ from typing import Any, Literal
 from leafe.core import ChatTokens, Message, UserError
 from leafe.distill._config import PARTS, Part
 from leafe.distill._select import Sample
+from leafe.distill._shorten import Shortener
+
+TOKENISED_AGAIN = "answers tokenised again: the sampled ids do not spell the text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class Encoded:
 
     parts: Mapping[Part, Sequence[TokenSequence]]
     skipped: Mapping[str, int] = field(default_factory=dict)
+    known: int = 0
+    """Different sampled answers that came with their ids."""
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -68,21 +73,23 @@ class Encoded:
 def encode(samples: Sequence[Sample], chat: ChatTokens, max_length: int, merge: bool = True, too_long: Literal["skip", "truncate"] = "skip") -> Encoded:
     """The samples as token sequences of at most `max_length` tokens, the teacher's prompt with the answer included.
 
-    Longer ones are left out, or lose the oldest tokens of the prompt; both are counted. An answer that alone is too long is left out.
+    Longer ones are left out, or lose the oldest turns of their prompts (`_shorten`); both are counted. One whose last turn alone is too long is left out.
 
     Sampled ids are used as they are, where they decode to the text that stands beside them; else (another tokenizer's ids, or a text that the engine
     cut at a stop string) the text is tokenised, and counted as "tokenised again".
     """
-    encoder = _Encoder(chat, max_length, too_long == "truncate")
-    return Encoded({part: encoder.part([s for s in samples if s.part == part], part, merge) for part in PARTS}, dict(encoder.skipped))
+    talks = list({s.task_id: s.messages for s in samples}.values())  # one of each task
+    encoder = _Encoder(chat, max_length, Shortener(chat, max_length, talks) if talks and too_long == "truncate" else None)
+    return Encoded({part: encoder.part([s for s in samples if s.part == part], part, merge) for part in PARTS}, dict(encoder.skipped), encoder.known)
 
 
 class _Encoder:
-    def __init__(self, chat: ChatTokens, max_length: int, truncate: bool) -> None:
+    def __init__(self, chat: ChatTokens, max_length: int, shortener: Shortener | None) -> None:
         self.chat = chat
         self.max_length = max_length
-        self.truncate = truncate
+        self.shortener = shortener
         self.skipped: Counter[str] = Counter()
+        self.known = 0
         self._checked: dict[tuple[str, tuple[int, ...]], bool] = {}
 
     def part(self, samples: Sequence[Sample], part: Part, merge: bool) -> list[TokenSequence]:
@@ -93,23 +100,20 @@ class _Encoder:
             sample = samples[nth]
             messages = tuple(self._exact(m) for m in sample.messages)
             answer = self._exact(sample.answer)
-            prompt_ids, answer_ids = self.chat.prompt(messages), self.chat.answer(answer)
-            teacher_ids = self._teacher(sample, prompt_ids)
+            answer_ids = self.chat.answer(answer)
             if not answer_ids:
                 self.skipped[f"{part}: the answer has no tokens"] += 1
                 continue
-            room = self.max_length - len(answer_ids)
-            if max(len(prompt_ids), len(teacher_ids or ())) > room:
-                if not self.truncate or room < 1:
+            teacher = self._teacher(sample, messages)
+            if self._tokens(messages, answer) > self.max_length or (teacher is not None and self._tokens(teacher, answer) > self.max_length):
+                fitting = self._fitting(messages, teacher, answer)
+                if fitting is None:
                     self.skipped[f"{part}: longer than {self.max_length} tokens"] += 1
                     continue
-                self.skipped[f"{part}: cut from the front to {self.max_length} tokens"] += 1
-                sequence = TokenSequence(part, sample.task_id, prompt_ids[-room:] + answer_ids, [])
-                sequence.spans.append(
-                    Span(len(sequence.ids) - len(answer_ids), len(sequence.ids), sample.weight, None if teacher_ids is None else teacher_ids[-room:])
-                )
-                sequences.append((nth, sequence))
-                continue
+                self.skipped[f"{part}: without the oldest turns, to fit {self.max_length} tokens"] += 1
+                messages, teacher = fitting
+            prompt_ids = self.chat.prompt(messages)
+            teacher_ids = prompt_ids if teacher == messages else None if teacher is None else self.chat.prompt(teacher)
             ids = prompt_ids + answer_ids
             span = Span(len(prompt_ids), len(ids), sample.weight, teacher_ids)
             keys = _prefix_keys((*messages, answer))
@@ -130,11 +134,23 @@ class _Encoder:
             sequence.spans.sort(key=lambda s: s.start)
         return [sequence for _, sequence in sorted(sequences, key=lambda pair: pair[0])]
 
-    def _teacher(self, sample: Sample, prompt_ids: tuple[int, ...]) -> tuple[int, ...] | None:
-        teacher = getattr(sample, "teacher", None)
-        if teacher is None:
-            return prompt_ids if sample.part == "anchor" else None
-        return prompt_ids if teacher == sample.messages else self.chat.prompt(tuple(self._exact(m) for m in teacher))
+    def _teacher(self, sample: Sample, messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
+        if sample.teacher is None:
+            return messages if sample.part == "anchor" else None
+        return messages if sample.teacher == sample.messages else tuple(self._exact(m) for m in sample.teacher)
+
+    def _tokens(self, messages: Sequence[Message], answer: Message) -> int:
+        return len(self.chat.prompt(messages)) + len(self.chat.answer(answer))
+
+    def _fitting(
+        self, messages: tuple[Message, ...], teacher: tuple[Message, ...] | None, answer: Message
+    ) -> tuple[tuple[Message, ...], tuple[Message, ...] | None] | None:
+        """Both prompts without their oldest turns; None where that does not help or is not wanted."""
+        if self.shortener is None:
+            return None
+        mine = self.shortener.shortened(messages, answer)
+        theirs = mine if teacher == messages else None if teacher is None else self.shortener.shortened(teacher, answer)
+        return None if mine is None or (theirs is None and teacher is not None) else (mine, theirs)
 
     def _exact(self, message: Message) -> Message:
         """The message with its sampled ids where they are this tokenizer's and say what the text says; else without ids."""
@@ -145,8 +161,9 @@ class _Encoder:
         if fits is None:
             fits = max(message.tokens, default=0) < len(self.chat.tokenizer) and self.chat.decode(message.tokens).strip() == message.content.strip()
             self._checked[key] = fits
+            self.known += 1
             if not fits:
-                self.skipped["answers tokenised again: the sampled ids do not spell the text"] += 1
+                self.skipped[TOKENISED_AGAIN] += 1
         return message if fits else Message(message.role, message.content)
 
 

@@ -38,7 +38,7 @@ from leafe.distill._pack import Row, pack
 from leafe.distill._parallel import Parallel, own_name
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._select import Dataset, require
-from leafe.distill._tokens import Encoded, TokenSequence, encode
+from leafe.distill._tokens import TOKENISED_AGAIN, Encoded, TokenSequence, encode
 
 _CPU_TOKENS = 4096
 """In one forward pass on a CPU: rows of like length waste little padding and stay in the caches."""
@@ -56,6 +56,12 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     held_out = encode(valid.samples, chat, longest, too_long=config.too_long) if valid is not None and config.eval_every is not None else None
     if not any(encoded.parts[p] and config.weight(p) > 0 for p in ("rehearsal", "counterfactual")):
         raise UserError(f"There is nothing to train on: no sample fits {longest} tokens; shorten the prompts or use a model with a longer context.")
+    again = encoded.skipped.get(TOKENISED_AGAIN, 0)
+    if 2 * again > encoded.known:
+        notes.append(
+            f"The tokenizer of {model_path} seems not to be the one that explored: the ids of {again} of {encoded.known} different sampled answers do not "
+            "spell their texts with it. These texts were tokenised anew, so that their tokens are not exactly those that were sampled."
+        )
     threads = torch.get_num_threads()
     if parallel.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in source.model.parameters()) < SMALL:
         torch.set_num_threads(1)
