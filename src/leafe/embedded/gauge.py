@@ -6,7 +6,7 @@ solves a task (so a lower bound of Pass@1: detours over invalid actions are left
 
 from __future__ import annotations
 
-import asyncio
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,48 +24,51 @@ LIMITS: Mapping[str, float] = {"following": 0.75, "parsable": 0.95, "markers_see
 
 def gauge(model: Any, chat: ChatTokens, prompts: Prompts, tasks: int = 80, seed: int = 7) -> dict[str, float]:
     """Following (held-out pairs; ways), parsable and right reflections, habit, act success: fractions of 1. On validation tasks of the hard setting."""
-    meter = _Meter(model, chat, prompts, random.Random(seed))
+    rng = random.Random(seed)
+    meter, script = _Meter(model, chat, prompts), _Script(rng)
     world = Gates("hard")
     wins: list[float] = []
     stages: dict[str, list[float]] = {"following": [], "following_way": [], "refining": [], "habit": [], "shifted": [], "trivial": []}
     failures: list[tuple[History, str]] = []
     for task in world.tasks("valid", tasks, seed):
-        wins.append(meter.walk(world, task, stages))
-        failures.append(meter.fail(world, task))
-    parsable, right = meter.reflections(failures)
+        plain, asked = script.walk(world, task)
+        chances = meter.chances([*plain, *((history, text) for _, history, text in asked)])
+        wins.append(math.prod(chances[: len(plain)]))
+        for (name, _, _), chance in zip(asked, chances[len(plain) :], strict=True):
+            stages[name].append(chance)
+        failures.append(script.fail(world, task))
+    parsable, right = meter.reflections(failures, rng.randrange(2**31))
     out = {name: sum(values) / len(values) for name, values in stages.items()}
     return out | {"parsable": parsable, "reflection_right": right, "act_success": sum(wins) / len(wins)}
 
 
-async def measure(policy: Policy, prompts: Prompts, tasks: int = 40) -> dict[str, float]:
-    """The rates that a policy can lose by training, for `leafe.evaluate.probe`: a few seconds. Empty for a policy whose weights are elsewhere."""
-    engine, chat = getattr(policy, "engine", None), getattr(policy, "chat", None)
-    if engine is None or chat is None:
+async def measure(policy: Policy, prompts: Prompts, tasks: int = 60, seed: int = 7) -> dict[str, float]:
+    """The rates that a policy can lose by training, for `leafe.evaluate.probe`: probabilities alone, in a second. Empty where the policy cannot score."""
+    score = getattr(policy, "score", None)
+    if score is None:
         return {}
-    got = await asyncio.to_thread(gauge, engine.model, chat, prompts, tasks)
-    return {name: got[name] for name in ("following", "following_way", "reflection_right", "parsable")}
+    script = _Script(random.Random(seed))
+    world = Gates("hard")
+    asked: list[tuple[str, tuple[Message, ...], Message]] = []
+    for task in world.tasks("valid", tasks, seed):
+        asked += [(name, prompts.act(history), Message("assistant", text)) for name, history, text in script.walk(world, task)[1] if "following" in name]
+        history, due = script.fail(world, task)
+        asked.append(("reflection_right", prompts.reflect(history), Message("assistant", due)))
+    chances: dict[str, list[float]] = {}
+    for (name, _, _), logp in zip(asked, await score([(prompt, answer) for _, prompt, answer in asked]), strict=True):
+        if logp is not None:
+            chances.setdefault(name, []).append(math.exp(logp))
+    return {name: sum(values) / len(values) for name, values in sorted(chances.items())}
 
 
-class _Meter:
-    def __init__(self, model: Any, chat: ChatTokens, prompts: Prompts, rng: random.Random) -> None:
-        self.model, self.chat, self.prompts, self.rng = model, chat, prompts, rng
+class _Script:
+    """What is asked about a task; all choices are drawn from one generator."""
 
-    def chances(self, asked: Sequence[tuple[History, str]]) -> list[float]:
-        """The probability of each answer, end-of-turn token included."""
-        prompts = [self.chat.prompt(self.prompts.act(history)) for history, _ in asked]
-        answers = [self.chat.answer(Message("assistant", text)) for _, text in asked]
-        rows = [p + a for p, a in zip(prompts, answers, strict=True)]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + (0,) * (longest - len(row)) for row in rows])
-        with torch.inference_mode():
-            logs = self.model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-        return [
-            float(sum(logs[i, len(p) - 1 + j, token] for j, token in enumerate(a)).exp())
-            for i, (p, a) in enumerate(zip(prompts, answers, strict=True))
-        ]
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
 
-    def walk(self, world: Gates, task: Task, stages: dict[str, list[float]]) -> float:
-        """Along the winning way: the probability of it all, and of each choice without and with a note."""
+    def walk(self, world: Gates, task: Task) -> tuple[list[tuple[History, str]], list[tuple[str, History, str]]]:
+        """Along the winning way: its actions, and each choice without and with a note, as (what it tells, history, action)."""
         history = History(task, world.reset(task))
         plain: list[tuple[History, str]] = []
         asked: list[tuple[str, History, str]] = []
@@ -91,13 +94,7 @@ class _Meter:
         thing = f"take {task.payload['object']}"
         plain.append((history, thing))
         asked.append(("trivial", history, thing))
-        chances = self.chances([*plain, *((history, text) for _, history, text in asked)])
-        for (name, _, _), chance in zip(asked, chances[len(plain) :], strict=True):
-            stages[name].append(chance)
-        product = 1.0
-        for chance in chances[: len(plain)]:
-            product *= chance
-        return product
+        return plain, asked
 
     def fail(self, world: Gates, task: Task) -> tuple[History, str]:
         """A history that fails at some stage, with the reflection that is due."""
@@ -115,9 +112,28 @@ class _Meter:
                 history = _after(history, world, action)
         return history, due
 
-    def reflections(self, failures: Sequence[tuple[History, str]]) -> tuple[float, float]:
+
+class _Meter:
+    def __init__(self, model: Any, chat: ChatTokens, prompts: Prompts) -> None:
+        self.model, self.chat, self.prompts = model, chat, prompts
+
+    def chances(self, asked: Sequence[tuple[History, str]]) -> list[float]:
+        """The probability of each answer, end-of-turn token included."""
+        prompts = [self.chat.prompt(self.prompts.act(history)) for history, _ in asked]
+        answers = [self.chat.answer(Message("assistant", text)) for _, text in asked]
+        rows = [p + a for p, a in zip(prompts, answers, strict=True)]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + (0,) * (longest - len(row)) for row in rows])
+        with torch.inference_mode():
+            logs = self.model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        return [
+            float(sum(logs[i, len(p) - 1 + j, token] for j, token in enumerate(a)).exp())
+            for i, (p, a) in enumerate(zip(prompts, answers, strict=True))
+        ]
+
+    def reflections(self, failures: Sequence[tuple[History, str]], seed: int) -> tuple[float, float]:
         """Fractions of sampled reflections that parse, and that are the one due."""
-        generator = torch.Generator().manual_seed(self.rng.randrange(2**31))
+        generator = torch.Generator().manual_seed(seed)
         parsed = right = 0
         for history, due in failures:
             ids = list(self.chat.prompt(self.prompts.reflect(history)))

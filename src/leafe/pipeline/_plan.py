@@ -10,7 +10,7 @@ stage of its own (`choose`) says which of them the arm is; whatever needs the ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from leafe.distill import DistillConfig
@@ -18,6 +18,8 @@ from leafe.recipes import Recipe
 
 StageKind = Literal["explore", "distill", "validate", "choose", "evaluate"]
 KINDS: tuple[StageKind, ...] = ("explore", "distill", "validate", "choose", "evaluate")
+HELD_OUT = "base.held-out.tree"
+"""The exploration of validation tasks that rows are probed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class _Unrolled:
             else:
                 one = self.recipe.arms[arm]
                 self._distill(arm, Attempt(arm, one.start, one.config(), (self._explore(one.explored, one.explorer),)))
+        self._held_out()
         self._add(Stage("evaluate", self.leg, "base", role="base"))
         for arm in self.arms:
             self._rows(arm)
@@ -133,8 +136,16 @@ class _Unrolled:
         return list(self._found.values())
 
     def _add(self, stage: Stage) -> str:
+        probed = stage_name("explore", self.leg, HELD_OUT)
+        if stage.kind == "evaluate" and stage.role in ("arm", "base") and probed in self._found:
+            stage = replace(stage, needs=(*stage.needs, probed))
         self._found.setdefault(stage.name, stage)
         return stage.name
+
+    def _held_out(self) -> None:
+        """The trees of the base on validation tasks, on which the base and the arms are probed."""
+        if self.recipe.evaluate.probe is not None and not self.control:
+            self._add(Stage("explore", self.leg, HELD_OUT, title="tree on validation tasks"))
 
     def _parted(self, arm: str) -> bool:
         rounds = self.recipe.rounds_of(arm)

@@ -30,11 +30,12 @@ def summarise_run(run: RunFolder) -> Summary:
     return summarise_runs([run])
 
 
-def summarise_runs(runs: Sequence[RunFolder]) -> Summary:
+def summarise_runs(runs: Sequence[RunFolder], against: str | None = None) -> Summary:
     """The same of several runs of one experiment with other base policies or other seeds: every seed of every run counts as a run of its rows.
 
     Intervals draw these runs first and tasks within them. Runs that share a base policy or a seed are alike in that; the bootstrap takes them for
     independent draws, so that with few of either the intervals are rather too narrow. UserError where the runs are not one experiment.
+    `against`: a row with which every other one is compared.
     """
     recipe = recipe_of(runs[0])
     _same_experiment(runs)
@@ -49,9 +50,10 @@ def summarise_runs(runs: Sequence[RunFolder]) -> Summary:
     compare = [(a, b) for a, b in [*recipe.evaluate.compare, *_control_pairs(recipe)] if legs.get(a) == legs.get(b)]
     summary = summarise(
         [Explored(row, _trees(places), _seconds(places)) for row, places in explored.items()],
-        [Evaluated(row, _trees(places), places[0].done["temperature"], _seconds(places), _role(places[0].stage)) for row, places in evaluated.items()],
+        [_evaluated(row, places) for row, places in evaluated.items()],
         ks=recipe.evaluate.k,
         compare=compare,
+        against=against,
         seeds=[seed for run in runs for seed in recipe_of(run).seeds],
         versions=runs[0].versions,
     )
@@ -66,6 +68,19 @@ class _Place:
     run: RunFolder
     stage: Stage
     done: dict[str, Any]
+
+
+def _evaluated(row: str, places: Sequence[_Place]) -> Evaluated:
+    first = places[0]
+    return Evaluated(
+        row,
+        _trees(places),
+        first.done["temperature"],
+        _seconds(places),
+        _role(first.stage),
+        probes=[place.done["probe"] for place in places if "probe" in place.done],
+        labels=[f"{place.run.path}: {place.stage.leg.control} {place.stage.leg.seed}" for place in places],
+    )
 
 
 def _same_experiment(runs: Sequence[RunFolder]) -> None:

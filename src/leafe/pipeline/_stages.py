@@ -19,10 +19,10 @@ from typing import Any
 from leafe.core import Environment, Policy, Task, UserError, derive_seed
 from leafe.distill import DistillConfig, build, export_trl, train
 from leafe.envs import load_tasks, make_world
-from leafe.evaluate import EvaluateProgress, evaluate
+from leafe.evaluate import EvaluateProgress, evaluate, probe
 from leafe.explore import ExploreConfig, Progress, WorldPool, explore
 from leafe.pipeline._choose import choose, last_round
-from leafe.pipeline._plan import Leg, Stage, stage_name, task_count, world_options
+from leafe.pipeline._plan import HELD_OUT, Leg, Stage, stage_name, task_count, world_options
 from leafe.pipeline._served import served_policy
 from leafe.pipeline._shards import shard_of
 from leafe.pipeline._weights import checkpoint_of, nothing_to_do
@@ -30,7 +30,7 @@ from leafe.policies import make_policy
 from leafe.policies.server import deaths, stop_all
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe
-from leafe.runs import Journal, RunFolder, atomic_write, load_trees, write_tasks
+from leafe.runs import Journal, RunFolder, StoredTrees, atomic_write, load_trees, write_tasks
 
 Emit = Callable[[dict[str, Any]], None]
 """Takes plain values on how far the stage is: `done` of `of`, and words."""
@@ -133,7 +133,10 @@ def _tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> list[
         return load_tasks(pool.facts, recipe.tasks.test_split, task_count(recipe, leg, "test"), leg.seed)
     if stage.kind == "validate":
         return load_tasks(pool.facts, recipe.validation.split, recipe.validation.tasks, leg.seed)
-    tasks = load_tasks(pool.facts, recipe.tasks.train_split, task_count(recipe, leg, "train"), leg.seed)
+    if stage.what == HELD_OUT:
+        tasks = load_tasks(pool.facts, recipe.validation.split, recipe.evaluate.probe, leg.seed)
+    else:
+        tasks = load_tasks(pool.facts, recipe.tasks.train_split, task_count(recipe, leg, "train"), leg.seed)
     if stage.parted:
         number, of = stage.round
         if len(tasks) < of:
@@ -267,14 +270,18 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     return asyncio.run(main())
 
 
+_NOTHING = {"empty", "stopped"}
+"""In the marker of a stage that did nothing, and left no journal."""
+
+
 def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     stop_all()  # a server holds the accelerator's memory
     attempt = stage.attempt
     assert attempt is not None
     config: DistillConfig = attempt.config.model_copy(update={"seed": stage.leg.seed})
     run = RunFolder.read(folder)
-    # of several rounds the same task may have a tree each
-    trees = {f"{name} {task}": tree for name in attempt.explored if run.done(name) for task, tree in load_trees(folder / name).items()}
+    there = [name for name in attempt.explored if not _NOTHING & (run.done(name) or {}).keys()]
+    trees = [StoredTrees(folder / name) for name in there]  # read one at a time; of several rounds a task may have a tree each
     pool = _make_pool(recipe, stage.leg, 1)
     prompts = _prompts(recipe, pool)
     pool.close()
@@ -298,7 +305,7 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
         emit({"done": p.get("step", 0), "of": p.get("steps"), "words": (f"loss {p['loss']:.3f}" if "loss" in p else "start") + validated})
 
     start = checkpoint_of(run, stage.leg, attempt.start) or resolve_model(recipe.policy.model)
-    result = train(start, out / "checkpoint", learn, valid, config, on_progress)
+    result = train(start, out / "checkpoint", learn, valid, config, on_progress, recipe.train.launch)
     export_trl(learn, out / "dataset", valid)  # after the training, which says it better where there is nothing to learn from
     return {"counts": dataset.counts, "train": result.to_json(), "config": config.model_dump(mode="json")}
 
@@ -344,10 +351,21 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
                     concurrency=settings.concurrency,
                     on_progress=on_progress,
                 )
+            probed = await _probed(recipe, folder, stage, policy, pool) if stage.kind == "evaluate" else {}
         finally:
             if policy is not None:
                 await policy.close()
             pool.close()
-        return {"temperature": how.temperature, "samples": how.samples, **_fared(policy, died), "world_failures": pool.broken, "world": world}
+        return {"temperature": how.temperature, "samples": how.samples, **_fared(policy, died), **probed, "world_failures": pool.broken, "world": world}
 
     return asyncio.run(main())
+
+
+async def _probed(recipe: Recipe, folder: Path, stage: Stage, policy: Policy, pool: WorldPool) -> dict[str, Any]:
+    """Whether the row still learns from experience, for the marker; nothing where nobody asks."""
+    held_out = stage_name("explore", stage.leg, HELD_OUT)
+    if held_out not in stage.needs:
+        return {}
+    trees = load_trees(folder / held_out).values()
+    found = await probe(policy, trees, _prompts(recipe, pool), seed=stage.leg.seed, gauge=pool.facts.gauge)
+    return {"probe": found.to_json()}

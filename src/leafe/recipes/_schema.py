@@ -90,6 +90,9 @@ class EvaluateRecipe(_Strict):
     extras: dict[str, ExtraRecipe] = {}
     compare: tuple[tuple[str, str], ...] = ()
     """Pairs (a, b) of rows whose difference a - b is printed with its paired interval."""
+    probe: int | None = Field(None, ge=1)
+    """Validation tasks that the base policy explores, so that it and every arm are asked on these trees whether they follow an experience and reflect
+    (`leafe.evaluate.probe`, local engine); null: none is asked."""
 
 
 class LegRecipe(_Strict):
