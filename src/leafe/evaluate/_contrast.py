@@ -62,8 +62,8 @@ def contrasts(rows: Mapping[str, Mapping[str, Counts]], reference: str, ks: Sequ
         shared = [run for run in mine if run in rows[reference]]
         if row != reference and shared:
             for k in ks:
-                pairs = [_paired(mine[run], rows[reference][run], k, row, reference) for run in shared]
-                found.append(_contrast(row, k, [d for d in pairs if d]))
+                pairs = [paired_by_task(mine[run], rows[reference][run], k, row, reference) for run in shared]
+                found.append(contrast(row, k, [d for d in pairs if d]))
     for nth in holm([c.p for c in found], alpha):
         found[nth] = replace(found[nth], claim="above" if found[nth].value > 0 else "below")
     return found
@@ -80,15 +80,16 @@ def holm(p: Sequence[float], alpha: float = 0.05) -> list[int]:
     return sorted(kept)
 
 
-def _paired(a: Counts, b: Counts, k: int, row: str, reference: str) -> dict[str, float]:
-    """The difference on every task that has enough samples on both sides."""
+def paired_by_task(a: Counts, b: Counts, k: int, row: str, reference: str) -> dict[str, float]:
+    """Pass@k of `row` minus that of `reference` on every task of one run that has enough samples on both sides; UserError where the tasks differ."""
     if set(a.tasks) != set(b.tasks):
         raise UserError(f"{row} and {reference} were sampled on different tasks in the same run: evaluate both on one split.")
     other = dict(zip(b.tasks, b.pass_at(k), strict=True))
     return {t: float(v - other[t]) for t, v in zip(a.tasks, a.pass_at(k), strict=True) if not math.isnan(v - other[t])}
 
 
-def _contrast(row: str, k: int, runs: Sequence[Mapping[str, float]]) -> Contrast:
+def contrast(row: str, k: int, runs: Sequence[Mapping[str, float]]) -> Contrast:
+    """The mean of the runs' means of these differences, each by its task; the claim is left open, since Holm's correction is the caller's."""
     tasks = sum(map(len, runs))
     if not runs:
         nan = math.nan
