@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leafe.core import UserError
 from leafe.evaluate import Counts, contrasts, hierarchical_bootstrap, holm
-from leafe.evaluate._contrast import _contrast, t_quantile, t_two_sided
+from leafe.evaluate._contrast import contrast, t_quantile, t_two_sided
 
 # from printed tables: (degrees of freedom, t that is exceeded on both sides together with probability 0.05, with 0.001)
 TABLE = [(1, 12.7062, 636.619), (2, 4.3027, 31.599), (5, 2.5706, 6.869), (10, 2.2281, 4.587), (30, 2.0423, 3.646), (120, 1.9799, 3.373)]
@@ -43,7 +43,7 @@ def drawn(
 
 def coverage(trials: int, bases: int, seeds: int, **spread: float) -> float:
     rng = np.random.default_rng(1)
-    found = [_contrast("a", 1, drawn(rng, bases, seeds, 60, **spread)) for _ in range(trials)]
+    found = [contrast("a", 1, drawn(rng, bases, seeds, 60, **spread)) for _ in range(trials)]
     return sum(c.low <= 0 <= c.high for c in found) / trials
 
 
@@ -73,7 +73,7 @@ def test_a_bootstrap_of_few_runs_is_too_narrow_where_runs_differ() -> None:
     for trial in range(200):
         runs = drawn(rng, 1, 3, 60, run=0.1)
         boot = hierarchical_bootstrap([list(r.values()) for r in runs], seed=trial, resamples=400)
-        found = _contrast("a", 1, runs)
+        found = contrast("a", 1, runs)
         hits["bootstrap"] += boot.low <= 0 <= boot.high
         hits["contrast"] += found.low <= 0 <= found.high
     assert hits["bootstrap"] < 0.88 * 200 < 0.92 * 200 <= hits["contrast"]
@@ -102,7 +102,7 @@ def test_of_twenty_rows_without_an_effect_hardly_ever_one_is_claimed() -> None:
     rng = np.random.default_rng(3)
     claimed = single = 0
     for _ in range(150):
-        p = [_contrast("a", 1, drawn(rng, 2, 3, 40, run=0.03)).p for _ in range(20)]
+        p = [contrast("a", 1, drawn(rng, 2, 3, 40, run=0.03)).p for _ in range(20)]
         claimed += bool(holm(p))
         single += min(p) < 0.05
     assert claimed <= 0.10 * 150 < 0.4 * 150 <= single
