@@ -160,6 +160,15 @@ def test_passes_under_a_token_budget_give_the_same_weights(data: Dataset, model_
     assert all(torch.allclose(mine[n], theirs[n], atol=1e-5) for n in theirs)
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_adapters(data: Dataset, model_path: Path, tmp_path: Path, merge: bool) -> None:
+    result = train(model_path, tmp_path / "out", data, None, config(steps=6, learning_rate=1e-2, lora={"rank": 4, "alpha": 8, "merge": merge}))
+    assert result.loss < 0.6  # it was ln 2
+    assert (tmp_path / "out/adapter_model.safetensors").exists() == (not merge)
+    if merge:
+        assert _margin(tmp_path / "out", model_path, data) > 1.0
+
+
 def test_faults(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no pairs of actions of at most 8 tokens"):
         train(model_path, tmp_path / "short", data, None, config(max_length=8))

@@ -29,7 +29,8 @@ from leafe.core import ChatTokens, UserError
 from leafe.distill._checkpoint import sync
 from leafe.distill._config import DistillConfig
 from leafe.distill._dataset import Dataset
-from leafe.distill._model import SMALL, TOKENIZER_FILES, arithmetic, load, quiet, with_adapter
+from leafe.distill._metrics import require_trackers
+from leafe.distill._model import SMALL, Source, arithmetic, load, quiet, save, with_adapter
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._tokens import encode
 
@@ -40,8 +41,9 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
         raise UserError("DPO takes one GPU a process: set CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch.")
+    require_trackers(config.trackers)
     source = load(model_path, config, device)
-    model, tokenizer, stored = source.model, source.tokenizer, source.stored
+    model, tokenizer = source.model, source.tokenizer
     chat = ChatTokens(tokenizer, str(model_path))
     longest = min(config.max_length or 1 << 30, int(getattr(model.config, "max_position_embeddings", 1 << 30)))
     pairs, counts = _pairs(data, chat, longest)
@@ -75,7 +77,7 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
         tokens=int(trainer._total_train_tokens),
     )  # fmt: skip
     if trainer.is_world_process_zero():
-        _write(trainer.accelerator.unwrap_model(trainer.model), str(model_path), tokenizer, stored, out, fingerprint, result, config)
+        _write(trainer.accelerator.unwrap_model(trainer.model), source, out, fingerprint, result, config)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -224,23 +226,12 @@ def _newest(folder: Path, fingerprint: str) -> str | None:
     return str(max(whole, key=lambda p: int(p.name.rpartition("-")[2]))) if whole else None
 
 
-def _write(model: Any, source: str, tokenizer: Any, stored: torch.dtype, out: Path, fingerprint: str, result: TrainResult, config: DistillConfig) -> None:
+def _write(model: Any, source: Source, out: Path, fingerprint: str, result: TrainResult, config: DistillConfig) -> None:
     """The final weights and the tokenizer, file by file into place, and `train.json` last: it says that all is there."""
     partial = out / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if config.lora is not None and config.lora.merge:
-        model = model.merge_and_unload()
-    if config.lora is None or config.lora.merge:
-        model = model.to(stored)
-        model.config.dtype = stored
-        model.config.use_cache = True
-    with quiet():
-        model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    for name in TOKENIZER_FILES:  # the source's own files, to the byte, where it is a folder
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, partial / name)
+    save(model, source, config, partial)
     (partial / "train.json").write_text(json.dumps({"fingerprint": fingerprint, "result": result.to_json()}, indent=1), encoding="utf-8")
     sync(partial)
     for path in sorted(partial.iterdir(), key=lambda p: p.name == "train.json"):
