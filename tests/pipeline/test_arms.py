@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from leafe.core import Stop, Task, UserError
+from leafe.core import ForeignFailure, Stop, Task, UserError
 from leafe.embedded import base_path
 from leafe.pipeline import Stage, Watcher, plan, report_runs, run_recipe, summarise_run, summarise_runs, waiting_stages
 from leafe.pipeline._choose import last_round
 from leafe.pipeline._plan import find
-from leafe.recipes import Recipe, load_recipe
+from leafe.recipes import Recipe, TrainRecipe, load_recipe
 from leafe.runs import Journal, RunFolder, load_trees, read_tasks, write_tasks
 from tests.pipeline.test_run import trees_of
 from tests.trees import Ep, make_tree
@@ -270,3 +271,28 @@ def test_runs_of_other_seeds_and_bases_are_one_table(tmp_path: Path) -> None:
     run_recipe(small("explore.depth=1"), other, only="explore")
     with pytest.raises(UserError, match=r"other is another experiment than .*apart0: they differ in explore"):
         report_runs([apart[0], other], None, Console(quiet=True))
+
+
+def test_a_launcher_starts_the_training(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_recipe(small(f"train.launch={sys.executable}"), run)
+    assert (run / "distill/leafe+/checkpoint/job/launch.log").is_file(), "another process trained"
+    here = tmp_path / "here"
+    run_recipe(small(), here, only="explore")
+    run_recipe(small(), here, only="distill")
+    assert weights(run / "distill/leafe+/checkpoint") == weights(here / "distill/leafe+/checkpoint")
+    run_recipe(small(), run)  # how it was started is no part of the experiment
+
+
+@pytest.mark.parametrize(
+    ("launch", "kind", "words"),
+    [
+        ("no-such-launcher --config x", UserError, "launch command 'no-such-launcher --config x' cannot be started"),
+        (f"{sys.executable} -c 'import sys; print(\"out of devices\", file=sys.stderr); sys.exit(7)'", ForeignFailure, r"code 7.*its end: out of devices"),
+    ],
+)
+def test_a_launcher_that_fails_says_so(tmp_path: Path, launch: str, kind: type[Exception], words: str) -> None:
+    recipe = small("tasks.train=4").model_copy(update={"train": TrainRecipe(launch=launch)})
+    run_recipe(recipe, tmp_path / "run", only="explore")
+    with pytest.raises(kind, match=words):
+        run_recipe(recipe, tmp_path / "run", only="distill")

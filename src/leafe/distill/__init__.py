@@ -25,15 +25,23 @@ __all__ = [
 
 
 def train(
-    model_path: str | Path, out: str | Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None = None
-) -> TrainResult:
+    model_path: str | Path, out: str | Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None = None,
+    launch: str | None = None,
+) -> TrainResult:  # fmt: skip
     """Train the checkpoint at `model_path` on the samples and write the trained one to the folder `out` (METHOD.md, Stage 2).
 
     `out` gets the weights (safetensors) and the tokenizer in the standard form, `metrics.jsonl`, and `train.json`, which says that it is finished. Called
     again after a kill it goes on from the newest checkpoint and ends with the weights of an unbroken training; called again when finished it returns the
     result at once. UserError: nothing to train on, a model that cannot be loaded or has no usable chat template, a folder of another training, a
     loss that is not finite.
+
+    `launch`: a command that starts the training's processes, such as `accelerate launch --config_file fsdp.yaml`; None: this process trains. ForeignFailure
+    where these processes end without a reason of leafe's.
     """
+    if launch is not None:
+        from leafe.distill._job import launched
+
+        return launched(launch, model_path, Path(out), data, valid, config, progress)
     try:
         if config.method == "dpo":
             from leafe.distill._dpo import run

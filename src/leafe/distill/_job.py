@@ -93,7 +93,7 @@ def launched(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=os.environ | {"LEAFE_LAUNCHED": "1", "PYTHONUNBUFFERED": "1"}
             )
         except OSError as error:
-            raise UserError(f"distill.launch = {launch!r} cannot be started: {error.strerror} ({command[0]}).") from error
+            raise UserError(f"The training's launch command {launch!r} cannot be started: {error.strerror} ({command[0]}).") from error
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -116,7 +116,9 @@ def launched(
     if _said(job).is_file():
         said = json.loads(_said(job).read_text(encoding="utf-8"))
         raise (UserError if said["user"] else ForeignFailure)(said["words"])
-    raise ForeignFailure(f"The training's processes, started by {launch!r}, ended with code {code}: what they wrote is in {log}.")
+    end = log.read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
+    last = f", its end: {end[-1].strip()[-300:]}" if end else ""
+    raise ForeignFailure(f"The training's processes, started by {launch!r}, ended with code {code}: what they wrote is in {log}{last}")
 
 
 def _said(job: Path) -> Path:
