@@ -50,7 +50,7 @@ class GrpoConfig(BaseModel):
     clip_ratio: float = Field(0.2, gt=0)
     """The ratio of the new to the old probability counts between 1 - this and 1 + this. With one iteration the ratio is 1 and nothing is cut."""
     beta: float = Field(0.0, ge=0)
-    """Weight of the KL divergence to the start policy."""
+    """Weight of the KL divergence to the start policy, estimated at the sampled tokens (TRL's unbiased form: times the ratio)."""
     iterations: int = Field(1, ge=1)
     """Optimiser steps on one batch."""
     loss: Literal["grpo", "dapo"] = "grpo"

@@ -134,8 +134,8 @@ class _Training:
             use_cpu=not cuda, bf16=half, max_steps=self._most_steps() * config.iterations, max_grad_norm=config.clip, shuffle_dataset=False,
             per_device_train_batch_size=micro, gradient_accumulation_steps=size // micro, steps_per_generation=size // micro,
             num_generations=config.group, num_iterations=config.iterations, temperature=config.temperature, beta=config.beta, epsilon=config.clip_ratio,
-            loss_type=config.loss, scale_rewards="group", disable_dropout=True, gradient_checkpointing=config.gradient_checkpointing,
-            dataloader_pin_memory=False, learning_rate=config.learning_rate,
+            loss_type=config.loss, scale_rewards="group", use_bias_correction_kl=True, disable_dropout=True,
+            gradient_checkpointing=config.gradient_checkpointing, dataloader_pin_memory=False, learning_rate=config.learning_rate,
         )  # fmt: skip
         rows = size // config.group * 64  # a row a task, for TRL to count: which tasks a batch has is ours to say
         trainer = _Trainer(
@@ -161,7 +161,7 @@ class _Training:
         if loaded is not None:
             if loaded["fingerprint"] != self.fingerprint:
                 raise UserError(f"{self.out} holds the checkpoints of another training (other tasks, options or model): choose another folder or delete it.")
-            self.first = int(loaded.pop("step"))
+            self.first = int(loaded.pop("step")) // config.iterations
             self.budget.charge(**loaded.pop("spent"))
             self.valid_spent = Spent(**loaded.pop("valid_spent"))
             self.state |= {name: loaded[name] for name in self.state}
@@ -253,7 +253,8 @@ class _Training:
             | self.measured
         )
         if self.step % self.config.checkpoint_every == 0:
-            self.checkpoints.save(self.step, self.state | {"spent": counts(spent), "valid_spent": asdict(self.valid_spent)})
+            # named by optimiser steps, which AdamW counts
+            self.checkpoints.save(self.step * self.config.iterations, self.state | {"spent": counts(spent), "valid_spent": asdict(self.valid_spent)})
 
     # validation and result
 
