@@ -171,3 +171,24 @@ def test_passes_and_run_limits_and_bad_input() -> None:
     assert found.spent.policy_calls == 17
     with pytest.raises(UserError, match="no tasks"):
         grow(number=0)
+
+
+def test_a_playbook_read_step_by_step() -> None:
+    """A pupil that heeds advice and reads no list; lessons of a door stand before that door once another attempt has confirmed them."""
+    seen: list[str] = []
+
+    def heeds(request: Request) -> str:
+        last = request.messages[-1].content
+        if asked_for(request) != "act":
+            return pupil(request).replace('"helpful": "none"', '"helpful": "1, 2, 3, 4"')
+        seen.append(last)
+        return f"Action: {last[-1] if 'Advice' in last else seeded_key(request)}"
+
+    found = grow(scripted(heeds), own=AceConfig(batch=2, place="step"))
+    assert found.playbook.by_section()
+    advised = [text for text in seen if "Advice" in text]
+    assert advised
+    for text in advised:
+        door = text.split("door ")[1][0]
+        assert text.endswith(f"at door {door} say {'abcb'[int(door)]}")
+    assert not any("Lessons" in text for text in seen)

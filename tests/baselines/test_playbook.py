@@ -176,3 +176,9 @@ def test_in_gates_a_lesson_confirms_what_says_the_same_and_contradicts_the_rest_
     read = read_lesson("s0 rusty needs lamp", words, playbook, 0.8)
     assert (read.section, read.text, read.helpful, read.harmful) == ("rusty", "rusty needs lamp", {2}, frozenset())
     assert playbook.render(words) == "earlier gate breaks ; attic go down ; earlier gate breaks ; rusty needs lamp ; "
+
+
+def test_by_section_is_what_was_confirmed_more_often_than_contradicted() -> None:
+    playbook = grown([Delta("ADD", section=s, text=t) for s, t in (("a", "one"), ("a", "two"), ("b", "three"), ("c", "four"))])
+    playbook = playbook.mark({1, 2, 3}, set()).mark({2}, {3})
+    assert playbook.by_section() == {"a": "two"}

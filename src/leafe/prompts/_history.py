@@ -99,25 +99,29 @@ class Said:
 
 class Prompts:
     """A prompt set bound to a world's help text. `history`: "full", or "window:N" as some harnesses prompt (no shared prefixes). `playbook`: a text that
-    begins every first user message (of a window: every one), the same for all tasks."""
+    begins every first user message (of a window: every one), the same for all tasks. `lessons`: by topic what stands, as an experience would, at every step
+    whose observation holds all words of the topic and that has no experience of its own."""
 
-    def __init__(self, prompt_set: PromptSet, actions_help: str = "", history: str = "full", playbook: str = "") -> None:
+    def __init__(
+        self, prompt_set: PromptSet, actions_help: str = "", history: str = "full", playbook: str = "", lessons: Mapping[str, str] | None = None
+    ) -> None:
         self.set = prompt_set
         self.actions_help = actions_help
         self.history = history
         self.playbook = playbook
+        self.lessons = dict(lessons or {})
         match = re.fullmatch(r"full|window:([1-9]\d*)", history)
         if match is None:
             raise UserError(f'history = {history!r} is neither "full" nor "window:N" with N from 1.')
         self.window = int(match[1]) if match[1] else None
 
-    def with_playbook(self, playbook: str) -> Prompts:
-        """The same with this playbook in the place of any other."""
-        return Prompts(self.set, self.actions_help, self.history, playbook)
+    def with_playbook(self, playbook: str = "", lessons: Mapping[str, str] | None = None) -> Prompts:
+        """The same with this playbook, or these lessons, in the place of any other."""
+        return Prompts(self.set, self.actions_help, self.history, playbook, lessons)
 
     def saying(self, **texts: str) -> Prompts:
         """The same with some of the set's texts replaced."""
-        return Prompts(self.set.model_copy(update=texts), self.actions_help, self.history, self.playbook)
+        return Prompts(self.set.model_copy(update=texts), self.actions_help, self.history, self.playbook, self.lessons)
 
     def reflection_schema(self, steps: int) -> Mapping[str, Any] | None:
         """What to ask of an engine that can constrain its output, for a history of `steps` actions; None where the set has its own pattern."""
@@ -143,7 +147,7 @@ class Prompts:
     def _messages(self, history: History, suffix: str, said: Said | None) -> tuple[Message, ...]:
         if self.window is not None:
             head = [Message("system", self._fill(self.set.system, history))] if self.set.system else []
-            return (*head, *self.set.shots, Message("user", self.playbook + self._windowed(history) + self._note(history, history.step) + suffix))
+            return (*head, *self.set.shots, Message("user", self.playbook + self._windowed(history) + self._note(history, history.step, suffix) + suffix))
         said = Said() if said is None else said
         if not said.begins(history):
             said.messages = [Message("system", self._fill(self.set.system, history))] if self.set.system else []
@@ -156,7 +160,7 @@ class Prompts:
             said.messages.append(Message("assistant", turn.action_text, turn.tokens))
             said.messages.append(Message("user", fill(self.set.turn, {"step": turn.step + 1, "observation": turn.observation})))
         said.history = history
-        return (*said.messages[:-1], _and(said.messages[-1], self._note(history, history.step) + suffix))
+        return (*said.messages[:-1], _and(said.messages[-1], self._note(history, history.step, suffix) + suffix))
 
     def _windowed(self, history: History) -> str:
         assert self.window is not None
@@ -175,9 +179,16 @@ class Prompts:
         preamble = "".join(fill(self.set.preamble, {"experience": p}) for p in about.preamble)
         return fill(template, {"instruction": about.task.instruction, "actions_help": self.actions_help, "preamble": preamble, **values})
 
-    def _note(self, history: History, step: int) -> str:
-        note = history.notes.get(step)
+    def _note(self, history: History, step: int, suffix: str = "") -> str:
+        note = history.notes.get(step) or ("" if suffix else self._lessons(history, step))
         return fill(self.set.experience, {"experience": note, "step": step}) if note else ""
+
+    def _lessons(self, history: History, step: int) -> str:
+        """The lessons on what is seen at this step; none where something else than an action is asked for."""
+        if not self.lessons:
+            return ""
+        seen = set((history.turns[step - 1].observation if step else history.first_observation).lower().split())
+        return " ".join(text for topic, text in self.lessons.items() if set(topic.lower().split()) <= seen)
 
     def parse_action(self, text: str) -> tuple[str, str]:
         """(thought, action). A text without the expected form is taken whole as the action: the world says what is wrong with it."""

@@ -122,6 +122,14 @@ class Playbook:
             return ""
         return fill(words.playbook, {"items": self.listed(words)})
 
+    def by_section(self) -> dict[str, str]:
+        """Of each section the item that was confirmed most often, if more often than contradicted; of equals the newest."""
+        best: dict[str, Item] = {}
+        for item in self.items:
+            if item.worth > 0 and (item.section not in best or item.worth >= best[item.section].worth):
+                best[item.section] = item
+        return {section: item.text for section, item in best.items()}
+
     def listed(self, words: PromptSet) -> str:
         """The items alone."""
         first = {section: min(i.id for i in self.items if i.section == section) for section in {i.section for i in self.items}}

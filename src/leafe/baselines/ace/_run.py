@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +27,9 @@ HOPELESS = 10
 """Attempts in a row lost to the policy's or the world's failures, after which the run ends: the outside is down."""
 
 
+Place = Literal["first", "step"]
+
+
 class AceConfig(BaseModel):
     """What is ACE's own; budget, temperatures, horizon and seed are in `ExploreConfig`, as for every strategy."""
 
@@ -37,6 +41,9 @@ class AceConfig(BaseModel):
     """Most attempts at a task; None: as many as its budget holds."""
     most: int = Field(40, ge=1)
     """Items of the playbook."""
+    place: Place = "first"
+    """Where the policy reads it: `first`, whole and before everything, as the paper has it; `step`, item by item, each at the steps whose observation names its
+    section (and only what was confirmed more often than contradicted): for a policy that cannot find one line among many."""
     similarity: float = Field(0.8, gt=0, le=1)
     """Jaccard index of their words from which on two texts say the same."""
 
@@ -60,8 +67,10 @@ class Ace:
     """The run-wide limit that ended it early, if one did."""
 
 
-def with_playbook(prompts: Prompts, playbook: Playbook) -> Prompts:
-    """Prompts that begin with the playbook: what the frozen one is evaluated with."""
+def with_playbook(prompts: Prompts, playbook: Playbook, place: Place = "first") -> Prompts:
+    """Prompts that hold the playbook: what the frozen one is evaluated with."""
+    if place == "step":
+        return prompts.with_playbook(lessons=playbook.by_section())
     return prompts.with_playbook(playbook.render(prompts.set))
 
 
@@ -146,7 +155,7 @@ class _Stage:
 
     async def learn(self, batch: Sequence[Task], number: int) -> None:
         """One attempt at each task, all with the same playbook; then merge what they teach, in their order."""
-        prompts = with_playbook(self.prompts, self.playbook)
+        prompts = with_playbook(self.prompts, self.playbook, self.own.place)
         found = await asyncio.gather(*(self.attempt(task, number, prompts) for task in batch), return_exceptions=True)
         wrong = next((e for e in found if isinstance(e, BaseException)), None)
         if wrong is not None:  # the others have come to their end: what they did is in the journal
