@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +301,57 @@ def test_a_launcher_that_fails_says_so(tmp_path: Path, launch: str, kind: type[E
     run_recipe(recipe, tmp_path / "run", only="explore")
     with pytest.raises(kind, match=words):
         run_recipe(recipe, tmp_path / "run", only="distill")
+
+
+def test_a_run_of_an_earlier_leafe_is_gone_on_with(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_recipe(small("tasks.train=2", "tasks.test=1"), run, only="explore")
+    text = (run / "config.toml").read_text()
+    old = re.sub(r'(?m)^(start|explorer|sweep) = .*\n|^\[(rounds|arms\."leafe\+"\.sweep)\]\n([a-z]+ = .*\n)*', "", text)
+    assert "rounds" not in old != text
+    (run / "config.toml").write_text(old)
+    begun: list[str] = []
+    run_recipe(small("tasks.train=2", "tasks.test=1"), run, watcher=Watcher(begins=lambda s: begun.append(s.name)), only="distill")
+    assert begun == ["distill/leafe+"]
+    (run / "config.toml").write_text(old)
+    with pytest.raises(UserError, match=r"other settings \(rounds.number was 1, is 2\)"):
+        run_recipe(small("tasks.train=2", "tasks.test=1", "rounds=2"), run)
+
+
+def test_a_split_that_is_asked_for_at_the_end_is_looked_for_at_the_beginning(tmp_path: Path) -> None:
+    for change, key in (("tasks.test_split=dev", "tasks.test_split"), ("validation.split=dev", "validation.split")):
+        with pytest.raises(UserError, match=f"{key} = 'dev': the world 'gates' has no such split; its splits are train, valid, test"):
+            run_recipe(small("rounds=2", change), tmp_path / key)
+        assert not list((tmp_path / key).rglob("journal-*"))
+
+
+@pytest.mark.slow
+def test_the_first_round_can_be_explored_in_pieces(rounds: Path, tmp_path: Path) -> None:
+    from leafe.pipeline import Shard, merge, recipe_of
+
+    pieces = []
+    for index in range(2):
+        pieces.append(tmp_path / Shard(index, 2).name("run"))
+        run_recipe(small("rounds=2"), pieces[-1], only="explore", shard=Shard(index, 2))
+    merge(pieces, tmp_path / "run", recipe_of)
+    run_recipe(small("rounds=2"), tmp_path / "run")
+    for name in ("explore/round1of2.tree", "explore/leafe+.round2.tree", "evaluate/leafe+"):
+        assert trees_of(tmp_path / "run", name) == trees_of(rounds, name)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_rounds_it_goes_on_to_the_same_end(rounds: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "leafe.cli", "run", SMALL, *QUICK, "rounds=2", "--runs", str(tmp_path), "--name", "cut"]
+    chance = random.Random(1)
+    for seen in ("distill/leafe+.round1", "explore/leafe+.round2.tree", "distill/leafe+.round2", "choose/leafe+"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None and not (tmp_path / "cut" / seen).is_dir():
+            time.sleep(0.02)
+        time.sleep(chance.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    ended = subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=280)
+    assert ended.returncode == 0, ended.stderr.decode()
+    for name in ("explore/leafe+.round2.tree", "validate/leafe+.round2", "evaluate/leafe+"):
+        assert trees_of(tmp_path / "cut", name) == trees_of(rounds, name)

@@ -20,7 +20,7 @@ from leafe.core import ForeignFailure, UserError
 from leafe.pipeline._plan import KINDS, Stage, StageKind, plan
 from leafe.pipeline._shards import Shard
 from leafe.policies.server import stop_all
-from leafe.recipes import Recipe
+from leafe.recipes import Recipe, parse_recipe
 from leafe.runs import RunFolder
 
 
@@ -48,6 +48,15 @@ def config_of(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude=spread, exclude_none=True)
 
 
+def _today(before: dict[str, Any]) -> dict[str, Any]:
+    """An earlier run's settings with the defaults of all that recipes can say by now; as they are where they are no recipe any more."""
+    rest = {"shard": before["shard"]} if "shard" in before else {}
+    try:
+        return config_of(parse_recipe({key: value for key, value in before.items() if key != "shard"})) | rest
+    except UserError:
+        return before
+
+
 _GROWING = ("strategies", "arms", "controls", "evaluate.extras")
 """What a run may get more of: another arm, another row. What is there is not done again."""
 _FREE = ("about", "evaluate.k", "evaluate.compare")
@@ -73,7 +82,7 @@ def run_recipe(
     watcher = watcher or Watcher()
     config = config_of(recipe) | ({"shard": shard.to_json()} if shard else {})
     seeds = {str(i): s for i, s in enumerate(recipe.seeds)}
-    with RunFolder.open(path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE) as folder:
+    with RunFolder.open(path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE, today=_today) as folder:
         stages = plan(recipe) if only is None else _reachable(folder, recipe, only)
         state = _State(folder, recipe, stages, watcher)
         state.skip_finished()

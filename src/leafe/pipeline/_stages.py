@@ -22,7 +22,7 @@ from leafe.envs import load_tasks, make_world
 from leafe.evaluate import EvaluateProgress, evaluate, probe
 from leafe.explore import ExploreConfig, Progress, WorldPool, explore
 from leafe.pipeline._choose import choose, last_round
-from leafe.pipeline._plan import HELD_OUT, Leg, Stage, stage_name, task_count, world_options
+from leafe.pipeline._plan import HELD_OUT, Leg, Stage, plan, stage_name, task_count, world_options
 from leafe.pipeline._served import served_policy
 from leafe.pipeline._shards import shard_of
 from leafe.pipeline._weights import checkpoint_of, nothing_to_do
@@ -129,6 +129,8 @@ def _same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
 def _tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> list[Task]:
     """The tasks that the stage explores or evaluates; of a shard its own."""
     leg = stage.leg
+    if stage.kind == "explore":
+        _check_splits(recipe, pool)
     if stage.kind == "evaluate":
         return load_tasks(pool.facts, recipe.tasks.test_split, task_count(recipe, leg, "test"), leg.seed)
     if stage.kind == "validate":
@@ -148,6 +150,17 @@ def _tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> list[
     if len(tasks) < shard.of:
         raise UserError(f"{len(tasks)} tasks cannot be split into {shard.of} shards: ask for fewer shards or more tasks.")
     return tasks[shard.index :: shard.of]
+
+
+def _check_splits(recipe: Recipe, pool: WorldPool) -> None:
+    """UserError before anything is explored where a later stage will ask for a split that the world does not have."""
+    asked = {"tasks.test_split": recipe.tasks.test_split}
+    if any(stage.kind == "validate" or stage.what == HELD_OUT for stage in plan(recipe)):
+        asked["validation.split"] = recipe.validation.split
+    splits: tuple[str, ...] = getattr(pool.facts, "splits", ())  # none: the world does not say
+    for key, split in asked.items():
+        if splits and split not in splits:
+            raise UserError(f"{key} = {split!r}: the world {pool.facts.name!r} has no such split; its splits are {', '.join(splits)}.")
 
 
 def _prompts(recipe: Recipe, pool: WorldPool) -> Prompts:

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ class RunFolder:
         fresh: bool = False,
         growing: Sequence[str] = (),
         free: Sequence[str] = (),
+        today: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda before: before,
     ) -> RunFolder:
         """Create the run, or go on with it where it is there already.
 
         `config`: plain JSON-able settings. `fresh` deletes an earlier run in the same place first (only a folder that is a run). `growing`: dotted keys of
-        tables and lists that may have got more entries since, none fewer and none changed; `free`: keys that may change. The settings kept are the new ones.
+        tables and lists that may have got more entries since, none fewer and none changed; `free`: keys that may change. `today` writes the settings of an
+        earlier leafe as this one does, with the defaults of what it could not be told. The settings kept are the new ones.
         UserError where the folder is in use, is no run, has another format or other settings (the keys are named).
         """
         path = Path(path)
@@ -70,7 +72,7 @@ class RunFolder:
             if (path / MANIFEST).exists():
                 manifest = _read_manifest(path)
                 before = _read_config(path)
-                _compare(path, before, settings, growing, free)
+                _compare(path, _plain(today(before)), settings, growing, free)
                 if before != settings:
                     atomic_write(path / CONFIG, to_toml(settings))
             else:
