@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import re
 from functools import cache
@@ -17,7 +19,7 @@ from rich.console import Console
 
 from leafe.core import Stop, Tree
 from leafe.evaluate import Evaluated, Explored, summarise
-from leafe.report import draw_tree, findings, pick_tree, print_tables, write_report
+from leafe.report import against_csv, against_markdown, against_table, alarms, draw_tree, findings, pick_tree, print_tables, write_report
 from leafe.report._charts import Series, line_chart, look
 from leafe.report._format import difference, interval, number, percent
 from leafe.report._tree import OUTCOMES
@@ -230,3 +232,86 @@ def test_a_chart_keeps_every_point_and_label_inside(lines: list[list[tuple[int, 
 
 def test_a_chart_without_points_is_nothing() -> None:
     assert str(line_chart([], title="t", x_label="x", y_label="y")) == ""
+
+
+@cache
+def full() -> dict[str, Any]:
+    """A summary with all that may stand beside Pass@k: probes, alarms, rounds, validation, and every row against one."""
+    well = {"following": 0.8, "unaided": 0.1, "kind": "swapped", "pairs": 9, "reflection": 1.0, "reflections": 7, "same_step": 0.9, "reflection_logprob": -0.5}
+    ill = well | {"following": 0.2, "same_step": 0.3, "world": {"heeds": 0.1}}
+    runs = [play(number=8, seed=s) for s in range(3)]
+    rows = [
+        Evaluated("base", runs, 1.0, 2.0, "base", probes=[well | {"world": {"heeds": 0.7}}] * 3),
+        Evaluated(HOSTILE, [play(number=8, seed=s + 10) for s in range(3)], probes=[ill] * 3),
+        Evaluated("hot", runs, 1.3, role="control"),
+    ]
+    out = summarise([], rows, ks=(1, 8, 64), against="base").to_json()
+    one = {
+        "arm": HOSTILE, "round": 1, "tasks": 10, "solved": 3, "coverage": 0.3, "samples": 41.5, "valid": {"1": 0.125}, "test": {"1": 0.25, "64": None},
+        "entropy": 0.5, "distinct": 0.25, "following": 0.8, "reflection": 1.0, "same_step": 0.9, "chosen": 2, "stopped": 0, "runs": 3,
+    }  # fmt: skip
+    two = one | {"round": 2, "valid": {}, "test": {}, "samples": None, "coverage": None, "following": None, "chosen": 0, "stopped": 1}
+    tried = {"arm": "a", "seed": 0, "chosen": True, "attempt": "a.try1", "what": f"a ({HOSTILE} = 1)", "temperature": 1.0, "tasks": 4}
+    tried["pass_at"] = {"1": {"value": 0.375, "ci95": [0.1, 0.6]}}
+    left = {"arm": "a", "seed": 0, "chosen": False, "attempt": "a.try2", "what": "a (rate = 2)", "temperature": None, "empty": "nothing to learn from"}
+    out["details"] |= {"rounds": [one, two], "validation": [tried, left]}
+    return out
+
+
+def test_alarms_say_the_rule_with_the_figures() -> None:
+    said = alarms(full())
+    assert len(said) == 3
+    assert "it has unlearned to follow an experience: it gives the action that one asks for a probability of 20.0 %, under three quarters of" in said[0]
+    assert "the base policy's 80.0 %." in said[0]
+    assert "blame the step" in said[1]
+    assert "the world's own gauge has fallen: heeds: 10.0 %" in said[2]
+    every = [{"arm": "a", "figure": d, "value": 0.1, "base": 0.9, "share": 0.5} for d in ("entropy", "distinct", "reflection")]
+    found = alarms({"details": {"collapse": every}})
+    assert all("under half of the base policy's" in line for line in found)
+    assert "0.100 nats" in found[0]
+
+
+def test_the_page_shows_all_that_stands_beside_pass_at_k(tmp_path: Path) -> None:
+    out = write_report(full(), tmp_path / "report.html", title="t")
+    text = out.read_text(encoding="utf-8")
+    assert "<script" not in text
+    parser = Elements()
+    parser.feed(text)
+    shown = " ".join(" ".join(parser.text).split())
+    for words in ("Signs of collapse", "Can the policies still learn from experience?", "gauge: heeds", "Rounds", "chosen in 2 of 3", "not reached in 1 of 3"):
+        assert words in shown
+    for words in ("Settings tried on validation", "nothing to learn from", "37.5", "Every row against base", "12.5"):
+        assert words in shown
+    bare = write_report(summary(), tmp_path / "bare.html", title="t").read_text(encoding="utf-8")
+    for words in ("Signs of collapse", "still learn", "<h2>Rounds", "Settings tried", "Every row against"):
+        assert words not in bare
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_terminal_tables_show_what_stands_beside_pass_at_k(width: int) -> None:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_tables(full(), console)
+    console.print(against_table(full()))
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= width
+    for words in ("follow", "reflect", "entropy", "distinct", "80.0", "90.0", "Rounds", "chosen 2/3", "Against base"):
+        assert words in shown
+    assert "! " + HOSTILE[:8] in shown
+
+
+def test_the_comparison_as_markdown_and_csv() -> None:
+    lines = against_markdown(full()).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + 2, "head, rule, the reference and the arm; a control makes no claim"
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert "gauge: heeds" in table[0]
+    rows = list(csv.DictReader(io.StringIO(against_csv(full()))))
+    assert [(r["row"], r["k"]) for r in rows] == [("base", "1"), ("base", "64"), (HOSTILE, "1"), (HOSTILE, "64")]
+    arm = next(r for r in rows if r["row"] == HOSTILE and r["k"] == "1")
+    found = full()["details"]["against"]["rows"][0]
+    assert [float(arm[name]) for name in ("difference", "difference_low", "difference_high", "p")] == [found[n] for n in ("value", "low", "high", "p")]
+    assert arm["claim"] == found["claim"] == "not decided" not in table[3]
+    claimed = {**full(), "details": {**full()["details"], "against": {**full()["details"]["against"], "rows": [found | {"claim": "above"}]}}}
+    assert "] above |" in against_markdown(claimed).splitlines()[3]
+    assert float(arm["gauge_heeds"]) == 0.1
+    assert rows[0]["difference"] == ""

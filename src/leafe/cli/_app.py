@@ -123,11 +123,18 @@ def evaluate(recipe: RecipeArg, overrides: Overrides = None, name: Name = None, 
 def report(
     folders: Annotated[list[Path], typer.Argument(help="A run folder; or several of one experiment, with other seeds or base policies, as one table.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: the run's folder, or for several runs the screen alone.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="Compare every row with this one: intervals over runs and tasks, claims by Holm.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write that comparison to this file, for a document.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write that comparison to this file, for a program.")] = None,
 ) -> None:
     """Write report.html and summary.json of a run anew, and print its tables; of several runs, pool them."""
+    from leafe.core import UserError
     from leafe.pipeline import report_runs
 
-    report_runs(folders, out or (folders[0] if len(folders) == 1 else None), _console(), tables=True)
+    if against is None and (markdown or csv):
+        raise UserError("--markdown and --csv write the table of every row against one: name that row with --against.")
+    where = out or (folders[0] if len(folders) == 1 else None)
+    report_runs(folders, where, _console(), tables=True, against=against, markdown=markdown, table_csv=csv)
 
 
 @app.command()

@@ -104,7 +104,8 @@ def contrast(row: str, k: int, runs: Sequence[Mapping[str, float]]) -> Contrast:
     if _over_runs(means)[1] <= 0 and tasks < 2:
         half = p = math.nan  # one task of one run says nothing of others
     agree = int(np.sum(np.sign(means) == np.sign(value)))
-    return Contrast(row, k, value, value - half, value + half, p, "not decided", len(runs), agree, tasks)
+    low, high = (value - half, value + half) if math.isnan(half) else (max(-1.0, value - half), min(1.0, value + half))
+    return Contrast(row, k, value, low, high, p, "not decided", len(runs), agree, tasks)
 
 
 def _over_runs(means: Floats) -> tuple[float, int]:

@@ -83,7 +83,7 @@ def summarise(
 
     compare: pairs (a, b) of arms whose Pass@k are subtracted, a - b, task by task. An arm that is not there yet is left out of the differences,
     so that a run can be summarised half-way; UserError where two arms that are there saw different tasks or share a name.
-    against: a row with which every other one is compared run by run (`contrasts`), under `details.against`.
+    against: an arm with which the base and every other arm is compared run by run (`contrasts`), under `details.against`.
     """
     names = [e.arm for e in evaluated]
     if len(set(names)) != len(names):
@@ -176,9 +176,10 @@ def _vitals(e: Evaluated, results: list[Counts], width: Spread) -> dict[str, Any
 
 
 def _against(evaluated: Sequence[Evaluated], results: Mapping[str, list[Counts]], reference: str, ks: Sequence[int]) -> dict[str, Any]:
-    """Every other row that has runs in common with the reference."""
-    rows = {e.arm: dict(zip(e.labels or map(str, range(len(e.runs))), results[e.arm], strict=True)) for e in evaluated}
-    return {"reference": reference, "rows": [c.to_json() for c in contrasts(rows, reference, ks)]}
+    """The base and every arm that has runs in common with the reference, at the first and the last k: every further claim would make the others dearer."""
+    rows = {e.arm: dict(zip(e.labels or map(str, range(len(e.runs))), results[e.arm], strict=True)) for e in evaluated if e.role in ("arm", "base")}
+    ends = tuple(dict.fromkeys((ks[0], ks[-1])))
+    return {"reference": reference, "ks": list(ends), "rows": [c.to_json() for c in contrasts(rows, reference, ends)]}
 
 
 def _evaluate_details(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int], seed: int) -> dict[str, Any]:

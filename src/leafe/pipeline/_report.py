@@ -15,8 +15,9 @@ from leafe.core import Tree, UserError
 from leafe.distill import PARTS
 from leafe.evaluate import Evaluated, Explored, Summary, summarise
 from leafe.pipeline._plan import Stage, StageKind, plan
+from leafe.pipeline._rounds import rounds_rows
 from leafe.recipes import Recipe, parse_recipe
-from leafe.report import print_tables, write_report
+from leafe.report import against_csv, against_markdown, against_table, print_tables, write_report
 from leafe.runs import RunFolder, atomic_write, load_trees
 
 
@@ -58,6 +59,7 @@ def summarise_runs(runs: Sequence[RunFolder], against: str | None = None) -> Sum
         versions=runs[0].versions,
     )
     summary.details["validation"] = [row for run in runs for row in _validation_rows(run, len(runs) > 1)]
+    summary.details["rounds"] = rounds_rows([(run, recipe_of(run)) for run in runs], summary.to_json())
     return summary
 
 
@@ -118,11 +120,23 @@ def report_run(path: Path, console: Console, *, tables: bool = False) -> None:
     report_runs([path], path, console, tables=tables)
 
 
-def report_runs(paths: Sequence[Path], out: Path | None, console: Console, *, tables: bool = False) -> None:
-    """The same for several runs of one experiment (`summarise_runs`), as one summary and one report in the folder `out`; None: they are only printed."""
+def report_runs(
+    paths: Sequence[Path],
+    out: Path | None,
+    console: Console,
+    *,
+    tables: bool = False,
+    against: str | None = None,
+    markdown: Path | None = None,
+    table_csv: Path | None = None,
+) -> None:
+    """The same for several runs of one experiment (`summarise_runs`), as one summary and one report in the folder `out`; None: they are only printed.
+
+    `against`: a row with which every other one is compared, in the report and, where they are named, in the files `markdown` and `table_csv`.
+    """
     runs = [RunFolder.read(path) for path in dict.fromkeys(paths)]
     recipe = recipe_of(runs[0])
-    summary = summarise_runs(runs).to_json()
+    summary = summarise_runs(runs, against).to_json()
     if not summary["explore"] and not summary["evaluate"]:
         raise UserError(f"No stage of {paths[0]} is finished yet: run `leafe run` to go on with it.")
     if out is not None:
@@ -144,7 +158,12 @@ def report_runs(paths: Sequence[Path], out: Path | None, console: Console, *, ta
         for run in runs:
             _print_training(run, console, _named(run, runs))
         _print_validation(summary, console)
-        print_tables(summary, console, ("evaluate", "differences"))
+        print_tables(summary, console, ("evaluate", "rounds", "differences"))
+        if against is not None:
+            console.print(against_table(summary))
+    for file, text in ((markdown, against_markdown), (table_csv, against_csv)):
+        if file is not None:
+            atomic_write(file, text(summary))
 
 
 def _named(run: RunFolder, runs: Sequence[RunFolder]) -> str:
@@ -160,7 +179,7 @@ def print_kind(path: Path, kind: StageKind, console: Console) -> None:
     elif kind == "choose":
         _print_validation(summarise_run(run).to_json(), console)
     elif kind != "validate":
-        print_tables(summarise_run(run).to_json(), console, ("explore",) if kind == "explore" else ("evaluate", "differences"))
+        print_tables(summarise_run(run).to_json(), console, ("explore",) if kind == "explore" else ("evaluate", "rounds", "differences"))
 
 
 def _trees(places: Sequence[_Place]) -> list[list[Tree]]:

@@ -14,7 +14,10 @@ from markupsafe import Markup
 
 from leafe.core import Kind, Stop, Tree, Turn
 from leafe.report import _format as figures
+from leafe.report._against import against_rows
+from leafe.report._alarms import alarms
 from leafe.report._charts import Series, line_chart, look, marker
+from leafe.report._tables import reflects
 from leafe.report._tree import BRANCH_LIMIT, OUTCOMES, draw_tree, outcome_mark, pick_tree, rescued
 
 
@@ -38,7 +41,7 @@ def write_report(
     """
     environment = Environment(loader=PackageLoader("leafe.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": figures.percent, "interval": figures.interval, "difference": figures.difference} | {
-        "number": figures.number, "count": figures.count,
+        "number": figures.number, "count": figures.count, "reflects": reflects,
     }  # fmt: skip
     tree = pick_tree(trees)
     details = summary.get("details") or {}
@@ -51,6 +54,12 @@ def write_report(
         evaluated=evaluated,
         ks=list(summary["evaluate"][0]["pass_at"]) if summary["evaluate"] else [],
         findings=findings(summary),
+        alarms=alarms(summary),
+        probed=any(row["probe"] for row in evaluated),
+        gauged=list(dict.fromkeys(name for row in evaluated for name in row["probe"].get("world", ()))),
+        rounds=_rounds(details.get("rounds", [])),
+        sweeps=_sweeps(details.get("validation", [])),
+        against=against_rows(summary),
         budget_chart=_budget_chart(explored, "policy_calls", "policy calls spent on each task (reflections included)"),
         steps_chart=_budget_chart(explored, "env_steps", "world steps spent on each task (replays included)"),
         pass_chart=_pass_chart(evaluated),
@@ -92,6 +101,18 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     if summary["differences"]:
         out.append(f"Of {len(summary['differences'])} paired differences, {len(sure)} have a 95 % interval without 0.")
     return out
+
+
+def _rounds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows, with the k of validation and test that any of them has; empty without rounds."""
+    ks = {name: list(dict.fromkeys(k for row in rows for k in row[name])) for name in ("valid", "test")}
+    return {"rows": rows, **ks} if rows else {}
+
+
+def _sweeps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was tried on validation, complete rows; empty where nothing was."""
+    lacking = dict.fromkeys(("run", "empty", "stopped", "pass_at", "temperature"))
+    return {"rows": [lacking | dict(row) for row in rows], "ks": list(dict.fromkeys(k for row in rows for k in row.get("pass_at", ())))} if rows else {}
 
 
 def _excludes_zero(row: Mapping[str, Any]) -> bool:

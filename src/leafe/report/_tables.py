@@ -10,46 +10,76 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from leafe.report._alarms import alarms
 from leafe.report._format import MINUS, NONE, count, difference, interval, number, percent, span
 
-TableKind = Literal["explore", "evaluate", "differences"]
+TableKind = Literal["explore", "evaluate", "rounds", "differences"]
 
 
-def print_tables(summary: Mapping[str, Any], console: Console | None = None, kinds: Sequence[TableKind] = ("explore", "evaluate", "differences")) -> None:
-    """Print the tables that have rows. `summary` is what `Summary.to_json` gives or `summary.json` holds."""
+def print_tables(
+    summary: Mapping[str, Any], console: Console | None = None, kinds: Sequence[TableKind] = ("explore", "evaluate", "rounds", "differences")
+) -> None:
+    """Print the tables that have rows, the alarms after the evaluation. `summary` is what `Summary.to_json` gives or `summary.json` holds."""
     console = console or Console()
-    make = {"explore": explore_table, "evaluate": evaluate_table, "differences": differences_table}
+    make = {"explore": explore_table, "evaluate": evaluate_table, "rounds": rounds_table, "differences": differences_table}
     for kind in kinds:
-        if summary.get(kind):
+        if summary["details"].get("rounds") if kind == "rounds" else summary.get(kind):
             console.print(make[kind](summary))
+            for line in alarms(summary) if kind == "evaluate" else ():
+                console.print(Text(f"! {line}"))
             console.print()
 
 
 def explore_table(summary: Mapping[str, Any]) -> Table:
     """Stage 1: what each strategy solved, and for what."""
-    table = _table("Stage 1: exploration, tasks solved at least once (95 % interval below)", "strategy")
+    table = plain_table("Stage 1: exploration, tasks solved at least once (95 % interval below)", "strategy")
     for name in ("solved", "coverage %", "policy calls", "env steps", "replayed", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary["explore"]:
         table.add_row(
-            Text(row["strategy"]), f"{row['solved']}/{row['tasks']}", _cell(percent(row["coverage"]), span(row["ci95"])), count(row["policy_calls"]),
+            Text(row["strategy"]), f"{row['solved']}/{row['tasks']}", cell(percent(row["coverage"]), span(row["ci95"])), count(row["policy_calls"]),
             count(row["env_steps"]), count(row["replayed_steps"]), number(row["seconds"], 1),
         )  # fmt: skip
     return table
 
 
 def evaluate_table(summary: Mapping[str, Any]) -> Table:
-    """Pass@k of every arm, and what its samples were like."""
+    """Pass@k of every arm, and beside it how its samples spread and, where policies were probed, whether they still learn from experience."""
     rows = summary["evaluate"]
     ks = list(rows[0]["pass_at"])
-    table = _table(f"Evaluation: {rows[0]['samples']} samples a task; Pass@k in %, 95 % interval below", "arm")
-    for name in (*(f"Pass@{k}" for k in ks), "turns\ninvalid", "tokens\nseconds"):
+    probed = any(row["following"] is not None or reflects(row) is not None for row in rows)
+    table = plain_table(f"Evaluation: {rows[0]['samples']} samples a task; Pass@k in %, 95 % interval below", "arm")
+    for name in (*(f"Pass@{k}" for k in ks), *(["follow\nreflect"] if probed else []), "entropy\ndistinct", "turns\ntokens"):
         table.add_column(name, justify="right", no_wrap=True)
     for row, more in zip(rows, summary["details"]["evaluate"], strict=True):
         lost = f", {count(more['lost'])} lost" if more["lost"] else ""
         table.add_row(
-            _cell(row["arm"], f"T={row['temperature']:g}{lost}"), *(_cell(percent(row["pass_at"][k]["value"]), span(row["pass_at"][k]["ci95"])) for k in ks),
-            _cell(number(more["turns"], 1), number(more["invalid"], 2)), _cell(number(more["tokens"], 1), number(row["seconds"], 1)),
+            cell(row["arm"], f"T={row['temperature']:g}{lost}"), *(cell(percent(row["pass_at"][k]["value"]), span(row["pass_at"][k]["ci95"])) for k in ks),
+            *([cell(percent(row["following"]), percent(reflects(row)))] if probed else []),
+            cell(number(row["entropy"], 3), percent(row["distinct"])), cell(number(more["turns"], 1), number(more["tokens"], 1)),
+        )  # fmt: skip
+    return table
+
+
+def reflects(row: Mapping[str, Any]) -> float | None:
+    """The share of reflections that blame the step whose revision had helped or, where no trees tell, of those that can be used at all."""
+    found: float | None = row["reflection"] if row["same_step"] is None else row["same_step"]
+    return found
+
+
+def rounds_table(summary: Mapping[str, Any]) -> Table:
+    """One line a round: what its explorer solved, what was trained on it, and what that came to."""
+    rows = summary["details"]["rounds"]
+    test, valid = list(rows[0]["test"]), next((list(row["valid"]) for row in rows if row["valid"]), [])
+    table = plain_table("Rounds: solved and trained in each; Pass@k in %", "round")
+    for name in ("solved\n%", "samples", *(f"valid\n@{k}" for k in valid), *(f"test\n@{k}" for k in test), "follow\nreflect", "entropy\ndistinct"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        words = f"chosen {row['chosen']}/{row['runs']}" if row["chosen"] else "stopped" if row["stopped"] else ""
+        table.add_row(
+            cell(f"{row['arm']} {row['round']}", words), cell(f"{row['solved']}/{row['tasks']}", percent(row["coverage"])), count(row["samples"]),
+            *(percent(row["valid"].get(k)) for k in valid), *(percent(row["test"].get(k)) for k in test),
+            cell(percent(row["following"]), percent(reflects(row))), cell(number(row["entropy"], 3), percent(row["distinct"])),
         )  # fmt: skip
     return table
 
@@ -60,7 +90,7 @@ def differences_table(summary: Mapping[str, Any]) -> Table:
     ks = sorted({row["k"] for row in rows})
     found = {(row["a"], row["b"], row["k"]): row for row in rows}
     pairs = list(dict.fromkeys((row["a"], row["b"]) for row in rows))
-    table = _table("Differences on the same tasks, in points (*: the 95 % interval excludes 0)", f"a {MINUS} b")
+    table = plain_table("Differences on the same tasks, in points (*: the 95 % interval excludes 0)", f"a {MINUS} b")
     for k in ks:
         table.add_column(f"Pass@{k}", justify="right", no_wrap=True)
     for a, b in pairs:
@@ -68,7 +98,7 @@ def differences_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(title: str, first: str) -> Table:
+def plain_table(title: str, first: str) -> Table:
     """Fits 80 columns: rules only under the head, one space between columns."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first)
@@ -79,8 +109,8 @@ def _difference_cell(row: Mapping[str, Any] | None) -> Text:
     if row is None or row["value"] is None:
         return Text(NONE)
     star = "*" if row["ci95"][0] > 0 or row["ci95"][1] < 0 else " "
-    return _cell(difference(row["value"]) + star, interval(row["ci95"], signed=True))
+    return cell(difference(row["value"]) + star, interval(row["ci95"], signed=True))
 
 
-def _cell(value: str, below: str) -> Text:
+def cell(value: str, below: str) -> Text:
     return Text.assemble(value, "\n", (below, "dim"))

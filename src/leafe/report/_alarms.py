@@ -1,0 +1,33 @@
+"""What the collapse detectors found, in sentences that say the rule with the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from leafe.report._format import percent
+
+_SHARES = {0.5: "half", 0.75: "three quarters"}
+
+_WORDS = {
+    "entropy": ("its sampling has narrowed", "the entropy of its actions is {value} nats a token", "{base}"),
+    "distinct": ("it samples the same episodes again and again", "{value} % of a task's samples are distinct episodes", "{base} %"),
+    "following": ("it has unlearned to follow an experience", "it gives the action that one asks for a probability of {value} %", "{base} %"),
+    "reflection": ("it has unlearned to reflect", "{value} % of its reflections can be used", "{base} %"),
+    "same_step": ("it no longer finds the mistake", "{value} % of its reflections blame the step whose revision had helped", "{base} %"),
+}
+"""By figure: what it means, what the policy does, what the base does."""
+
+
+def alarms(summary: Mapping[str, Any]) -> list[str]:
+    """One sentence for each alarm of the summary."""
+    return [_sentence(found) for found in (summary.get("details") or {}).get("collapse", [])]
+
+
+def _sentence(found: Mapping[str, Any]) -> str:
+    figure, share = found["figure"], found["share"]
+    name = figure.removeprefix("gauge: ").replace("_", " ")
+    means, does, before = _WORDS.get(figure, (f"the world's own gauge has fallen: {name}", "{value} %", "{base} %"))
+    show = (lambda v: f"{v:.3f}") if figure == "entropy" else percent
+    under = f"under {_SHARES.get(share, percent(share) + ' %')} of the base policy's {before.format(base=show(found['base']))}"
+    return f"{found['arm']}: {means}: {does.format(value=show(found['value']))}, {under}."
