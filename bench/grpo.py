@@ -30,7 +30,7 @@ from leafe.embedded import base_path
 from leafe.envs import make_world
 from leafe.evaluate import Counts, counts, evaluate, paired_difference, pass_estimate
 from leafe.explore import WorldPool
-from leafe.policies import make_policy
+from leafe.policies.hf import HFPolicy
 from leafe.prompts import Prompts, load_prompt_set
 
 KS = (1, 8, 32, 128)
@@ -64,7 +64,7 @@ def tested(args: argparse.Namespace, model: Path | None, seed: int) -> Counts:
         return Counts(tuple(data["tasks"]), *(np.array(data[key]) for key in ("n", "c", "lost")))
 
     async def main() -> Counts:
-        policy = make_policy("hf", str(model or base_path()), {"max_batch": 256, "cache_gib": 0.5})
+        policy = HFPolicy(model or base_path(), max_batch=256, threads=1, cache_gib=0.5)
         pool = WorldPool(partial(make_world, "gates", setting=args.setting, rules=args.rules), size=512)
         try:
             tasks = tasks_of(pool.facts, "test", args.test, seed)
@@ -116,7 +116,7 @@ def main() -> None:
             print(
                 f"{name_of(args)} rate {rate:g} seed {seed}: {result.steps} steps, {result.spent['policy_calls']:.0f} calls, "
                 f"{result.spent['env_steps']:.0f} world steps, {result.spent['episodes']:.0f} episodes; kept step {result.kept_step}; validation "
-                f"{' '.join(course)}; last batch {100 * result.reward:.1f}; {result.seconds:.0f} s ({time.monotonic() - began:.0f} s now)",
+                f"{' '.join(course)}; last batch {100 * (result.reward or 0):.1f}; {result.seconds:.0f} s ({time.monotonic() - began:.0f} s now)",
                 flush=True,
             )
         means[rate] = float(np.mean([r.valid_success for r in results if r.valid_success is not None]))

@@ -16,7 +16,7 @@ pytest.importorskip("trl")
 
 from leafe.baselines.grpo import GrpoConfig, GrpoResult, Row, train  # noqa: E402
 from leafe.baselines.grpo import _train as inside  # noqa: E402
-from leafe.core import StepResult, Task, UserError  # noqa: E402
+from leafe.core import ForeignFailure, StepResult, Task, UserError  # noqa: E402
 from leafe.distill import Lora  # noqa: E402
 from leafe.embedded import base_path  # noqa: E402
 from leafe.envs.gates import Gates  # noqa: E402
@@ -78,11 +78,11 @@ class Spy:
         patch.setattr(inside._Trainer, "_compute_loss", keep_pass)
 
 
-def exact_logp(model: Any, row: Row) -> list[float]:
+def exact_logp(model: Any, row: Row, temperature: float = 1.0) -> list[float]:
     """Log-probabilities of the sampled tokens of a row, alone and unpadded, in the model's own arithmetic."""
     ids = torch.tensor([row.prompt + row.completion])
     with torch.no_grad():
-        logp = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        logp = (model(input_ids=ids, use_cache=False).logits[0] / temperature).log_softmax(-1)
     first = len(row.prompt)
     return [float(logp[first + i - 1, token]) for i, (token, one) in enumerate(zip(row.completion, row.mask, strict=True)) if one]
 
@@ -102,7 +102,7 @@ def by_hand(rows: Sequence[Row], batch: Sequence[Row], group: int, now: Any, old
     for row in rows:
         a = advantage(row, batch, group)
         terms = []
-        for new, before, reference in zip(exact_logp(now, row), exact_logp(old, row), exact_logp(start, row), strict=True):
+        for new, before, reference in zip(*(exact_logp(m, row, config.temperature) for m in (now, old, start)), strict=True):
             ratio = math.exp(new - before)
             cut = min(max(ratio, 1 - config.clip_ratio), 1 + config.clip_ratio)
             kl = math.exp(reference - new) - (reference - new) - 1
@@ -118,11 +118,11 @@ def double(state: Mapping[str, Any]) -> Any:
     return model
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dapo"])
-def test_the_loss_is_the_definition_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
+@pytest.mark.parametrize(("loss", "temperature"), [("grpo", 1.0), ("dapo", 0.8)])
+def test_the_loss_is_the_definition_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, temperature: float) -> None:
     """Two batches with two optimiser steps on each, at a rate at which ratios leave the clipping range, with the KL term: every piece of the formula counts."""
     spy = Spy(monkeypatch)
-    options = {"iterations": 2, "beta": 0.3, "clip_ratio": 0.05, "loss": loss, "micro_batch": 16, "learning_rate": 1e-3}
+    options = {"iterations": 2, "beta": 0.3, "clip_ratio": 0.05, "loss": loss, "micro_batch": 16, "temperature": temperature}
     learn(tmp_path, **options)
     config = GrpoConfig(reward="world", **(dict(SMALL) | options))
     start = load_model(base_path()).double()
@@ -233,13 +233,13 @@ def test_the_engine_samples_from_the_weights_that_are_trained(tmp_path: Path, mo
         return row_of(tree, episode, *given)
 
     monkeypatch.setattr(_rollouts, "row_of", noting)
-    learn(tmp_path, learning_rate=3e-3, micro_batch=16)
+    learn(tmp_path, learning_rate=3e-3, micro_batch=16, temperature=0.7)
     at_first = load_model(base_path()).double()
     for nth, one in enumerate(spy.passes):
         now = double(one["weights"])
-        due = [sum(exact_logp(now, row)) for row in spy.batches[nth]]
+        due = [sum(exact_logp(now, row, 0.7)) for row in spy.batches[nth]]
         assert said[16 * nth : 16 * (nth + 1)] == pytest.approx(due, abs=1e-3)
-    old = [sum(exact_logp(at_first, row)) for row in spy.batches[1]]
+    old = [sum(exact_logp(at_first, row, 0.7)) for row in spy.batches[1]]
     assert max(abs(a - b) for a, b in zip(old, said[16:], strict=True)) > 0.1
 
 
@@ -342,6 +342,37 @@ def test_with_lora_the_adapter_alone_is_trained(tmp_path: Path, monkeypatch: pyt
     first = [sum(exact_logp(load_model(base_path()), r)) for r in spy.batches[1]]
     assert any(r.reward for r in spy.batches[1])
     assert len(first) == 16
+
+
+def test_worlds_that_fail_end_the_training_and_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    class Breaks(World):
+        broken = False
+
+        def step(self, action: str) -> StepResult:
+            if Breaks.broken:
+                raise RuntimeError("the floor gave way")
+            return super().step(action)
+
+    config = GrpoConfig(reward="world", **(dict(SMALL) | {"steps": 3, "checkpoint_every": 1}))
+    rows: list[Mapping[str, Any]] = []
+
+    def notice(row: Mapping[str, Any]) -> None:
+        rows.append(row)
+        Breaks.broken = len(rows) == 2
+
+    with pytest.raises(ForeignFailure, match="the floor gave way"):
+        train(base_path(), tmp_path, lambda: Breaks("easy", "habit"), TASKS, PROMPTS, config, progress=notice)
+    Breaks.broken = False
+    result = train(base_path(), tmp_path, lambda: Breaks("easy", "habit"), TASKS, PROMPTS, config, progress=rows.append)
+    assert [r["step"] for r in rows] == [1, 2, 3]
+    assert "env_error" not in result.stops
+    assert result.spent["episodes"] == 48
+
+
+def test_half_precision_updates(tmp_path: Path) -> None:
+    learn(tmp_path / "half", dtype="bfloat16", steps=1)
+    learn(tmp_path / "full", dtype="float32", steps=1)
+    assert 0 < apart(weights(tmp_path / "half"), weights(tmp_path / "full")) <= 0.0021, "at most a step to either side"
 
 
 def test_users_mistakes(tmp_path: Path) -> None:

@@ -109,8 +109,8 @@ class GrpoResult:
     """What the rollouts cost; fields of `leafe.core.Spent`."""
     valid_spent: Mapping[str, float]
     """What validation cost beside that."""
-    reward: float
-    """Of the last batch."""
+    reward: float | None
+    """Of the last batch; None: there was none."""
     valid_success: float | None
     """Success rate on the validation tasks of the weights that were kept."""
     stops: Mapping[str, int]

@@ -95,7 +95,7 @@ class _Training:
         self.valid_spent = Spent()
         self.notes: list[str] = []
         self.batch: Batch | None = None
-        self.state: dict[str, Any] = {"fingerprint": self.fingerprint, "best_step": None, "best": -1.0, "reward": math.nan, "stops": {}}
+        self.state: dict[str, Any] = {"fingerprint": self.fingerprint, "best_step": None, "best": -1.0, "reward": None, "stops": {}}
         self.first = 0
         """Steps taken before this process began."""
 
@@ -241,7 +241,7 @@ class _Training:
             )
         assert self.batch is not None
         rewards = [row.reward for row in self.batch.rows if row.reward is not None]
-        self.state["reward"] = statistics.fmean(rewards) if rewards else math.nan
+        self.state["reward"] = statistics.fmean(rewards) if rewards else None
         size = self.config.group
         mixed = sum(len({r.reward for r in self.batch.rows[i : i + size] if r.reward is not None}) > 1 for i in range(0, len(self.batch.rows), size))
         spent = self.budget.snapshot()
