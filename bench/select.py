@@ -33,11 +33,12 @@ def write(folder: Path, turns: int) -> None:
     tasks = Walk().tasks("train", turns // TURNS)
     write_tasks(folder, tasks)
     with Journal(folder, fsync=False) as journal:
-        trees = [Tree(task) for task in tasks]
-        for index in range(EPISODES):  # tasks interleaved, as a run has them
-            for tree in trees:
-                tree.add(grown(tree, index))
-                journal.append([tree.episodes[-1]])
+        for first in range(0, len(tasks), 100):  # so many tasks interleaved, as a run has them
+            trees = [Tree(task) for task in tasks[first : first + 100]]
+            for index in range(EPISODES):
+                for tree in trees:
+                    tree.add(grown(tree, index))
+                    journal.append([tree.episodes[-1]])
 
 
 def grown(tree: Tree, index: int) -> Episode:

@@ -83,7 +83,25 @@ def test_trl_reads_the_export_and_has_our_token_ids(data: Dataset, model_path: P
         train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(model_path),
     )  # fmt: skip
     theirs = [{k: row[k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in trainer.train_dataset]
-    assert theirs == _pairs(train_data, chat(), 512)[0]
+    assert theirs == _pairs(train_data, chat(), 512, config())[0]
+
+
+def test_pairs_that_are_too_long_are_left_out_or_cut_and_counted(data: Dataset) -> None:
+    from leafe.distill._dpo import _pairs
+
+    whole, _ = _pairs(data, chat(), 512, config())
+    length = [len(p["prompt_ids"]) + max(len(p["chosen_ids"]), len(p["rejected_ids"])) for p in whole]
+    assert len(set(length)) == 2
+    limit = max(length) - 1
+    kept, counts = _pairs(data, chat(), limit, config())
+    assert kept == [p for p, n in zip(whole, length, strict=True) if n <= limit]
+    assert counts["skipped"] == {f"pairs without tokens, or of more than {limit}": len(whole) - len(kept)}
+    cut, counts = _pairs(data, chat(), limit, config(too_long="truncate"))
+    assert counts["skipped"] == {f"pairs without the oldest turns, to fit {limit} tokens": len(whole) - len(kept)}
+    for mine, theirs, n in zip(cut, whole, length, strict=True):
+        assert [mine[k] for k in ("chosen_ids", "rejected_ids")] == [theirs[k] for k in ("chosen_ids", "rejected_ids")]
+        assert (mine == theirs) == (n <= limit)
+        assert len(mine["prompt_ids"]) + max(len(mine["chosen_ids"]), len(mine["rejected_ids"])) <= limit
 
 
 def _margin(model_path: Path, start_path: Path, data: Dataset) -> float:

@@ -13,7 +13,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,15 @@ import trl
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from leafe.core import ChatTokens, UserError
+from leafe.core import ChatTokens, Message, UserError
 from leafe.distill._checkpoint import sync
 from leafe.distill._config import DistillConfig
-from leafe.distill._dataset import Dataset
+from leafe.distill._dataset import Dataset, Sample
 from leafe.distill._metrics import require_trackers
 from leafe.distill._model import SMALL, Source, arithmetic, load, quiet, save, with_adapter
 from leafe.distill._result import Progress, TrainResult
-from leafe.distill._tokens import encode
+from leafe.distill._shorten import Shortener
+from leafe.distill._tokens import TokenSequence, encode
 
 
 def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None) -> TrainResult:
@@ -46,10 +48,10 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     model, tokenizer = source.model, source.tokenizer
     chat = ChatTokens(tokenizer, str(model_path))
     longest = min(config.max_length or 1 << 30, int(getattr(model.config, "max_position_embeddings", 1 << 30)))
-    pairs, counts = _pairs(data, chat, longest)
+    pairs, counts = _pairs(data, chat, longest, config)
     if not pairs:
         raise UserError(f"There is nothing to train on: the trees give no pairs of actions of at most {longest} tokens; explore more or choose wider sets.")
-    held_out = _pairs(valid, chat, longest)[0] if valid is not None and config.eval_every is not None else []
+    held_out = _pairs(valid, chat, longest, config)[0] if valid is not None and config.eval_every is not None else []
     notes = ["The validation tasks give no pairs: no early stopping."] if valid is not None and config.eval_every is not None and not held_out else []
     fingerprint = _fingerprint(model, pairs, held_out, config)
     finished = _finished(out, fingerprint)
@@ -82,23 +84,32 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     return result
 
 
-def _pairs(data: Dataset, chat: ChatTokens, longest: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _pairs(data: Dataset, chat: ChatTokens, longest: int, config: DistillConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The pairs as exact token ids in TRL's columns, and what they count."""
+    samples = [(s, s.rejected) for s in data.part("counterfactual") if s.rejected is not None]
+    shortener = Shortener(chat, longest, list({s.task_id: s.messages for s, _ in samples}.values())) if samples and config.too_long == "truncate" else None
     rows = []
-    skipped: dict[str, int] = {}
-    for sample in data.part("counterfactual"):
-        if sample.rejected is None:
+    skipped: Counter[str] = Counter()
+    for sample, rejected in samples:
+        both = _encoded(sample, rejected, chat, longest)
+        if len(both) < 2 and shortener is not None:
+            messages = shortener.shortened(sample.messages, max(sample.answer, rejected, key=lambda m: len(chat.answer(m))))
+            if messages is not None:
+                both = _encoded(replace(sample, messages=messages), rejected, chat, longest)
+                skipped[f"pairs without the oldest turns, to fit {longest} tokens"] += 1
+        if len(both) < 2:
+            skipped[f"pairs without tokens, or of more than {longest}"] += 1
             continue
-        both = encode((sample, replace(sample, answer=sample.rejected)), chat, longest, merge=False)
-        for reason, number in both.skipped.items():
-            skipped[reason] = skipped.get(reason, 0) + number
-        sequences = both.parts["counterfactual"]
-        if len(sequences) == 2:
-            (chosen, rejected), at = sequences, sequences[0].spans[0].start
-            rows.append({"prompt_ids": list(chosen.ids[:at]), "chosen_ids": list(chosen.ids[at:]), "rejected_ids": list(rejected.ids[at:])})
+        (chosen, other), at = both, both[0].spans[0].start
+        rows.append({"prompt_ids": list(chosen.ids[:at]), "chosen_ids": list(chosen.ids[at:]), "rejected_ids": list(other.ids[at:])})
     targets = sum(len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows)
     tokens = targets + 2 * sum(len(r["prompt_ids"]) for r in rows)
-    return rows, {"counterfactual": {"pairs": len(rows), "tokens": tokens, "target_tokens": targets}, "skipped": skipped}
+    return rows, {"counterfactual": {"pairs": len(rows), "tokens": tokens, "target_tokens": targets}, "skipped": dict(skipped)}
+
+
+def _encoded(sample: Sample, rejected: Message, chat: ChatTokens, longest: int) -> Sequence[TokenSequence]:
+    """The prompt with each of its two answers, or fewer where they do not fit."""
+    return encode((sample, replace(sample, answer=rejected)), chat, longest, merge=False).parts["counterfactual"]
 
 
 class _Trainer(trl.DPOTrainer):
