@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leafe.cli import _envs
+from leafe.cli import _envs, _tables
 from leafe.cli._envs import console as _console
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(_envs.app, name="envs")
+app.command()(_tables.table)
+app.command()(_tables.figure)
 
 RecipeArg = Annotated[str, typer.Argument(help="A built-in recipe or a TOML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: explore.limits.policy_calls=32 tasks.train=10 ...")]
@@ -178,7 +180,7 @@ def _run(
             report_run(folder, console)
             console.print(f"The report: {folder / 'report.html'}; the same figures for programs: {folder / 'summary.json'}", highlight=False)
     except KeyboardInterrupt:
-        raise _Stopped from None  # the command parser would end on it without a word
+        raise Stopped from None  # the command parser would end on it without a word
 
 
 def _say_plan(console: Console, recipe: Recipe, folder: Path, only: StageKind | None) -> None:
@@ -198,7 +200,7 @@ def _say_plan(console: Console, recipe: Recipe, folder: Path, only: StageKind | 
     )
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """The user pressed Ctrl-C while stages ran."""
 
 
@@ -214,6 +216,6 @@ def main() -> None:
     except ForeignFailure as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except _Stopped:
+    except Stopped:
         print("\nStopped. What was finished is kept: give the same command again to go on.", file=sys.stderr)
         sys.exit(130)

@@ -1,0 +1,58 @@
+"""A finished table as plain values: blocks of cells for people, and one flat record for each figure for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+RECORD = (
+    "kind", "table", "column", "row", "against", "measure", "k", "value", "low", "high", "p", "tasks", "runs", "samples", "temperature", "verdict", "note",
+)  # fmt: skip
+"""The columns of the CSV file. kind: cell, budget, comparison, claim or power; rates and differences are fractions of 1, costs means of the runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A figure, what stands behind it, and whether it leads."""
+
+    text: str
+    more: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One rectangle of cells. The first column names the rows."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    words: int = 1
+    """How many columns, from the left, hold words and not figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    name: str
+    """`table1`, `claims`: a label for other programs."""
+    title: str
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...] = ()
+    records: tuple[Mapping[str, Any], ...] = field(default=())
+
+    def saying(self, notes: Sequence[str]) -> Document:
+        """The same with these sentences before its notes."""
+        return replace(self, notes=tuple(dict.fromkeys([*notes, *self.notes])))
+
+
+def cells(*texts: str | Cell) -> tuple[Cell, ...]:
+    return tuple(t if isinstance(t, Cell) else Cell(t) for t in texts)
+
+
+def record(**values: Any) -> dict[str, Any]:
+    """One line of the CSV file; what is not given is empty."""
+    unknown = set(values) - set(RECORD)
+    if unknown:
+        raise ValueError(f"no such column: {unknown}")
+    return {name: values.get(name) for name in RECORD}

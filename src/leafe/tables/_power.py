@@ -1,0 +1,48 @@
+"""How many tasks a comparison needs, from the spread of the paired differences that was seen.
+
+A paired difference of `effect` is found with the wanted power when its standard error is effect / (z_alpha/2 + z_power); a task more adds one draw of the
+spread within runs, a run more one of the spread between runs. The normal approximation plus Guenther's z^2 / 2 for Student's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+EFFECT, POWER, ALPHA = 0.05, 0.8, 0.05
+"""Five points, at 80 %, two-sided at 5 %, before any correction for several claims."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a difference of `EFFECT` would need. None: the data do not tell (fewer than two tasks or runs, or no spread at all)."""
+
+    spread: float | None
+    """Standard deviation of the difference from task to task, within runs; a fraction."""
+    tasks: int | None
+    """Tasks, over all runs together, were runs alike."""
+    run_spread: float | None
+    """Standard deviation of the runs' mean differences."""
+    runs: int | None
+    """Runs with as many tasks as these."""
+
+
+def need(runs: Sequence[Mapping[str, float]], effect: float = EFFECT, power: float = POWER, alpha: float = ALPHA) -> Need:
+    """From the differences of each run by task (fractions)."""
+    values = [np.asarray(list(run.values()), dtype=np.float64) for run in runs if run]
+    freedom = sum(len(v) - 1 for v in values)
+    spread = math.sqrt(sum(float(((v - v.mean()) ** 2).sum()) for v in values) / freedom) if freedom > 0 else None
+    between = float(np.std([v.mean() for v in values], ddof=1)) if len(values) > 1 else None
+    return Need(spread, _draws(spread, effect, power, alpha), between, _draws(between, effect, power, alpha))
+
+
+def _draws(spread: float | None, effect: float, power: float, alpha: float) -> int | None:
+    if not spread:
+        return None
+    z = NormalDist().inv_cdf(1 - alpha / 2)
+    reach = z + NormalDist().inv_cdf(power)
+    return max(2, math.ceil((reach * spread / effect) ** 2 + z * z / 2))
