@@ -53,6 +53,11 @@ def test_a_pair_prefers_the_revised_action_to_the_original_one(tree: Tree) -> No
         assert set(pairs) == expected
 
 
+def test_nothing_but_pairs_is_selected() -> None:
+    other = build(forest(4), PROMPTS, preset("leafe+", method="dpo"), 0)
+    assert other.samples == build(forest(4), PROMPTS, preset("dpo"), 0).samples != ()
+
+
 def test_an_action_that_was_not_revised_makes_no_pair() -> None:
     tree = make_tree(Ep("a", "b", stop=Stop.failure, blame=1, note="b again"), Ep("b", branch_of=0))
     found = build({"t0": tree}, PROMPTS, config(counterfactuals="all"), 0)

@@ -49,7 +49,8 @@ class DistillConfig(BaseModel):
 
     method: Literal["sft", "dpo"] = "sft"
     """sft: the objective above. dpo: TRL's DPO on the pairs (revised action over the original one, at the history without the experience) of the branches
-    that `counterfactuals` names; of all other options it heeds those of the optimiser, `counterfactual_batch` (pairs a batch) and `max_length`."""
+    that `counterfactuals` names, and nothing else: no rehearsal, no anchors, no reflections. `counterfactual_batch` is in pairs; the options of the optimiser,
+    `max_length`, `too_long` and `micro_tokens` hold too."""
 
     # what is selected from the trees
     rehearsal: Literal["none", "successes", "progress_prefix"] = "successes"

@@ -32,6 +32,8 @@ def build(trees: Trees, prompts: Prompts, config: DistillConfig, seed: int) -> D
 
     The trees are asked for task by task, once or twice each (twice for anchors and for a fraction of the episodes), and none is kept.
     """
+    if config.method == "dpo":
+        config = config.model_copy(update={"rehearsal": "none", "anchors": False, "reflections": False})
     collector = _Collector(prompts)
     draws = _Draws(trees, config, seed)
     for task_id, mine in _by_task(trees):
