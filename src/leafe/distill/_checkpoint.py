@@ -33,7 +33,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, trained: Mapping[str, Tensor], optimizer: Any, parallel: Alone | None = None, model: Any = None) -> None:
-        """`model`: as `Parallel.prepare` gave it; needed with DeepSpeed alone."""
+        """`model`: as `Parallel.prepare` gave it; needed where several processes share it."""
         self.folder = folder
         self.trained = trained
         """The parameters that the optimiser changes, by name."""
@@ -160,6 +160,7 @@ class Checkpoints:
         return self.folder / f"best-{step}"
 
     def _put(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self.parallel.settle(self.model)
         with torch.no_grad():
             for name, tensor in tensors:
                 self.trained[name].copy_(like(self.trained[name], tensor))

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from leafe.core import UserError
@@ -56,6 +57,9 @@ class Alone:
     def weights(self, inside: Any, trained: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The trained parameters, whole, one after the other; every process has to ask."""
         yield from ((name, whole(parameter)) for name, parameter in trained.items())
+
+    def settle(self, inside: Any) -> None:
+        """Before parameters are written to from outside: no copy of them may be left of an earlier forward pass."""
 
 
 class Parallel(Alone):
@@ -104,6 +108,12 @@ class Parallel(Alone):
             yield model
 
         return start
+
+    def settle(self, inside: Any) -> None:
+        if self.accelerator.is_fsdp2:
+            for module in inside.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
     def backward(self, inside: Any, last: bool, losses: Callable[[], Tensor], weights_P: Tensor) -> Tensor:
         """Run `losses` and the backward pass of its weighted sum; the losses_P, without their gradient.
