@@ -44,10 +44,10 @@ def test_a_lesson_stands_where_its_topic_is_seen_and_no_experience_stands() -> N
     from tests.trees import make_tree
 
     words = PromptSet(name="t", experience=" NOTE {experience}")
-    prompts = Prompts(words).with_playbook(lessons={"rusty gate": "take lamp", "gate": "go slowly"})
+    prompts = Prompts(words).with_playbook(lessons={"Rusty gate": "take lamp", "gate": "go slowly", "": "nothing"})
     history = History(make_tree().task, "a rusty gate")
     assert prompts.act(history)[-1].content.endswith("a rusty gate NOTE take lamp go slowly")
-    assert prompts.act(replace(history, first_observation="a mossy gate"))[-1].content.endswith(" NOTE go slowly")
+    assert prompts.act(replace(history, first_observation="A mossy Gate."))[-1].content.endswith("A mossy Gate. NOTE go slowly")
     assert prompts.act(replace(history, first_observation="a gatehouse"))[-1].content.endswith("a gatehouse")
     assert prompts.act(replace(history, notes={0: "mind"}))[-1].content.endswith(" NOTE mind")
     assert prompts.after(history, " SAY")[-1].content.endswith("a rusty gate SAY")

@@ -187,8 +187,8 @@ class Prompts:
         """The lessons on what is seen at this step; none where something else than an action is asked for."""
         if not self.lessons:
             return ""
-        seen = set((history.turns[step - 1].observation if step else history.first_observation).lower().split())
-        return " ".join(text for topic, text in self.lessons.items() if set(topic.lower().split()) <= seen)
+        seen = _words(history.turns[step - 1].observation if step else history.first_observation)
+        return " ".join(text for topic, text in self.lessons.items() if _words(topic) and _words(topic) <= seen)
 
     def parse_action(self, text: str) -> tuple[str, str]:
         """(thought, action). A text without the expected form is taken whole as the action: the world says what is wrong with it."""
@@ -228,6 +228,10 @@ class Prompts:
         if not 0 <= step < steps:
             raise UnusableReflection(f"step {step} is outside 0..{steps - 1}")
         return step, note.strip()
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def _and(message: Message, text: str) -> Message:
