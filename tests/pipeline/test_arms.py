@@ -25,6 +25,7 @@ from leafe.pipeline._choose import last_round
 from leafe.pipeline._plan import find
 from leafe.recipes import Recipe, TrainRecipe, load_recipe
 from leafe.runs import Journal, RunFolder, load_trees, read_tasks, write_tasks
+from tests.pipeline.test_deal import Memory, as_trees, deal
 from tests.pipeline.test_run import trees_of
 from tests.trees import Ep, make_tree
 
@@ -355,3 +356,11 @@ def test_killed_in_the_middle_of_rounds_it_goes_on_to_the_same_end(rounds: Path,
     assert ended.returncode == 0, ended.stderr.decode()
     for name in ("explore/leafe+.round2.tree", "validate/leafe+.round2", "evaluate/leafe+"):
         assert trees_of(tmp_path / "cut", name) == trees_of(rounds, name)
+
+
+@pytest.mark.parametrize("stage", ["explore/leafe+.round2.tree", "validate/leafe+.round1"])
+def test_actors_play_with_the_weights_of_a_round(rounds: Path, tmp_path: Path, stage: str) -> None:
+    """What a cluster's actors do, in this process."""
+    memory = Memory()
+    deal(small("rounds=2"), rounds, stage, memory, actors=1)
+    assert as_trees(rounds, stage, memory.episodes, tmp_path) == trees_of(rounds, stage)

@@ -22,6 +22,7 @@ from leafe.pipeline import run_recipe
 from leafe.pipeline._actor import StageActor, order_for
 from leafe.pipeline._deal import TRIES, Actor, Dealer, Lost
 from leafe.pipeline._plan import find
+from leafe.pipeline._stages import sampling_of, source_of
 from leafe.prompts import load_prompt_set
 from leafe.recipes import Recipe, load_recipe
 from leafe.runs import Journal, load_trees, read_journal, read_tasks
@@ -96,7 +97,7 @@ def deal(
     """Deal the stage's tasks of the whole run to actors in this process."""
     stage = find(recipe, stage_name)
     tasks = read_tasks(folder / stage_name)
-    order = order_for(recipe, folder, stage, load_prompt_set(recipe.prompts), 3)
+    order = order_for(recipe, folder, stage, load_prompt_set(recipe.prompts), 3, source_of(folder, stage), sampling_of(recipe, folder, stage))
     hired: list[Here] = []
 
     async def hire() -> Actor:
@@ -104,7 +105,7 @@ def deal(
         return hired[-1]
 
     async def main() -> Dealer:
-        dealer = Dealer(tasks, known or {}, hire, journal, **({"actors": 3, "slots": 3, "whole": stage.kind == "evaluate"} | more))
+        dealer = Dealer(tasks, known or {}, hire, journal, **({"actors": 3, "slots": 3, "whole": stage.kind != "explore"} | more))
         await dealer.run()
         return dealer
 
