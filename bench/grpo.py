@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from leafe.baselines.grpo import GrpoConfig, GrpoResult, train
-from leafe.core import Environment, Task, derive_seed
+from leafe.core import Policy, derive_seed
 from leafe.embedded import base_path
 from leafe.envs import make_world
 from leafe.evaluate import Counts, counts, evaluate, paired_difference, pass_estimate
@@ -34,22 +34,32 @@ from leafe.policies.hf import HFPolicy
 from leafe.prompts import Prompts, load_prompt_set
 
 KS = (1, 8, 32, 128)
+VALID_SAMPLES = 16
+PROMPTS = Prompts(load_prompt_set("gates"))
 
 
-def tasks_of(world: Environment, split: str, count: int, seed: int) -> list[Task]:
-    return list(world.tasks(split, count, seed))
+async def sampled(policy: Policy, args: argparse.Namespace, split: str, count: int, samples: int, seed: int) -> Counts:
+    pool = WorldPool(partial(make_world, "gates", setting=args.setting, rules=args.rules), size=512)
+    try:
+        tasks = list(pool.facts.tasks(split, count, seed))
+        return counts(await evaluate(policy, pool, tasks, PROMPTS, samples=samples, seed=derive_seed(seed, split)))
+    finally:
+        pool.close()
 
 
 def trained(args: argparse.Namespace, rate: float, seed: int) -> GrpoResult:
     make = partial(make_world, "gates", setting=args.setting, rules=args.rules)
-    world = make()
     config = GrpoConfig(
         limits={"policy_calls": args.calls}, group=args.group, tasks_batch=args.batch, iterations=args.iterations, beta=args.beta, loss=args.loss,
         learning_rate=rate, eval_every=args.eval_every, seed=seed,
     )  # fmt: skip
+
+    async def validate(policy: Policy) -> float:
+        found = await sampled(policy, args, "valid", args.valid, VALID_SAMPLES, seed)
+        return float(found.c.sum() / found.n.sum())
+
     out = args.out / name_of(args) / f"seed{seed}" / f"lr{rate:g}"
-    valid = tasks_of(world, "valid", args.valid, seed)
-    return train(base_path(), out, make, tasks_of(world, "train", args.tasks, seed), Prompts(load_prompt_set("gates")), config, valid=valid)
+    return train(base_path(), out, make, list(make().tasks("train", args.tasks, seed)), PROMPTS, config, validate=validate)
 
 
 def name_of(args: argparse.Namespace) -> str:
@@ -65,13 +75,10 @@ def tested(args: argparse.Namespace, model: Path | None, seed: int) -> Counts:
 
     async def main() -> Counts:
         policy = HFPolicy(model or base_path(), max_batch=256, threads=1, cache_gib=0.5)
-        pool = WorldPool(partial(make_world, "gates", setting=args.setting, rules=args.rules), size=512)
         try:
-            tasks = tasks_of(pool.facts, "test", args.test, seed)
-            return counts(await evaluate(policy, pool, tasks, Prompts(load_prompt_set("gates")), samples=args.samples, seed=derive_seed(seed, "test")))
+            return await sampled(policy, args, "test", args.test, args.samples, seed)
         finally:
             await policy.close()
-            pool.close()
 
     found = asyncio.run(main())
     kept.parent.mkdir(parents=True, exist_ok=True)

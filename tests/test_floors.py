@@ -39,7 +39,7 @@ ONLY: dict[str, set[str]] = {
 }
 """Parts that may import less than the floors below: worlds and policies are never named below the pipeline."""
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "gguf", "ray", "matplotlib", "scipy", "pandas"}
-HEAVY_AT_HOME = {"policies.hf", "policies._hf", "distill", "embedded"}
+HEAVY_AT_HOME = {"policies.hf", "policies._hf", "distill", "embedded", "baselines.grpo"}
 """Where a module may import a heavy package at its top; such a module is itself imported lazily (tests/test_imports.py)."""
 
 

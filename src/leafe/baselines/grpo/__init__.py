@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress
+from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress, Validate
 from leafe.baselines.grpo._rows import Row, row_of
 from leafe.core import Environment, Task, UserError
 from leafe.prompts import Prompts
 
-__all__ = ["GrpoConfig", "GrpoResult", "Progress", "Row", "row_of", "train"]
+__all__ = ["GrpoConfig", "GrpoResult", "Progress", "Row", "Validate", "row_of", "train"]
 
 
 def train(
@@ -29,7 +29,7 @@ def train(
     prompts: Prompts,
     config: GrpoConfig,
     *,
-    valid: Sequence[Task] = (),
+    validate: Validate | None = None,
     workers: int = 8,
     timeout: float = 120.0,
     progress: Progress | None = None,
@@ -38,7 +38,8 @@ def train(
 
     `out` gets what `leafe.distill.train` writes: weights (safetensors) and tokenizer in the standard form, `metrics.jsonl`, `train.json`. Called again after a
     kill it goes on from the newest checkpoint with what had been spent by then; called again when finished it returns the result at once.
-    `valid`: tasks on which the policy is sampled every `eval_every` steps, charged to no budget; the weights that did best there are written.
+    `validate(policy)` is asked for a success rate before the first and after every `eval_every`-th and the last step, and the weights with the highest are
+    written; all calls run on one event loop.
     `workers`, `timeout`: as `leafe.explore.WorldPool.fitting` has them. Blocks, and may not be called where an event loop runs.
 
     UserError: no tasks, prompts whose history is not append-only, a model that cannot be run or trained, a folder of another training, a training that
@@ -48,4 +49,4 @@ def train(
         from leafe.baselines.grpo._train import run
     except ModuleNotFoundError as error:
         raise UserError(f"GRPO needs the package {error.name}, which is not installed: pip install 'leafe[hf]'.") from error
-    return run(model_path, Path(out), make, tasks, prompts, config, valid, workers, timeout, progress)
+    return run(model_path, Path(out), make, tasks, prompts, config, validate, workers, timeout, progress)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from leafe.core import Policy
 from leafe.distill import Lora
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Called with each line of metrics.jsonl."""
+
+Validate = Callable[[Policy], Coroutine[Any, Any, float]]
+"""The success rate of the policy on held-out tasks, say by `leafe.evaluate.evaluate`; charged to no budget."""
 
 COUNTED = ("policy_calls", "env_steps", "episodes")
 """Limits that can be met exactly."""
@@ -73,8 +77,6 @@ class GrpoConfig(BaseModel):
     # watching and stopping
     eval_every: int | None = Field(None, ge=1)
     """Steps between two validations; None: none, and the last weights are the ones written."""
-    valid_samples: int = Field(16, ge=1)
-    """Samples of each validation task."""
     checkpoint_every: int = Field(10, ge=1)
     """Steps between two checkpoints from which a killed training goes on."""
     seed: int = 0
@@ -107,8 +109,6 @@ class GrpoResult:
     """The step whose weights were written: that of the best validation, or the last. 0: no step improved on the start."""
     spent: Mapping[str, float]
     """What the rollouts cost; fields of `leafe.core.Spent`."""
-    valid_spent: Mapping[str, float]
-    """What validation cost beside that."""
     reward: float | None
     """Of the last batch; None: there was none."""
     valid_success: float | None

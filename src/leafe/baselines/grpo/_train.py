@@ -19,7 +19,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,10 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 
-from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress
+from leafe.baselines.grpo._checkpoint import Checkpoints, sync
+from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress, Validate
 from leafe.baselines.grpo._rollouts import Batch, Rollouts, counts
-from leafe.core import Budget, Environment, Spent, Task, UserError, derive_seed
-from leafe.distill._checkpoint import Checkpoints, sync
-from leafe.evaluate import EvaluateProgress, evaluate
+from leafe.core import Budget, Environment, Task, UserError, derive_seed
 from leafe.explore import WorldPool
 from leafe.policies.hf import HFPolicy, load_model, load_tokenizer
 from leafe.prompts import Prompts
@@ -50,7 +48,7 @@ class _Spent(Exception):
 
 def run(
     model_path: str | Path, out: Path, make: Callable[[], Environment], tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig,
-    valid: Sequence[Task], workers: int, timeout: float, progress: Progress | None,
+    validate: Validate | None, workers: int, timeout: float, progress: Progress | None,
 ) -> GrpoResult:  # fmt: skip
     """See `leafe.baselines.grpo.train`."""
     if not tasks:
@@ -64,7 +62,7 @@ def run(
         torch.set_num_threads(1)
     pool = WorldPool.fitting(make, config.group * min(config.tasks_batch, len(tasks)), workers, timeout)
     try:
-        training = _Training(str(model_path), model, tokenizer, out, pool, tasks, prompts, config, valid, progress, began)
+        training = _Training(str(model_path), model, tokenizer, out, pool, tasks, prompts, config, validate, progress, began)
         finished = training.finished()
         return finished if finished is not None else training.run()
     finally:
@@ -82,17 +80,16 @@ class _Trainer(GRPOTrainer):  # type: ignore[misc]
 class _Training:
     def __init__(
         self, source: str, model: Any, tokenizer: Any, out: Path, pool: WorldPool, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig,
-        valid: Sequence[Task], progress: Progress | None, began: float,
+        validate: Validate | None, progress: Progress | None, began: float,
     ) -> None:  # fmt: skip
         self.source, self.tokenizer, self.out, self.pool, self.prompts, self.config = source, tokenizer, out, pool, prompts, config
-        self.valid, self.progress, self.began = list(valid), progress, began
+        self.validate, self.progress, self.began = validate, progress, began
         self.stored = getattr(model.config, "dtype", None) or torch.float32
-        self.fingerprint = _fingerprint(model, tasks, valid, prompts, config)
-        self.measuring = bool(valid) and config.eval_every is not None
+        self.fingerprint = _fingerprint(model, tasks, prompts, config)
+        self.measuring = validate is not None and config.eval_every is not None
         self.model = model
         self.tasks = tasks
         self.budget = Budget(config.limits)
-        self.valid_spent = Spent()
         self.notes: list[str] = []
         self.batch: Batch | None = None
         self.state: dict[str, Any] = {"fingerprint": self.fingerprint, "best_step": None, "best": -1.0, "reward": None, "stops": {}}
@@ -161,9 +158,8 @@ class _Training:
         if loaded is not None:
             if loaded["fingerprint"] != self.fingerprint:
                 raise UserError(f"{self.out} holds the checkpoints of another training (other tasks, options or model): choose another folder or delete it.")
-            self.first = int(loaded.pop("step")) // config.iterations
-            self.budget.charge(**loaded.pop("spent"))
-            self.valid_spent = Spent(**loaded.pop("valid_spent"))
+            self.first = int(loaded["step"])
+            self.budget.charge(**loaded["spent"])
             self.state |= {name: loaded[name] for name in self.state}
         self.step = self.first
         trainer.optimizer = optimizer
@@ -253,29 +249,20 @@ class _Training:
             | self.measured
         )
         if self.step % self.config.checkpoint_every == 0:
-            # named by optimiser steps, which AdamW counts
-            self.checkpoints.save(self.step * self.config.iterations, self.state | {"spent": counts(spent), "valid_spent": asdict(self.valid_spent)})
+            self.checkpoints.save(self.step, self.step * self.config.iterations, self.state | {"spent": counts(spent)})
 
     # validation and result
 
     def _validate(self) -> float:
         """Success rate on the validation tasks. The weights are kept where none before them did as well."""
+        assert self.validate is not None
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was = model.training
-        last: list[EvaluateProgress] = []
         self._sampling(model)
         try:
-            self.runner.run(
-                evaluate(
-                    self.policy, self.pool, self.valid, self.prompts, samples=self.config.valid_samples, temperature=self.config.temperature,
-                    seed=derive_seed(self.config.seed, "valid"), horizon=self.config.horizon, invalid_limit=self.config.invalid_limit, on_progress=last.append,
-                )
-            )  # fmt: skip
+            rate = self.runner.run(self.validate(self.policy))
         finally:
             model.train(was)
-        for name, amount in counts(last[-1].spent).items():
-            setattr(self.valid_spent, name, getattr(self.valid_spent, name) + amount)
-        rate = last[-1].successes / last[-1].samples
         if rate > self.state["best"]:
             self.state |= {"best": rate, "best_step": self.step}
             self.checkpoints.save_best(self.step)
@@ -289,8 +276,8 @@ class _Training:
         if self.step == 0:
             self.notes.append("The budget holds no whole batch: no step was taken.")
         result = GrpoResult(
-            path=self.out, steps=self.step, kept_step=kept, spent=counts(self.budget.snapshot()), valid_spent=counts(self.valid_spent),
-            reward=self.state["reward"], valid_success=None if best is None else self.state["best"], stops=dict(self.state["stops"]),
+            path=self.out, steps=self.step, kept_step=kept, spent=counts(self.budget.snapshot()), reward=self.state["reward"],
+            valid_success=None if best is None else self.state["best"], stops=dict(self.state["stops"]),
             notes=tuple(self.notes), seconds=time.monotonic() - self.began,
         )  # fmt: skip
         self._write(bare, result)
@@ -401,11 +388,11 @@ def _quiet() -> Iterator[None]:
                 hf.enable_progress_bar()
 
 
-def _fingerprint(model: Any, tasks: Sequence[Task], valid: Sequence[Task], prompts: Prompts, config: GrpoConfig) -> str:
+def _fingerprint(model: Any, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig) -> str:
     """What a checkpoint must agree with to be gone on with: options, tasks, words, and the start weights (the first values of each)."""
     digest = hashlib.blake2b(config.model_dump_json().encode(), digest_size=12)
-    for task in (*tasks, None, *valid):
-        digest.update(json.dumps(task and task.to_json(), sort_keys=True).encode())
+    for task in tasks:
+        digest.update(json.dumps(task.to_json(), sort_keys=True).encode())
     digest.update(repr((prompts.set, prompts.actions_help)).encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:8].float().tolist()}".encode())
