@@ -168,6 +168,8 @@ def test_a_sweep_is_every_combination() -> None:
         ("arms.leafe+.sweep={beta=1}", "arms.leafe+.sweep.beta: Input should be a valid list"),
         ("arms.leafe+.sweep={temperature=['hot']}", "temperatures are numbers"),
         ("arms.leafe+.sweep={epochs=[1, 2]}", "arms.leafe+.sweep: give steps or epochs, not both"),
+        ("arms.leafe+.sweep={seed=[1, 2]}", "arms.leafe+.sweep.seed: a training takes the run's seed"),
+        ("arms.leafe+.distill.seed=1", "arms.leafe+.distill.seed: a training takes the run's seed"),
         ("arms.leafe+.distill.bta=1", "arms.leafe+.distill.bta"),
         ("rounds=9", "arms.leafe+ has 9 rounds for 8 training tasks: every round needs one of its own"),
         ("rounds=0", "rounds.number"),

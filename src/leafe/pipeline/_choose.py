@@ -46,9 +46,8 @@ def choose(run: RunFolder, recipe: Recipe, stage: Stage) -> dict[str, Any]:
         if sampled is None:
             rows.append(row | {reason: done[reason] for reason in ("stopped", "empty") if reason in done})
             continue
-        passes = {n: pass_estimate([sampled], n) for n in dict.fromkeys((1, k))}
         scores[nth] = _score(sampled, k)
-        rows.append(row | {"tasks": len(sampled.tasks), "pass_at": {str(n): {"value": e.value, "ci95": [e.low, e.high]} for n, e in passes.items()}})
+        rows.append(row | {"tasks": len(sampled.tasks), "pass_at": {str(n): _figure(sampled, n) for n in dict.fromkeys((1, k))}})
     if not scores:
         return {"empty": next((row["empty"] for row in rows if "empty" in row), "no attempt was sampled"), "candidates": rows}
     best = max(scores, key=lambda nth: scores[nth])
@@ -67,6 +66,12 @@ def _score(sampled: Counts, k: int) -> tuple[float, float]:
     """(Pass@k, Pass@1); an attempt whose samples were lost comes last."""
     values = [pass_estimate([sampled], n).value for n in (k, 1)]
     return (-1.0, -1.0) if math.isnan(values[0]) else (round(values[0], 9), round(values[1], 9))
+
+
+def _figure(sampled: Counts, k: int) -> dict[str, Any]:
+    """Pass@k with its interval; null where too many samples were lost."""
+    found = pass_estimate([sampled], k)
+    return {"value": None, "ci95": None} if math.isnan(found.value) else {"value": found.value, "ci95": [found.low, found.high]}
 
 
 def _short(validate: str) -> str:

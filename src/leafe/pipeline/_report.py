@@ -91,7 +91,7 @@ def _same_experiment(runs: Sequence[RunFolder]) -> None:
     def compared(run: RunFolder) -> dict[str, Any]:
         config = {k: v for k, v in run.config.items() if k not in ("name", "about", "seeds")}
         config["policy"] = {k: v for k, v in config["policy"].items() if k != "model"}
-        config["evaluate"] = {k: v for k, v in config["evaluate"].items() if k not in ("k", "compare")}
+        config["evaluate"] = {k: v for k, v in config["evaluate"].items() if k not in ("k", "compare", "probe")}
         return config
 
     first = compared(runs[0])
@@ -142,7 +142,8 @@ def report_runs(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-        first = next((s for s in plan(recipe) if s.kind == "explore" and s.what == "tree" and runs[0].done(s.name) is not None), None)
+        # the base's own tree, or where it explores in rounds alone that of the first
+        first = next((s for s in plan(recipe) if s.kind == "explore" and s.policy == "base" and s.what.endswith("tree") and runs[0].done(s.name)), None)
         write_report(
             summary,
             out / "report.html",
@@ -246,13 +247,17 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
     return notes
 
 
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
 def _choice(done: Mapping[str, Any]) -> str:
     """What validation chose, and from what, in words."""
     k = str(done["k"])
     sampled = [row for row in done["candidates"] if "pass_at" in row]
-    others = ", ".join(f"{row['what']} {100 * row['pass_at'][k]['value']:.1f}" for row in sampled if not row.get("chosen")) or "no other"
+    others = ", ".join(f"{row['what']} {_percent(row['pass_at'][k]['value'])}" for row in sampled if not row.get("chosen")) or "no other"
     best = next(row for row in sampled if row.get("chosen"))
-    words = f"by Pass@{k} on {best['tasks']} validation tasks it is {done['what']}: {100 * best['pass_at'][k]['value']:.1f} % against {others}"
+    words = f"by Pass@{k} on {best['tasks']} validation tasks it is {done['what']}: {_percent(best['pass_at'][k]['value'])} % against {others}"
     return words + (f"; the weights of {', '.join(done['deleted'])} were deleted" if done["deleted"] else "")
 
 
@@ -267,7 +272,7 @@ def _print_validation(summary: Mapping[str, Any], console: Console) -> None:
         table.add_column(f"Pass@{k}", justify="right")
     table.add_column("chosen")
     for row in rows:
-        cells = [f"{100 * p['value']:.1f} [{100 * p['ci95'][0]:.1f}, {100 * p['ci95'][1]:.1f}]" for p in row["pass_at"].values()]
+        cells = [_percent(p["value"]) + (f" [{_percent(p['ci95'][0])}, {_percent(p['ci95'][1])}]" if p["ci95"] else "") for p in row["pass_at"].values()]
         seed = f" (seed {row['seed']})" if len({r["seed"] for r in rows}) > 1 else ""
         table.add_row(row["what"] + seed, *cells, "yes" if row["chosen"] else "")
     console.print(table)

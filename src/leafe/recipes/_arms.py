@@ -141,6 +141,9 @@ def check_arms(arms: Mapping[str, ArmRecipe], rounds: RoundsRecipe) -> None:
 
 
 def _check_settings(name: str, arm: ArmRecipe) -> None:
+    for where, keys in (("distill", arm.distill), ("sweep", arm.sweep)):
+        if "seed" in keys:
+            raise ValueError(f"arms.{name}.{where}.seed: a training takes the run's seed, so write seeds = [...] at the head of the recipe instead")
     for field, values in arm.sweep.items():
         known = [*DistillConfig.model_fields, TEMPERATURE]
         if field not in known:
