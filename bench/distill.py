@@ -1,7 +1,7 @@
 """One optimiser step on the samples of trees: leafe's trainer against TRL's SFTTrainer, on the same samples from the same weights.
 
-    python bench/distill.py                        the embedded model, 4 trees a step
-    python bench/distill.py --model smollm2        SmolLM2-135M, 1 tree a step
+    python -m bench.distill                      the embedded model, 4 trees a step
+    python -m bench.distill --model smollm2      SmolLM2-135M, 1 tree a step
 
 A tree of b branches is a first path of T turns and b - 1 others that leave it at evenly spaced turns and have T turns in all. Every turn of every path is a
 sample (its history, its action), each distinct one once, as `leafe.distill` and `export_trl` give them. Four trainers take steps over all samples:
@@ -188,7 +188,7 @@ def child(kind: str, path: Path, data: Path, steps: int) -> dict[str, Any]:
 
 def cell(kind: str, model: str, data: Path, steps: int) -> dict[str, Any]:
     """One trainer in a process of its own."""
-    command = [sys.executable, __file__, "--child", kind, "--data", str(data), "--model", model, "--steps", str(steps)]
+    command = [sys.executable, "-m", "bench.distill", "--child", kind, "--data", str(data), "--model", model, "--steps", str(steps)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

@@ -9,8 +9,7 @@ against its paths one by one. One that cannot runs causal rows. Legend: B rows, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -68,34 +67,29 @@ class Attention:
         ends = [[*r.ends, *range(len(r.ids) + 1, length + 1)] for r in rows]
         return Rows(torch.tensor(ids), torch.tensor(depths), torch.tensor(ends), any(r.branches for r in rows))
 
-    def run(self, model: Any, rows: Rows, at_P: Tensor, then: Callable[[Tensor, Head], Tensor]) -> Tensor:
-        """`then(states_PD, head)` of the model's last hidden states at the flat positions `at_P` (b * T + t).
+    def run(self, model: Any, rows: Rows, at_P: Tensor) -> Tensor:
+        """states_PD: the model's last hidden states at the flat positions `at_P` (b * T + t), for `output_layer`; logits_PV where `head` is false.
 
-        It is called inside of the model's own forward pass, however the model is wrapped, since DDP and FSDP do their work around that: there the output
-        layer's weights are at hand. Where the output layer cannot be applied by itself the states are the logits.
+        Where the model is wrapped (DDP, FSDP) this is called inside of the wrapper's forward pass.
         """
         bare = unwrapped(model)
         if self.kind == "flex" and bare.config._attn_implementation != "flex_attention":  # the start policy's copy
             bare.set_attn_implementation("flex_attention")
-        arguments: dict[str, Any] = {"use_cache": False}
+        arguments: dict[str, Any] = {"input_ids": rows.ids_BT, "use_cache": False}
         if rows.branches:  # else causal attention is the same, and quicker; right padding is seen by no target
-            arguments |= {"attention_mask": self._mask(rows, next(bare.parameters()).dtype), "position_ids": rows.depths_BT}
-        if not self.head:
-            length = rows.ids_BT.shape[1]
-            wanted, index_P = torch.unique(at_P % length, return_inverse=True)
-            logits_BWV = model(input_ids=rows.ids_BT, logits_to_keep=wanted, **arguments).logits
-            return then(logits_BWV[at_P // length, index_P], lambda logits: logits)
+            mask = block_mask(rows.ends_BT) if self.kind == "flex" else dense_mask(rows.ends_BT, next(bare.parameters()).dtype)
+            arguments |= {"attention_mask": mask, "position_ids": rows.depths_BT}
+        if self.head:
+            states_BTD: Tensor = bare.get_decoder()(**arguments).last_hidden_state
+            return states_BTD.flatten(0, 1)[at_P]
+        length = rows.ids_BT.shape[1]
+        wanted, index_P = torch.unique(at_P % length, return_inverse=True)
+        logits_BWV: Tensor = bare(logits_to_keep=wanted, **arguments).logits
+        return logits_BWV[at_P // length, index_P]
 
-        def forward(**given: Any) -> Tensor:
-            states_BTD = bare.get_decoder()(**{k: v for k, v in given.items() if v is not None}).last_hidden_state
-            return then(states_BTD.flatten(0, 1)[at_P], output_layer(bare))
-
-        with _forward(bare, forward):
-            out: Tensor = model(input_ids=rows.ids_BT, **arguments)
-        return out
-
-    def _mask(self, rows: Rows, dtype: torch.dtype) -> Any:
-        return block_mask(rows.ends_BT) if self.kind == "flex" else dense_mask(rows.ends_BT, dtype)
+    def layer(self, model: Any) -> Head:
+        """What makes logits of the states that `run` gives."""
+        return output_layer(unwrapped(model)) if self.head else lambda logits: logits
 
 
 def dense_mask(ends_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -156,24 +150,10 @@ def output_layer(bare: Any, linear: Head | None = None) -> Head:
     return head
 
 
-@contextmanager
-def _forward(bare: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """The model's forward exchanged for a while; hooks and wrappers around it stay."""
-    before = bare.__dict__.get("forward")
-    bare.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del bare.forward
-        else:
-            bare.forward = before
-
-
 def choose(model: Any, longest: int, packing: Literal["tree", "causal"] = "tree") -> Attention:
     """What works for this model, on the device where it is, for paths of at most `longest` tokens. It may switch the model to FlexAttention.
 
-    Processes that share a model call it together.
+    Where the model is wrapped (DDP, FSDP) this is called inside of the wrapper's forward pass, by all processes.
     """
     bare = unwrapped(model)
     was = bare.training
@@ -241,17 +221,17 @@ def _heads(bare: Any) -> tuple[Tensor, Tensor]:
     """logits_TV of a toy path by the output layer alone and by the model."""
     ids_T = _toy(bare)
     whole_TV: Tensor = bare(input_ids=ids_T[None], use_cache=False).logits[0]
-    path = Row(ids_T.tolist(), list(range(9)), [9] * 9)
     try:
-        alone_TV = Attention("causal", head=True).run(bare, *_everywhere(path, Attention(), ids_T.device))
+        alone_TV = _everywhere(bare, Row(ids_T.tolist(), list(range(9)), [9] * 9), Attention("causal", head=True))
     except Exception:  # a model without these names
         alone_TV = torch.full_like(whole_TV, math.nan)
     return alone_TV, whole_TV
 
 
-def _everywhere(row: Row, attention: Attention, device: torch.device) -> tuple[Rows, Tensor, Callable[[Tensor, Head], Tensor]]:
-    """Arguments of `Attention.run` for the logits at every node of the row."""
-    return attention.rows([row], 0).to(device), torch.arange(row.tokens, device=device), lambda states, head: head(states)
+def _everywhere(bare: Any, row: Row, attention: Attention) -> Tensor:
+    """logits_TV at every node of the row."""
+    device = next(bare.parameters()).device
+    return attention.layer(bare)(attention.run(bare, attention.rows([row], 0).to(device), torch.arange(row.tokens, device=device)))
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
@@ -264,7 +244,7 @@ def _tried(bare: Any, attention: Attention) -> str | None:
     ids_T = _toy(bare)
     ends = [9, 9, 9, 6, 6, 6, 9, 9, 9]
     row = Row(ids_T.tolist(), [0, 1, 2, 3, 4, 5, 3, 4, 5], ends)
-    packed = attention.run(bare, *_everywhere(row, attention, ids_T.device))
+    packed = _everywhere(bare, row, attention)
     paths = [[0, 1, 2, 3, 4, 5], [0, 1, 2, 6, 7, 8]]
     alone = torch.cat([bare(input_ids=ids_T[p][None], use_cache=False).logits[0] for p in paths])
     causal = bare(input_ids=ids_T[None], use_cache=False).logits[0]

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from leafe.distill._attention import Attention, Head, Rows, output_layer, unwrapped
@@ -92,30 +91,38 @@ def collate(rows: Sequence[Row], total: Mapping[Part, float], pad: int, attentio
 
 
 def part_losses(model: Any, start: Any, piece: Piece) -> Tensor:
-    """loss_P: by part in the order of PARTS, this piece's share of the part's mean. `start()` gives the start policy where there are teachers."""
+    """loss_P: by part in the order of PARTS, this piece's share of the part's mean. `start()` gives the start policy where there are teachers.
+
+    Where the model is wrapped (DDP, FSDP) this is called inside of the wrapper's forward pass.
+    """
+    attention = piece.attention
     taught_MD: Tensor | None = None
     start_head: Head | None = None
     if piece.teacher is not None:
         with torch.no_grad(), start() as teacher:
-            taught_MD = piece.attention.run(teacher, piece.teacher, piece.teacher_at_M, lambda states, head: states)
-        start_head = _start_head(teacher) if piece.attention.head else lambda logits: logits
+            taught_MD = attention.run(teacher, piece.teacher, piece.teacher_at_M)
+            start_head = _start_head(teacher) if attention.head else attention.layer(teacher)
+    states_PD = attention.run(model, piece.rows, piece.at_P)
+    head = attention.layer(model)
+    size = max(1, _LOGITS // int(unwrapped(model).config.get_text_config().vocab_size))
+    losses = []
+    for first in range(0, len(states_PD), size):
+        low, high = _within(piece.of_N, first, first + size)
+        from_m, to_m = _within(piece.taught_M, low, high)
+        arguments = (
+            states_PD[first : first + size], head, piece.of_N[low:high] - first, piece.target_N[low:high], piece.taught_M[from_m:to_m] - low,
+            None if taught_MD is None or from_m == to_m else taught_MD[from_m:to_m], start_head,
+        )  # fmt: skip
+        # with one chunk there is nothing to save
+        losses.append(_losses(*arguments) if len(states_PD) <= size else checkpoint(_losses, *arguments, use_reentrant=False))
+    loss_N = torch.cat(losses)
+    return torch.zeros(len(PARTS), device=loss_N.device, dtype=loss_N.dtype).index_add(0, piece.part_N, loss_N * piece.scale_N.to(loss_N.dtype))
 
-    def then(states_PD: Tensor, head: Head) -> Tensor:
-        size = max(1, _LOGITS // _words(model))
-        losses = []
-        for first in range(0, len(states_PD), size):
-            chunk = states_PD[first : first + size]
-            low, high = (int(x) for x in torch.searchsorted(piece.of_N, torch.tensor([first, first + size], device=piece.of_N.device)))
-            from_m, to_m = (int(x) for x in torch.searchsorted(piece.taught_M, torch.tensor([low, high], device=piece.of_N.device)))
-            of, target, taught = piece.of_N[low:high] - first, piece.target_N[low:high], piece.taught_M[from_m:to_m] - low
-            wanted = None if taught_MD is None or from_m == to_m else taught_MD[from_m:to_m]
-            arguments = (chunk, head, of, target, taught, wanted, start_head)
-            # with one chunk there is nothing to save
-            losses.append(_losses(*arguments) if len(states_PD) <= size else checkpoint(_losses, *arguments, use_reentrant=False))
-        loss_N = torch.cat(losses)
-        return torch.zeros(len(PARTS), device=loss_N.device, dtype=loss_N.dtype).index_add(0, piece.part_N, loss_N * piece.scale_N.to(loss_N.dtype))
 
-    return piece.attention.run(model, piece.rows, piece.at_P, then)
+def _within(ascending: Tensor, first: int, end: int) -> tuple[int, int]:
+    """The slice of the values in [first, end)."""
+    low, high = torch.searchsorted(ascending, torch.tensor([first, end], device=ascending.device)).tolist()
+    return low, high
 
 
 def _losses(states_PD: Tensor, head: Head, of_N: Tensor, target_N: Tensor, taught_M: Tensor, taught_MD: Tensor | None, start_head: Head | None) -> Tensor:
@@ -134,15 +141,11 @@ def _exact(logits: Tensor) -> Tensor:
     return logits if logits.dtype is torch.float64 else logits.float()
 
 
-def _words(model: Any) -> int:
-    return int(unwrapped(model).config.get_text_config().vocab_size)
-
-
 def _start_head(teacher: Any) -> Head:
-    """The start policy's output layer, usable after its forward pass: without an adapter, and gathered where it is sharded."""
+    """The start policy's output layer as it is now, to be used later: without an adapter, which may be on again by then."""
     bare = unwrapped(teacher)
     layer = bare.get_output_embeddings()
     for name in ("base_layer", "original_module"):  # what PEFT puts an adapter on, or a trained copy beside
         layer = getattr(layer, name, layer)
-    weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (layer.weight, getattr(layer, "bias", None)))
+    weight, bias = layer.weight, getattr(layer, "bias", None)
     return output_layer(bare, lambda states: F.linear(states, weight, bias))
