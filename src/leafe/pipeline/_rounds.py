@@ -32,7 +32,7 @@ def rounds_rows(runs: Sequence[tuple[RunFolder, Recipe]], summary: Mapping[str, 
         assert first.attempt is not None
         found = explored.get(titles[first.attempt.explored[-1]], {})
         tested = evaluated.get(f"{arm} (round {number})", {})
-        validated = [row for row in summary["details"]["validation"] if row["attempt"] == first.what]
+        validated = [row for row in summary["details"]["validation"] if (row["arm"], row["attempt"]) == (arm, first.what)]
         markers = [run.done(stage.name) or {} for run, stage in places]
         if not any(markers) and not found:
             continue
