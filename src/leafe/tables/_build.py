@@ -146,7 +146,7 @@ def _leaders(column: World, rows: Sequence[str], k: int) -> set[str]:
 def estimate(results: Mapping[Where, Result], k: int) -> Estimate:
     """Pass@k over all runs. Where every task came out alike a bootstrap has no width: then Wilson's interval for tasks."""
     found = pass_estimate([r.counts for r in results.values()], k)
-    if found.tasks and found.low == found.high and found.value in (0.0, 1.0):
+    if found.tasks and found.high - found.low < 1e-9 and min(found.value, 1 - found.value) < 1e-9:
         return wilson(round(found.value * found.tasks), found.tasks)
     return found
 
@@ -279,7 +279,7 @@ def claim_blocks(judged: Sequence[Judged]) -> list[Block]:
         return []
     verdicts = tuple((Cell(j.claim.name), Cell(j.claim.text), Cell(j.verdict, best=j.verdict != "not decided"), Cell(_because(j))) for j in judged)
     differences = tuple(_difference(j, t) for j in judged for t in j.tested)
-    needs = tuple(dict.fromkeys(_needs(t) for j in judged for t in j.tested if t.needs is not None))
+    needs = tuple(dict.fromkeys(_needs(t) for j in judged for t in j.tested if t.runs))
     out = [Block("Claims", ("claim", "says", "verdict", "because"), verdicts, words=4)]
     if differences:
         over = ("claim", "column", f"a {MINUS} b", "Pass@k", "points [95 % interval]", "bootstrap", "p", "tasks, runs", "outcome")
@@ -324,7 +324,8 @@ def _points(t: Tested) -> str:
 
 
 def _drawn(t: Tested) -> str:
-    return "–" if t.drawn is None else f"[{_signed(t.drawn.low)}, {_signed(t.drawn.high)}]"
+    drawn = t.drawn
+    return f"[{_signed(drawn.low)}, {_signed(drawn.high)}]"
 
 
 def _signed(value: float) -> str:
@@ -341,7 +342,6 @@ def _difference(j: Judged, t: Tested) -> tuple[Cell, ...]:
 
 
 def _needs(t: Tested) -> tuple[Cell, ...]:
-    assert t.needs is not None
     assert t.found is not None
     n = t.needs
     spread, between = (("–" if s is None else f"{100 * s:.1f}") for s in (n.spread, n.run_spread))
@@ -358,9 +358,10 @@ def claim_records(judged: Sequence[Judged]) -> list[dict[str, Any]]:
             found = {} if t.found is None else {"value": t.found.value, "low": t.found.low, "high": t.found.high, "tasks": t.found.tasks, "runs": t.found.runs}
             measure = f"claim {j.claim.name}, {t.comparison.relation}"
             out.append(record(kind="comparison", measure=measure, p=t.p, verdict=t.outcome, note=t.why if t.found is None else "", **common, **found))
-            if t.needs is not None:
+            if t.runs:
+                needs = t.needs
                 for name in ("spread", "tasks", "run_spread", "runs"):
-                    out.append(record(kind="power", measure=f"claim {j.claim.name}, {name}", value=getattr(t.needs, name), **common))
+                    out.append(record(kind="power", measure=f"claim {j.claim.name}, {name}", value=getattr(needs, name), **common))
     return out
 
 

@@ -38,9 +38,17 @@ class Tested:
     found: Contrast | None = None
     p: float = math.nan
     """Two-sided, of the hypothesis that is tested, before Holm's correction."""
-    needs: Need | None = None
-    drawn: Estimate | None = None
-    """The same difference with its bootstrap interval: runs drawn with replacement, and tasks within them. With few runs it is too narrow to decide by."""
+    runs: tuple[Mapping[str, float], ...] = ()
+    """The differences, run by run, by task."""
+
+    @property
+    def drawn(self) -> Estimate:
+        """Their mean with its bootstrap interval: runs drawn with replacement, and tasks within them. With few runs it is too narrow to decide by."""
+        return hierarchical_bootstrap([list(run.values()) for run in self.runs])
+
+    @property
+    def needs(self) -> Need:
+        return need(self.runs)
 
     @property
     def tie(self) -> bool:
@@ -115,11 +123,7 @@ def _compare(column: Column, c: Comparison, kind: Kind) -> Tested:
     if not runs:
         return Tested(c, column.title, k, "missing", why)
     found = contrast(c.a, k, runs)
-    return Tested(c, column.title, k, "open", found=found, p=_p(c, runs, found), needs=need(runs), drawn=_bootstrap(runs))
-
-
-def _bootstrap(runs: Sequence[Mapping[str, float]]) -> Estimate:
-    return hierarchical_bootstrap([list(run.values()) for run in runs])
+    return Tested(c, column.title, k, "open", found=found, p=_p(c, runs, found), runs=tuple(runs))
 
 
 def _p(c: Comparison, runs: Sequence[Mapping[str, float]], found: Contrast) -> float:

@@ -49,7 +49,7 @@ def _job(table: Table, name: str, overrides: Sequence[str], runs: Path) -> tuple
     said = []
     for row in wanted:
         try:
-            own, _ = with_arms(_with(recipe, arms, recipe.strategies), [row])
+            own, _ = with_arms(recipe, [row])
         except UserError as error:
             said.append(f"{row} cannot be run: {error}")
             continue

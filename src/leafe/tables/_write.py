@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,8 +42,17 @@ def markdown(document: Document) -> str:
         lines.append(_md_row(["---" if nth < block.words else "---:" for nth in range(len(block.head))]))
         lines += [_md_row([_md_cell(c) for c in row]) for row in block.rows]
         lines.append("")
-    lines += [f"- {_md(note)}" for note in document.notes]
+    lines += [f"- {_md_note(note)}" for note in document.notes]
     return "\n".join(lines) + "\n"
+
+
+def _md_note(text: str) -> str:
+    """Commands stand in backticks and stay what they are."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return _md(text)
+    # split at the spaces around a command, which escaping would swallow
+    return "".join(f"`{part}`" if nth % 2 else re.sub(r"\S+", lambda found: _md(found[0]), part) for nth, part in enumerate(parts))
 
 
 def _md_row(texts: Sequence[str]) -> str:
