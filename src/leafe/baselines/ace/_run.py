@@ -221,8 +221,10 @@ class _Stage:
             lesson = read_lesson(text, words, playbook, self.own.similarity)
             return lesson.text
 
+        # marks by number need the list before the reflector; by section they do not, and it only stands in a small model's way
+        shown = prompts if words.lesson_form == "json" else self.prompts
         turns = await asker.ask(
-            "lesson", history, prompts.after(history, fill(words.lesson, {"outcome": outcome})), lesson_of,
+            "lesson", history, shown.after(history, fill(words.lesson, {"outcome": outcome})), lesson_of,
             episode=episode.index, first=0, max_tokens=words.reflect_max_tokens, schema=LESSON_SCHEMA if words.lesson_form == "json" else None,
         )  # fmt: skip
         if lesson is None or not lesson.text or words.lesson_form == "pattern":
