@@ -252,3 +252,15 @@ def test_all_claims_by_name(tmp_path: Path) -> None:
     assert {"2a", "3a", "3b", "4a", "4b", "5a", "5b", "6a"} <= set(found)
     assert set(found.values()) <= {"holds", "does not hold", "not decided"}
     assert (found["3a"], found["4a"], found["4b"], found["5a"]) == ("holds", "holds", "does not hold", "not decided")
+
+
+def test_a_row_that_cost_more_is_said_to(tmp_path: Path) -> None:
+    arms = {"rehearsal": {"preset": "rehearsal"}, "leafe": {"preset": "paper", "start": "rehearsal", "explorer": "rehearsal"}}
+    stages = {"evaluate/rehearsal": [1] * 12, "evaluate/leafe": [2] * 12, "explore/rehearsal.tree": [1] * 12, "explore/tree": [1] * 12}
+    made = recipe(arms=arms, strategies=("tree",))
+    evidence = gather([make(tmp_path / "one", made, stages)])
+    assert not any("equal budget" in note for note in build(evidence, 3).notes)
+    document = build(evidence, 4)
+    # both trainings learn from trees, each of which is one exploration of 90 calls where 8 x 12 are allowed
+    (note,) = [note for note in document.notes if "equal budget" in note]
+    assert note.startswith("LEAFE in gates hard was made with 180 policy calls in 2 phases, where one exploration is allowed 96")

@@ -37,6 +37,7 @@ def build(evidence: Evidence, number: int) -> Document:
     judged = judge(columns, number, kind)
     blocks = [main, budget, *claim_blocks(judged)]
     _say_missing(table, columns, kind, notes)
+    _say_dearer(table, columns, kind, notes)
     _say_how(columns, kind, notes)
     notes.said += evidence.notes
     records += spent_records + claim_records(judged)
@@ -384,6 +385,10 @@ def _say_missing(table: Table, columns: Sequence[World], kind: Kind, notes: _Not
                 missing = ", ".join(where.words for where in lacking)
                 notes.say(f"{row.title} lacks {len(lacking)} of {len(every)} runs in {column.title} ({missing}): {_offer(column, row.key, kind, lacking)}")
         seeds = {where.seed for where in every}
+        if column.transfer:
+            if len(every) == 1:
+                notes.say(f"{column.title} has one run ({every[0].words}): train with more seeds (`leafe table 5 seeds=[0,1,2]` with its other settings).")
+            continue
         if len(every) == 1 and not column.control:
             run = _folder_of(column, every[0], kind)
             notes.say(
@@ -396,6 +401,24 @@ def _say_missing(table: Table, columns: Sequence[World], kind: Kind, notes: _Not
                 place = next(_folder_of(column, where, kind) for where in every if where.base == base)
                 command = resume(place.run, f"seeds={gone}", name=f"{place.run.path.name}-seeds-{'-'.join(map(str, gone))}")
                 notes.say(f"{column.title} lacks seeds {', '.join(map(str, gone))} of the base policy {base}: `{command}`")
+
+
+def _say_dearer(table: Table, columns: Sequence[World], kind: Kind, notes: _Notes) -> None:
+    """Rows that were made with more calls than one exploration is allowed: no comparison at equal budget."""
+    for column in columns:
+        for row in table.rows:
+            places = column.places.get((kind, row.key), {})
+            for where, result in column.results(row.key, kind).items():
+                place = places[where]
+                recipe, stage = (place.recipe, place.stage) if place.origin is None else place.origin[1:]
+                calls, tasks = recipe.explore.limits.get("policy_calls"), task_count(recipe, stage.leg, "train")
+                spent = result.cost.spent.policy_calls
+                if calls and tasks and spent > calls * tasks:
+                    notes.say(
+                        f"{row.title} in {column.title} was made with {spent:,} policy calls in {result.cost.phases} phases, where one exploration is allowed "
+                        f"{calls * tasks:,.0f}: what it gains on rows of one phase is not gained at equal budget."
+                    )
+                    break
 
 
 def _say_unfinished(column: World, row: Row, where: Where, place: Place, kind: Kind, notes: _Notes) -> None:

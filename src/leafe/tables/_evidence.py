@@ -19,7 +19,7 @@ import numpy as np
 from leafe.core import Spent, Tree, UserError
 from leafe.evaluate import Counts, counts, coverage_curve, measure, spent
 from leafe.explore import STRATEGIES
-from leafe.pipeline import Stage, plan, recipe_of, task_count, world_options
+from leafe.pipeline import Stage, plan, recipe_of, stage_name, task_count, world_options
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, load_trees
 from leafe.tables._define import is_control
@@ -397,7 +397,8 @@ def cost_of_arm(place: Place) -> Cost:
     run, recipe, stage = (place.run, place.recipe, place.stage) if place.origin is None else place.origin
     stages = {s.name: s for s in plan(recipe)}
     needed: dict[str, Stage] = {}
-    waiting = [stage.name]
+    choice = stage_name("choose", stage.leg, stage.attempt.arm) if stage.attempt else ""
+    waiting = [stage.name, choice]  # what was chosen from several attempts cost all of them
     while waiting:
         name = waiting.pop()
         if name not in needed and name in stages:
