@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor
@@ -72,7 +72,7 @@ class Parallel(Alone):
         if self.accelerator.distributed_type is DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
             # accelerate asks for FSDP on accelerators alone; torch has it on a CPU too
             state.fsdp_plugin = FullyShardedDataParallelPlugin()
-            state.distributed_type = DistributedType.FSDP
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         kind = self.accelerator.distributed_type
         if self.accelerator.scaler is not None:
             raise UserError("accelerate was told mixed_precision: fp16, whose scaled gradients the training does not know: take bf16 or no.")
@@ -97,7 +97,7 @@ class Parallel(Alone):
     def prepare_frozen(self, model: Any) -> Callable[[], AbstractContextManager[Any]]:
         """A copy that only reads, sharded where the trained model is; as a context that gives the bare model, ready to be called in parts."""
         model.eval().requires_grad_(False)
-        if not self.accelerator.is_fsdp2:
+        if not self.sharded or self.foreign:
             model.to(self.device)
             return lambda: nullcontext(model)
         inside = fsdp2_prepare_model(self.accelerator, Inside(model))
@@ -110,10 +110,13 @@ class Parallel(Alone):
         return start
 
     def settle(self, inside: Any) -> None:
-        if self.accelerator.is_fsdp2:
-            for module in inside.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+        if not self.sharded or self.foreign:
+            return
+        for module in inside.modules():
+            if isinstance(module, FSDPModule):  # the outermost one, and where the config says so all, stay gathered after a forward pass
+                module.set_reshard_after_forward(True, recurse=False)
+                module.reshard()
+                module.set_reshard_after_forward(module is not inside and self.accelerator.state.fsdp_plugin.reshard_after_forward, recurse=False)
 
     def backward(self, inside: Any, last: bool, losses: Callable[[], Tensor], weights_P: Tensor) -> Tensor:
         """Run `losses` and the backward pass of its weighted sum; the losses_P, without their gradient.
