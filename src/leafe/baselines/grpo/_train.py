@@ -59,7 +59,7 @@ def run(
     model, tokenizer = load_model(model_path, dtype="float32"), load_tokenizer(model_path)
     threads = torch.get_num_threads()
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < _SMALL:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # of this thread; the engine's is told below
     pool = WorldPool.fitting(make, config.group * min(config.tasks_batch, len(tasks)), workers, timeout)
     try:
         training = _Training(str(model_path), model, tokenizer, out, pool, tasks, prompts, config, validate, progress, began)
@@ -111,7 +111,9 @@ class _Training:
             self.trainer = self._trainer()
             bare = self.trainer.accelerator.unwrap_model(self.trainer.model)
             bare.eval()
-            self.policy = HFPolicy.around(bare, self.tokenizer, name=f"{self.source}@0", max_batch=self.config.max_batch, cache_gib=self.config.cache_gib)
+            self.policy = HFPolicy.around(
+                bare, self.tokenizer, name=f"{self.source}@0", max_batch=self.config.max_batch, threads=torch.get_num_threads(), cache_gib=self.config.cache_gib
+            )
             try:
                 self.rollouts = Rollouts(self.policy, self.policy.chat, self.pool, self.tasks, self.prompts, self.config, self.budget)
                 return self._train(bare)
