@@ -22,15 +22,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import multiprocessing
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,7 @@ def run_trl(path: Path, data: Dataset, steps: int, packed: bool) -> dict[str, An
     import datasets
     import torch
     import trl
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
     from leafe.distill._export import rows
 
@@ -169,6 +168,7 @@ def run_trl(path: Path, data: Dataset, steps: int, packed: bool) -> dict[str, An
         trainer = trl.SFTTrainer(
             model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows(data.samples)), processing_class=tokenizer, callbacks=[Watch()]
         )
+        trainer.remove_callback(PrinterCallback)
         tokens = 0
         trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -187,14 +187,9 @@ def child(kind: str, path: Path, data: Path, steps: int) -> dict[str, Any]:
 
 
 def cell(kind: str, model: str, data: Path, steps: int) -> dict[str, Any]:
-    """One trainer in a process of its own."""
-    command = [sys.executable, "-m", "bench.distill", "--child", kind, "--data", str(data), "--model", model, "--steps", str(steps)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(f"{kind} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    """One trainer in a process of its own, forked from one that has imported everything."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        return pool.submit(child, kind, checkpoint(model), data, steps).result()
 
 
 def spread(values: Sequence[float]) -> str:
@@ -282,12 +277,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps in each process; the first is thrown away where there are more")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each trainer")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        print(json.dumps(child(options.child, checkpoint(options.model), options.data, options.steps)))
-        return
+    os.environ |= {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    multiprocessing.set_forkserver_preload(["torch", "datasets", "trl.trainer.sft_trainer", "leafe.distill._train"])
     trees = options.trees or (1 if options.model == "smollm2" else 4)
     print(f"{options.model}, {trees} trees a step, {options.rounds} processes a cell of {options.steps} steps")
     table(options.model, trees, options.turns, options.branches, options.kinds, options.steps, options.rounds)
