@@ -62,6 +62,20 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(bases: int, see
     assert 0.92 <= coverage(600, bases, seeds, **spread) <= 0.99
 
 
+def test_over_tasks_alone_it_covers_what_these_runs_would_be_on_all_tasks() -> None:
+    """The truth is then what the drawn runs have, whatever lies between them."""
+    rng = np.random.default_rng(5)
+    hits = 0
+    for _ in range(400):
+        runs, effects = [], rng.normal(0, 0.2, 2)
+        of_task = rng.normal(0, 0.2, 60)
+        for effect in effects:
+            runs.append({str(i): float(effect + v + rng.normal(0, 0.2)) for i, v in enumerate(of_task)})
+        found = contrast("a", 1, runs, "tasks")
+        hits += found.low <= effects.mean() <= found.high
+    assert 0.92 * 400 <= hits <= 0.98 * 400
+
+
 def test_two_base_policies_are_no_sample_of_base_policies() -> None:
     """What the module says of its limit: where bases differ as much as runs, six runs of two bases cover less than 95 %."""
     assert 0.80 <= coverage(600, 2, 3, base=0.05, run=0.05) <= 0.93

@@ -14,6 +14,7 @@ from leafe.cli._envs import console as _console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from leafe.evaluate import Over
     from leafe.pipeline import StageKind
     from leafe.recipes import Recipe
 
@@ -126,6 +127,7 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="A run folder; or several of one experiment, with other seeds or base policies, as one table.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: the run's folder, or for several runs the screen alone.")] = None,
     against: Annotated[str | None, typer.Option("--against", help="Compare every row with this one: intervals over runs and tasks, claims by Holm.")] = None,
+    over_tasks: Annotated[bool, typer.Option("--over-tasks", help="Claims about other tasks alone, for these very trainings: for one to three runs.")] = False,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write that comparison to this file, for a document.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write that comparison to this file, for a program.")] = None,
 ) -> None:
@@ -136,7 +138,8 @@ def report(
     if against is None and (markdown or csv):
         raise UserError("--markdown and --csv write the table of every row against one: name that row with --against.")
     where = out or (folders[0] if len(folders) == 1 else None)
-    report_runs(folders, where, _console(), tables=True, against=against, markdown=markdown, table_csv=csv)
+    over: Over = "tasks" if over_tasks else "runs"
+    report_runs(folders, where, _console(), tables=True, against=against, over=over, markdown=markdown, table_csv=csv)
 
 
 @app.command()

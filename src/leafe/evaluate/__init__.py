@@ -1,7 +1,7 @@
 """Plain sampling of a policy, counted; Pass@k without bias; intervals over tasks and seeds; the comparison as plain values."""
 
 from leafe.evaluate._collapse import DETECTORS, collapses
-from leafe.evaluate._contrast import Contrast, contrast, contrasts, holm, paired_by_task
+from leafe.evaluate._contrast import Contrast, Over, contrast, contrasts, holm, paired_by_task
 from leafe.evaluate._coverage import CoverageCurve, coverage, coverage_curve, spent
 from leafe.evaluate._intervals import Estimate, bootstrap, hierarchical_bootstrap, paired_difference, paired_values, pass_estimate, wilson
 from leafe.evaluate._measures import Measures, generated_tokens, measure
@@ -12,7 +12,7 @@ from leafe.evaluate._spread import Spread, spread
 from leafe.evaluate._summary import Evaluated, Explored, Summary, summarise
 
 __all__ = [
-    "DETECTORS", "LOST", "Contrast", "Counts", "CoverageCurve", "Estimate", "EvaluateProgress", "Evaluated", "Explored", "Measures", "Probe", "Spread",
+    "DETECTORS", "LOST", "Contrast", "Counts", "CoverageCurve", "Estimate", "EvaluateProgress", "Evaluated", "Explored", "Measures", "Over", "Probe", "Spread",
     "Summary", "bootstrap", "collapses", "contrast", "contrasts", "counts", "coverage", "coverage_curve", "evaluate", "generated_tokens",
     "hierarchical_bootstrap", "holm", "mean_probe", "measure", "paired_by_task", "paired_difference", "paired_values", "pass_at_k", "pass_estimate", "probe",
     "spent", "spread", "summarise", "wilson",

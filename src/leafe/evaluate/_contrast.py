@@ -27,6 +27,8 @@ from leafe.evaluate._passk import Counts
 
 Floats = NDArray[np.float64]
 Claim = Literal["above", "below", "not decided"]
+Over = Literal["runs", "tasks"]
+"""What a claim is about. runs: other seeds and base policies too. tasks: other tasks alone, for these very trainings: all that two or three runs allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Contrast:
         return {name: None if isinstance(v, float) and math.isnan(v) else round(v, 6) if isinstance(v, float) else v for name, v in asdict(self).items()}
 
 
-def contrasts(rows: Mapping[str, Mapping[str, Counts]], reference: str, ks: Sequence[int], alpha: float = 0.05) -> list[Contrast]:
+def contrasts(rows: Mapping[str, Mapping[str, Counts]], reference: str, ks: Sequence[int], alpha: float = 0.05, over: Over = "runs") -> list[Contrast]:
     """All rows but the reference, each at every k, over the runs that both have (rows without any are left out). `rows`: by name, the counts of each run by the
     run's name. UserError where there is no such reference, or a run's tasks differ between two rows."""
     if reference not in rows:
@@ -63,7 +65,7 @@ def contrasts(rows: Mapping[str, Mapping[str, Counts]], reference: str, ks: Sequ
         if row != reference and shared:
             for k in ks:
                 pairs = [paired_by_task(mine[run], rows[reference][run], k, row, reference) for run in shared]
-                found.append(contrast(row, k, [d for d in pairs if d]))
+                found.append(contrast(row, k, [d for d in pairs if d], over))
     for nth in holm([c.p for c in found], alpha):
         found[nth] = replace(found[nth], claim="above" if found[nth].value > 0 else "below")
     return found
@@ -88,7 +90,7 @@ def paired_by_task(a: Counts, b: Counts, k: int, row: str, reference: str) -> di
     return {t: float(v - other[t]) for t, v in zip(a.tasks, a.pass_at(k), strict=True) if not math.isnan(v - other[t])}
 
 
-def contrast(row: str, k: int, runs: Sequence[Mapping[str, float]]) -> Contrast:
+def contrast(row: str, k: int, runs: Sequence[Mapping[str, float]], over: Over = "runs") -> Contrast:
     """The mean of the runs' means of these differences, each by its task; the claim is left open, since Holm's correction is the caller's."""
     tasks = sum(map(len, runs))
     if not runs:
@@ -97,11 +99,12 @@ def contrast(row: str, k: int, runs: Sequence[Mapping[str, float]]) -> Contrast:
     means = np.asarray([np.mean(list(run.values())) for run in runs])
     value = float(means.mean())
     half, p = 0.0, 0.0
-    for error, freedom in (_over_runs(means), _over_tasks(runs, means)):
+    between = _over_runs(means) if over == "runs" else (0.0, 0)
+    for error, freedom in (between, _over_tasks(runs, means)):
         if freedom > 0:
             half = max(half, t_quantile(0.975, freedom) * error)
             p = max(p, t_two_sided(abs(value) / error, freedom) if error > 0 else float(value == 0))
-    if _over_runs(means)[1] <= 0 and tasks < 2:
+    if between[1] <= 0 and tasks < 2:
         half = p = math.nan  # one task of one run says nothing of others
     agree = int(np.sum(np.sign(means) == np.sign(value)))
     low, high = (value - half, value + half) if math.isnan(half) else (max(-1.0, value - half), min(1.0, value + half))

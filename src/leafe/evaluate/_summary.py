@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from leafe.core import Tree, UserError
 from leafe.evaluate._collapse import collapses
-from leafe.evaluate._contrast import contrasts
+from leafe.evaluate._contrast import Over, contrasts
 from leafe.evaluate._coverage import coverage, coverage_curve, spent
 from leafe.evaluate._intervals import Estimate, hierarchical_bootstrap, paired_difference, pass_estimate
 from leafe.evaluate._measures import measure
@@ -75,6 +75,7 @@ def summarise(
     ks: Sequence[int] = (1, 8, 32, 128),
     compare: Sequence[tuple[str, str]] = (),
     against: str | None = None,
+    over: Over = "runs",
     seeds: Sequence[int] = (),
     versions: Mapping[str, str] | None = None,
     bootstrap_seed: int = 0,
@@ -83,7 +84,8 @@ def summarise(
 
     compare: pairs (a, b) of arms whose Pass@k are subtracted, a - b, task by task. An arm that is not there yet is left out of the differences,
     so that a run can be summarised half-way; UserError where two arms that are there saw different tasks or share a name.
-    against: an arm with which the base and every other arm is compared run by run (`contrasts`), under `details.against`.
+    against: an arm with which the base and every other arm is compared run by run (`contrasts`), under `details.against`;
+    over: whether that is to hold for other runs or for these alone.
     """
     names = [e.arm for e in evaluated]
     if len(set(names)) != len(names):
@@ -107,7 +109,7 @@ def summarise(
             "evaluate": [_evaluate_details(e, results[e.arm], spreads[e.arm], ks, bootstrap_seed) for e in evaluated],
             "collapse": collapses([_vitals(e, results[e.arm], spreads[e.arm]) for e in evaluated]),
         }
-        | ({} if against is None else {"against": _against(evaluated, results, against, ks)}),
+        | ({} if against is None else {"against": _against(evaluated, results, against, ks, over)}),
     )
 
 
@@ -175,11 +177,11 @@ def _vitals(e: Evaluated, results: list[Counts], width: Spread) -> dict[str, Any
     return {"arm": e.arm, "role": e.role, "temperature": e.temperature, "samples": _samples(results)} | width.to_json() | mean_probe(e.probes)
 
 
-def _against(evaluated: Sequence[Evaluated], results: Mapping[str, list[Counts]], reference: str, ks: Sequence[int]) -> dict[str, Any]:
+def _against(evaluated: Sequence[Evaluated], results: Mapping[str, list[Counts]], reference: str, ks: Sequence[int], over: Over) -> dict[str, Any]:
     """The base and every arm that has runs in common with the reference, at the first and the last k: every further claim would make the others dearer."""
     rows = {e.arm: dict(zip(e.labels or map(str, range(len(e.runs))), results[e.arm], strict=True)) for e in evaluated if e.role in ("arm", "base")}
     ends = tuple(dict.fromkeys((ks[0], ks[-1])))
-    return {"reference": reference, "ks": list(ends), "rows": [c.to_json() for c in contrasts(rows, reference, ends)]}
+    return {"reference": reference, "ks": list(ends), "over": over, "rows": [c.to_json() for c in contrasts(rows, reference, ends, over=over)]}
 
 
 def _evaluate_details(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int], seed: int) -> dict[str, Any]:

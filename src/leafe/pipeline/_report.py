@@ -13,7 +13,7 @@ from rich.table import Table
 
 from leafe.core import Tree, UserError
 from leafe.distill import PARTS
-from leafe.evaluate import Evaluated, Explored, Summary, summarise
+from leafe.evaluate import Evaluated, Explored, Over, Summary, summarise
 from leafe.pipeline._plan import Stage, StageKind, plan
 from leafe.pipeline._rounds import rounds_rows
 from leafe.recipes import Recipe, parse_recipe
@@ -31,12 +31,12 @@ def summarise_run(run: RunFolder) -> Summary:
     return summarise_runs([run])
 
 
-def summarise_runs(runs: Sequence[RunFolder], against: str | None = None) -> Summary:
+def summarise_runs(runs: Sequence[RunFolder], against: str | None = None, over: Over = "runs") -> Summary:
     """The same of several runs of one experiment with other base policies or other seeds: every seed of every run counts as a run of its rows.
 
     Intervals draw these runs first and tasks within them. Runs that share a base policy or a seed are alike in that; the bootstrap takes them for
     independent draws, so that with few of either the intervals are rather too narrow. UserError where the runs are not one experiment.
-    `against`: a row with which every other one is compared.
+    `against`: a row with which every other one is compared; `over`: whether that is to hold for other runs or for these alone.
     """
     recipe = recipe_of(runs[0])
     _same_experiment(runs)
@@ -55,6 +55,7 @@ def summarise_runs(runs: Sequence[RunFolder], against: str | None = None) -> Sum
         ks=recipe.evaluate.k,
         compare=compare,
         against=against,
+        over=over,
         seeds=[seed for run in runs for seed in recipe_of(run).seeds],
         versions=runs[0].versions,
     )
@@ -127,6 +128,7 @@ def report_runs(
     *,
     tables: bool = False,
     against: str | None = None,
+    over: Over = "runs",
     markdown: Path | None = None,
     table_csv: Path | None = None,
 ) -> None:
@@ -136,7 +138,7 @@ def report_runs(
     """
     runs = [RunFolder.read(path) for path in dict.fromkeys(paths)]
     recipe = recipe_of(runs[0])
-    summary = summarise_runs(runs, against).to_json()
+    summary = summarise_runs(runs, against, over).to_json()
     if not summary["explore"] and not summary["evaluate"]:
         raise UserError(f"No stage of {paths[0]} is finished yet: run `leafe run` to go on with it.")
     if out is not None:

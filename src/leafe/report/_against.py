@@ -17,7 +17,7 @@ from leafe.report._format import NONE, difference, interval, percent
 from leafe.report._tables import cell, plain_table, reflects
 
 CAPTION = (
-    "Pass@k in per cent, and the difference to {reference} on the same tasks in points, with its 95 % interval over runs (seeds, base policies) and tasks. "
+    "Pass@k in per cent, and the difference to {reference} on the same tasks in points, with its 95 % interval over {over}. "
     "above, below: decided by Holm's correction over the whole table, so that all claims are right together with 95 %; without a word it is not decided. "
     "n: runs in common, in brackets the fewest at any k whose own difference has the sign of the mean."
 )
@@ -26,7 +26,8 @@ CAPTION = (
 def against_table(summary: Mapping[str, Any]) -> Table:
     """For the terminal; `summary.details.against` has to be there."""
     reference, ks, rows = _rows(summary)
-    table = plain_table(f"Against {reference}: Pass@k in %, difference in points with its 95 % interval; claims by Holm", "row")
+    over = "runs and tasks" if summary["details"]["against"]["over"] == "runs" else "tasks of these runs"
+    table = plain_table(f"Against {reference}: Pass@k in %, difference in points, 95 % interval over {over}; claims by Holm", "row")
     for name in (*(f"Pass@{k}" for k in ks), "follow\nreflect", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for row, found in rows:
@@ -52,7 +53,15 @@ def against_markdown(summary: Mapping[str, Any]) -> str:
         n = next((f"{c['runs']} ({min(c['agree'] for c in found.values())})" for c in found.values()), "")
         line += [percent(row["following"]), percent(reflects(row)), *(percent(gauges[row["arm"]].get(r)) for r in rates), n]
         out.append("| " + " | ".join(line) + " |")
-    return "\n".join(out) + "\n\n" + CAPTION.format(reference=reference) + "\n"
+    return "\n".join(out) + "\n\n" + _caption(summary) + "\n"
+
+
+_OVER = {"runs": "runs (seeds, base policies) and tasks", "tasks": "tasks, for these very trainings: nothing is said of other seeds or base policies"}
+
+
+def _caption(summary: Mapping[str, Any]) -> str:
+    against = summary["details"]["against"]
+    return CAPTION.format(reference=against["reference"], over=_OVER[against["over"]])
 
 
 COLUMNS = (
@@ -88,7 +97,7 @@ def against_rows(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "reference": reference,
         "ks": ks,
-        "caption": CAPTION.format(reference=reference),
+        "caption": _caption(summary),
         "rows": [
             (
                 row["arm"],
