@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -170,6 +173,35 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(data: Dataset, 
     assert taken == list(range(5, 13))
     assert [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()] == list(range(1, 13))
     assert again.loss == whole.loss
+    mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole"))
+    assert all(torch.equal(mine[n], theirs[n]) for n in theirs)
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from leafe.distill import build, preset, train
+from tests.distill.toy import PROMPTS, forest
+import torch
+torch.set_num_threads(1)
+options = preset("dpo", steps=12, learning_rate=3e-3, counterfactual_batch=6, checkpoint_every=1)
+def row(values):
+    if values["step"] == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+train(sys.argv[1], Path(sys.argv[2]), build(forest(10), PROMPTS, options, 0), None, options, row)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_kill_9_and_again(model_path: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    def start(name: str, die: int) -> int:
+        return subprocess.run([sys.executable, "-c", _KILLED, str(model_path), str(tmp_path / name), str(die)], timeout=600, capture_output=True).returncode
+
+    assert start("whole", 99) == 0
+    assert [start("cut", die) for die in (3, 9, 99)] == [-signal.SIGKILL, -signal.SIGKILL, 0]
     mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole"))
     assert all(torch.equal(mine[n], theirs[n]) for n in theirs)
 
