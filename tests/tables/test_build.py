@@ -35,11 +35,11 @@ GOLDEN = """\
 
 **What each row cost to make, mean of its runs**
 
-| world | row | allowed | phases | calls | world steps | replayed | tokens out | tokens in | trained on | min. to make | min. to test |
-| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| gates hard | L\\_reh only | 8 policy calls × 12 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 |
-| gates hard | LEAFE | 8 policy calls × 12 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 |
-| gates hard | LEAFE+ | 8 policy calls × 12 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 |
+| world | row | allowed | phases | calls | world steps | replayed | tokens out | tokens in | trained on | min. to make | min. to test | tokens a test sample |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| gates hard | L\\_reh only | 8 policy calls × 12 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
+| gates hard | LEAFE | 8 policy calls × 12 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
+| gates hard | LEAFE+ | 8 policy calls × 12 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
 
 **Claims**
 
@@ -264,3 +264,15 @@ def test_a_row_that_cost_more_is_said_to(tmp_path: Path) -> None:
     # both trainings learn from trees, each of which is one exploration of 90 calls where 8 x 12 are allowed
     (note,) = [note for note in document.notes if "equal budget" in note]
     assert note.startswith("LEAFE in gates hard was made with 180 policy calls in 2 phases, where one exploration is allowed 96")
+
+
+@given(st.integers(1, 9), st.integers(40, 300))
+def test_no_figure_is_cut_off_on_a_terminal(columns: int, width: int) -> None:
+    """What does not fit stands below, with its row's name."""
+    rows = tuple((Cell(f"row {r}"), *(Cell(f"value {r}.{c}", "[10.0, 20.0] (300, 9)") for c in range(columns))) for r in range(2))
+    document = Document("x", "t", (Block("b", ("method", *(f"a world with a name {c}" for c in range(columns))), rows),))
+    console = Console(width=width, record=True, file=io.StringIO())
+    show(document, console)
+    said = console.export_text()
+    assert "…" not in said
+    assert all(said.count(f"value {r}.{c}") == 1 for r in range(2) for c in range(columns))

@@ -230,7 +230,7 @@ def _coverage(results: Mapping[Where, Result], budget: str) -> Estimate:
 
 
 def _budget_block(table: Table, columns: Sequence[World], kind: Kind) -> tuple[Block, list[dict[str, Any]]]:
-    head = ("world", "row", "allowed", "phases", "calls", "world steps", "replayed", "tokens out", "tokens in", "trained on", "min. to make", "min. to test")
+    head = ("world", "row", "allowed", "phases", "calls", "world steps", "replayed", "tokens out", "tokens in", "trained on", "min. to make", "min. to test", "tokens a test sample")
     rows, records = [], []
     for column in columns:
         shown = [row.key for row in table.rows] if kind == "explore" else [row.key for row, _ in _rows(table, columns)]
@@ -240,11 +240,11 @@ def _budget_block(table: Table, columns: Sequence[World], kind: Kind) -> tuple[B
                 continue
             mean = _mean_cost([r.cost for r in results.values()])
             minutes = [mean.pop("seconds") / 60, sum(r.seconds for r in results.values()) / len(results) / 60]
-            test = f"{minutes[1]:.1f}" if kind == "evaluate" else "–"
             figures = [f"{mean[n]:,.0f}" for n in ("policy_calls", "env_steps", "replayed_steps", "generated_tokens", "prompt_tokens", "trained_tokens")]
             phases = f"{mean['phases']:g}"
-            rows.append(cells(column.title, title_of(row), _allowed(column, row, kind), phases, *figures, f"{minutes[0]:.1f}", test))
             sampled = sum(r.tokens for r in results.values()) / len(results)
+            tested = (f"{minutes[1]:.1f}", f"{sampled:,.1f}") if kind == "evaluate" else ("–", "–")
+            rows.append(cells(column.title, title_of(row), _allowed(column, row, kind), phases, *figures, f"{minutes[0]:.1f}", *tested))
             values = {**mean, "minutes_to_make": minutes[0], "minutes_to_test": minutes[1], "test_tokens_a_sample": sampled}
             for measure, value in values.items():
                 records.append(
@@ -287,7 +287,7 @@ def claim_blocks(judged: Sequence[Judged]) -> list[Block]:
         out.append(Block("The differences behind them, paired by task", over, differences, words=3))
     if needs:
         head = ("column", f"a {MINUS} b", "Pass@k", "tasks seen", "spread of tasks", "tasks needed", "spread of runs", "runs needed")
-        out.append(Block(f"Power: what a difference of {100 * EFFECT:.0f} points needs at 80 %, by the spread that was seen", head, needs, words=2))
+        out.append(Block(f"Power: what a difference of {100 * EFFECT:.0f} points needs at 80 %, two-sided at 5 %, before Holm; spreads as seen, in points", head, needs, words=2))
     return out
 
 
@@ -303,9 +303,12 @@ def _because(j: Judged) -> str:
     open_ = [t for t in j.tested if t.outcome == "open" and t not in ties]
     if open_ and j.verdict == "not decided":
         said.append("open: " + ", ".join(f"{_pair(t)} {_points(t)} in {t.column}" for t in open_))
-    missing = list(dict.fromkeys(t.why + f" in {t.column}" for t in j.tested if t.outcome == "missing"))
+    missing: dict[str, dict[str, None]] = {}
+    for t in j.tested:
+        if t.outcome == "missing":
+            missing.setdefault(t.why, {})[t.column] = None
     if missing:
-        said.append("missing: " + ", ".join(missing))
+        said.append("missing: " + ", ".join(f"{why} in {' and '.join(columns)}" for why, columns in missing.items()))
     yes = [t for t in j.tested if t.outcome == "yes"]
     if yes and (not said or j.verdict == "holds"):
         said.insert(0, f"{len(yes)} of {len(j.tested)} comparisons, smallest {_points(min(yes, key=_value))}")
@@ -330,7 +333,8 @@ def _drawn(t: Tested) -> str:
 
 
 def _signed(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", MINUS)
+    text = f"{100 * value:+.1f}"
+    return "–" if math.isnan(value) else "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
 
 
 def _difference(j: Judged, t: Tested) -> tuple[Cell, ...]:

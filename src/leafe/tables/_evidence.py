@@ -340,7 +340,7 @@ def _name(columns: Sequence[Column]) -> None:
     """The world, and of its options those in which columns differ, or its setting."""
     for column in columns:
         alike = [c for c in columns if c.world == column.world]
-        names = [n for n in column.options if n == "setting" or any(c.options.get(n) != column.options[n] for c in alike)]
+        names = [n for n in column.options if n in ("setting", "rules") or any(c.options.get(n) != column.options[n] for c in alike)]
         words = [str(column.options[n]) if n in ("setting", "rules") else f"{n} {column.options[n]}" for n in names]
         words += [column.split] if column.split != "test" else []
         column.title = " ".join([column.world, *words, *([short(column.base)] if column.base else []), *(["(transfer)"] if column.transfer else [])])

@@ -7,6 +7,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -17,22 +18,41 @@ from rich.text import Text
 
 from leafe.core import JournalError, UserError
 from leafe.runs import atomic_write
-from leafe.tables._document import RECORD, Cell, Document
+from leafe.tables._document import RECORD, Block, Cell, Document
 
 
 def show(document: Document, console: Console) -> None:
     console.print(f"[bold]{escape(document.title)}[/]", highlight=False)
-    for block in document.blocks:
-        table = Table(title=Text(block.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-        for nth, name in enumerate(block.head):
-            table.add_column(Text(name), justify="left" if nth < block.words else "right", no_wrap=nth >= block.words)
-        for row in block.rows:
-            table.add_row(*(Text.assemble((c.text, "bold" if c.best else ""), *([("\n" + c.more, "dim")] if c.more else [])) for c in row))
-        console.print()
-        console.print(table)
+    for whole in document.blocks:
+        for block in _pieces(whole, console.width):
+            table = Table(title=Text(block.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+            for nth, name in enumerate(block.head):
+                table.add_column(Text(name), justify="left" if nth < block.words else "right", no_wrap=nth >= block.words)
+            for row in block.rows:
+                table.add_row(*(Text.assemble((c.text, "bold" if c.best else ""), *([("\n" + c.more, "dim")] if c.more else [])) for c in row))
+            console.print()
+            console.print(table)
     console.print()
     for note in document.notes:
         console.print(Text(f"* {note}"), soft_wrap=True)
+
+
+_WORDS = 24
+"""Characters that a column of words, which may wrap, is sure to get."""
+
+
+def _pieces(block: Block, width: int) -> list[Block]:
+    """The block, or several with the same first columns where the figures of one row do not fit."""
+    widths = [max([len(name), *(max(len(row[nth].text), len(row[nth].more)) for row in block.rows)]) + 3 for nth, name in enumerate(block.head)]
+    room = width - sum(min(w, _WORDS) for w in widths[: block.words])
+    cuts: list[list[int]] = [[]]
+    for nth in range(block.words, len(block.head)):
+        if cuts[-1] and sum(widths[i] for i in cuts[-1]) + widths[nth] > room:
+            cuts.append([])
+        cuts[-1].append(nth)
+    first = list(range(block.words))
+    picked = [[*first, *cut] for cut in cuts]
+    return [replace(block, head=tuple(block.head[i] for i in p), rows=tuple(tuple(row[i] for i in p) for row in block.rows)) for p in picked]
 
 
 def markdown(document: Document) -> str:
