@@ -17,8 +17,9 @@ from leafe.evaluate import Counts
 from leafe.evaluate._contrast import t_quantile
 from leafe.tables._claims import Judged, judge
 from leafe.tables._define import CLAIMS
-from leafe.tables._evidence import Column, Cost, Kind, Result, Where, gather
+from leafe.tables._evidence import Column, gather
 from leafe.tables._power import need
+from leafe.tables._results import Cost, Kind, Result, Where
 from tests.tables.folders import make, recipe
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from leafe.core import UserError
-from leafe.tables._evidence import Where, gather
+from leafe.tables._evidence import gather
+from leafe.tables._results import Where
 from tests.tables.folders import make, recipe
 
 TWELVE = {"evaluate/base": [1] * 12, "evaluate/leafe": [64] * 12}

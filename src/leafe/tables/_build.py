@@ -13,15 +13,17 @@ from typing import Any
 from leafe.core import UserError
 from leafe.evaluate import Estimate, contrasts, hierarchical_bootstrap, pass_estimate, wilson
 from leafe.pipeline import task_count
-from leafe.tables._claims import Judged, Tested, counts_of, judge, top_k
-from leafe.tables._commands import add_row, another_seed, resume
-from leafe.tables._define import MARGIN, TABLES, Row, Table, title_of
+from leafe.tables._claims import counts_of, judge, top_k
+from leafe.tables._commands import resume
+from leafe.tables._define import TABLES, Row, Table, title_of
 from leafe.tables._document import Block, Cell, Document, cells, record
-from leafe.tables._evidence import SHARES, STEPS, Cost, Evidence, Kind, Place, Result, Where, gather
 from leafe.tables._evidence import Column as World
-from leafe.tables._power import EFFECT
+from leafe.tables._evidence import Evidence, gather
+from leafe.tables._judged import HOW_CLAIMS, claim_blocks, claim_records
+from leafe.tables._missing import UNFINISHED, Notes, say_dearer, say_how, say_missing
+from leafe.tables._results import SHARES, STEPS, Cost, Kind, Place, Result, Where
 
-MISSING, UNFINISHED, MINUS = "not run", "†", "−"
+MISSING = "not run"
 
 
 def build(evidence: Evidence, number: int) -> Document:
@@ -31,14 +33,14 @@ def build(evidence: Evidence, number: int) -> Document:
     if not columns:
         raise UserError(_nothing(evidence, table))
     kind: Kind = "explore" if table.kind == "explore" else "evaluate"
-    notes = _Notes()
+    notes = Notes()
     main, records = _explore_block(table, columns, notes) if kind == "explore" else _evaluate_block(table, columns, notes)
     budget, spent_records = _budget_block(table, columns, kind)
     judged = judge(columns, number, kind)
     blocks = [main, budget, *claim_blocks(judged)]
-    _say_missing(table, columns, kind, notes)
-    _say_dearer(table, columns, kind, notes)
-    _say_how(columns, kind, notes)
+    say_missing(table, columns, kind, notes)
+    say_dearer(table, columns, kind, notes)
+    say_how(columns, kind, notes)
     notes.said += evidence.notes
     records += spent_records + claim_records(judged)
     return Document(f"table{number}", f"Table {number}: {table.title}", tuple(blocks), tuple(dict.fromkeys(notes.said)), tuple(records))
@@ -54,14 +56,8 @@ def all_claims(paths: Sequence[Path]) -> Document:
         kind: Kind = "explore" if table.kind == "explore" else "evaluate"
         judged += judge(columns_of(evidence, table), table.number, kind)
     blocks = claim_blocks(judged)
-    notes = (*_HOW_CLAIMS, *evidences[False].notes)
+    notes = (*HOW_CLAIMS, *evidences[False].notes)
     return Document("claims", "What the six tables say, claim by claim", tuple(blocks), notes, tuple(claim_records(judged)))
-
-
-_HOW_CLAIMS = (
-    "Claims of one table are Holm-corrected together; a verdict is wrong with 5 % at most for each table. Controls have no part in them.",
-    f"A difference below {100 * MARGIN:.0f} points counts as none where a claim says `as it is` or `loses no`; a tie is a difference whose interval holds 0.",
-)
 
 
 def columns_of(evidence: Evidence, table: Table) -> list[World]:
@@ -80,18 +76,7 @@ def _nothing(evidence: Evidence, table: Table) -> str:
     return f"{where} holds no row of table {table.number} ({', '.join(row.key for row in table.rows)}) that was begun: go on with `{resume(evidence.runs[0])}`."
 
 
-class _Notes:
-    """What stands under a table, each sentence once."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        if text not in self.said:
-            self.said.append(text)
-
-
-def _evaluate_block(table: Table, columns: Sequence[World], notes: _Notes) -> tuple[Block, list[dict[str, Any]]]:
+def _evaluate_block(table: Table, columns: Sequence[World], notes: Notes) -> tuple[Block, list[dict[str, Any]]]:
     head, rows, records = ["method"], [], []
     leaders: dict[tuple[str, int], set[str]] = {}
     for column in columns:
@@ -185,7 +170,7 @@ def _cell_record(
     )  # fmt: skip
 
 
-def _explore_block(table: Table, columns: Sequence[World], notes: _Notes) -> tuple[Block, list[dict[str, Any]]]:
+def _explore_block(table: Table, columns: Sequence[World], notes: Notes) -> tuple[Block, list[dict[str, Any]]]:
     head, rows, records = ["strategy"], [], []
     budgets = [*SHARES, STEPS]
     for column in columns:
@@ -230,7 +215,10 @@ def _coverage(results: Mapping[Where, Result], budget: str) -> Estimate:
 
 
 def _budget_block(table: Table, columns: Sequence[World], kind: Kind) -> tuple[Block, list[dict[str, Any]]]:
-    head = ("world", "row", "allowed", "phases", "calls", "world steps", "replayed", "tokens out", "tokens in", "trained on", "min. to make", "min. to test", "tokens a test sample")
+    head = (
+        "world", "row", "allowed", "phases", "calls", "world steps", "replayed", "tokens out", "tokens in", "trained on", "min. to make", "min. to test",
+        "tokens a test sample",
+    )  # fmt: skip
     rows, records = [], []
     for column in columns:
         shown = [row.key for row in table.rows] if kind == "explore" else [row.key for row, _ in _rows(table, columns)]
@@ -272,196 +260,3 @@ def _allowed(column: World, row: str, kind: Kind) -> str:
 
 def _first_place(column: World, row: str, kind: Kind) -> Place:
     return next(iter(column.places[kind, row].values()))
-
-
-def claim_blocks(judged: Sequence[Judged]) -> list[Block]:
-    """The verdicts, the differences behind them, and what other numbers of tasks would tell."""
-    if not judged:
-        return []
-    verdicts = tuple((Cell(j.claim.name), Cell(j.claim.text), Cell(j.verdict, best=j.verdict != "not decided"), Cell(_because(j))) for j in judged)
-    differences = tuple(_difference(j, t) for j in judged for t in j.tested)
-    needs = tuple(dict.fromkeys(_needs(t) for j in judged for t in j.tested if t.runs))
-    out = [Block("Claims", ("claim", "says", "verdict", "because"), verdicts, words=4)]
-    if differences:
-        over = ("claim", "column", f"a {MINUS} b", "Pass@k", "points [95 % interval]", "bootstrap", "p", "tasks, runs", "outcome")
-        out.append(Block("The differences behind them, paired by task", over, differences, words=3))
-    if needs:
-        head = ("column", f"a {MINUS} b", "Pass@k", "tasks seen", "spread of tasks", "tasks needed", "spread of runs", "runs needed")
-        out.append(Block(f"Power: what a difference of {100 * EFFECT:.0f} points needs at 80 %, two-sided at 5 %, before Holm; spreads as seen, in points", head, needs, words=2))
-    return out
-
-
-def _because(j: Judged) -> str:
-    """What decides it, or keeps it open: refuting comparisons, ties, what is missing."""
-    said = []
-    no = [t for t in j.tested if t.outcome == "no"]
-    if no and j.verdict != "holds":
-        said.append("against it: " + ", ".join(f"{_pair(t)} {_points(t)} in {t.column}" for t in no))
-    ties = [t for t in j.tested if t.tie and t.comparison.relation == "above"]
-    if ties and j.verdict != "holds":
-        said.append("ties: " + ", ".join(f"{title_of(t.comparison.a)} and {title_of(t.comparison.b)} ({_points(t)}) in {t.column}" for t in ties))
-    open_ = [t for t in j.tested if t.outcome == "open" and t not in ties]
-    if open_ and j.verdict == "not decided":
-        said.append("open: " + ", ".join(f"{_pair(t)} {_points(t)} in {t.column}" for t in open_))
-    missing: dict[str, dict[str, None]] = {}
-    for t in j.tested:
-        if t.outcome == "missing":
-            missing.setdefault(t.why, {})[t.column] = None
-    if missing:
-        said.append("missing: " + ", ".join(f"{why} in {' and '.join(columns)}" for why, columns in missing.items()))
-    yes = [t for t in j.tested if t.outcome == "yes"]
-    if yes and (not said or j.verdict == "holds"):
-        said.insert(0, f"{len(yes)} of {len(j.tested)} comparisons, smallest {_points(min(yes, key=_value))}")
-    return "; ".join(said) or "no column speaks of it"
-
-
-def _value(t: Tested) -> float:
-    return t.found.value if t.found else math.nan
-
-
-def _pair(t: Tested) -> str:
-    return f"{title_of(t.comparison.a)} {MINUS} {title_of(t.comparison.b)}"
-
-
-def _points(t: Tested) -> str:
-    return "–" if t.found is None or math.isnan(t.found.value) else f"{_signed(t.found.value)} [{_signed(t.found.low)}, {_signed(t.found.high)}]"
-
-
-def _drawn(t: Tested) -> str:
-    drawn = t.drawn
-    return f"[{_signed(drawn.low)}, {_signed(drawn.high)}]"
-
-
-def _signed(value: float) -> str:
-    text = f"{100 * value:+.1f}"
-    return "–" if math.isnan(value) else "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
-
-
-def _difference(j: Judged, t: Tested) -> tuple[Cell, ...]:
-    relation = {"above": "", "same": f" (same within {100 * MARGIN:.0f})", "not below": f" (not below by {100 * MARGIN:.0f})"}[t.comparison.relation]
-    if t.found is None:
-        return cells(j.claim.name, t.column, _pair(t) + relation, str(t.k), "–", "–", "–", "–", f"missing: {t.why}")
-    outcome = "tie" if t.tie and t.comparison.relation == "above" else t.outcome
-    p = "too few tasks" if math.isnan(t.p) else "<0.0001" if t.p < 1e-4 else f"{t.p:.4f}"
-    return cells(j.claim.name, t.column, _pair(t) + relation, str(t.k), _points(t), _drawn(t), p, f"{t.found.tasks}, {t.found.runs}", outcome)
-
-
-def _needs(t: Tested) -> tuple[Cell, ...]:
-    assert t.found is not None
-    n = t.needs
-    spread, between = (("–" if s is None else f"{100 * s:.1f}") for s in (n.spread, n.run_spread))
-    tasks, runs = (("–" if x is None else f"{x:,}") for x in (n.tasks, n.runs))
-    return cells(t.column, _pair(t), str(t.k), f"{t.found.tasks:,}", spread, tasks, between, runs)
-
-
-def claim_records(judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    out = []
-    for j in judged:
-        out.append(record(kind="claim", table=j.claim.table, row=j.claim.name, verdict=j.verdict, note=f"{j.claim.text}: {_because(j)}"))
-        for t in j.tested:
-            common = {"table": j.claim.table, "column": t.column, "row": t.comparison.a, "against": t.comparison.b, "k": t.k}
-            found = {} if t.found is None else {"value": t.found.value, "low": t.found.low, "high": t.found.high, "tasks": t.found.tasks, "runs": t.found.runs}
-            measure = f"claim {j.claim.name}, {t.comparison.relation}"
-            out.append(record(kind="comparison", measure=measure, p=t.p, verdict=t.outcome, note=t.why if t.found is None else "", **common, **found))
-            if t.runs:
-                needs = t.needs
-                for name in ("spread", "tasks", "run_spread", "runs"):
-                    out.append(record(kind="power", measure=f"claim {j.claim.name}, {name}", value=getattr(needs, name), **common))
-    return out
-
-
-def _say_missing(table: Table, columns: Sequence[World], kind: Kind, notes: _Notes) -> None:
-    """Arms that were not run, stages that are not finished, runs that a row lacks: each with the command."""
-    for column in columns:
-        every = column.runs(kind)
-        for row in table.rows:
-            places = column.places.get((kind, row.key), {})
-            for where, place in places.items():
-                if place.done is None:
-                    _say_unfinished(column, row, where, place, kind, notes)
-            lacking = [where for where in every if where not in places and (row.key, where) not in column.absent]
-            for (absent, where), why in column.absent.items():
-                if absent == row.key:
-                    notes.say(f"{row.title} has no figure in {column.title} ({where.words}): {why}.")
-            if lacking and not places:
-                notes.say(f"{row.title} has not been run in {column.title}: {_offer(column, row.key, kind, lacking)}")
-            elif lacking:
-                missing = ", ".join(where.words for where in lacking)
-                notes.say(f"{row.title} lacks {len(lacking)} of {len(every)} runs in {column.title} ({missing}): {_offer(column, row.key, kind, lacking)}")
-        seeds = {where.seed for where in every}
-        if column.transfer:
-            if len(every) == 1:
-                notes.say(f"{column.title} has one run ({every[0].words}): train with more seeds (`leafe table 5 seeds=[0,1,2]` with its other settings).")
-            continue
-        if len(every) == 1 and not column.control:
-            run = _folder_of(column, every[0], kind)
-            notes.say(
-                f"{column.title} has one run ({every[0].words}): its intervals cover other tasks and no other seeds. One seed more: "
-                f"`{another_seed(run.run)}`, then both folders in one table."
-            )
-        for base in sorted({where.base for where in every}):
-            gone = sorted(seeds - {where.seed for where in every if where.base == base})
-            if gone:
-                place = next(_folder_of(column, where, kind) for where in every if where.base == base)
-                command = resume(place.run, f"seeds={gone}", name=f"{place.run.path.name}-seeds-{'-'.join(map(str, gone))}")
-                notes.say(f"{column.title} lacks seeds {', '.join(map(str, gone))} of the base policy {base}: `{command}`")
-
-
-def _say_dearer(table: Table, columns: Sequence[World], kind: Kind, notes: _Notes) -> None:
-    """Rows that were made with more calls than one exploration is allowed: no comparison at equal budget."""
-    for column in columns:
-        for row in table.rows:
-            places = column.places.get((kind, row.key), {})
-            for where, result in column.results(row.key, kind).items():
-                place = places[where]
-                recipe, stage = (place.recipe, place.stage) if place.origin is None else place.origin[1:]
-                calls, tasks = recipe.explore.limits.get("policy_calls"), task_count(recipe, stage.leg, "train")
-                spent = result.cost.spent.policy_calls
-                if calls and tasks and spent > calls * tasks:
-                    notes.say(
-                        f"{row.title} in {column.title} was made with {spent:,} policy calls in {result.cost.phases} phases, where one exploration is allowed "
-                        f"{calls * tasks:,.0f}: what it gains on rows of one phase is not gained at equal budget."
-                    )
-                    break
-
-
-def _say_unfinished(column: World, row: Row, where: Where, place: Place, kind: Kind, notes: _Notes) -> None:
-    result = column.results(row.key, kind).get(where)
-    there = f"{len(result.counts.tasks)} of {result.of}" if result else "none"
-    command = resume(place.run)
-    notes.say(f"{UNFINISHED} {row.title} is unfinished in {column.title} ({where.words}): {there} of its tasks are there, and no claim uses it. `{command}`")
-
-
-def _folder_of(column: World, where: Where, kind: Kind) -> Place:
-    return next(places[where] for (k, _), places in column.places.items() if k == kind and where in places)
-
-
-def _offer(column: World, row: str, kind: Kind, lacking: Sequence[Where]) -> str:
-    """The command for the first folder that lacks it, and how many more there are."""
-    if column.transfer:
-        return "`leafe table 5` makes the run, once the arm has been trained."
-    folders: dict[str, Place] = {}
-    for where in lacking:
-        place = _folder_of(column, where, kind)
-        folders.setdefault(str(place.run.path), place)
-    first = next(iter(folders.values()))
-    command = add_row(first.run, row, first.stage.leg.control)
-    rest = f"; and likewise in {', '.join(list(folders)[1:])}" if len(folders) > 1 else ""
-    return (command if command.startswith("no command") else f"`{command}`") + rest
-
-
-def _say_how(columns: Sequence[World], kind: Kind, notes: _Notes) -> None:
-    for column in columns:
-        few = top_k(column) if kind == "evaluate" else 128
-        if few < 128:
-            notes.say(f"{column.title} has too few samples a task for Pass@128 and shows Pass@{few}: evaluate.samples=128.")
-        if column.control:
-            notes.say(f"{column.title} is a control: its rules are random in every task, so that there is nothing to internalise; no claim speaks of it.")
-    if kind == "evaluate":
-        notes.say("Intervals of cells draw runs (a seed of a base policy) first and tasks within them; differences are paired by task.")
-        notes.say("What an arm cost holds all explorations and trainings that it builds on; rows that learn from one exploration are each charged for it.")
-    for sentence in _HOW_CLAIMS:
-        notes.say(sentence)
-    versions = {f"{c.world} {n} {v}" for c in columns for p in c.places.values() for x in p.values() for n, v in ((x.done or {}).get("world") or {}).items()}
-    if versions:
-        notes.say("World versions: " + ", ".join(sorted(versions)) + ".")

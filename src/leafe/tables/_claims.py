@@ -15,8 +15,9 @@ from typing import Literal
 
 from leafe.evaluate import Contrast, Counts, Estimate, contrast, hierarchical_bootstrap, holm, paired_by_task
 from leafe.tables._define import CLAIMS, MARGIN, Claim, Comparison, title_of
-from leafe.tables._evidence import Column, Kind, Result, Where
+from leafe.tables._evidence import Column
 from leafe.tables._power import Need, need
+from leafe.tables._results import Kind, Result, Where
 
 FEWEST = 10
 """Pairs of a run and a task below which nothing is decided: a test on a handful of tasks rests on its assumptions alone."""

@@ -7,101 +7,20 @@ refused here, before a figure is made of it: other budgets, other world versions
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from leafe.core import Spent, Tree, UserError
-from leafe.evaluate import Counts, counts, coverage_curve, measure, spent
+from leafe.core import UserError
 from leafe.explore import STRATEGIES
-from leafe.pipeline import Stage, plan, recipe_of, stage_name, task_count, world_options
+from leafe.pipeline import Stage, plan, recipe_of, world_options
 from leafe.recipes import Recipe
-from leafe.runs import RunFolder, load_trees
+from leafe.runs import RunFolder
 from leafe.tables._define import is_control
-
-SHARES = {"1/4": 0.25, "1/2": 0.5, "all": 1.0}
-"""Of the calls that a task is allowed: where the coverage of an exploration is read."""
-STEPS = "steps"
-"""The same, where a task may take so many world steps as it is allowed calls, steps of a replay charged."""
-Kind = Literal["evaluate", "explore"]
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Where:
-    """One run: a seed of a base policy."""
-
-    base: str
-    seed: int
-
-    @property
-    def words(self) -> str:
-        return f"{short(self.base)}, seed {self.seed}"
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What it took to make an arm, in one run: its explorations and trainings, those of the arms that it builds on and of all settings of a sweep included."""
-
-    phases: int = 0
-    """Explorations and trainings that sample for themselves."""
-    spent: Spent = field(default_factory=Spent)
-    trained_tokens: int = 0
-    seconds: float = 0.0
-    """Wall time of the stages, one after another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a row came to in one run."""
-
-    counts: Counts
-    """Samples of test tasks; of an exploration: one sample a task, which succeeded where the task was solved."""
-    of: int
-    """Tasks that the stage has when it is finished: more than `counts` holds where it is not."""
-    finished: bool
-    samples: int
-    temperature: float | None
-    tokens: float
-    """Mean generated tokens of a sample."""
-    seconds: float
-    cost: Cost
-    within: Mapping[str, Counts] = field(default_factory=dict)
-    """Of an exploration: the same, had each task been given this share of its calls (`SHARES`, `STEPS`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A stage that was begun, in its run folder."""
-
-    run: RunFolder
-    recipe: Recipe
-    stage: Stage
-    row: str
-    where: Where
-    origin: tuple[RunFolder, Recipe, Stage] | None
-    """Folder, recipe and training of the policy, where another folder trained it."""
-
-    @property
-    def folder(self) -> Path:
-        return self.run.path / self.stage.name
-
-    @property
-    def done(self) -> dict[str, Any] | None:
-        return self.run.done(self.stage.name)
-
-    @property
-    def samples(self) -> int:
-        return int((self.done or {}).get("samples", self.recipe.evaluate.samples))
-
-    @property
-    def tasks(self) -> str:
-        """The tasks file: two stages with equal ones played the same tasks."""
-        return hashlib.sha256((self.folder / "tasks.jsonl").read_bytes()).hexdigest()
+from leafe.tables._refuse import same_arm, same_budget, same_tasks, same_worlds
+from leafe.tables._results import Kind, Place, Result, Where, read, short
 
 
 @dataclass(slots=True)
@@ -140,7 +59,7 @@ class Column:
         out = {}
         for where, place in sorted(self.places.get((kind, row), {}).items(), key=lambda item: item[0]):
             if place.folder not in self.known:
-                self.known[place.folder] = _read(place)
+                self.known[place.folder] = read(place)
             if self.known[place.folder].counts.tasks:
                 out[where] = self.known[place.folder]
         return out
@@ -151,11 +70,6 @@ class Evidence:
     columns: list[Column]
     notes: list[str]
     runs: list[RunFolder]
-
-
-def short(base: str) -> str:
-    """A base policy's name, where folders have long ones."""
-    return Path(base).name if "/" in base and Path(base).exists() else base
 
 
 def gather(paths: Sequence[Path], *, apart: bool = False, known: dict[Path, Result] | None = None) -> Evidence:
@@ -178,9 +92,9 @@ def gather(paths: Sequence[Path], *, apart: bool = False, known: dict[Path, Resu
     known = {} if known is None else known
     for column in columns:
         column.known = known
-        _same_budget(column)
-        _same_tasks(column)
-    _same_worlds(columns)
+        same_budget(column)
+        same_tasks(column)
+    same_worlds(columns)
     _name(columns)
     return Evidence(columns, notes, runs)
 
@@ -233,7 +147,7 @@ def _take(place: Place, found: dict[str, Column], notes: list[str], apart: bool)
     if before is None:
         places[place.where] = place
         return
-    _same_arm(before, place)
+    same_arm(before, place)
     if before.done is None and done is not None:
         before, places[place.where] = place, place
     notes.append(f"{place.row} ({place.where.words}) is in {before.run.path} and in another folder too; the table takes one of them.")
@@ -258,84 +172,6 @@ def _lend_base(columns: list[Column]) -> None:
                 columns.remove(other)
 
 
-def _same_arm(a: Place, b: Place) -> None:
-    one, other = (p.recipe.arms.get(p.row) for p in (a, b))
-    if one != other:
-        raise UserError(f"{a.row} was trained by other settings in {a.run.path} than in {b.run.path}: rename one of the two arms, or leave one folder out.")
-
-
-def settings(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """How policies are tested. Not the number of samples, which Pass@k allows for."""
-    return {
-        "prompts": recipe.prompts, "history": recipe.history, "explore.horizon": recipe.explore.horizon, "explore.invalid_limit": recipe.explore.invalid_limit,
-        "evaluate.temperature": recipe.evaluate.temperature, "evaluate.top_p": recipe.evaluate.top_p, "tasks.test": task_count(recipe, stage.leg, "test"),
-    }  # fmt: skip
-
-
-def budget_of(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """The budget that every exploration has."""
-    limits: dict[str, Any] = {f"explore.limits.{name}": value for name, value in recipe.explore.limits.items()}
-    limits |= {f"explore.run_limits.{name}": value for name, value in recipe.explore.run_limits.items()}
-    return limits | {"tasks.train": task_count(recipe, stage.leg, "train"), "tasks.train_split": recipe.tasks.train_split}
-
-
-def _same_budget(column: Column) -> None:
-    first: dict[str, tuple[Place, dict[str, Any]]] = {}
-    for place in _every(column):
-        here = budget_of(place.recipe, place.stage) if place.recipe.strategies or place.recipe.arms else {}
-        there = budget_of(place.origin[1], place.origin[2]) if place.origin else {}
-        for what, mine in (("tested", settings(place.recipe, place.stage)), ("here", here if not column.transfer else {}), ("there", there)):
-            if not mine:
-                continue
-            other, before = first.setdefault(what, (place, mine))
-            different = next((name for name in {**before, **mine} if before.get(name) != mine.get(name)), None)
-            if different is not None:
-                a, b = (p.origin[0].path if what == "there" and p.origin else p.run.path for p in (other, place))
-                raise UserError(
-                    f"{a} and {b} cannot stand in one table: {different} is {_said(before.get(different))} in the one and {_said(mine.get(different))} in the "
-                    "other; give folders of one budget and one way of testing."
-                )
-
-
-def _said(value: Any) -> str:
-    return "not set" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _same_tasks(column: Column) -> None:
-    first: dict[tuple[Kind, Where], tuple[Place, str]] = {}
-    for (kind, _), places in column.places.items():
-        for where, place in places.items():
-            tasks = place.tasks
-            other, before = first.setdefault((kind, where), (place, tasks))
-            if tasks != before:
-                what = "training" if kind == "explore" else "test"
-                raise UserError(
-                    f"{other.folder} and {place.folder} hold other {what} tasks, though both are {where.words}: rows of one table are compared task by task; "
-                    "leave one of the two folders out."
-                )
-
-
-def _same_worlds(columns: Sequence[Column]) -> None:
-    """One version of every world throughout a table."""
-    first: dict[str, tuple[Place, dict[str, Any]]] = {}
-    for column in columns:
-        for place in _every(column):
-            versions = (place.done or {}).get("world") or {}
-            if not versions:
-                continue
-            other, before = first.setdefault(column.world, (place, versions))
-            different = next((name for name in {**before, **versions} if before.get(name) != versions.get(name)), None)
-            if different is not None:
-                raise UserError(
-                    f"{other.run.path} and {place.run.path} were made in other versions of the world {column.world!r} ({different} {before.get(different)!r} "
-                    f"and {versions.get(different)!r}): figures of the two cannot be compared; run one of them anew."
-                )
-
-
-def _every(column: Column) -> list[Place]:
-    return [place for places in column.places.values() for place in places.values()]
-
-
 def _name(columns: Sequence[Column]) -> None:
     """The world, and of its options those in which columns differ, or its setting."""
     for column in columns:
@@ -347,75 +183,3 @@ def _name(columns: Sequence[Column]) -> None:
     for nth, column in enumerate(columns):
         if any(c.title == column.title for c in columns[:nth]):
             column.title += f" ({nth + 1})"
-
-
-def _read(place: Place) -> Result:
-    trees = [tree for tree in load_trees(place.folder).values() if tree.episodes]
-    of = sum(1 for line in (place.folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines() if line.strip())
-    done = place.done
-    seconds = float((done or {}).get("seconds", 0.0))
-    cost = cost_of_arm(place)
-    if place.stage.kind == "explore":
-        within = {"all": _solved(trees)}
-        calls = place.recipe.explore.limits.get("policy_calls")
-        if calls:
-            within = {name: _within(trees, "policy_calls", calls * share) for name, share in SHARES.items()} | {STEPS: _within(trees, "env_steps", calls)}
-        return Result(_solved(trees), of, done is not None, 1, None, float("nan"), seconds, cost, within)
-    return Result(
-        counts(trees),
-        of,
-        done is not None and len(trees) == of,
-        place.samples,
-        _temperature(place),
-        measure(trees).tokens,
-        seconds,
-        cost,
-    )
-
-
-def _temperature(place: Place) -> float | None:
-    value = (place.done or {}).get("temperature", place.stage.temperature)
-    return place.recipe.evaluate.temperature if value is None else float(value)
-
-
-def _solved(trees: Sequence[Tree]) -> Counts:
-    return _as_counts(trees, [tree.solved for tree in trees])
-
-
-def _within(trees: Sequence[Tree], cost: Literal["policy_calls", "env_steps"], budget: float) -> Counts:
-    """Solved, had every task this budget: what came first in a tree would have come first with less."""
-    return _as_counts(trees, [coverage_curve([tree], cost).at(int(budget)) == 1.0 for tree in trees])
-
-
-def _as_counts(trees: Sequence[Tree], solved: Sequence[bool]) -> Counts:
-    n = np.ones(len(trees), dtype=np.int64)
-    return Counts(tuple(t.task.id for t in trees), n, np.asarray(solved, dtype=np.int64), np.zeros_like(n))
-
-
-def cost_of_arm(place: Place) -> Cost:
-    """What the row's policy took to make; of an exploration what it spent itself."""
-    run, recipe, stage = (place.run, place.recipe, place.stage) if place.origin is None else place.origin
-    stages = {s.name: s for s in plan(recipe)}
-    needed: dict[str, Stage] = {}
-    choice = stage_name("choose", stage.leg, stage.attempt.arm) if stage.attempt else ""
-    waiting = [stage.name, choice]  # what was chosen from several attempts cost all of them
-    while waiting:
-        name = waiting.pop()
-        if name not in needed and name in stages:
-            needed[name] = stages[name]
-            waiting += [need for need in stages[name].needs if stages[name].kind != "evaluate" or "held-out" not in need]
-    total, phases, tokens, seconds = Spent(), 0, 0, 0.0
-    for s in needed.values():
-        done = run.done(s.name) or {}
-        if s.kind == "evaluate":
-            continue
-        own = done.get("spent") or (done.get("train") or {}).get("spent")
-        if own is None and s.kind == "explore" and (run.path / s.name / "tasks.jsonl").is_file():
-            own = spent(list(load_trees(run.path / s.name).values())).to_json()
-        if own:
-            phases += 1
-            for name, amount in own.items():
-                setattr(total, name, getattr(total, name) + amount)
-        tokens += int((done.get("train") or {}).get("tokens") or 0)
-        seconds += float(done.get("seconds", 0.0))
-    return Cost(phases, total, tokens, seconds)

@@ -1,0 +1,123 @@
+"""What stands under a table: rows, runs and seeds that it lacks, each with the command for it, and what a reader must know of the figures that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from leafe.pipeline import task_count
+from leafe.tables._claims import top_k
+from leafe.tables._commands import add_row, another_seed, resume
+from leafe.tables._define import Row, Table
+from leafe.tables._evidence import Column
+from leafe.tables._judged import HOW_CLAIMS
+from leafe.tables._results import Kind, Place, Where
+
+UNFINISHED = "†"
+
+
+class Notes:
+    """What stands under a table, each sentence once."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        if text not in self.said:
+            self.said.append(text)
+
+
+def say_missing(table: Table, columns: Sequence[Column], kind: Kind, notes: Notes) -> None:
+    """Arms that were not run, stages that are not finished, runs that a row lacks: each with the command."""
+    for column in columns:
+        every = column.runs(kind)
+        for row in table.rows:
+            places = column.places.get((kind, row.key), {})
+            for where, place in places.items():
+                if place.done is None:
+                    _say_unfinished(column, row, where, place, kind, notes)
+            lacking = [where for where in every if where not in places and (row.key, where) not in column.absent]
+            for (absent, where), why in column.absent.items():
+                if absent == row.key:
+                    notes.say(f"{row.title} has no figure in {column.title} ({where.words}): {why}.")
+            if lacking and not places:
+                notes.say(f"{row.title} has not been run in {column.title}: {_offer(column, row.key, kind, lacking)}")
+            elif lacking:
+                missing = ", ".join(where.words for where in lacking)
+                notes.say(f"{row.title} lacks {len(lacking)} of {len(every)} runs in {column.title} ({missing}): {_offer(column, row.key, kind, lacking)}")
+        seeds = {where.seed for where in every}
+        if column.transfer:
+            if len(every) == 1:
+                notes.say(f"{column.title} has one run ({every[0].words}): train with more seeds (`leafe table 5 seeds=[0,1,2]` with its other settings).")
+            continue
+        if len(every) == 1 and not column.control:
+            run = _folder_of(column, every[0], kind)
+            notes.say(
+                f"{column.title} has one run ({every[0].words}): its intervals cover other tasks and no other seeds. One seed more: "
+                f"`{another_seed(run.run)}`, then both folders in one table."
+            )
+        for base in sorted({where.base for where in every}):
+            gone = sorted(seeds - {where.seed for where in every if where.base == base})
+            if gone:
+                place = next(_folder_of(column, where, kind) for where in every if where.base == base)
+                command = resume(place.run, f"seeds={gone}", name=f"{place.run.path.name}-seeds-{'-'.join(map(str, gone))}")
+                notes.say(f"{column.title} lacks seeds {', '.join(map(str, gone))} of the base policy {base}: `{command}`")
+
+
+def say_dearer(table: Table, columns: Sequence[Column], kind: Kind, notes: Notes) -> None:
+    """Rows that were made with more calls than one exploration is allowed: no comparison at equal budget."""
+    for column in columns:
+        for row in table.rows:
+            places = column.places.get((kind, row.key), {})
+            for where, result in column.results(row.key, kind).items():
+                place = places[where]
+                recipe, stage = (place.recipe, place.stage) if place.origin is None else place.origin[1:]
+                calls, tasks = recipe.explore.limits.get("policy_calls"), task_count(recipe, stage.leg, "train")
+                spent = result.cost.spent.policy_calls
+                if calls and tasks and spent > calls * tasks:
+                    notes.say(
+                        f"{row.title} in {column.title} was made with {spent:,} policy calls in {result.cost.phases} phases, where one exploration is allowed "
+                        f"{calls * tasks:,.0f}: what it gains on rows of one phase is not gained at equal budget."
+                    )
+                    break
+
+
+def _say_unfinished(column: Column, row: Row, where: Where, place: Place, kind: Kind, notes: Notes) -> None:
+    result = column.results(row.key, kind).get(where)
+    there = f"{len(result.counts.tasks)} of {result.of}" if result else "none"
+    command = resume(place.run)
+    notes.say(f"{UNFINISHED} {row.title} is unfinished in {column.title} ({where.words}): {there} of its tasks are there, and no claim uses it. `{command}`")
+
+
+def _folder_of(column: Column, where: Where, kind: Kind) -> Place:
+    return next(places[where] for (k, _), places in column.places.items() if k == kind and where in places)
+
+
+def _offer(column: Column, row: str, kind: Kind, lacking: Sequence[Where]) -> str:
+    """The command for the first folder that lacks it, and how many more there are."""
+    if column.transfer:
+        return "`leafe table 5` makes the run, once the arm has been trained."
+    folders: dict[str, Place] = {}
+    for where in lacking:
+        place = _folder_of(column, where, kind)
+        folders.setdefault(str(place.run.path), place)
+    first = next(iter(folders.values()))
+    command = add_row(first.run, row, first.stage.leg.control)
+    rest = f"; and likewise in {', '.join(list(folders)[1:])}" if len(folders) > 1 else ""
+    return (command if command.startswith("no command") else f"`{command}`") + rest
+
+
+def say_how(columns: Sequence[Column], kind: Kind, notes: Notes) -> None:
+    for column in columns:
+        few = top_k(column) if kind == "evaluate" else 128
+        if few < 128:
+            notes.say(f"{column.title} has too few samples a task for Pass@128 and shows Pass@{few}: evaluate.samples=128.")
+        if column.control:
+            notes.say(f"{column.title} is a control: its rules are random in every task, so that there is nothing to internalise; no claim speaks of it.")
+    if kind == "evaluate":
+        notes.say("Intervals of cells draw runs (a seed of a base policy) first and tasks within them; differences are paired by task.")
+        notes.say("What an arm cost holds all explorations and trainings that it builds on; rows that learn from one exploration are each charged for it.")
+    for sentence in HOW_CLAIMS:
+        notes.say(sentence)
+    versions = {f"{c.world} {n} {v}" for c in columns for p in c.places.values() for x in p.values() for n, v in ((x.done or {}).get("world") or {}).items()}
+    if versions:
+        notes.say("World versions: " + ", ".join(sorted(versions)) + ".")
