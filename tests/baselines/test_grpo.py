@@ -383,6 +383,10 @@ def test_half_precision_updates(tmp_path: Path) -> None:
     learn(tmp_path / "half", dtype="bfloat16", steps=1)
     learn(tmp_path / "full", dtype="float32", steps=1)
     assert 0 < apart(weights(tmp_path / "half"), weights(tmp_path / "full")) <= 0.0021, "at most a step to either side"
+    learn(tmp_path / "lora", dtype="bfloat16", steps=1, lora=Lora(rank=4))
+    after = weights(tmp_path / "lora")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}, "in the type of the source"
+    assert 0 < apart(after, weights(base_path())) < 0.02
 
 
 def test_users_mistakes(tmp_path: Path) -> None:

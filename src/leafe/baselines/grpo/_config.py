@@ -70,7 +70,8 @@ class GrpoConfig(BaseModel):
     micro_batch: int | None = Field(None, ge=1)
     """Rollouts in one forward pass, a divisor of the batch; None: the largest up to 32. Changes memory and speed, never the loss."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the arithmetic of the updates (the trained weights stay float32, and rollouts use them). auto: bfloat16 where the GPU has it, else float32."""
+    """Of the arithmetic of the updates. The trained weights stay float32, and rollouts use them as they are; with LoRA the weights beneath are held in this
+    type. auto: bfloat16 where the GPU has it, else float32."""
     gradient_checkpointing: bool = False
     lora: Lora | None = None
 

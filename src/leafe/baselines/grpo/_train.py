@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import AutoConfig, PrinterCallback, TrainerCallback
 from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 
@@ -33,7 +33,7 @@ from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress, Valid
 from leafe.baselines.grpo._rollouts import Batch, Rollouts, counts
 from leafe.core import Budget, Environment, Task, UserError, derive_seed
 from leafe.explore import WorldPool
-from leafe.policies.hf import HFPolicy, load_model, load_tokenizer
+from leafe.policies.hf import HFPolicy, adapter_base, load_model, load_tokenizer
 from leafe.prompts import Prompts
 
 _SMALL = 20_000_000
@@ -56,7 +56,8 @@ def run(
     if prompts.window is not None:
         raise UserError('GRPO trains on an episode as one sequence, for which the history has to be append-only: use history = "full".')
     began = time.monotonic()
-    model, tokenizer = load_model(model_path, dtype="float32"), load_tokenizer(model_path)
+    # trained weights stay float32: at a rate of 1e-6 bfloat16 would round every update away; under LoRA the base is not trained
+    model, tokenizer = load_model(model_path, dtype="bfloat16" if _half(config) and config.lora is not None else "float32"), load_tokenizer(model_path)
     threads = torch.get_num_threads()
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < _SMALL:
         torch.set_num_threads(1)  # of this thread; the engine's is told below
@@ -84,7 +85,7 @@ class _Training:
     ) -> None:  # fmt: skip
         self.source, self.tokenizer, self.out, self.pool, self.prompts, self.config = source, tokenizer, out, pool, prompts, config
         self.validate, self.progress, self.began = validate, progress, began
-        self.stored = getattr(model.config, "dtype", None) or torch.float32
+        self.stored = AutoConfig.from_pretrained(adapter_base(source) or source).dtype or torch.float32
         self.fingerprint = _fingerprint(model, tasks, prompts, config)
         self.measuring = validate is not None and config.eval_every is not None
         self.model = model
@@ -126,11 +127,10 @@ class _Training:
         micro = config.micro_batch or max(n for n in range(1, _ROWS + 1) if size % n == 0)
         if size % micro:
             raise UserError(f"grpo.micro_batch = {micro} does not divide the batch of {size} rollouts.")
-        cuda = torch.cuda.is_available()
-        half = config.dtype == "bfloat16" or (config.dtype == "auto" and cuda and torch.cuda.is_bf16_supported())
         args = TrlConfig(
             output_dir=str(self.out / "checkpoints"), save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=1, seed=config.seed % 2**32,
-            use_cpu=not cuda, bf16=half, max_steps=self._most_steps() * config.iterations, max_grad_norm=config.clip, shuffle_dataset=False,
+            use_cpu=not torch.cuda.is_available(), bf16=_half(config), max_steps=self._most_steps() * config.iterations, max_grad_norm=config.clip,
+            shuffle_dataset=False,
             per_device_train_batch_size=micro, gradient_accumulation_steps=size // micro, steps_per_generation=size // micro,
             num_generations=config.group, num_iterations=config.iterations, temperature=config.temperature, beta=config.beta, epsilon=config.clip_ratio,
             loss_type=config.loss, scale_rewards="group", use_bias_correction_kl=True, disable_dropout=True,
@@ -321,6 +321,11 @@ _LOGGED = {"kl": "kl", "entropy": "entropy", "clipped": "clip_ratio/region_mean"
 def _reward(completions: Sequence[Any], reward: Sequence[float | None], **_: Any) -> list[float | None]:
     """What the rollouts say of themselves."""
     return list(reward)
+
+
+def _half(config: GrpoConfig) -> bool:
+    """Whether the updates compute in bfloat16."""
+    return config.dtype == "bfloat16" or (config.dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
 
 
 def _adapter(config: GrpoConfig) -> Any:
