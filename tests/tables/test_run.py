@@ -103,6 +103,8 @@ def test_the_figure(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"name it \.png"):
         passk_figure([folder], tmp_path / "a.gif")
+    with pytest.raises(UserError, match="No folder has a row 'grpo': there are base, leafe"):
+        passk_figure([folder], tmp_path / "a.png", ["leafe", "grpo"])
     with pytest.raises(UserError, match="no evaluation to draw"):
         passk_figure([make(tmp_path / "two", recipe(), {"explore/tree": [1] * 12})], tmp_path / "a.png")
 

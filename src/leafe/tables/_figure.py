@@ -26,6 +26,10 @@ SUFFIXES = (".png", ".svg", ".pdf")
 def passk_figure(paths: Sequence[Path], out: Path, rows: Sequence[str] = (), csv: Path | None = None) -> list[Path]:
     """Draw the curves of these folders; the files that were written. `csv`: the same points as text."""
     evidence = gather(paths)
+    known = list(dict.fromkeys(row for column in evidence.columns for row in column.rows()))
+    strange = [row for row in rows if row not in known]
+    if strange:
+        raise UserError(f"No folder has a row {strange[0]!r}: there are {', '.join(known) or 'none yet'}.")
     points = curves(evidence, rows)
     draw(points, out, [row for column in evidence.columns for row, role in column.roles.items() if role == "ceiling"])
     return [out, *write(Document("passk", "Pass@k", (), (), tuple(points)), to_csv=csv)]

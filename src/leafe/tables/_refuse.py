@@ -40,17 +40,15 @@ def same_budget(column: Column) -> None:
     for place in _every(column):
         here = budget_of(place.recipe, place.stage) if place.recipe.strategies or place.recipe.arms else {}
         there = budget_of(place.origin[1], place.origin[2]) if place.origin else {}
-        for what, mine in (("tested", settings(place.recipe, place.stage)), ("here", here if not column.transfer else {}), ("there", there)):
+        for what, mine in (("here", here if not column.transfer else {}), ("there", there), ("tested", settings(place.recipe, place.stage))):
             if not mine:
                 continue
             other, before = first.setdefault(what, (place, mine))
-            different = next((name for name in {**before, **mine} if before.get(name) != mine.get(name)), None)
-            if different is not None:
+            different = [name for name in {**before, **mine} if before.get(name) != mine.get(name)]
+            if different:
                 a, b = (p.origin[0].path if what == "there" and p.origin else p.run.path for p in (other, place))
-                raise UserError(
-                    f"{a} and {b} cannot stand in one table: {different} is {_said(before.get(different))} in the one and {_said(mine.get(different))} in the "
-                    "other; give folders of one budget and one way of testing."
-                )
+                said = "; ".join(f"{name} is {_said(before.get(name))} in the one and {_said(mine.get(name))} in the other" for name in different[:4])
+                raise UserError(f"{a} and {b} cannot stand in one table: {said}. Give folders of one budget and one way of testing.")
 
 
 def _said(value: Any) -> str:
