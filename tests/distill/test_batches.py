@@ -80,18 +80,19 @@ def test_a_batch_by_sequence_has_the_parts_in_their_own_numbers() -> None:
     assert batches.epochs(9) == {"rehearsal": 2.0, "counterfactual": 9.0, "anchor": 18 / 7}
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.one_of(st.none(), st.integers(1, 600)), st.integers(1, 5))
-def test_rows_are_dealt_once_evenly_and_under_the_budget(tokens: list[int], budget: int | None, ranks: int) -> None:
-    dealt = deal(tokens, budget, ranks)
-    assert sorted(row for passes in dealt for one in passes for row in one) == list(range(len(tokens)))
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 300)), min_size=1, max_size=60), st.one_of(st.none(), st.integers(1, 600)), st.integers(1, 5))
+def test_rows_are_dealt_once_evenly_and_under_the_budget(rows: list[tuple[int, int]], budget: int | None, ranks: int) -> None:
+    lengths, costs = [length for length, _ in rows], [length + more for length, more in rows]
+    dealt = deal(costs, lengths, budget, ranks)
+    assert sorted(row for passes in dealt for one in passes for row in one) == list(range(len(rows)))
     assert len(dealt) == ranks
     assert len({len(passes) for passes in dealt}) == 1
     assert len(dealt[0]) >= 1
     for passes in dealt:
         for one in passes:
             if budget is not None and len(one) > 1:
-                assert max(tokens[row] for row in one) * len(one) <= budget
-    loads = [sum(tokens[row] for one in passes for row in one) for passes in dealt]
-    assert max(loads) - min(loads) <= max(tokens)
+                assert max(lengths[row] for row in one) * len(one) <= budget
+    loads = [sum(costs[row] for one in passes for row in one) for passes in dealt]
+    assert max(loads) - min(loads) <= max(costs)
     if budget is None:
         assert len(dealt[0]) == 1

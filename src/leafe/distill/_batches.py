@@ -89,30 +89,29 @@ class Batches:
         return {p: s.epochs(steps) for p, s in self._by_part.items()}
 
 
-def deal(tokens: Sequence[int], budget: int | None, ranks: int) -> list[list[list[int]]]:
-    """Rows given by their numbers of tokens, as forward passes of each rank: `deal(...)[rank][nth]` are the rows of a pass, as indices.
+def deal(costs: Sequence[int], lengths: Sequence[int], budget: int | None, ranks: int) -> list[list[list[int]]]:
+    """Rows as forward passes of each rank: `deal(...)[rank][nth]` are the rows of a pass, as indices. `costs`: their tokens in all; `lengths`: in this pass.
 
-    Every row is in one pass. A pass, padded to its longest row, holds at most `budget` tokens, or a single row that alone is longer. The ranks' tokens
-    differ by no more than the longest row, and every rank makes as many passes: one that runs out of rows makes empty ones.
+    Every row is in one pass. A pass, padded to its longest row, holds at most `budget` tokens, or a single row that alone is longer. The ranks' costs
+    differ by no more than the costliest row, and every rank makes as many passes: one that runs out of rows makes empty ones.
     """
     loads = [(0, rank) for rank in range(ranks)]
     mine: list[list[int]] = [[] for _ in range(ranks)]
-    for row in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):  # the longest first, each to the rank that has least
+    for row in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):  # the costliest first, each to the rank that has least
         load, rank = heapq.heappop(loads)
         mine[rank].append(row)
-        heapq.heappush(loads, (load + tokens[row], rank))
-    passes = [_cut(rows, tokens, budget) for rows in mine]
+        heapq.heappush(loads, (load + costs[row], rank))
+    passes = [_cut(sorted(rows, key=lambda i: (-lengths[i], i)), lengths, budget) for rows in mine]
     number = max(1, *map(len, passes))
     return [[*p, *([] for _ in range(number - len(p)))] for p in passes]
 
 
-def _cut(rows: Sequence[int], tokens: Sequence[int], budget: int | None) -> list[list[int]]:
+def _cut(rows: Sequence[int], lengths: Sequence[int], budget: int | None) -> list[list[int]]:
     """Rows in falling length as passes: neighbours are of like length, so that little is padded."""
     passes: list[list[int]] = []
     for row in rows:
-        if passes and (budget is None or tokens[passes[-1][0]] * (len(passes[-1]) + 1) <= budget):
+        if passes and (budget is None or lengths[passes[-1][0]] * (len(passes[-1]) + 1) <= budget):
             passes[-1].append(row)
         else:
             passes.append([row])
     return passes
-
