@@ -103,11 +103,11 @@ class Bench:
         learn, valid = data.expert.split(config.valid_fraction, seed)
         train(base_path(), self.out / "rehearsal", learn, valid, config)
         await self.row("rehearsal", self.out / "rehearsal")
-        for rate in (1e-4, 5e-4):
-            first = preset("rehearsal", steps=20, learning_rate=rate, seed=seed)
-            results = train_early(base_path(), self.out / f"early{rate}", data, "world", config, first)
+        for steps, rate in ((20, 1e-4), (90, 6e-4)):
+            first = preset("rehearsal", steps=steps, learning_rate=rate, seed=seed)
+            results = train_early(base_path(), self.out / f"early{steps}", data, "world", config, first)
             self.say(f"world {len(data.world.samples)} samples, loss {results['world'].loss:.3f}; expert {len(data.expert.samples)} samples")
-            await self.row(f"early, world at {rate:g}", self.out / f"early{rate}" / "checkpoint")
+            await self.row(f"early, world {steps} steps", self.out / f"early{steps}" / "checkpoint")
 
 
 def _shown(e: Estimate) -> str:
