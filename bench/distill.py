@@ -137,11 +137,17 @@ def run_trl(path: Path, data: Dataset, steps: int, packed: bool) -> dict[str, An
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
-    from leafe.distill._export import rows
+    from leafe.core import ChatTokens
+    from leafe.distill import encode
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    longest = max(len(tokenizer.apply_chat_template([*r["prompt"], *r["completion"]], tokenize=True)["input_ids"]) for r in rows(data.samples))
+    # our own ids: TRL would also train on what some templates (SmolLM2's) write behind the end-of-turn token
+    rows = [
+        {"input_ids": s.ids, "labels": [-100] * s.spans[0].start + list(s.ids[s.spans[0].start :])}
+        for s in encode(data.samples, ChatTokens(tokenizer), 1_000_000, merge=False).parts["rehearsal"]
+    ]
+    longest = max(len(row["input_ids"]) for row in rows)
     clock, tokens = Clock(), 0
 
     def count(module: Any, given: Any, options: dict[str, Any]) -> None:
@@ -165,9 +171,7 @@ def run_trl(path: Path, data: Dataset, steps: int, packed: bool) -> dict[str, An
             lr_scheduler_type="constant", max_length=longest, packing=packed, packing_strategy="bfd", per_device_train_batch_size=1 if packed else 8,
             train_sampling_strategy="random" if packed else "group_by_length", gradient_checkpointing=False,
         )  # fmt: skip
-        trainer = trl.SFTTrainer(
-            model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows(data.samples)), processing_class=tokenizer, callbacks=[Watch()]
-        )
+        trainer = trl.SFTTrainer(model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Watch()])
         trainer.remove_callback(PrinterCallback)
         tokens = 0
         trainer.train()
