@@ -1,6 +1,6 @@
 """What Stage 2 weighs before it trains: reading the trees and selecting the samples, and the samples' file.
 
-    python -m bench.select [--turns 1000000] [--folder FOLDER]
+    python -m bench.selection [--turns 1000000] [--folder FOLDER]
 
 A journal of so many turns is written: 120 a task, five episodes of 20 turns, each with a branch from step 16, all reflected on; four of five actions are
 rehearsed. The preset leafe+ is built from it, once from trees that are all loaded and once from trees that are read when they are asked for; then the
@@ -92,7 +92,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             for part in ("write", "loaded", "stored", "again"):
                 own = ["--part", part, "--folder", folder, "--turns", str(args.turns)]
-                subprocess.run([sys.executable, "-m", "bench.select", *own], check=True)
+                subprocess.run([sys.executable, "-m", "bench.selection", *own], check=True)
         return
     clock, journal, file = Clock(), args.folder / "journal", args.folder / "data.jsonl"
     if args.part == "write":
