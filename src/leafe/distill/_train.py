@@ -11,9 +11,7 @@ import hashlib
 import json
 import math
 import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -32,6 +30,7 @@ from leafe.distill._batches import Batches, deal
 from leafe.distill._checkpoint import Checkpoints, sync
 from leafe.distill._config import PARTS, DistillConfig
 from leafe.distill._loss import Piece, collate, part_losses, totals
+from leafe.distill._memory import budget, is_shortage, line, peak
 from leafe.distill._metrics import Metrics, require_trackers
 from leafe.distill._model import SMALL, Source, arithmetic, groups, learner, load, rebuilt, save
 from leafe.distill._pack import Row, pack
@@ -39,9 +38,6 @@ from leafe.distill._parallel import Parallel, own_name
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._select import Dataset, require
 from leafe.distill._tokens import TOKENISED_AGAIN, Encoded, TokenSequence, encode
-
-_CPU_TOKENS = 1024
-"""In one forward pass on a CPU: rows of like length waste little padding and stay in the caches."""
 
 
 def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None) -> TrainResult:
@@ -68,10 +64,10 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     try:
         return _Training(parallel, source, out, encoded, held_out, config, progress, notes).run()
     except (RuntimeError, MemoryError) as error:
-        if not _is_shortage(error):
+        if not is_shortage(error):
             raise
         raise UserError(
-            f"Memory does not suffice for the weights, their gradients and the optimiser's moments ({_line(error)}): train adapters (lora), use a smaller "
+            f"Memory does not suffice for the weights, their gradients and the optimiser's moments ({line(error)}): train adapters (lora), use a smaller "
             "model, or shard it over several processes (FSDP2 by accelerate's config file)."
         ) from error
     finally:
@@ -114,7 +110,7 @@ class _Training:
         with torch.no_grad():
             self.attention = self.model(choose, self.longest, config.packing)
         self.notes += self.attention.notes
-        self.budget = config.micro_tokens or _budget(self.bare, config, parallel.device)
+        self.budget = config.micro_tokens or budget(self.bare, config, parallel.device)
         self.halved = False
         self.checkpoints = Checkpoints(out / "checkpoints", self.trained, self.optimizer, parallel, self.model)
         self._valid: list[Piece] | None = None
@@ -146,7 +142,7 @@ class _Training:
             path=self.out, steps=step, kept_step=kept, stopped_early=stopped, loss=state["loss"],
             valid_loss=None if state["best_step"] is None else state["best"], valid_parts=state["best_parts"],
             counts=self.encoded.counts | {"epochs": self.batches.epochs(step)}, notes=(*self.notes, *state["notes"]),
-            seconds=time.monotonic() - began, tokens=state["tokens"], given=state["given"], peak_bytes=_peak(self.parallel.device),
+            seconds=time.monotonic() - began, tokens=state["tokens"], given=state["given"], peak_bytes=peak(self.parallel.device),
         )  # fmt: skip
         self._write(result, None if kept == step else kept)
         self.parallel.wait()
@@ -218,9 +214,9 @@ class _Training:
                 losses_P += self.parallel.backward(self.model, nth == number - 1, partial(self._losses, one), self._weights_P())
                 tokens += one.tokens
         except (RuntimeError, MemoryError) as error:
-            if not _is_shortage(error):
+            if not is_shortage(error):
                 raise
-            why = _line(error)
+            why = line(error)
         else:
             return losses_P, tokens, given
         self._forget()
@@ -368,35 +364,8 @@ def _silent(row: Row) -> Row:
     return replace(row, targets=[target._replace(weight=0.0) for target in row.targets])
 
 
-def _budget(model: Any, config: DistillConfig, device: torch.device) -> int:
-    """Tokens of a forward pass: on a GPU, what its free memory holds after gradients and moments, by a rule of thumb."""
-    if device.type != "cuda":
-        return _CPU_TOKENS
-    shape = model.config.get_text_config()
-    free = torch.cuda.mem_get_info(device)[0] - 12 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    layers = 2 if config.gradient_checkpointing else 17  # bfloat16 numbers of the model's width that a layer keeps for each token
-    bytes_each = 2 * layers * shape.hidden_size * shape.num_hidden_layers
-    return max(1024, min(1 << 16, int(0.6 * free / bytes_each)))
-
-
-def _is_shortage(error: BaseException) -> bool:
-    """Whether this is memory that could not be had: CUDA's own error, or what PyTorch says on a CPU."""
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in words for w in ("not enough memory", "can't allocate memory"))
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
-
-
 def _plain(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 _IRRELEVANT = {"micro_tokens", "trackers", "checkpoint_every", "gradient_checkpointing", "packing"}
