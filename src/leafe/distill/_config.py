@@ -175,8 +175,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "counterfactual_batch": 64,
         "epochs": 2.0,
     },
-    # leafe's own: precise labels, what failed episodes did right, anchors against forgetting (docs/results.md)
+    # leafe's own: precise labels, what failed episodes did right, anchors against forgetting; whole tasks, since that costs a third (docs/results.md)
     "leafe+": {
+        "batch_by": "task",
         "rehearsal": "progress_prefix",
         "counterfactuals": "improved",
         "beta": 1.0,
