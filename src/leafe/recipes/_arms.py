@@ -32,8 +32,9 @@ class RoundsRecipe(_Strict):
     """parted: each round explores a share of its own, so that all rounds together cost what one costs. same: all training tasks in every round."""
     data: Literal["all", "newest"] = "all"
     """A round is trained on the trees of all rounds so far, or on its own alone."""
-    start: Literal["newest", "first"] = "newest"
-    """A round is trained from the weights of the round before, or like the first from the arm's `start`."""
+    start: Literal["first", "newest"] = "first"
+    """first: a round is trained like the first one, from the arm's `start`, on all that is known by then. newest: from the weights of the round before, which
+    learns by heart what it sees again and again (docs/results.md)."""
 
 
 class ValidationRecipe(_Strict):
