@@ -113,6 +113,9 @@ def _encoded(sample: Sample, rejected: Message, chat: ChatTokens, longest: int) 
 
 
 class _Trainer(trl.DPOTrainer):
+    def _send_telemetry(self) -> None:
+        """Nobody is told that it is used."""
+
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         """The ids are there already."""
         return dataset
