@@ -310,9 +310,13 @@ def test_sigkill_at_random_moments_of_saving(tmp_path: Path) -> None:
         child = os.fork()
         if child == 0:
             try:
+                trained, optimizer = numbered(0.0)
+                checkpoints = Checkpoints(tmp_path, trained, optimizer)
+                checkpoints.load()  # as a training that goes on: it knows which best weights the newest checkpoint names
                 for step in range(last + 1, last + 10_000):
-                    trained, optimizer = numbered(float(step))
-                    checkpoints = Checkpoints(tmp_path, trained, optimizer)
+                    for parameter in trained.values():
+                        for tensor in (parameter.data, *(optimizer.state[parameter][m] for m in ("exp_avg", "exp_avg_sq"))):
+                            tensor.fill_(float(step))
                     if step % 3 == 0:
                         checkpoints.save_best(step)
                     checkpoints.save(step, {"best_step": step - step % 3 if step > 2 else None})

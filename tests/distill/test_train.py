@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
 SMALL: dict[str, Any] = {
-    "rehearsal_batch": 4, "counterfactual_batch": 3, "anchor_batch": 3, "reflection_batch": 2, "learning_rate": 3e-3, "steps": 12,
+    "batch_by": "sequence", "rehearsal_batch": 4, "counterfactual_batch": 3, "anchor_batch": 3, "reflection_batch": 2, "learning_rate": 3e-3, "steps": 12,
 }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("options", [{}, {"lora": {"rank": 2, "dropout": 0.3}, "batch_by": "task", "tasks_batch": 2}], ids=["full", "lora by task"])
 def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(data: Dataset, model_path: Path, tmp_path: Path, options: Any) -> None:
-    config = preset("leafe+", **SMALL | {"steps": 14}, checkpoint_every=4, eval_every=3, **options)
+    config = preset("leafe+", **SMALL | {"steps": 14, "checkpoint_every": 4, "eval_every": 3} | options)
     some, valid = data.split(0.3, 0)
     whole = train(model_path, tmp_path / "whole", some, valid, config)
 
