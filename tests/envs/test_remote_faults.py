@@ -791,6 +791,7 @@ class Slowly(GatesReference):
     """Takes its time, so that there is a middle in which a server can die."""
 
     def __init__(self, begun: threading.Event | None) -> None:
+        super().__init__()
         self.begun, self.asked = begun, 0
 
     async def complete(self, request: Request) -> list[Completion]:
