@@ -23,7 +23,6 @@ from leafe.core import (
     ContextFull,
     Episode,
     ForeignFailure,
-    Kind,
     Policy,
     PolicyError,
     Request,
@@ -31,10 +30,10 @@ from leafe.core import (
     Stop,
     Task,
     Tree,
-    Turn,
     Usage,
     UserError,
     WorldError,
+    act_turn,
     derive_seed,
 )
 from leafe.evaluate._frontier import Node, to_episodes
@@ -349,29 +348,11 @@ class _TaskSampler:
         thought, action = self.stage.prompts.parse_action(answer.text)
         began = time.monotonic()
         result = await world.step(action)
-        node.turn = Turn(
+        node.turn = act_turn(
+            answer, thought, action, result,
             id="",  # named when the episodes are written down
-            parent=None,
-            task_id=self.task.id,
-            step=step,
-            kind=Kind.act,
-            action_text=answer.text,
-            action=action,
-            thought=thought,
-            observation=result.observation,
-            reward=result.reward,
-            done=result.done,
-            success=result.success,
-            valid=result.valid,
-            progress=result.progress,
-            count=answer.count,
-            policy=self.stage.policy.name,
-            usage=answer.usage,
-            env_steps=1,
-            tokens=answer.tokens,
-            logprob=answer.logprob,
-            seconds=round(node.asked + time.monotonic() - began, 4),
-        )
+            parent=None, task_id=self.task.id, step=step, policy=self.stage.policy.name, seconds=node.asked + time.monotonic() - began, count=answer.count,
+        )  # fmt: skip
         node.history = node.history.then(node.turn)
         node.invalid = 0 if result.valid else node.invalid + 1
         if result.done:

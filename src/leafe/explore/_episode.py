@@ -26,6 +26,7 @@ from leafe.core import (
     Tree,
     Turn,
     WorldError,
+    act_turn,
     derive_seed,
     turn_id,
 )
@@ -163,29 +164,11 @@ class EpisodeRunner:
             self.budget.charge(policy_calls=-1, env_steps=-1)  # no turn came of it: the journal will not hold it
             raise
         self._charge(answer)
-        return Turn(
-            id=turn_id(history.task.id, self.index, history.step),
-            parent=history.turns[-1].id if history.turns else None,
-            task_id=history.task.id,
-            step=history.step,
-            kind=Kind.act,
-            action_text=answer.text,
-            action=action,
-            thought=thought,
-            observation=result.observation,
-            reward=result.reward,
-            done=result.done,
-            success=result.success,
-            valid=result.valid,
-            progress=result.progress,
-            experience=experience,
-            policy=self.policy.name,
-            usage=answer.usage,
-            env_steps=1,
-            tokens=answer.tokens,
-            logprob=answer.logprob,
-            seconds=round(time.monotonic() - began, 4),
-        )
+        return act_turn(
+            answer, thought, action, result,
+            id=turn_id(history.task.id, self.index, history.step), parent=history.turns[-1].id if history.turns else None,
+            task_id=history.task.id, step=history.step, policy=self.policy.name, seconds=time.monotonic() - began, experience=experience,
+        )  # fmt: skip
 
     async def _reflect(self, history: History, tries: int) -> None:
         """Ask for (tau, e) until one is usable, at most `tries` times; every try is a turn, and is charged."""

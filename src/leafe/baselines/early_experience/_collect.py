@@ -35,6 +35,7 @@ from leafe.core import (
     Usage,
     UserError,
     WorldError,
+    act_turn,
     derive_seed,
     turn_id,
 )
@@ -285,28 +286,11 @@ class _Stage:
 
     def episode(self, history: History, answer: Completion, thought: str, action: str, result: StepResult, index: int, seconds: float) -> Episode:
         start = history.turns[-1].id if history.turns else None
-        turn = Turn(
-            id=turn_id(history.task.id, index, history.step),
-            parent=start,
-            task_id=history.task.id,
-            step=history.step,
-            kind=Kind.act,
-            action_text=answer.text,
-            action=action,
-            thought=thought,
-            observation=result.observation,
-            reward=result.reward,
-            done=result.done,
-            success=result.success,
-            valid=result.valid,
-            progress=result.progress,
-            policy=self.policy.name,
-            usage=answer.usage,
-            env_steps=1,
-            tokens=answer.tokens,
-            logprob=answer.logprob,
-            seconds=round(seconds, 4),
-        )
+        turn = act_turn(
+            answer, thought, action, result,
+            id=turn_id(history.task.id, index, history.step), parent=start, task_id=history.task.id, step=history.step,
+            policy=self.policy.name, seconds=seconds,
+        )  # fmt: skip
         stop = (Stop.success if result.success else Stop.failure) if result.done else Stop.horizon  # its horizon is this one step
         return Episode(history.task.id, index, stop, (turn,), history.first_observation, start=start)
 
