@@ -45,7 +45,10 @@ class Checkpoints:
         """The best step that the newest checkpoint names: its weights must stay."""
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the checkpoint of `step`, then remove older ones and the best weights that it does not name."""
+        """Write the checkpoint of `step`, then remove older ones and the best weights that it does not name.
+
+        The state names its `best_step`, or None; and `updates`, where the optimiser has been updated more than once a step.
+        """
         partial, final = self.folder / f"partial-{step}", self.folder / f"step-{step:08d}"
         self._fresh(partial)
         if self.parallel.foreign and isinstance(self.parallel, Parallel):
@@ -76,7 +79,7 @@ class Checkpoints:
         else:
             self._put(_read(folder, "trained"))
             for parameter in self.trained.values():
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(state["step"]), device=parameter.device)}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(state.get("updates", state["step"])), device=parameter.device)}
             for key, tensor in _read(folder, "optimizer"):
                 moment, _, name = key.partition(".")
                 self.optimizer.state[self.trained[name]][moment] = like(self.trained[name], tensor)

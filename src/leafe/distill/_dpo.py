@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from leafe.core import ChatTokens, Message, UserError
-from leafe.distill._checkpoint import sync
 from leafe.distill._config import DistillConfig
 from leafe.distill._dataset import Dataset, Sample
 from leafe.distill._metrics import require_trackers
 from leafe.distill._model import SMALL, Source, arithmetic, load, quiet, save, with_adapter
+from leafe.distill._place import finished, put, same
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._shorten import Shortener
 from leafe.distill._tokens import TokenSequence, encode
@@ -54,9 +55,9 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     held_out = _pairs(valid, chat, longest, config)[0] if valid is not None and config.eval_every is not None else []
     notes = ["The validation tasks give no pairs: no early stopping."] if valid is not None and config.eval_every is not None and not held_out else []
     fingerprint = _fingerprint(model, pairs, held_out, config)
-    finished = _finished(out, fingerprint)
-    if finished is not None:
-        return finished
+    before = _finished(out, fingerprint)
+    if before is not None:
+        return before
     with PartialState().main_process_first():
         resumed = _newest(out / "checkpoints", fingerprint)
 
@@ -207,24 +208,15 @@ def _fingerprint(model: Any, pairs: list[dict[str, Any]], held_out: list[dict[st
 
 
 def _finished(out: Path, fingerprint: str) -> TrainResult | None:
-    path = out / "train.json"
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    _same(out, found["fingerprint"], fingerprint)
-    return TrainResult.from_json(found["result"] | {"path": out})
-
-
-def _same(out: Path, found: str, fingerprint: str) -> None:
-    if found != fingerprint:
-        raise UserError(f"{out} holds another training (other data, options or model): choose another folder or delete it.")
+    found = finished(out, fingerprint)
+    return None if found is None else TrainResult.from_json(found)
 
 
 def _newest(folder: Path, fingerprint: str) -> str | None:
     """The newest whole checkpoint; TRL writes `trainer_state.json` last, so that a folder without it was cut off and is removed."""
     mark = folder / "fingerprint"
     if mark.is_file():
-        _same(folder.parent, mark.read_text(encoding="utf-8"), fingerprint)
+        same(folder.parent, mark.read_text(encoding="utf-8"), fingerprint)
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -241,14 +233,6 @@ def _newest(folder: Path, fingerprint: str) -> str | None:
 
 
 def _write(model: Any, source: Source, out: Path, fingerprint: str, result: TrainResult, config: DistillConfig) -> None:
-    """The final weights and the tokenizer, file by file into place, and `train.json` last: it says that all is there."""
-    partial = out / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save(model, source, config, partial)
-    (partial / "train.json").write_text(json.dumps({"fingerprint": fingerprint, "result": result.to_json()}, indent=1), encoding="utf-8")
-    sync(partial)
-    for path in sorted(partial.iterdir(), key=lambda p: p.name == "train.json"):
-        path.replace(out / path.name)
-    partial.rmdir()
+    """The final weights and the tokenizer; then the checkpoints go."""
+    put(out, fingerprint, result.to_json(), partial(save, model, source.path, source.tokenizer, source.stored, config.lora))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

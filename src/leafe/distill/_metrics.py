@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
@@ -32,9 +33,11 @@ class Metrics:
     """Of the main process; the others get None for it."""
 
     def __init__(
-        self, path: Path, first: int, progress: Progress | None, accelerator: Accelerator, settings: Mapping[str, Any], identity: str
-    ) -> None:
-        """`first`: steps that are done. `settings` go to the trackers. `identity` is the same for every start of one training and for no other training."""
+        self, path: Path, first: int, progress: Progress | None, accelerator: Accelerator,
+        settings: Mapping[str, Any] = MappingProxyType({}), identity: str = "",
+    ) -> None:  # fmt: skip
+        """`first`: steps that are done. Where accelerate was told of trackers, `settings` go to them, and `identity` is the same for every start of one
+        training and for no other training."""
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if first and path.is_file():

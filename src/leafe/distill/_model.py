@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from leafe.core import UserError
-from leafe.distill._config import DistillConfig
+from leafe.distill._config import DistillConfig, Lora
 from leafe.distill._parallel import Parallel
 
 SMALL = 20_000_000
@@ -109,20 +109,20 @@ def groups(trained: Iterable[Tensor], weight_decay: float) -> list[dict[str, Any
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def save(model: Any, source: Source, config: DistillConfig, folder: Path) -> None:
-    """Write the trained model in the source's type, or the adapter alone, and the source's tokenizer."""
-    if config.lora is not None and config.lora.merge:
+def save(model: Any, source: str, tokenizer: Any, stored: torch.dtype, lora: Lora | None, folder: Path) -> None:
+    """Write the trained model in the source's type (`stored`), or the adapter alone, and the source's tokenizer."""
+    if lora is not None and lora.merge:
         model = model.merge_and_unload()
-    if config.lora is None or config.lora.merge:
-        model = model.to(source.stored)
-        model.config.dtype = source.stored
+    if lora is None or lora.merge:
+        model = model.to(stored)
+        model.config.dtype = stored
         model.config.use_cache = True
     with quiet():
         model.save_pretrained(folder)
-    source.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     for name in TOKENIZER_FILES:  # the source's own files, to the byte, where it is a folder
-        if (Path(source.path) / name).is_file():
-            shutil.copyfile(Path(source.path) / name, folder / name)
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, folder / name)
 
 
 def rebuilt(source: Source, config: DistillConfig, device: torch.device, weights: Iterable[tuple[str, Tensor]]) -> Any:
@@ -143,20 +143,21 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+def adapter(lora: Lora) -> Any:
+    """As peft knows it."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets) or "all-linear", task_type="CAUSAL_LM")
+
+
 def with_adapter(model: Any, config: DistillConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     assert config.lora is not None
-    lora = config.lora
     try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets) or "all-linear", task_type="CAUSAL_LM"
-            ),
-        )
+        return get_peft_model(model, adapter(config.lora))
     except ValueError as error:
-        raise UserError(f"distill.lora.targets = {', '.join(lora.targets)}: {error}") from error
+        raise UserError(f"distill.lora.targets = {', '.join(config.lora.targets)}: {error}") from error
 
 
 def _without_adapter(model: Any) -> Start:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -27,7 +26,7 @@ from torch import Tensor
 from leafe.core import ChatTokens, UserError, derive_seed
 from leafe.distill._attention import choose
 from leafe.distill._batches import Batches, deal
-from leafe.distill._checkpoint import Checkpoints, sync
+from leafe.distill._checkpoint import Checkpoints
 from leafe.distill._config import PARTS, DistillConfig
 from leafe.distill._loss import Piece, collate, part_losses, totals
 from leafe.distill._memory import budget, is_shortage, line, peak
@@ -35,6 +34,7 @@ from leafe.distill._metrics import Metrics, require_trackers
 from leafe.distill._model import SMALL, Source, arithmetic, groups, learner, load, rebuilt, save
 from leafe.distill._pack import Row, pack
 from leafe.distill._parallel import Parallel, own_name
+from leafe.distill._place import finished, put, same
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._select import Dataset, require
 from leafe.distill._tokens import TOKENISED_AGAIN, Encoded, TokenSequence, encode
@@ -116,17 +116,16 @@ class _Training:
         self._valid: list[Piece] | None = None
 
     def run(self) -> TrainResult:
-        finished = self._finished()
-        if finished is not None:
-            return finished
+        before = self._finished()
+        if before is not None:
+            return before
         began = time.monotonic()
         state: dict[str, Any] = {"fingerprint": self.fingerprint, "tokens": 0, "given": 0, "loss": math.nan, "notes": []}
         state |= {"best_step": None, "best": math.inf, "best_parts": {}, "worse": 0}
         loaded = self.checkpoints.load()
         self.notes += self.checkpoints.notes
         if loaded is not None:
-            if loaded["fingerprint"] != self.fingerprint:
-                raise UserError(f"{self.out} holds the checkpoints of another training (other data, options or model): choose another folder or delete it.")
+            same(self.out, loaded["fingerprint"], self.fingerprint, "the checkpoints of another training")
             state = loaded
         first: int = state.pop("step", 0)
         settings, path = self.config.model_dump(mode="json"), self.out / "metrics.jsonl"
@@ -322,13 +321,8 @@ class _Training:
         return torch.tensor([self.config.weight(p) for p in PARTS], device=self.parallel.device)
 
     def _finished(self) -> TrainResult | None:
-        path = self.out / "train.json"
-        if not path.is_file():
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["fingerprint"] != self.fingerprint:
-            raise UserError(f"{self.out} holds another training (other data, options or model): choose another folder or delete it.")
-        return TrainResult.from_json(found["result"] | {"path": self.out})
+        found = finished(self.out, self.fingerprint)
+        return None if found is None else TrainResult.from_json(found)
 
     def _write(self, result: TrainResult, best: int | None) -> None:
         """The final weights (of the step `best`, or the present ones) and the tokenizer, file by file into place, and `train.json` last: it says that all
@@ -347,15 +341,8 @@ class _Training:
             model = self.bare
         if not self.parallel.main:
             return
-        partial = self.out / ".partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(model, self.source, self.config, partial)
-        (partial / "train.json").write_text(json.dumps({"fingerprint": self.fingerprint, "result": result.to_json()}, indent=1), encoding="utf-8")
-        sync(partial)
-        for path in sorted(partial.iterdir(), key=lambda p: p.name == "train.json"):
-            path.replace(self.out / path.name)
-        partial.rmdir()
+        fill = partial(save, model, self.source.path, self.source.tokenizer, self.source.stored, self.config.lora)
+        put(self.out, self.fingerprint, result.to_json(), fill)
         self.checkpoints.remove()
 
 

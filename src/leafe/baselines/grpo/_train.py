@@ -14,11 +14,11 @@ import json
 import logging
 import math
 import os
-import shutil
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,14 @@ from transformers import AutoConfig, PrinterCallback, TrainerCallback
 from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 
-from leafe.baselines.grpo._checkpoint import Checkpoints, sync
 from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress, Validate
 from leafe.baselines.grpo._rollouts import Batch, Rollouts, counts
 from leafe.core import Budget, Environment, Task, UserError, derive_seed
+from leafe.distill.training import SMALL, Checkpoints, Metrics, adapter, finished, groups, put, quiet, same, save
 from leafe.explore import WorldPool
 from leafe.policies.hf import HFPolicy, adapter_base, load_model, load_tokenizer
 from leafe.prompts import Prompts
 
-_SMALL = 20_000_000
-"""Parameters below which one CPU thread is as fast as several, and safe where the machine is shared."""
 _ROWS = 32
 """Rollouts in one forward pass where the user does not say."""
 
@@ -59,13 +57,13 @@ def run(
     # trained weights stay float32: at a rate of 1e-6 bfloat16 would round every update away; under LoRA the base is not trained
     model, tokenizer = load_model(model_path, dtype="bfloat16" if _half(config) and config.lora is not None else "float32"), load_tokenizer(model_path)
     threads = torch.get_num_threads()
-    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < _SMALL:
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < SMALL:
         torch.set_num_threads(1)  # of this thread; the engine's is told below
     pool = WorldPool.fitting(make, config.group * min(config.tasks_batch, len(tasks)), workers, timeout)
     try:
         training = _Training(str(model_path), model, tokenizer, out, pool, tasks, prompts, config, validate, progress, began)
-        finished = training.finished()
-        return finished if finished is not None else training.run()
+        found = finished(out, training.fingerprint)
+        return training.run() if found is None else GrpoResult.from_json(found)
     finally:
         pool.close()
         torch.set_num_threads(threads)
@@ -96,16 +94,6 @@ class _Training:
         self.state: dict[str, Any] = {"fingerprint": self.fingerprint, "best_step": None, "best": -1.0, "reward": None, "stops": {}}
         self.first = 0
         """Steps taken before this process began."""
-
-    def finished(self) -> GrpoResult | None:
-        """The result that stands in the folder; UserError where it is another training's."""
-        path = self.out / "train.json"
-        if not path.is_file():
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found.get("fingerprint") != self.fingerprint:
-            raise UserError(f"{self.out} holds the result of another training (other tasks, options or model): choose another folder or delete it.")
-        return GrpoResult.from_json(found["result"])
 
     def run(self) -> GrpoResult:
         with asyncio.Runner() as self.runner, _quiet():
@@ -139,7 +127,8 @@ class _Training:
         rows = size // config.group * 64  # a row a task, for TRL to count: which tasks a batch has is ours to say
         trainer = _Trainer(
             model=self.model, args=args, reward_funcs=_reward, processing_class=self.tokenizer, rollout_func=self._rollouts,
-            train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(rows)]}), callbacks=[_Watch(self)], peft_config=_adapter(config),
+            train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(rows)]}), callbacks=[_Watch(self)],
+            peft_config=None if config.lora is None else adapter(config.lora),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         if trainer.accelerator.num_processes > 1:
@@ -151,22 +140,19 @@ class _Training:
     def _train(self, bare: Any) -> GrpoResult:
         config, trainer = self.config, self.trainer
         trained = {n: p for n, p in bare.named_parameters() if p.requires_grad}
-        groups = [[p for p in trained.values() if p.ndim >= 2], [p for p in trained.values() if p.ndim < 2]]  # norms and biases are not decayed
-        optimizer = torch.optim.AdamW(
-            [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}], lr=config.learning_rate
-        )
+        optimizer = torch.optim.AdamW(groups(trained.values(), config.weight_decay), lr=config.learning_rate)
         self.checkpoints = Checkpoints(self.out / "checkpoints", trained, optimizer)
         loaded = self.checkpoints.load()
+        self.notes += self.checkpoints.notes
         if loaded is not None:
-            if loaded["fingerprint"] != self.fingerprint:
-                raise UserError(f"{self.out} holds the checkpoints of another training (other tasks, options or model): choose another folder or delete it.")
+            same(self.out, loaded["fingerprint"], self.fingerprint, "the checkpoints of another training")
             self.first = int(loaded["step"])
             self.budget.charge(**loaded["spent"])
             self.state |= {name: loaded[name] for name in self.state}
         self.step = self.first
         trainer.optimizer = optimizer
         trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: self._share(self.first + k // config.iterations))
-        self.metrics = _Metrics(self.out / "metrics.jsonl", self.first, self.progress)
+        self.metrics = Metrics(self.out / "metrics.jsonl", self.first, self.progress, trainer.accelerator)
         try:
             if not self.first and self.measuring:
                 self.metrics.row({"step": 0, "valid_success": self._validate()})
@@ -251,7 +237,7 @@ class _Training:
             | self.measured
         )
         if self.step % self.config.checkpoint_every == 0:
-            self.checkpoints.save(self.step, self.step * self.config.iterations, self.state | {"spent": counts(spent)})
+            self.checkpoints.save(self.step, self.state | {"spent": counts(spent), "updates": self.step * self.config.iterations})
 
     # validation and result
 
@@ -282,37 +268,10 @@ class _Training:
             valid_success=None if best is None else self.state["best"], stops=dict(self.state["stops"]),
             notes=tuple(self.notes), seconds=time.monotonic() - self.began,
         )  # fmt: skip
-        self._write(bare, result)
+        put(self.out, self.fingerprint, result.to_json(), partial(save, bare, self.source, self.tokenizer, self.stored, self.config.lora))
+        self.checkpoints.remove()
         return result
 
-    def _write(self, model: Any, result: GrpoResult) -> None:
-        """Files are put in place one by one, `train.json` last: where it is, all is."""
-        partial = self.out / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        if self.config.lora is not None and self.config.lora.merge:
-            model = model.merge_and_unload()
-        if self.config.lora is None or self.config.lora.merge:
-            model = model.to(self.stored)
-            model.config.dtype = self.stored
-        model.save_pretrained(partial)
-        self.tokenizer.save_pretrained(partial)
-        for path in Path(self.source).glob("*") if Path(self.source).is_dir() else ():
-            if path.name in _OWN_FILES:
-                shutil.copyfile(path, partial / path.name)
-        (partial / "train.json").write_text(json.dumps({"fingerprint": self.fingerprint, "result": result.to_json()}, indent=1), encoding="utf-8")
-        sync(partial)
-        for path in sorted(partial.iterdir(), key=lambda p: p.name == "train.json"):
-            path.replace(self.out / path.name)
-        partial.rmdir()
-        self.checkpoints.remove()
-
-
-_OWN_FILES = frozenset({
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "tokenizer.model", "chat_template.jinja", "generation_config.json",
-})  # fmt: skip
-"""Of the source, copied to the byte."""
 
 _LOGGED = {"kl": "kl", "entropy": "entropy", "clipped": "clip_ratio/region_mean", "grad_norm": "grad_norm", "lr": "learning_rate"}
 """Name in metrics.jsonl -> TRL's."""
@@ -328,15 +287,6 @@ def _half(config: GrpoConfig) -> bool:
     return config.dtype == "bfloat16" or (config.dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
 
 
-def _adapter(config: GrpoConfig) -> Any:
-    if config.lora is None:
-        return None
-    from peft import LoraConfig
-
-    lora = config.lora
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets) or "all-linear", task_type="CAUSAL_LM")
-
-
 class _Watch(TrainerCallback):  # type: ignore[misc]
     def __init__(self, training: _Training) -> None:
         self.training = training
@@ -350,49 +300,19 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             self.training.after_log(logs)
 
 
-class _Metrics:
-    """metrics.jsonl: one line a step. A resumed training drops the lines of steps that it will take again."""
-
-    def __init__(self, path: Path, first: int, progress: Progress | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if first and path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # torn by a kill: its step is taken again
-                    if json.loads(line)["step"] <= first:
-                        kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
-        self.progress = progress
-
-    def row(self, values: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(dict(values)) + "\n")
-        self.file.flush()
-        if self.progress:
-            self.progress(values)
-
-    def close(self) -> None:
-        self.file.close()
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without TRL's warnings about an experimental function and about rollouts that have no reward, and without progress bars."""
-    from transformers.utils import logging as hf
-
-    shown, logger = hf.is_progress_bar_enabled(), logging.getLogger("trl")
+    logger = logging.getLogger("trl")
     level = logger.level
-    hf.disable_progress_bar()
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet():
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
         try:
             yield
         finally:
             logger.setLevel(level)
-            if shown:
-                hf.enable_progress_bar()
 
 
 def _fingerprint(model: Any, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig) -> str:
