@@ -8,14 +8,29 @@ is handed in (any `transformers` fast tokenizer with a chat template).
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from leafe.core.errors import UserError
 from leafe.core.policy import Message
 
 _MARK = "\ue0f1leafe\ue0f2"  # private-use characters: no tokenizer merges across them, no observation holds them
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether the folder's tokenizer is a plain `tokenizer.json`, to be read as it stands: for some architectures (Qwen2) `AutoTokenizer` would put its own
+    pre-tokenizer in the place of the file's. False for a folder that says otherwise, or nothing."""
+    described = folder / "tokenizer_config.json"
+    if not described.is_file() or not (folder / "tokenizer.json").is_file():
+        return False
+    try:
+        kind = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{described} cannot be read: {error}.") from error
+    return kind in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 class ChatTokens:

@@ -7,7 +7,6 @@ float32: at a rate of 1e-6 bfloat16 would round every update away.
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from leafe.core import UserError
+from leafe.core import UserError, is_plain
 from leafe.distill._config import DistillConfig, Lora
 from leafe.distill._parallel import Parallel
 
@@ -58,13 +57,8 @@ def load(model_path: str | Path, config: DistillConfig, device: torch.device) ->
 
 
 def load_tokenizer(model_path: str | Path) -> Any:
-    """The tokenizer as its file says: for some architectures (Qwen2) `AutoTokenizer` puts its own pre-tokenizer in the place of a plain one's."""
-    described = Path(model_path) / "tokenizer_config.json"
-    if described.is_file() and (Path(model_path) / "tokenizer.json").is_file():
-        kind = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class")
-        if kind in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-            return PreTrainedTokenizerFast.from_pretrained(model_path)
-    return AutoTokenizer.from_pretrained(model_path)
+    """The tokenizer as its file says."""
+    return (PreTrainedTokenizerFast if is_plain(Path(model_path)) else AutoTokenizer).from_pretrained(model_path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from leafe.core import UserError
+from leafe.core import UserError, is_plain
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
@@ -67,10 +67,8 @@ def load_tokenizer(path: str | Path) -> Any:
     if isinstance(where, Path) and not (where / "tokenizer_config.json").is_file() and (base := adapter_base(where)) is not None:
         where = _folder(base)
     try:
-        if isinstance(where, Path) and (where / "tokenizer.json").is_file() and (where / "tokenizer_config.json").is_file():
-            kind = _read_json(where, "tokenizer_config.json").get("tokenizer_class")
-            if kind in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-                return PreTrainedTokenizerFast.from_pretrained(str(where))
+        if isinstance(where, Path) and is_plain(where):
+            return PreTrainedTokenizerFast.from_pretrained(str(where))
         return AutoTokenizer.from_pretrained(str(where))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"No tokenizer can be loaded from {where}: {_first_line(error)}") from error
