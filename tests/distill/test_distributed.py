@@ -18,23 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leafe.core import ForeignFailure, UserError
-from leafe.distill import Dataset, DistillConfig, build, preset, train
-from tests.distill.toy import PROMPTS, checkpoint, forest
+from leafe.distill import Dataset, DistillConfig, preset, train
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
 SIZES: dict[str, Any] = {"rehearsal_batch": 4, "counterfactual_batch": 3, "anchor_batch": 3, "reflection_batch": 1}
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return build(forest(8), PROMPTS, preset("leafe+"), 0)
 
 
 def training(data: Dataset, model_path: Path, config: DistillConfig, out: Path) -> Any:

@@ -18,7 +18,7 @@ import pytest
 
 from leafe.core import UserError
 from leafe.distill import Dataset, build, preset, train
-from tests.distill.toy import PROMPTS, chat, checkpoint, forest
+from tests.distill.toy import PROMPTS, chat, forest
 from tests.trees import make_tree
 
 torch = pytest.importorskip("torch")
@@ -27,16 +27,6 @@ torch.set_num_threads(1)
 SMALL: dict[str, Any] = {
     "rehearsal_batch": 4, "counterfactual_batch": 3, "anchor_batch": 3, "reflection_batch": 2, "learning_rate": 3e-3, "steps": 8,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return build(forest(8), PROMPTS, preset("leafe+"), 0)
 
 
 def weights(path: Path) -> dict[str, Any]:

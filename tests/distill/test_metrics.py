@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from leafe.distill import Dataset, build, preset, train
-from tests.distill.toy import PROMPTS, checkpoint, forest
+from leafe.distill import Dataset, preset, train
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
@@ -25,16 +24,6 @@ class Killed(Exception):
 def killed(row: Mapping[str, Any]) -> None:
     if row["step"] == 3:
         raise Killed
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return build(forest(6), PROMPTS, preset("leafe+"), 0)
 
 
 def losses(out: Path) -> list[float]:

@@ -29,16 +29,6 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return build(forest(8), PROMPTS, preset("leafe+"), 0)
-
-
 def load(path: Path) -> Any:
     from transformers import AutoModelForCausalLM
 

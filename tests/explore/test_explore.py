@@ -303,20 +303,23 @@ def test_many_finished_episodes_share_one_write() -> None:
     assert found.waits.journal > 0
 
 
+class Counts(Script):
+    """How many requests were under way at once, at most."""
+
+    most = 0
+    now = 0
+
+    async def complete(self, request: Request) -> list[Completion]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.001)
+        try:
+            return await super().complete(request)
+        finally:
+            self.now -= 1
+
+
 def test_branches_of_one_reflection_run_side_by_side_and_grow_the_same_tree() -> None:
-    class Counts(Script):
-        most = 0
-        now = 0
-
-        async def complete(self, request: Request) -> list[Completion]:
-            self.now += 1
-            self.most = max(self.most, self.now)
-            await asyncio.sleep(0.001)
-            try:
-                return await super().complete(request)
-            finally:
-                self.now -= 1
-
     policy = Counts()
     settings: dict[str, object] = {"limits": {"policy_calls": 400, "episodes": 9}, "width": 4, "until": "budget"}
     wide = run(policy=policy, count=1, **settings)
@@ -333,19 +336,6 @@ def test_branches_of_one_reflection_run_side_by_side_and_grow_the_same_tree() ->
 
 
 def test_independent_episodes_of_a_given_number_run_side_by_side_and_grow_the_same_tree() -> None:
-    class Counts(Script):
-        most = 0
-        now = 0
-
-        async def complete(self, request: Request) -> list[Completion]:
-            self.now += 1
-            self.most = max(self.most, self.now)
-            await asyncio.sleep(0.001)
-            try:
-                return await super().complete(request)
-            finally:
-                self.now -= 1
-
     wide, alone, solved = Counts(), Counts(), Counts()
     settings: dict[str, object] = {"strategy": "independent", "limits": {"episodes": 4}, "until": "budget", "concurrency": 1}
     together = run(policy=wide, **settings)
