@@ -19,18 +19,26 @@ from typing import Any
 
 from leafe.core import Spent, Stop
 from leafe.evaluate import EvaluateProgress
-from leafe.explore import ExploreConfig, Progress
+from leafe.explore import Progress
 
 _ERRORS = (Stop.diverged, Stop.env_error, Stop.policy_error, Stop.context_full, Stop.invalid_limit)
 _NO_FAILURE = {"requests", "spilled", "hedged", "hedge_won", "brought_back"}
 """Of a policy's own counts: what went well."""
 
 
-def exploring(p: Progress, config: ExploreConfig, *, done: int | None = None, failures: Mapping[str, int] | None = None, words: str = "") -> dict[str, Any]:
-    """Of Stage 1. `done`: finished tasks, where it is not the local engine that counts them."""
+def exploring(
+    p: Progress,
+    limits: Mapping[str, float] | None = None,
+    run_limits: Mapping[str, float] | None = None,
+    *,
+    done: int | None = None,
+    failures: Mapping[str, int] | None = None,
+    words: str = "",
+) -> dict[str, Any]:
+    """Of Stage 1, and of whatever else grows trees. `limits` are those of one task; `done`: finished tasks, where it is not the local engine that counts."""
     errors = _errors(p.stops, failures or {}) | ({"unusable reflections": p.unusable_reflections} if p.unusable_reflections else {})
     out = {"done": p.tasks_done if done is None else done, "of": p.tasks, "solved": p.solved, "by_rollback": p.solved_by_rollback}
-    return out | _costs(p.spent) | {"budget": _budget(p, config), "errors": errors} | ({"words": words} if words else {})
+    return out | _costs(p.spent) | {"budget": _budget(p, limits or {}, run_limits or {}), "errors": errors} | ({"words": words} if words else {})
 
 
 def evaluating(p: EvaluateProgress, *, done: int | None = None, failures: Mapping[str, int] | None = None, words: str = "") -> dict[str, Any]:
@@ -51,12 +59,14 @@ def _errors(stops: Mapping[str, int], failures: Mapping[str, int]) -> dict[str, 
     return ended | {name.replace("_", " "): number for name, number in failures.items() if number and name not in _NO_FAILURE}
 
 
-def _budget(p: Progress, config: ExploreConfig) -> dict[str, Any] | None:
+def _budget(p: Progress, limits: Mapping[str, float], run_limits: Mapping[str, float]) -> dict[str, Any] | None:
     """The limit of which the largest share is used up; None where there is none that can be told from here (each task's seconds are its own)."""
-    shared = {name: limit * p.tasks for name, limit in config.limits.items() if name != "seconds"}
-    for name, limit in config.run_limits.items():
+    shared = {name: limit * p.tasks for name, limit in limits.items() if name != "seconds"}
+    for name, limit in run_limits.items():
         if name != "seconds":
             shared[name] = min(limit, shared.get(name, limit))
     spent = {name: getattr(p.spent, name) for name in shared}
-    name = max(shared, key=lambda n: spent[n] / shared[n] if shared[n] else 1.0, default=None)
-    return None if name is None else {"of": name, "spent": spent[name], "limit": shared[name]}
+    if not shared:
+        return None
+    closest = max(shared, key=lambda n: spent[n] / shared[n] if shared[n] else 1.0)
+    return {"of": closest, "spent": spent[closest], "limit": shared[closest]}
