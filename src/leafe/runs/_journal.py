@@ -216,6 +216,7 @@ def _header() -> bytes:
 
 
 def check_header(line: bytes, path: Path) -> None:
+    """Whether the first line of a shard is one; UserError for another format, JournalError for anything else."""
     try:
         header: Any = json.loads(line)
         version = header["format"] if header["journal"] == "leafe" else None
