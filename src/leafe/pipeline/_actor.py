@@ -17,11 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from leafe.baselines.ace import Place, Playbook, with_playbook
 from leafe.core import Episode, ForeignFailure, Policy, Task, Tree, UserError
 from leafe.evaluate import evaluate
 from leafe.explore import WorldPool, explore
 from leafe.pipeline._plan import Stage, find
-from leafe.pipeline._stages import Sampling, _explore_config, _fared, _make_pool, _ready, make_source
+from leafe.pipeline._stages import Sampling, explore_config, fared, make_pool, make_source, ready
 from leafe.policies.server import deaths, stop_all
 from leafe.prompts import Prompts, PromptSet
 from leafe.recipes import Recipe, parse_recipe
@@ -30,8 +31,11 @@ BEAT = 2.0
 """Seconds after which it answers even where it has nothing to tell."""
 
 
-def order_for(recipe: Recipe, folder: Path, stage: Stage, words: PromptSet, slots: int, source: str = "base", how: Sampling | None = None) -> str:
-    """All that an actor must know of its stage: also whose weights act (`source_of`) and how it samples."""
+def order_for(
+    recipe: Recipe, folder: Path, stage: Stage, words: PromptSet, slots: int, source: str = "base", how: Sampling | None = None,
+    playbook: tuple[Playbook, Place] | None = None,
+) -> str:  # fmt: skip
+    """All that an actor must know of its stage: also whose weights act (`source_of`), how it samples, and what stands before the prompts."""
     model = recipe.policy.model
     if Path(model).is_dir():
         recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"model": str(Path(model).absolute())})})
@@ -39,7 +43,8 @@ def order_for(recipe: Recipe, folder: Path, stage: Stage, words: PromptSet, slot
     who = source if source in ("base", stage.policy) else str(Path(source).absolute())
     how = how or Sampling(recipe.evaluate.samples, recipe.evaluate.temperature)
     order = {"recipe": data, "folder": str(folder.absolute()), "stage": stage.name, "words": words.model_dump(mode="json"), "slots": slots}
-    return json.dumps(order | {"source": who, "how": asdict(how)})
+    book = None if playbook is None else {"items": playbook[0].to_json(), "place": playbook[1]}
+    return json.dumps(order | {"source": who, "how": asdict(how), "playbook": book})
 
 
 class StageActor:
@@ -58,6 +63,7 @@ class StageActor:
         self.slots: int = data["slots"]
         self.source: str = data["source"]
         self.how = Sampling(**data["how"])
+        self.playbook: dict[str, Any] | None = data["playbook"]
         self._running: set[asyncio.Task[None]] = set()
         self._something = asyncio.Event()
         self._tell: dict[str, Any] = _nothing()
@@ -75,12 +81,14 @@ class StageActor:
         told: dict[str, Any] = {"at": socket.gethostname(), "leafe": __version__, "error": None}
         try:
             self._check_files()
-            self.pool = _make_pool(self.recipe, self.stage.leg, self.slots)
+            self.pool = make_pool(self.recipe, self.stage.leg, self.slots)
             self.prompts = Prompts(self.words, self.pool.facts.actions_help, self.recipe.history)
+            if self.playbook is not None:
+                self.prompts = with_playbook(self.prompts, Playbook.from_json(self.playbook["items"]), self.playbook["place"])
             folder = self.folder if self.folder.is_dir() else Path(tempfile.mkdtemp(prefix="leafe-"))  # for the logs of a server that it launches
             name = self.stage.policy if self.stage.kind == "explore" else self.stage.what
             self.policy = await make_source(self.recipe, folder, self.source, name)
-            await _ready(self.policy)
+            await ready(self.policy)
             told["world"] = dict(self.pool.facts.versions())
         except Exception as error:
             told["error"] = _said(error)
@@ -135,7 +143,7 @@ class StageActor:
         try:
             if self.stage.kind == "explore":
                 tree = Tree(task, map(Episode.from_json, order["episodes"]))
-                config = _explore_config(self.recipe, self.stage)
+                config = explore_config(self.recipe, self.stage)
                 await explore(self.policy, self.pool, [task], self.prompts, config, journal=self, known={task.id: tree}, keep=False)
             else:
                 await self._evaluate(task)
@@ -167,7 +175,7 @@ class StageActor:
         )
 
     def _facts(self) -> dict[str, Any]:
-        return {"waits": self.pool.waits.to_json(), "world_failures": self.pool.broken, **_fared(self.policy, self._died)}
+        return {"waits": self.pool.waits.to_json(), "world_failures": self.pool.broken, **fared(self.policy, self._died)}
 
 
 def _nothing() -> dict[str, Any]:

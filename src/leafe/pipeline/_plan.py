@@ -3,6 +3,9 @@
 The experiment is a leg: explore, distill, evaluate. Every seed is a leg of its own, and so is every control; the names of a leg's
 stages begin with its prefix. A stage needs only the folders of the stages it names, so that those that need nothing of each other can run side by side.
 
+Baselines that do more than train on what was explored have a stage before it (`collect`: Early Experience asks on, ACE grows its playbook, which is all that
+it makes) or train by themselves (GRPO). Rows of several attempts at a test task are stages of their own (`tries`).
+
 An arm is trained once, or in several attempts: its rounds, or the settings of its sweep. Attempts are sampled on validation tasks (`validate`), and a
 stage of its own (`choose`) says which of them the arm is; whatever needs the arm waits for that.
 """
@@ -13,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from leafe.distill import DistillConfig
-from leafe.recipes import Recipe
+from leafe.baselines.ace import AceConfig
+from leafe.recipes import Config, EarlyRecipe, Recipe
 
-StageKind = Literal["explore", "distill", "validate", "choose", "evaluate"]
-KINDS: tuple[StageKind, ...] = ("explore", "distill", "validate", "choose", "evaluate")
+StageKind = Literal["explore", "collect", "distill", "validate", "choose", "evaluate", "tries"]
+KINDS: tuple[StageKind, ...] = ("explore", "collect", "distill", "validate", "choose", "evaluate", "tries")
 HELD_OUT = "base.held-out.tree"
 """The exploration of validation tasks that rows are probed on."""
 
@@ -44,7 +47,7 @@ class Attempt:
     arm: str
     start: str
     """Whose weights it begins with: `base`, an arm, or an earlier attempt (`ARM.round1`)."""
-    config: DistillConfig
+    config: Config
     explored: tuple[str, ...]
     """The exploration stages whose trees it is trained on."""
     number: int = 0
@@ -67,7 +70,7 @@ class Stage:
     parted: bool = False
     """explore: on this round's share alone."""
     attempt: Attempt | None = None
-    """distill: what is trained."""
+    """distill, collect: what is trained, or grown."""
     temperature: float | None = None
     """At which it samples; None: the recipe's or, for an arm with a sweep, the chosen one."""
     role: Literal["arm", "base", "control", "ceiling"] = "arm"
@@ -113,7 +116,8 @@ class _Unrolled:
 
     def stages(self) -> list[Stage]:
         for strategy in self.control.strategies if self.control else self.recipe.strategies:
-            learners = [arm for arm in self.arms if self.recipe.arms[arm].explored == strategy and self.recipe.arms[arm].explorer == "base"]
+            arms = {arm: self.recipe.arms[arm] for arm in self.arms if self._learns(arm)}
+            learners = [name for name, arm in arms.items() if arm.explored == strategy and arm.explorer == "base"]
             # where only arms of several rounds learn from it, it explores in their rounds alone
             if not learners or not all(self._parted(arm) for arm in learners):
                 self._explore(strategy)
@@ -124,7 +128,7 @@ class _Unrolled:
                 self._sweep(arm)
             else:
                 one = self.recipe.arms[arm]
-                self._distill(arm, Attempt(arm, one.start, one.config(), (self._explore(one.explored, one.explorer),)))
+                self._make(arm, Attempt(arm, one.start, one.config(), self._explored(arm)))
         self._held_out()
         self._add(Stage("evaluate", self.leg, "base", role="base"))
         for arm in self.arms:
@@ -133,6 +137,8 @@ class _Unrolled:
             for name, extra in self.recipe.evaluate.extras.items():
                 temperature = self.recipe.evaluate.temperature if extra.temperature is None else extra.temperature
                 self._add(Stage("evaluate", self.leg, name, self._ready(extra.policy), extra.policy, temperature=temperature, role=extra.role))
+            for name, tries in self.recipe.evaluate.tries.items():
+                self._add(Stage("tries", self.leg, name, self._ready(tries.policy), tries.policy))
         return list(self._found.values())
 
     def _add(self, stage: Stage) -> str:
@@ -154,19 +160,41 @@ class _Unrolled:
     def _several(self, arm: str) -> bool:
         return bool(self.recipe.arms[arm].sweep) or self.recipe.rounds_of(arm).number > 1
 
+    def _learns(self, arm: str) -> bool:
+        return self.recipe.arms[arm].method in ("distill", "early")
+
+    def _explored(self, arm: str) -> tuple[str, ...]:
+        """The exploration that the arm learns from; none for one that acts for itself."""
+        one = self.recipe.arms[arm]
+        return (self._explore(one.explored, one.explorer),) if self._learns(arm) else ()
+
     def _ready(self, policy: str) -> tuple[str, ...]:
-        """The stage after which the policy's weights are there."""
-        if policy in self.recipe.arms:
-            return (stage_name("choose" if self._several(policy) else "distill", self.leg, policy),)
-        return () if policy == "base" or ":" in policy else (stage_name("distill", self.leg, policy),)
+        """The stage after which the policy can act."""
+        if policy in self.recipe.arms and self._several(policy):
+            return (stage_name("choose", self.leg, policy),)
+        return () if policy == "base" or ":" in policy else (self._made(policy),)
+
+    def _made(self, name: str) -> str:
+        """The stage that makes an arm or an attempt: its training, or the growing of its playbook."""
+        arm = name if name in self.recipe.arms else name.rpartition(".")[0]
+        return stage_name("collect" if self.recipe.arms[arm].method == "ace" else "distill", self.leg, name)
 
     def _explore(self, strategy: str, policy: str = "base") -> str:
         if policy == "base":
             return self._add(Stage("explore", self.leg, strategy))
         return self._add(Stage("explore", self.leg, f"{policy}.{strategy}", self._ready(policy), policy, title=f"{strategy} by {policy}"))
 
-    def _distill(self, name: str, attempt: Attempt, title: str = "") -> str:
-        return self._add(Stage("distill", self.leg, name, (*attempt.explored, *self._ready(attempt.start)), attempt.start, attempt=attempt, title=title))
+    def _make(self, name: str, attempt: Attempt, title: str = "") -> str:
+        """Train the attempt, or grow its playbook."""
+        needs = (*attempt.explored, *self._ready(attempt.start))
+        if isinstance(attempt.config, AceConfig):
+            return self._add(Stage("collect", self.leg, name, needs, attempt.start, attempt=attempt, title=title))
+        if isinstance(attempt.config, EarlyRecipe):
+            # who explored is asked, once for all settings of a sweep
+            explorer = self.recipe.arms[attempt.arm].explorer
+            asked = (*attempt.explored, *self._ready(explorer))
+            needs = (*needs, self._add(Stage("collect", self.leg, attempt.arm, asked, explorer, attempt=attempt)))
+        return self._add(Stage("distill", self.leg, name, needs, attempt.start, attempt=attempt, title=title))
 
     def _rounds(self, name: str) -> None:
         arm, rounds = self.recipe.arms[name], self.recipe.rounds_of(name)
@@ -195,7 +223,7 @@ class _Unrolled:
 
     def _sweep(self, name: str) -> None:
         arm = self.recipe.arms[name]
-        explored = (self._explore(arm.explored, arm.explorer),)
+        explored = self._explored(name)
         trained: dict[str, str] = {}
         validated = []
         for number, setting in enumerate(arm.settings(), 1):
@@ -207,7 +235,7 @@ class _Unrolled:
 
     def _validate(self, name: str, attempt: Attempt, title: str, policy: str = "", temperature: float | None = None) -> str:
         """Train the attempt, unless it is trained as `policy` already, and sample it on the validation tasks."""
-        needs = (stage_name("distill", self.leg, policy),) if policy not in ("", name) else (self._distill(name, attempt, title),)
+        needs = (self._made(policy),) if policy not in ("", name) else (self._make(name, attempt, title),)
         return self._add(Stage("validate", self.leg, name, needs, policy or name, attempt=attempt, temperature=temperature, title=title))
 
     def _rows(self, arm: str) -> None:

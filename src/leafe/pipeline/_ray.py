@@ -28,7 +28,8 @@ from leafe.explore import Progress, cost_of
 from leafe.pipeline._actor import StageActor, order_for
 from leafe.pipeline._deal import Actor, Dealer, Lost, raise_said
 from leafe.pipeline._plan import Stage
-from leafe.pipeline._stages import Emit, Sampling, _explore_config, _make_pool, _same_world, _tasks, sampling_of, source_of
+from leafe.pipeline._progress import evaluating, exploring
+from leafe.pipeline._stages import Emit, Sampling, explore_config, make_pool, read_playbook, same_world, sampling_of, source_of, stage_tasks
 from leafe.prompts import load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import Journal, load_trees, write_tasks
@@ -42,10 +43,10 @@ CLOSING = 20.0
 def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     """Run the stage on the cluster that the recipe names; returns what the local engine would, and how the actors fared."""
     words = load_prompt_set(recipe.prompts)
-    pool = _make_pool(recipe, stage.leg, 1)
+    pool = make_pool(recipe, stage.leg, 1)
     try:
-        tasks = _tasks(recipe, folder, stage, pool)
-        world = _same_world(folder, stage, pool)
+        tasks = stage_tasks(recipe, folder, stage, pool)
+        world = same_world(folder, stage, pool)
     finally:
         pool.close()
     out = folder / stage.name
@@ -55,7 +56,7 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
         tally = _Explored(recipe, stage, tasks, emit) if stage.kind == "explore" else _Evaluated(recipe, stage, tasks, emit, how)
         left, known = tally.resume(load_trees(out))
         slots = math.ceil(min(tally.concurrency, max(1, len(left))) / recipe.ray.workers)
-        order = order_for(recipe, folder, stage, words, slots, source_of(folder, stage), how)
+        order = order_for(recipe, folder, stage, words, slots, source_of(folder, stage), how, read_playbook(folder, stage))
         with _cluster(recipe) as ray:
 
             async def main() -> Dealer:
@@ -99,7 +100,7 @@ class _Explored(_Tally):
 
     def __init__(self, recipe: Recipe, stage: Stage, tasks: Sequence[Task], emit: Emit) -> None:
         super().__init__(recipe, stage, tasks, emit)
-        self.config = _explore_config(recipe, stage)
+        self.config = explore_config(recipe, stage)
         self.concurrency = self.config.concurrency
         self.progress = Progress(len(tasks))
         self.errors_in_a_row = 0
@@ -134,10 +135,8 @@ class _Explored(_Tally):
         _charge(p.spent, episode)
 
     def show(self, dealer: Dealer) -> None:
-        p = self.progress
-        words = f"{p.solved} solved ({p.solved_by_rollback} by rollback), {p.spent.policy_calls} calls, {self.words(dealer)}"
         done = self.before + dealer.done
-        self.emit({"done": done, "of": p.tasks, "words": words, "turns": p.spent.env_steps, "tokens": p.spent.generated_tokens})
+        self.emit(exploring(self.progress, self.config.limits, self.config.run_limits, done=done, words=self.words(dealer)))
 
     def result(self, dealer: Dealer) -> dict[str, Any]:
         p = self.progress
@@ -177,10 +176,7 @@ class _Evaluated(_Tally):
         _charge(p.spent, episode)
 
     def show(self, dealer: Dealer) -> None:
-        p = self.progress
-        words = f"{p.solved} solved at least once, mean success {p.successes / max(1, p.samples):.3f}, {self.words(dealer)}"
-        done = self.before + dealer.done
-        self.emit({"done": done, "of": p.tasks, "words": words, "turns": p.spent.env_steps, "tokens": p.spent.generated_tokens})
+        self.emit(evaluating(self.progress, done=self.before + dealer.done, words=self.words(dealer)))
 
     def result(self, dealer: Dealer) -> dict[str, Any]:
         if not self.progress.samples:

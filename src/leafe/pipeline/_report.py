@@ -1,4 +1,4 @@
-"""From a run folder to its summary, its tables and its report, at any time: what is not finished yet is left out."""
+"""A run's tables on the terminal, and its report and summary as files, at any time: what is not finished yet is left out."""
 
 from __future__ import annotations
 
@@ -19,101 +19,6 @@ from leafe.pipeline._rounds import rounds_rows
 from leafe.recipes import Recipe, parse_recipe
 from leafe.report import against_csv, against_markdown, against_table, print_tables, write_report
 from leafe.runs import RunFolder, atomic_write, load_trees
-
-
-def recipe_of(run: RunFolder) -> Recipe:
-    """The recipe that a run was made with."""
-    return parse_recipe({key: value for key, value in run.config.items() if key != "shard"}, f"The recipe of {run.path}")
-
-
-def summarise_run(run: RunFolder) -> Summary:
-    """All figures of the finished stages; rows of several seeds are one row."""
-    return summarise_runs([run])
-
-
-def summarise_runs(runs: Sequence[RunFolder], against: str | None = None, over: Over = "runs") -> Summary:
-    """The same of several runs of one experiment with other base policies or other seeds: every seed of every run counts as a run of its rows.
-
-    Intervals draw these runs first and tasks within them. Runs that share a base policy or a seed are alike in that; the bootstrap takes them for
-    independent draws, so that with few of either the intervals are rather too narrow. UserError where the runs are not one experiment.
-    `against`: a row with which every other one is compared; `over`: whether that is to hold for other runs or for these alone.
-    """
-    recipe = recipe_of(runs[0])
-    _same_experiment(runs)
-    explored: dict[str, list[_Place]] = {}
-    evaluated: dict[str, list[_Place]] = {}
-    for run in runs:
-        for stage in plan(recipe_of(run)):
-            done = run.done(stage.name)
-            if done is not None and "empty" not in done and "stopped" not in done and stage.kind in ("explore", "evaluate"):
-                (explored if stage.kind == "explore" else evaluated).setdefault(stage.row, []).append(_Place(run, stage, done))
-    legs = {row: [(str(place.run.path), place.stage.leg) for place in places] for row, places in evaluated.items()}
-    compare = [(a, b) for a, b in [*recipe.evaluate.compare, *_control_pairs(recipe)] if legs.get(a) == legs.get(b)]
-    summary = summarise(
-        [Explored(row, _trees(places), _seconds(places)) for row, places in explored.items()],
-        [_evaluated(row, places) for row, places in evaluated.items()],
-        ks=recipe.evaluate.k,
-        compare=compare,
-        against=against,
-        over=over,
-        seeds=[seed for run in runs for seed in recipe_of(run).seeds],
-        versions=runs[0].versions,
-    )
-    summary.details["validation"] = [row for run in runs for row in _validation_rows(run, len(runs) > 1)]
-    summary.details["rounds"] = rounds_rows([(run, recipe_of(run)) for run in runs], summary.to_json())
-    return summary
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A finished stage."""
-
-    run: RunFolder
-    stage: Stage
-    done: dict[str, Any]
-
-
-def _evaluated(row: str, places: Sequence[_Place]) -> Evaluated:
-    first = places[0]
-    return Evaluated(
-        row,
-        _trees(places),
-        first.done["temperature"],
-        _seconds(places),
-        _role(first.stage),
-        probes=[place.done["probe"] for place in places if "probe" in place.done],
-        labels=[f"{place.run.path}: {place.stage.leg.control} {place.stage.leg.seed}" for place in places],
-    )
-
-
-def _same_experiment(runs: Sequence[RunFolder]) -> None:
-    """UserError where the runs differ in more than the base policy, the seeds, the name and what only the report says."""
-
-    def compared(run: RunFolder) -> dict[str, Any]:
-        config = {k: v for k, v in run.config.items() if k not in ("name", "about", "seeds")}
-        config["policy"] = {k: v for k, v in config["policy"].items() if k != "model"}
-        config["evaluate"] = {k: v for k, v in config["evaluate"].items() if k not in ("k", "compare", "probe")}
-        return config
-
-    first = compared(runs[0])
-    for run in runs[1:]:
-        other = compared(run)
-        different = next((key for key in {**first, **other} if first.get(key) != other.get(key)), None)
-        if different is not None:
-            raise UserError(
-                f"{run.path} is another experiment than {runs[0].path}: they differ in {different}. One table pools runs that differ in policy.model and seeds."
-            )
-
-
-def _validation_rows(run: RunFolder, several: bool) -> list[dict[str, Any]]:
-    """What was sampled on validation tasks, and what was chosen by it: one row an attempt."""
-    out = []
-    for stage in plan(recipe_of(run)):
-        done = run.done(stage.name) if stage.kind == "choose" else None
-        for row in (done or {}).get("candidates", []):
-            where = {"run": str(run.path)} if several else {}
-            out.append({"arm": stage.row, "seed": stage.leg.seed, "chosen": False} | where | row)
-    return out
 
 
 def report_run(path: Path, console: Console, *, tables: bool = False) -> None:
@@ -183,24 +88,6 @@ def print_kind(path: Path, kind: StageKind, console: Console) -> None:
         _print_validation(summarise_run(run).to_json(), console)
     elif kind != "validate":
         print_tables(summarise_run(run).to_json(), console, ("explore",) if kind == "explore" else ("evaluate", "rounds", "differences"))
-
-
-def _trees(places: Sequence[_Place]) -> list[list[Tree]]:
-    """The trees of one row, run by run and seed by seed."""
-    return [list(load_trees(place.run.path / place.stage.name).values()) for place in places]
-
-
-def _seconds(places: Sequence[_Place]) -> float:
-    return sum(float(place.done.get("seconds", 0.0)) for place in places)
-
-
-def _role(stage: Stage) -> Any:
-    return "control" if stage.leg.control else stage.role
-
-
-def _control_pairs(recipe: Recipe) -> list[tuple[str, str]]:
-    """Every control's arms against its own base."""
-    return [(f"{name}: {arm}", f"{name}: base") for name, control in recipe.controls.items() for arm in control.arms]
 
 
 def _distilled(run: RunFolder, name: str = "") -> list[tuple[str, dict[str, Any]]]:
@@ -289,9 +176,10 @@ def _print_training(run: RunFolder, console: Console, name: str = "") -> None:
         if "train" not in info:
             table.add_row(row, *["0"] * 2, *[""] * 7)
             continue
-        counts, result = info["counts"], info["train"]
-        valid = "" if result["valid_loss"] is None else f"{result['valid_loss']:.3f}"
-        parts = [str(counts[p]["samples"] or "") for p in PARTS]
-        early = " (early)" if result["stopped_early"] else ""
-        table.add_row(row, *parts, f"{result['steps']}{early}", str(result["kept_step"]), f"{result['loss']:.3f}", valid, f"{info['seconds']:.1f}")
+        # GRPO has no samples and no loss that says how far it is; Early Experience counts its own
+        counts, result = info.get("counts") or {"rehearsal": {"samples": info.get("samples", {}).get("expert")}}, info["train"]
+        loss, valid = ("" if result.get(name) is None else f"{result[name]:.3f}" for name in ("loss", "valid_loss"))
+        parts = [str(counts.get(p, {}).get("samples") or "") for p in PARTS]
+        early = " (early)" if result.get("stopped_early") else ""
+        table.add_row(row, *parts, f"{result['steps']}{early}", str(result["kept_step"]), loss, valid, f"{info['seconds']:.1f}")
     console.print(table)

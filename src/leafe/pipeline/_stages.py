@@ -12,10 +12,12 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from leafe.baselines.ace import AceConfig, Place, Playbook, with_playbook
 from leafe.core import Environment, Policy, Task, UserError, derive_seed
 from leafe.distill import DistillConfig, build, export_trl, train
 from leafe.envs import load_tasks, make_world
@@ -23,13 +25,14 @@ from leafe.evaluate import EvaluateProgress, evaluate, probe
 from leafe.explore import ExploreConfig, Progress, WorldPool, explore
 from leafe.pipeline._choose import choose, last_round
 from leafe.pipeline._plan import HELD_OUT, Leg, Stage, plan, stage_name, task_count, world_options
+from leafe.pipeline._progress import evaluating, exploring
 from leafe.pipeline._served import served_policy
 from leafe.pipeline._shards import shard_of
-from leafe.pipeline._weights import checkpoint_of, nothing_to_do
+from leafe.pipeline._weights import checkpoint_of, nothing_to_do, playbook_of
 from leafe.policies import make_policy
 from leafe.policies.server import deaths, stop_all
 from leafe.prompts import Prompts, load_prompt_set
-from leafe.recipes import Recipe
+from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
 from leafe.runs import Journal, RunFolder, StoredTrees, atomic_write, load_trees, write_tasks
 
 Emit = Callable[[dict[str, Any]], None]
@@ -41,13 +44,33 @@ def run_stage(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
     began = time.monotonic()
     info = _skipped(recipe, folder, stage)
     if info is None:
-        run = {"explore": _explore, "distill": _distill, "validate": _evaluate, "choose": _choose, "evaluate": _evaluate}[stage.kind]
+        run = _runner(stage)
         if recipe.engine == "ray" and stage.kind in SPREAD:
             from leafe.pipeline._ray import spread
 
             run = spread
         info = run(recipe, folder, stage, _Throttled(emit))
     return {"seconds": round(time.monotonic() - began, 2)} | info
+
+
+def _runner(stage: Stage) -> Callable[[Recipe, Path, Stage, Emit], dict[str, Any]]:
+    """What does the work of a stage of this kind; trainings by method."""
+    from leafe.pipeline import _baselines
+
+    if stage.kind in ("explore", "validate", "choose", "evaluate"):
+        return {"explore": _explore, "validate": _evaluate, "choose": _choose, "evaluate": _evaluate}[stage.kind]
+    if stage.kind == "tries":
+        return _baselines.tries
+    assert stage.attempt is not None
+    match stage.attempt.config:
+        case DistillConfig():
+            return _distill
+        case GrpoRecipe():
+            return _baselines.grpo
+        case EarlyRecipe():
+            return _baselines.ask_on if stage.kind == "collect" else _baselines.early
+        case AceConfig():
+            return _baselines.grow
 
 
 SPREAD = ("explore", "validate", "evaluate")
@@ -99,16 +122,16 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def _make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> WorldPool:
-    options = world_options(recipe, leg)
-
-    def make() -> Environment:
-        return make_world(recipe.world.name, **options)
-
-    return WorldPool.fitting(make, concurrency, recipe.world.workers, recipe.world.timeout)
+def maker(recipe: Recipe, leg: Leg) -> Callable[[], Environment]:
+    """What makes the leg's worlds."""
+    return partial(make_world, recipe.world.name, **world_options(recipe, leg))
 
 
-def _same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
+def make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> WorldPool:
+    return WorldPool.fitting(maker(recipe, leg), concurrency, recipe.world.workers, recipe.world.timeout)
+
+
+def same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
     """What the world's words hang on, for the marker; UserError where this run began with another world of that name."""
     versions = dict(pool.facts.versions())
     note = folder / stage.name / "world.json"
@@ -126,12 +149,12 @@ def _same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
     return versions
 
 
-def _tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> list[Task]:
+def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> list[Task]:
     """The tasks that the stage explores or evaluates; of a shard its own."""
     leg = stage.leg
     if stage.kind == "explore":
         _check_splits(recipe, pool)
-    if stage.kind == "evaluate":
+    if stage.kind in ("evaluate", "tries"):
         return load_tasks(pool.facts, recipe.tasks.test_split, task_count(recipe, leg, "test"), leg.seed)
     if stage.kind == "validate":
         return load_tasks(pool.facts, recipe.validation.split, recipe.validation.tasks, leg.seed)
@@ -163,8 +186,19 @@ def _check_splits(recipe: Recipe, pool: WorldPool) -> None:
             raise UserError(f"{key} = {split!r}: the world {pool.facts.name!r} has no such split; its splits are {', '.join(splits)}.")
 
 
-def _prompts(recipe: Recipe, pool: WorldPool) -> Prompts:
-    return Prompts(load_prompt_set(recipe.prompts), pool.facts.actions_help, recipe.history)
+def make_prompts(recipe: Recipe, pool: WorldPool, folder: Path | None = None, stage: Stage | None = None) -> Prompts:
+    """The prompts of the recipe; of a stage in which an ACE arm acts with its playbook."""
+    prompts = Prompts(load_prompt_set(recipe.prompts), pool.facts.actions_help, recipe.history)
+    if folder is None or stage is None:
+        return prompts
+    found = read_playbook(folder, stage)
+    return prompts if found is None else with_playbook(prompts, *found)
+
+
+def read_playbook(folder: Path, stage: Stage) -> tuple[Playbook, Place] | None:
+    """The playbook that its policy acts with, and where it is read."""
+    found = playbook_of(RunFolder.read(folder), stage.leg, stage.policy)
+    return None if found is None else (Playbook.load(found[0]), "step" if found[1] == "step" else "first")
 
 
 async def _base_policy(recipe: Recipe, folder: Path) -> Policy:
@@ -206,13 +240,13 @@ async def make_source(recipe: Recipe, folder: Path, source: str, name: str) -> P
     return found
 
 
-async def _ready(policy: Policy) -> None:
+async def ready(policy: Policy) -> None:
     check = getattr(policy, "check", None)
     if check is not None:
         await check()
 
 
-def _explore_config(recipe: Recipe, stage: Stage) -> ExploreConfig:
+def explore_config(recipe: Recipe, stage: Stage) -> ExploreConfig:
     """Later rounds draw anew; who explores first or elsewhere does not change the draws."""
     seed = stage.leg.seed if stage.round[0] == 1 else derive_seed(stage.leg.seed, "round", stage.round[0])
     return recipe.explore.model_copy(update={"strategy": stage.what.rpartition(".")[2], "seed": seed})
@@ -236,7 +270,12 @@ def sampling_of(recipe: Recipe, folder: Path, stage: Stage) -> Sampling:
     return Sampling(samples, recipe.evaluate.temperature if temperature is None else temperature)
 
 
-def _fared(policy: Policy, died: int) -> dict[str, Any]:
+def failures_so_far(policy: Policy | None, pool: WorldPool) -> dict[str, int]:
+    """What has failed up to now, for the display."""
+    return dict(getattr(policy, "stats", {})) | {"worlds that failed": pool.broken}
+
+
+def fared(policy: Policy, died: int) -> dict[str, Any]:
     """How the policy fared, for the marker: its failures, and what its servers understand and how often one that leafe started has died."""
     out: dict[str, Any] = {"policy_failures": dict(getattr(policy, "stats", {}))}
     report = getattr(policy, "report", None)
@@ -244,25 +283,25 @@ def _fared(policy: Policy, died: int) -> dict[str, Any]:
 
 
 def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    config = _explore_config(recipe, stage)
+    config = explore_config(recipe, stage)
     out = folder / stage.name
 
-    def on_progress(p: Progress) -> None:
-        words = f"{p.solved} solved ({p.solved_by_rollback} by rollback), {p.spent.policy_calls} calls"
-        emit({"done": p.tasks_done, "of": p.tasks, "words": words, "turns": p.spent.env_steps, "tokens": p.spent.generated_tokens})
-
     async def main() -> dict[str, Any]:
-        pool = _make_pool(recipe, stage.leg, config.concurrency)
+        pool = make_pool(recipe, stage.leg, config.concurrency)
         policy: Policy | None = None
         died = deaths()
+
+        def on_progress(p: Progress) -> None:
+            emit(exploring(p, config.limits, config.run_limits, failures=failures_so_far(policy, pool)))
+
         try:
             policy = await make_source(recipe, folder, source_of(folder, stage), stage.policy)
-            await _ready(policy)
-            tasks = _tasks(recipe, folder, stage, pool)
-            world = _same_world(folder, stage, pool)
+            await ready(policy)
+            tasks = stage_tasks(recipe, folder, stage, pool)
+            world = same_world(folder, stage, pool)
             write_tasks(out, tasks)
             with Journal(out) as journal:
-                prompts = _prompts(recipe, pool)
+                prompts = make_prompts(recipe, pool)
                 found = await explore(policy, pool, tasks, prompts, config, journal=journal, known=load_trees(out), on_progress=on_progress, keep=False)
         finally:
             if policy is not None:
@@ -275,7 +314,7 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
             "given_up": found.given_up,
             "spent": found.spent.to_json(),
             "waits": found.waits.to_json(),
-            **_fared(policy, died),
+            **fared(policy, died),
             "world_failures": pool.broken,
             "world": world,
         }
@@ -291,12 +330,13 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     stop_all()  # a server holds the accelerator's memory
     attempt = stage.attempt
     assert attempt is not None
-    config: DistillConfig = attempt.config.model_copy(update={"seed": stage.leg.seed})
+    assert isinstance(attempt.config, DistillConfig)
+    config = attempt.config.model_copy(update={"seed": stage.leg.seed})
     run = RunFolder.read(folder)
     there = [name for name in attempt.explored if not _NOTHING & (run.done(name) or {}).keys()]
     trees = [StoredTrees(folder / name) for name in there]  # read one at a time; of several rounds a task may have a tree each
-    pool = _make_pool(recipe, stage.leg, 1)
-    prompts = _prompts(recipe, pool)
+    pool = make_pool(recipe, stage.leg, 1)
+    prompts = make_prompts(recipe, pool)
     pool.close()
     dataset = build(trees, prompts, config, stage.leg.seed)
     if not dataset.part("rehearsal") and not dataset.part("counterfactual"):
@@ -333,26 +373,26 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
     how = sampling_of(recipe, folder, stage)
     out = folder / stage.name
 
-    def on_progress(p: EvaluateProgress) -> None:
-        words = f"{p.solved} solved at least once, mean success {p.successes / max(1, p.samples):.3f}"
-        emit({"done": p.tasks_done, "of": p.tasks, "words": words, "turns": p.spent.env_steps, "tokens": p.spent.generated_tokens})
-
     async def main() -> dict[str, Any]:
-        pool = _make_pool(recipe, stage.leg, settings.concurrency)
+        pool = make_pool(recipe, stage.leg, settings.concurrency)
         policy: Policy | None = None
         died = deaths()
+
+        def on_progress(p: EvaluateProgress) -> None:
+            emit(evaluating(p, failures=failures_so_far(policy, pool)))
+
         try:
             policy = await make_source(recipe, folder, source_of(folder, stage), stage.what)
-            await _ready(policy)
-            tasks = _tasks(recipe, folder, stage, pool)
-            world = _same_world(folder, stage, pool)
+            await ready(policy)
+            tasks = stage_tasks(recipe, folder, stage, pool)
+            world = same_world(folder, stage, pool)
             write_tasks(out, tasks)
             with Journal(out) as journal:
                 await evaluate(
                     policy,
                     pool,
                     tasks,
-                    _prompts(recipe, pool),
+                    make_prompts(recipe, pool, folder, stage),
                     samples=how.samples,
                     temperature=how.temperature,
                     top_p=settings.top_p,
@@ -369,7 +409,7 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
             if policy is not None:
                 await policy.close()
             pool.close()
-        return {"temperature": how.temperature, "samples": how.samples, **_fared(policy, died), **probed, "world_failures": pool.broken, "world": world}
+        return {"temperature": how.temperature, "samples": how.samples, **fared(policy, died), **probed, "world_failures": pool.broken, "world": world}
 
     return asyncio.run(main())
 
@@ -380,5 +420,5 @@ async def _probed(recipe: Recipe, folder: Path, stage: Stage, policy: Policy, po
     if held_out not in stage.needs:
         return {}
     trees = load_trees(folder / held_out).values()
-    found = await probe(policy, trees, _prompts(recipe, pool), seed=stage.leg.seed, gauge=pool.facts.gauge)
+    found = await probe(policy, trees, make_prompts(recipe, pool, folder, stage), seed=stage.leg.seed, gauge=pool.facts.gauge)
     return {"probe": found.to_json()}

@@ -1,9 +1,21 @@
 """Typed TOML recipes, one an experiment."""
 
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, Setting, ValidationRecipe
-from leafe.recipes._schema import EvaluateRecipe, ExtraRecipe, LegRecipe, Recipe, TrainRecipe, load_recipe, parse_options, parse_recipe, recipe_names
+from leafe.recipes._methods import ARM_PRESETS, Config, EarlyRecipe, GrpoRecipe, Method
+from leafe.recipes._schema import (
+    EvaluateRecipe,
+    ExtraRecipe,
+    LegRecipe,
+    Recipe,
+    TrainRecipe,
+    TriesRecipe,
+    load_recipe,
+    parse_options,
+    parse_recipe,
+    recipe_names,
+)  # fmt: skip
 
 __all__ = [
-    "ArmRecipe", "EvaluateRecipe", "ExtraRecipe", "LegRecipe", "Recipe", "RoundsRecipe", "Setting", "TrainRecipe", "ValidationRecipe", "load_recipe",
-    "parse_options", "parse_recipe", "recipe_names",
+    "ARM_PRESETS", "ArmRecipe", "Config", "EarlyRecipe", "EvaluateRecipe", "ExtraRecipe", "GrpoRecipe", "LegRecipe", "Method", "Recipe", "RoundsRecipe",
+    "Setting", "TrainRecipe", "TriesRecipe", "ValidationRecipe", "load_recipe", "parse_options", "parse_recipe", "recipe_names",
 ]  # fmt: skip

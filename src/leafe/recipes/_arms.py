@@ -1,7 +1,7 @@
 """Arms: policies to train. What an arm starts from, whose trees it learns from, in how many rounds, and what of it is chosen on validation.
 
 An arm may build on others (`start`, `explorer`), so that any sequence of phases is a list of arms: rejection sampling after leafe+ is the preset `rft`
-that starts from the arm leafe+ and learns from what that explored.
+that starts from the arm leafe+ and learns from what that explored. How an arm is made is in `_methods`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from leafe.distill import PRESETS, DistillConfig
+from leafe.distill import DistillConfig, Lora
+from leafe.recipes._methods import ARM_PRESETS, EXPLORES, METHODS, Config, EarlyRecipe, GrpoRecipe, Method, make_config, swept
 
 
 class _Strict(BaseModel):
@@ -53,7 +54,7 @@ class Setting:
 
     changes: Mapping[str, Any]
     """What it sets, by name."""
-    config: DistillConfig
+    config: Config
     temperature: float | None
     """At which it is sampled; None: the evaluation's."""
 
@@ -73,19 +74,29 @@ class ArmRecipe(_Strict):
     explorer: str = "base"
     """Who explored the trees: `base` or another arm, whose exploration is a stage of its own, on the same training tasks."""
     distill: dict[str, Any] = {}
-    """Changes to the preset (fields of `DistillConfig`)."""
+    """Changes to the preset (fields of `DistillConfig`); of Early Experience: to its training on the expert's actions."""
+    grpo: dict[str, Any] = {}
+    """Fields of `GrpoConfig`, and `budget`: how often it may spend what one exploration may (1)."""
+    early: dict[str, Any] = {}
+    """Fields of `EarlyConfig`; `temperature` of the proposals; `world`: changes to the training on next observations."""
+    ace: dict[str, Any] = {}
+    """Fields of `AceConfig`."""
     rounds: RoundsRecipe | None = None
     """None: the recipe's."""
     sweep: dict[str, list[Any]] = {}
-    """Lists of values for fields of `DistillConfig` and for `temperature` (of sampling): every combination is trained and sampled on validation tasks, the
-    best one is the arm, and the weights of all others are deleted."""
+    """Lists of values for the method's options (fields of `DistillConfig`, `GrpoConfig` or `AceConfig`) and for `temperature` (of sampling): every combination
+    is trained and sampled on validation tasks, the best one is the arm, and the weights of all others are deleted."""
 
     @field_validator("rounds", mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return short_rounds(value)
 
-    def config(self) -> DistillConfig:
+    @property
+    def method(self) -> Method:
+        return METHODS.get(self.preset, "distill")
+
+    def config(self) -> Config:
         return self._config({})
 
     def settings(self) -> list[Setting]:
@@ -102,12 +113,8 @@ class ArmRecipe(_Strict):
         """The arms that have to be there before."""
         return [arm for arm in dict.fromkeys((self.start, self.explorer)) if arm != "base"]
 
-    def _config(self, changes: Mapping[str, Any]) -> DistillConfig:
-        values = dict(PRESETS[self.preset])
-        own = {**self.distill, **changes}
-        if "steps" in own:
-            values.pop("epochs", None)
-        return DistillConfig(**(values | own))
+    def _config(self, changes: Mapping[str, Any]) -> Config:
+        return make_config(self.preset, {"distill": self.distill, "grpo": self.grpo, "early": self.early, "ace": self.ace}, changes)
 
 
 TEMPERATURE = "temperature"
@@ -123,12 +130,15 @@ def check_arms(arms: Mapping[str, ArmRecipe], rounds: RoundsRecipe) -> None:
     for name, arm in arms.items():
         if name == "base" or "/" in name or "." in name or name.strip() != name or not name:
             raise ValueError(f"{name!r} cannot name an arm: 'base', '/' and '.' are taken")
-        if arm.preset not in PRESETS:
-            raise ValueError(f"arms.{name}: there is no preset {arm.preset!r}; there are {', '.join(PRESETS)}")
+        if arm.preset not in ARM_PRESETS:
+            raise ValueError(f"arms.{name}: there is no preset {arm.preset!r}; there are {', '.join(ARM_PRESETS)}")
+        _check_method(name, arm, rounds)
         _check_settings(name, arm)
         for role, other in (("start", arm.start), ("explorer", arm.explorer)):
             if other != "base" and other not in arms:
                 raise ValueError(f"arms.{name}.{role}: there is no arm {other!r}; there are base, {', '.join(n for n in arms if n != name) or 'and no other'}")
+            if other != "base" and arms[other].method == "ace":
+                raise ValueError(f"arms.{name}.{role} = {other!r}: that arm is a playbook and has no weights of its own; name the policy that it stands before")
         if arm.sweep and (arm.rounds or rounds).number > 1:
             raise ValueError(f"arms.{name} has a sweep and several rounds: choose the settings with one round, then write them under distill")
     for name in arms:
@@ -136,21 +146,48 @@ def check_arms(arms: Mapping[str, ArmRecipe], rounds: RoundsRecipe) -> None:
         if circle:
             raise ValueError(f"arms.{circle[0]} builds on itself ({' -> '.join(circle)}): let one of them start from base, explored by base")
     for name, arm in arms.items():
-        lora = arms[arm.start].config().lora if arm.start != "base" else None
+        lora = _lora(arms[arm.start].config()) if arm.start != "base" else None
         if lora is not None and not lora.merge:
-            raise ValueError(f"arms.{name} starts from {arm.start!r}, which is an adapter alone: set arms.{arm.start}.distill.lora.merge = true")
+            where = f"arms.{arm.start}.{_TABLES[arms[arm.start].method]}"
+            raise ValueError(f"arms.{name} starts from {arm.start!r}, which is an adapter alone: set {where}.lora.merge = true")
+
+
+_TABLES: Mapping[Method, str] = {"distill": "distill", "early": "distill", "grpo": "grpo", "ace": "ace"}
+"""Where the options of a method's (last) training stand."""
+
+
+def _lora(config: Config) -> Lora | None:
+    if isinstance(config, GrpoRecipe):
+        lora = config.options.get("lora")
+        return Lora(**lora) if lora is not None else None
+    return config.lora if isinstance(config, DistillConfig) else config.expert.lora if isinstance(config, EarlyRecipe) else None
+
+
+def _check_method(name: str, arm: ArmRecipe, rounds: RoundsRecipe) -> None:
+    """What the arm's method has no use for."""
+    uses = {_TABLES[arm.method], *(("early",) if arm.method == "early" else ())}
+    for table in ("distill", "grpo", "early", "ace"):
+        if getattr(arm, table) and table not in uses:
+            raise ValueError(f"arms.{name}.{table}: the preset {arm.preset!r} has no use for it; its options stand under {' and '.join(sorted(uses))}")
+    if arm.method not in EXPLORES and (arm.explored != "tree" or arm.explorer != "base"):
+        raise ValueError(f"arms.{name}: {arm.preset} acts for itself and learns from no exploration: take explored and explorer out")
+    if arm.method != "distill" and (arm.rounds or rounds).number > 1:
+        raise ValueError(f"arms.{name}: rounds are of distillation, and {arm.preset!r} is none: set arms.{name}.rounds = 1")
+
+
+_WORDS: Mapping[Method, str] = {"distill": "distillation", "early": "distillation", "grpo": "GRPO", "ace": "ACE"}
 
 
 def _check_settings(name: str, arm: ArmRecipe) -> None:
-    for where, keys in (("distill", arm.distill), ("sweep", arm.sweep)):
+    for where, keys in (("distill", arm.distill), ("grpo", arm.grpo), ("sweep", arm.sweep)):
         if "seed" in keys:
             raise ValueError(f"arms.{name}.{where}.seed: a training takes the run's seed, so write seeds = [...] at the head of the recipe instead")
     for field, values in arm.sweep.items():
-        known = [*DistillConfig.model_fields, TEMPERATURE]
+        known = [*swept(arm.method), TEMPERATURE]
         if field not in known:
             near = difflib.get_close_matches(field, known, 1)
             hint = f": did you mean {near[0]!r}?" if near else f", and not {TEMPERATURE!r}"
-            raise ValueError(f"arms.{name}.sweep: {field!r} is no option of distillation{hint}")
+            raise ValueError(f"arms.{name}.sweep: {field!r} is no option of {_WORDS[arm.method]}{hint}")
         if not values:
             raise ValueError(f"arms.{name}.sweep.{field} is an empty list: give it values, or take it out")
         if field == TEMPERATURE and not all(isinstance(v, int | float) and not isinstance(v, bool) and v >= 0 for v in values):
@@ -160,7 +197,7 @@ def _check_settings(name: str, arm: ArmRecipe) -> None:
     try:
         arm.config()
     except ValidationError as error:
-        raise ValueError(f"arms.{name}.distill{_where(error)}") from error
+        raise ValueError(f"arms.{name}.{_TABLES[arm.method] if arm.method != 'early' else 'early or distill'}{_where(error)}") from error
     try:
         arm.settings()
     except ValidationError as error:
@@ -169,7 +206,7 @@ def _check_settings(name: str, arm: ArmRecipe) -> None:
 
 def _where(error: ValidationError) -> str:
     first = error.errors()[0]
-    return "".join(f".{part}" for part in first["loc"]) + f": {first['msg'].removeprefix('Value error, ')}"
+    return "".join(f".{part}" for part in first["loc"] if part != "options") + f": {first['msg'].removeprefix('Value error, ')}"
 
 
 def _circle(name: str, arms: Mapping[str, ArmRecipe], above: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,9 +16,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from leafe.baselines.grpo import COUNTED
+from leafe.baselines.test_time import Method as TryMethod
 from leafe.core import UserError
 from leafe.explore import STRATEGIES, ExploreConfig
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, ValidationRecipe, check_arms, short_rounds
+from leafe.recipes._methods import EXPLORES, GrpoRecipe
 
 
 class _Strict(BaseModel):
@@ -79,6 +82,17 @@ class ExtraRecipe(_Strict):
     role: Literal["control", "ceiling"] = "control"
 
 
+class TriesRecipe(_Strict):
+    """Several attempts at a test task with feedback carried from one to the next (`leafe.baselines.test_time`): a policy's rows at a higher price."""
+
+    policy: str = "base"
+    """`base` or an arm's name."""
+    method: TryMethod = "reflexion"
+    attempts: int = Field(4, ge=1)
+    samples: int = Field(8, ge=1)
+    """Of each test task: rows of so many attempts at most."""
+
+
 class EvaluateRecipe(_Strict):
     samples: int = Field(128, ge=1)
     """n: independent samples of each test task."""
@@ -88,6 +102,8 @@ class EvaluateRecipe(_Strict):
     concurrency: int = Field(64, ge=1)
     """Test tasks in flight."""
     extras: dict[str, ExtraRecipe] = {}
+    tries: dict[str, TriesRecipe] = {}
+    """Test-time rows by name, with their price beside them."""
     compare: tuple[tuple[str, str], ...] = ()
     """Pairs (a, b) of rows whose difference a - b is printed with its paired interval."""
     probe: int | None = Field(None, ge=1)
@@ -172,6 +188,9 @@ class Recipe(_Strict):
         for name, extra in self.evaluate.extras.items():
             if extra.policy not in rows and ":" not in extra.policy:
                 raise ValueError(f"evaluate.extras.{name}: there is no policy {extra.policy!r}")
+        for name, tries in self.evaluate.tries.items():
+            if tries.policy not in ("base", *self.arms):
+                raise ValueError(f"evaluate.tries.{name}: there is no policy {tries.policy!r}; there are {', '.join(('base', *self.arms))}")
         for pair in self.evaluate.compare:
             for row in pair:
                 if row not in rows:
@@ -197,11 +216,16 @@ class Recipe(_Strict):
                 arm = self.arms[name]
                 if arm.explored not in STRATEGIES:
                     raise ValueError(f"arms.{name}.explored: there is no strategy {arm.explored!r}; there are {', '.join(STRATEGIES)}")
-                if arm.explorer == "base" and arm.explored not in strategies:
+                if arm.method in EXPLORES and arm.explorer == "base" and arm.explored not in strategies:
                     raise ValueError(f"{where}the arm {name!r} learns from {arm.explored!r}, which is not among the strategies {', '.join(strategies)}")
                 lacking = [other for other in arm.builds_on if other not in arms]
                 if lacking:
                     raise ValueError(f"{where}the arm {name!r} builds on {lacking[0]!r}, which is not among its arms {', '.join(arms)}: add it")
+                config = arm.config()
+                if isinstance(config, GrpoRecipe) and config.needs_limits and not set(COUNTED) & set(self.explore.limits):
+                    raise ValueError(
+                        f"{where}arms.{name} has no end: give arms.{name}.grpo.limits or .steps, or bound every method by explore.limits.policy_calls"
+                    )
                 rounds = self.rounds_of(name)
                 if rounds.tasks == "parted" and tasks is not None and rounds.number > tasks:
                     raise ValueError(f"{where}arms.{name} has {rounds.number} rounds for {tasks} training tasks: every round needs one of its own")
@@ -299,7 +323,7 @@ def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
-    nested = {"arms": ArmRecipe, "controls": LegRecipe, "extras": ExtraRecipe, "rounds": RoundsRecipe}
+    nested = {"arms": ArmRecipe, "controls": LegRecipe, "extras": ExtraRecipe, "tries": TriesRecipe, "rounds": RoundsRecipe}
     for part in path:
         field = model.model_fields.get(part)
         if part in nested:

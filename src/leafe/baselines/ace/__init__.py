@@ -6,9 +6,9 @@
 
 from leafe.baselines.ace._playbook import Delta, Gone, Item, Playbook, jaccard
 from leafe.baselines.ace._read import DELTA_SCHEMA, LESSON_SCHEMA, Lesson, read_delta, read_lesson
-from leafe.baselines.ace._run import Ace, AceConfig, ace, with_playbook
+from leafe.baselines.ace._run import Ace, AceConfig, Place, ace, with_playbook
 
 __all__ = [
-    "DELTA_SCHEMA", "LESSON_SCHEMA", "Ace", "AceConfig", "Delta", "Gone", "Item", "Lesson", "Playbook", "ace", "jaccard", "read_delta", "read_lesson",
+    "DELTA_SCHEMA", "LESSON_SCHEMA", "Ace", "AceConfig", "Delta", "Gone", "Item", "Lesson", "Place", "Playbook", "ace", "jaccard", "read_delta", "read_lesson",
     "with_playbook",
 ]  # fmt: skip

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress, Validate
+from leafe.baselines.grpo._config import COUNTED, GrpoConfig, GrpoResult, Progress, Validate
 from leafe.baselines.grpo._rows import Row, row_of
 from leafe.core import Environment, Task, UserError
 from leafe.prompts import Prompts
 
-__all__ = ["GrpoConfig", "GrpoResult", "Progress", "Row", "Validate", "row_of", "train"]
+__all__ = ["COUNTED", "GrpoConfig", "GrpoResult", "Progress", "Row", "Validate", "row_of", "train"]
 
 
 def train(

@@ -1,0 +1,229 @@
+"""The stages of the baselines: each hands the recipe's objects to its method in `leafe.baselines`, within the budget that one exploration has.
+
+What acts for itself is journalled like an exploration, so that a killed stage goes on, its cost is read from the marker, and its turns can be looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leafe.baselines import grpo as rl
+from leafe.baselines.ace import AceConfig, ace
+from leafe.baselines.early_experience import by_task, collect, early_data, train_early
+from leafe.baselines.test_time import Attempts, sample_attempts, samples_of
+from leafe.core import Policy, Task, Tree
+from leafe.distill import export_trl
+from leafe.evaluate import counts, evaluate, pass_estimate
+from leafe.explore import ExploreConfig, Progress, WorldPool
+from leafe.pipeline._plan import Stage
+from leafe.pipeline._stages import (
+    Emit,
+    fared,
+    make_pool,
+    make_prompts,
+    make_source,
+    maker,
+    ready,
+    resolve_model,
+    same_world,
+    source_of,
+    stage_tasks,
+)  # fmt: skip
+from leafe.pipeline._weights import checkpoint_of
+from leafe.policies.server import deaths, stop_all
+from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
+from leafe.runs import Journal, RunFolder, load_trees, read_journal, write_tasks
+
+
+@dataclass(frozen=True, slots=True)
+class _Acting:
+    """What a stage that acts has at hand."""
+
+    policy: Policy
+    pool: WorldPool
+    tasks: list[Task]
+    journal: Journal
+    on_progress: Callable[[Progress], None]
+
+
+def _act(
+    recipe: Recipe, folder: Path, stage: Stage, emit: Emit, concurrency: int, work: Callable[[_Acting], Awaitable[dict[str, Any]]], samples: int = 0
+) -> dict[str, Any]:
+    """Run `work` with the stage's policy and worlds; its marker with how both fared. `samples`: its journal speaks of that many copies of each task."""
+    out = folder / stage.name
+
+    def on_progress(p: Progress) -> None:
+        words = f"{p.solved} solved, {p.spent.policy_calls} calls"
+        emit({"done": p.tasks_done, "of": p.tasks, "words": words, "turns": p.spent.env_steps, "tokens": p.spent.generated_tokens})
+
+    async def main() -> dict[str, Any]:
+        pool = make_pool(recipe, stage.leg, concurrency)
+        policy: Policy | None = None
+        died = deaths()
+        try:
+            policy = await make_source(recipe, folder, source_of(folder, stage), stage.policy)
+            await ready(policy)
+            tasks = stage_tasks(recipe, folder, stage, pool)
+            world = same_world(folder, stage, pool)
+            write_tasks(out, samples_of(tasks, samples) if samples else tasks)
+            with Journal(out) as journal:
+                done = await work(_Acting(policy, pool, tasks, journal, on_progress))
+        finally:
+            if policy is not None:
+                await policy.close()
+            pool.close()
+        return done | fared(policy, died) | {"world_failures": pool.broken, "world": world}
+
+    return asyncio.run(main())
+
+
+def _settings(recipe: Recipe, stage: Stage, strategy: str) -> ExploreConfig:
+    return recipe.explore.model_copy(update={"strategy": strategy, "seed": stage.leg.seed})
+
+
+def grow(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    """ACE: a playbook over the training tasks, in `playbook.json`. Lessons and deltas are calls of each task's budget."""
+    assert stage.attempt is not None
+    assert isinstance(stage.attempt.config, AceConfig)
+    own, out = stage.attempt.config, folder / stage.name
+    config = _settings(recipe, stage, "independent")
+
+    async def work(at: _Acting) -> dict[str, Any]:
+        known = load_trees(out)
+        grown = await ace(at.policy, at.pool, at.tasks, make_prompts(recipe, at.pool), config, own, journal=at.journal, known=known, on_progress=at.on_progress)
+        grown.playbook.save(out / "playbook.json")
+        return {
+            "before": stage.policy,
+            "place": own.place,
+            "items": len(grown.playbook.items),
+            "merges": dict(grown.merges),
+            "unusable": dict(grown.unusable),
+            "passes": grown.passes,
+            "given_up": grown.given_up,
+            "cut_short": grown.cut_short,
+            "solved": sum(tree.solved for tree in grown.trees.values()),
+            "spent": grown.spent.to_json(),
+        }
+
+    return _act(recipe, folder, stage, emit, own.batch, work)
+
+
+def ask_on(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    """Early Experience: other actions at the states of the exploration's successes. Comes on top of the exploration's budget, and is counted."""
+    config, explored = _early(stage)
+    trees = load_trees(folder / explored)
+    if not any(tree.solved for tree in trees.values()):
+        return {"empty": f"the trees of {explored.partition('/')[2]} hold no success, and Early Experience starts from these: it has no row"}
+    out = folder / stage.name
+    heat = {} if config.temperature is None else {"temperature": config.temperature}
+    settings = _settings(recipe, stage, "independent").model_copy(update={"limits": {}, "run_limits": {}, **heat})
+
+    async def work(at: _Acting) -> dict[str, Any]:
+        known = by_task(read_journal(out))
+        found = await collect(
+            at.policy, at.pool, trees, make_prompts(recipe, at.pool), settings, config.collect, journal=at.journal, known=known, on_progress=at.on_progress
+        )
+        return {"counts": dict(found.counts), "cut_short": found.cut_short, "spent": found.spent.to_json()}
+
+    return _act(recipe, folder, stage, emit, settings.concurrency, work)
+
+
+def early(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    """Early Experience: the trainings, on what was asked and on the successes."""
+    stop_all()
+    config, explored = _early(stage)
+    assert stage.attempt is not None
+    collected = next(need for need in stage.needs if need.startswith("collect/"))
+    trees = load_trees(folder / explored)
+    asked = by_task(read_journal(folder / collected))
+    grown = {task_id: Tree(tree.task, [*tree.episodes, *asked.get(task_id, ())]) for task_id, tree in trees.items() if tree.solved}
+    pool = make_pool(recipe, stage.leg, 1)
+    prompts = make_prompts(recipe, pool)
+    pool.close()
+    data = early_data(trees, grown, prompts, config.collect)
+    seed = {"seed": stage.leg.seed}
+    start = checkpoint_of(RunFolder.read(folder), stage.leg, stage.attempt.start) or resolve_model(recipe.policy.model)
+    out = folder / stage.name
+    out.mkdir(parents=True, exist_ok=True)
+
+    def on_progress(p: Mapping[str, Any]) -> None:
+        emit({"done": p.get("step", 0), "of": p.get("steps"), "words": f"{p['phase']}: " + (f"loss {p['loss']:.3f}" if "loss" in p else "start")})
+
+    results = train_early(start, out, data, config.variant, config.expert.model_copy(update=seed), config.world.model_copy(update=seed), on_progress)
+    learnt = data.expert if config.variant == "world" else data.mixed
+    if not (out / "dataset").exists():
+        export_trl(learnt, out / "dataset")
+    trained = results["expert"].to_json() | {"tokens": sum(result.tokens for result in results.values())}
+    samples = {"world": len(data.world.samples), "expert": len(data.expert.samples), "reasoned": len(data.reasoned.samples)}
+    phases = {name: result.to_json() for name, result in results.items()}
+    return {"samples": samples, "train": trained, "phases": phases, "config": config.model_dump(mode="json")}
+
+
+def _early(stage: Stage) -> tuple[EarlyRecipe, str]:
+    assert stage.attempt is not None
+    assert isinstance(stage.attempt.config, EarlyRecipe)
+    return stage.attempt.config, stage.attempt.explored[0]
+
+
+def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    """GRPO on the training tasks; with `eval_every` the weights are those of the best validation."""
+    stop_all()
+    assert stage.attempt is not None
+    assert isinstance(stage.attempt.config, GrpoRecipe)
+    leg, out = stage.leg, folder / stage.name
+    out.mkdir(parents=True, exist_ok=True)
+    pool = make_pool(recipe, leg, 1)
+    try:
+        tasks, held_out = stage_tasks(recipe, folder, stage, pool), stage_tasks(recipe, folder, _held_out(stage), pool)
+        world, prompts = same_world(folder, stage, pool), make_prompts(recipe, pool)
+    finally:
+        pool.close()
+    config = stage.attempt.config.config(recipe.explore.limits, len(tasks), leg.seed)
+    start = checkpoint_of(RunFolder.read(folder), leg, stage.attempt.start) or resolve_model(recipe.policy.model)
+
+    async def validate(policy: Policy) -> float:
+        many, settings = recipe.validation, recipe.evaluate
+        worlds = make_pool(recipe, leg, settings.concurrency)
+        try:
+            trees = await evaluate(
+                policy, worlds, held_out, prompts, samples=many.samples, temperature=settings.temperature, top_p=settings.top_p, seed=leg.seed,
+                horizon=recipe.explore.horizon, invalid_limit=recipe.explore.invalid_limit, concurrency=settings.concurrency,
+            )  # fmt: skip
+        finally:
+            worlds.close()
+        return pass_estimate([counts(trees)], 1).value
+
+    def on_progress(p: Mapping[str, Any]) -> None:
+        words = f"reward {p['reward']:.3f}, {p['policy_calls']} calls" if p.get("reward") is not None else "start"
+        emit({"done": p.get("policy_calls", 0), "of": config.limits.get("policy_calls"), "words": words})
+
+    result = rl.train(
+        start, out / "checkpoint", maker(recipe, leg), tasks, prompts, config,
+        validate=validate if config.eval_every is not None else None, workers=recipe.world.workers, timeout=recipe.world.timeout, progress=on_progress,
+    )  # fmt: skip
+    return {"train": result.to_json(), "config": config.model_dump(mode="json"), "world": world}
+
+
+def _held_out(stage: Stage) -> Stage:
+    return Stage("validate", stage.leg, stage.what)
+
+
+def tries(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    """Several attempts at every test task, with their price."""
+    own = recipe.evaluate.tries[stage.what]
+    out = folder / stage.name
+    config = _settings(recipe, stage, "independent")
+
+    async def work(at: _Acting) -> dict[str, Any]:
+        prompts = make_prompts(recipe, at.pool, folder, stage)
+        found: Attempts = await sample_attempts(
+            at.policy, at.pool, at.tasks, prompts, config, method=own.method, attempts=own.attempts, samples=own.samples,
+            journal=at.journal, known=load_trees(out), on_progress=at.on_progress,
+        )  # fmt: skip
+        return {"method": own.method, "attempts": own.attempts, "samples": own.samples, "rows": found.rows()}
+
+    return _act(recipe, folder, stage, emit, config.concurrency, work, samples=own.samples)

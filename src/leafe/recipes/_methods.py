@@ -1,0 +1,105 @@
+"""How an arm is made: one typed record for each method, read from the arm's own table of the recipe.
+
+Most arms are distillations (`distill = {...}` over a preset). GRPO samples for itself; Early Experience asks on at the states of what was explored, and is
+trained twice; ACE grows a playbook and changes no weights. Each of these has a table of its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from leafe.baselines.ace import AceConfig
+from leafe.baselines.early_experience import EarlyConfig, Variant
+from leafe.baselines.grpo import COUNTED, GrpoConfig
+from leafe.distill import PRESETS, DistillConfig
+
+Method = Literal["distill", "grpo", "early", "ace"]
+METHODS: Mapping[str, Method] = {"grpo": "grpo", "early-experience": "early", "self-reflection": "early", "ace": "ace"}
+"""Presets that are no distillation, and what they are."""
+ARM_PRESETS = (*PRESETS, *METHODS)
+EXPLORES: frozenset[Method] = frozenset({"distill", "early"})
+"""Methods that learn from an exploration; the others act for themselves."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GrpoRecipe(_Strict):
+    """GRPO, as `leafe.baselines.grpo.GrpoConfig` has it, on the training tasks of the recipe."""
+
+    budget: float = Field(1.0, gt=0)
+    """How often it may spend what one exploration of the training tasks may (`explore.limits`), where its own table says neither `limits` nor `steps`."""
+    options: dict[str, Any] = {}
+    """Fields of `GrpoConfig`."""
+
+    def config(self, limits: Mapping[str, float], tasks: int, seed: int) -> GrpoConfig:
+        """The settings for so many tasks, each of which an exploration would allow `limits`."""
+        own = {} if _bounded(self.options) else {"limits": {name: limits[name] * self.budget * tasks for name in COUNTED if name in limits}}
+        return GrpoConfig(**own, **self.options, seed=seed)
+
+    @property
+    def needs_limits(self) -> bool:
+        """Whether its end hangs on `explore.limits`."""
+        return not _bounded(self.options)
+
+
+class EarlyRecipe(_Strict):
+    """Early Experience: what is asked for at the states of successes, and the two trainings."""
+
+    variant: Variant
+    collect: EarlyConfig
+    temperature: float | None = Field(None, ge=0)
+    """At which other actions are proposed; None: the exploration's."""
+    world: DistillConfig
+    """Of the first phase, on the next observations (variant world)."""
+    expert: DistillConfig
+    """Of the phase on the expert's actions."""
+
+
+Config = DistillConfig | GrpoRecipe | EarlyRecipe | AceConfig
+
+
+def make_config(preset: str, tables: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]) -> Config:
+    """The record for an arm: its preset, its tables by name (`distill`, `grpo`, `early`, `ace`), and a sweep's changes. Raises ValidationError."""
+    match METHODS.get(preset, "distill"):
+        case "grpo":
+            options = {**tables["grpo"], **changes}
+            budget = {"budget": options.pop("budget")} if "budget" in options else {}
+            GrpoConfig(**({} if _bounded(options) else {"steps": 1}), **options)  # its errors name its own fields
+            return GrpoRecipe(**budget, options=options)
+        case "early":
+            own = dict(tables["early"])
+            world = own.pop("world", {})
+            phases = {
+                "expert": _distill("rehearsal", {**tables["distill"], **changes}),
+                "world": _distill("rehearsal", ({} if "steps" in world else {"epochs": 1.0}) | world),
+            }
+            heat = {"temperature": own.pop("temperature")} if "temperature" in own else {}
+            reflects = preset == "self-reflection"
+            collect = EarlyConfig(**({"explanations": 2} if reflects else {}) | own)
+            return EarlyRecipe(variant="reflection" if reflects else "world", collect=collect, **heat, **phases)
+        case "ace":
+            return AceConfig(**{**tables["ace"], **changes})
+        case _:
+            return _distill(preset, {**tables["distill"], **changes})
+
+
+def swept(method: Method) -> list[str]:
+    """Names of the options that a sweep may list, besides the temperature of sampling."""
+    fields: dict[Method, type[BaseModel]] = {"distill": DistillConfig, "early": DistillConfig, "grpo": GrpoConfig, "ace": AceConfig}
+    return [name for name in fields[method].model_fields if name not in ("seed", "temperature")]
+
+
+def _distill(preset: str, own: Mapping[str, Any]) -> DistillConfig:
+    values = dict(PRESETS[preset])
+    if "steps" in own:
+        values.pop("epochs", None)
+    return DistillConfig(**(values | dict(own)))
+
+
+def _bounded(options: Mapping[str, Any]) -> bool:
+    return bool(options.get("limits")) or options.get("steps") is not None
