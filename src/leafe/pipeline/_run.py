@@ -57,7 +57,7 @@ def _today(before: dict[str, Any]) -> dict[str, Any]:
         return before
 
 
-_GROWING = ("strategies", "arms", "controls", "evaluate.extras")
+_GROWING = ("strategies", "arms", "controls", "evaluate.extras", "evaluate.tries")
 """What a run may get more of: another arm, another row. What is there is not done again."""
 _FREE = ("about", "evaluate.k", "evaluate.compare")
 """What only the report says."""
