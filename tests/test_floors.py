@@ -15,11 +15,11 @@ SOURCE = Path(leafe.__file__).parent
 
 FLOORS = [
     {"cli", "__main__"},
-    {"tables"},
+    {"tables", "exports"},
     {"pipeline", "embedded"},
     {"recipes"},
     {"report"},
-    {"baselines", "evaluate"},
+    {"baselines", "evaluate", "imports"},
     {"explore", "distill"},
     {"prompts", "runs", "testing"},
     {"envs", "policies"},

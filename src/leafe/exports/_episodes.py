@@ -1,0 +1,61 @@
+"""Whole episodes as JSON lines of chat messages with rewards: what `leafe import --format chat` reads (docs/data.md).
+
+The messages are the prompts as an agent without experience would see them. Beside each text stands what it is made of (`action`, `observation`, the sampled
+`tokens`), so that an import has the episode exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from leafe.core import Episode, Tree, Turn
+from leafe.prompts import History, Prompts
+
+
+def rows(trees: Mapping[str, Tree], prompts: Prompts, left_out: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """One row an episode, branches from the reset on. What gives none is counted in `left_out`."""
+    for tree in trees.values():
+        for episode in tree.episodes:
+            if not episode.acts:
+                left_out["episode: it took no action"] = left_out.get("episode: it took no action", 0) + 1
+                continue
+            yield _row(tree, episode, prompts)
+
+
+def _row(tree: Tree, episode: Episode, prompts: Prompts) -> dict[str, Any]:
+    turns = tree.trajectory(episode)
+    first = tree.episode_of(turns[0].id).first_observation
+    said = prompts.act(History(tree.task, first, tuple(turns)))
+    shots = len(prompts.set.shots)
+    head = len(said) - 2 * len(turns) - 1 - shots
+    messages: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in said]
+    for example in messages[head : head + shots]:
+        example["example"] = True
+    messages[head + shots]["observation"] = first
+    for nth, turn in enumerate(turns):
+        at = head + shots + 2 * nth + 1
+        messages[at] |= _acted(tree, turn)
+        messages[at + 1]["observation"] = turn.observation
+    task = tree.task
+    return {
+        "task": {"id": task.id, "instruction": task.instruction, "payload": dict(task.payload)},
+        "messages": messages,
+        "reward": sum(t.reward for t in turns),
+        "success": episode.success,
+        "stop": episode.stop.value,
+        "model": turns[-1].policy,
+        "env": task.env,
+        "split": task.split,
+        "episode": episode.index,
+        "depth": episode.depth,
+    }
+
+
+def _acted(tree: Tree, turn: Turn) -> dict[str, Any]:
+    out: dict[str, Any] = {"action": turn.action, "reward": turn.reward}
+    if turn.tokens is not None:
+        out["tokens"] = list(turn.tokens)
+    if turn.experience is not None:
+        out["experience"] = tree[turn.experience].note  # it stood in the prompt that this was sampled from, and stands in none here
+    return out

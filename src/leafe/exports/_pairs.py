@@ -1,0 +1,54 @@
+"""Preference pairs from episodes that nothing connects but their task: where a success and a failure first do different things after the same history.
+
+Trees with branches give better pairs (the revised action over the original one, `leafe.distill.build` with method = "dpo"); these are for episodes that
+were imported, or sampled independently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from leafe.core import FAILED_BY_WORLD, Message, Tree, Turn
+from leafe.distill import Dataset, Sample
+from leafe.prompts import Prompts, history_before
+
+
+def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
+    """One pair for each success and each other action that a failure of the same task took where their histories part. Each (history, chosen, rejected)
+    once; actions that the world refused, and episodes that diverged on replay, give none."""
+    samples: list[Sample] = []
+    duplicates = 0
+    refused = 0
+    for task_id, tree in trees.items():
+        seen: set[tuple[tuple[Message, ...], str, str]] = set()
+        wins = [(e, tree.trajectory(e)) for e in tree.successes() if e.acts]
+        failures = [(e, tree.trajectory(e)) for e in tree.episodes if e.stop in FAILED_BY_WORLD and e.acts]
+        for won, path in wins:
+            for lost, other in failures:
+                at = _parting(path, other)
+                if at is None or tree.episode_of(path[0].id).first_observation != tree.episode_of(other[0].id).first_observation:
+                    continue
+                if not path[at].valid:
+                    refused += 1
+                    continue
+                messages = prompts.act(history_before(tree, path[at], with_experience=False))
+                key = (messages, path[at].action_text, other[at].action_text)
+                if key in seen:
+                    duplicates += 1
+                    continue
+                seen.add(key)
+                note = f"episode {won.index} won, episode {lost.index} did not; they part here"
+                chosen, rejected = (Message("assistant", t.action_text, t.tokens) for t in (path[at], other[at]))
+                samples.append(Sample("counterfactual", task_id, path[at].id, messages, chosen, note=note, rejected=rejected))
+    skipped = {"pair: the world refused the action that a success took there": refused} if refused else {}
+    return Dataset(tuple(samples), {"counterfactual": duplicates} if duplicates else {}, skipped)
+
+
+def _parting(won: list[Turn], lost: list[Turn]) -> int | None:
+    """The first step at which they say different things; None where the histories part by what the world said, or one is the beginning of the other."""
+    for at, (a, b) in enumerate(zip(won, lost, strict=False)):
+        if a.action_text != b.action_text:
+            return at
+        if a.observation != b.observation:
+            return None
+    return None

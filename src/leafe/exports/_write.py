@@ -1,0 +1,211 @@
+"""Samples into a folder that another trainer reads: one file a part, the trainer's own description of them, and the card.
+
+The folder is written beside its place and put there as a whole. Anchors are left out everywhere: their loss is a divergence from the start policy's
+distribution, which none of these trainers computes. Soft targets become the actions that were taken.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from leafe.core import UserError
+from leafe.distill import PARTS, Sample, export_dpo, export_trl
+from leafe.exports import _episodes, _rows
+from leafe.exports._card import card
+from leafe.exports._source import Source
+
+Target = Literal["trl", "sharegpt", "axolotl", "verl", "dpo", "chat"]
+TARGETS: tuple[Target, ...] = ("trl", "sharegpt", "axolotl", "verl", "dpo", "chat")
+ANCHORS = "anchor: its loss is a divergence from the start policy's distribution, which this trainer does not compute"
+TURNS = "its messages are not user and assistant in turn, which ShareGPT needs"
+
+
+@dataclass(slots=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    target: Target
+    files: dict[str, int] = field(default_factory=dict)
+    """Rows by file, named within the folder."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Samples by the reason why they are in no file."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """Samples by what the format does not say of them."""
+
+
+def export(source: Source, target: Target, out: Path | str) -> Exported:
+    """Write the source into the new folder `out`, with its card README.md. UserError where `out` holds anything, or nothing is to be written."""
+    out = Path(out)
+    if target not in TARGETS:
+        raise UserError(f"There is no export to {target!r}: choose one of {', '.join(TARGETS)}.")
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is there already: an export goes into a new or an empty folder.")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        done = Exported(partial, target)
+        try:
+            _write(source, done)
+        except ModuleNotFoundError as error:
+            raise UserError(f"An export to {target} needs the package {error.name}, which is not installed: pip install 'leafe[hf]'.") from error
+        (partial / "README.md").write_text(card(source, done.target, done.files, done.left_out, done.changed), encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror or error}): give another folder, or free space.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    done.folder = out
+    return done
+
+
+def _write(source: Source, done: Exported) -> None:
+    if done.target == "chat":
+        assert source.prompts is not None, "whole episodes come from episodes_of"
+        done.files["episodes.jsonl"] = _lines(done.folder / "episodes.jsonl", _episodes.rows(source.trees, source.prompts, done.left_out))
+        if not done.files["episodes.jsonl"]:
+            raise UserError("There is nothing to export: no episode of that exploration took an action.")
+        return
+    splits = {"train": source.data.samples, "validation": source.valid.samples if source.valid else ()}
+    pairs = done.target == "dpo"
+    for reason, number in source.data.skipped.items():
+        done.left_out[reason] = number
+    kept = {split: [s for s in samples if _kept(s, pairs, done)] for split, samples in splits.items()}
+    if not kept["train"]:
+        what = "pairs" if pairs else "rehearsal, counterfactual or reflection samples"
+        raise UserError(f"There is nothing to export: the trees give no {what}.")
+    _note_changes([s for samples in kept.values() for s in samples], done)
+    {"trl": _trl, "sharegpt": _sharegpt, "axolotl": _axolotl, "verl": _verl, "dpo": _dpo}[done.target](source, kept, done)
+
+
+Kept = Mapping[str, Sequence[Sample]]
+
+
+def _kept(sample: Sample, pairs: bool, done: Exported) -> bool:
+    reason = None
+    if pairs:
+        reason = None if sample.rejected is not None else "it is no pair"
+    elif sample.part == "anchor":
+        reason = ANCHORS
+    if reason is not None:
+        done.left_out[reason] = done.left_out.get(reason, 0) + 1
+    return reason is None
+
+
+def _note_changes(samples: Sequence[Sample], done: Exported) -> None:
+    weighted = sum(s.weight != 1 for s in samples)
+    soft = sum(s.teacher is not None for s in samples)
+    exact = sum(s.answer.tokens is not None for s in samples)
+    if weighted:
+        done.changed["their weight is not 1: it stands in the column `weight`, which this trainer does not read"] = weighted
+    if soft:
+        done.changed["soft targets: written as the one action that was taken"] = soft
+    if exact:
+        done.changed["their sampled token ids are known: this trainer tokenises their text again, with its own or the model's chat template"] = exact
+
+
+def _trl(source: Source, kept: Kept, done: Exported) -> None:
+    for part in export_trl(source.data, done.folder, source.valid):
+        for split in ("train", "validation"):
+            if (done.folder / part / f"{split}.parquet").is_file():
+                done.files[f"{part}/{split}.parquet"] = sum(s.part == part for s in kept[split])
+
+
+def _dpo(source: Source, kept: Kept, done: Exported) -> None:
+    export_dpo(source.data, done.folder, source.valid)
+    for split in ("train", "validation"):
+        if (done.folder / "preference" / f"{split}.parquet").is_file():
+            done.files[f"preference/{split}.parquet"] = len(kept[split])
+    _each(kept, done, _rows.sharegpt, _lines, ".jsonl", lambda part: "preference")
+    _describe_sharegpt(done, ranking=True)
+
+
+def _sharegpt(source: Source, kept: Kept, done: Exported) -> None:
+    _each(kept, done, _rows.sharegpt, _lines, ".jsonl")
+    _describe_sharegpt(done, ranking=False)
+
+
+def _axolotl(source: Source, kept: Kept, done: Exported) -> None:
+    _each(kept, done, _rows.axolotl, _lines, ".jsonl")
+    listed = {split: [_axolotl_entry(name) for name in done.files if _split(name) == split] for split in ("train", "validation")}
+    head = "# Into your Axolotl config. The paths are seen from this folder: run axolotl in it, or put its path before them.\n"
+    text = head + "chat_template: tokenizer_default\ndatasets:\n" + "".join(listed["train"])
+    if listed["validation"]:
+        text += "test_datasets:\n" + "".join(listed["validation"])
+    (done.folder / "axolotl.yaml").write_text(text, encoding="utf-8")
+
+
+def _axolotl_entry(name: str) -> str:
+    return (
+        f"  - path: {name}\n    ds_type: json\n    type: chat_template\n    field_messages: messages\n    message_property_mappings:\n      role: role\n"
+        "      content: content\n    roles_to_train: []\n    train_on_eos: turn\n    message_field_training: train\n" + ("    split: train\n")
+    )
+
+
+def _verl(source: Source, kept: Kept, done: Exported) -> None:
+    _each(kept, done, _rows.verl, _parquet, ".parquet")
+    program = resources.files("leafe.exports") / "answer_only.py.txt"
+    (done.folder / "answer_only.py").write_text(program.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _each(
+    kept: Kept, done: Exported, row: Callable[[Sample], dict[str, Any] | None], write: Callable[[Path, Iterable[dict[str, Any]]], int], ending: str,
+    name: Callable[[str], str] = lambda part: part,
+) -> None:  # fmt: skip
+    """One file for each part and split that has samples."""
+    for split, samples in kept.items():
+        for part in PARTS:
+            found = [row(s) for s in samples if s.part == part]
+            lost = sum(each is None for each in found)
+            if lost:
+                done.left_out[TURNS] = done.left_out.get(TURNS, 0) + lost
+            if len(found) > lost:
+                file = name(part) + ("" if split == "train" else ".validation") + ending
+                done.files[file] = write(done.folder / file, [each for each in found if each is not None])
+
+
+def _describe_sharegpt(done: Exported, ranking: bool) -> None:
+    """LLaMA-Factory's dataset_info.json: with `dataset_dir` this folder, the names are `leafe_PART`."""
+    columns = {"messages": "conversations", "system": "system"} | ({"chosen": "chosen", "rejected": "rejected"} if ranking else {})
+    info = {
+        "leafe_" + name.removesuffix(".jsonl").replace(".", "_"): {
+            "file_name": name, "formatting": "sharegpt", **({"ranking": True} if ranking else {}), "columns": columns,
+            "tags": {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"},
+        }
+        for name in done.files
+        if name.endswith(".jsonl")
+    }  # fmt: skip
+    if not info:
+        raise UserError(f"There is nothing to export: {TURNS}.")
+    (done.folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def _split(name: str) -> str:
+    return "validation" if "validation" in name else "train"
+
+
+def _lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    number = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=True) + "\n")
+            number += 1
+    return number
+
+
+def _parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    listed = list(rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(listed), path)
+    return len(listed)
