@@ -1,0 +1,191 @@
+"""Table 3's question on code: how many tasks does each strategy of Stage 1 solve for the same number of executions? MBPP, every program in the real sandbox.
+
+    python -m bench.code_strategies                                        the default programmer, 3 seeds
+    python -m bench.code_strategies --set recall=1 --set insight=0.1       another programmer (leafe.envs.code.weak)
+    python -m bench.code_strategies --sweep                                one table over settings of the programmer, of the world and of the tree
+    python -m bench.code_strategies --run runs/NAME                        the same figures from a run folder, whatever its policy was
+
+An execution is a submission to the judge: the paper's budget. A policy call is a submission or a reflection. Every strategy may use the same number of
+executions a task (--executions), with as many calls as that takes, so that both columns of budgets are read off one exploration. A seed draws tasks,
+programmer and samples anew. Intervals are 95 %, differences are paired by task, and the wider of those over seeds and over tasks (`leafe.evaluate.contrast`).
+The weak programmer is no language model: what it shows is for which abilities an order of strategies follows, not that a model has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from leafe.core import Environment, Tree
+from leafe.envs import load_tasks, make_world
+from leafe.envs.code.weak import WeakProgrammer
+from leafe.evaluate import contrast, coverage_curve, hierarchical_bootstrap, spent
+from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.prompts import Prompts, load_prompt_set
+from leafe.runs import RunFolder, load_trees
+
+STRATEGIES = ("independent", "refine", "tree")
+PAIRS = (("tree", "refine"), ("tree", "independent"), ("refine", "independent"))
+COSTS: tuple[Literal["env_steps", "policy_calls"], ...] = ("env_steps", "policy_calls")
+WORDS = {"env_steps": "executions", "policy_calls": "policy calls"}
+Runs = Mapping[str, Sequence[Sequence[Tree]]]
+"""By strategy, the trees of each seed, in the same order of tasks."""
+
+SWEEP: tuple[tuple[str, str], ...] = (
+    ("as it is", ""),
+    ("no feedback is understood", "repair=0 recall=0 insight=0"),
+    ("advice is not heeded", "heed=0"),
+    ("advice is heeded half as often", "heed=0.15"),
+    ("advice is heeded always", "heed=1"),
+    ("reflections seldom see the cause", "insight=0.1"),
+    ("reflections see the cause", "insight=0.9"),
+    ("reflections name any step", "lost=1"),
+    ("reflections name the right step", "lost=0"),
+    ("a verdict alone says nothing", "recall=0"),
+    ("a verdict alone says as much as twice the program", "recall=0.6"),
+    ("a verdict alone says all", "recall=1"),
+    ("repairs under its own program", "repair=0.6"),
+    ("all of it at 0.15", "repair=0.15 recall=0.15 insight=0.15 heed=0.15"),
+    ("all of it at 0.6", "repair=0.6 recall=0.6 insight=0.6 heed=0.6"),
+    ("no habits, only slips", "habits=0 slip=0.4"),
+    ("habits everywhere", "habits=0.8"),
+    ("no test is shown", "world.shown_tests=0"),
+    ("all tests are shown", "world.shown_tests=3"),
+    ("reflects after each submission", "explore.every=1"),
+    ("advice stays in the context", "explore.scope=branch"),
+    ("one attempt's feedback in refinement", "explore.memory=1"),
+    ("two submissions an episode", "world.horizon=2"),
+    ("eight submissions an episode", "world.horizon=8"),
+)
+"""Settings beside the default: (what it is, changes)."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tasks", type=int, default=60, help="of each seed")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--executions", type=int, default=32, help="of each task")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 24, 32])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the programmer's options; world.KEY and explore.KEY for theirs")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--only", nargs="+", type=int, help="rows of the sweep, from 0")
+    parser.add_argument("--run", type=Path, help="a run folder")
+    args = parser.parse_args()
+    args.budgets = [b for b in args.budgets if b <= args.executions]
+    if args.run:
+        report(args, stored(args.run), str(args.run))
+    elif args.sweep:
+        print("| setting | changes | independent | refine | tree | tree − refine | tree − independent | refine − independent |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        for number, (what, changes) in enumerate(SWEEP):
+            if args.only is None or number in args.only:
+                runs = explored(args, [*args.set, *changes.split()])
+                print(sweep_row(what, changes, runs, args.executions), flush=True)
+    else:
+        began = time.monotonic()
+        runs = explored(args, args.set)
+        report(args, runs, f"{args.seeds} seeds x {args.tasks} tasks of MBPP {args.split}, {args.executions} executions a task; {' '.join(args.set)}")
+        print(f"{time.monotonic() - began:.0f} s")
+
+
+def explored(args: argparse.Namespace, changes: Sequence[str]) -> Runs:
+    """The trees that all strategies grow on the same tasks."""
+    parts: dict[str, dict[str, Any]] = {"": {}, "world": {}, "explore": {}}
+    for change in changes:
+        key, _, text = change.partition("=")
+        part, _, name = key.rpartition(".")
+        try:
+            parts[part][name] = json.loads(text)
+        except json.JSONDecodeError:
+            parts[part][name] = text
+    return {
+        strategy: [asyncio.run(grow(strategy, seed, args, parts[""], {"seconds": 1} | parts["world"], parts["explore"])) for seed in range(args.seeds)]
+        for strategy in STRATEGIES
+    }
+
+
+async def grow(strategy: str, seed: int, args: argparse.Namespace, programmer: Any, world: Any, settings: Any) -> list[Tree]:
+    def make() -> Environment:
+        return make_world("mbpp", **world)
+
+    concurrency = 8
+    pool = WorldPool.fitting(make, concurrency, 2, 120.0)
+    tasks = load_tasks(pool.facts, args.split, args.tasks, seed)
+    config = ExploreConfig(strategy=strategy, limits={"env_steps": args.executions}, concurrency=concurrency, seed=seed, **settings)
+    policy = WeakProgrammer(**{"seconds": world["seconds"], "seed": seed} | programmer)
+    found = await explore(policy, pool, tasks, Prompts(load_prompt_set("mbpp"), pool.facts.actions_help), config)
+    pool.close()
+    await policy.close()
+    return list(found.trees.values())
+
+
+def stored(folder: Path) -> Runs:
+    """What a run explored, task by task; a task that a strategy never began is an empty tree."""
+    RunFolder.read(folder)
+    found: dict[str, list[list[Tree]]] = {}
+    for path in sorted((folder / "explore").iterdir()):
+        strategy = path.name.rpartition(".")[2]
+        if strategy in STRATEGIES:
+            found.setdefault(strategy, []).append(list(load_trees(path).values()))
+    return found
+
+
+def solved_by(trees: Sequence[Tree], cost: Literal["env_steps", "policy_calls"], budget: int) -> dict[str, float]:
+    """By task, whether it was solved within the budget."""
+    return {tree.task.id: coverage_curve([tree], cost).at(budget) for tree in trees}
+
+
+def covered(runs: Sequence[Sequence[Tree]], cost: Literal["env_steps", "policy_calls"], budget: int) -> str:
+    found = hierarchical_bootstrap([list(solved_by(trees, cost, budget).values()) for trees in runs])
+    return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def difference(runs: Runs, a: str, b: str, cost: Literal["env_steps", "policy_calls"], budget: int) -> str:
+    """In points, with the interval and p (not corrected)."""
+    pairs = []
+    for mine, other in zip(runs[a], runs[b], strict=True):
+        one, two = solved_by(mine, cost, budget), solved_by(other, cost, budget)
+        pairs.append({task: one[task] - two[task] for task in one if task in two})
+    found = contrast(f"{a} - {b}", 1, pairs)
+    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def report(args: argparse.Namespace, runs: Runs, title: str) -> None:
+    print(f"\n{title}\n")
+    names = [s for s in STRATEGIES if s in runs]
+    pairs = [(a, b) for a, b in PAIRS if a in runs and b in runs]
+    for cost in COSTS:
+        print(f"| {WORDS[cost]} a task | " + " | ".join(names) + " | " + " | ".join(f"{a} − {b}" for a, b in pairs) + " |")
+        print("| --- " * (1 + len(names) + len(pairs)) + "|")
+        for budget in args.budgets:
+            cells = [covered(runs[s], cost, budget) for s in names] + [difference(runs, a, b, cost, budget) for a, b in pairs]
+            print(f"| {budget} | " + " | ".join(cells) + " |")
+        print()
+    print("| strategy | tasks | solved | executions | policy calls | reflections | unusable | rollbacks to step 0 / later | episodes |")
+    print("| --- " * 9 + "|")
+    for name in names:
+        trees = [tree for run in runs[name] for tree in run]
+        cost_ = spent(trees)
+        reflections = [r for t in trees for r in t.reflections]
+        back = [r.target for r in reflections if r.valid]
+        figures = [len(trees), sum(t.solved for t in trees), cost_.env_steps, cost_.policy_calls, len(reflections), len(reflections) - len(back)]
+        print(f"| {name} | " + " | ".join(f"{n:,}" for n in figures) + f" | {back.count(0):,} / {len(back) - back.count(0):,} | {cost_.episodes:,} |")
+    print()
+
+
+def sweep_row(what: str, changes: str, runs: Runs, budget: int) -> str:
+    cells = [covered(runs[s], "env_steps", budget) for s in STRATEGIES] + [difference(runs, a, b, "env_steps", budget) for a, b in PAIRS]
+    return f"| {what} | {changes} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

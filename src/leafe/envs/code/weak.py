@@ -1,0 +1,279 @@
+"""A weak programmer for MBPP: no language model, and no solver either. It compares what strategies make of feedback, where a real model costs a GPU.
+
+It is given each problem's reference and up to `places` places in it where it errs (`_mistakes`): those alone that fail in the sandbox. How often it errs at a
+place is drawn once for the problem: a *habit* is written wrong nearly always, so that drawing again does not help, anything else seldom. It then acts as
+programmers do: it writes a program from nothing, or changes its last one that it sees; it reads what the judge said; it says what went wrong.
+
+What it knows of its mistakes comes from the prompt alone, and by the same reading whoever asks, whatever the strategy:
+
+- A verdict *speaks of* a mistake if it shows a test or an exception, and would be another one without that mistake. "A hidden test failed" speaks of nothing.
+- Under its own program in the history it sees each mistake that the verdict speaks of with probability `repair`, and writes that place right.
+- Where a verdict of an earlier attempt stands without its program (refinement), it takes one of the simplest explanations, the fewest mistakes that give just
+  this verdict, and sees each of these with probability `recall`.
+- Asked to reflect, it names each mistake of its last program that a verdict speaks of with probability `insight`; the step is the first from which on a named
+  one stood there, or with probability `lost` any step.
+- What a note asks for, right or wrong, it does with probability `heed`.
+- Where it sees nothing it guesses: one place is drawn anew, or said to be as it would draw it.
+
+So probabilities decide which way of reading pays, and an order of strategies is a finding about them: `bench/code_strategies.py` sweeps them. The references
+are run in the sandbox as all programs are; these runs belong to the programmer and are charged to nobody.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import random
+import re
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from leafe.core import Completion, Request, Usage, UserError, derive_seed
+from leafe.envs._data import data_path
+from leafe.envs.code._mistakes import Place, Versions, Wrong, places_of
+from leafe.envs.code.mbpp import feedback, read_problems
+from leafe.envs.sandbox import Limits, Outcome, Sandbox, Verdict
+
+_FIRST = "[Step 0]"
+_HIDDEN = re.compile(r"^\d+ of \d+ tests? passed\. A hidden test ", re.MULTILINE)
+_BLOCK = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
+_CANDIDATES = 3
+"""Places that are tried for each that is wanted: some make no difference to the tests, some never end."""
+
+
+class WeakProgrammer:
+    """Implements `leafe.core.Policy` for the world mbpp with its full history.
+
+    Options: `places`, the most places of one problem where it errs; `habits`, how many of them are habits; `stubborn` and `slip`, how often it errs where it is
+    one and where it is not; `repair`, `recall`, `insight`, `heed`, `lost` as above; `seed`, which programmer (places and habits); `problems` and `seconds`, as
+    the world's.
+    """
+
+    name = "weak programmer"
+
+    def __init__(
+        self,
+        places: int = 5,
+        habits: float = 0.6,
+        stubborn: float = 0.95,
+        slip: float = 0.1,
+        repair: float = 0.2,
+        recall: float = 0.2,
+        insight: float = 0.2,
+        heed: float = 0.2,
+        lost: float = 0.2,
+        seed: int = 0,
+        problems: str | None = None,
+        seconds: int = 3,
+    ) -> None:
+        chances = {"habits": habits, "stubborn": stubborn, "slip": slip, "repair": repair, "recall": recall, "insight": insight, "heed": heed, "lost": lost}
+        for option, value in chances.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"The weak programmer cannot have {option} = {value!r}: give a probability from 0 to 1.")
+        for option, value in (("places", places), ("seconds", seconds)):
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 6:
+                raise UserError(f"The weak programmer cannot have {option} = {value!r}: give a whole number from 1 to 6.")
+        self.habits, self.stubborn, self.slip = habits, stubborn, slip
+        self.repair, self.recall, self.insight, self.heed, self.lost = repair, recall, insight, heed, lost
+        self.seed = seed
+        self._known = _known(str(problems or data_path("mbpp/mbpp.jsonl.gz", "MBPP", "problems")), places, seconds, seed)
+
+    async def complete(self, request: Request) -> list[Completion]:
+        """n programs, or n reflections where a schema is asked for. UserError for a task that is none of the file's, and for a prompt without its beginning."""
+        problem = self._known.problem(request.cache_key)
+        await asyncio.to_thread(problem.learn)
+        seen = _Seen.of(request, problem)
+        answer = self._reflect if request.schema is not None else self._act
+        texts = Counter(answer(problem, seen, random.Random(derive_seed(request.seed or 0, "weak", i))) for i in range(request.n))
+        read = sum(len(m.content.split()) for m in request.messages)
+        return [Completion(text, count, usage=Usage(prompt=read, generated=len(text.split()))) for text, count in texts.items()]
+
+    async def close(self) -> None:
+        """What was learnt of the problems stays for the next programmer of this process; the boxes are closed."""
+        self._known.sandbox.close()
+
+    def errs(self, task_id: str, place: int) -> float:
+        """How often the place is written wrong where nothing is said of it."""
+        return self.stubborn if random.Random(derive_seed(self.seed, task_id, "habit", place)).random() < self.habits else self.slip
+
+    def _act(self, problem: _Problem, seen: _Seen, chance: random.Random) -> str:
+        last = seen.programs[-1] if seen.programs else None
+        wrong = self._afresh(problem, range(len(problem.versions.places)), chance) if last is None else set(last)
+        if last is not None:
+            wrong -= {place for place in sorted(problem.suspects(seen)) if chance.random() < self.repair}
+        for verdict in seen.earlier:
+            explanations = problem.explanations(verdict, seen.shown)
+            for place in sorted(chance.choice(explanations)) if explanations else ():
+                if chance.random() < self.recall:
+                    wrong.discard(place)
+        for place, right in seen.told:
+            if chance.random() < self.heed:
+                (wrong.discard if right else wrong.add)(place)
+        if last is not None and wrong == set(last) and problem.versions.places:
+            guessed = chance.randrange(len(problem.versions.places))
+            wrong = wrong - {guessed} | self._afresh(problem, [guessed], chance)
+        thought = "I write it step by step." if last is None else "I change what looks wrong."
+        return f"{thought}\n```python\n{problem.versions.text(frozenset(wrong))}\n```"
+
+    def _reflect(self, problem: _Problem, seen: _Seen, chance: random.Random) -> str:
+        places = problem.versions.places
+        if not seen.programs or not places:
+            return json.dumps({"step": 0, "experience": "Read the task again."})
+        last = seen.programs[-1]
+        named = [place for place in sorted(problem.suspects(seen)) if chance.random() < self.insight]
+        advice = dict.fromkeys(named, True)
+        if not named:
+            guessed = chance.randrange(len(places))
+            advice = {guessed: not self._afresh(problem, [guessed], chance)}
+        astray = [_since(seen.programs, place, wrong=right) for place, right in advice.items() if (place in last) == right]
+        step = min(astray, default=len(seen.programs) - 1)
+        if chance.random() < self.lost:
+            step = chance.randrange(len(seen.programs))
+        said = [places[place].right if right else places[place].wrong for place, right in advice.items()]
+        return json.dumps({"step": step, "experience": " ".join(said)})
+
+    def _afresh(self, problem: _Problem, places: Sequence[int], chance: random.Random) -> set[int]:
+        """Those of the places that are written wrong, drawn by habit."""
+        return {place for place in places if chance.random() < self.errs(problem.task_id, place)}
+
+
+def _since(programs: Sequence[Wrong], place: int, wrong: bool) -> int:
+    """The first step from which on the place was always wrong (or right)."""
+    step = len(programs)
+    while step and (place in programs[step - 1]) == wrong:
+        step -= 1
+    return step
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What of a prompt the programmer understands."""
+
+    shown: int
+    """Tests that the task shows."""
+    earlier: tuple[str, ...]
+    """Verdicts of earlier attempts, without their programs."""
+    programs: tuple[Wrong, ...]
+    """Its own programs so far."""
+    verdicts: tuple[str, ...]
+    """What the judge said to each; empty where that is none of the verdicts that the programmer knows."""
+    told: tuple[tuple[int, bool], ...]
+    """Places that a note speaks of, and whether it asks for the right way to write them."""
+
+    @staticmethod
+    def of(request: Request, problem: _Problem) -> _Seen:
+        starts = [i for i, m in enumerate(request.messages) if m.role == "user" and _FIRST in m.content]
+        if not starts:
+            raise UserError('The weak programmer reads the whole history: set history = "full" and prompts = "mbpp".')
+        talk = request.messages[starts[-1] :]
+        said = [m.content for m in talk if m.role == "user"]
+        head = said[0].split(_FIRST)[0]
+        shown = next((n for n, test in enumerate(problem.tests) if test not in head), len(problem.tests))
+        told = []
+        for number, place in enumerate(problem.versions.places):
+            told += [(number, right) for right, advice in ((True, place.right), (False, place.wrong)) if any(advice in text for text in said)]
+        programs, verdicts = [], []
+        for message, answer in zip([m for m in talk if m.role == "assistant"], said[1:], strict=True):
+            block = _BLOCK.search(message.content)
+            wrong = problem.versions.read(block[1]) if block else None
+            if wrong is None:
+                raise UserError("The weak programmer finds a program in its history that it did not write: begin this run anew.")
+            programs.append(wrong)
+            verdict = problem.said(wrong, shown)
+            verdicts.append(verdict if _holds(answer, verdict) else "")
+        texts = dict.fromkeys(problem.said(wrong, shown) for wrong in problem.versions.all())
+        earlier = sorted((head.index(text), text) for text in texts if _holds(head, text))
+        return _Seen(shown, tuple(text for _, text in earlier), tuple(programs), tuple(verdicts), tuple(told))
+
+
+def _holds(text: str, verdict: str) -> bool:
+    """Whether the verdict stands there whole: the world goes on with how many submissions are left."""
+    return f"{verdict}\nYou have " in text or f"{verdict}\nThat was the last" in text
+
+
+class _Problem:
+    """A problem's versions and their verdicts in the sandbox."""
+
+    def __init__(self, row: dict[str, Any], places: int, sandbox: Sandbox, seed: int) -> None:
+        self.task_id = f"mbpp-{row['task_id']}"
+        self.tests = [test.strip() for test in row["test_list"]]
+        self.setup = row["test_setup_code"].replace("\r\n", "\n")
+        self.versions = Versions("pass")
+        self._row, self._places, self._sandbox, self._seed = row, places, sandbox, seed
+        self._verdicts: dict[Wrong, Verdict] = {}
+        self._lock = threading.Lock()
+
+    def learn(self) -> None:
+        """Choose the places and run all versions, once. Blocks for tens of milliseconds."""
+        with self._lock:
+            if self._verdicts:
+                return
+            try:
+                reference = ast.unparse(ast.parse(self._row["code"]))
+            except (SyntaxError, ValueError) as error:
+                raise UserError(f"The reference of {self.task_id} is no Python ({error}): the weak programmer needs one that runs.") from error
+            chosen: list[Place] = []
+            for place in places_of(reference, "\n".join(self.tests), derive_seed(self._seed, self.task_id, "places"))[: _CANDIDATES * self._places]:
+                mistaken = Versions(reference, [place]).text(frozenset([0]))
+                if len(chosen) < self._places and self._judged(mistaken).outcome not in (Outcome.passed, Outcome.time):
+                    chosen.append(place)
+            self.versions = Versions(reference, chosen)
+            self._verdicts = {wrong: self._judged(self.versions.text(wrong)) for wrong in self.versions.all()}
+
+    def _judged(self, program: str) -> Verdict:
+        return self._sandbox.run(program, self.tests, self.setup)
+
+    def said(self, wrong: Wrong, shown: int) -> str:
+        """What the world says to this version, without how many submissions are left."""
+        return feedback(self._verdicts[wrong], self.tests[:shown], self._sandbox.limits)
+
+    def speaks_of(self, wrong: Wrong, shown: int) -> Wrong:
+        """The mistakes without which the verdict would be another one; all of them where each alone explains it."""
+        said = self.said(wrong, shown)
+        if _HIDDEN.search(said):
+            return frozenset()
+        return frozenset(place for place in wrong if self.said(wrong - {place}, shown) != said) or wrong
+
+    def suspects(self, seen: _Seen) -> set[int]:
+        """The mistakes of the last program that some verdict in the history speaks of."""
+        known = [self.speaks_of(wrong, seen.shown) for wrong, verdict in zip(seen.programs, seen.verdicts, strict=True) if verdict]
+        return set(seen.programs[-1]).intersection(set[int]().union(*known))
+
+    def explanations(self, verdict: str, shown: int) -> list[Wrong]:
+        """The smallest versions that get this verdict; none where it speaks of nothing."""
+        if _HIDDEN.search(verdict):
+            return []
+        found = [wrong for wrong in self.versions.all() if wrong and self.said(wrong, shown) == verdict]
+        return [wrong for wrong in found if len(wrong) == len(found[0])]
+
+
+class _Known:
+    """All problems of a file, as far as they were asked for."""
+
+    def __init__(self, path: str, places: int, seconds: int, seed: int) -> None:
+        self.path = path
+        self.sandbox = Sandbox(Limits(seconds=seconds, wall_seconds=3.0 * seconds + 1))
+        self._problems = {f"mbpp-{row['task_id']}": row for row in read_problems(Path(path))}
+        self._made: dict[str, _Problem] = {}
+        self._how = (places, self.sandbox, seed)
+
+    def problem(self, task_id: str) -> _Problem:
+        if task_id not in self._problems:
+            raise UserError(f"The weak programmer knows no task {task_id!r}: it plays the world mbpp with the problems of {self.path}: give both one file.")
+        if task_id not in self._made:
+            row = self._problems[task_id]
+            if not isinstance(row.get("code"), str):
+                raise UserError(f"{self.path}: {task_id} has no column 'code': the weak programmer needs the references.")
+            self._made[task_id] = _Problem(row, *self._how)
+        return self._made[task_id]
+
+
+@lru_cache(maxsize=8)
+def _known(path: str, places: int, seconds: int, seed: int) -> _Known:
+    return _Known(path, places, seconds, seed)
