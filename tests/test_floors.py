@@ -1,6 +1,6 @@
 """Imports go down the floors of the house only, and nothing heavy is imported at the top of a module that need not be.
 
-    cli -> tables -> pipeline, embedded -> recipes -> report -> baselines, evaluate -> explore, distill -> prompts, runs -> core;
+    cli -> tables, view -> pipeline, embedded -> recipes -> report -> baselines, evaluate -> explore, distill -> prompts, runs -> core;
     testing imports envs and core; envs and policies import core alone
 """
 
@@ -15,7 +15,7 @@ SOURCE = Path(leafe.__file__).parent
 
 FLOORS = [
     {"cli", "__main__"},
-    {"tables", "exports"},
+    {"tables", "exports", "view"},
     {"pipeline", "embedded"},
     {"recipes"},
     {"report"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leafe.cli import _envs, _tables
+from leafe.cli import _envs, _tables, _view
 from leafe.cli._envs import console as _console
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.add_typer(_envs.app, name="envs")
 app.command()(_tables.table)
 app.command()(_tables.figure)
+app.command()(_view.view)
 
 RecipeArg = Annotated[str, typer.Argument(help="A built-in recipe or a TOML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: explore.limits.policy_calls=32 tasks.train=10 ...")]
