@@ -67,8 +67,11 @@ class EpisodeRunner:
         history = History(self.tree.task, "")
         error = ""
         try:
-            history = await self._begin(plan, history)
-            stop = await self._act(plan, history)
+            if plan.look_back:
+                history, stop = await self._look_back(plan)
+            else:
+                history = await self._begin(plan, history)
+                stop = await self._act(plan, history)
         except Diverged as e:
             stop, error = Stop.diverged, str(e)
         except WorldError as e:
@@ -109,6 +112,15 @@ class EpisodeRunner:
         if self.world.world.can_snapshot and not path:
             self.snapshots[None] = await self.world.snapshot()
         return History(empty.task, first, tuple(path), notes, plan.preamble)
+
+    async def _look_back(self, plan: Plan) -> tuple[History, Stop]:
+        """Reflect on an episode that ended without: this record adds its reflections and no action, and ends as that one did. The world is not asked."""
+        path = self.tree.path(plan.start)
+        ended = self.tree.episode_of(path[-1].id)
+        first = self.tree.episode_of(path[0].id).first_observation
+        history = History(self.tree.task, first, tuple(path), notes_on(self.tree, path), plan.preamble)
+        await self._reflect(history, tries=self.config.reflect_tries)
+        return history, ended.stop
 
     def _count_replay(self) -> None:
         self._replayed += 1

@@ -34,7 +34,7 @@ from leafe.core import (
 )
 from leafe.explore._config import ExploreConfig
 from leafe.explore._episode import EpisodeRunner, unbegun
-from leafe.explore._strategy import Plan, Strategy, make_strategy, siblings
+from leafe.explore._strategy import Plan, Strategy, look_back, make_strategy, siblings
 from leafe.explore._waits import Waits
 from leafe.explore._worlds import Held, WorldPool
 from leafe.prompts import History, Prompts
@@ -94,7 +94,8 @@ async def explore(
 ) -> Exploration:
     """Grow a tree for every task.
 
-    `known` holds the trees of an earlier, interrupted run: they count against the budget and are gone on with. `keep=False` lets go of a tree when its task is
+    `known` holds the trees of an earlier, interrupted run, or of imported episodes: they count against the budget and are gone on with; a failure among them
+    that nobody has reflected on is reflected on first, by a strategy that reflects. `keep=False` lets go of a tree when its task is
     done, so that memory depends on the tasks in flight: what was found is in the journal.
     Raises UserError for an empty task list, ForeignFailure where the policy or the worlds fail again and again (what was finished is in the journal).
     """
@@ -288,7 +289,7 @@ class _Stage:
                     raise self.end(failed, tree.episodes[-1].error)
                 self.sound += 1
                 forgiven += 1  # it may have come back this very moment: one more
-            plan = strategy.next(tree)
+            plan = look_back(strategy, tree, self.config) or strategy.next(tree)
             if plan is None or not budget.admits(episodes=1, policy_calls=1, env_steps=1):
                 return True
 
@@ -303,7 +304,7 @@ class _Stage:
                 except WorldError as error:  # none could be made
                     return unbegun(plan, tree.task, index, self.config, error)
 
-            together = siblings(strategy, tree)
+            together = 1 if plan.look_back else siblings(strategy, tree)
             if together > 1 and self.holds(budget, together, strategy, plan):
                 async with asyncio.TaskGroup() as group:
                     running = [group.create_task(run(len(tree.episodes) + i)) for i in range(together)]

@@ -25,6 +25,22 @@ class Plan:
     """The reflection whose experience the first action is sampled with."""
     depth: int = 0
     preamble: tuple[str, ...] = ()
+    look_back: bool = False
+    """Act no more: reflect on the episode that ended with `start` (`look_back`)."""
+
+
+def look_back(strategy: Strategy, tree: Tree, config: ExploreConfig) -> Plan | None:
+    """The first failure that nobody has reflected on, though the strategy reflects on such; None where there is none, or nothing to reflect with.
+
+    An episode that `explore` ran itself was reflected on at its end. One that was imported comes without: it is what exploration begins with.
+    """
+    if not config.on_failure:
+        return None
+    read = {t.parent for t in tree.reflections}
+    for episode in tree.episodes:
+        if episode.stop in FAILED_BY_WORLD and episode.acts and episode.acts[-1].id not in read and strategy.reflects_at(episode.depth):
+            return Plan(episode.acts[-1].id, depth=episode.depth, preamble=episode.preamble, look_back=True)
+    return None
 
 
 class Strategy(Protocol):

@@ -146,11 +146,11 @@ class Prompts:
 
     def _messages(self, history: History, suffix: str, said: Said | None) -> tuple[Message, ...]:
         if self.window is not None:
-            head = [Message("system", self._fill(self.set.system, history))] if self.set.system else []
-            return (*head, *self.set.shots, Message("user", self.playbook + self._windowed(history) + self._note(history, history.step, suffix) + suffix))
+            now = self.playbook + self._windowed(history) + self._note(history, history.step, suffix) + suffix
+            return (*self._system(history), *self.set.shots, Message("user", now))
         said = Said() if said is None else said
         if not said.begins(history):
-            said.messages = [Message("system", self._fill(self.set.system, history))] if self.set.system else []
+            said.messages = self._system(history)
             said.messages += self.set.shots
             said.messages.append(Message("user", self.playbook + self._fill(self.set.first, history, step=0, observation=history.first_observation)))
             said.history = None
@@ -161,6 +161,11 @@ class Prompts:
             said.messages.append(Message("user", fill(self.set.turn, {"step": turn.step + 1, "observation": turn.observation})))
         said.history = history
         return (*said.messages[:-1], _and(said.messages[-1], self._note(history, history.step, suffix) + suffix))
+
+    def _system(self, history: History) -> list[Message]:
+        """The system message; none where it says nothing."""
+        text = self._fill(self.set.system, history)
+        return [Message("system", text)] if text else []
 
     def _windowed(self, history: History) -> str:
         assert self.window is not None
