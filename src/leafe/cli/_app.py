@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leafe.cli import _envs, _tables, _view
+from leafe.cli import _data, _envs, _tables, _view
 from leafe.cli._envs import console as _console
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ app.add_typer(_envs.app, name="envs")
 app.command()(_tables.table)
 app.command()(_tables.figure)
 app.command()(_view.view)
+app.command()(_data.export)
+app.command(name="import")(_data.import_)
 
 RecipeArg = Annotated[str, typer.Argument(help="A built-in recipe or a TOML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: explore.limits.policy_calls=32 tasks.train=10 ...")]
