@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from leafe.cli import app
 
-COMMANDS = {"demo", "run", "explore", "merge", "distill", "evaluate", "report", "table", "figure", "envs", "view", "doctor"}
+COMMANDS = {"demo", "run", "explore", "merge", "distill", "evaluate", "report", "table", "figure", "envs", "view", "doctor", "export", "import"}
 
 
 def leafe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -56,7 +56,13 @@ def _write(folder: Path, train: list[dict[str, Any]], validation: list[dict[str,
     import datasets
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, found in (("train", train), ("validation", validation)):
-        if found:
-            datasets.Dataset.from_list(found).to_parquet(folder / f"{name}.parquet")
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()  # they would stand in the middle of a stage's own words
+    try:
+        for name, found in (("train", train), ("validation", validation)):
+            if found:
+                datasets.Dataset.from_list(found).to_parquet(folder / f"{name}.parquet")
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
     return folder

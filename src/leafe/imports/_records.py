@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SHOWN = 20
-"""Sentences that are kept; all are counted."""
+SHOWN = 5
+"""Sentences of one kind that are kept; all are counted."""
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool"}
 
 
@@ -32,18 +32,18 @@ class Problems:
     left_out: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     sentences: list[str] = field(default_factory=list)
-    """The first ones, with where."""
+    """The first of each kind, with where."""
 
     def leave_out(self, where: str, bad: Bad) -> None:
         self.left_out[bad.kind] += 1
-        self._say(f"{where}: {bad}.")
+        self._say(self.left_out[bad.kind], f"{where}: {bad}.")
 
     def note(self, where: str, kind: str, message: str = "") -> None:
         self.noted[kind] += 1
-        self._say(f"{where}: {message or kind}.")
+        self._say(self.noted[kind], f"{where}: {message or kind}.")
 
-    def _say(self, sentence: str) -> None:
-        if len(self.sentences) < SHOWN:
+    def _say(self, nth: int, sentence: str) -> None:
+        if nth <= SHOWN:
             self.sentences.append(" ".join(sentence.split())[:400])
 
     @property
