@@ -49,7 +49,7 @@ def test_a_table_runs_its_own_arms_with_the_recipes_settings(tmp_path: Path) -> 
     assert [job.folder.name for job in work] == ["gates-hard", "gates-easy", "gates-random"]
     made = work[0].recipe
     assert list(made.arms) == ["rehearsal", "leafe", "leafe+"]
-    assert made.arms["leafe"] == load_recipe("demo").arms["leafe"]
+    assert made.arms["leafe"] == load_recipe("gates-hard").arms["leafe"]
     assert made.strategies == ("tree",)
     assert [pair for pair in made.evaluate.compare if "rft" in pair] == []
 

@@ -22,6 +22,7 @@ from leafe.tables._evidence import Evidence, gather
 from leafe.tables._judged import HOW_CLAIMS, claim_blocks, claim_records
 from leafe.tables._missing import UNFINISHED, Notes, say_dearer, say_how, say_missing
 from leafe.tables._results import SHARES, STEPS, Cost, Kind, Place, Result, Where
+from leafe.tables._tries import tries_block
 
 MISSING = "not run"
 
@@ -37,12 +38,13 @@ def build(evidence: Evidence, number: int) -> Document:
     main, records = _explore_block(table, columns, notes) if kind == "explore" else _evaluate_block(table, columns, notes)
     budget, spent_records = _budget_block(table, columns, kind)
     judged = judge(columns, number, kind)
-    blocks = [main, budget, *claim_blocks(judged)]
+    tried, tried_records = tries_block(columns) if number == 1 else (None, [])
+    blocks = [main, budget, *([tried] if tried else []), *claim_blocks(judged)]
     say_missing(table, columns, kind, notes)
     say_dearer(table, columns, kind, notes)
     say_how(columns, kind, notes)
     notes.said += evidence.notes
-    records += spent_records + claim_records(judged)
+    records += spent_records + tried_records + claim_records(judged)
     return Document(f"table{number}", f"Table {number}: {table.title}", tuple(blocks), tuple(dict.fromkeys(notes.said)), tuple(records))
 
 

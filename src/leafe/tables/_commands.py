@@ -7,10 +7,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from leafe.baselines.early_experience import check_thoughts
 from leafe.core import UserError
-from leafe.distill import PRESETS
 from leafe.pipeline import Leg, recipe_of, world_options
-from leafe.recipes import Recipe, parse_recipe
+from leafe.prompts import load_prompt_set
+from leafe.recipes import ARM_PRESETS, Recipe, parse_recipe
 from leafe.runs import RunFolder
 from leafe.tables._define import ARMS, STRATEGIES
 
@@ -56,7 +57,7 @@ def _control_alone(run: RunFolder, recipe: Recipe, row: str, control: str) -> st
 
 def _unmade(row: str, error: UserError) -> str:
     lacking = [arm["preset"] for name, arm in ARMS.items() if name == row or name in row.split()]
-    new = [preset for preset in lacking if preset not in PRESETS]
+    new = [preset for preset in lacking if preset not in ARM_PRESETS]
     return f"no command yet: this leafe has no preset {new[0]!r}" if new else f"no command yet: {error}"
 
 
@@ -90,7 +91,9 @@ def with_arms(recipe: Recipe, rows: list[str]) -> tuple[dict[str, Any], list[str
         if arms[row].get("explorer", "base") == "base" and explored not in strategies:
             strategies.append(explored)
     data = recipe.model_dump(mode="json", exclude_none=True) | {"arms": arms, "strategies": strategies}
-    parse_recipe(data, f"The arm {rows[0]!r}" if len(rows) == 1 else "The arms")
+    made = parse_recipe(data, f"The arm {rows[0]!r}" if len(rows) == 1 else "The arms")
+    if any(made.arms[row].preset == "self-reflection" for row in rows):
+        check_thoughts(load_prompt_set(recipe.prompts))
     return arms, strategies
 
 

@@ -9,7 +9,7 @@ from typing import Any
 RECORD = (
     "kind", "table", "column", "row", "against", "measure", "k", "value", "low", "high", "p", "tasks", "runs", "samples", "temperature", "verdict", "note",
 )  # fmt: skip
-"""The columns of the CSV file. kind: cell, budget, comparison, claim or power; rates and differences are fractions of 1, costs means of the runs."""
+"""The columns of the CSV file. kind: cell, budget, tries, comparison, claim or power; rates and differences are fractions of 1, costs means of the runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@
 The expert's trajectories are the successes in the trees of Stage 1, of whatever strategy.
 """
 
-from leafe.baselines.early_experience._collect import Collected, EarlyConfig, by_task, collect, expert_turns, experts
+from leafe.baselines.early_experience._collect import Collected, EarlyConfig, by_task, check_thoughts, collect, expert_turns, experts
 from leafe.baselines.early_experience._phases import Variant, train_early
 from leafe.baselines.early_experience._samples import EarlyData, early_data
 
-__all__ = ["Collected", "EarlyConfig", "EarlyData", "Variant", "by_task", "collect", "early_data", "expert_turns", "experts", "train_early"]
+__all__ = ["Collected", "EarlyConfig", "EarlyData", "Variant", "by_task", "check_thoughts", "collect", "early_data", "expert_turns", "experts", "train_early"]

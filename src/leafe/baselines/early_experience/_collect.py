@@ -40,7 +40,7 @@ from leafe.core import (
     turn_id,
 )
 from leafe.explore import BorrowedWorld, Diverged, EpisodeSink, ExploreConfig, Held, Progress, Trail, WorldPool, cost_of
-from leafe.prompts import History, Prompts, fill
+from leafe.prompts import History, Prompts, PromptSet, fill
 
 HOPELESS = 10
 """States in a row at which policy or world failed, after which the collection ends: the outside is down."""
@@ -92,11 +92,8 @@ async def collect(
     the world has to be brought back to its states. `known`: what an interrupted collection journalled, by task. UserError where no tree holds a success, or
     where explanations are wanted of a prompt set that has no words for them; ForeignFailure where policy or worlds fail again and again.
     """
-    if own.explanations and (not prompts.set.explain or prompts.set.action in ("plain", "line")):
-        raise UserError(
-            f"The prompt set {prompts.set.name} has no room for thoughts before an action: self-reflection cannot be trained on it; use the variant without "
-            "explanations (explanations = 0) or a set whose action is react or code."
-        )
+    if own.explanations:
+        check_thoughts(prompts.set)
     solved = {task_id: tree for task_id, tree in trees.items() if tree.solved}
     if not solved:
         raise UserError("No tree holds a success: Early Experience has no expert trajectory to start from; explore more tasks or with a larger budget.")
@@ -131,6 +128,15 @@ async def collect(
             first = first.exceptions[0]
         raise first from first.__cause__
     return Collected(out, stage.budget.snapshot(), dict(+stage.counts), stage.budget.reached())
+
+
+def check_thoughts(words: PromptSet) -> None:
+    """UserError where self-reflection cannot be trained: an answer of this prompt set has no room for the explanation."""
+    if not words.explain or words.action in ("plain", "line"):
+        raise UserError(
+            f"The prompt set {words.name} has no room for thoughts before an action: self-reflection cannot be trained on it; use the variant without "
+            "explanations (explanations = 0) or a set whose action is react or code."
+        )
 
 
 def by_task(lines: Iterable[Sequence[Episode]]) -> dict[str, list[Episode]]:
