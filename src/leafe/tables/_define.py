@@ -118,7 +118,7 @@ TABLES: Mapping[int, Table] = {
     )
 }
 
-_TRAINED = ("early-experience", "self-reflection", "grpo", "rft", "rehearsal", "leafe")
+_TRAINED = ("early-experience", "grpo", "rft", "rehearsal", "leafe")
 
 
 def _over(a: str, others: tuple[str, ...], k: int | Literal["top"]) -> tuple[Comparison, ...]:

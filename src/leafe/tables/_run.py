@@ -82,7 +82,9 @@ def _with(recipe: Recipe, arms: dict[str, Any], strategies: Sequence[str]) -> Re
         name: leg | {"arms": [a for a in leg["arms"] if a in arms], "strategies": [s for s in leg["strategies"] if s in strategies]}
         for name, leg in data["controls"].items()
     }
-    data |= {"arms": arms, "strategies": list(strategies), "controls": controls, "evaluate": data["evaluate"] | {"extras": extras, "compare": compare}}
+    tries = {name: row for name, row in data["evaluate"]["tries"].items() if row["policy"] in rows}
+    evaluate = data["evaluate"] | {"extras": extras, "compare": compare, "tries": tries}
+    data |= {"arms": arms, "strategies": list(strategies), "controls": controls, "evaluate": evaluate}
     return parse_recipe(data, f"The recipe {recipe.name}")
 
 
