@@ -22,7 +22,7 @@ SHAPES: dict[Stop, str] = {
 }  # fmt: skip
 """The shape of an episode's end, as in the report; its colour is the stylesheet's."""
 MOST_ROWS = 60
-_MOST_NODES = 500
+_MOST_NODES = 320
 _LEFT, _TOP, _ROOT = 74.0, 26.0, 58.0
 _LETTER = 6.1
 """Width of a label's character, about."""
@@ -190,7 +190,7 @@ class Drawing:
     def _act(self, turn: Turn, revised: bool) -> Markup:
         x, y = self._x(turn.step), self.y[self.tree.episode_of(turn.id).index]
         kinds = ["node", *(["bad"] if not turn.valid else []), *(["revised"] if revised else []), *(["here"] if self._is_chosen(turn) else [])]
-        tip = f"step {turn.step}: {plain(turn.action or turn.action_text, 160)} → {plain(turn.observation, 200)}"
+        tip = f"step {turn.step}: {plain(turn.action or turn.action_text, 90)} → {plain(turn.observation, 110)}"
         text = Markup("")
         if self.labelled:
             label = plain(turn.action or turn.action_text, int(self.column / _LETTER)) or "(nothing)"
@@ -209,7 +209,7 @@ class Drawing:
         kinds = ["said", *(["bad"] if not turn.valid else []), *(["here"] if self._is_chosen(turn) else [])]
         name = "reflection" if turn.kind is Kind.reflect else turn.action or "aside"
         unusable = "" if turn.valid else f", unusable: {plain(turn.observation, 120)}"
-        tip = f"{name} after {turn.step} actions{unusable}: {plain(turn.note or turn.action_text, 300)}"
+        tip = f"{name} after {turn.step} actions{unusable}: {plain(turn.note or turn.action_text, 160)}"
         box = Markup('<rect x="{:.1f}" y="{:.1f}" width="11" height="11" rx="3"/>').format(x - 5.5, y - 5.5)
         letter = "!" if not turn.valid else "R" if turn.kind is Kind.reflect else "a"
         text = Markup('<text class="letter" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(x, y + 3.2, letter)
@@ -223,7 +223,7 @@ class Drawing:
 
     def _linked(self, turn: Turn, kinds: str, tip: str, inside: Markup) -> Markup:
         here = Markup(' id="here" aria-current="true"') if self._is_chosen(turn) else Markup(' tabindex="-1"')
-        return Markup('<a class="{}" href="{}" aria-label="{}"{}><title>{}</title>{}</a>').format(kinds, self.link(turn), plain(tip, 80), here, tip, inside)
+        return Markup('<a class="{}" href="{}" aria-label="{}"{}><title>{}</title>{}</a>').format(kinds, self.link(turn), plain(tip, 60), here, tip, inside)
 
     def _end(self, episode: Episode) -> tuple[Markup, float]:
         """The row's number before it, the mark and the words after it; and where that ends."""

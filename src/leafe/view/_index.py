@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from leafe.core import Episode, Task, Tree
 from leafe.runs import shards
@@ -179,13 +179,17 @@ class Index:
             task = Task(row["task"], "", "", row["instruction"])
         tree = Tree(task)
         paths = shards(folder)
-        for place in places:
-            try:
-                with paths[place["shard"]].open("rb") as file:
-                    file.seek(place["offset"])
-                    tree.add(Episode.from_json(json.loads(file.read(place["length"]))))
-            except (IndexError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                return tree, f"Episode {place['nth']} (shard {place['shard']}, line {place['line']}) and what follows it cannot be shown: {error}."
+        with contextlib.ExitStack() as opened:
+            files: dict[int, BinaryIO] = {}
+            for place in places:
+                try:
+                    number = place["shard"]
+                    if number not in files:
+                        files[number] = opened.enter_context(paths[number].open("rb"))
+                    files[number].seek(place["offset"])
+                    tree.add(Episode.from_json(json.loads(files[number].read(place["length"]))))
+                except (IndexError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                    return tree, f"Episode {place['nth']} (shard {number}, line {place['line']}) and what follows it cannot be shown: {error}."
         return tree, ""
 
     def search(self, query: str, stage: int | None, offset: int, limit: int) -> tuple[list[Hit], int]:

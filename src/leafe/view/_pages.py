@@ -18,11 +18,13 @@ from leafe.view._index import FILTERS, SORTS, Index
 from leafe.view._panel import Panel, panel, whole
 from leafe.view._run import Arm, Run
 from leafe.view._text import around, part, plain, show, storable
-from leafe.view._training import PARTS, Exports, Learnt, learnt
+from leafe.view._training import PARTS, Learnt, Training
 
 PAGE = 50
 """Tasks, and search hits, on a page."""
-_TRAJECTORY = 140
+_TRAJECTORY = 120
+"""Turns of a trajectory, and in `_TABLE` episodes of a tree, that are shown at a time."""
+_TABLE = 100
 _KINDS = ("explore", "collect", "distill", "validate", "choose", "evaluate", "tries")
 _KEPT = 16
 
@@ -37,7 +39,7 @@ class Pages:
     def __init__(self, run: Run, index: Index, follower: Follower) -> None:
         self.index, self.follower = index, follower
         self._run = run
-        self._exports = Exports(run.path)
+        self._training = Training(run.path, follower.news)
         self._mutex = threading.Lock()
         self._trees: OrderedDict[tuple[int, int, int], tuple[Tree, str]] = OrderedDict()
         self._templates = Environment(loader=PackageLoader("leafe.view"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -52,6 +54,12 @@ class Pages:
                 self._run.close()
                 self._run = fresh
             return fresh
+
+    def warm(self) -> None:
+        """Begin with what takes seconds, before anybody asks."""
+        for name in self._templates.list_templates():
+            self._templates.get_template(name)
+        self._run.warm()
 
     def overview(self) -> str:
         run = self.run
@@ -118,18 +126,23 @@ class Pages:
             more |= {"arm": arm.name} if arm and arms and arm is not arms[-1] else {}
             return tree_link(stage_name, row["task"], reference(turn), **more)
 
+        def more(start: int) -> str:
+            return f"{link(chosen) if chosen else tree_link(stage_name, row['task'])}&from={start}#all"
+
         marks: dict[str, set[str]] = {turn: {each.sample.part for each in samples} for turn, samples in taught.items()}
-        drawing = Drawing(tree, order, chosen, lambda turn: link(turn), marks, shown)
+        drawing = Drawing(tree, order, chosen, lambda turn: "?" + link(turn).partition("?")[2], marks, shown)
         seen: Panel | None = None
         if chosen is not None:
             raw = {"task": row["task"], "turn": reference(chosen)}
             seen = panel(tree, chosen, prompts, run.chat(), taught.get(chosen.id, []), lambda turn: link(turn), f"/raw/{_path(stage_name)}?{urlencode(raw)}")
         before, after = self.index.beside(row)
+        here = next((each.nth for each in order if shown is not None and each.episode is shown), 0)
+        begin = _whole(query["from"]) if "from" in query else max(0, min(here - _TABLE // 2, len(order) - _TABLE))
         steps = self._trajectory(tree, shown, chosen, marks)
         return self._page(
             "tree.html.j2", plain(row["task"], 80), stage=stage_name, task=row, instruction=show(tree.task.instruction, 3000), tree=tree, order=order,
             chosen=chosen, shown=shown, drawing=drawing.svg() if order else "", drawn=len(drawing.order), most=MOST_ROWS, steps=steps, panel=seen,
-            legend=_legend(tree), link=link, before=before, after=after, problem=problem, arms=arms, arm=arm, why=why,
+            legend=_legend(tree), link=link, begin=begin, size=_TABLE, more=more, before=before, after=after, problem=problem, arms=arms, arm=arm, why=why,
             moves=_moves(tree, order, chosen, shown, link), trouble=self._trouble(stage_name, stage["problem"]), payload=show(_payload(tree), 6000),
             parts=PARTS, counts={name: sum(name in m for m in marks.values()) for name in PARTS},
         )  # fmt: skip
@@ -175,6 +188,7 @@ class Pages:
 
     def close(self) -> None:
         self._run.close()
+        self._training.close()
 
     def _page(self, template: str, title: str, **values: Any) -> str:
         follower = self.follower
@@ -219,13 +233,14 @@ class Pages:
         best = [e for e in tree.successes() if e.experience is not None] or tree.successes() or tree.episodes
         return next((episode.turns[0] for episode in [*best, *tree.episodes] if episode.turns), None)
 
-    def _learnt(self, tree: Tree, stage: str, arm: Arm | None) -> tuple[dict[str, list[Learnt]], str]:
-        prompts = self.run.prompts(stage)
+    def _learnt(self, tree: Tree, stage: str, arm: Arm | None) -> tuple[Mapping[str, list[Learnt]], str]:
         if arm is None:
             return {}, ""
+        prompts = self.run.prompts(stage)
         if prompts.value is None:
             return {}, prompts.why
-        return learnt(tree, prompts.value, arm, self._exports.of(arm)), ""
+        found = self._training.of(stage, tree, prompts.value, arm)
+        return found.value or {}, found.why
 
     def _trajectory(self, tree: Tree, shown: Any, chosen: Turn | None, marks: Mapping[str, set[str]]) -> dict[str, Any]:
         """The chosen episode's turns from the reset on, reflections where they were made; of a long one those around the chosen turn."""

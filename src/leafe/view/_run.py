@@ -147,7 +147,7 @@ class Run:
             if future is None:
                 future = self._helps[key] = self._workers.submit(_actions_help, recipe.world.name, options, self.path)
                 future.add_done_callback(lambda _: self._told())
-        return _waited(future, f"The world {recipe.world.name!r} is being asked for its part of the prompt: look again in a moment.", wait)
+        return waited(future, f"The world {recipe.world.name!r} is being asked for its part of the prompt: look again in a moment.", wait)
 
     def chat(self, wait: float = _WAIT_S) -> Had[ChatTokens]:
         """The tokenizer of the run's model with its chat template, from a folder on this machine; nothing is fetched."""
@@ -155,7 +155,7 @@ class Run:
             if self._chat is None:
                 self._chat = self._workers.submit(_chat, self._model_folders())
                 self._chat.add_done_callback(lambda _: self._told())
-        return _waited(self._chat, "The tokenizer is being loaded: look again in a moment.", wait)
+        return waited(self._chat, "The tokenizer is being loaded: look again in a moment.", wait)
 
     def _model_folders(self) -> Callable[[], list[Path]]:
         def found() -> list[Path]:
@@ -183,7 +183,7 @@ class Run:
         self._workers.shutdown(wait=False, cancel_futures=True)
 
 
-def _waited(future: Future[Had[T]], meanwhile: str, wait: float) -> Had[T]:
+def waited(future: Future[Had[T]], meanwhile: str, wait: float = _WAIT_S) -> Had[T]:
     """The result, if it is there within so many seconds."""
     try:
         return future.result(wait)

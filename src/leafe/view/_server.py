@@ -99,7 +99,7 @@ def make_app(folder: Path, cache: Path | None = None, *, follow: bool = True) ->
     async def life(app: web.Application):  # type: ignore[no-untyped-def]
         if follow:
             follower.start()
-            threading.Thread(target=run.warm, daemon=True).start()
+            threading.Thread(target=app[_PAGES].warm, daemon=True).start()
         yield
         await asyncio.to_thread(follower.stop)
         app[_PAGES].close()

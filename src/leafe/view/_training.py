@@ -7,13 +7,18 @@ anchors) cannot be seen from one of them: where the arm is trained already its e
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from leafe.core import ChatTokens, Tree, UserError
+from leafe.core import ChatTokens, LeafeError, Tree, UserError
 from leafe.distill import Part, Sample, build, encode
 from leafe.prompts import Prompts
-from leafe.view._run import Arm
+from leafe.view._run import Arm, Had, waited
+
+_KEPT = 32
 
 PARTS: dict[Part, tuple[str, str]] = {
     "rehearsal": ("D_reh", "rehearsal: what went right, learnt as it was done"),
@@ -39,7 +44,62 @@ class Learnt:
         return PARTS[self.sample.part][1]
 
 
-def learnt(tree: Tree, prompts: Prompts, arm: Arm, drawn: Drawn | None) -> dict[str, list[Learnt]]:
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What an arm was trained on, by its exported data."""
+
+    parts: frozenset[str]
+    samples: frozenset[tuple[str, str, str]]
+    """(part, task, turn)."""
+
+
+class Training:
+    """What the arms of a run learn from its trees, worked out in the background and kept for the trees that were looked at last."""
+
+    def __init__(self, run: Path, told: Callable[[], None]) -> None:
+        """`told` is called when something that a page did not wait for is there."""
+        self.run = run
+        self._told = told
+        self._workers = ThreadPoolExecutor(1, "learnt")
+        self._kept: OrderedDict[tuple[object, ...], Future[Had[Mapping[str, list[Learnt]]]]] = OrderedDict()
+        self._drawn: dict[str, tuple[float, Drawn | None]] = {}
+        self._mutex = threading.Lock()
+
+    def of(self, stage: str, tree: Tree, prompts: Prompts, arm: Arm) -> Had[Mapping[str, list[Learnt]]]:
+        """By turn, what the arm learns from the tree; a sentence where that takes longer than a page waits, or cannot be worked out."""
+        marker = self.run / arm.stage / "done.json"
+        trained = marker.stat().st_mtime if marker.is_file() else 0.0
+        key = (stage, tree.task.id, len(tree.episodes), arm.stage, arm.config.model_dump_json(), trained)
+        with self._mutex:
+            future = self._kept.pop(key, None)
+            if future is None:
+                future = self._workers.submit(self._work, tree, prompts, arm, trained)
+                future.add_done_callback(lambda _: self._told())
+            self._kept[key] = future
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return waited(future, "it is being worked out; look again in a moment.")
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self, tree: Tree, prompts: Prompts, arm: Arm, trained: float) -> Had[Mapping[str, list[Learnt]]]:
+        try:
+            return Had(_learnt(tree, prompts, arm, self._exported(arm, trained)))
+        except LeafeError as error:
+            return Had(None, str(error))
+
+    def _exported(self, arm: Arm, trained: float) -> Drawn | None:
+        """What was drawn; None where the arm is not trained yet, its data cannot be read here, or it draws nothing over all trees."""
+        if arm.config.rehearsal_fraction == 1 or not trained:
+            return None
+        known = self._drawn.get(arm.stage)
+        if known is None or known[0] != trained:
+            known = self._drawn[arm.stage] = (trained, _read(self.run / arm.stage / "dataset"))
+        return known[1]
+
+
+def _learnt(tree: Tree, prompts: Prompts, arm: Arm, drawn: Drawn | None) -> dict[str, list[Learnt]]:
     """By turn, what the arm learns from it."""
     config = arm.config.model_copy(update={"rehearsal_fraction": 1.0, "anchors": False})
     shared = arm.config.rehearsal_fraction < 1
@@ -53,36 +113,6 @@ def learnt(tree: Tree, prompts: Prompts, arm: Arm, drawn: Drawn | None) -> dict[
             used = None if shared and sample.part == "rehearsal" else True
         out.setdefault(sample.turn_id, []).append(Learnt(sample, used))
     return out
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """What an arm was trained on, by its exported data."""
-
-    parts: frozenset[str]
-    samples: frozenset[tuple[str, str, str]]
-    """(part, task, turn)."""
-
-
-class Exports:
-    """The exported data of a run's arms, read once each."""
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self._known: dict[str, tuple[float, Drawn | None]] = {}
-        self._mutex = threading.Lock()
-
-    def of(self, arm: Arm) -> Drawn | None:
-        """None where the arm is not trained yet, or its data cannot be read here. Only needed where something is drawn over all trees."""
-        marker = self.run / arm.stage / "done.json"
-        if arm.config.rehearsal_fraction == 1 or not marker.is_file():
-            return None
-        with self._mutex:
-            written = marker.stat().st_mtime
-            known = self._known.get(arm.stage)
-            if known is None or known[0] != written:
-                known = self._known[arm.stage] = (written, _read(self.run / arm.stage / "dataset"))
-            return known[1]
 
 
 def _read(folder: Path) -> Drawn | None:
