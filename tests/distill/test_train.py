@@ -131,6 +131,18 @@ def test_training_learns_and_writes_a_standard_checkpoint(data: Dataset, model_p
     assert epochs["rehearsal"] == 60 * 4 / result.counts["rehearsal"]["sequences"]
 
 
+def test_another_training_that_was_cut_off_in_this_process_keeps_no_step_from_being_taken(data: Dataset, model_path: Path, tmp_path: Path) -> None:
+    from accelerate.state import GradientState
+
+    config = preset("leafe+", **SMALL)
+    train(model_path, tmp_path / "clean", data, None, config)
+    GradientState()._set_sync_gradients(False)  # where TRL's trainer is between two forward passes of one step
+    train(model_path, tmp_path / "after", data, None, config)
+    clean, after, start = (weights(folder) for folder in (tmp_path / "clean", tmp_path / "after", model_path))
+    assert all(torch.equal(clean[name], after[name]) for name in clean)
+    assert any(not torch.equal(after[name], start[name]) for name in after)
+
+
 def test_anchors_hold_the_policy_where_the_other_parts_pull(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     drift = {}
     for weight in (0.0, 3.0):

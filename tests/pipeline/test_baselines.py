@@ -13,6 +13,7 @@ import pytest
 from leafe.baselines.ace import Playbook, with_playbook
 from leafe.baselines.test_time import read
 from leafe.core import Kind, UserError
+from leafe.embedded import base_path
 from leafe.pipeline import plan, run_recipe, summarise_run
 from leafe.pipeline._actor import StageActor, order_for
 from leafe.pipeline._plan import find
@@ -122,7 +123,9 @@ def test_whose_weights_and_which_words(whole: Path) -> None:
     assert checkpoint_of(run, leg, "book") is None, "the base, with a playbook"
     assert checkpoint_of(run, leg, "book2") == whole / "distill/rl/checkpoint"
     assert checkpoint_of(run, leg, "early") == whole / "distill/early/checkpoint"
-    assert weights(whole / "distill/early/checkpoint") != weights(whole / "distill/early/world")
+    # that GRPO ran in this process before must not keep another training from taking its steps
+    assert weights(whole / "distill/early/checkpoint") != weights(whole / "distill/early/world") != weights(base_path())
+    assert weights(whole / "distill/after/checkpoint") != weights(whole / "distill/rl/checkpoint")
     pool = make_pool(made, leg, 1)
     plain = make_prompts(made, pool)
     pool.close()

@@ -68,6 +68,8 @@ class Parallel(Alone):
     def __init__(self, **options: Any) -> None:
         """Options go to `Accelerator`. UserError for FSDP1, which cannot call parts of a model."""
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), **options)
+        # of the process, not of the accelerator: a training of TRL's that was ended between two steps leaves it such that no optimiser takes a step any more
+        self.accelerator.gradient_state._set_sync_gradients(True)
         state = self.accelerator.state
         if self.accelerator.distributed_type is DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
             # accelerate asks for FSDP on accelerators alone; torch has it on a CPU too

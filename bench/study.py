@@ -1,0 +1,117 @@
+"""The study: the paper's tables on `gates` for several base policies and task seeds, cell by cell, and the documents made of them. `make study`.
+
+    python -m bench.study --out runs/study                       # all cells, then the tables; stopped, it goes on where it was
+    python -m bench.study --out runs/study --only tables         # of what is there
+
+A cell is one run folder: one recipe, one base policy, one task seed. Base 0 is the one that leafe ships; others are built by the same code from other seeds
+(four minutes each). Cells of other bases and seeds come first, so that what a stop leaves behind is spread over both. Tables and claims go to `--docs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+RECIPES = ("gates-hard", "gates-easy", "gates-random")
+TRAINED, TESTED = "gates-first", "gates-transfer"
+TRANSFERRED = ("base", "grpo", "rehearsal", "leafe", "leafe+")
+TABLES = ("1", "2", "3", "4", "5", "6", "claims")
+
+
+def leafe(*arguments: str, log: Path | None = None) -> int:
+    """Run the command line of this very leafe; returns its exit code."""
+    with (log or Path(os.devnull)).open("a") as out:
+        where = None if log is None else out
+        return subprocess.run([sys.executable, "-m", "leafe.cli", *arguments], stdout=where, stderr=where, check=False).returncode
+
+
+def cells(bases: int, seeds: int) -> Iterator[tuple[int, int]]:
+    """(base, seed): a Latin square, one diagonal after another."""
+    for shift in range(max(bases, seeds)):
+        for base in range(bases):
+            seed = (base + shift) % max(bases, seeds)
+            if seed < seeds:
+                yield base, seed
+
+
+def model(base: int, folder: Path) -> str:
+    """The base policy's weights, built where they are not there."""
+    if base == 0:
+        return "embedded"
+    path = folder / f"base{base}"
+    if not (path / "facts.json").is_file():
+        subprocess.run([sys.executable, "-m", "leafe.embedded.build", str(path), str(base)], check=True)
+    return str(path)
+
+
+def run(recipe: str, base: int, seed: int, out: Path, bases: Path, more: Sequence[str]) -> Path:
+    """One cell; finished stages are not done again."""
+    name = f"{recipe}-b{base}-s{seed}"
+    began = time.monotonic()
+    code = leafe(
+        "run", recipe, f"seeds=[{seed}]", f"policy.model={model(base, bases)}", *more, "--runs", str(out), "--name", name, log=out / f"{name}.log"
+    )  # fmt: skip
+    said = "done" if code == 0 else f"exit code {code}, see its log"
+    print(f"{time.strftime('%H:%M:%S')} {name}: {said}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    return out / name
+
+
+def transfer(trained: Path, base: int, seed: int, out: Path, bases: Path, more: Sequence[str]) -> None:
+    """The policies of a trained cell in the world of other words."""
+    for row in TRANSFERRED:
+        checkpoint = trained / "distill" / row / "checkpoint"
+        source = model(base, bases) if row == "base" else str(checkpoint)
+        if row != "base" and not checkpoint.is_dir():
+            continue
+        name = f"{TESTED}-b{base}-s{seed}.{row}"
+        leafe("run", TESTED, f"seeds=[{seed}]", f"policy.model={source}", *more, "--runs", str(out), "--name", name, log=out / f"{TESTED}-b{base}-s{seed}.log")
+
+
+def tables(out: Path, docs: Path) -> None:
+    """Every table and the claims of all cells that are there, with the curves."""
+    docs.mkdir(parents=True, exist_ok=True)
+    every = sorted(path.parent for path in out.glob("*/manifest.json"))
+    main = [str(p) for p in every if p.name.startswith(RECIPES)]
+    other = [str(p) for p in every if p.name.startswith((TRAINED, TESTED))]
+    for what in TABLES:
+        folders = other if what == "5" else [*main, *other] if what == "claims" else main
+        if folders:
+            leafe("table", what, *folders, "--markdown", str(docs / f"table{what}.md"), "--csv", str(docs / f"table{what}.csv"), log=out / "tables.log")
+            print(f"{time.strftime('%H:%M:%S')} table {what}", flush=True)
+    if main:
+        leafe("figure", "passk", *main, "--out", str(docs / "passk.png"), log=out / "tables.log")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--docs", type=Path, default=Path("runs/study/tables"))
+    parser.add_argument("--bases", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--models", type=Path, help="Where the bases lie or are built; default: in --out.")
+    parser.add_argument("--recipes", nargs="*", default=[*RECIPES, TRAINED])
+    parser.add_argument("--only", choices=("cells", "tables"))
+    parser.add_argument("more", nargs="*", help="Changes to every recipe, as `leafe run` takes them.")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
+    bases = args.models or args.out / "bases"
+    for recipe in args.recipes if args.only != "tables" else ():
+        for base, seed in cells(args.bases, args.seeds):
+            folder = run(recipe, base, seed, args.out, bases, args.more)
+            if recipe == TRAINED:
+                transfer(folder, base, seed, args.out, bases, args.more)
+    if args.only != "cells":
+        tables(args.out, args.docs)
+
+
+if __name__ == "__main__":
+    main()
