@@ -18,10 +18,11 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all lint setup clean
+.PHONY: help demo study test test-slow test-all lint setup clean
 
 help:
 	@echo "make demo       the whole experiment on the embedded world and model, on a CPU"
+	@echo "make study      the paper's tables on the embedded world, 3 base policies x 3 task seeds: hours; stopped, it goes on where it was"
 	@echo "make test       ruff, mypy and the quick tests"
 	@echo "make test-slow  the tests with real servers, models and worlds, and the long ones"
 	@echo "make test-all   both"
@@ -30,6 +31,9 @@ help:
 
 demo: $(READY_DEMO)
 	$(BIN)/leafe demo
+
+study: $(READY_DEV)
+	$(BIN)/python -m bench.study
 
 test: lint
 	$(PYTEST) -m "not slow and not real"
