@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import random
 
 import pytest
 
 from leafe.core import Message, PolicyError, Request, Task, UserError
 from leafe.envs.gates import SETTINGS, Gates, GatesReference
-from leafe.envs.gates.rules import ADJECTIVES, HABIT, HELD_OUT, HORIZON, OBJECTS, PLACES, SHIFTED, TARGET, TOOLS, WAYS, WORDS
+from leafe.envs.gates.rules import ADJECTIVES, FAMILIES, HABIT, HELD_OUT, HORIZON, OBJECTS, PLACES, RULES, SHIFTED, TARGET, TOOLS, WAYS, WORDS
+from leafe.envs.gates.world import draw_stages
 from leafe.testing import check_environment
 
 STAGES = [["gate", "mossy", "mirror", 0], ["fork", "attic", "down", 2], ["fork", "cellar", "left", 1]]
@@ -143,6 +146,115 @@ EASY_TEST_0 = {
 }
 
 
+BEFORE_FAMILIES = {
+    ("easy", "target"): ("21511444b53c5127", "914b5412e49c2855", "c8ce2326e0f9f49b", "e18c99a71f8d56d7", "419b9037377b2875", "d24530af22439874"),
+    ("hard", "target"): ("28cb9cf0c168f836", "0cfa67e074a84297", "7ad4e80e7bd5fc19", "b42d288eb59bc6cf", "c3694998bb9d0dad", "d4573f17b9f86f34"),
+    ("random", "target"): ("e79461fbcdbc6ab0", "84fca978f8bf0c6b", "db31478f7fb560f8", "f936c74920854119", "7c0a67f260ead1bc", "2f54a2996a760878"),
+    ("easy", "habit"): ("4d6106f0706f98a7", "c8651efd94188b16", "2cf35d9b83949c75", "89576fa309fdcd1e", "01435042f0296bb1", "0d8c114acc718f29"),
+    ("hard", "habit"): ("f0b741a9d360b22c", "6f1352b2563b3301", "5c6cf316c03f0f1b", "deda5507fdd981ed", "83dc7b128913f217", "4abcf101bbf9789d"),
+}
+"""Of 300 tasks of train, valid and test, task seeds 0 and 1 each: recorded before the world had the option `words`."""
+
+
+@pytest.mark.parametrize(("setting", "rules"), list(BEFORE_FAMILIES))
+def test_the_tasks_are_those_of_runs_made_before_there_were_families(setting: str, rules: str) -> None:
+    found = []
+    for split in ("train", "valid", "test"):
+        for seed in (0, 1):
+            lines = [json.dumps(task.to_json(), sort_keys=True) for task in Gates(setting, rules).tasks(split, 300, seed)]
+            found.append(hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()[:16])
+    assert tuple(found) == BEFORE_FAMILIES[setting, rules]
+
+
+def test_lessons_draw_the_stages_that_the_shipped_model_was_made_from() -> None:
+    rng, found = random.Random(0), hashlib.sha256()
+    for _ in range(2000):
+        found.update(json.dumps(draw_stages(rng, rng.choice((1, 2, 7)), HABIT, forks=rng.choice((0.2, 0.8)), long_walks=0.65)).encode())
+    assert found.hexdigest()[:16] == "c128cf76b4123c48"
+
+
+def test_families_part_every_word_but_tools_and_ways() -> None:
+    first, second, every = (FAMILIES[name] for name in ("first", "second", "all"))
+    for name in ("adjectives", "places", "objects"):
+        ours, theirs, whole = (getattr(words, name) for words in (first, second, every))
+        assert sorted((*ours, *theirs)) == sorted(whole)
+        assert len(ours) == len(theirs) == len(whole) / 2
+    for rules in RULES.values():  # no tool that opens a gate of the one opens one of the other
+        assert not {rules[a] for a in first.adjectives} & {rules[a] for a in second.adjectives}
+    assert [sum(a in SHIFTED for a in words.adjectives) for words in (first, second)] == [3, 2]
+    owner = {tool: adjective for adjective, tool in HABIT.items()}
+    strayed = [a for words in (first, second) for a in words.adjectives if owner[TARGET[a]] not in words.adjectives]
+    assert strayed == ["hollow", "dusty"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("words", ["first", "second"])
+def test_a_familys_tasks_hold_its_words_alone(setting: str, words: str) -> None:
+    own, other = FAMILIES[words], FAMILIES["second" if words == "first" else "first"]
+    theirs = {*other.adjectives, *other.places, *other.objects}
+    world = Gates(setting, words=words)
+    lists, rng = [], random.Random(2)
+    for split, count in (("train", 240), ("valid", 60), ("test", 300)):
+        tasks = world.tasks(split, count, 1)
+        assert tasks[0].id == f"gates-{setting}-{words}-{split}-1-0"
+        lists += [tuple(stage[1] for stage in task.payload["stages"]) for task in tasks]
+        for task in tasks:
+            assert set(lists[-1]) <= {*own.adjectives, *own.places}
+            if setting != "random":
+                assert all(tool == TARGET[name] for kind, name, tool, _ in task.payload["stages"] if kind == "gate")
+            said, heard = world.reset(task), [task.instruction]
+            for _ in range(world.horizon):
+                heard.append(said)
+                said = world.step(sensible(task, said, rng)).observation
+            assert not theirs & set(" ".join(heard).split())
+    assert len(set(lists)) == 600
+    assert {name for names in lists for name in names} == {*own.adjectives, *own.places}
+    report = check_environment(world, world.tasks("train", 10), ACTIONS)
+    assert not report.problems, report
+
+
+def test_families_keep_the_shape_of_the_world() -> None:
+    """As many stages, forks and long walks as in the whole world, so that it is the words that differ."""
+
+    def shape(words: str) -> tuple[float, float, float]:
+        stages = [task.payload["stages"] for task in Gates("hard", words=words).tasks("train", 1000)]
+        forks = [walks for chain in stages for kind, _, _, walks in chain if kind == "fork"]
+        return sum(map(len, stages)) / 1000, len(forks) / sum(map(len, stages)), sum(walks == 2 for walks in forks) / len(forks)
+
+    whole = shape("all")
+    for words in ("first", "second"):
+        assert all(abs(a - b) < 0.05 for a, b in zip(shape(words), whole, strict=True)), (words, shape(words), whole)
+
+
+def test_habits_rules_in_a_family_change_its_tools_alone() -> None:
+    for plain, control in zip(Gates("hard", words="first").tasks("test", 60), Gates("hard", "habit", "first").tasks("test", 60), strict=True):
+        stages = [[kind, name, HABIT[name] if kind == "gate" else right, walks] for kind, name, right, walks in plain.payload["stages"]]
+        assert control.payload == {"stages": stages, "object": plain.payload["object"]}
+        assert control.id == plain.id.replace("hard", "hard-habit")
+
+
+@pytest.mark.parametrize(("setting", "words", "most"), [("easy", "first", 2640), ("easy", "all", 53433), ("hard", "second", 152064)])
+def test_more_tasks_than_there_are_is_the_users_mistake(setting: str, words: str, most: int) -> None:
+    """12 words give 12 11 10 + 12 11 10 9 = 13,200 lists of 3 or 4, of which a validation split has two tenths."""
+    with pytest.raises(UserError, match=rf"about {most} tasks in the split valid, and {most + 1} are asked for"):
+        Gates(setting, words=words).tasks("valid", most + 1)
+
+
+def test_a_split_that_is_used_up_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash gives a split a few lists more or less than its tenths: then drawing ends all the same."""
+    monkeypatch.setattr("leafe.envs.gates.world.STALE", 500)
+    with pytest.raises(UserError, match=r"gates easy-second has hardly more than \d+ tasks in the split test, and 2640 are asked for"):
+        Gates("easy", words="second").tasks("test", 2640)
+
+
+def test_the_reference_knows_both_families() -> None:
+    for words in ("first", "second"):
+        for task in Gates("hard", words=words).tasks("test", 40):
+            for kind, name, right, _ in task.payload["stages"]:
+                if kind == "gate":
+                    assert ask(f"s0 {name} gate", 3) == {f"take {right}": 3}
+
+
 def test_rules_are_the_targets_or_the_tasks_own() -> None:
     for setting in ("easy", "hard"):
         gates = [s for t in Gates(setting).tasks("train", 100) for s in t.payload["stages"] if s[0] == "gate"]
@@ -214,6 +326,8 @@ def test_wrong_options_are_the_users_mistake() -> None:
         Gates("hardest")
     with pytest.raises(UserError, match="no rules 'hobbit'"):
         Gates("easy", "hobbit")
+    with pytest.raises(UserError, match="no words 'third': choose one of all, first, second"):
+        Gates("easy", words="third")
     with pytest.raises(UserError, match="no use there"):
         Gates("random", "habit")
     with pytest.raises(UserError, match="knows no rules 'hobbit'"):

@@ -8,18 +8,22 @@ episode says what should have been done (`gate breaks ; mossy needs hammer`, `de
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from leafe.core import Environment, StepResult, Task, UserError, derive_seed
-from leafe.envs.gates.rules import ADJECTIVES, HORIZON, OBJECTS, PLACES, RULES, TOOLS, WAYS
+from leafe.envs.gates.rules import ADJECTIVES, FAMILIES, HORIZON, OBJECTS, RULES, TOOLS, WAYS, Words
 
 SETTINGS: Mapping[str, tuple[int, int]] = {"easy": (3, 4), "hard": (5, 6), "random": (5, 6)}
 """Fewest and most stages. `random` draws its rules afresh for every task: the control, in which there is nothing to learn."""
 
 SPLITS: Mapping[str, range] = {"train": range(6), "valid": range(6, 8), "test": range(8, 10)}
 """A stage list belongs to a split by its hash modulo ten, so that no two splits can share one."""
+
+STALE = 10_000
+"""Draws in a row without a new task after which there are held to be no more."""
 
 Stage = tuple[str, str, str, int]
 """Kind (gate | fork), name (adjective | place), what is right (tool | way), stretches of path after the choice (gate: 0)."""
@@ -39,15 +43,18 @@ class Gates(Environment):
     horizon = HORIZON
     gauge = "leafe.embedded.gauge:measure"
 
-    def __init__(self, setting: str = "hard", rules: str = "target") -> None:
+    def __init__(self, setting: str = "hard", rules: str = "target", words: str = "all") -> None:
         if setting not in SETTINGS:
             raise UserError(f"gates has no setting {setting!r}: choose one of {', '.join(SETTINGS)}.")
         if rules not in RULES:
             raise UserError(f"gates has no rules {rules!r}: choose one of {', '.join(RULES)}.")
         if setting == "random" and rules != "target":
             raise UserError(f"gates draws its rules afresh for every task in the setting random: rules = {rules!r} has no use there.")
+        if words not in FAMILIES:
+            raise UserError(f"gates has no words {words!r}: choose one of {', '.join(FAMILIES)}.")
         self.setting = setting
         self.rules = rules
+        self.words = words
         self._stages: tuple[Stage, ...] = ()
         self._object = ""
         self._at = 0  # stages passed
@@ -56,23 +63,41 @@ class Gates(Environment):
         self._over = True
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """`count` (default 200) tasks with different stage lists; other seeds give other tasks of the same split."""
+        """`count` (default 200) tasks with different stage lists; other seeds give other tasks of the same split. UserError where there are not so many."""
         if split not in SPLITS:
             raise UserError(f"gates has no split {split!r}: choose one of {', '.join(SPLITS)}.")
-        rng = random.Random(derive_seed("gates", self.setting, split, seed))
-        name = self.setting if self.rules == "target" else f"{self.setting}-{self.rules}"
+        family = () if self.words == "all" else (self.words,)
+        rng = random.Random(derive_seed("gates", self.setting, *family, split, seed))
+        name = "-".join([self.setting, *([self.rules] if self.rules != "target" else []), *family])
+        words = FAMILIES[self.words]
+        wanted = 200 if count is None else count
+        self._check_supply(name, split, wanted)
         seen: set[tuple[str, ...]] = set()
         out: list[Task] = []
-        while len(out) < (200 if count is None else count):
+        stale = 0
+        while len(out) < wanted:
             rules = {adjective: rng.choice(TOOLS) for adjective in ADJECTIVES} if self.setting == "random" else RULES[self.rules]
-            stages = draw_stages(rng, rng.randint(*SETTINGS[self.setting]), rules)
+            stages = draw_stages(rng, rng.randint(*SETTINGS[self.setting]), rules, words=words)
             names = tuple(stage[1] for stage in stages)
             if names in seen or derive_seed("gates", *names) % 10 not in SPLITS[split]:
+                stale += 1
+                if stale == STALE:
+                    raise UserError(f"gates {name} has hardly more than {len(out)} tasks in the split {split}, and {wanted} are asked for: ask for fewer.")
                 continue
+            stale = 0
             seen.add(names)
-            thing = rng.choice(OBJECTS)
+            thing = rng.choice(words.objects)
             out.append(Task(f"gates-{name}-{split}-{seed}-{len(out)}", self.name, split, f"get {thing}", task_payload(stages, thing)))
         return out
+
+    def _check_supply(self, name: str, split: str, wanted: int) -> None:
+        """UserError where more tasks are asked for than there are stage lists; a split holds its tenths of them, give or take the hash."""
+        words = FAMILIES[self.words]
+        least, most = SETTINGS[self.setting]
+        lists = sum(math.perm(len(words.adjectives) + len(words.places), length) for length in range(least, most + 1))
+        there = lists * len(SPLITS[split]) // 10
+        if wanted > there:
+            raise UserError(f"gates {name} has about {there} tasks in the split {split}, and {wanted} are asked for: ask for fewer.")
 
     def reset(self, task: Task, seed: int = 0) -> str:
         self._stages = tuple((kind, name, right, walks) for kind, name, right, walks in task.payload["stages"])
@@ -146,11 +171,13 @@ class Gates(Environment):
         return f"no {what} here"
 
 
-def draw_stages(rng: random.Random, count: int, rules: Mapping[str, str], forks: float = 0.4, long_walks: float = 0.5) -> tuple[Stage, ...]:
+def draw_stages(
+    rng: random.Random, count: int, rules: Mapping[str, str], forks: float = 0.4, long_walks: float = 0.5, words: Words = FAMILIES["all"]
+) -> tuple[Stage, ...]:
     """`count` stages of different names; a stage is a fork with probability `forks`, with two stretches of path with `long_walks`."""
 
     def stages() -> Iterator[Stage]:
-        adjectives, places = rng.sample(ADJECTIVES, len(ADJECTIVES)), rng.sample(PLACES, len(PLACES))
+        adjectives, places = rng.sample(words.adjectives, len(words.adjectives)), rng.sample(words.places, len(words.places))
         for _ in range(count):
             if rng.random() < forks:
                 yield "fork", places.pop(), rng.choice(WAYS), 2 if rng.random() < long_walks else 1
