@@ -4,7 +4,7 @@
     python -m bench.study --out runs/study --only tables         # of what is there
 
 A cell is one run folder: one recipe, one base policy, one task seed. Base 0 is the one that leafe ships; others are built by the same code from other seeds
-(four minutes each). Cells of other bases and seeds come first, so that what a stop leaves behind is spread over both. Tables and claims go to `--docs`.
+(four minutes each). One diagonal of bases and seeds comes after another, so that what a stop leaves behind is spread over both. Tables and claims go to `--docs`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-RECIPES = ("gates-hard", "gates-easy", "gates-random")
+RECIPES = ("gates-hard", "gates-easy", "gates-random")  # a table's columns
 TRAINED, TESTED = "gates-first", "gates-transfer"
 TRANSFERRED = ("base", "grpo", "rehearsal", "leafe", "leafe+")
 TABLES = ("1", "2", "3", "4", "5", "6", "claims")
@@ -30,13 +30,15 @@ def leafe(*arguments: str, log: Path | None = None) -> int:
         return subprocess.run([sys.executable, "-m", "leafe.cli", *arguments], stdout=where, stderr=where, check=False).returncode
 
 
-def cells(bases: int, seeds: int) -> Iterator[tuple[int, int]]:
-    """(base, seed): a Latin square, one diagonal after another."""
-    for shift in range(max(bases, seeds)):
-        for base in range(bases):
-            seed = (base + shift) % max(bases, seeds)
-            if seed < seeds:
-                yield base, seed
+def cells(recipes: Sequence[str], bases: int, seeds: int) -> Iterator[tuple[str, int, int]]:
+    """(recipe, base, seed): the diagonals of a Latin square of bases and seeds one after another, all recipes on each."""
+    side = max(bases, seeds)
+    for shift in range(side):
+        for recipe in recipes:
+            for base in range(bases):
+                seed = (base + shift) % side
+                if seed < seeds:
+                    yield recipe, base, seed
 
 
 def model(base: int, folder: Path) -> str:
@@ -104,11 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     bases = args.models or args.out / "bases"
-    for recipe in args.recipes if args.only != "tables" else ():
-        for base, seed in cells(args.bases, args.seeds):
-            folder = run(recipe, base, seed, args.out, bases, args.more)
-            if recipe == TRAINED:
-                transfer(folder, base, seed, args.out, bases, args.more)
+    for recipe, base, seed in cells(args.recipes, args.bases, args.seeds) if args.only != "tables" else ():
+        folder = run(recipe, base, seed, args.out, bases, args.more)
+        if recipe == TRAINED:
+            transfer(folder, base, seed, args.out, bases, args.more)
     if args.only != "cells":
         tables(args.out, args.docs)
 
