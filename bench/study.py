@@ -4,7 +4,7 @@
     python -m bench.study --out runs/study --only tables         # of what is there
 
 A cell is one run folder: one recipe, one base policy, one task seed. Base 0 is the one that leafe ships; others are built by the same code from other seeds
-(four minutes each). One diagonal of bases and seeds comes after another, so that what a stop leaves behind is spread over both. Tables and claims go to `--docs`.
+(four minutes each). One diagonal of bases and seeds comes after another, so that what a stop leaves is spread over both. Tables go to `--docs`.
 """
 
 from __future__ import annotations
