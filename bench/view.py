@@ -122,6 +122,8 @@ def measure(folder: Path, cache: Path, tasks: int) -> None:
         print(f"answers after {time.monotonic() - began:.1f} s", flush=True)
         chance = random.Random(1)
         some = [f"world-train-{chance.randrange(tasks // 20)}" for _ in range(REPEATS)]
+        while json.loads(get(base + "/pulse"))["read"] == 0:
+            time.sleep(0.05)
         rows = [
             row("stages, while reading", base, server.pid, ["/"] * REPEATS),
             row("list, while reading", base, server.pid, ["/tasks/explore/tree?show=rescued"] * REPEATS),

@@ -95,7 +95,7 @@ class Drawing:
         self.all_nodes = sum(len(row.episode.turns) for row in self.order) <= _MOST_NODES
         first = _TOP + (24 if self.labelled else 14)
         self.y = {row.episode.index: first + i * self.height for i, row in enumerate(self.order)}
-        self.on_path = {turn.id for turn in self.path}
+        self.on_path = {turn.id for turn in self.path} | ({shown.experience} if shown is not None and shown.experience is not None else set())
 
     @cached_property
     def path(self) -> list[Turn]:

@@ -201,8 +201,11 @@ class Pages:
         stage = self.index.stage(name)
         if stage is None:
             there = ", ".join(row["name"] for row in self.index.stages()) or "none yet"
-            raise NotThere(f"The run has no stage {plain(name, 100)!r} with trees: there are {there}.")
+            raise NotThere(f"The run has no stage {plain(name, 100)!r} with trees{self._yet()}: there are {there}.")
         return stage
+
+    def _yet(self) -> str:
+        return "" if self.follower.ready.is_set() else " yet (the journals are still being read)"
 
     def _trouble(self, stage: str, damage: str) -> list[str]:
         return [words for words in (self.follower.trouble.get(stage, ""), damage) if words]
@@ -211,7 +214,7 @@ class Pages:
         stage = self._stage(stage_name)
         row = self.index.task(stage["id"], storable(task))
         if row is None:
-            raise NotThere(f"The stage {stage_name} has no task {plain(task, 100)!r}.")
+            raise NotThere(f"The stage {stage_name} has no task {plain(task, 100)!r}{self._yet()}.")
         key = (row["id"], row["episodes"], row["offset"])
         with self._mutex:
             found = self._trees.get(key)
