@@ -79,7 +79,7 @@ def test_the_report_shows_it_and_compares_every_row_with_one(run: RunFolder, tmp
     table, figures = tmp_path / "table.md", tmp_path / "table.csv"
     report_runs([run.path], tmp_path, Console(quiet=True), tables=True, against="leafe+", markdown=table, table_csv=figures)
     page = (tmp_path / "report.html").read_text()
-    for words in ("<h2>Rounds</h2>", "Can the policies still learn from experience?", "Settings tried on validation", "Every row against leafe+"):
+    for words in ("<h3>Rounds</h3>", "Can the policies still learn from experience?", "Settings tried on validation", "Every row against leafe+"):
         assert words in page
     named = [line.split("|")[1].strip() for line in table.read_text().splitlines() if line.startswith("|")][2:]
     assert named == ["base", "leafe+ (round 1)", "leafe+ (round 2)", "leafe+"]

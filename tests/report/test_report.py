@@ -94,7 +94,8 @@ def test_nothing_that_a_model_wrote_becomes_markup(tmp_path: Path) -> None:
 
 def test_nothing_is_fetched(tmp_path: Path) -> None:
     _, elements = page(tmp_path)
-    assert not [attrs for _, attrs in elements.tags if {"src", "href", "srcset", "data"} & set(attrs)]
+    assert not [attrs for _, attrs in elements.tags if {"src", "srcset", "data", "action"} & set(attrs)]
+    assert all(attrs["href"].startswith("#") for _, attrs in elements.tags if attrs.get("href"))
     policy = next(attrs["content"] for tag, attrs in elements.tags if tag == "meta" and "http-equiv" in attrs)
     assert policy is not None
     assert policy.startswith("default-src 'none'")
@@ -283,7 +284,7 @@ def test_the_page_shows_all_that_stands_beside_pass_at_k(tmp_path: Path) -> None
     for words in ("Settings tried on validation", "nothing to learn from", "37.5", "Every row against base", "12.5"):
         assert words in shown
     bare = write_report(summary(), tmp_path / "bare.html", title="t").read_text(encoding="utf-8")
-    for words in ("Signs of collapse", "still learn", "<h2>Rounds", "Settings tried", "Every row against"):
+    for words in ("Signs of collapse", "still learn", "<h3>Rounds", "Settings tried", "Every row against"):
         assert words not in bare
 
 

@@ -6,12 +6,14 @@
 """
 
 from leafe.pipeline._plan import KINDS, Leg, Stage, StageKind, legs, plan, stage_name, task_count, world_options
-from leafe.pipeline._report import print_kind, recipe_of, report_run, report_runs, summarise_run, summarise_runs
+from leafe.pipeline._report import print_kind, report_run, report_runs
 from leafe.pipeline._run import StageCrashed, Watcher, config_of, run_recipe, waiting_stages
 from leafe.pipeline._shards import Shard, merge
+from leafe.pipeline._summarise import compare_runs, recipe_of, summarise_run, summarise_runs
 from leafe.pipeline._weights import checkpoint_of
 
 __all__ = [
-    "KINDS", "Leg", "Shard", "Stage", "StageCrashed", "StageKind", "Watcher", "checkpoint_of", "config_of", "legs", "merge", "plan", "print_kind", "recipe_of", "report_run",
-    "report_runs", "run_recipe", "stage_name", "summarise_run", "summarise_runs", "task_count", "waiting_stages", "world_options",
+    "KINDS", "Leg", "Shard", "Stage", "StageCrashed", "StageKind", "Watcher", "checkpoint_of", "compare_runs", "config_of", "legs", "merge", "plan",
+    "print_kind", "recipe_of", "report_run", "report_runs", "run_recipe", "stage_name", "summarise_run", "summarise_runs", "task_count", "waiting_stages",
+    "world_options",
 ]  # fmt: skip

@@ -56,7 +56,12 @@ def _costs(spent: Spent) -> dict[str, Any]:
 
 def _errors(stops: Mapping[str, int], failures: Mapping[str, int]) -> dict[str, int]:
     ended = {stop.value.replace("_", " "): stops[stop.value] for stop in _ERRORS if stops.get(stop.value)}
-    return ended | {name.replace("_", " "): number for name, number in failures.items() if number and name not in _NO_FAILURE}
+    return ended | went_wrong(failures)
+
+
+def went_wrong(counts: Mapping[str, int]) -> dict[str, int]:
+    """Of what a policy counts, the failures that occurred, by name."""
+    return {name.replace("_", " "): number for name, number in counts.items() if number and name not in _NO_FAILURE}
 
 
 def _budget(p: Progress, limits: Mapping[str, float], run_limits: Mapping[str, float]) -> dict[str, Any] | None:

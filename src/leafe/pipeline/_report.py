@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from leafe.core import Tree, UserError
+from leafe.core import UserError
 from leafe.distill import PARTS
-from leafe.evaluate import Evaluated, Explored, Over, Summary, summarise
+from leafe.evaluate import Over
 from leafe.pipeline._plan import Stage, StageKind, plan
-from leafe.pipeline._rounds import rounds_rows
-from leafe.recipes import Recipe, parse_recipe
-from leafe.report import against_csv, against_markdown, against_table, print_tables, write_report
-from leafe.runs import RunFolder, atomic_write, load_trees
+from leafe.pipeline._progress import went_wrong
+from leafe.pipeline._summarise import compare_runs, recipe_of, short_names, summarise_run, summarise_runs
+from leafe.report import against_csv, against_markdown, against_table, print_tables, side_tables, tries_table, write_report
+from leafe.runs import RunFolder, StoredTrees, atomic_write
 
 
 def report_run(path: Path, console: Console, *, tables: bool = False) -> None:
@@ -36,58 +35,80 @@ def report_runs(
     over: Over = "runs",
     markdown: Path | None = None,
     table_csv: Path | None = None,
+    compare: bool = False,
 ) -> None:
-    """The same for several runs of one experiment (`summarise_runs`), as one summary and one report in the folder `out`; None: they are only printed.
+    """The same for several runs, as one summary and one report in the folder `out`; None: they are only printed. They are pooled as runs of one experiment
+    (`summarise_runs`) or, with `compare`, put side by side (`compare_runs`).
 
     `against`: a row with which every other one is compared, in the report and, where they are named, in the files `markdown` and `table_csv`.
     """
     runs = [RunFolder.read(path) for path in dict.fromkeys(paths)]
-    recipe = recipe_of(runs[0])
-    summary = summarise_runs(runs, against, over).to_json()
+    if compare and len(runs) < 2:
+        raise UserError("--compare puts runs side by side: name two run folders or more.")
+    summary = (compare_runs(runs, against, "tasks") if compare else summarise_runs(runs, against, over)).to_json()
     if not summary["explore"] and not summary["evaluate"]:
         raise UserError(f"No stage of {paths[0]} is finished yet: run `leafe run` to go on with it.")
+    named = dict(zip(runs, (f"{name}: " for name in short_names([run.path for run in runs])), strict=True)) if len(runs) > 1 else {runs[0]: ""}
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        atomic_write(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-        # the base's own tree, or where it explores in rounds alone that of the first
-        first = next((s for s in plan(recipe) if s.kind == "explore" and s.policy == "base" and s.what.endswith("tree") and runs[0].done(s.name)), None)
-        write_report(
-            summary,
-            out / "report.html",
-            title=recipe.name,
-            question=recipe.about,
-            trees=list(load_trees(runs[0].path / first.name).values()) if first else (),
-            datasets={name: counts for run in runs for name, counts in _datasets(run, _named(run, runs)).items()},
-            config=(runs[0].path / "config.toml").read_text(encoding="utf-8"),
-            notes=[note for run in runs for note in _notes(run, _named(run, runs))],
-        )
+        _write(summary, runs, named, out, compare)
     if tables:
-        print_tables(summary, console, ("explore",))
-        for run in runs:
-            _print_training(run, console, _named(run, runs))
-        _print_validation(summary, console)
-        print_tables(summary, console, ("evaluate", "rounds", "differences"))
-        if against is not None:
-            console.print(against_table(summary))
+        _print(summary, named, console, compare, against)
     for file, text in ((markdown, against_markdown), (table_csv, against_csv)):
         if file is not None:
             atomic_write(file, text(summary))
 
 
-def _named(run: RunFolder, runs: Sequence[RunFolder]) -> str:
-    """What stands before a run's own rows where there are several."""
-    return f"{run.path.name}: " if len(runs) > 1 else ""
+def _write(summary: Mapping[str, Any], runs: Sequence[RunFolder], named: Mapping[RunFolder, str], out: Path, compare: bool) -> None:
+    recipe = recipe_of(runs[0])
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    # the base's own tree, or where it explores in rounds alone that of the first; of runs side by side none, each has a report of its own
+    first = next((s for s in plan(recipe) if s.kind == "explore" and s.policy == "base" and s.what.endswith("tree") and runs[0].done(s.name)), None)
+    settings = [(run, (run.path / "config.toml").read_text(encoding="utf-8")) for run in (runs if compare else runs[:1])]
+    write_report(
+        summary,
+        out / "report.html",
+        title=" | ".join(name.removesuffix(": ") for name in named.values()) if compare else recipe.name,
+        question="" if compare else recipe.about,
+        trees=StoredTrees(runs[0].path / first.name).values() if first and not compare else (),
+        datasets={name: counts for run, prefix in named.items() for name, counts in _datasets(run, prefix).items()},
+        config="\n".join(f"# {named[run].removesuffix(': ')}\n{text}" if compare else text for run, text in settings),
+        notes=[note for run, prefix in named.items() for note in _notes(run, prefix)],
+        command="" if compare else f"leafe run {recipe.name}.toml",
+    )
+
+
+def _print(summary: Mapping[str, Any], named: Mapping[RunFolder, str], console: Console, compare: bool, against: str | None) -> None:
+    if compare:
+        for table in side_tables(summary):
+            console.print(table)
+            console.print()
+        other = summary["details"]["compare"]["other_tasks"]
+        if other:
+            console.print(f"Sampled on other tasks than in the first run, so that no difference is taken: {', '.join(other)}.", markup=False, highlight=False)
+    else:
+        print_tables(summary, console, ("explore",))
+        for run, prefix in named.items():
+            _print_training(run, console, prefix)
+        _print_validation(summary, console)
+        print_tables(summary, console, ("evaluate", "rounds", "differences"))
+        if summary["details"]["tries"]:
+            console.print(tries_table(summary))
+    if against is not None:
+        console.print(against_table(summary))
 
 
 def print_kind(path: Path, kind: StageKind, console: Console) -> None:
-    """The table of one kind of stage."""
+    """The table of one kind of stage; nothing where a kind has none."""
     run = RunFolder.read(path)
     if kind == "distill":
         _print_training(run, console)
     elif kind == "choose":
         _print_validation(summarise_run(run).to_json(), console)
-    elif kind != "validate":
+    elif kind in ("explore", "evaluate"):
         print_tables(summarise_run(run).to_json(), console, ("explore",) if kind == "explore" else ("evaluate", "rounds", "differences"))
+    elif kind == "tries":
+        console.print(tries_table(summarise_run(run).to_json()))
 
 
 def _distilled(run: RunFolder, name: str = "") -> list[tuple[str, dict[str, Any]]]:
@@ -105,12 +126,21 @@ def _seed(stage: Stage) -> str:
 
 
 def _datasets(run: RunFolder, name: str = "") -> dict[str, dict[str, Any]]:
-    """By arm: how many samples, of how many tasks, each part holds."""
+    """By arm: how many samples of how many tasks each part holds, and how the training went; every arm with the same columns in the same order."""
     out: dict[str, dict[str, Any]] = {}
     for row, info in _distilled(run, name):
-        parts = {p: c for p, c in info.get("counts", {}).items() if p in PARTS and c["samples"]}
-        out[row] = {f"{part}: {what}": number for part, c in parts.items() for what, number in c.items()}
-    return out
+        counts, trained = info.get("counts") or {}, info.get("train") or {}
+        parts = {p: f"{c['samples']:,} ({c['tasks']:,} tasks)" for p, c in counts.items() if p in PARTS and c["samples"]}
+        parts |= {what: f"{number:,}" for what, number in (info.get("samples") or {}).items() if number}
+        steps = {name: f"{trained[key]:,}" for key, name in (("steps", "steps"), ("kept_step", "kept")) if key in trained}
+        losses = {title: f"{trained[key]:.3f}" for key, title in _LAST.items() if trained.get(key) is not None}
+        out[row] = parts | steps | losses | {"seconds": f"{info.get('seconds', 0.0):,.0f}"}
+    last = ("steps", "kept", *_LAST.values(), "seconds")
+    columns = sorted(dict.fromkeys(column for row in out.values() for column in row), key=lambda c: last.index(c) if c in last else -1)
+    return {row: {column: values.get(column) for column in columns} for row, values in out.items()}
+
+
+_LAST = {"loss": "last loss", "valid_loss": "validation loss", "reward": "last reward"}
 
 
 def _notes(run: RunFolder, name: str = "") -> list[str]:
@@ -119,8 +149,9 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
     if recipe.history != "full":
         notes.append(f"Prompts held a window of the history ({recipe.history}): branches share no prefix, and prompts were computed anew in every turn.")
     for row, info in _distilled(run, name):
-        notes += [f"{row}: {info[why]}" for why in ("empty", "stopped") if why in info] or [f"{row}: {note}" for note in info["train"]["notes"]]
-        notes += [f"{row}: {number} left out: {reason}" for reason, number in info.get("counts", {}).get("skipped", {}).items()]
+        notes += [f"{row}: {info[why]}" for why in ("empty", "stopped") if why in info]
+        notes += [f"{row}: {note}" for note in (info.get("train") or {}).get("notes") or ()]
+        notes += [f"{row}: {number} left out: {reason}" for reason, number in ((info.get("counts") or {}).get("skipped") or {}).items()]
     for stage in plan(recipe):
         done = run.done(stage.name) or {}
         row = name + stage.row
@@ -129,8 +160,8 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
         if done.get("given_up"):
             notes.append(f"{row}: {done['given_up']} tasks were given up, because their episodes failed again and again while those of others did not.")
         if done.get("cut_short"):
-            notes.append(f"{row}: the run's limit {done['cut_short']} ended the exploration before all tasks had their share.")
-        for what, number in {**done.get("policy_failures", {}), "worlds that failed": done.get("world_failures", 0)}.items():
+            notes.append(f"{row}: the run's limit {done['cut_short']} ended the {stage.kind} stage before all tasks had their share.")
+        for what, number in {**went_wrong(done.get("policy_failures") or {}), "worlds that failed": done.get("world_failures", 0)}.items():
             if number:
                 notes.append(f"{stage.kind} {row}: {what}: {number}")
     return notes

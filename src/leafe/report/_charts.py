@@ -29,8 +29,10 @@ class Look:
 
 def look(index: int, reference: bool = False) -> Look:
     """The look of series number `index`; references (a ceiling) are grey."""
-    n = index % len(PALETTE)
-    return Look(GREY if reference else PALETTE[n], "4 4" if reference else _DASHES[n], _MARKERS[n])
+    n, again = index % len(PALETTE), index // len(PALETTE)
+    # the ninth has the first one's colour, with the dash and the marker of others: 64 looks before one comes back
+    dash, mark = _DASHES[(n + 3 * again) % len(_DASHES)], _MARKERS[(n + 5 * again) % len(_MARKERS)]
+    return Look(GREY if reference else PALETTE[n], "4 4" if reference else dash, mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
         return HEIGHT - _BOTTOM - v / y_high * (HEIGHT - _TOP - _BOTTOM)
 
     out = [
-        Markup('<svg class="chart" role="img" viewBox="0 0 {} {}" aria-label="{}"><title>{}</title>').format(WIDTH, HEIGHT, title, title),
+        Markup('<svg class="chart lines" role="img" viewBox="0 0 {} {}" aria-label="{}"><title>{}</title>').format(WIDTH, HEIGHT, title, title),
         _axes(px, py, shown, x_low, x_high, y_high, x_label, y_label, log2),
     ]
     out += [_band(s, px, py) for s in shown if s.low]
@@ -191,4 +193,3 @@ def _end_labels(shown: Sequence[Series], px: Callable[[float], float], py: Calla
         text = Markup('<text class="series" x="{}" y="{}">{} <tspan class="value">{}</tspan><title>{}</title></text>')
         parts.append(text.format(right + 34, f"{place + 4:.1f}", name, f"{100 * s.y[-1]:.1f}", s.name))
     return Markup("").join(parts)
-

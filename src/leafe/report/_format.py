@@ -44,3 +44,32 @@ def count(value: float | None) -> str:
 def _signed(value: float) -> str:
     text = f"{abs(value):.1f}"
     return text if text == "0.0" else ("+" if value > 0 else MINUS) + text
+
+
+def duration(seconds: float | None) -> str:
+    """41 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return NONE
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.0f} s" if whole >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+_VISIBLE: dict[int, str] = (
+    {c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\n\t"}  # ESC, which begins what a terminal obeys, is shown as ␛
+    | {0x7F: "␡"}
+    | dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000)), "�")  # C1 controls, and halves of a character, which no file can hold
+    | {c: f"⟨U+{c:04X}⟩" for c in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # what turns the reading direction
+)
+
+
+def clean(text: str) -> str:
+    """The text with what would steer a terminal or turn the reading direction made visible: hostile text stays text. Letters of any script are left alone."""
+    return text.translate(_VISIBLE)
+
+
+def clip(text: str, limit: int = 1500) -> str:
+    """At most `limit` characters, and where there were more a note that says how many."""
+    return text if len(text) <= limit else f"{text[:limit]} … [{len(text) - limit:,} more characters left out]"

@@ -84,6 +84,17 @@ def rounds_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def tries_table(summary: Mapping[str, Any]) -> Table:
+    """Several attempts at a test task: the rate after so many, and their price."""
+    table = plain_table("Several attempts at a test task, feedback carried on: solved in %, means of a sample", "row")
+    for name in ("attempts", "solved %", "calls", "env steps", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in summary["details"]["tries"]:
+        costs = (row.get(name) for name in ("policy_calls", "env_steps", "generated_tokens"))
+        table.add_row(cell(row["row"], row["method"]), str(row["attempts"]), percent(row["pass_1"]), *(number(cost, 1) for cost in costs))
+    return table
+
+
 def differences_table(summary: Mapping[str, Any]) -> Table:
     """Paired differences; a star marks an interval without 0."""
     rows = summary["differences"]

@@ -7,12 +7,13 @@ the one with the most branches; of several, the first by id.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from leafe.core import Episode, Stop, Tree, Turn
+from leafe.report._format import clip
 
 BRANCH_LIMIT = 6
 
@@ -38,10 +39,14 @@ _TURN = 16.0  # how far right of a node its rollback's line goes down
 
 def pick_tree(trees: Iterable[Tree], limit: int = BRANCH_LIMIT) -> Tree | None:
     """The tree to draw, by the rule above; where no task was solved by a rollback, the same among all with a branch. None: nothing branched."""
-    branched = sorted(((t, len(t.branches())) for t in trees), key=lambda pair: pair[0].task.id)
-    branched = [(t, n) for t, n in branched if 0 < n <= limit]
-    best = max([(t, n) for t, n in branched if rescued(t)] or branched, key=lambda pair: pair[1], default=None)  # max keeps the first of equals
-    return best[0] if best else None
+    best: tuple[tuple[bool, int, str], Tree] | None = None
+    for tree in trees:
+        branches = len(tree.branches())
+        if 0 < branches <= limit:
+            rank = (not rescued(tree), -branches, tree.task.id)
+            if best is None or rank < best[0]:
+                best = (rank, tree)
+    return best[1] if best else None
 
 
 def rescued(tree: Tree) -> bool:
@@ -49,9 +54,10 @@ def rescued(tree: Tree) -> bool:
     return tree.solved and min(e.depth for e in tree.successes()) > 0
 
 
-def draw_tree(tree: Tree) -> Markup:
-    """The tree as inline SVG. Texts are shortened to fit, and whole in the tips; all of them are escaped."""
-    return _Drawing(tree).svg()
+def draw_tree(tree: Tree, episodes: Sequence[Episode] | None = None) -> Markup:
+    """The tree, or these episodes of it (each after the one that it branches off), as inline SVG. Texts are shortened to fit, longer in the tips; all of
+    them are escaped."""
+    return _Drawing(tree, tree.episodes if episodes is None else episodes).svg()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +75,16 @@ class _Row:
 
 
 class _Drawing:
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, episodes: Sequence[Episode]) -> None:
         self.tree = tree
-        steps = max((t.step for e in tree.episodes for t in e.acts), default=0) + 1
+        steps = max((t.step for e in episodes for t in e.acts), default=0) + 1
         self.column = min(84.0, max(64.0, (_PAGE - _LEFT - _RIGHT) / steps))
         """Width of a step: narrower where that fits a long episode on the page."""
         self.letters = int(self.column / 7.4)
         """Characters of an action's line."""
         self.rows: list[_Row] = []
         self.height = float(_TOP)
-        for episode in tree.episodes:
+        for episode in episodes:
             self._add_row(episode)
         self.width = _LEFT + steps * self.column + _RIGHT
         self.width = max([self.width, *(self._note_place(row)[0] + self._note_width(row) + 12 for row in self.rows if self._note_place(row)[1] == "start")])
@@ -93,8 +99,8 @@ class _Drawing:
             marks += [self._node(turn, row, i == 0 and row.episode.experience is not None) for i, turn in enumerate(row.acts)]
             marks += [self._outcome(row), self._note(row)]
         label = f"Exploration tree of task {self.tree.task.id}"
-        head = Markup('<svg class="tree" role="img" viewBox="0 0 {0} {1}" style="width:{0}px" aria-label="{2}"><title>{2}</title>')
-        return Markup("").join([head.format(f"{self.width:.0f}", f"{self.height:.0f}", label), *edges, *marks, Markup("</svg>")])
+        head = Markup('<svg class="tree" role="img" viewBox="0 0 {0} {1}" style="width:{0}px;max-width:max(100%,{3}px)" aria-label="{2}"><title>{2}</title>')
+        return Markup("").join([head.format(f"{self.width:.0f}", f"{self.height:.0f}", label, f"{0.8 * self.width:.0f}"), *edges, *marks, Markup("</svg>")])
 
     def _x(self, step: int) -> float:
         return _LEFT + (step + 0.5) * self.column
@@ -114,7 +120,7 @@ class _Drawing:
         """From the turn before to the row's first node, along the row, and the dashed line of the rollback that asked for it."""
         if not row.acts:
             return []
-        x, y = self.where[row.episode.start]
+        x, y = self.where.get(row.episode.start, self.where[None])
         first, last = self._x(row.acts[0].step), self._x(row.acts[-1].step)
         turn = x + 22
         down = "" if y == row.y else f"H{turn:.0f}V{row.y - 12:.0f}Q{turn:.0f},{row.y:.0f} {turn + 12:.0f},{row.y:.0f}"
@@ -134,7 +140,7 @@ class _Drawing:
 
     def _node(self, turn: Turn, row: _Row, revised: bool) -> Markup:
         x = self._x(turn.step)
-        tip = f"step {turn.step}: {turn.action_text}\n→ {turn.observation}"[:600]
+        tip = f"step {turn.step}: {clip(turn.action_text, 300)}\n→ {clip(turn.observation, 300)}"
         kind = "node" + ("" if turn.valid else " invalid") + (" revised" if revised else "")
         parts = [Markup('<g class="{}"><title>{}</title><circle cx="{}" cy="{}" r="{}"/>').format(kind, tip, f"{x:.0f}", f"{row.y:.0f}", _RADIUS)]
         parts.append(Markup('<text class="step" x="{}" y="{}" text-anchor="middle">{}</text>').format(f"{x:.0f}", f"{row.y + 4:.0f}", turn.step))
@@ -150,8 +156,8 @@ class _Drawing:
         stop = row.episode.stop
         x = (self._x(row.acts[-1].step) if row.acts else self.where[row.episode.start][0]) + 30
         tip = row.episode.error or (row.acts[-1].observation if row.acts else "")
-        text = Markup('<text class="outcome" x="{}" y="{}" fill="{}">{}<title>{}</title></text>')
-        return outcome_mark(stop, x, row.y) + text.format(f"{x + 13:.0f}", f"{row.y + 4:.0f}", OUTCOMES[stop][0], str(stop).replace("_", " "), tip[:600])
+        text = Markup('<text class="outcome" x="{}" y="{}">{}<title>{}</title></text>')
+        return outcome_mark(stop, x, row.y) + text.format(f"{x + 13:.0f}", f"{row.y + 4:.0f}", str(stop).replace("_", " "), clip(tip, 300))
 
     def _note_width(self, row: _Row) -> float:
         return max(map(len, row.note), default=0) * _NOTE
@@ -195,7 +201,7 @@ def outcome_mark(stop: Stop, x: float, y: float, r: float = 7.0) -> Markup:
 
 def _wrapped(text: str, columns: int, lines: int) -> list[str]:
     """At most `lines` lines of at most `columns` characters; what is left out is marked."""
-    out = textwrap.wrap(" ".join(text.split()), columns)
+    out = textwrap.wrap(" ".join(text[: 4 * columns * lines].split()), columns)
     if len(out) > lines:
         out = [*out[: lines - 1], out[lines - 1][: columns - 1].rstrip() + "…"]
     return out
