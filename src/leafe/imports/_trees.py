@@ -42,18 +42,18 @@ class Imported:
 
     def next_index(self, task: Task) -> int:
         tree = self.trees.get(task.id)
-        return len(tree.episodes) if tree else 0
+        return 0 if tree is None else len(tree.episodes)
 
 
 class Seen:
-    """Which episodes were there already: the same task, and word for word the same."""
+    """Which episodes were there already: the same task, word for word the same, and with the same end. Who acted does not matter."""
 
     def __init__(self) -> None:
         self._where: dict[tuple[object, ...], str] = {}
 
     def before(self, record: Logged) -> str | None:
         """Where the same episode stands; None for a new one."""
-        key = (record.task, record.system, record.first, tuple((t.text, t.answer) for t in record.turns))
+        key = (record.task, record.system, record.first, record.first_observation, record.turns, record.reward, record.success)
         there = self._where.get(key)
         if there is None:
             self._where[key] = record.where
