@@ -2,12 +2,13 @@
 
     python -m bench.code_strategies                                        the default programmer, 3 seeds
     python -m bench.code_strategies --set recall=1 --set insight=0.1       another programmer (leafe.envs.code.weak)
-    python -m bench.code_strategies --sweep                                one table over settings of the programmer, of the world and of the tree
+    python -m bench.code_strategies --sweep                                a row for each setting of the programmer, of the world and of the strategies
     python -m bench.code_strategies --run runs/NAME                        the same figures from a run folder, whatever its policy was
 
 An execution is a submission to the judge: the paper's budget. A policy call is a submission or a reflection. Every strategy may use the same number of
 executions a task (--executions), with as many calls as that takes, so that both columns of budgets are read off one exploration. A seed draws tasks,
 programmer and samples anew. Intervals are 95 %, differences are paired by task, and the wider of those over seeds and over tasks (`leafe.evaluate.contrast`).
+In a sweep every different program is run once and its verdict remembered (the world is deterministic; `--remember` does it elsewhere, with the same trees).
 The weak programmer is no language model: what it shows is for which abilities an order of strategies follows, not that a model has them.
 """
 
@@ -20,12 +21,14 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from leafe.core import Environment, Tree
+from leafe.core import Environment, Task, Tree
 from leafe.envs import load_tasks, make_world
+from leafe.envs.code._submissions import Judged
+from leafe.envs.code.mbpp import Mbpp
 from leafe.envs.code.weak import WeakProgrammer
 from leafe.evaluate import contrast, coverage_curve, hierarchical_bootstrap, spent
 from leafe.explore import ExploreConfig, WorldPool, explore
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 24, 32])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the programmer's options; world.KEY and explore.KEY for theirs")
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--remember", action="store_true", help="run every different program once")
     parser.add_argument("--only", nargs="+", type=int, help="rows of the sweep, from 0")
     parser.add_argument("--run", type=Path, help="a run folder")
     args = parser.parse_args()
@@ -84,6 +88,7 @@ def main() -> None:
     if args.run:
         report(args, stored(args.run), str(args.run))
     elif args.sweep:
+        args.remember = True
         print("| setting | changes | independent | refine | tree | tree − refine | tree − independent | refine − independent |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for number, (what, changes) in enumerate(SWEEP):
@@ -95,6 +100,18 @@ def main() -> None:
         runs = explored(args, args.set)
         report(args, runs, f"{args.seeds} seeds x {args.tasks} tasks of MBPP {args.split}, {args.executions} executions a task; {' '.join(args.set)}")
         print(f"{time.monotonic() - began:.0f} s")
+
+
+class Remembering(Mbpp):
+    """The world mbpp, which runs a program that it has judged no second time."""
+
+    judged: ClassVar[dict[tuple[Any, ...], Judged]] = {}
+
+    def judge(self, task: Task, program: str) -> Judged:
+        key = (task.id, program, self.shown_tests, self.limits.seconds)
+        if key not in self.judged:
+            self.judged[key] = super().judge(task, program)
+        return self.judged[key]
 
 
 def explored(args: argparse.Namespace, changes: Sequence[str]) -> Runs:
@@ -115,7 +132,7 @@ def explored(args: argparse.Namespace, changes: Sequence[str]) -> Runs:
 
 async def grow(strategy: str, seed: int, args: argparse.Namespace, programmer: Any, world: Any, settings: Any) -> list[Tree]:
     def make() -> Environment:
-        return make_world("mbpp", **world)
+        return Remembering(**world) if args.remember else make_world("mbpp", **world)
 
     concurrency = 8
     pool = WorldPool.fitting(make, concurrency, 2, 120.0)

@@ -10,9 +10,11 @@ What it knows of its mistakes comes from the prompt alone, and by the same readi
 - Under its own program in the history it sees each mistake that the verdict speaks of with probability `repair`, and writes that place right.
 - Where a verdict of an earlier attempt stands without its program (refinement), it takes one of the simplest explanations, the fewest mistakes that give just
   this verdict, and sees each of these with probability `recall`.
-- Asked to reflect, it names each mistake of its last program that a verdict speaks of with probability `insight`; the step is the first from which on a named
-  one stood there, or with probability `lost` any step.
 - What a note asks for, right or wrong, it does with probability `heed`.
+- Each of these is read when it comes; at later steps, where it still stands in the prompt, once more with `again` times its probability.
+- Asked to reflect, it reads all verdicts of the history once more, and names each mistake of its last program that one of them speaks of with probability
+  `insight`. The step is the first from which on a named one stood there (`blame = "first"`) or the last one ("last"), with probability `lost` any. What it
+  repaired since that step it asks for as well, with the same probability: going back would lose it.
 - Where it sees nothing it guesses: one place is drawn anew, or said to be as it would draw it.
 
 So probabilities decide which way of reading pays, and an order of strategies is a finding about them: `bench/code_strategies.py` sweeps them. The references
@@ -32,7 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from leafe.core import Completion, Request, Usage, UserError, derive_seed
 from leafe.envs._data import data_path
@@ -51,8 +53,8 @@ class WeakProgrammer:
     """Implements `leafe.core.Policy` for the world mbpp with its full history.
 
     Options: `places`, the most places of one problem where it errs; `habits`, how many of them are habits; `stubborn` and `slip`, how often it errs where it is
-    one and where it is not; `repair`, `recall`, `insight`, `heed`, `lost` as above; `seed`, which programmer (places and habits); `problems` and `seconds`, as
-    the world's.
+    one and where it is not; `repair`, `recall`, `insight`, `heed`, `lost`, `again`, `blame` as above; `seed`, which programmer (places and habits);
+    `problems` and `seconds`, as the world's.
     """
 
     name = "weak programmer"
@@ -68,26 +70,33 @@ class WeakProgrammer:
         insight: float = 0.2,
         heed: float = 0.2,
         lost: float = 0.2,
+        again: float = 0.0,
+        blame: Literal["first", "last"] = "first",
         seed: int = 0,
         problems: str | None = None,
         seconds: int = 3,
     ) -> None:
         chances = {"habits": habits, "stubborn": stubborn, "slip": slip, "repair": repair, "recall": recall, "insight": insight, "heed": heed, "lost": lost}
+        chances["again"] = again
         for option, value in chances.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(f"The weak programmer cannot have {option} = {value!r}: give a probability from 0 to 1.")
         for option, value in (("places", places), ("seconds", seconds)):
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 6:
                 raise UserError(f"The weak programmer cannot have {option} = {value!r}: give a whole number from 1 to 6.")
+        if blame not in ("first", "last"):
+            raise UserError(f"The weak programmer cannot have blame = {blame!r}: give first or last.")
         self.habits, self.stubborn, self.slip = habits, stubborn, slip
         self.repair, self.recall, self.insight, self.heed, self.lost = repair, recall, insight, heed, lost
+        self.again, self.blame = again, blame
         self.seed = seed
         self._known = _known(str(problems or data_path("mbpp/mbpp.jsonl.gz", "MBPP", "problems")), places, seconds, seed)
 
     async def complete(self, request: Request) -> list[Completion]:
         """n programs, or n reflections where a schema is asked for. UserError for a task that is none of the file's, and for a prompt without its beginning."""
         problem = self._known.problem(request.cache_key)
-        await asyncio.to_thread(problem.learn)
+        if not problem.learnt:
+            await asyncio.to_thread(problem.learn)
         seen = _Seen.of(request, problem)
         answer = self._reflect if request.schema is not None else self._act
         texts = Counter(answer(problem, seen, random.Random(derive_seed(request.seed or 0, "weak", i))) for i in range(request.n))
@@ -103,38 +112,42 @@ class WeakProgrammer:
         return self.stubborn if random.Random(derive_seed(self.seed, task_id, "habit", place)).random() < self.habits else self.slip
 
     def _act(self, problem: _Problem, seen: _Seen, chance: random.Random) -> str:
-        last = seen.programs[-1] if seen.programs else None
-        wrong = self._afresh(problem, range(len(problem.versions.places)), chance) if last is None else set(last)
-        if last is not None:
-            wrong -= {place for place in sorted(problem.suspects(seen)) if chance.random() < self.repair}
+        places, step = range(len(problem.versions.places)), len(seen.programs)
+        last = seen.programs[-1] if step else None
+        wrong = self._afresh(problem, places, chance) if last is None else set(last)
+
+        def sees(probability: float, since: int) -> bool:
+            return chance.random() < probability * (1.0 if since == step else self.again)
+
+        for at, verdict in enumerate(seen.verdicts, start=1):
+            if verdict:
+                wrong -= {place for place in sorted(problem.speaks_of(seen.programs[at - 1], seen.shown)) if sees(self.repair, at)}
         for verdict in seen.earlier:
             explanations = problem.explanations(verdict, seen.shown)
-            for place in sorted(chance.choice(explanations)) if explanations else ():
-                if chance.random() < self.recall:
-                    wrong.discard(place)
-        for place, right in seen.told:
-            if chance.random() < self.heed:
+            wrong -= {place for place in (sorted(chance.choice(explanations)) if explanations else ()) if sees(self.recall, 0)}
+        for at, place, right in seen.told:
+            if sees(self.heed, at):
                 (wrong.discard if right else wrong.add)(place)
-        if last is not None and wrong == set(last) and problem.versions.places:
-            guessed = chance.randrange(len(problem.versions.places))
+        if last is not None and wrong == set(last) and places:
+            guessed = chance.choice(places)
             wrong = wrong - {guessed} | self._afresh(problem, [guessed], chance)
         thought = "I write it step by step." if last is None else "I change what looks wrong."
         return f"{thought}\n```python\n{problem.versions.text(frozenset(wrong))}\n```"
 
     def _reflect(self, problem: _Problem, seen: _Seen, chance: random.Random) -> str:
-        places = problem.versions.places
-        if not seen.programs or not places:
+        places, steps = problem.versions.places, len(seen.programs)
+        if not steps or not places:
             return json.dumps({"step": 0, "experience": "Read the task again."})
         last = seen.programs[-1]
-        named = [place for place in sorted(problem.suspects(seen)) if chance.random() < self.insight]
-        advice = dict.fromkeys(named, True)
-        if not named:
+        advice = {place: True for place in sorted(problem.suspects(seen)) if chance.random() < self.insight}
+        if not advice:
             guessed = chance.randrange(len(places))
             advice = {guessed: not self._afresh(problem, [guessed], chance)}
         astray = [_since(seen.programs, place, wrong=right) for place, right in advice.items() if (place in last) == right]
-        step = min(astray, default=len(seen.programs) - 1)
+        step = min(astray, default=steps - 1) if self.blame == "first" else steps - 1
         if chance.random() < self.lost:
-            step = chance.randrange(len(seen.programs))
+            step = chance.randrange(steps)
+        advice |= {place: True for place in sorted(seen.programs[step] - last) if place not in advice and chance.random() < self.insight}
         said = [places[place].right if right else places[place].wrong for place, right in advice.items()]
         return json.dumps({"step": step, "experience": " ".join(said)})
 
@@ -163,8 +176,8 @@ class _Seen:
     """Its own programs so far."""
     verdicts: tuple[str, ...]
     """What the judge said to each; empty where that is none of the verdicts that the programmer knows."""
-    told: tuple[tuple[int, bool], ...]
-    """Places that a note speaks of, and whether it asks for the right way to write them."""
+    told: tuple[tuple[int, int, bool], ...]
+    """(step, place, right): what a note before that step asks for, the right way to write the place or the wrong one."""
 
     @staticmethod
     def of(request: Request, problem: _Problem) -> _Seen:
@@ -176,8 +189,9 @@ class _Seen:
         head = said[0].split(_FIRST)[0]
         shown = next((n for n, test in enumerate(problem.tests) if test not in head), len(problem.tests))
         told = []
-        for number, place in enumerate(problem.versions.places):
-            told += [(number, right) for right, advice in ((True, place.right), (False, place.wrong)) if any(advice in text for text in said)]
+        for step, text in enumerate(said):
+            for number, place in enumerate(problem.versions.places):
+                told += [(step, number, right) for right, advice in ((True, place.right), (False, place.wrong)) if advice in text]
         programs, verdicts = [], []
         for message, answer in zip([m for m in talk if m.role == "assistant"], said[1:], strict=True):
             block = _BLOCK.search(message.content)
@@ -207,7 +221,12 @@ class _Problem:
         self.versions = Versions("pass")
         self._row, self._places, self._sandbox, self._seed = row, places, sandbox, seed
         self._verdicts: dict[Wrong, Verdict] = {}
+        self._said: dict[int, dict[Wrong, str]] = {}
         self._lock = threading.Lock()
+
+    @property
+    def learnt(self) -> bool:
+        return bool(self._verdicts)
 
     def learn(self) -> None:
         """Choose the places and run all versions, once. Blocks for tens of milliseconds."""
@@ -231,7 +250,9 @@ class _Problem:
 
     def said(self, wrong: Wrong, shown: int) -> str:
         """What the world says to this version, without how many submissions are left."""
-        return feedback(self._verdicts[wrong], self.tests[:shown], self._sandbox.limits)
+        if shown not in self._said:
+            self._said[shown] = {version: feedback(verdict, self.tests[:shown], self._sandbox.limits) for version, verdict in self._verdicts.items()}
+        return self._said[shown][wrong]
 
     def speaks_of(self, wrong: Wrong, shown: int) -> Wrong:
         """The mistakes without which the verdict would be another one; all of them where each alone explains it."""
