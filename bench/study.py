@@ -51,27 +51,23 @@ def model(base: int, folder: Path) -> str:
     return str(path)
 
 
-def run(recipe: str, base: int, seed: int, out: Path, bases: Path, more: Sequence[str]) -> Path:
-    """One cell; finished stages are not done again."""
-    name = f"{recipe}-b{base}-s{seed}"
+def run(recipe: str, cell: str, source: str, seed: int, out: Path, more: Sequence[str]) -> Path:
+    """One run folder; finished stages are not done again."""
     began = time.monotonic()
-    code = leafe(
-        "run", recipe, f"seeds=[{seed}]", f"policy.model={model(base, bases)}", *more, "--runs", str(out), "--name", name, log=out / f"{name}.log"
-    )  # fmt: skip
-    said = "done" if code == 0 else f"exit code {code}, see its log"
-    print(f"{time.strftime('%H:%M:%S')} {name}: {said}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    return out / name
+    log = out / f"{cell}.log"
+    code = leafe("run", recipe, f"seeds=[{seed}]", f"policy.model={source}", *more, "--runs", str(out), "--name", cell, log=log)
+    said = "done" if code == 0 else f"exit code {code}, see {log}"
+    print(f"{time.strftime('%H:%M:%S')} {cell}: {said}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    return out / cell
 
 
-def transfer(trained: Path, base: int, seed: int, out: Path, bases: Path, more: Sequence[str]) -> None:
+def transfer(trained: Path, base: str, suffix: str, seed: int, out: Path, more: Sequence[str]) -> None:
     """The policies of a trained cell in the world of other words."""
+    kept = [change for change in more if change.startswith(("tasks.test", "evaluate."))]
     for row in TRANSFERRED:
         checkpoint = trained / "distill" / row / "checkpoint"
-        source = model(base, bases) if row == "base" else str(checkpoint)
-        if row != "base" and not checkpoint.is_dir():
-            continue
-        name = f"{TESTED}-b{base}-s{seed}.{row}"
-        leafe("run", TESTED, f"seeds=[{seed}]", f"policy.model={source}", *more, "--runs", str(out), "--name", name, log=out / f"{TESTED}-b{base}-s{seed}.log")
+        if row == "base" or checkpoint.is_dir():
+            run(TESTED, f"{TESTED}-{suffix}.{row}", base if row == "base" else str(checkpoint), seed, out, kept)
 
 
 def tables(out: Path, docs: Path) -> None:
@@ -107,9 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     bases = args.models or args.out / "bases"
     for recipe, base, seed in cells(args.recipes, args.bases, args.seeds) if args.only != "tables" else ():
-        folder = run(recipe, base, seed, args.out, bases, args.more)
+        source, suffix = model(base, bases), f"b{base}-s{seed}"
+        folder = run(recipe, f"{recipe}-{suffix}", source, seed, args.out, args.more)
         if recipe == TRAINED:
-            transfer(folder, base, seed, args.out, bases, args.more)
+            transfer(folder, source, suffix, seed, args.out, args.more)
     if args.only != "cells":
         tables(args.out, args.docs)
 
