@@ -51,8 +51,8 @@ def test_a_control_is_a_column_of_its_own(tmp_path: Path) -> None:
     stages = TWELVE | {"evaluate/random.base": [0] * 5, "evaluate/random.leafe": [1] * 5}
     columns = {c.title: c for c in gather([make(tmp_path / "one", recipe(controls=controls), stages)]).columns}
     assert set(columns) == {"gates hard", "gates random"}
-    assert columns["gates random"].control
-    assert not columns["gates hard"].control
+    assert "random in every task" in columns["gates random"].why_control
+    assert not columns["gates hard"].why_control
     assert len(columns["gates random"].results("leafe")[Where("embedded", 0)].counts.tasks) == 5
 
 

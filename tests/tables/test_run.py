@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,9 +15,9 @@ from typer.testing import CliRunner
 from leafe.cli import app
 from leafe.core import UserError
 from leafe.pipeline._run import _FREE, _GROWING, config_of
-from leafe.recipes import load_recipe
+from leafe.recipes import Recipe, load_recipe
 from leafe.runs import RunFolder
-from leafe.tables import SETS, TABLES, jobs_of, passk_figure, recipe_set, transfer_jobs
+from leafe.tables import SETS, TABLES, all_claims, build, folders_of, gather, jobs_of, passk_figure, recipe_set, transfer_jobs
 from leafe.tables._define import ARMS
 from tests.tables.folders import make, recipe
 
@@ -27,12 +30,13 @@ SMALL = (
 @pytest.mark.parametrize("on", list(SETS))
 def test_every_set_runs_every_table_by_its_recipes(on: str, tmp_path: Path) -> None:
     for number, table in TABLES.items():
-        if number == 5 and SETS[on].transfer is None:
+        if number == 5 and not SETS[on].tested:
             with pytest.raises(UserError, match="try gates or code"):
                 jobs_of(table, recipe_set(on), (), tmp_path)
             continue
         work, said = jobs_of(table, recipe_set(on), ("policy.model=m",), tmp_path)
-        assert [job.folder.name for job in work] == [load_recipe(name).name for name in SETS[on].recipes][: len(work)]
+        names = {5: [SETS[on].trained], 2: list(SETS[on].recipes[:1])}.get(number, list(SETS[on].recipes))
+        assert [job.folder.name for job in work] == names
         for job in work:
             assert job.recipe.policy.model == "m"
             if table.kind == "explore":
@@ -73,18 +77,158 @@ def test_arms_on_arms_come_with_what_they_build_on(tmp_path: Path, monkeypatch: 
     assert set(work[0].recipe.strategies) >= {"tree", "independent"}
 
 
-def test_every_trained_policy_is_tested_in_the_other_world(tmp_path: Path) -> None:
-    made = recipe(seeds=(1, 2), name="gates-hard")
-    make(tmp_path / "gates-hard", made, {f"evaluate/seed{s}.base": [1] * 12 for s in (1, 2)})
-    work, _ = jobs_of(TABLES[5], recipe_set("gates"), (), tmp_path)
-    tests = transfer_jobs(TABLES[5], recipe_set("gates"), ("seeds=[1,2]", "tasks.test=7", "tasks.train=5", "policy.model=other"), work[0])
-    assert {job.folder.name for job in tests} == {f"gates-transfer.seed{s}.{row}" for s in (1, 2) for row in ("base", "leafe", "leafe+")}
+def first(**changes: Any) -> Recipe:
+    """gates-first as `folders.make` makes it."""
+    return recipe(name="gates-first", world__options={"setting": "hard", "words": "first"}, **changes)
+
+
+def trained(tmp_path: Path, made: Recipe, rows: Sequence[str] = ("base", "leafe", "leafe+"), **more: Any) -> Path:
+    """A folder of gates-first in which the test tasks are one, three and two of four solved."""
+    prefixes = [f"seed{s}." for s in made.seeds] if len(made.seeds) > 1 else [""]
+    outcomes = {f"evaluate/{prefix}{row}": [1, 32, 64][: len(rows)][nth : nth + 1] * 12 for prefix in prefixes for nth, row in enumerate(rows)}
+    path = make(tmp_path / "gates-first", made, outcomes, **more)
+    for stage in path.glob("distill/*"):
+        (stage / "checkpoint").mkdir()
+    return path
+
+
+def test_every_trained_policy_is_tested_in_the_other_worlds(tmp_path: Path) -> None:
+    folder = trained(tmp_path, first(seeds=(1, 2)))
+    overrides = ("seeds=[1,2]", "tasks.test=7", "tasks.train=5", "policy.options.max_batch=9", "evaluate.compare=[['leafe','base']]", "world.workers=3")
+    work, _ = jobs_of(TABLES[5], recipe_set("gates"), overrides, tmp_path)
+    assert [job.folder for job in work] == [folder]
+    tests, said = transfer_jobs(TABLES[5], recipe_set("gates"), overrides, work[0])
+    assert not said
+    worlds = ("gates-transfer", "gates-habit")
+    assert [job.folder.name for job in tests] == [f"{w}.seed{s}.{row}" for w in worlds for s in (1, 2) for row in ("base", "leafe", "leafe+")]
+    assert all(job.folder.name == job.recipe.name for job in tests)
     by_name = {job.folder.name: job.recipe for job in tests}
     assert by_name["gates-transfer.seed1.base"].policy.model == "embedded"
     leafe = by_name["gates-transfer.seed2.leafe"]
-    assert leafe.policy.model == str(tmp_path / "gates-hard/distill/seed2.leafe/checkpoint")
-    assert (leafe.seeds, leafe.tasks.test, leafe.arms, leafe.strategies) == ((2,), 7, {}, ())
-    assert leafe.world.options != load_recipe("gates-hard").world.options
+    assert leafe.policy.model == str(folder / "distill/seed2.leafe/checkpoint")
+    assert (leafe.seeds, leafe.tasks.test, leafe.arms, leafe.strategies, leafe.world.workers) == ((2,), 7, {}, (), 3)
+    assert leafe.policy.options == {"max_batch": 9, "cache_gib": 0.5}
+    assert leafe.world.options == {"setting": "hard", "words": "second"}
+    assert by_name["gates-habit.seed2.leafe"].world.options == {"setting": "hard", "words": "first", "rules": "habit"}
+
+
+def test_who_answers_for_the_base_is_not_asked_for_trained_weights(tmp_path: Path) -> None:
+    """A server that somebody started serves the base alone; one that leafe starts serves any weights."""
+    trained(tmp_path, first(policy={"model": "m", "kind": "http"}))
+    served = ("policy.model=m", "policy.kind=http", "policy.options={}")
+    for how, kind, launch in (("policy.options.base_url='http://h/v1'", "hf", None), ("policy.launch=s {checkpoint} {port}", "http", "s {checkpoint} {port}")):
+        overrides = (*served, how)
+        work, _ = jobs_of(TABLES[5], recipe_set("gates"), overrides, tmp_path)
+        tests, _ = transfer_jobs(TABLES[5], recipe_set("gates"), overrides, work[0])
+        by_row = {job.folder.name.partition(".")[2]: job.recipe.policy for job in tests}
+        assert (by_row["base"].kind, by_row["base"].model, by_row["base"].options) == ("http", "m", work[0].recipe.policy.options)
+        assert (by_row["leafe"].kind, by_row["leafe"].launch, by_row["leafe"].options) == (kind, launch, {})
+
+
+def test_a_chosen_temperature_goes_along_and_is_no_other_way_of_testing(tmp_path: Path) -> None:
+    sweep = {"leafe": {"preset": "paper", "sweep": {"temperature": [1.0, 1.3]}}, "leafe+": {"preset": "leafe+"}}
+    markers = {"choose/leafe": {"chosen": "leafe.try1", "temperature": 1.3}}
+    folder = trained(tmp_path, first(arms=sweep), markers=markers)
+    work, _ = jobs_of(TABLES[5], recipe_set("gates"), (), tmp_path)
+    tests = {job.folder.name: job for job in transfer_jobs(TABLES[5], recipe_set("gates"), ("tasks.test=12",), work[0])[0]}
+    found = {row: tests[f"gates-transfer.{row}"].recipe for row in ("base", "leafe", "leafe+")}
+    assert {row: r.evaluate.temperature for row, r in found.items()} == {"base": 1.0, "leafe": 1.3, "leafe+": 1.0}
+    assert found["leafe"].policy.model == str(folder / "distill/leafe.try1/checkpoint")
+    paths = [make(job.folder, job.recipe, {"evaluate/base": [3] * 12}) for name, job in tests.items() if name.startswith("gates-transfer")]
+    (_, column) = sorted(gather([folder, *paths]).columns, key=lambda c: c.transfer)
+    assert set(column.rows()) == {"base", "leafe", "leafe+"}
+
+
+def transferred(tmp_path: Path, solved: Mapping[str, Sequence[int]], **changes: Any) -> list[Path]:
+    """gates-first and its tests, where `solved` says for each folder's row how many of 128 samples of each task succeed."""
+    folder = trained(tmp_path, first(**changes))
+    work, _ = jobs_of(TABLES[5], recipe_set("gates"), (), tmp_path)
+    tests, _ = transfer_jobs(TABLES[5], recipe_set("gates"), ("tasks.test=12",), work[0])
+    return [folder, *(make(job.folder, job.recipe, {"evaluate/base": solved[job.folder.name]}) for job in tests if job.folder.name in solved)]
+
+
+TRANSFERRED = {
+    "gates-transfer.base": [128] * 6 + [0] * 6, "gates-transfer.leafe": [128] * 12, "gates-transfer.leafe+": [64] * 12,
+    "gates-habit.base": [128] * 12, "gates-habit.leafe": [0] * 12, "gates-habit.leafe+": [0] * 12,
+}  # fmt: skip
+
+
+def test_table_5_shows_policies_where_they_were_trained_and_where_not(tmp_path: Path) -> None:
+    """Claims are about new words alone: where rules turn back, what was learnt is false, and the base is ahead by 100 points."""
+    folders = transferred(tmp_path, TRANSFERRED)
+    assert sorted(folders_of(TABLES[5], recipe_set("gates"), tmp_path)) == sorted(folders)
+    document = build(gather(folders), 5)
+    titles = ["gates hard first", "gates hard second (transfer)", "gates hard first habit (transfer)"]
+    assert document.blocks[0].head == ("method", *(f"{title} Pass@{k}" for title in titles for k in (1, 128)))
+    rows = {row[0].text: [cell.text.rstrip("=") for cell in row[1:]] for row in document.blocks[0].rows}
+    assert rows["LEAFE"] == ["25.0", "100.0", "100.0", "100.0", "0.0", "0.0"]
+    assert rows["GRPO"] == ["not run"] * 6
+    assert {r["column"] for r in document.records if r["kind"] == "comparison"} == {"gates hard second (transfer)"}
+    assert {r["row"]: r["verdict"] for r in document.records if r["kind"] == "claim"} == {"5a": "not decided", "5b": "holds"}
+    assert any("habit (transfer) is a control: its rules are those of pretraining" in note for note in document.notes)
+
+
+def test_the_world_of_table_5_is_no_column_of_other_tables(tmp_path: Path) -> None:
+    """Unless it is all there is; and the claims of all tables are those that each table prints."""
+    folders = transferred(tmp_path, TRANSFERRED)
+    hard = make(tmp_path / "gates-hard", recipe(name="gates-hard"), {f"evaluate/{row}": [c] * 12 for row, c in (("base", 1), ("leafe", 2), ("leafe+", 3))})
+    document = build(gather([hard, *folders]), 1)
+    assert document.blocks[0].head == ("method", "gates hard Pass@1", "gates hard Pass@128")
+    assert any(note.startswith("gates hard first is left out: it is where the policies of table 5 are trained") for note in document.notes)
+    assert "gates hard first Pass@1" in build(gather(folders), 1).blocks[0].head
+    by_table = {number: folders_of(table, recipe_set("gates"), tmp_path) for number, table in TABLES.items()}
+    assert by_table[1] == [hard]
+    for of in (by_table, [hard, *folders]):
+        claims = {r["row"]: r["verdict"] for r in all_claims(of).records if r["kind"] == "claim"}
+        for number, table in TABLES.items():
+            if number in (1, 2, 4, 5, 6):
+                evidence = gather(by_table[number] if of is by_table else [hard, *folders], apart=table.apart)
+                assert {r["row"]: r["verdict"] for r in build(evidence, number).records if r["kind"] == "claim"}.items() <= claims.items()
+
+
+def commands(notes: Sequence[str]) -> list[list[str]]:
+    return [shlex.split(command) for note in notes for command in re.findall(r"`(leafe run [^`]*)`", note)]
+
+
+def opened(command: list[str]) -> dict[str, Any]:
+    """The settings of the run that the command would go on with."""
+    runs, name = (command[command.index(option) + 1] for option in ("--runs", "--name"))
+    made = load_recipe(command[2], command[3 : command.index("--runs")])
+    with RunFolder.open(Path(runs) / name, config_of(made), growing=_GROWING, free=_FREE):
+        return config_of(made)
+
+
+def test_the_commands_offered_for_a_transfer_column_work(tmp_path: Path) -> None:
+    """A policy that is trained and not tested, one that is not trained, and another seed: each by the commands that stand there."""
+    folders = transferred(tmp_path, {name: solved for name, solved in TRANSFERRED.items() if name not in ("gates-transfer.leafe+", "gates-habit.leafe+")})
+    notes = [note for note in build(gather(folders), 5).notes if "second (transfer)" in note]
+    by_row = {row: commands([note for note in notes if note.startswith(f"{row} has not")]) for row in ("LEAFE+", "GRPO")}
+    (test,) = by_row["LEAFE+"]
+    assert opened(test)["policy"]["model"] == str(tmp_path / "gates-first/distill/leafe+/checkpoint")
+    assert test[-1] == "gates-transfer.leafe+"
+    assert opened(test)["world"]["options"]["words"] == "second"
+    training, test = by_row["GRPO"]
+    assert "grpo" in opened(training)["arms"]
+    assert training[-1] == "gates-first"
+    assert opened(test)["policy"]["model"] == str(tmp_path / "gates-first/distill/grpo/checkpoint")
+    seed, test = commands([note for note in notes if "One seed more" in note])
+    assert (opened(seed)["seeds"], seed[-1]) == ([1], "gates-first-seed1")
+    assert (opened(test)["seeds"], test[-1]) == ([1], "gates-transfer.seed1.leafe")
+    assert opened(test)["policy"]["model"] == str(tmp_path / "gates-first-seed1/distill/leafe/checkpoint")
+
+
+def test_a_policy_without_weights_is_said_to_have_none(tmp_path: Path) -> None:
+    trained(tmp_path, first(), markers={"distill/leafe": {"empty": "the trees hold nothing", "stays": "base"}})
+    work, _ = jobs_of(TABLES[5], recipe_set("gates"), (), tmp_path)
+    tests, said = transfer_jobs(TABLES[5], recipe_set("gates"), (), work[0])
+    assert "gates-transfer.leafe" not in {job.folder.name for job in tests}
+    assert said == [f"LEAFE has no weights to test elsewhere in {tmp_path / 'gates-first'} (seed 0): see its report."]
+
+
+def test_one_name_for_several_recipes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"would hold the runs of gates-hard, gates-easy, gates-random.*--runs DIR"):
+        jobs_of(TABLES[4], recipe_set("gates"), ("name=mine",), tmp_path)
+    assert jobs_of(TABLES[4], recipe_set("sokoban"), ("name=mine",), tmp_path)[0][0].folder == tmp_path / "mine"
 
 
 def test_the_figure(tmp_path: Path) -> None:

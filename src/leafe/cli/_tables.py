@@ -44,7 +44,7 @@ def table(
     if what == "claims":
         if overrides:
             raise UserError(f"`leafe table claims` reads what is there and runs nothing: {overrides[0]!r} would change nothing; run the tables with it first.")
-        document = all_claims(folders or _there(on, runs))
+        document = all_claims(folders or _by_table(on, runs))
     elif what in map(str, TABLES):
         number = int(what)
         said: list[str] = []
@@ -91,14 +91,18 @@ def _parted(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def _there(on: str, runs: Path) -> list[Path]:
     """The folders that tables of this set have made."""
+    found = dict.fromkeys(folder for folders in _by_table(on, runs).values() for folder in folders)
+    return list(found)
+
+
+def _by_table(on: str, runs: Path) -> dict[int, list[Path]]:
+    """By table, the folders of those that tables of this set have made."""
     from leafe.core import UserError
-    from leafe.tables import recipe_set
+    from leafe.tables import TABLES, folders_of, recipe_set
 
     known = recipe_set(on)
-    found = [runs / name for name in known.recipes if (runs / name / "manifest.json").is_file()]
-    if known.transfer is not None:
-        found += sorted(path.parent for path in runs.glob(f"{known.transfer}.*/manifest.json"))
-    if not found:
+    found = {number: folders_of(table, known, runs) for number, table in TABLES.items()}
+    if not any(found.values()):
         raise UserError(f"{runs} holds no run of {', '.join(known.recipes)}: make them with `leafe table 1 --on {on}`, or name run folders.")
     return found
 
@@ -115,7 +119,8 @@ def _run(number: int, on: str, overrides: Sequence[str], runs: Path, jobs: int |
         _go_on(job, screen)
     folders = [job.folder for job in work]
     if TABLES[number].kind == "transfer":
-        tests = transfer_jobs(TABLES[number], recipe_set(on), spread, work[0])
+        tests, lacking = transfer_jobs(TABLES[number], recipe_set(on), spread, work[0])
+        said += lacking
         for job in tests:
             _go_on(job, screen)
         folders += [job.folder for job in tests]

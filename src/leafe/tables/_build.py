@@ -37,35 +37,57 @@ def build(evidence: Evidence, number: int) -> Document:
     notes = Notes()
     main, records = _explore_block(table, columns, notes) if kind == "explore" else _evaluate_block(table, columns, notes)
     budget, spent_records = _budget_block(table, columns, kind)
-    judged = judge(columns, number, kind)
+    judged = judge(_spoken_of(columns, table), number, kind)
     tried, tried_records = tries_block(columns) if number == 1 else (None, [])
     blocks = [main, budget, *([tried] if tried else []), *claim_blocks(judged)]
     say_missing(table, columns, kind, notes)
     say_dearer(table, columns, kind, notes)
     say_how(columns, kind, notes)
+    _say_elsewhere(evidence, columns, table, notes)
     notes.said += evidence.notes
     records += spent_records + tried_records + claim_records(judged)
     return Document(f"table{number}", f"Table {number}: {table.title}", tuple(blocks), tuple(dict.fromkeys(notes.said)), tuple(records))
 
 
-def all_claims(paths: Sequence[Path]) -> Document:
-    """Every claim of every table, of what these folders hold; a table of which they hold nothing leaves its claims open."""
+def all_claims(paths: Sequence[Path] | Mapping[int, Sequence[Path]]) -> Document:
+    """Every claim of every table, of what these folders hold, or of the folders of each table by its number: the verdicts that the tables themselves print.
+
+    A table of which they hold nothing leaves its claims open.
+    """
     known: dict[Path, Result] = {}
-    evidences = {apart: gather(paths, apart=apart, known=known) for apart in (False, True)}
+    evidences: dict[tuple[bool, tuple[Path, ...]], Evidence] = {}
     judged = []
     for table in TABLES.values():
-        evidence = evidences[table.apart]
+        key = table.apart, tuple(paths.get(table.number, ()) if isinstance(paths, Mapping) else paths)
+        if key not in evidences:
+            evidences[key] = gather(key[1], apart=table.apart, known=known)
         kind: Kind = "explore" if table.kind == "explore" else "evaluate"
-        judged += judge(columns_of(evidence, table), table.number, kind)
+        judged += judge(_spoken_of(columns_of(evidences[key], table), table), table.number, kind)
     blocks = claim_blocks(judged)
-    notes = (*HOW_CLAIMS, *evidences[False].notes)
-    return Document("claims", "What the six tables say, claim by claim", tuple(blocks), notes, tuple(claim_records(judged)))
+    notes = dict.fromkeys([*HOW_CLAIMS, *(note for evidence in evidences.values() for note in evidence.notes)])
+    return Document("claims", "What the six tables say, claim by claim", tuple(blocks), tuple(notes), tuple(claim_records(judged)))
 
 
 def columns_of(evidence: Evidence, table: Table) -> list[World]:
+    """A transfer table shows policies where they were trained, then where they were not; the others leave out what is there for the transfer table."""
     kind: Kind = "explore" if table.kind == "explore" else "evaluate"
     rows = {row.key for row in table.rows}
-    return [c for c in evidence.columns if c.transfer == (table.kind == "transfer") and rows & set(c.rows(kind))]
+    plain, tested = ([c for c in evidence.columns if c.transfer == transfer and rows & set(c.rows(kind))] for transfer in (False, True))
+    if table.kind == "transfer":
+        origins = [world for c in tested for world in c.origins]
+        return [*(c for c in plain if (c.world, c.options) in origins), *tested]
+    return [c for c in plain if not c.for_transfer] or plain
+
+
+def _spoken_of(columns: Sequence[World], table: Table) -> list[World]:
+    """Those that the table's claims are about: of a transfer table, where policies were not trained."""
+    return [c for c in columns if c.transfer == (table.kind == "transfer")]
+
+
+def _say_elsewhere(evidence: Evidence, columns: Sequence[World], table: Table, notes: Notes) -> None:
+    for column in evidence.columns if table.kind != "transfer" else ():
+        if column.for_transfer and not column.transfer and column not in columns:
+            notes.say(f"{column.title} is left out: it is where the policies of table 5 are trained, and stands there.")
 
 
 def _nothing(evidence: Evidence, table: Table) -> str:

@@ -73,7 +73,7 @@ def top_k(column: Column) -> int:
 def judge(columns: Sequence[Column], table: int, kind: Kind = "evaluate") -> list[Judged]:
     """The claims of one table, in order. Columns that are controls have no part in them."""
     claims = [c for c in CLAIMS if c.table == table]
-    columns = [c for c in columns if not c.control]
+    columns = [c for c in columns if not c.why_control]
     return _decide(claims, [[_compare(column, c, kind) for c in claim.comparisons] for claim in claims for column in columns], len(columns))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from leafe.baselines.early_experience import check_thoughts
@@ -24,8 +25,21 @@ def resume(run: RunFolder, *overrides: str, name: str | None = None) -> str:
 
 def another_seed(run: RunFolder) -> str:
     """The same experiment with the next seed, in a folder of its own."""
+    path, seed = seed_folder(run)
+    return resume(run, f"seeds=[{seed}]", name=path.name)
+
+
+def seed_folder(run: RunFolder) -> tuple[Path, int]:
+    """Where `another_seed` goes, and the seed."""
     seed = max(recipe_of(run).seeds) + 1
-    return resume(run, f"seeds=[{seed}]", name=f"{run.path.name}-seed{seed}")
+    return run.path.with_name(f"{run.path.name}-seed{seed}"), seed
+
+
+def try_elsewhere(run: RunFolder, weights: str, row: str, seed: int) -> str:
+    """The test of other weights in the world of `run`, which tests one policy."""
+    recipe = recipe_of(run)
+    name = f"{run.path.name.partition('.')[0]}.{f'seed{seed}.' if seed != recipe.seeds[0] else ''}{row}".replace(" ", "-")
+    return resume(run, f"policy.model={weights}", f"seeds=[{seed}]", name=name)
 
 
 def add_row(run: RunFolder, row: str, control: str = "") -> str:

@@ -58,24 +58,33 @@ class Table:
     apart: bool = False
     """A column a base policy, as in the paper; else base policies are runs of one column, as seeds are."""
     main: bool = False
-    """Only the first recipe of a set."""
+    """Only the first recipe of a set; of a transfer table the one that trains for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeSet:
-    """What `--on` names: the recipes that are a table's columns, and the one in which trained policies are tested out of distribution."""
+    """What `--on` names: the recipes that are a table's columns, and those of the transfer table."""
 
     recipes: tuple[str, ...]
-    transfer: str | None = None
+    trained: str = ""
+    """The recipe whose policies are tested out of distribution; none: there is no such test."""
+    tested: tuple[str, ...] = ()
+    """The recipes that test them."""
+
+    def of(self, table: Table) -> tuple[str, ...]:
+        """The recipes that a table runs, the tests of a transfer table left out."""
+        if table.kind == "transfer":
+            return (self.trained,) if self.trained else ()
+        return self.recipes[:1] if table.main else self.recipes
 
 
 SETS: Mapping[str, RecipeSet] = {
-    "gates": RecipeSet(("gates-hard", "gates-easy", "gates-random"), "gates-transfer"),
+    "gates": RecipeSet(("gates-hard", "gates-easy", "gates-random"), "gates-first", ("gates-transfer", "gates-habit")),
     "sokoban": RecipeSet(("sokoban",)),
     "scienceworld": RecipeSet(("scienceworld",)),
     "alfworld": RecipeSet(("alfworld",)),
     "webshop": RecipeSet(("webshop",)),
-    "code": RecipeSet(("codecontests",), "mbpp"),
+    "code": RecipeSet(("codecontests",), "codecontests", ("mbpp",)),
 }
 
 BASE = Row("base", "Base", "the policy before any training")
@@ -145,9 +154,18 @@ CLAIMS: tuple[Claim, ...] = (
 """METHOD.md, "What the six tables say", (1) as 1a, 1b and 2a, (2) as 3, (3) as 4, (4) as 5, (5) as 6; 1c and 1d are what leafe itself claims."""
 
 
-def is_control(world: str, options: Mapping[str, Any]) -> bool:
-    """A column that keeps the comparison honest, and of which no claim speaks: rules that are random in every task, so that there is nothing to internalise."""
-    return world == "gates" and options.get("setting") == "random"
+def why_control(world: str, options: Mapping[str, Any], transfer: bool = False) -> str:
+    """Of a column that keeps the comparison honest, and of which no claim speaks: what is peculiar to it; '' where it is none."""
+    if world == "gates" and options.get("setting") == "random":
+        return "its rules are random in every task, so that there is nothing to internalise"
+    if world == "gates" and options.get("rules") == "habit" and transfer:
+        return "its rules are those of pretraining, so that what training taught of rules is false in it"
+    return ""
+
+
+def trains_for_transfer(world: str, options: Mapping[str, Any]) -> bool:
+    """A world in one half of the words, which is there for the transfer table and is no column of the others."""
+    return world == "gates" and options.get("words", "all") != "all"
 
 
 def recipe_set(name: str) -> RecipeSet:

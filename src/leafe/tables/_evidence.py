@@ -18,7 +18,7 @@ from leafe.explore import STRATEGIES
 from leafe.pipeline import Stage, plan, recipe_of, world_options
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
-from leafe.tables._define import is_control
+from leafe.tables._define import trains_for_transfer, why_control
 from leafe.tables._refuse import same_arm, same_budget, same_tasks, same_worlds
 from leafe.tables._results import Kind, Place, Result, Where, read, short
 
@@ -44,8 +44,18 @@ class Column:
     """What was read already, by the stage's folder; columns share it."""
 
     @property
-    def control(self) -> bool:
-        return is_control(self.world, self.options)
+    def why_control(self) -> str:
+        """Why no claim speaks of it; '' where claims do."""
+        return why_control(self.world, self.options, self.transfer)
+
+    @property
+    def for_transfer(self) -> bool:
+        return trains_for_transfer(self.world, self.options)
+
+    @property
+    def origins(self) -> list[tuple[str, dict[str, Any]]]:
+        """Of a transfer column: the worlds in which its policies were trained."""
+        return [world_of(p.origin[1], p.origin[2]) for places in self.places.values() for p in places.values() if p.origin is not None]
 
     def rows(self, kind: Kind = "evaluate") -> list[str]:
         return [row for k, row in self.places if k == kind]
@@ -172,12 +182,16 @@ def _lend_base(columns: list[Column]) -> None:
                 columns.remove(other)
 
 
+_PLAIN = ("setting", "rules", "words")
+"""Options that name a column by their value alone."""
+
+
 def _name(columns: Sequence[Column]) -> None:
     """The world, and of its options those in which columns differ, or its setting."""
     for column in columns:
         alike = [c for c in columns if c.world == column.world]
-        names = [n for n in column.options if n in ("setting", "rules") or any(c.options.get(n) != column.options[n] for c in alike)]
-        words = [str(column.options[n]) if n in ("setting", "rules") else f"{n} {column.options[n]}" for n in names]
+        names = [n for n in column.options if n in _PLAIN or any(c.options.get(n) != column.options[n] for c in alike)]
+        words = [str(column.options[n]) if n in _PLAIN else f"{n} {column.options[n]}" for n in names]
         words += [column.split] if column.split != "test" else []
         column.title = " ".join([column.world, *words, *([short(column.base)] if column.base else []), *(["(transfer)"] if column.transfer else [])])
     for nth, column in enumerate(columns):

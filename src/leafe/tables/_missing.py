@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leafe.pipeline import task_count
+from leafe.pipeline import checkpoint_of, stage_name, task_count
 from leafe.tables._claims import top_k
-from leafe.tables._commands import add_row, another_seed, resume
+from leafe.tables._commands import add_row, another_seed, resume, seed_folder, try_elsewhere
 from leafe.tables._define import Row, Table
 from leafe.tables._evidence import Column
 from leafe.tables._judged import HOW_CLAIMS
@@ -46,10 +46,9 @@ def say_missing(table: Table, columns: Sequence[Column], kind: Kind, notes: Note
                 notes.say(f"{row.title} lacks {len(lacking)} of {len(every)} runs in {column.title} ({missing}): {_offer(column, row.key, kind, lacking)}")
         seeds = {where.seed for where in every}
         if column.transfer:
-            if len(every) == 1:
-                notes.say(f"{column.title} has one run ({every[0].words}): train with more seeds (`leafe table 5 seeds=[0,1,2]` with its other settings).")
+            _say_seeds_elsewhere(column, every, kind, notes)
             continue
-        if len(every) == 1 and not column.control:
+        if len(every) == 1 and not column.why_control:
             run = _folder_of(column, every[0], kind)
             notes.say(
                 f"{column.title} has one run ({every[0].words}): its intervals cover other tasks and no other seeds. One seed more: "
@@ -95,7 +94,7 @@ def _folder_of(column: Column, where: Where, kind: Kind) -> Place:
 def _offer(column: Column, row: str, kind: Kind, lacking: Sequence[Where]) -> str:
     """The command for the first folder that lacks it, and how many more there are."""
     if column.transfer:
-        return "`leafe table 5` makes the run, once the arm has been trained."
+        return _offer_elsewhere(column, row, kind, lacking[0])
     folders: dict[str, Place] = {}
     for where in lacking:
         place = _folder_of(column, where, kind)
@@ -106,13 +105,48 @@ def _offer(column: Column, row: str, kind: Kind, lacking: Sequence[Where]) -> st
     return (command if command.startswith("no command") else f"`{command}`") + rest
 
 
+def _offer_elsewhere(column: Column, row: str, kind: Kind, where: Where) -> str:
+    """In a world where policies are only tested: the training, where there is none yet, and the test."""
+    tested = _tested_there(column, kind, where)
+    if tested is None or tested.origin is None:
+        return "`leafe table 5` makes the run, once the arm has been trained."
+    run, recipe, stage = tested.origin
+    if row == "base":
+        return f"`{try_elsewhere(tested.run, recipe.policy.model, row, where.seed)}`"
+    weights = checkpoint_of(run, stage.leg, row)
+    command = try_elsewhere(tested.run, str(weights or run.path / stage_name("distill", stage.leg, row) / "checkpoint"), row, where.seed)
+    if weights is not None:
+        return f"`{command}`"
+    training = add_row(run, row)
+    return training if training.startswith("no command") else f"`{training}`, then `{command}`"
+
+
+def _say_seeds_elsewhere(column: Column, every: Sequence[Where], kind: Kind, notes: Notes) -> None:
+    tested = _tested_there(column, kind, every[0])
+    if len(every) > 1 or tested is None or tested.origin is None:
+        return
+    path, seed = seed_folder(tested.origin[0])
+    weights = path / "distill" / tested.row.replace(" ", "-") / "checkpoint"
+    notes.say(
+        f"{column.title} has one run ({every[0].words}): its intervals cover other tasks and no other seeds. One seed more: "
+        f"`{another_seed(tested.origin[0])}`, then each of its policies in a folder of its own, as "
+        f"`{try_elsewhere(tested.run, str(weights), tested.row, seed)}`."
+    )
+
+
+def _tested_there(column: Column, kind: Kind, where: Where) -> Place | None:
+    """A test of a policy that another folder trained in this run."""
+    found = (places[where] for (k, _), places in column.places.items() if k == kind and where in places)
+    return next((place for place in found if place.origin is not None), None)
+
+
 def say_how(columns: Sequence[Column], kind: Kind, notes: Notes) -> None:
     for column in columns:
         few = top_k(column) if kind == "evaluate" else 128
         if few < 128:
             notes.say(f"{column.title} has too few samples a task for Pass@128 and shows Pass@{few}: evaluate.samples=128.")
-        if column.control:
-            notes.say(f"{column.title} is a control: its rules are random in every task, so that there is nothing to internalise; no claim speaks of it.")
+        if column.why_control:
+            notes.say(f"{column.title} is a control: {column.why_control}; no claim speaks of it.")
     if kind == "evaluate":
         notes.say("Intervals of cells draw runs (a seed of a base policy) first and tasks within them; differences are paired by task.")
         notes.say("What an arm cost holds all explorations and trainings that it builds on; rows that learn from one exploration are each charged for it.")

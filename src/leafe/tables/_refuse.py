@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from leafe.core import UserError
 from leafe.pipeline import Stage, task_count
 from leafe.recipes import Recipe
-from leafe.tables._results import Kind, Place, Where
+from leafe.tables._results import Kind, Place, Where, chosen_temperature
 
 if TYPE_CHECKING:
     from leafe.tables._evidence import Column
@@ -20,11 +20,15 @@ def same_arm(a: Place, b: Place) -> None:
         raise UserError(f"{a.row} was trained by other settings in {a.run.path} than in {b.run.path}: rename one of the two arms, or leave one folder out.")
 
 
-def settings(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """How policies are tested. Not the number of samples, which Pass@k allows for."""
+def settings(place: Place) -> dict[str, Any]:
+    """How policies are tested. Not the number of samples, which Pass@k allows for, and not a temperature that was chosen for an arm where it was trained."""
+    recipe, stage = place.recipe, place.stage
+    temperature = recipe.evaluate.temperature
+    if place.origin is not None and chosen_temperature(place.origin[0], place.origin[2].leg, place.row) == temperature:
+        temperature = place.origin[1].evaluate.temperature
     return {
         "prompts": recipe.prompts, "history": recipe.history, "explore.horizon": recipe.explore.horizon, "explore.invalid_limit": recipe.explore.invalid_limit,
-        "evaluate.temperature": recipe.evaluate.temperature, "evaluate.top_p": recipe.evaluate.top_p, "tasks.test": task_count(recipe, stage.leg, "test"),
+        "evaluate.temperature": temperature, "evaluate.top_p": recipe.evaluate.top_p, "tasks.test": task_count(recipe, stage.leg, "test"),
     }  # fmt: skip
 
 
@@ -40,7 +44,7 @@ def same_budget(column: Column) -> None:
     for place in _every(column):
         here = budget_of(place.recipe, place.stage) if place.recipe.strategies or place.recipe.arms else {}
         there = budget_of(place.origin[1], place.origin[2]) if place.origin else {}
-        for what, mine in (("here", here if not column.transfer else {}), ("there", there), ("tested", settings(place.recipe, place.stage))):
+        for what, mine in (("here", here if not column.transfer else {}), ("there", there), ("tested", settings(place))):
             if not mine:
                 continue
             other, before = first.setdefault(what, (place, mine))

@@ -12,7 +12,7 @@ import numpy as np
 
 from leafe.core import Spent, Tree
 from leafe.evaluate import Counts, counts, coverage_curve, measure, spent
-from leafe.pipeline import Stage, plan, stage_name
+from leafe.pipeline import Leg, Stage, plan, stage_name
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, load_trees
 
@@ -123,6 +123,12 @@ def read(place: Place) -> Result:
         seconds,
         cost,
     )
+
+
+def chosen_temperature(run: RunFolder, leg: Leg, arm: str) -> float | None:
+    """At which the arm is sampled where its sweep was over temperatures too; None: at the recipe's."""
+    value = (run.done(stage_name("choose", leg, arm)) or {}).get("temperature")
+    return None if value is None else float(value)
 
 
 def _temperature(place: Place) -> float | None:

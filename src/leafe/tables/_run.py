@@ -1,6 +1,7 @@
 """Which recipes a table runs, cut down to what it needs: its own arms, those that they build on, and what an earlier table left in the same folder.
 
-All tables of one recipe share a run folder, so that the second finds done what the first has done.
+All tables of one recipe share a run folder, so that the second finds done what the first has done. The transfer table trains in one recipe and tests each of
+its policies in others, a folder a policy.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import UserError
-from leafe.pipeline import StageKind, checkpoint_of, legs, recipe_of
+from leafe.pipeline import Leg, StageKind, checkpoint_of, legs, recipe_of
 from leafe.recipes import Recipe, load_recipe, parse_recipe
 from leafe.runs import RunFolder
 from leafe.tables._commands import with_arms
 from leafe.tables._define import ARMS, STRATEGIES, RecipeSet, Table
+from leafe.tables._results import chosen_temperature
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,26 @@ class Job:
 
 def jobs_of(table: Table, recipes: RecipeSet, overrides: Sequence[str], runs: Path) -> tuple[list[Job], list[str]]:
     """(what to run for a table, sentences on arms that cannot be made); UserError where recipe and overrides do not fit."""
-    if table.kind == "transfer" and recipes.transfer is None:
+    if table.kind == "transfer" and not recipes.tested:
         raise UserError("Table 5 tests policies in a world that they were not trained in, and no such world is set for this recipe set: try gates or code.")
-    jobs, said = [], []
-    for name in recipes.recipes[:1] if table.main or table.kind == "transfer" else recipes.recipes:
+    jobs: list[Job] = []
+    said = []
+    for name in recipes.of(table):
         job, lacking = _job(table, name, overrides, runs)
+        if any(job.folder == other.folder for other in jobs):
+            several = ", ".join(recipes.of(table))
+            raise UserError(f"{job.folder} would hold the runs of {several}, which need a folder each: take name=... out and give --runs DIR.")
         jobs.append(job)
         said += lacking
     return jobs, list(dict.fromkeys(said))
+
+
+def folders_of(table: Table, recipes: RecipeSet, runs: Path) -> list[Path]:
+    """The run folders that are there of those that the table makes, and of a transfer table its tests."""
+    found = [runs / name for name in recipes.of(table) if (runs / name / "manifest.json").is_file()]
+    if table.kind == "transfer":
+        found += [path.parent for name in recipes.tested for path in sorted(runs.glob(f"{name}.*/manifest.json"))]
+    return found
 
 
 def _job(table: Table, name: str, overrides: Sequence[str], runs: Path) -> tuple[Job, list[str]]:
@@ -88,26 +102,39 @@ def _with(recipe: Recipe, arms: dict[str, Any], strategies: Sequence[str]) -> Re
     return parse_recipe(data, f"The recipe {recipe.name}")
 
 
-_TESTED = ("tasks.test", "evaluate.", "policy.", "jobs", "engine", "ray.")
-"""Overrides that also reach the recipe of the other world."""
+_TESTED = (
+    "tasks.test", "evaluate.samples", "evaluate.k", "evaluate.temperature", "evaluate.top_p", "evaluate.concurrency", "world.workers", "world.timeout",
+    "history", "jobs", "engine", "ray",
+)  # fmt: skip
+"""Overrides that also reach the recipes of other worlds: how much is sampled and how, and on what machine."""
 
 
-def transfer_jobs(table: Table, recipes: RecipeSet, overrides: Sequence[str], trained: Job) -> list[Job]:
-    """For every policy of the table that `trained` holds, a run that tests it in the other world; a folder each."""
-    assert recipes.transfer is not None
+def transfer_jobs(table: Table, recipes: RecipeSet, overrides: Sequence[str], trained: Job) -> tuple[list[Job], list[str]]:
+    """(for every policy of the table that `trained` holds, a run that tests it in each other world; sentences on those that it does not hold)."""
     run = RunFolder.read(trained.folder)
     recipe = recipe_of(run)
-    out = []
-    kept = [o for o in overrides if o.startswith(_TESTED) and not o.startswith("policy.model")]
-    for leg in legs(recipe):
-        for row in () if leg.control else table.rows:
-            if row.key == "base":
-                model = recipe.policy.model
-            elif row.key in recipe.arms and (found := checkpoint_of(run, leg, row.key)) is not None:
-                model = str(found)
-            else:
+    kept = [o for o in overrides if o.partition("=")[0].strip().startswith(_TESTED)]
+    out, said = [], []
+    for leg in [leg for leg in legs(recipe) if not leg.control]:
+        for row in table.rows:
+            found = None if row.key == "base" else checkpoint_of(run, leg, row.key)
+            if row.key != "base" and found is None:
+                if row.key in recipe.arms:
+                    said.append(f"{row.title} has no weights to test elsewhere in {trained.folder} (seed {leg.seed}): see its report.")
                 continue
-            name = f"{recipes.transfer}.{leg.prefix}{row.key}".replace(" ", "-")
-            other = load_recipe(recipes.transfer, [*kept, f"policy.model={model}", f"seeds=[{leg.seed}]", f"name={name}"])
-            out.append(Job(other, trained.folder.parent / name))
-    return out
+            for name in recipes.tested:
+                other = load_recipe(name, [*kept, f"seeds=[{leg.seed}]", f"name={f'{name}.{leg.prefix}{row.key}'.replace(' ', '-')}"])
+                out.append(Job(_tested(other, trained.recipe, run, leg, row.key, found), trained.folder.parent / other.name))
+    return sorted(out, key=lambda job: recipes.tested.index(job.recipe.name.partition(".")[0])), said
+
+
+def _tested(other: Recipe, asked: Recipe, run: RunFolder, leg: Leg, row: str, weights: Path | None) -> Recipe:
+    """The other world's recipe for one policy: answered for as where it was trained, at the temperature that was chosen there."""
+    policy = asked.policy.model_dump(mode="json", exclude_none=True)
+    evaluate = other.evaluate.model_dump(mode="json", exclude_none=True)
+    if weights is not None:
+        policy["model"] = str(weights)
+        if asked.policy.kind != "hf" and asked.policy.launch is None:  # who answers for the base does not know these weights
+            policy |= {"kind": "hf", "options": {}}
+        evaluate["temperature"] = chosen_temperature(run, leg, row) or evaluate["temperature"]
+    return parse_recipe(other.model_dump(mode="json", exclude_none=True) | {"policy": policy, "evaluate": evaluate}, f"The recipe {other.name}")
