@@ -57,7 +57,7 @@ def curves(evidence: Evidence, rows: Sequence[str] = ()) -> list[dict[str, Any]]
 def _shown(column: Column, rows: Sequence[str]) -> list[str]:
     if rows:
         return [row for row in rows if row in column.rows()]
-    named = [row.key for table in TABLES.values() if table.kind != "explore" for row in table.rows]
+    named = [row.key for row in TABLES[1].rows]
     controls = [row for row in column.rows() if column.roles.get(row) in ("control", "ceiling")]
     return [row for row in dict.fromkeys([*named, *controls]) if row in column.rows()]
 
@@ -105,12 +105,13 @@ def _panel(place: Any, title: str, points: Sequence[dict[str, Any]], rows: Seque
         mine = [p for p in points if p["row"] == row and p["value"] == p["value"]]
         if not mine:
             continue
-        look = nth % len(PALETTE)
+        look, again = nth % len(PALETTE), nth // len(PALETTE)
         colour = "#666666" if row in ceilings else PALETTE[look]
+        shape = (look + 3 * again) % len(MARKERS)  # where colours begin anew, dashes and markers are others
         x, y, low, high = ([scale * p[name] for p in mine] for name, scale in (("k", 1), ("value", 100), ("low", 100), ("high", 100)))
         name = title_of(row) + (" (unfinished)" if any(p["note"] for p in mine) else "")
         place.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        place.plot(x, y, color=colour, linestyle=DASHES[look], marker=MARKERS[look], markersize=4, linewidth=1.6, label=name)
+        place.plot(x, y, color=colour, linestyle=DASHES[shape], marker=MARKERS[shape], markersize=4, linewidth=1.6, label=name)
     first = points[0]
     place.set_title(f"{title}: {first['tasks']} tasks, {first['runs']} run{'s' if first['runs'] > 1 else ''}", fontsize=10)
     place.set_xscale("log", base=2)
@@ -118,5 +119,5 @@ def _panel(place: Any, title: str, points: Sequence[dict[str, Any]], rows: Seque
     ticks = [2**i for i in range(0, 11, 1 if most <= 128 else 2) if 2**i <= most]
     place.set_xticks(ticks, [str(t) for t in ticks])
     place.set_xlabel("k")
-    place.set_ylim(bottom=0)
+    place.set_ylim(0, 102 if max(p["high"] for p in points) > 0.9 else None)
     place.grid(True, color="#dddddd", linewidth=0.6)
