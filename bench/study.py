@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 RECIPES = ("gates-hard", "gates-easy", "gates-random")  # a table's columns
-TRAINED, TESTED = "gates-first", "gates-transfer"
+TRAINED, TESTED = "gates-first", ("gates-transfer", "gates-habit")
 TRANSFERRED = ("base", "grpo", "rehearsal", "leafe", "leafe+")
 TABLES = ("1", "2", "3", "4", "5", "6", "claims")
 
@@ -62,12 +62,13 @@ def run(recipe: str, cell: str, source: str, seed: int, out: Path, more: Sequenc
 
 
 def transfer(trained: Path, base: str, suffix: str, seed: int, out: Path, more: Sequence[str]) -> None:
-    """The policies of a trained cell in the world of other words."""
+    """The policies of a trained cell in the worlds that they were not trained in."""
     kept = [change for change in more if change.startswith(("tasks.test", "evaluate."))]
-    for row in TRANSFERRED:
-        checkpoint = trained / "distill" / row / "checkpoint"
-        if row == "base" or checkpoint.is_dir():
-            run(TESTED, f"{TESTED}-{suffix}.{row}", base if row == "base" else str(checkpoint), seed, out, kept)
+    for recipe in TESTED:
+        for row in TRANSFERRED:
+            checkpoint = trained / "distill" / row / "checkpoint"
+            if row == "base" or checkpoint.is_dir():
+                run(recipe, f"{recipe}-{suffix}.{row}", base if row == "base" else str(checkpoint), seed, out, kept)
 
 
 def tables(out: Path, docs: Path) -> None:
@@ -75,7 +76,7 @@ def tables(out: Path, docs: Path) -> None:
     docs.mkdir(parents=True, exist_ok=True)
     every = sorted(path.parent for path in out.glob("*/manifest.json"))
     main = [str(p) for p in every if p.name.startswith(RECIPES)]
-    other = [str(p) for p in every if p.name.startswith((TRAINED, TESTED))]
+    other = [str(p) for p in every if p.name.startswith((TRAINED, *TESTED))]
     for what in TABLES:
         folders = other if what == "5" else [*main, *other] if what == "claims" else main
         if folders:
