@@ -25,7 +25,7 @@ def test_the_surface_is_frozen() -> None:
     command = typer.main.get_command(app)
     assert set(command.commands) == COMMANDS  # type: ignore[attr-defined]
     options = {o for p in command.commands["run"].params for o in p.opts}  # type: ignore[attr-defined]
-    assert options == {"recipe", "overrides", "--name", "--runs", "--fresh", "--jobs"}
+    assert options == {"recipe", "overrides", "--name", "--runs", "--fresh", "--jobs", "--json"}
 
 
 def test_help_lists_every_command() -> None:

@@ -1,62 +1,138 @@
-"""What a person sees while stages run: live bars on a terminal, plain lines elsewhere."""
+"""What a person sees while stages run: a live view on a terminal, plain lines elsewhere.
+
+The live view is two or three lines for each stage that runs and one for the run. It is made anew for the width of the moment, drops what does not fit, and
+uses no sign that the terminal's encoding lacks.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
 
+from leafe.cli._watch import Course, clock_time, share_of
 from leafe.pipeline import Stage, StageKind, Watcher
+
+_EVERY = 15.0
+"""Seconds between the log lines of a stage."""
+_BAR = 16
 
 
 class Display(Watcher):
-    """Shows every stage that runs. `tables` is called with a stage kind once all of that kind are finished."""
+    """Shows every stage that runs. `tables` is called with a stage kind once all of that kind are finished; `stages`: how many there are, `done` of them
+    from earlier starts."""
 
-    def __init__(self, console: Console, tables: Callable[[StageKind], None]) -> None:
+    def __init__(self, console: Console, tables: Callable[[StageKind], None], stages: int = 0, done: int = 0) -> None:
         super().__init__(self._begins, self._progress, self._ends, tables)
         self.console = console
-        self.bars: Progress | None = None
-        if console.is_terminal:
-            words = TextColumn("{task.fields[words]}")
-            name = TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=16))  # the name is the last to give way
-            columns = (SpinnerColumn(), name, BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), words)
-            self.bars = Progress(*columns, console=console, transient=True)
-        self._ids: dict[str, TaskID] = {}
+        self.stages, self.done = stages, done
+        self.utf8 = console.encoding.lower().startswith("utf")
+        self.began = time.monotonic()
+        self.live: Live | None = None
+        # what claims to be a terminal need not be one: FORCE_COLOR is set where logs are coloured, and no cursor moves there
+        if console.is_terminal and not console.is_dumb_terminal and getattr(console.file, "isatty", lambda: False)():
+            self.live = Live(get_renderable=lambda: self, console=console, refresh_per_second=4, transient=True, vertical_overflow="crop")
+        self._courses: dict[str, Course] = {}
         self._spoke: dict[str, float] = {}
-        self._began: dict[str, float] = {}
+        self._lock = threading.Lock()
+        """The view is drawn by a thread of its own."""
 
     def __enter__(self) -> Display:
-        if self.bars is not None:
-            self.bars.start()
+        if self.live is not None:
+            self.live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.bars is not None:
-            self.bars.stop()
+        if self.live is not None:
+            self.live.stop()
 
     def _begins(self, stage: Stage) -> None:
-        self._began[stage.name] = self._spoke[stage.name] = time.monotonic()
-        if self.bars is not None:
-            self._ids[stage.name] = self.bars.add_task(stage.name, total=None, words="starting")
-        else:
-            self.console.print(f"{stage.name}: begins", highlight=False)
+        now = time.monotonic()
+        with self._lock:
+            self._courses[stage.name], self._spoke[stage.name] = Course(stage, now), now
+        if self.live is None:
+            self._say(f"{stage.name}: begins")
 
     def _progress(self, stage: Stage, event: dict[str, Any]) -> None:
-        words = str(event.get("words", ""))
-        if "tokens" in event:
-            seconds = max(1e-9, time.monotonic() - self._began[stage.name])
-            words += f", {event['turns'] / seconds:.3g} turns/s, {event['tokens'] / seconds:.3g} tokens/s"
-        if self.bars is not None:
-            self.bars.update(self._ids[stage.name], completed=event["done"], total=event.get("of"), words=words)
-        elif time.monotonic() - self._spoke[stage.name] > 15:
+        with self._lock:
+            course = self._courses[stage.name]
+            course.take(event)
+        if self.live is None and time.monotonic() - self._spoke[stage.name] > _EVERY:
             self._spoke[stage.name] = time.monotonic()
-            self.console.print(f"{stage.name}: {event['done']} of {event['of']}, {words}", highlight=False)
+            eta = [] if course.eta is None else [f"{clock_time(course.eta)} left"]
+            self._say(f"{stage.name}: {', '.join([_of(event), *course.words(), *eta])}")
 
     def _ends(self, stage: Stage, info: dict[str, Any]) -> None:
-        if self.bars is not None:
-            self.bars.remove_task(self._ids.pop(stage.name))
-        self.console.print(f"[green]✓[/] {stage.name} in {info['seconds']:.1f} s", highlight=False)
+        with self._lock:
+            self._courses.pop(stage.name, None)
+            self.done += 1
+        why = next((f": {info[key]}" for key in ("empty", "stopped") if key in info), "")
+        tick = "✓" if self.utf8 else "ok"
+        # one print: between two of them another stage might speak
+        self.console.print(Text.assemble((tick, "green"), f" {stage.name} in {info['seconds']:.1f} s{why}"))
+
+    def _say(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        with self._lock:
+            courses = list(self._courses.values())
+            running = [(course, course.words()) for course in courses]
+        room = max(2, (options.max_height or console.height) - 2)
+        lines = 2 if options.max_width >= 60 else 3
+        shown = max(1, room // (lines + 1))
+        names = max((len(course.stage.name) for course, _ in running[:shown]), default=0)
+        for course, words in running[:shown]:
+            yield self._head(course, options.max_width, names)
+            yield from (Text("  " + line, "dim", no_wrap=True) for line in _wrapped(words, options.max_width - 2, lines, " · " if self.utf8 else ", "))
+        hidden = f", {len(running) - shown} not shown" if len(running) > shown else ""
+        of = f" of {self.stages}" if self.stages else ""
+        footer = f"{self.done}{of} stages done, {len(running)} running{hidden}, {clock_time(time.monotonic() - self.began)}"
+        yield Text(_cut(footer, options.max_width, self.utf8), no_wrap=True)
+
+    def _head(self, course: Course, width: int, names: int) -> Text:
+        """Name (as wide as the longest of them, where there is room), bar, count, time, and the time that is left; without room for it, no bar."""
+        event = course.last
+        spins = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏" if self.utf8 else "|/-\\"
+        spinner = spins[int(time.monotonic() * 4) % len(spins)]
+        count = _of(event) if "done" in event else "starting"
+        eta = "" if course.eta is None else f" {clock_time(course.eta)} left"
+        rest = f" {count} {clock_time(course.seconds)}{eta}"
+        share = share_of(event)
+        bar = share is not None and width - len(rest) - 2 - _BAR - 1 >= 14
+        room = max(8, width - len(rest) - 2 - (_BAR + 1 if bar else 0))
+        name = _cut(course.stage.name.ljust(min(names, room)), room, self.utf8)
+        out = Text.assemble((spinner, "cyan"), " ", (name, "bold"), no_wrap=True, overflow="crop")
+        if share is not None and bar:
+            full = round(_BAR * share)
+            signs = "━─" if self.utf8 else "#-"
+            out.append(" " + signs[0] * full, "green").append(signs[1] * (_BAR - full), "dim")
+        out.append(rest)
+        out.truncate(width)
+        return out
+
+
+def _of(event: dict[str, Any] | Any) -> str:
+    done, of = event.get("done", 0), event.get("of")
+    return f"{done:,}" if of is None else f"{done:,}/{of:,.0f}"
+
+
+def _wrapped(words: list[str], width: int, lines: int, between: str) -> list[str]:
+    """The words on so many lines at most, none broken: what has no room is left out, what matters least first."""
+    out: list[str] = []
+    for word in words:
+        if out and cell_len(out[-1]) + len(between) + cell_len(word) <= width:
+            out[-1] += between + word
+        elif len(out) < lines and cell_len(word) <= width:
+            out.append(word)
+    return out
+
+
+def _cut(text: str, width: int, utf8: bool) -> str:
+    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)) + ("…" if utf8 else "~")

@@ -83,10 +83,10 @@ def make_alfworld(
     screen.print(f"Play them: leafe run alfworld world.options.data={out}", highlight=False)
 
 
-def console() -> Console:
+def console(quiet: bool = False) -> Console:
     import sys
 
     from rich.console import Console
 
     # without a terminal nothing wraps: tables are read by other programs and by logs
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return Console(quiet=quiet) if sys.stdout.isatty() else Console(quiet=quiet, width=200)
