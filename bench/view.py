@@ -159,7 +159,7 @@ def measure(folder: Path, cache: Path, tasks: int) -> None:
             print(f"| {name} | {1000 * statistics.median(times):.0f} | {1000 * max(times):.0f} | {1000 * used:.0f} | {largest / 1000:.0f} |")
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
 
 
 def row(name: str, base: str, pid: int, paths: list[str]) -> tuple[str, list[float], float, int]:

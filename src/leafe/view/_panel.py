@@ -11,7 +11,7 @@ from leafe.prompts import Prompts, history_before
 from leafe.view._diff import difference
 from leafe.view._run import Had
 from leafe.view._text import Shown, plain, show
-from leafe.view._training import Learnt, Masked, Token, masked, tokens
+from leafe.view._training import LONG, Learnt, Masked, Token, masked, tokens
 
 _TEXT = 12_000
 _PROMPT = 40_000
@@ -236,7 +236,7 @@ def _messages(tree: Tree, turn: Turn, prompts: Had[Prompts]) -> Had[tuple[Messag
 
 def _counted(messages: Sequence[Message], turn: Turn, chat: ChatTokens | None) -> str:
     """Whether the prompt that was put together again has the length that the engine counted."""
-    if chat is None or not turn.usage.prompt or sum(len(m.content) for m in messages) > 200_000:
+    if chat is None or not turn.usage.prompt or sum(len(m.content) for m in messages) > LONG:
         return ""
     try:
         here = len(chat.prompt(messages))

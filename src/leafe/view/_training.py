@@ -19,6 +19,8 @@ from leafe.prompts import Prompts
 from leafe.view._run import Arm, Had, waited
 
 _KEPT = 32
+LONG = 200_000
+"""Characters of a prompt."""
 
 PARTS: dict[Part, tuple[str, str]] = {
     "rehearsal": ("D_reh", "rehearsal: what went right, learnt as it was done"),
@@ -86,7 +88,7 @@ class Training:
     def _work(self, tree: Tree, prompts: Prompts, arm: Arm, trained: float) -> Had[Mapping[str, list[Learnt]]]:
         try:
             return Had(_learnt(tree, prompts, arm, self._exported(arm, trained)))
-        except LeafeError as error:
+        except (LeafeError, UnicodeError) as error:  # half surrogates in a task's name: no seed can be made of them
             return Had(None, str(error))
 
     def _exported(self, arm: Arm, trained: float) -> Drawn | None:
@@ -157,6 +159,8 @@ class Masked:
 def masked(sample: Sample, chat: ChatTokens | None, shown: int = 80, most: int = 400) -> tuple[Masked, str]:
     """The sample's end with its mask, and a sentence where it is by text because its tokens cannot be had."""
     why = ""
+    if sum(len(message.content) for message in sample.messages) > LONG:
+        why, chat = "The prompt is too long to be put into tokens for a page.", None
     if chat is not None:
         try:
             encoded = encode([sample], chat, 1 << 40)
@@ -165,8 +169,8 @@ def masked(sample: Sample, chat: ChatTokens | None, shown: int = 80, most: int =
             begin = max(0, span.start - shown)
             context = tokens(chat, sequence.ids[begin : span.start])
             return Masked(begin, context, tokens(chat, sequence.ids[span.start : span.end][:most]), span.start, span.end - span.start), ""
-        except (UserError, IndexError) as error:
-            why = str(error) or "the answer has no tokens"
+        except (UserError, IndexError, ValueError, TypeError) as error:  # tokenizers refuse half surrogates by these
+            why = f"It has no tokens ({type(error).__name__}: {error})."
     last = sample.messages[-1].content if sample.messages else ""
     return Masked(0, last[-2000:], sample.answer.content[:8000]), why
 
