@@ -83,9 +83,9 @@ def first(**changes: Any) -> Recipe:
 
 
 def trained(tmp_path: Path, made: Recipe, rows: Sequence[str] = ("base", "leafe", "leafe+"), **more: Any) -> Path:
-    """A folder of gates-first in which the test tasks are one, three and two of four solved."""
+    """A folder of gates-first with weights; of the rows one, two, four of 128 samples of every task succeed."""
     prefixes = [f"seed{s}." for s in made.seeds] if len(made.seeds) > 1 else [""]
-    outcomes = {f"evaluate/{prefix}{row}": [1, 32, 64][: len(rows)][nth : nth + 1] * 12 for prefix in prefixes for nth, row in enumerate(rows)}
+    outcomes = {f"evaluate/{prefix}{row}": [2**nth] * 12 for prefix in prefixes for nth, row in enumerate(rows)}
     path = make(tmp_path / "gates-first", made, outcomes, **more)
     for stage in path.glob("distill/*"):
         (stage / "checkpoint").mkdir()
@@ -97,10 +97,10 @@ def test_every_trained_policy_is_tested_in_the_other_worlds(tmp_path: Path) -> N
     overrides = ("seeds=[1,2]", "tasks.test=7", "tasks.train=5", "policy.options.max_batch=9", "evaluate.compare=[['leafe','base']]", "world.workers=3")
     work, _ = jobs_of(TABLES[5], recipe_set("gates"), overrides, tmp_path)
     assert [job.folder for job in work] == [folder]
-    tests, said = transfer_jobs(TABLES[5], recipe_set("gates"), overrides, work[0])
-    assert not said
+    tests = transfer_jobs(TABLES[5], recipe_set("gates"), overrides, work[0])
     worlds = ("gates-transfer", "gates-habit")
-    assert [job.folder.name for job in tests] == [f"{w}.seed{s}.{row}" for w in worlds for s in (1, 2) for row in ("base", "leafe", "leafe+")]
+    rows = ("base", "rehearsal", "leafe", "leafe+")
+    assert [job.folder.name for job in tests] == [f"{world}.seed{s}.{row}" for world in worlds for s in (1, 2) for row in rows]
     assert all(job.folder.name == job.recipe.name for job in tests)
     by_name = {job.folder.name: job.recipe for job in tests}
     assert by_name["gates-transfer.seed1.base"].policy.model == "embedded"
@@ -119,7 +119,7 @@ def test_who_answers_for_the_base_is_not_asked_for_trained_weights(tmp_path: Pat
     for how, kind, launch in (("policy.options.base_url='http://h/v1'", "hf", None), ("policy.launch=s {checkpoint} {port}", "http", "s {checkpoint} {port}")):
         overrides = (*served, how)
         work, _ = jobs_of(TABLES[5], recipe_set("gates"), overrides, tmp_path)
-        tests, _ = transfer_jobs(TABLES[5], recipe_set("gates"), overrides, work[0])
+        tests = transfer_jobs(TABLES[5], recipe_set("gates"), overrides, work[0])
         by_row = {job.folder.name.partition(".")[2]: job.recipe.policy for job in tests}
         assert (by_row["base"].kind, by_row["base"].model, by_row["base"].options) == ("http", "m", work[0].recipe.policy.options)
         assert (by_row["leafe"].kind, by_row["leafe"].launch, by_row["leafe"].options) == (kind, launch, {})
@@ -130,7 +130,7 @@ def test_a_chosen_temperature_goes_along_and_is_no_other_way_of_testing(tmp_path
     markers = {"choose/leafe": {"chosen": "leafe.try1", "temperature": 1.3}}
     folder = trained(tmp_path, first(arms=sweep), markers=markers)
     work, _ = jobs_of(TABLES[5], recipe_set("gates"), (), tmp_path)
-    tests = {job.folder.name: job for job in transfer_jobs(TABLES[5], recipe_set("gates"), ("tasks.test=12",), work[0])[0]}
+    tests = {job.folder.name: job for job in transfer_jobs(TABLES[5], recipe_set("gates"), ("tasks.test=12",), work[0])}
     found = {row: tests[f"gates-transfer.{row}"].recipe for row in ("base", "leafe", "leafe+")}
     assert {row: r.evaluate.temperature for row, r in found.items()} == {"base": 1.0, "leafe": 1.3, "leafe+": 1.0}
     assert found["leafe"].policy.model == str(folder / "distill/leafe.try1/checkpoint")
@@ -139,11 +139,11 @@ def test_a_chosen_temperature_goes_along_and_is_no_other_way_of_testing(tmp_path
     assert set(column.rows()) == {"base", "leafe", "leafe+"}
 
 
-def transferred(tmp_path: Path, solved: Mapping[str, Sequence[int]], **changes: Any) -> list[Path]:
-    """gates-first and its tests, where `solved` says for each folder's row how many of 128 samples of each task succeed."""
-    folder = trained(tmp_path, first(**changes))
+def transferred(tmp_path: Path, solved: Mapping[str, Sequence[int]], **more: Any) -> list[Path]:
+    """gates-first and its tests, where `solved` says for each folder how many of 128 samples of each task succeed."""
+    folder = trained(tmp_path, first(), **more)
     work, _ = jobs_of(TABLES[5], recipe_set("gates"), (), tmp_path)
-    tests, _ = transfer_jobs(TABLES[5], recipe_set("gates"), ("tasks.test=12",), work[0])
+    tests = transfer_jobs(TABLES[5], recipe_set("gates"), ("tasks.test=12",), work[0])
     return [folder, *(make(job.folder, job.recipe, {"evaluate/base": solved[job.folder.name]}) for job in tests if job.folder.name in solved)]
 
 
@@ -161,7 +161,7 @@ def test_table_5_shows_policies_where_they_were_trained_and_where_not(tmp_path: 
     titles = ["gates hard first", "gates hard second (transfer)", "gates hard first habit (transfer)"]
     assert document.blocks[0].head == ("method", *(f"{title} Pass@{k}" for title in titles for k in (1, 128)))
     rows = {row[0].text: [cell.text.rstrip("=") for cell in row[1:]] for row in document.blocks[0].rows}
-    assert rows["LEAFE"] == ["25.0", "100.0", "100.0", "100.0", "0.0", "0.0"]
+    assert rows["LEAFE"] == ["1.6", "100.0", "100.0", "100.0", "0.0", "0.0"]
     assert rows["GRPO"] == ["not run"] * 6
     assert {r["column"] for r in document.records if r["kind"] == "comparison"} == {"gates hard second (transfer)"}
     assert {r["row"]: r["verdict"] for r in document.records if r["kind"] == "claim"} == {"5a": "not decided", "5b": "holds"}
@@ -217,12 +217,15 @@ def test_the_commands_offered_for_a_transfer_column_work(tmp_path: Path) -> None
     assert opened(test)["policy"]["model"] == str(tmp_path / "gates-first-seed1/distill/leafe/checkpoint")
 
 
-def test_a_policy_without_weights_is_said_to_have_none(tmp_path: Path) -> None:
-    trained(tmp_path, first(), markers={"distill/leafe": {"empty": "the trees hold nothing", "stays": "base"}})
-    work, _ = jobs_of(TABLES[5], recipe_set("gates"), (), tmp_path)
-    tests, said = transfer_jobs(TABLES[5], recipe_set("gates"), (), work[0])
-    assert "gates-transfer.leafe" not in {job.folder.name for job in tests}
-    assert said == [f"LEAFE has no weights to test elsewhere in {tmp_path / 'gates-first'} (seed 0): see its report."]
+def test_an_arm_that_learnt_nothing_is_tested_nowhere_and_nobody_is_told_to(tmp_path: Path) -> None:
+    why = {"empty": "the trees hold nothing", "stays": "base"}
+    folders = transferred(tmp_path, TRANSFERRED, markers={"distill/leafe": why, "evaluate/leafe": why}, rows=("base", "leafe+"))
+    assert "gates-transfer.leafe" not in {path.name for path in folders}
+    document = build(gather(folders), 5)
+    assert [cell.text for row in document.blocks[0].rows for cell in row[1:] if row[0].text == "LEAFE"] == ["nothing to learn"] * 6
+    notes = [note for note in document.notes if note.startswith("LEAFE has")]
+    assert len(notes) == 3
+    assert all(note.endswith("(embedded, seed 0): the trees hold nothing.") for note in notes)
 
 
 def test_one_name_for_several_recipes_is_refused(tmp_path: Path) -> None:

@@ -119,8 +119,7 @@ def _run(number: int, on: str, overrides: Sequence[str], runs: Path, jobs: int |
         _go_on(job, screen)
     folders = [job.folder for job in work]
     if TABLES[number].kind == "transfer":
-        tests, lacking = transfer_jobs(TABLES[number], recipe_set(on), spread, work[0])
-        said += lacking
+        tests = transfer_jobs(TABLES[number], recipe_set(on), spread, work[0])
         for job in tests:
             _go_on(job, screen)
         folders += [job.folder for job in tests]

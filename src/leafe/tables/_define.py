@@ -122,7 +122,7 @@ TABLES: Mapping[int, Table] = {
         Table(2, "Pass@1 and Pass@128 by base policy", (BASE, GRPO, LEAFE, PLUS), apart=True, main=True),
         Table(3, "Stage 1 alone: tasks solved at least once, at equal budget", STRATEGIES, kind="explore"),
         Table(4, "What L_cf adds to L_reh", (REHEARSAL, LEAFE, PLUS)),
-        Table(5, "Out of distribution", (BASE, GRPO, LEAFE, PLUS), kind="transfer", main=True),
+        Table(5, "Out of distribution", (BASE, GRPO, REHEARSAL, LEAFE, PLUS), kind="transfer", main=True),
         Table(6, "LEAFE alone and with an auxiliary objective", (LEAFE, LEAFE_EARLY, LEAFE_GRPO, PLUS, PLUS_GRPO)),
     )
 }
@@ -169,6 +169,7 @@ def trains_for_transfer(world: str, options: Mapping[str, Any]) -> bool:
 
 
 def recipe_set(name: str) -> RecipeSet:
+    """The recipes that fill the tables for one world; UserError for an unknown name."""
     if name not in SETS:
         raise UserError(f"--on {name}: there is no recipe set of this name; choose one of {', '.join(SETS)}.")
     return SETS[name]

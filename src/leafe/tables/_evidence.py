@@ -98,6 +98,7 @@ def gather(paths: Sequence[Path], *, apart: bool = False, known: dict[Path, Resu
             _take(place, found, notes, apart)
     columns = list(found.values())
     _lend_base(columns)
+    _lend_reasons(columns)
     columns = [c for c in columns if c.places or c.absent]
     known = {} if known is None else known
     for column in columns:
@@ -180,6 +181,15 @@ def _lend_base(columns: list[Column]) -> None:
             column.roles["base"] = "base"
             if set(other.places) <= {("evaluate", "base")} and not other.absent:
                 columns.remove(other)
+
+
+def _lend_reasons(columns: Sequence[Column]) -> None:
+    """Why an arm has no weights where it was trained is why it has no figure where it was to be tested."""
+    for column in [c for c in columns if c.transfer]:
+        for other in [c for c in columns if not c.transfer and (c.world, c.options) in column.origins]:
+            for (row, where), why in other.absent.items():
+                if where in column.runs() and where not in column.places.get(("evaluate", row), {}):
+                    column.absent[row, where] = why
 
 
 _PLAIN = ("setting", "rules", "words")

@@ -109,23 +109,19 @@ _TESTED = (
 """Overrides that also reach the recipes of other worlds: how much is sampled and how, and on what machine."""
 
 
-def transfer_jobs(table: Table, recipes: RecipeSet, overrides: Sequence[str], trained: Job) -> tuple[list[Job], list[str]]:
-    """(for every policy of the table that `trained` holds, a run that tests it in each other world; sentences on those that it does not hold)."""
+def transfer_jobs(table: Table, recipes: RecipeSet, overrides: Sequence[str], trained: Job) -> list[Job]:
+    """For every policy of the table that `trained` holds, a run that tests it in each other world; a folder each."""
     run = RunFolder.read(trained.folder)
     recipe = recipe_of(run)
     kept = [o for o in overrides if o.partition("=")[0].strip().startswith(_TESTED)]
-    out, said = [], []
+    out = []
     for leg in [leg for leg in legs(recipe) if not leg.control]:
         for row in table.rows:
             found = None if row.key == "base" else checkpoint_of(run, leg, row.key)
-            if row.key != "base" and found is None:
-                if row.key in recipe.arms:
-                    said.append(f"{row.title} has no weights to test elsewhere in {trained.folder} (seed {leg.seed}): see its report.")
-                continue
-            for name in recipes.tested:
+            for name in recipes.tested if row.key == "base" or found is not None else ():
                 other = load_recipe(name, [*kept, f"seeds=[{leg.seed}]", f"name={f'{name}.{leg.prefix}{row.key}'.replace(' ', '-')}"])
                 out.append(Job(_tested(other, trained.recipe, run, leg, row.key, found), trained.folder.parent / other.name))
-    return sorted(out, key=lambda job: recipes.tested.index(job.recipe.name.partition(".")[0])), said
+    return sorted(out, key=lambda job: recipes.tested.index(job.recipe.name.partition(".")[0]))
 
 
 def _tested(other: Recipe, asked: Recipe, run: RunFolder, leg: Leg, row: str, weights: Path | None) -> Recipe:

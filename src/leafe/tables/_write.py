@@ -22,6 +22,7 @@ from leafe.tables._document import RECORD, Block, Cell, Document
 
 
 def show(document: Document, console: Console) -> None:
+    """Print it, wide tables in pieces that fit the console."""
     console.print(f"[bold]{escape(document.title)}[/]", highlight=False)
     for whole in document.blocks:
         for block in _pieces(whole, console.width):
@@ -56,6 +57,7 @@ def _pieces(block: Block, width: int) -> list[Block]:
 
 
 def markdown(document: Document) -> str:
+    """The document as Markdown tables, one a block."""
     lines = [f"## {_md(document.title)}", ""]
     for block in document.blocks:
         lines += [f"**{_md(block.title)}**", "", _md_row([_md(name) for name in block.head])]
