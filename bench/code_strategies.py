@@ -7,7 +7,8 @@
 
 An execution is a submission to the judge: the paper's budget. A policy call is a submission or a reflection. Every strategy may use the same number of
 executions a task (--executions), with as many calls as that takes, so that both columns of budgets are read off one exploration. A seed draws tasks,
-programmer and samples anew. Intervals are 95 %, differences are paired by task, and the wider of those over seeds and over tasks (`leafe.evaluate.contrast`).
+programmer and samples anew. Intervals are 95 %, differences are paired by task, and the wider of those over seeds and over tasks (`leafe.evaluate.contrast`); with `--over tasks` they
+speak of other tasks alone.
 In a sweep every different program is run once and its verdict remembered (the world is deterministic; `--remember` does it elsewhere, with the same trees).
 The weak programmer is no language model: what it shows is for which abilities an order of strategies follows, not that a model has them.
 """
@@ -30,7 +31,7 @@ from leafe.envs import load_tasks, make_world
 from leafe.envs.code._submissions import Judged
 from leafe.envs.code.mbpp import Mbpp
 from leafe.envs.code.weak import WeakProgrammer
-from leafe.evaluate import contrast, coverage_curve, hierarchical_bootstrap, spent
+from leafe.evaluate import Over, contrast, coverage_curve, hierarchical_bootstrap, spent
 from leafe.explore import ExploreConfig, WorldPool, explore
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.runs import RunFolder, load_trees
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 24, 32])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the programmer's options; world.KEY and explore.KEY for theirs")
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--over", choices=["runs", "tasks"], default="runs", help="what the intervals of differences speak of")
     parser.add_argument("--remember", action="store_true", help="run every different program once")
     parser.add_argument("--only", nargs="+", type=int, help="rows of the sweep, from 0")
     parser.add_argument("--run", type=Path, help="a run folder")
@@ -99,7 +101,7 @@ def main() -> None:
         for number, (what, changes) in enumerate(SWEEP):
             if args.only is None or number in args.only:
                 runs = explored(args, [*args.set, *changes.split()])
-                print(sweep_row(what, changes, runs, args.executions), flush=True)
+                print(sweep_row(what, changes, runs, args.executions, args.over), flush=True)
     else:
         began = time.monotonic()
         runs = explored(args, args.set)
@@ -171,13 +173,13 @@ def covered(runs: Sequence[Sequence[Tree]], cost: Literal["env_steps", "policy_c
     return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def difference(runs: Runs, a: str, b: str, cost: Literal["env_steps", "policy_calls"], budget: int) -> str:
-    """In points, with the interval and p (not corrected)."""
+def difference(runs: Runs, a: str, b: str, cost: Literal["env_steps", "policy_calls"], budget: int, over: Over = "runs") -> str:
+    """In points, with the interval."""
     pairs = []
     for mine, other in zip(runs[a], runs[b], strict=True):
         one, two = solved_by(mine, cost, budget), solved_by(other, cost, budget)
         pairs.append({task: one[task] - two[task] for task in one if task in two})
-    found = contrast(f"{a} - {b}", 1, pairs)
+    found = contrast(f"{a} - {b}", 1, pairs, over)
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
@@ -189,7 +191,7 @@ def report(args: argparse.Namespace, runs: Runs, title: str) -> None:
         print(f"| {WORDS[cost]} a task | " + " | ".join(names) + " | " + " | ".join(f"{a} − {b}" for a, b in pairs) + " |")
         print("| --- " * (1 + len(names) + len(pairs)) + "|")
         for budget in args.budgets:
-            cells = [covered(runs[s], cost, budget) for s in names] + [difference(runs, a, b, cost, budget) for a, b in pairs]
+            cells = [covered(runs[s], cost, budget) for s in names] + [difference(runs, a, b, cost, budget, args.over) for a, b in pairs]
             print(f"| {budget} | " + " | ".join(cells) + " |")
         print()
     print("| strategy | tasks | solved | executions | policy calls | reflections | unusable | rollbacks to step 0 / later | episodes |")
@@ -204,8 +206,8 @@ def report(args: argparse.Namespace, runs: Runs, title: str) -> None:
     print()
 
 
-def sweep_row(what: str, changes: str, runs: Runs, budget: int) -> str:
-    cells = [covered(runs[s], "env_steps", budget) for s in STRATEGIES] + [difference(runs, a, b, "env_steps", budget) for a, b in PAIRS]
+def sweep_row(what: str, changes: str, runs: Runs, budget: int, over: Over = "runs") -> str:
+    cells = [covered(runs[s], "env_steps", budget) for s in STRATEGIES] + [difference(runs, a, b, "env_steps", budget, over) for a, b in PAIRS]
     return f"| {what} | {changes} | " + " | ".join(cells) + " |"
 
 

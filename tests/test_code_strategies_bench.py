@@ -20,7 +20,7 @@ from tests.core.growth import grown_trees
 from tests.envs.data import needs_sandbox
 from tests.envs.test_weak import ROW
 
-FEW = argparse.Namespace(split="train", tasks=2, executions=8, seeds=2, budgets=[4, 8], remember=True)
+FEW = argparse.Namespace(split="train", tasks=2, executions=8, seeds=2, budgets=[4, 8], remember=True, over="tasks")
 
 
 def bought(tree: Tree, budget: int, calls: bool) -> float:

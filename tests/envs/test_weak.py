@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.core import Message, Request, Task, UserError
+from leafe.core import Kind, Message, Request, Task, Turn, UserError
 from leafe.envs.code._mistakes import Versions, places_of
 from leafe.envs.code.mbpp import Mbpp
 from leafe.envs.code.weak import WeakProgrammer
@@ -217,6 +217,10 @@ def test_options_that_do_not_fit_are_one_sentence(problems: str, options: dict[s
         WeakProgrammer(problems=problems, **options)
 
 
+def act_turn_of(desk: Desk) -> Turn:
+    return Turn("t/0.0", None, desk.task.id, 0, Kind.act, desk.written[0], observation=desk.said[1])
+
+
 @needs_sandbox
 def test_what_it_does_not_know_is_one_sentence(problems: str, tmp_path: Path) -> None:
     desk = Desk(problems)
@@ -225,6 +229,10 @@ def test_what_it_does_not_know_is_one_sentence(problems: str, tmp_path: Path) ->
         asyncio.run(desk.policy.complete(other))
     with pytest.raises(UserError, match='history = "full"'):
         asyncio.run(desk.policy.complete(Request((Message("user", "Write."),), cache_key=desk.task.id)))
+    desk.submit(desk.ask()[0])
+    window = Prompts(load_prompt_set("mbpp"), history="window:2").act(History(desk.task, desk.said[0], (act_turn_of(desk),)))
+    with pytest.raises(UserError, match='history = "full"'):
+        asyncio.run(desk.policy.complete(Request(window, cache_key=desk.task.id)))
     desk.submit("```python\nprint('somebody else')\n```")
     with pytest.raises(UserError, match="did not write"):
         desk.ask()

@@ -42,7 +42,7 @@ from leafe.envs.code._mistakes import Place, Versions, Wrong, places_of
 from leafe.envs.code.mbpp import feedback, read_problems
 from leafe.envs.sandbox import Limits, Outcome, Sandbox, Verdict
 
-_FIRST = "[Step 0]"
+_FIRST = "[Step 0]\n"
 _HIDDEN = re.compile(r"^\d+ of \d+ tests? passed\. A hidden test ", re.MULTILINE)
 _BLOCK = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
 _CANDIDATES = 3
@@ -181,7 +181,7 @@ class _Seen:
 
     @staticmethod
     def of(request: Request, problem: _Problem) -> _Seen:
-        starts = [i for i, m in enumerate(request.messages) if m.role == "user" and _FIRST in m.content]
+        starts = [i for i, m in enumerate(request.messages) if m.role == "user" and _FIRST in m.content and problem.text in m.content]
         if not starts:
             raise UserError('The weak programmer reads the whole history: set history = "full" and prompts = "mbpp".')
         talk = request.messages[starts[-1] :]
@@ -216,6 +216,7 @@ class _Problem:
 
     def __init__(self, row: dict[str, Any], places: int, sandbox: Sandbox, seed: int) -> None:
         self.task_id = f"mbpp-{row['task_id']}"
+        self.text = row["text"].strip()
         self.tests = [test.strip() for test in row["test_list"]]
         self.setup = row["test_setup_code"].replace("\r\n", "\n")
         self.versions = Versions("pass")
