@@ -7,10 +7,10 @@
 
 An execution is a submission to the judge: the paper's budget. A policy call is a submission or a reflection. Every strategy may use the same number of
 executions a task (--executions), with as many calls as that takes, so that both columns of budgets are read off one exploration. A seed draws tasks,
-programmer and samples anew. Intervals are 95 %, differences are paired by task, and the wider of those over seeds and over tasks (`leafe.evaluate.contrast`); with `--over tasks` they
-speak of other tasks alone.
-In a sweep every different program is run once and its verdict remembered (the world is deterministic; `--remember` does it elsewhere, with the same trees).
-The weak programmer is no language model: what it shows is for which abilities an order of strategies follows, not that a model has them.
+programmer and samples anew. Intervals are 95 %, differences are paired by task; their intervals are the wider of those over seeds and over tasks
+(`leafe.evaluate.contrast`), and speak of other tasks alone with `--over tasks`. In a sweep every different program is run once and its verdict remembered
+(the world is deterministic; `--remember` does it elsewhere, with the same trees). The weak programmer is no language model: what it shows is for which
+abilities an order of strategies follows, not that a model has them.
 """
 
 from __future__ import annotations
