@@ -212,6 +212,21 @@ def test_unfinished_rows_are_marked_and_not_ranked(tmp_path: Path) -> None:
     assert {r["verdict"] for r in document.records if r["kind"] == "claim"} == {"not decided"}
 
 
+@pytest.mark.parametrize(("lost", "there"), [("the last line", "11 of 12"), ("all", "none")])
+def test_a_finished_row_whose_journal_was_lost_is_unfinished_and_says_so(tmp_path: Path, lost: str, there: str) -> None:
+    folder = whole(tmp_path)
+    (journal,) = (folder / "evaluate/leafe").glob("journal-*")
+    if lost == "all":
+        journal.unlink()
+    else:
+        journal.write_bytes(journal.read_bytes()[:-20])
+    document = build(gather([folder]), 4)
+    (note,) = [note for note in document.notes if note.startswith("† LEAFE is unfinished")]
+    assert f"{there} of its tasks are there" in note
+    assert "marked as finished all the same: restore the journal in" in note
+    assert {r["verdict"] for r in document.records if r["kind"] == "claim"} == {"not decided"}
+
+
 def test_a_training_with_nothing_to_learn_from_is_no_figure(tmp_path: Path) -> None:
     stages = {row: solved for row, solved in SOLVED.items() if row != "evaluate/leafe"}
     made = make(tmp_path / "one", recipe(), stages, markers={"evaluate/leafe": {"empty": "the trees hold nothing", "stays": "base"}})
@@ -243,6 +258,8 @@ def test_nothing_of_a_table_is_one_sentence(tmp_path: Path) -> None:
         build(gather([folder]), 1)
     with pytest.raises(UserError, match="in a world that it was not trained in"):
         build(gather([folder]), 5)
+    with pytest.raises(UserError, match="No run folder was given for table 4"):
+        build(gather([]), 4)
 
 
 def test_all_claims_by_name(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from leafe.core import UserError
+from leafe.core import JournalError, UserError
 from leafe.tables._evidence import gather
 from leafe.tables._results import Where
 from tests.tables.folders import make, recipe
@@ -116,6 +116,50 @@ def test_one_name_for_two_arms_is_refused_and_a_row_in_two_folders_is_said(tmp_p
     other = make(tmp_path / "other", recipe(arms={"leafe": {"preset": "paper", "distill": {"beta": 2.0}}}), TWELVE)
     with pytest.raises(UserError, match=r"leafe was trained by other settings in .*one than in .*other"):
         gather([one, other])
+
+
+def test_a_finished_stage_without_its_tasks_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path / "one", recipe(), TWELVE)
+    (folder / "evaluate/leafe/tasks.jsonl").unlink()
+    with pytest.raises(UserError, match=r"evaluate/leafe is marked as finished and has no tasks\.jsonl: restore it, .*`leafe run .*one/config\.toml"):
+        gather([folder])
+    (folder / "evaluate/leafe/done.json").unlink()
+    (column,) = gather([folder]).columns
+    assert column.rows() == ["base"]
+
+
+@pytest.mark.parametrize("file", ["config.toml", "manifest.json", "evaluate/leafe/done.json"])
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_broken_files_of_a_run_are_named(tmp_path: Path, file: str, content: str) -> None:
+    folder = make(tmp_path / "one", recipe(), TWELVE)
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=f"one/{file}|one lacks|recipe of .*one"):
+        gather([folder])
+
+
+def test_a_damaged_journal_ends_the_table_and_names_the_line(tmp_path: Path) -> None:
+    folder = make(tmp_path / "one", recipe(), TWELVE)
+    (journal,) = (folder / "evaluate/leafe").glob("journal-*")
+    lines = journal.read_bytes().split(b"\n")
+    lines[3] = lines[3].replace(b":", b"", 1)
+    journal.write_bytes(b"\n".join(lines))
+    (column,) = gather([folder]).columns
+    assert column.results("base")
+    with pytest.raises(JournalError, match=rf"{journal.name}, line 4 is damaged"):
+        column.results("leafe")
+
+
+def test_budgets_of_where_policies_were_trained_are_held_against_each_other(tmp_path: Path) -> None:
+    """Two policies in the world of other words, of which one had more calls to learn from."""
+    paths = []
+    for name, calls, row in (("few", 8, "leafe"), ("many", 16, "leafe+")):
+        made = make(tmp_path / name, recipe(explore__limits={"policy_calls": calls}), {})
+        weights = made / "distill" / row / "checkpoint"
+        weights.mkdir()
+        there = recipe(policy__model=str(weights), arms={}, strategies=(), world__options={"setting": "hard", "words": "second"})
+        paths.append(make(tmp_path / f"other.{row}", there, {"evaluate/base": [1] * 12}))
+    with pytest.raises(UserError, match=r"few and .*many cannot stand in one table: explore\.limits\.policy_calls is 8 in the one and 16 in the other"):
+        gather(paths)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

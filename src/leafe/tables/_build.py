@@ -91,6 +91,8 @@ def _say_elsewhere(evidence: Evidence, columns: Sequence[World], table: Table, n
 
 
 def _nothing(evidence: Evidence, table: Table) -> str:
+    if not evidence.runs:
+        return f"No run folder was given for table {table.number}: name some, or make them with `leafe table {table.number}`."
     where = ", ".join(str(run.path) for run in evidence.runs)
     if table.kind == "transfer":
         return (

@@ -18,6 +18,7 @@ from leafe.explore import STRATEGIES
 from leafe.pipeline import Stage, plan, recipe_of, world_options
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
+from leafe.tables._commands import resume
 from leafe.tables._define import trains_for_transfer, why_control
 from leafe.tables._refuse import same_arm, same_budget, same_tasks, same_worlds
 from leafe.tables._results import Kind, Place, Result, Where, read, short
@@ -152,6 +153,9 @@ def _take(place: Place, found: dict[str, Column], notes: list[str], apart: bool)
         column.absent[place.row, place.where] = str(why)
         return
     if not (place.folder / "tasks.jsonl").is_file():
+        if done is not None:
+            command = resume(place.run)
+            raise UserError(f"{place.folder} is marked as finished and has no tasks.jsonl: restore it, or delete the folder and go on with `{command}`.")
         return
     places = column.places.setdefault((kind, place.row), {})
     before = places.get(place.where)

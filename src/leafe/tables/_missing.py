@@ -10,7 +10,7 @@ from leafe.tables._commands import add_row, another_seed, resume, seed_folder, t
 from leafe.tables._define import Row, Table
 from leafe.tables._evidence import Column
 from leafe.tables._judged import HOW_CLAIMS
-from leafe.tables._results import Kind, Place, Where
+from leafe.tables._results import Kind, Place, Result, Where
 
 UNFINISHED = "†"
 
@@ -32,9 +32,10 @@ def say_missing(table: Table, columns: Sequence[Column], kind: Kind, notes: Note
         every = column.runs(kind)
         for row in table.rows:
             places = column.places.get((kind, row.key), {})
+            results = column.results(row.key, kind)
             for where, place in places.items():
-                if place.done is None:
-                    _say_unfinished(column, row, where, place, kind, notes)
+                if place.done is None or where not in results or not results[where].finished:
+                    _say_unfinished(column, row, where, place, results.get(where), notes)
             lacking = [where for where in every if where not in places and (row.key, where) not in column.absent]
             for (absent, where), why in column.absent.items():
                 if absent == row.key:
@@ -80,11 +81,14 @@ def say_dearer(table: Table, columns: Sequence[Column], kind: Kind, notes: Notes
                     break
 
 
-def _say_unfinished(column: Column, row: Row, where: Where, place: Place, kind: Kind, notes: Notes) -> None:
-    result = column.results(row.key, kind).get(where)
+def _say_unfinished(column: Column, row: Row, where: Where, place: Place, result: Result | None, notes: Notes) -> None:
     there = f"{len(result.counts.tasks)} of {result.of}" if result else "none"
-    command = resume(place.run)
-    notes.say(f"{UNFINISHED} {row.title} is unfinished in {column.title} ({where.words}): {there} of its tasks are there, and no claim uses it. `{command}`")
+    command = f"`{resume(place.run)}`"
+    if place.done is not None and place.done.get("given_up"):
+        command = f"{place.done['given_up']} of them were given up, since they failed again and again where others did not."
+    elif place.done is not None:
+        command = f"It is marked as finished all the same: restore the journal in {place.folder}, or delete that folder, then {command}"
+    notes.say(f"{UNFINISHED} {row.title} is unfinished in {column.title} ({where.words}): {there} of its tasks are there, and no claim uses it. {command}")
 
 
 def _folder_of(column: Column, where: Where, kind: Kind) -> Place:
