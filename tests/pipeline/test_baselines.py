@@ -14,7 +14,7 @@ from leafe.baselines.ace import Playbook, with_playbook
 from leafe.baselines.test_time import read
 from leafe.core import Kind, UserError
 from leafe.embedded import base_path
-from leafe.pipeline import plan, run_recipe, summarise_run
+from leafe.pipeline import StageKind, plan, run_recipe, summarise_run
 from leafe.pipeline._actor import StageActor, order_for
 from leafe.pipeline._plan import find
 from leafe.pipeline._stages import make_pool, make_prompts, read_playbook, sampling_of, source_of
@@ -96,6 +96,18 @@ def test_mistakes_are_one_sentence(more: tuple[str, ...], sentence: str) -> None
     with pytest.raises(UserError, match=sentence) as caught:
         recipe(*more)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_stage_by_stage_it_comes_to_the_same_end(whole: Path, tmp_path: Path) -> None:
+    """As `leafe explore`, `distill`, `evaluate` give them, until nothing waits."""
+    made, run = everything(), tmp_path / "run"
+    kinds: list[StageKind] = ["explore", "distill", "explore", "distill", "evaluate"]
+    for kind in kinds:
+        run_recipe(made, run, only=kind)
+    assert not [stage.name for stage in plan(made) if RunFolder.read(run).done(stage.name) is None]
+    for stage in ("collect/book", "evaluate/book", "evaluate/after"):
+        assert trees_of(run, stage) == trees_of(whole, stage)
 
 
 @pytest.mark.slow

@@ -74,8 +74,9 @@ def run_recipe(
 ) -> RunFolder:
     """Run what is not finished yet; returns the run, open for reading. `shard` explores a part of the tasks.
 
-    `only` runs the stages of one kind (those of validation with `evaluate`), those of them that wait for no other kind: arms and rounds that build on others
-    are reached by giving explore, distill and evaluate again, as often as `waiting_stages` names any.
+    `only` runs the stages of one kind (with `explore` what baselines collect, with `evaluate` those of validation and attempts at test time), those of them
+    that wait for no other kind: arms and rounds that build on others are reached by giving explore, distill and evaluate again, as often as `waiting_stages`
+    names any.
 
     UserError where the folder does not fit or, with `only`, a stage needs one that has not run; ForeignFailure where something outside failed for good.
     """
@@ -98,15 +99,20 @@ def run_recipe(
 
 def waiting_stages(run: RunFolder, recipe: Recipe, only: StageKind) -> list[str]:
     """Stages that `run_recipe(only=...)` left, since they need stages of another kind that have not run."""
-    return [stage.name for stage in plan(recipe) if stage.kind in _WITH.get(only, (only,)) and run.done(stage.name) is None]
+    return [stage.name for stage in plan(recipe) if stage.kind in _kinds(run, only) and run.done(stage.name) is None]
 
 
-_WITH: dict[StageKind, tuple[StageKind, ...]] = {"evaluate": ("validate", "choose", "evaluate")}
+_WITH: dict[StageKind, tuple[StageKind, ...]] = {"explore": ("explore", "collect"), "evaluate": ("validate", "choose", "evaluate", "tries")}
+
+
+def _kinds(run: RunFolder, only: StageKind) -> tuple[StageKind, ...]:
+    """What a command of this name runs. A shard explores and nothing else: what baselines collect, they collect over all tasks."""
+    return (only,) if "shard" in run.config else _WITH.get(only, (only,))
 
 
 def _reachable(folder: RunFolder, recipe: Recipe, only: StageKind) -> list[Stage]:
     """The stages of this kind for which all is there, or will be with these stages; UserError where there are others, and none of these."""
-    every = [s for s in plan(recipe) if s.kind in _WITH.get(only, (only,))]
+    every = [s for s in plan(recipe) if s.kind in _kinds(folder, only)]
     reached: dict[str, Stage] = {}
     due = 0
     lacking: tuple[str, str] | None = None
