@@ -21,17 +21,20 @@ def about(sample: Sample) -> dict[str, Any]:
 
 
 def sharegpt(sample: Sample) -> dict[str, Any] | None:
-    """LLaMA-Factory's ShareGPT row; with `chosen` and `rejected` where the sample is a pair. None where user and assistant do not take turns."""
+    """LLaMA-Factory's ShareGPT row. None where user and assistant do not take turns."""
     system, rest = _apart(sample.messages)
     if not _take_turns(rest):
         return None
-    said = [_turn(m) for m in rest]
-    row: dict[str, Any] = {"system": system}
-    if sample.rejected is not None:
-        row |= {"conversations": said, "chosen": _turn(sample.answer), "rejected": _turn(sample.rejected)}
-    else:
-        row["conversations"] = [*said, _turn(sample.answer)]
-    return row | about(sample)
+    return {"system": system, "conversations": [*map(_turn, rest), _turn(sample.answer)]} | about(sample)
+
+
+def ranking(sample: Sample) -> dict[str, Any] | None:
+    """LLaMA-Factory's row of a pair. None where user and assistant do not take turns."""
+    system, rest = _apart(sample.messages)
+    if not _take_turns(rest):
+        return None
+    assert sample.rejected is not None
+    return {"system": system, "conversations": list(map(_turn, rest)), "chosen": _turn(sample.answer), "rejected": _turn(sample.rejected)} | about(sample)
 
 
 def axolotl(sample: Sample) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from leafe.core import UserError
-from leafe.distill import PARTS, Sample, export_dpo, export_trl
+from leafe.distill import PARTS, Dataset, Sample, export_dpo, export_trl
 from leafe.exports import _episodes, _rows
 from leafe.exports._card import card
 from leafe.exports._source import Source
@@ -104,17 +104,22 @@ def _kept(sample: Sample, pairs: bool, done: Exported) -> bool:
 def _note_changes(samples: Sequence[Sample], done: Exported) -> None:
     weighted = sum(s.weight != 1 for s in samples)
     soft = sum(s.teacher is not None for s in samples)
+    pairs = 0 if done.target == "dpo" else sum(s.rejected is not None for s in samples)
     exact = sum(s.answer.tokens is not None for s in samples)
     if weighted:
         done.changed["their weight is not 1: it stands in the column `weight`, which this trainer does not read"] = weighted
     if soft:
         done.changed["soft targets: written as the one action that was taken"] = soft
+    if pairs:
+        done.changed["they are pairs: the rejected action is not written (dpo writes it)"] = pairs
     if exact:
         done.changed["their sampled token ids are known: this trainer tokenises their text again, with its own or the model's chat template"] = exact
 
 
 def _trl(source: Source, kept: Kept, done: Exported) -> None:
-    for part in export_trl(source.data, done.folder, source.valid):
+    data, valid = (None if d is None else Dataset(tuple(replace(s, rejected=None) for s in d.samples)) for d in (source.data, source.valid))
+    assert data is not None
+    for part in export_trl(data, done.folder, valid):
         for split in ("train", "validation"):
             if (done.folder / part / f"{split}.parquet").is_file():
                 done.files[f"{part}/{split}.parquet"] = sum(s.part == part for s in kept[split])
@@ -125,7 +130,7 @@ def _dpo(source: Source, kept: Kept, done: Exported) -> None:
     for split in ("train", "validation"):
         if (done.folder / "preference" / f"{split}.parquet").is_file():
             done.files[f"preference/{split}.parquet"] = len(kept[split])
-    _each(kept, done, _rows.sharegpt, _lines, ".jsonl", lambda part: "preference")
+    _each(kept, done, _rows.ranking, _lines, ".jsonl", "preference")
     _describe_sharegpt(done, ranking=True)
 
 
@@ -159,17 +164,20 @@ def _verl(source: Source, kept: Kept, done: Exported) -> None:
 
 def _each(
     kept: Kept, done: Exported, row: Callable[[Sample], dict[str, Any] | None], write: Callable[[Path, Iterable[dict[str, Any]]], int], ending: str,
-    name: Callable[[str], str] = lambda part: part,
+    together: str | None = None,
 ) -> None:  # fmt: skip
-    """One file for each part and split that has samples."""
+    """One file for each split and part that has samples; or for each split alone, of the name `together`."""
     for split, samples in kept.items():
-        for part in PARTS:
-            found = [row(s) for s in samples if s.part == part]
+        for name in PARTS if together is None else (together,):
+            found = [row(s) for s in samples if together is not None or s.part == name]
             lost = sum(each is None for each in found)
-            if lost:
+            if lost and done.target == "dpo":
+                what = f"not in preference.jsonl: {TURNS}"
+                done.changed[what] = done.changed.get(what, 0) + lost
+            elif lost:
                 done.left_out[TURNS] = done.left_out.get(TURNS, 0) + lost
             if len(found) > lost:
-                file = name(part) + ("" if split == "train" else ".validation") + ending
+                file = name + ("" if split == "train" else ".validation") + ending
                 done.files[file] = write(done.folder / file, [each for each in found if each is not None])
 
 
@@ -184,7 +192,7 @@ def _describe_sharegpt(done: Exported, ranking: bool) -> None:
         for name in done.files
         if name.endswith(".jsonl")
     }  # fmt: skip
-    if not info:
+    if not info and not ranking:
         raise UserError(f"There is nothing to export: {TURNS}.")
     (done.folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
