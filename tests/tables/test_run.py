@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
+import json
 import re
 import shlex
+import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from leafe import pipeline
 from leafe.cli import app
-from leafe.core import UserError
+from leafe.core import Completion, Request, UserError
 from leafe.pipeline._run import _FREE, _GROWING, config_of
 from leafe.recipes import Recipe, load_recipe
 from leafe.runs import RunFolder
 from leafe.tables import SETS, TABLES, all_claims, build, folders_of, gather, jobs_of, passk_figure, recipe_set, transfer_jobs
 from leafe.tables._define import ARMS
+from tests.envs.data import needs_sandbox
+from tests.gates_policy import Fickle
 from tests.tables.folders import make, recipe
+from tests.tiny import tiny_checkpoint
 
 SMALL = (
     "tasks.train=8", "tasks.test=3", "evaluate.samples=6", "evaluate.k=[1,4]", "explore.limits.policy_calls=30", "jobs=1", "arms.leafe.distill.steps=2",
@@ -293,6 +302,121 @@ def test_a_table_of_folders_from_the_command_line(tmp_path: Path) -> None:
     assert "4a" in CliRunner().invoke(app, ["table", "claims", str(folder)], catch_exceptions=False).output
 
 
+SCRIPTED = ("policy.kind=tests.gates_policy:Fickle", "policy.model=none", "policy.options={}", "tasks.train=3", "explore.limits.policy_calls=16", "jobs=1")
+"""Explorations by a policy that needs no model."""
+
+
+def test_a_table_that_is_stopped_goes_on_to_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between two recipes, and in the middle of an exploration; the command is given again each time, and what was finished is not done again."""
+    monkeypatch.chdir(tmp_path)
+
+    def table(where: str, name: str) -> Result:
+        return CliRunner().invoke(app, ["table", "3", *SCRIPTED, "--runs", where, "--csv", name])
+
+    assert table("whole", "whole.csv").exit_code == 0
+    real, calls = pipeline.run_recipe, 0
+
+    def stopped_before_the_second(recipe: Recipe, path: Path, **more: Any) -> RunFolder:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(recipe, path, **more)
+
+    monkeypatch.setattr(pipeline, "run_recipe", stopped_before_the_second)
+    found = table("parts", "never.csv")
+    assert type(found.exception).__name__ == "Stopped"
+    assert not Path("never.csv").exists()
+    kept = {path: path.read_bytes() for path in Path("parts/gates-hard/explore").glob("*/journal-*")}
+    assert len(kept) == 3
+    monkeypatch.setattr(pipeline, "run_recipe", real)
+    answer, asked = Fickle.complete, 0
+
+    async def stopped_at_the_twentieth(self: Fickle, request: Request) -> list[Completion]:
+        nonlocal asked
+        asked += 1
+        if asked == 20:
+            signal.raise_signal(signal.SIGINT)
+        return await answer(self, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fickle, "complete", stopped_at_the_twentieth)
+        assert type(table("parts", "never.csv").exception).__name__ == "Stopped"
+    assert asked >= 20
+    assert not Path("never.csv").exists()
+    assert table("parts", "parts.csv").exit_code == 0
+    assert {path: path.read_bytes() for path in kept} == kept
+
+    def figures(path: str) -> list[dict[str, str]]:
+        return [row for row in csv.DictReader(io.StringIO(Path(path).read_text())) if "minutes" not in row["measure"]]
+
+    assert figures("parts.csv") == figures("whole.csv")
+    assert {row["verdict"] for row in figures("whole.csv") if row["kind"] == "claim"} <= {"holds", "does not hold", "not decided"}
+
+
+@pytest.mark.slow
+def test_table_5_from_nothing_to_its_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real thing, very small: trained in gates-first, tested in both other worlds; given again, nothing is done again."""
+    monkeypatch.chdir(tmp_path)
+    small = ("tasks.train=6", "tasks.test=3", "evaluate.samples=8", "evaluate.k=[1,8]", "explore.limits.policy_calls=20", "jobs=1")
+    steps = ("arms.leafe.distill.steps=2", "arms.leafe+.distill.steps=2", "arms.rehearsal.distill.steps=2", "arms.grpo.grpo.tasks_batch=3")
+    arguments = ["table", "5", *small, *steps, "--csv", "t.csv"]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    first_time = Path("t.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(first_time)))
+    cells = {(r["column"], r["row"]) for r in rows if r["kind"] == "cell" and not r["note"]}
+    tested = {row for column, row in cells if column == "gates hard first"}
+    assert tested >= {"base", "grpo", "leafe+"}
+    for column in ("gates hard second (transfer)", "gates hard first habit (transfer)"):
+        assert {row for c, row in cells if c == column} == tested
+    assert {r["row"] for r in rows if r["kind"] == "claim"} == {"5a", "5b"}
+    assert {p.name for p in Path("runs").iterdir()} == {"gates-first", *(f"{w}.{row}" for w in ("gates-transfer", "gates-habit") for row in tested)}
+    whole = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/*/*/journal-*")}
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/*/*/journal-*")} == whole
+    assert Path("t.csv").read_text() == first_time
+
+
+MBPP_ROW = {"text": "Write a function that doubles.", "code": "", "test_list": ["assert double(2) == 4"] * 3, "test_setup_code": "", "challenge_test_list": []}
+CONTEST_ROW = {
+    "name": "double", "description": "Double the number.", "public_tests": {"input": ["2\n"], "output": ["4\n"]}, "input_file": "", "output_file": "",
+    "private_tests": {"input": [], "output": []}, "generated_tests": {"input": [], "output": []}, "time_limit": {"seconds": 2, "nanos": 0},
+    "memory_limit_bytes": 256_000_000,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_code_policies_are_tested_on_mbpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CodeContests trained is there (its figures are made up, its weights are a tiny random model's); MBPP is really played, in the real sandbox."""
+    data = tmp_path / "data"
+    (data / "codecontests").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        lines = [json.dumps(CONTEST_ROW | {"name": f"{split} {n}"}) for n in range(12)]
+        (data / "codecontests" / f"{split}.jsonl").write_text("\n".join(lines))
+    (data / "mbpp").mkdir()
+    with gzip.open(data / "mbpp/mbpp.jsonl.gz", "wt") as file:
+        file.write("\n".join(json.dumps(MBPP_ROW | {"task_id": n}) for n in range(11, 15)))
+    monkeypatch.setenv("LEAFE_DATA", str(data))
+    monkeypatch.chdir(tmp_path)
+    model = tiny_checkpoint(tmp_path / "tiny", words=("def", "double(x):", "return", "2", "*", "x"), context=4096, scale=0.2)
+    overrides = (f"policy.model={model}", "policy.options={}", "tasks.train=12", "tasks.test=2", "evaluate.samples=2", "evaluate.k=[1,2]", "jobs=1")
+    work, said = jobs_of(TABLES[5], recipe_set("code"), overrides, Path("runs"))
+    assert not said
+    stages = {f"evaluate/{row}": [n % 3 for n in range(12)] for row in ("base", "grpo", "rehearsal", "leafe", "leafe+")}
+    make(work[0].folder, work[0].recipe, stages | {"explore/tree": [1] * 12})
+    for path in work[0].folder.glob("distill/*"):
+        shutil.copytree(model, path / "checkpoint")
+    found = CliRunner().invoke(app, ["table", "5", "--on", "code", *overrides, "--csv", "t.csv"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    assert {p.name for p in Path("runs").iterdir()} == {"codecontests", *(f"mbpp.{row}" for row in ("base", "grpo", "rehearsal", "leafe", "leafe+"))}
+    cells = [r for r in csv.DictReader(io.StringIO(Path("t.csv").read_text())) if r["kind"] == "cell" and r["measure"] == "Pass@2"]
+    assert [(r["column"], r["row"], r["tasks"]) for r in cells if r["column"] == "mbpp (transfer)"] == [
+        ("mbpp (transfer)", row, "2") for row in ("base", "grpo", "rehearsal", "leafe", "leafe+")
+    ]
+    assert {r["column"] for r in cells} == {"codecontests", "mbpp (transfer)"}
+
+
 @pytest.mark.slow
 def test_tables_run_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real thing, very small: table 4, then 3 in the same folders, 5 on the checkpoints of the first."""
@@ -307,4 +431,5 @@ def test_tables_run_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "not run" not in outputs["3"].partition("Claims")[0]
     assert "transfer" in outputs["5"]
     assert "no column speaks of it" not in outputs["claims"].partition("6a")[0].partition("2a")[0]
-    assert {p.name for p in (tmp_path / "runs").iterdir()} >= {"gates-hard", "gates-easy", "gates-random", "gates-transfer.base", "gates-transfer.leafe"}
+    made = {p.name for p in (tmp_path / "runs").iterdir()}
+    assert made >= {"gates-hard", "gates-easy", "gates-random", "gates-first", "gates-transfer.base", "gates-transfer.leafe", "gates-habit.leafe"}
