@@ -17,8 +17,10 @@ What it knows of its mistakes comes from the prompt alone, and by the same readi
   repaired since that step it asks for as well, with the same probability: going back would lose it.
 - Where it sees nothing it guesses: one place is drawn anew, or said to be as it would draw it.
 
-So probabilities decide which way of reading pays, and an order of strategies is a finding about them: `bench/code_strategies.py` sweeps them. The references
-are run in the sandbox as all programs are; these runs belong to the programmer and are charged to nobody.
+So probabilities decide which way of reading pays, and an order of strategies is a finding about them: `bench/code_strategies.py` sweeps them. By default it
+sees more when it is asked to look back (0.5) than while it writes (0.2), and does most of what it is told (0.8, as the embedded base does). With these the
+paper's order holds; where all readings are alike refinement is best (docs/results.md). The references are run in the sandbox as all programs are; these runs
+belong to the programmer and are charged to nobody.
 """
 
 from __future__ import annotations
