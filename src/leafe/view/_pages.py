@@ -193,7 +193,8 @@ class Pages:
     def _page(self, template: str, title: str, **values: Any) -> str:
         follower = self.follower
         return self._templates.get_template(template).render(
-            title=title, run=self._run.name, revision=follower.revision, read=follower.read, of=follower.of, problem_all=follower.problem,
+            kind=template.partition(".")[0], title=title, run=self._run.name, revision=follower.revision, read=follower.read, of=follower.of,
+            problem_all=follower.problem,
             recipe_problem=self._run.recipe.why, **values,
         )  # fmt: skip
 

@@ -125,7 +125,8 @@ async function renew() {
     }
     if (fresh.innerHTML !== old.innerHTML && !old.contains(document.activeElement)) old.replaceWith(fresh);
   }
-  if (!$("panel") && found.getElementById("panel")) $("page").replaceWith(found.getElementById("page"));
+  const fresh = found.getElementById("page"); // a page that was not there yet, or a task without its first episode
+  if (fresh.dataset.kind !== $("page").dataset.kind || (!$("panel") && found.getElementById("panel"))) $("page").replaceWith(fresh);
   document.body.dataset.revision = found.body.dataset.revision;
   if (before && $("tree")) [$("tree").scrollLeft, $("tree").scrollTop] = before;
 }
