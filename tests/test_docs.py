@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import importlib.util
 import json
@@ -42,6 +41,7 @@ FLAGS = {
     "llama-server": {"-m", "--port", "--host", "--parallel", "-c"},
     "sbatch": {"--parsable", "--dependency", "--wrap", "--array"},
     "curl": {"-s", "-o"},
+    "torchrun": {"--nproc_per_node", "--nproc-per-node", "--nnodes", "--standalone", "-m"},
     "alfworld-download": set[str](),
 }  # fmt: skip
 INSTALLED = {
@@ -132,10 +132,7 @@ def check_command(block: Block, words: list[str]) -> None:
     elif module in FLAGS or two in FLAGS or name in FLAGS:
         check_flags(block, words, FLAGS[next(t for t in (module, two, name) if t in FLAGS)])
     elif two in INSTALLED:
-        end = words.index("--") if "--" in words else len(words)
-        known = flags_of(two)
-        if known is not None:
-            check_flags(block, words[:end], known)
+        end = words.index("--") if "--" in words else len(words)  # its own flags: see test_flags_of_the_tools_that_are_here
         if "leafe" in words[end:]:
             check_leafe(block, words[words.index("leafe", end) + 1 :])
     elif module.startswith("python -m "):
@@ -167,7 +164,6 @@ def check_extras(block: Block, words: list[str]) -> None:
             assert extra in known, f"{block.where}: leafe has no extra {extra!r}"
 
 
-@functools.cache
 def flags_of(tool: str) -> set[str] | None:
     """None where the tool is not installed."""
     program = Path(sys.executable).parent / INSTALLED[tool][0]
@@ -194,6 +190,20 @@ def check_leafe(block: Block, words: list[str]) -> None:
         overrides = [w for w in words if re.match(r"[a-z_]+[\w.\"+-]*=", w)]
         if recipe in recipe_names() and not any(STANDS_FOR.fullmatch(w.partition("=")[2]) for w in overrides):
             load_recipe(recipe, overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", INSTALLED)
+def test_flags_of_the_tools_that_are_here(tool: str) -> None:
+    """Each is asked itself: seconds, for those that import torch to say their help."""
+    known = flags_of(tool)
+    if known is None:
+        pytest.skip(f"{tool.split()[0]} is not installed")
+    for block in every_block():
+        for words in command_lines(block) if block.language in {"console", "bash"} else ():
+            words = words[1:] if words[0] == "srun" else words
+            if " ".join(words[:2]) == tool:
+                check_flags(block, words[: words.index("--") if "--" in words else len(words)], known)
 
 
 def test_what_the_checks_refuse(tmp_path: Path) -> None:
