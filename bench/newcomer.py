@@ -1,5 +1,5 @@
-"""A newcomer's walk, by the documentation alone: from an empty folder to (a) the demo's report, (b) a tree of a world of one's own in the viewer, (c) a data set
-in TRL. Every block of the pages is played as it stands there, in one empty folder, and timed.
+"""A newcomer's walk, by the documentation alone: from an empty folder to (a) the demo's report, (b) a tree of one's own world in the viewer, (c) a data
+set in TRL. Every block of the pages is played as it stands there, in one empty folder, and timed.
 
     python -m bench.newcomer                 # a, b and c, with the commands as the pages have them
     python -m bench.newcomer --small         # with the changes that the tests make, so that it takes a minute or two
