@@ -65,10 +65,10 @@ def _act(
         policy: Policy | None = None
         died = deaths()
         try:
+            tasks = stage_tasks(recipe, folder, stage, pool)  # before a model is fetched: what a world lacks is said at once
+            world = same_world(folder, stage, pool)
             policy = await make_source(recipe, folder, source_of(folder, stage), stage.policy)
             await ready(policy)
-            tasks = stage_tasks(recipe, folder, stage, pool)
-            world = same_world(folder, stage, pool)
             write_tasks(out, samples_of(tasks, samples) if samples else tasks)
             with Journal(out) as journal:
                 done = await work(_Acting(policy, pool, tasks, journal, on_progress))

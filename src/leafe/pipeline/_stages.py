@@ -295,10 +295,10 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
             emit(exploring(p, config.limits, config.run_limits, failures=failures_so_far(policy, pool)))
 
         try:
+            tasks = stage_tasks(recipe, folder, stage, pool)  # before a model is fetched: what a world lacks is said at once
+            world = same_world(folder, stage, pool)
             policy = await make_source(recipe, folder, source_of(folder, stage), stage.policy)
             await ready(policy)
-            tasks = stage_tasks(recipe, folder, stage, pool)
-            world = same_world(folder, stage, pool)
             write_tasks(out, tasks)
             with Journal(out) as journal:
                 prompts = make_prompts(recipe, pool)
@@ -382,10 +382,10 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
             emit(evaluating(p, failures=failures_so_far(policy, pool)))
 
         try:
+            tasks = stage_tasks(recipe, folder, stage, pool)  # before a model is fetched: what a world lacks is said at once
+            world = same_world(folder, stage, pool)
             policy = await make_source(recipe, folder, source_of(folder, stage), stage.what)
             await ready(policy)
-            tasks = stage_tasks(recipe, folder, stage, pool)
-            world = same_world(folder, stage, pool)
             write_tasks(out, tasks)
             with Journal(out) as journal:
                 await evaluate(

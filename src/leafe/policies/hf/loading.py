@@ -104,7 +104,10 @@ def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", a
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(str(where), dtype=kind, use_safetensors=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"No model can be loaded from {where}: {_first_line(error)}") from error
+        raise UserError(
+            f"No model can be loaded from {where}: {_first_line(error)} Give policy.model a checkpoint folder or the id of a model that this machine can fetch, "
+            'or ask a server: policy.kind = "http" with options.base_url.'
+        ) from error
     if adapter is not None:
         model = _merge(model, adapter)
     return model.to(chosen).eval()
