@@ -105,7 +105,7 @@ def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", a
             model = AutoModelForCausalLM.from_pretrained(str(where), dtype=kind, use_safetensors=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
-            f"No model can be loaded from {where}: {_first_line(error)} Give policy.model a checkpoint folder or the id of a model that this machine can fetch, "
+            f"No model can be loaded from {where}: {_first_line(error)} Give policy.model a checkpoint folder or the id of a model that can be fetched here, "
             'or ask a server: policy.kind = "http" with options.base_url.'
         ) from error
     if adapter is not None:
