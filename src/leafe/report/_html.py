@@ -108,6 +108,10 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     """What the figures say, in sentences that are made from them: who leads where, and which differences are sure."""
     out: list[str] = []
     details = summary.get("details") or {}
+    sure = [d for d in summary["differences"] if _excludes_zero(d)]
+    counted = [f"Of {len(summary['differences'])} paired differences, {len(sure)} have a 95 % interval without 0."] if summary["differences"] else []
+    if "compare" in details:
+        return counted  # runs side by side had other tasks or budgets: nobody leads
     aside = {row["strategy"] for row in details.get("explore", []) if row.get("role") == "control"}
     rows = [row for row in summary["explore"] if row["coverage"] is not None and row["strategy"] not in aside]
     if len(rows) > 1:
@@ -122,10 +126,7 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
             best = max(valued, key=lambda row: row["pass_at"][k]["value"])
             point = best["pass_at"][k]
             out.append(f"Highest Pass@{k} of the arms: {best['arm']}, {figures.percent(point['value'])} % {figures.interval(point['ci95'])}.")
-    sure = [d for d in summary["differences"] if _excludes_zero(d)]
-    if summary["differences"]:
-        out.append(f"Of {len(summary['differences'])} paired differences, {len(sure)} have a 95 % interval without 0.")
-    return out
+    return out + counted
 
 
 def _share(part: float, whole: float) -> str:
