@@ -69,8 +69,8 @@ class Follower:
             try:
                 self.look()
                 self.problem = ""
-            except (OSError, sqlite3.Error, LeafeError) as error:
-                self._say(f"The index cannot be kept up: {error}. It is tried again every second.")
+            except Exception as error:  # a full disk, a folder that vanishes under it: the thread goes on, and the pages say what is wrong
+                self._say(f"The index cannot be kept up ({type(error).__name__}: {error}). It is tried again every second.")
             self.ready.set()
             self._stop.wait(self._every)
 
