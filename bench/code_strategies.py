@@ -153,14 +153,17 @@ async def grow(strategy: str, seed: int, args: argparse.Namespace, programmer: A
 
 
 def stored(folder: Path) -> Runs:
-    """What a run explored, task by task; a task that a strategy never began is an empty tree."""
-    RunFolder.read(folder)
-    found: dict[str, list[list[Tree]]] = {}
-    for path in sorted((folder / "explore").iterdir()):
-        strategy = path.name.rpartition(".")[2]
-        if strategy in STRATEGIES:
-            found.setdefault(strategy, []).append(list(load_trees(path).values()))
-    return found
+    """What a run explored: the seeds that all of its strategies have finished."""
+    run = RunFolder.read(folder)
+    found: dict[str, dict[str, list[Tree]]] = {}
+    for path in sorted((folder / "explore").glob("*")):
+        seed, _, strategy = path.name.rpartition(".")
+        if strategy in STRATEGIES and run.done(f"explore/{path.name}") is not None:
+            found.setdefault(strategy, {})[seed] = list(load_trees(path).values())
+    seeds = [seed for seed in next(iter(found.values()), {}) if all(seed in runs for runs in found.values())]
+    if not seeds:
+        raise SystemExit(f"{folder} has no seed that was explored to the end with all of its strategies: leafe explore goes on with it.")
+    return {strategy: [runs[seed] for seed in seeds] for strategy, runs in found.items()}
 
 
 def solved_by(trees: Sequence[Tree], cost: Literal["env_steps", "policy_calls"], budget: int) -> dict[str, float]:
