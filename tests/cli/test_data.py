@@ -18,6 +18,8 @@ from tests.imports.logs import bare, chat_lines, played, tasks, write_lines
 
 SMALL = str(Path(__file__).parents[1] / "pipeline" / "small.toml")
 
+REFINE = ("--set", 'strategies=["refine"]', "--set", "arms={}", "--set", "evaluate.compare=[]")
+
 
 def leafe(*arguments: object) -> str:
     """What it prints; raises what it raises."""
@@ -90,7 +92,7 @@ def test_an_import_can_be_exported(where: tuple[str, ...], log: Path, tmp_path: 
         (("import", "LOG", "--format", "chat", "--out", "OUT", "--set", "a=1"), "give --recipe too"),
         (("import", "LOG", "--format", "chat", "--out", "OUT", "--world", "mars"), "There is no world 'mars'"),
         (("import", "LOG", "--format", "chat", "--out", "OUT", "--world", "gates"), "No episode of"),  # the tasks of another setting
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--recipe", SMALL, "--set", 'strategies=["refine"]'), "does not explore by tree"),
+        (("import", "LOG", "--format", "chat", "--out", "OUT", "--recipe", SMALL, *REFINE), "does not explore by tree"),
         (("export", "absent", "a", "--out", "OUT"), "is not a run folder"),
         (("export", "absent", "a", "--to", "csv", "--out", "OUT"), "There is no export to 'csv'"),
         (("export", "absent", "a"), "--out"),
