@@ -91,6 +91,7 @@ class Stage:
 
 
 def stage_name(kind: StageKind, leg: Leg, what: str) -> str:
+    """A stage's folder within the run, such as `explore/seed1.tree`."""
     return f"{kind}/{leg.prefix}{what.replace(' ', '-')}"
 
 
