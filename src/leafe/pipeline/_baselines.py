@@ -20,6 +20,7 @@ from leafe.distill import export_trl
 from leafe.evaluate import counts, evaluate, pass_estimate
 from leafe.explore import ExploreConfig, Progress, WorldPool
 from leafe.pipeline._plan import Stage
+from leafe.pipeline._progress import exploring
 from leafe.pipeline._stages import (
     Emit,
     fared,
@@ -51,14 +52,15 @@ class _Acting:
 
 
 def _act(
-    recipe: Recipe, folder: Path, stage: Stage, emit: Emit, concurrency: int, work: Callable[[_Acting], Awaitable[dict[str, Any]]], samples: int = 0
-) -> dict[str, Any]:
-    """Run `work` with the stage's policy and worlds; its marker with how both fared. `samples`: its journal speaks of that many copies of each task."""
+    recipe: Recipe, folder: Path, stage: Stage, emit: Emit, concurrency: int, work: Callable[[_Acting], Awaitable[dict[str, Any]]], *,
+    samples: int = 0, limits: Mapping[str, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run `work` with the stage's policy and worlds; its marker with how both fared. `samples`: its journal speaks of that many copies of each task.
+    `limits`: what each may spend, where it is bounded."""
     out = folder / stage.name
 
     def on_progress(p: Progress) -> None:
-        words = f"{p.solved} solved, {p.spent.policy_calls} calls"
-        emit({"done": p.tasks_done, "of": p.tasks, "words": words, "turns": p.spent.env_steps, "tokens": p.spent.generated_tokens})
+        emit(exploring(p, limits))
 
     async def main() -> dict[str, Any]:
         pool = make_pool(recipe, stage.leg, concurrency)
@@ -109,7 +111,7 @@ def grow(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
             "spent": grown.spent.to_json(),
         }
 
-    return _act(recipe, folder, stage, emit, own.batch, work)
+    return _act(recipe, folder, stage, emit, own.batch, work, limits=config.limits)
 
 
 def ask_on(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
