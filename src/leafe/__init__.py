@@ -2,5 +2,5 @@
 
 from leafe.core import Environment, StepResult, Task
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = ["Environment", "StepResult", "Task", "__version__"]
