@@ -20,6 +20,7 @@ from pathlib import Path
 RECIPES = ("gates-hard", "gates-easy", "gates-random")  # a table's columns
 TRAINED, TESTED = "gates-first", ("gates-transfer", "gates-habit")
 TRANSFERRED = ("base", "grpo", "rehearsal", "leafe", "leafe+")
+CALLS = (10, 14, 17, 24, 32, 48)  # a task; the tables' cells have 20
 TABLES = ("1", "2", "3", "4", "5", "6", "claims")
 
 
@@ -71,6 +72,15 @@ def transfer(trained: Path, base: str, suffix: str, seed: int, out: Path, more: 
                 run(recipe, f"{recipe}-{suffix}.{row}", base if row == "base" else str(checkpoint), seed, out, kept)
 
 
+def depends(bases: int, seeds: int, out: Path, models: Path, more: Sequence[str]) -> None:
+    """How the comparison hangs on the budget (one diagonal of cells each), and what GRPO is worth where successes are common."""
+    for calls in CALLS:
+        for base in range(min(bases, seeds)):
+            name = f"gates-budget-{calls}-b{base}-s{base}"
+            run("gates-budget", name, model(base, models), base, out, [f"explore.limits.policy_calls={calls}", *more])
+    leafe("run", "gates-grpo", "--runs", str(out), log=out / "gates-grpo.log")
+
+
 def tables(out: Path, docs: Path) -> None:
     """Every table and the claims of all cells that are there, with the curves."""
     docs.mkdir(parents=True, exist_ok=True)
@@ -82,6 +92,10 @@ def tables(out: Path, docs: Path) -> None:
         if folders:
             leafe("table", what, *folders, "--markdown", str(docs / f"table{what}.md"), "--csv", str(docs / f"table{what}.csv"), log=out / "tables.log")
             print(f"{time.strftime('%H:%M:%S')} table {what}", flush=True)
+    for calls in CALLS:
+        folders = [str(p) for p in every if p.name.startswith(f"gates-budget-{calls}-")]
+        if folders:
+            leafe("table", "4", *folders, "--csv", str(docs / f"budget-{calls}.csv"), log=out / "tables.log")
     if main:
         leafe("figure", "passk", *main, "--out", str(docs / "passk.png"), log=out / "tables.log")
 
@@ -94,7 +108,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", type=Path, help="Where the bases lie or are built; default: in --out.")
     parser.add_argument("--recipes", nargs="*", default=[*RECIPES, TRAINED])
-    parser.add_argument("--only", choices=("cells", "tables"))
+    parser.add_argument("--only", choices=("cells", "depends", "tables"))
     parser.add_argument("more", nargs="*", help="Changes to every recipe, as `leafe run` takes them.")
     return parser.parse_args(arguments)
 
@@ -103,12 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     bases = args.models or args.out / "bases"
-    for recipe, base, seed in cells(args.recipes, args.bases, args.seeds) if args.only != "tables" else ():
+    for recipe, base, seed in cells(args.recipes, args.bases, args.seeds) if args.only in (None, "cells") else ():
         source, suffix = model(base, bases), f"b{base}-s{seed}"
         folder = run(recipe, f"{recipe}-{suffix}", source, seed, args.out, args.more)
         if recipe == TRAINED:
             transfer(folder, source, suffix, seed, args.out, args.more)
-    if args.only != "cells":
+    if args.only in (None, "depends"):
+        depends(args.bases, args.seeds, args.out, bases, args.more)
+    if args.only in (None, "tables"):
         tables(args.out, args.docs)
 
 

@@ -41,6 +41,7 @@ def test_a_cell_its_transfer_and_the_tables(tmp_path: Path, capsys: pytest.Captu
     monkeypatch.setattr(study, "TRANSFERRED", ("base", "leafe+"))
     out = tmp_path / "study"
     more = ["--out", str(out), "--docs", str(tmp_path / "docs"), "--bases", "1", "--seeds", "1", "--recipes", study.TRAINED, "--", *SMALL]
+    monkeypatch.setattr(study, "depends", lambda *arguments: None)
     study.main(more)
     said = capsys.readouterr().out
     assert f"{study.TRAINED}-b0-s0: done" in said, (out / f"{study.TRAINED}-b0-s0.log").read_text()[-2000:]
