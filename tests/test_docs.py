@@ -54,7 +54,7 @@ INSTALLED = {
     "accelerate config": ["accelerate", "config"],
 }
 """Tools that are here and say themselves what flags they have."""
-SHELL = {".", "hf", "export", "cd", "mkdir", "cat", "ls", "head", "set", "scontrol", "echo", "source", "git", "python", "python3", "pip", "pipx"}
+SHELL = {".", "hf", "eval", "jq", "export", "cd", "mkdir", "cat", "ls", "head", "set", "scontrol", "echo", "source", "git", "python", "python3", "pip", "pipx"}
 
 
 def every_block() -> list[Block]:

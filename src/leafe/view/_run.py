@@ -63,6 +63,7 @@ class Run:
         self.folder = RunFolder.read(path)
         self._read_at = self._stamp()
         self._workers = ThreadPoolExecutor(2, "facts")
+        self._closed = False
         self._helps: dict[str, Future[Had[str]]] = {}
         self._chat: Future[Had[ChatTokens]] | None = None
         self._mutex = threading.Lock()
@@ -173,13 +174,18 @@ class Run:
 
     def warm(self) -> None:
         """Begin with what pages will ask for and what takes seconds."""
-        self.chat(0.0)
-        for stage in self.stages.values():
-            if stage.kind == "explore":
-                self.prompts(stage.name, 0.0)
-                return
+        try:
+            self.chat(0.0)
+            for stage in self.stages.values():
+                if stage.kind == "explore":
+                    self.prompts(stage.name, 0.0)
+                    return
+        except RuntimeError:
+            if not self._closed:  # a viewer that is ended at once takes no more work
+                raise
 
     def close(self) -> None:
+        self._closed = True
         self._workers.shutdown(wait=False, cancel_futures=True)
 
 
