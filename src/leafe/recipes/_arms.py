@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from leafe.baselines.ace import AceConfig
+from leafe.baselines.early_experience import EarlyConfig
+from leafe.baselines.grpo import GrpoConfig
 from leafe.distill import DistillConfig, Lora
 from leafe.recipes._methods import ARM_PRESETS, EXPLORES, METHODS, Config, EarlyRecipe, GrpoRecipe, Method, make_config, swept
 
@@ -206,7 +209,12 @@ def _check_settings(name: str, arm: ArmRecipe) -> None:
 
 def _where(error: ValidationError) -> str:
     first = error.errors()[0]
-    return "".join(f".{part}" for part in first["loc"] if part != "options") + f": {first['msg'].removeprefix('Value error, ')}"
+    where = "".join(f".{part}" for part in first["loc"] if part != "options")
+    if first["type"] == "extra_forbidden":
+        known = next((list(c.model_fields) for c in (DistillConfig, GrpoConfig, EarlyConfig, AceConfig) if c.__name__ == error.title), [])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.7)
+        return f"{where}: there is no such option" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}" if known else "")
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _circle(name: str, arms: Mapping[str, ArmRecipe], above: tuple[str, ...]) -> tuple[str, ...]:
