@@ -5,9 +5,7 @@ What acts for itself is journalled like an exploration, so that a killed stage g
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +13,32 @@ from leafe.baselines import grpo as rl
 from leafe.baselines.ace import AceConfig, ace
 from leafe.baselines.early_experience import by_task, collect, early_data, train_early
 from leafe.baselines.test_time import Attempts, sample_attempts, samples_of
-from leafe.core import Policy, Task, Tree
+from leafe.core import Policy, Tree
 from leafe.distill import export_trl
 from leafe.evaluate import counts, evaluate, pass_estimate
-from leafe.explore import ExploreConfig, Progress, WorldPool
+from leafe.explore import ExploreConfig, Progress
 from leafe.pipeline._plan import Stage
 from leafe.pipeline._progress import exploring
 from leafe.pipeline._stages import (
+    Acting,
     Emit,
-    fared,
+    act,
     make_pool,
     make_prompts,
-    make_source,
     maker,
-    ready,
     resolve_model,
     same_world,
-    source_of,
     stage_tasks,
 )  # fmt: skip
 from leafe.pipeline._weights import checkpoint_of
-from leafe.policies.server import deaths, stop_all
+from leafe.policies.server import stop_all
 from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
-from leafe.runs import Journal, RunFolder, load_trees, read_journal, write_tasks
+from leafe.runs import RunFolder, load_trees, read_journal
 
 
-@dataclass(frozen=True, slots=True)
-class _Acting:
-    """What a stage that acts has at hand."""
-
-    policy: Policy
-    pool: WorldPool
-    tasks: list[Task]
-    journal: Journal
-    on_progress: Callable[[Progress], None]
-
-
-def _act(
-    recipe: Recipe, folder: Path, stage: Stage, emit: Emit, concurrency: int, work: Callable[[_Acting], Awaitable[dict[str, Any]]], *,
-    samples: int = 0, limits: Mapping[str, float] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Run `work` with the stage's policy and worlds; its marker with how both fared. `samples`: its journal speaks of that many copies of each task.
-    `limits`: what each may spend, where it is bounded."""
-    out = folder / stage.name
-
-    def on_progress(p: Progress) -> None:
-        emit(exploring(p, limits))
-
-    async def main() -> dict[str, Any]:
-        pool = make_pool(recipe, stage.leg, concurrency)
-        policy: Policy | None = None
-        died = deaths()
-        try:
-            tasks = stage_tasks(recipe, folder, stage, pool)  # before a model is fetched: what a world lacks is said at once
-            world = same_world(folder, stage, pool)
-            policy = await make_source(recipe, folder, source_of(folder, stage), stage.policy)
-            await ready(policy)
-            write_tasks(out, samples_of(tasks, samples) if samples else tasks)
-            with Journal(out) as journal:
-                done = await work(_Acting(policy, pool, tasks, journal, on_progress))
-        finally:
-            if policy is not None:
-                await policy.close()
-            pool.close()
-        return done | fared(policy, died) | {"world_failures": pool.broken, "world": world}
-
-    return asyncio.run(main())
+def _telling(emit: Emit, at: Acting, limits: Mapping[str, float] | None = None) -> Callable[[Progress], None]:
+    """Passes on how far it is; `limits`: what each task may spend, where it is bounded."""
+    return lambda p: emit(exploring(p, limits, failures=at.failures))
 
 
 def _settings(recipe: Recipe, stage: Stage, strategy: str) -> ExploreConfig:
@@ -94,9 +52,12 @@ def grow(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
     own, out = stage.attempt.config, folder / stage.name
     config = _settings(recipe, stage, "independent")
 
-    async def work(at: _Acting) -> dict[str, Any]:
+    async def work(at: Acting) -> dict[str, Any]:
         known = load_trees(out)
-        grown = await ace(at.policy, at.pool, at.tasks, make_prompts(recipe, at.pool), config, own, journal=at.journal, known=known, on_progress=at.on_progress)
+        grown = await ace(
+            at.policy, at.pool, at.tasks, make_prompts(recipe, at.pool), config, own,
+            journal=at.journal, known=known, on_progress=_telling(emit, at, config.limits),
+        )  # fmt: skip
         grown.playbook.save(out / "playbook.json")
         return {
             "before": stage.policy,
@@ -111,7 +72,7 @@ def grow(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
             "spent": grown.spent.to_json(),
         }
 
-    return _act(recipe, folder, stage, emit, own.batch, work, limits=config.limits)
+    return act(recipe, folder, stage, own.batch, work)
 
 
 def ask_on(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
@@ -124,14 +85,15 @@ def ask_on(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
     heat = {} if config.temperature is None else {"temperature": config.temperature}
     settings = _settings(recipe, stage, "independent").model_copy(update={"limits": {}, "run_limits": {}, **heat})
 
-    async def work(at: _Acting) -> dict[str, Any]:
+    async def work(at: Acting) -> dict[str, Any]:
         known = by_task(read_journal(out))
         found = await collect(
-            at.policy, at.pool, trees, make_prompts(recipe, at.pool), settings, config.collect, journal=at.journal, known=known, on_progress=at.on_progress
-        )
+            at.policy, at.pool, trees, make_prompts(recipe, at.pool), settings, config.collect,
+            journal=at.journal, known=known, on_progress=_telling(emit, at),
+        )  # fmt: skip
         return {"counts": dict(found.counts), "cut_short": found.cut_short, "spent": found.spent.to_json()}
 
-    return _act(recipe, folder, stage, emit, settings.concurrency, work)
+    return act(recipe, folder, stage, settings.concurrency, work)
 
 
 def early(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
@@ -220,12 +182,12 @@ def tries(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, A
     out = folder / stage.name
     config = _settings(recipe, stage, "independent")
 
-    async def work(at: _Acting) -> dict[str, Any]:
+    async def work(at: Acting) -> dict[str, Any]:
         prompts = make_prompts(recipe, at.pool, folder, stage)
         found: Attempts = await sample_attempts(
             at.policy, at.pool, at.tasks, prompts, config, method=own.method, attempts=own.attempts, samples=own.samples,
-            journal=at.journal, known=load_trees(out), on_progress=at.on_progress,
+            journal=at.journal, known=load_trees(out), on_progress=_telling(emit, at),
         )  # fmt: skip
         return {"method": own.method, "attempts": own.attempts, "samples": own.samples, "rows": found.rows()}
 
-    return _act(recipe, folder, stage, emit, config.concurrency, work, samples=own.samples)
+    return act(recipe, folder, stage, config.concurrency, work, journalled=lambda tasks: samples_of(tasks, own.samples))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from leafe.baselines.ace import AceConfig
-from leafe.recipes import Config, EarlyRecipe, Recipe
+from leafe.recipes import EXPLORES, Config, EarlyRecipe, Recipe
 
 StageKind = Literal["explore", "collect", "distill", "validate", "choose", "evaluate", "tries"]
 KINDS: tuple[StageKind, ...] = ("explore", "collect", "distill", "validate", "choose", "evaluate", "tries")
@@ -162,7 +162,7 @@ class _Unrolled:
         return bool(self.recipe.arms[arm].sweep) or self.recipe.rounds_of(arm).number > 1
 
     def _learns(self, arm: str) -> bool:
-        return self.recipe.arms[arm].method in ("distill", "early")
+        return self.recipe.arms[arm].method in EXPLORES
 
     def _explored(self, arm: str) -> tuple[str, ...]:
         """The exploration that the arm learns from; none for one that acts for itself."""

@@ -10,7 +10,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -270,11 +270,6 @@ def sampling_of(recipe: Recipe, folder: Path, stage: Stage) -> Sampling:
     return Sampling(samples, recipe.evaluate.temperature if temperature is None else temperature)
 
 
-def failures_so_far(policy: Policy | None, pool: WorldPool) -> dict[str, int]:
-    """What has failed up to now, for the display."""
-    return dict(getattr(policy, "stats", {})) | {"worlds that failed": pool.broken}
-
-
 def fared(policy: Policy, died: int) -> dict[str, Any]:
     """How the policy fared, for the marker: its failures, and what its servers understand and how often one that leafe started has died."""
     out: dict[str, Any] = {"policy_failures": dict(getattr(policy, "stats", {}))}
@@ -282,31 +277,60 @@ def fared(policy: Policy, died: int) -> dict[str, Any]:
     return out | ({"servers": report(), "server_restarts": max(0, deaths() - died)} if report is not None else {})
 
 
-def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    config = explore_config(recipe, stage)
-    out = folder / stage.name
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """What a stage that plays has at hand."""
+
+    policy: Policy
+    pool: WorldPool
+    tasks: list[Task]
+    journal: Journal
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """What has failed up to now, for the display."""
+        return dict(getattr(self.policy, "stats", {})) | {"worlds that failed": self.pool.broken}
+
+
+Work = Callable[[Acting], Awaitable[dict[str, Any]]]
+
+
+def act(
+    recipe: Recipe, folder: Path, stage: Stage, concurrency: int, work: Work, *, name: str = "", journalled: Callable[[list[Task]], list[Task]] = list
+) -> dict[str, Any]:
+    """Run `work` with the stage's policy and worlds; what it returns with how both fared, for the marker. `name`: on the policy's turns, where it is not the
+    acting policy's; `journalled`: the tasks that the journal speaks of, where they are not those that are played."""
 
     async def main() -> dict[str, Any]:
-        pool = make_pool(recipe, stage.leg, config.concurrency)
+        pool = make_pool(recipe, stage.leg, concurrency)
         policy: Policy | None = None
         died = deaths()
-
-        def on_progress(p: Progress) -> None:
-            emit(exploring(p, config.limits, config.run_limits, failures=failures_so_far(policy, pool)))
-
         try:
             tasks = stage_tasks(recipe, folder, stage, pool)  # before a model is fetched: what a world lacks is said at once
             world = same_world(folder, stage, pool)
-            policy = await make_source(recipe, folder, source_of(folder, stage), stage.policy)
+            policy = await make_source(recipe, folder, source_of(folder, stage), name or stage.policy)
             await ready(policy)
-            write_tasks(out, tasks)
-            with Journal(out) as journal:
-                prompts = make_prompts(recipe, pool)
-                found = await explore(policy, pool, tasks, prompts, config, journal=journal, known=load_trees(out), on_progress=on_progress, keep=False)
+            write_tasks(folder / stage.name, journalled(tasks))
+            with Journal(folder / stage.name) as journal:
+                done = await work(Acting(policy, pool, tasks, journal))
         finally:
             if policy is not None:
                 await policy.close()
             pool.close()
+        return done | fared(policy, died) | {"world_failures": pool.broken, "world": world}
+
+    return asyncio.run(main())
+
+
+def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+    config = explore_config(recipe, stage)
+
+    async def work(at: Acting) -> dict[str, Any]:
+        def on_progress(p: Progress) -> None:
+            emit(exploring(p, config.limits, config.run_limits, failures=at.failures))
+
+        prompts, known = make_prompts(recipe, at.pool), load_trees(folder / stage.name)
+        found = await explore(at.policy, at.pool, at.tasks, prompts, config, journal=at.journal, known=known, on_progress=on_progress, keep=False)
         return {
             "stops": dict(found.stops),
             "unusable_reflections": found.unusable_reflections,
@@ -314,12 +338,9 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
             "given_up": found.given_up,
             "spent": found.spent.to_json(),
             "waits": found.waits.to_json(),
-            **fared(policy, died),
-            "world_failures": pool.broken,
-            "world": world,
         }
 
-    return asyncio.run(main())
+    return act(recipe, folder, stage, config.concurrency, work)
 
 
 _NOTHING = {"empty", "stopped"}
@@ -371,47 +392,31 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
     """On the test tasks or, as a stage of the kind `validate`, on the validation tasks."""
     settings = recipe.evaluate
     how = sampling_of(recipe, folder, stage)
-    out = folder / stage.name
 
-    async def main() -> dict[str, Any]:
-        pool = make_pool(recipe, stage.leg, settings.concurrency)
-        policy: Policy | None = None
-        died = deaths()
-
+    async def work(at: Acting) -> dict[str, Any]:
         def on_progress(p: EvaluateProgress) -> None:
-            emit(evaluating(p, failures=failures_so_far(policy, pool)))
+            emit(evaluating(p, failures=at.failures))
 
-        try:
-            tasks = stage_tasks(recipe, folder, stage, pool)  # before a model is fetched: what a world lacks is said at once
-            world = same_world(folder, stage, pool)
-            policy = await make_source(recipe, folder, source_of(folder, stage), stage.what)
-            await ready(policy)
-            write_tasks(out, tasks)
-            with Journal(out) as journal:
-                await evaluate(
-                    policy,
-                    pool,
-                    tasks,
-                    make_prompts(recipe, pool, folder, stage),
-                    samples=how.samples,
-                    temperature=how.temperature,
-                    top_p=settings.top_p,
-                    seed=stage.leg.seed,
-                    journal=journal,
-                    known=load_trees(out),
-                    horizon=recipe.explore.horizon,
-                    invalid_limit=recipe.explore.invalid_limit,
-                    concurrency=settings.concurrency,
-                    on_progress=on_progress,
-                )
-            probed = await _probed(recipe, folder, stage, policy, pool) if stage.kind == "evaluate" else {}
-        finally:
-            if policy is not None:
-                await policy.close()
-            pool.close()
-        return {"temperature": how.temperature, "samples": how.samples, **fared(policy, died), **probed, "world_failures": pool.broken, "world": world}
+        await evaluate(
+            at.policy,
+            at.pool,
+            at.tasks,
+            make_prompts(recipe, at.pool, folder, stage),
+            samples=how.samples,
+            temperature=how.temperature,
+            top_p=settings.top_p,
+            seed=stage.leg.seed,
+            journal=at.journal,
+            known=load_trees(folder / stage.name),
+            horizon=recipe.explore.horizon,
+            invalid_limit=recipe.explore.invalid_limit,
+            concurrency=settings.concurrency,
+            on_progress=on_progress,
+        )
+        probed = await _probed(recipe, folder, stage, at.policy, at.pool) if stage.kind == "evaluate" else {}
+        return {"temperature": how.temperature, "samples": how.samples, **probed}
 
-    return asyncio.run(main())
+    return act(recipe, folder, stage, settings.concurrency, work, name=stage.what)
 
 
 async def _probed(recipe: Recipe, folder: Path, stage: Stage, policy: Policy, pool: WorldPool) -> dict[str, Any]:

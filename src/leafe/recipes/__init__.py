@@ -1,7 +1,7 @@
 """Typed TOML recipes, one an experiment."""
 
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, Setting, ValidationRecipe
-from leafe.recipes._methods import ARM_PRESETS, Config, EarlyRecipe, GrpoRecipe, Method
+from leafe.recipes._methods import ARM_PRESETS, EXPLORES, Config, EarlyRecipe, GrpoRecipe, Method
 from leafe.recipes._schema import (
     EvaluateRecipe,
     ExtraRecipe,
@@ -16,6 +16,6 @@ from leafe.recipes._schema import (
 )  # fmt: skip
 
 __all__ = [
-    "ARM_PRESETS", "ArmRecipe", "Config", "EarlyRecipe", "EvaluateRecipe", "ExtraRecipe", "GrpoRecipe", "LegRecipe", "Method", "Recipe", "RoundsRecipe",
-    "Setting", "TrainRecipe", "TriesRecipe", "ValidationRecipe", "load_recipe", "parse_options", "parse_recipe", "recipe_names",
+    "ARM_PRESETS", "EXPLORES", "ArmRecipe", "Config", "EarlyRecipe", "EvaluateRecipe", "ExtraRecipe", "GrpoRecipe", "LegRecipe", "Method", "Recipe",
+    "RoundsRecipe", "Setting", "TrainRecipe", "TriesRecipe", "ValidationRecipe", "load_recipe", "parse_options", "parse_recipe", "recipe_names",
 ]  # fmt: skip
