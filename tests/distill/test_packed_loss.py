@@ -166,7 +166,7 @@ def test_logits_exist_for_a_chunk_of_positions_at_a_time(attention: Attention, m
             "Phi3",
             {
                 "original_max_position_embeddings": 16,
-                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 2, "long_factor": [4.0] * 2},
             },
             "other rotary factors in a batch that has a row of more than 16 tokens",
         ),
