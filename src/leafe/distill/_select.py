@@ -220,8 +220,8 @@ def _counterfactuals(branches: Sequence[tuple[Tree, Branch]], config: DistillCon
     if config.samples_per_task is not None and len(keys) > config.samples_per_task:
         keys = [keys[i] for i in sorted(random.Random(seed).sample(range(len(keys)), config.samples_per_task))]
     for key in keys:
-        for found in events[key]:
-            collector.add(found)
+        for sample in events[key]:
+            collector.add(sample)
 
 
 def _event(tree: Tree, branch: Branch, config: DistillConfig, collector: _Collector) -> list[_Found]:
