@@ -199,7 +199,9 @@ class _Training:
         state["loss"] = loss
         state["tokens"] += int(self.parallel.sum(torch.tensor([tokens], device=self.parallel.device)))
         state["given"] += given
-        return {"loss": loss, "lr": rate, "grad_norm": norm} | {f"loss/{p}": float(losses_P[PARTS.index(p)]) for p in self.batches.parts} | row
+        return {"loss": loss, "lr": rate, "grad_norm": norm} | {
+            f"loss/{p}": float(losses_P[PARTS.index(p)]) for p in sorted({s.part for s in batch}, key=PARTS.index)
+        } | row
 
     def _gradient(self, step: int, batch: Sequence[TokenSequence]) -> tuple[Tensor, int, int] | str:
         """This process's part of the batch's gradient, into the parameters: (its loss_P, the tokens it ran, the tokens of all samples one by one); or why

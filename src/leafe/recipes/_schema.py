@@ -21,7 +21,7 @@ from leafe.baselines.test_time import Method as TryMethod
 from leafe.core import UserError
 from leafe.explore import STRATEGIES, ExploreConfig
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, ValidationRecipe, check_arms, short_rounds
-from leafe.recipes._methods import EXPLORES, GrpoRecipe
+from leafe.recipes._methods import EXPLORES, GrpoRecipe, over
 
 
 class _Strict(BaseModel):
@@ -298,7 +298,10 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
-        out[key] = _laid_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            out[key] = over(old, value) if key == "distill" else _laid_over(old, value)
+        else:
+            out[key] = value
     return out
 
 
@@ -348,6 +351,9 @@ def _override(data: dict[str, Any], override: str) -> None:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
             raise UserError(f"The override {override!r} goes through {part!r}, which is a value and not a table.")
+    if parents[-1:] == ["distill"]:
+        for key in [k for k in place if k not in over(place, {last: value})]:
+            del place[key]
     place[last] = value
 
 
