@@ -16,8 +16,9 @@ from typing import Any
 
 from leafe.core.errors import UserError
 from leafe.core.policy import Message
+from leafe.core.text import clean_text
 
-_MARK = "\ue0f1leafe\ue0f2"  # private-use characters: no tokenizer merges across them, no observation holds them
+_MARK = "\ue0f1leafe\ue0f2"  # private-use characters: no tokenizer merges across them; taken out of what an observation says
 
 
 def is_plain(folder: Path) -> bool:
@@ -73,10 +74,10 @@ class ChatTokens:
         return str(self.tokenizer.decode(kept, skip_special_tokens=True))
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(self.tokenizer(clean_text(text), add_special_tokens=False)["input_ids"])
 
     def _render(self, messages: Sequence[Message], generation: bool) -> str:
-        chat = [{"role": m.role, "content": _MARK if m.role == "assistant" else m.content} for m in messages]
+        chat = [{"role": m.role, "content": _MARK if m.role == "assistant" else m.content.replace(_MARK, "")} for m in messages]
         try:
             return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
         except Exception as error:  # jinja raises its own kinds, and templates raise by raise_exception
