@@ -22,6 +22,7 @@ from typing import Any
 
 from leafe.core.errors import UserError
 from leafe.core.policy import Message, Role
+from leafe.core.text import clean_text
 
 TEMPLATE_DATE = datetime(2026, 1, 1)
 """What `strftime_now` tells a chat template: a prompt that is sampled from on one day and trained on, or resumed, on
@@ -126,6 +127,7 @@ class ChatTokens:
         return self._ids(spelling[:1]) + self._ids(spelling[1:])
 
     def _ids(self, text: str) -> tuple[int, ...]:
+        text = clean_text(text, len(text))
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
 
     def _render(self, messages: Sequence[Message], generation: bool) -> str:
