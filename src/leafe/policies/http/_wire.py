@@ -292,10 +292,10 @@ def _logprob(choice: Mapping[str, Any], generated: int) -> float | None:
 
 
 def _clean(text: str, stop: tuple[str, ...]) -> str:
-    """Cut at the first stop text (some servers leave it in), and free of lone surrogates, which no journal could hold."""
+    """Cut at the first stop text: some servers leave it in."""
     for mark in filter(None, stop):
         text = text.split(mark, 1)[0]
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+    return text
 
 
 def _usage(answer: Mapping[str, Any], total: int, choices: int, tokens: list[tuple[int, ...] | None]) -> list[Usage]:
