@@ -111,7 +111,9 @@ class PromptSet(BaseModel):
     """An explanation and an action as one answer, in the form that `action` reads."""
 
     action: Literal["plain", "line", "react", "code"] = "react"
-    """How an action is read out of the answer: the whole text; its first line; what follows `Action:`; the last fenced code block."""
+    """How an action is read out of the answer: the whole text; its first line; what follows `Action:`; the program in a fenced code block."""
+    multiline: bool = False
+    """An action after `Action:` may have several lines, up to what the model invents of the next turn; else its first line alone is the action."""
     reflection: Literal["json", "pattern"] = "json"
     reflection_pattern: str = ""
     """For `pattern`: a regular expression with the groups `step` and `experience`, searched for in the answer."""
