@@ -204,6 +204,16 @@ class Episode:
     def success(self) -> bool:
         return self.stop is Stop.success
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether this record is no rollout: it adds reflections to one that ended before (an imported episode)."""
+        return (
+            self.start is not None
+            and self.experience is None
+            and bool(self.turns)
+            and all(turn.kind is Kind.reflect for turn in self.turns)
+        )
+
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for f in fields(self):
