@@ -19,6 +19,7 @@ class Tree:
         self.episodes: list[Episode] = []
         self._turns: dict[str, Turn] = {}
         self._episode_of: dict[str, int] = {}
+        self._read_to: dict[str, list[Turn]] = {}  # usable reflections by the last action that they read
         for episode in episodes:
             self.add(episode)
 
@@ -59,6 +60,9 @@ class Tree:
             new[turn.id] = turn
         self._turns |= new
         self._episode_of |= dict.fromkeys(new, episode.index)
+        for turn in episode.turns:
+            if turn.kind is Kind.reflect and turn.valid and turn.parent is not None:
+                self._read_to.setdefault(turn.parent, []).append(turn)
         self.episodes.append(episode)
 
     def episode_of(self, turn_id: str) -> Episode:
@@ -94,6 +98,22 @@ class Tree:
         """Every reflection, usable or not, in the order in which they were made."""
         return [t for e in self.episodes for t in e.turns if t.kind is Kind.reflect]
 
+    def reflections_on(self, turns: Iterable[Turn]) -> Iterator[Turn]:
+        """The usable reflections that read up to one of these actions, in the actions' order.
+
+        Whose record they stand in does not matter: the episode's own, or one that was made later to look back on it.
+        """
+        for turn in turns:
+            yield from self._read_to.get(turn.id, ())
+
+    def blamed(self, trajectory: Iterable[Turn]) -> int | None:
+        """The earliest step of a trajectory that a reflection on it blames; None where there is none.
+
+        Whatever read the trajectory's beginning counts, so that what was blamed on the way is blamed in every episode that
+        went on from there.
+        """
+        return min((t.target for t in self.reflections_on(trajectory) if t.target is not None), default=None)
+
     def successes(self) -> list[Episode]:
         return [e for e in self.episodes if e.success]
 
@@ -107,7 +127,7 @@ class Tree:
             reflection = self._turns[episode.experience]
             revised = episode.acts[0]
             read = self.path(reflection.id)
-            before = self.episode_of(reflection.id)
+            before = self._looked_back_on(reflection)
             out.append(
                 Branch(
                     task_id=self.task.id,
@@ -123,6 +143,11 @@ class Tree:
             )
         return out
 
+    def _looked_back_on(self, reflection: Turn) -> Episode:
+        """The episode that a reflection speaks of: the one whose record holds it, or, where that holds no action, the one that it read."""
+        holder = self.episode_of(reflection.id)
+        return holder if holder.acts or reflection.parent is None else self.episode_of(reflection.parent)
+
     def _improved(self, before: Episode, after: Episode, reflection: Turn, rule: ImprovementRule) -> bool:
         if after.success or before.success:
             return after.success
@@ -131,6 +156,6 @@ class Tree:
             reached_after = [t.progress for t in self.trajectory(after) if t.progress is not None]
             if reached_before or reached_after:
                 return max(reached_after, default=0.0) > max(reached_before, default=0.0)
-        blamed = next((t.target for t in after.turns if t.kind is Kind.reflect and t.valid), None)
+        blamed = next((t.target for t in self.reflections_on(after.acts)), None)
         assert reflection.target is not None
         return blamed is not None and blamed > reflection.target
