@@ -327,12 +327,17 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     config = explore_config(recipe, stage)
 
     async def work(at: Acting) -> dict[str, Any]:
+        last: Progress | None = None
+
         def on_progress(p: Progress) -> None:
+            nonlocal last
+            last = p
             emit(exploring(p, config.limits, config.run_limits, failures=at.failures))
 
         prompts, known = make_prompts(recipe, at.pool), load_trees(folder / stage.name)
         found = await explore(at.policy, at.pool, at.tasks, prompts, config, journal=at.journal, known=known, on_progress=on_progress, keep=False)
         return {
+            **({"tasks": last.tasks, "solved": last.solved, "rescued": last.solved_by_rollback} if last is not None else {}),
             "stops": dict(found.stops),
             "unusable_reflections": found.unusable_reflections,
             "cut_short": found.cut_short,
@@ -395,7 +400,11 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
     how = sampling_of(recipe, folder, stage)
 
     async def work(at: Acting) -> dict[str, Any]:
+        last: EvaluateProgress | None = None
+
         def on_progress(p: EvaluateProgress) -> None:
+            nonlocal last
+            last = p
             emit(evaluating(p, failures=at.failures))
 
         await evaluate(
@@ -415,7 +424,8 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
             on_progress=on_progress,
         )
         probed = await _probed(recipe, folder, stage, at.policy, at.pool) if stage.kind == "evaluate" else {}
-        return {"temperature": how.temperature, "samples": how.samples, **probed}
+        counted = {"tasks": last.tasks, "solved": last.solved, "rescued": 0} if last is not None else {}
+        return {"temperature": how.temperature, "samples": how.samples, **counted, **probed}
 
     return act(recipe, folder, stage, settings.concurrency, work, name=stage.what)
 
