@@ -295,7 +295,7 @@ class _Known:
 
     def __init__(self, path: str, places: int, seconds: int, seed: int) -> None:
         self.path = path
-        self.sandbox = Sandbox(Limits(seconds=seconds, wall_seconds=3.0 * seconds + 1))
+        self.sandbox = Sandbox(Limits(seconds=seconds))
         self._problems = {f"mbpp-{row['task_id']}": row for row in read_problems(Path(path))}
         self._made: dict[str, _Problem] = {}
         self._how = (places, self.sandbox, seed)
