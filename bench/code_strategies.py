@@ -31,7 +31,7 @@ from leafe.envs import load_tasks, make_world
 from leafe.envs.code._submissions import Judged
 from leafe.envs.code.mbpp import Mbpp
 from leafe.envs.code.weak import WeakProgrammer
-from leafe.evaluate import Over, contrast, coverage_curve, hierarchical_bootstrap, spent
+from leafe.evaluate import Over, contrast, coverage_curve, mean_rate, spent
 from leafe.explore import ExploreConfig, WorldPool, explore
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.runs import RunFolder, load_trees
@@ -173,7 +173,7 @@ def solved_by(trees: Sequence[Tree], cost: Literal["env_steps", "policy_calls"],
 
 
 def covered(runs: Sequence[Sequence[Tree]], cost: Literal["env_steps", "policy_calls"], budget: int) -> str:
-    found = hierarchical_bootstrap([list(solved_by(trees, cost, budget).values()) for trees in runs])
+    found = mean_rate([solved_by(trees, cost, budget) for trees in runs])
     return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 

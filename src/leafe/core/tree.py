@@ -19,6 +19,7 @@ class Tree:
         self.episodes: list[Episode] = []
         self._turns: dict[str, Turn] = {}
         self._episode_of: dict[str, int] = {}
+        self._later: dict[int, list[Turn]] = {}  # reflections in records of their own, by the rollout that they read
         for episode in episodes:
             self.add(episode)
 
@@ -59,11 +60,31 @@ class Tree:
             new[turn.id] = turn
         self._turns |= new
         self._episode_of |= dict.fromkeys(new, episode.index)
+        if episode.looks_back and episode.start is not None:
+            self._later.setdefault(self._episode_of[episode.start], []).extend(episode.turns)
         self.episodes.append(episode)
 
     def episode_of(self, turn_id: str) -> Episode:
         """The episode whose record holds this turn."""
         return self.episodes[self._episode_of[turn_id]]
+
+    def rollout_of(self, turn_id: str) -> Episode:
+        """The rollout that this turn belongs to.
+
+        That is the episode whose record holds the turn or, where the record only looks back on an
+        earlier rollout (`Episode.looks_back`), the earlier one.
+        """
+        holder = self.episode_of(turn_id)
+        return self.episode_of(holder.start) if holder.looks_back and holder.start else holder
+
+    @property
+    def rollouts(self) -> list[Episode]:
+        """The episodes without the records that only add reflections to an earlier one."""
+        return [e for e in self.episodes if not e.looks_back]
+
+    def turns_of(self, rollout: Episode) -> list[Turn]:
+        """The turns of its record, and the reflections that were made on it later."""
+        return [*rollout.turns, *self._later.get(rollout.index, ())]
 
     def path(self, turn_id: str | None) -> list[Turn]:
         """The act turns from the root to this turn, which is the last; [] for None. A reflection's path is what it read."""

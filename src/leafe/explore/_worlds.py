@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from leafe.core import Environment, SnapshotGone, StepResult, Task, Turn, UserError, WorldError, observation_hash
+from leafe.core.answers import check_facts, observation_text, step_result
 from leafe.explore._waits import Waits
 from leafe.prompts import cut_middle
 
@@ -145,15 +146,10 @@ class BorrowedWorld:
             self._path = Trail(path.task, path.seed, path.first, (*path.steps, (action, observation)))
 
     async def _reset(self, task: Task, seed: int) -> str:
-        observation = await self._call("reset", self.world.reset, task, seed)
-        if not isinstance(observation, str):
-            raise self._fail("reset", f"returned {type(observation).__name__}, not a string")
-        return self._cut(observation)
+        return self._cut(self._plain(observation_text, await self._call("reset", self.world.reset, task, seed)))
 
     async def _step(self, action: str) -> StepResult:
-        result = await self._call("step", self.world.step, action)
-        if not isinstance(result, StepResult):
-            raise self._fail("step", f"returned {type(result).__name__}, not a StepResult")
+        result = self._plain(step_result, await self._call("step", self.world.step, action))
         short = self._cut(result.observation)
         return result if short is result.observation else replace(result, observation=short)
 
@@ -161,6 +157,13 @@ class BorrowedWorld:
         short = self._pool.short(observation)
         self._pool.cut += short is not observation
         return short
+
+    def _plain(self, taken: Callable[[object, str], T], answer: object) -> T:
+        try:
+            return taken(answer, self.world.name)
+        except WorldError:
+            self.broken = True
+            raise
 
     def _fail(self, what: str, why: str) -> WorldError:
         self.broken = True
@@ -306,8 +309,8 @@ def _made(make: Callable[[], Environment]) -> Environment:
     """A world; one whose process dies at its start is made again."""
     for _ in range(RETRIES):
         with contextlib.suppress(WorldError):
-            return make()
-    return make()
+            return check_facts(make())
+    return check_facts(make())
 
 
 def _close(world: Environment) -> None:

@@ -7,7 +7,6 @@ names nothing known stays as it is, so that JSON examples need no escaping.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
@@ -17,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from leafe.core import Message, UserError
+from leafe.core.textfile import parsed_toml, read_text
 
 NAMES = (
     "instruction", "actions_help", "observation", "step", "preamble", "experience", "last", "history", "shown",
@@ -118,7 +118,9 @@ class PromptSet(BaseModel):
     """An explanation and an action as one answer, in the form that `action` reads."""
 
     action: Literal["plain", "line", "react", "code"] = "react"
-    """How an action is read out of the answer: the whole text; its first line; what follows `Action:`; the last fenced code block."""
+    """How an action is read out of the answer: the whole text; its first line; what follows `Action:`; the program in a fenced code block."""
+    multiline: bool = False
+    """An action after `Action:` may have several lines, up to what the model invents of the next turn; else its first line alone is the action."""
     reflection: Literal["json", "pattern"] = "json"
     reflection_pattern: str = ""
     """For `pattern`: a regular expression with the groups `step` and `experience`, searched for in the answer."""
@@ -163,12 +165,12 @@ def load_prompt_set(name_or_path: str) -> PromptSet:
     if builtin.is_file():
         text, where = builtin.read_text(encoding="utf-8"), f"built-in prompt set {name_or_path}"
     elif Path(name_or_path).is_file():
-        text, where = Path(name_or_path).read_text(encoding="utf-8"), name_or_path
+        text, where = read_text(name_or_path), f"The prompt set {name_or_path}"
     else:
         raise UserError(f"There is no prompt set {name_or_path!r}: give a TOML file or one of {', '.join(prompt_sets())}.")
     try:
-        return PromptSet(**tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, re.error) as error:
+        return PromptSet(**parsed_toml(text, where))
+    except re.error as error:
         raise UserError(f"{where} cannot be read: {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]
