@@ -128,7 +128,7 @@ def maker(recipe: Recipe, leg: Leg) -> Callable[[], Environment]:
 
 
 def make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> WorldPool:
-    return WorldPool.fitting(maker(recipe, leg), concurrency, recipe.world.workers, recipe.world.timeout)
+    return WorldPool.fitting(maker(recipe, leg), concurrency, recipe.world.workers, recipe.world.timeout, recipe.world.max_observation)
 
 
 def same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
@@ -303,7 +303,7 @@ def act(
             if policy is not None:
                 await policy.close()
             pool.close()
-        return done | fared(policy, died) | {"world_failures": pool.broken, "world": world}
+        return done | fared(policy, died) | {"world_failures": pool.broken, "observations_cut": pool.cut, "world": world}
 
     return asyncio.run(main())
 
