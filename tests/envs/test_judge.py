@@ -203,7 +203,6 @@ class TestTasksThatCannotBeJudged:
             ("kept = []\ndef keep(a): kept.append(a)\ndef grow(): kept[0].append(1)", "a = []\nkeep(a)\ngrow()\nassert a == [1]"),
             ("def f(): return 2", "assert max([f()]) == 3"),
             ("def f(): return 2", "while True: pass"),
-            ("def f(: return 2", "assert f() == 2"),
         ],
     )
     def test_it_is_left_out_by_name(self, tmp_path: Path, code: str, test: str) -> None:
@@ -227,6 +226,7 @@ class TestTasksThatCannotBeJudged:
         world = self.world(tmp_path, *KINDS["operators"].values())
         assert len(world.tasks("train")) == len(KINDS["operators"])
 
-    def test_a_file_without_references_is_taken_at_its_word(self, tmp_path: Path) -> None:
+    def test_what_has_no_reference_that_runs_is_taken_at_its_word(self, tmp_path: Path) -> None:
+        assert len(self.world(tmp_path, ("def f(: return 2", "assert max([f()]) == 3")).tasks("train")) == 1
         (tmp_path / "mine.jsonl").write_text(json.dumps({"task_id": 601, "text": "t", "test_list": ["assert max([f()]) == 3"]}))
         assert len(Mbpp(problems=str(tmp_path / "mine.jsonl")).tasks("train")) == 1

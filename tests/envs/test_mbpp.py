@@ -177,7 +177,7 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         "row",
-        [{"task_id": "Mbpp/2", "prompt": "p", "base_input": [[1]], "plus_input": []}, {"task_id": 2, "prompt": "p"}, SANITIZED | {"test_imports": "import m"}, 7],
+        [{"task_id": "Mbpp/2", "prompt": "p", "base_input": [[1]]}, {"task_id": 2, "prompt": "p"}, SANITIZED | {"test_imports": "import m"}, 7],
     )
     def test_what_fits_is_said_of_one_that_does_not(self, tmp_path: Path, row: Any) -> None:
         (tmp_path / "mine.json").write_text(json.dumps([self.SANITIZED, row]))

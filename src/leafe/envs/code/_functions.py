@@ -82,7 +82,8 @@ _CHECKED: dict[str, str] = {}
 
 def _refused(task: Task, reference: str, judge: Callable[[Task, str], Judged]) -> str:
     tests = task.payload["tests"]
-    if _own_types(reference) is False and all(map(_plain, tests)):
+    own_types = _own_types(reference)
+    if own_types is None or (not own_types and all(map(_plain, tests))):  # what is no Python says nothing of the tests
         return ""
     key = hashlib.sha256(repr((reference, sorted(task.payload.items()))).encode("utf-8", "backslashreplace")).hexdigest()
     if key not in _CHECKED:
