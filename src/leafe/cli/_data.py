@@ -27,14 +27,17 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", help="A new or empty folder.")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="Not an arm but a stage's folder: explore/tree, distill/seed1.leafe+.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="With --stage explore/...: what is selected from the trees; default: leafe+.")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Measure rows with this folder's or model's tokenizer; default: the run's.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", help="Leave out, and count, samples of more tokens.")] = None,
     push: Annotated[str | None, typer.Option("--push", help="USER/NAME: upload it to the Hugging Face hub too, with your own login; private.")] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: everybody may read it.")] = False,
 ) -> None:
     """Write the samples of a run as files for another trainer, with a dataset card."""
     from leafe.core import UserError
-    from leafe.exports import TARGETS, episodes_of, samples_of
+    from leafe.exports import TARGETS, episodes_of, samples_of, tokenizer_of
     from leafe.exports import export as written
     from leafe.exports import push as pushed
+    from leafe.pipeline import recipe_of
     from leafe.runs import RunFolder
 
     target = next((t for t in TARGETS if t == to), None)
@@ -46,14 +49,21 @@ def export(
         raise UserError("--public says who may read what --push uploads: give --push USER/NAME too.")
     if target == "chat" and (arm is not None or preset is not None):
         raise UserError("--to chat writes the whole episodes of an exploration: give --stage explore/..., and no arm or preset.")
+    if target == "chat" and (tokenizer is not None or max_length is not None):
+        raise UserError("--to chat writes whole episodes: --tokenizer and --max-length are for samples.")
     folder = RunFolder.read(run)
     source = episodes_of(folder, stage) if target == "chat" else samples_of(folder, arm, stage, preset, pairs=target == "dpo")
-    done = written(source, target, out)
+    measure = tokenizer_of(folder, recipe_of(folder), tokenizer) if target != "chat" else None
+    done = written(source, target, out, tokenizer=measure, max_length=max_length)
     console = _console()
     for name, rows in done.files.items():
         console.print(f"{done.folder / name}: {rows} rows", highlight=False, markup=False)
     for reason, number in done.left_out.items():
         console.print(f"left out: {number} x {reason}", highlight=False, markup=False)
+    for part, lengths in done.lengths.parts.items() if done.lengths is not None else ():
+        console.print(f"{part}: rows of {min(lengths)} to {max(lengths)} tokens", highlight=False, markup=False)
+    if done.warning:
+        console.print(f"warning: {done.warning}", highlight=False, markup=False)
     for what, number in done.changed.items():
         console.print(f"note: {number} samples: {what}", highlight=False, markup=False)
     console.print(f"The card, with how to load it: {done.folder / 'README.md'}", highlight=False, markup=False)

@@ -7,9 +7,12 @@ A sample is a prompt and the one answer that bears the loss; every format is a w
 into the card. `episodes_of` and the target `chat` write whole episodes with their rewards: what `leafe import` reads.
 """
 
+from leafe.exports._lengths import Lengths, Tokenizer, tokenizer_of
 from leafe.exports._pairs import first_differences
 from leafe.exports._push import push
 from leafe.exports._source import Source, episodes_of, samples_of
 from leafe.exports._write import TARGETS, Exported, Target, export
 
-__all__ = ["TARGETS", "Exported", "Source", "Target", "episodes_of", "export", "first_differences", "push", "samples_of"]
+__all__ = [
+    "TARGETS", "Exported", "Lengths", "Source", "Target", "Tokenizer", "episodes_of", "export", "first_differences", "push", "samples_of", "tokenizer_of",
+]  # fmt: skip

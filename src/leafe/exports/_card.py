@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leafe import __version__
+from leafe.exports._lengths import section
 from leafe.exports._source import Source
+
+if TYPE_CHECKING:
+    from leafe.exports._write import Exported
 
 LICENCES: Mapping[str, tuple[str, str]] = {
     "gates": ("apache-2.0", "The world is part of leafe (Apache-2.0); its texts are made by a program."),
@@ -26,44 +30,49 @@ LICENCES: Mapping[str, tuple[str, str]] = {
 UNCHECKED = ("unknown", "leafe does not know the licence of this world's texts: settle it before you share them.")
 
 
-def card(source: Source, target: str, files: Mapping[str, int], left_out: Mapping[str, int], changed: Mapping[str, int]) -> str:
+def card(source: Source, done: Exported) -> str:
     """The text of README.md."""
-    about = source.about
+    about, target, files, lengths = source.about, done.target, done.files, done.lengths
     licence, why = LICENCES.get(str(about["world"]), UNCHECKED)
     blocks = [
         _front(licence, target, files),
         f"# {_line(about['recipe'])}: {_WHAT[target]}",
         _line(about["question"]) if about["question"] else "",
         _numbers(source, target, files),
-        _counts("Left out", "why", "number", left_out),
-        _counts("What the format does not say", "samples", "number", changed),
+        section(lengths, target),
+        _counts("Left out", "why", "number", done.left_out),
+        _counts("What the format does not say", "samples", "number", done.changed),
         _origin(about),
         f"## Licence\n\n{why} Actions and reflections were written by the model `{_line(about['model'])}`, whose licence may say what they may train.",
-        "## How to load it\n\n" + _how(target, files),
+        "## How to load it\n\n" + _how(target, files, lengths.longest if lengths is not None else None),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
+_HOLDS = "holds every row; the default cuts from the end, where the answer is"
+_UNCUT = "no cut: the default of 1,024 cuts from the end, where the answer is"
 _WHAT = {
     "trl": "samples for TRL", "sharegpt": "samples for LLaMA-Factory (ShareGPT)", "axolotl": "samples for Axolotl", "verl": "samples for verl",
     "dpo": "preference pairs", "chat": "episodes with rewards",
 }  # fmt: skip
 
 
-def _how(target: str, files: Mapping[str, int]) -> str:
-    """Words and commands for the files that are there."""
+def _how(target: str, files: Mapping[str, int], longest: int | None) -> str:
+    """Words and commands for the files that are there; `longest`: tokens of the longest row, where they are known."""
     train = [name for name in files if "validation" not in name]
     if target == "trl":
         folder = train[0].split("/")[0]
         return (
             "Each folder has the columns `prompt` and `completion`; TRL's SFTTrainer puts the loss on the completion alone.\n\n"
-            f'```python\nfrom datasets import load_dataset\n\nrows = load_dataset("FOLDER/{folder}", split="train")\n```'
+            f'```python\nfrom datasets import load_dataset\nfrom trl import SFTConfig\n\nrows = load_dataset("FOLDER/{folder}", split="train")\n'
+            f"settings = SFTConfig(max_length={longest})  # {_HOLDS if longest else _UNCUT}\n```"
         )
     if target == "sharegpt":
         names = ",".join("leafe_" + name.removesuffix(".jsonl") for name in train)
         return (
             "LLaMA-Factory reads the folder as `dataset_dir`. `mask_history` puts the loss on the last answer alone: without it the earlier actions, mistakes "
-            f"among them, are learnt too.\n\n```yaml\ndataset_dir: FOLDER\ndataset: {names}\nmask_history: true\ntemplate: TEMPLATE  # of your model\n```"
+            f"among them, are learnt too.\n\n```yaml\ndataset_dir: FOLDER\ndataset: {names}\nmask_history: true\ntemplate: TEMPLATE  # of your model\n"
+            f"cutoff_len: {longest or 'TOKENS'}  # {_HOLDS if longest else 'of the longest row: 2,048 by default'}\n```"
         )
     if target == "axolotl":
         return "`axolotl.yaml` holds the entries for `datasets:`. Of every conversation the one message with `train: true` bears the loss."
@@ -72,12 +81,17 @@ def _how(target: str, files: Mapping[str, int]) -> str:
         return (
             "verl's own data set would learn every answer of a conversation; `answer_only.py` in this folder keeps the loss to the one with "
             f"`trainable: true`.\n\n```\ntorchrun -m verl.trainer.sft_trainer data.train_files=[{listed}] data.messages_key=messages \\\n"
-            "    data.custom_cls.path=FOLDER/answer_only.py data.custom_cls.name=AnswerOnly\n```"
+            "    data.custom_cls.path=FOLDER/answer_only.py data.custom_cls.name=AnswerOnly"
+            + (f" \\\n    data.max_length={longest}" if longest else "")
+            + "\n```"
         )
     if target == "dpo":
         return (
             "`preference/` has TRL's columns `prompt`, `chosen` and `rejected` for DPOTrainer; `preference.jsonl` with `dataset_info.json` is the same for "
-            "LLaMA-Factory (`dataset_dir: FOLDER`, `dataset: leafe_preference`, `stage: dpo`)."
+            "LLaMA-Factory (`dataset_dir: FOLDER`, `dataset: leafe_preference`, `stage: dpo`). "
+            f"DPOConfig(max_length={longest}) and `cutoff_len: {longest}` hold every pair."
+            if longest
+            else "`preference/` and `preference.jsonl` hold the pairs for TRL's DPOTrainer (set max_length=None) and for LLaMA-Factory (`cutoff_len`)."
         )
     return "One JSON object a line: `task`, `messages`, `reward`, `success`. `leafe import episodes.jsonl --format chat --out RUN` reads it back."
 

@@ -18,6 +18,7 @@ from leafe.core import UserError
 from leafe.distill import PARTS, Dataset, Sample, export_dpo, export_trl
 from leafe.exports import _episodes, _rows
 from leafe.exports._card import card
+from leafe.exports._lengths import Lengths, Tokenizer, measured, warning
 from leafe.exports._source import Source
 
 Target = Literal["trl", "sharegpt", "axolotl", "verl", "dpo", "chat"]
@@ -38,11 +39,35 @@ class Exported:
     """Samples by the reason why they are in no file."""
     changed: dict[str, int] = field(default_factory=dict)
     """Samples by what the format does not say of them."""
+    lengths: Lengths | None = None
+    """Tokens of the rows; None where no tokenizer was given, and for whole episodes."""
+
+    @property
+    def warning(self) -> str:
+        """One sentence where the trainer's own default would cut rows; else empty."""
+        return warning(self.lengths, self.target)
 
 
-def export(source: Source, target: Target, out: Path | str) -> Exported:
-    """Write the source into the new folder `out`, with its card README.md. UserError where `out` holds anything, or nothing is to be written."""
+def export(source: Source, target: Target, out: Path | str, *, tokenizer: Tokenizer | None = None, max_length: int | None = None) -> Exported:
+    """Write the source into the new folder `out`, with its card README.md.
+
+    Args:
+        source: Samples, or whole episodes for the target `chat`.
+        target: The form.
+        out: A new or empty folder.
+        tokenizer: What rows are measured with (`tokenizer_of`); None: nothing is measured.
+        max_length: Rows of more tokens are left out, and counted.
+
+    Raises:
+        UserError: `out` holds anything, nothing is to be written, or `max_length` comes without a tokenizer.
+    """
     out = Path(out)
+    if max_length is not None and max_length < 1:
+        raise UserError(f"A row of at most {max_length} tokens holds nothing: give a length from 1.")
+    if max_length is not None and target == "chat":
+        raise UserError("Whole episodes are written whole: max_length is for samples.")
+    if max_length is not None and tokenizer is None:
+        raise UserError("No tokenizer of this run is on this machine, so that rows cannot be measured: give one with --tokenizer, or no --max-length.")
     if target not in TARGETS:
         raise UserError(f"There is no export to {target!r}: choose one of {', '.join(TARGETS)}.")
     partial = out.with_name(f".{out.name}.partial")
@@ -53,10 +78,10 @@ def export(source: Source, target: Target, out: Path | str) -> Exported:
         partial.mkdir(parents=True)
         done = Exported(partial, target)
         try:
-            _write(source, done)
+            _write(source, done, tokenizer, max_length)
         except ModuleNotFoundError as error:
             raise UserError(f"An export to {target} needs the package {error.name}, which is not installed: pip install 'leafe[hf]'.") from error
-        (partial / "README.md").write_text(card(source, done.target, done.files, done.left_out, done.changed), encoding="utf-8")
+        (partial / "README.md").write_text(card(source, done), encoding="utf-8")
         if out.exists():
             out.rmdir()
         partial.rename(out)
@@ -68,7 +93,7 @@ def export(source: Source, target: Target, out: Path | str) -> Exported:
     return done
 
 
-def _write(source: Source, done: Exported) -> None:
+def _write(source: Source, done: Exported, tokenizer: Tokenizer | None, max_length: int | None) -> None:
     if done.target == "chat":
         assert source.prompts is not None, "whole episodes come from episodes_of"
         done.files["episodes.jsonl"] = _lines(done.folder / "episodes.jsonl", _episodes.rows(source.trees, source.prompts, done.left_out))
@@ -83,11 +108,26 @@ def _write(source: Source, done: Exported) -> None:
     if not kept["train"]:
         what = "pairs" if pairs else "rehearsal, counterfactual or reflection samples"
         raise UserError(f"There is nothing to export: the trees give no {what}.")
+    if tokenizer is not None:
+        kept = _measured(kept, done, tokenizer, max_length)
     _note_changes([s for samples in kept.values() for s in samples], done)
-    {"trl": _trl, "sharegpt": _sharegpt, "axolotl": _axolotl, "verl": _verl, "dpo": _dpo}[done.target](source, kept, done)
+    {"trl": _trl, "sharegpt": _sharegpt, "axolotl": _axolotl, "verl": _verl, "dpo": _dpo}[done.target](kept, done)
 
 
 Kept = Mapping[str, Sequence[Sample]]
+
+
+def _measured(kept: Kept, done: Exported, tokenizer: Tokenizer, most: int | None) -> dict[str, list[Sample]]:
+    """Those that are short enough; their lengths are noted, and what is left out is counted."""
+    found = {split: [(sample, tokenizer.length(sample)) for sample in samples] for split, samples in kept.items()}
+    short = {split: [each for each in samples if most is None or each[1] <= most] for split, samples in found.items()}
+    lost = sum(map(len, found.values())) - sum(map(len, short.values()))
+    if lost:
+        done.left_out[f"longer than {most} tokens"] = lost
+    if not short["train"]:
+        raise UserError(f"There is nothing to export: every sample is longer than {most} tokens, the shortest of {min(n for _, n in found['train'])}.")
+    done.lengths = measured(short, tokenizer.name)
+    return {split: [sample for sample, _ in samples] for split, samples in short.items()}
 
 
 def _kept(sample: Sample, pairs: bool, done: Exported) -> bool:
@@ -116,17 +156,16 @@ def _note_changes(samples: Sequence[Sample], done: Exported) -> None:
         done.changed["their sampled token ids are known: this trainer tokenises their text again, with its own or the model's chat template"] = exact
 
 
-def _trl(source: Source, kept: Kept, done: Exported) -> None:
-    data, valid = (None if d is None else Dataset(tuple(replace(s, rejected=None) for s in d.samples)) for d in (source.data, source.valid))
-    assert data is not None
+def _trl(kept: Kept, done: Exported) -> None:
+    data, valid = (Dataset(tuple(replace(s, rejected=None) for s in kept[split])) for split in ("train", "validation"))
     for part in export_trl(data, done.folder, valid):
         for split in ("train", "validation"):
             if (done.folder / part / f"{split}.parquet").is_file():
                 done.files[f"{part}/{split}.parquet"] = sum(s.part == part for s in kept[split])
 
 
-def _dpo(source: Source, kept: Kept, done: Exported) -> None:
-    export_dpo(source.data, done.folder, source.valid)
+def _dpo(kept: Kept, done: Exported) -> None:
+    export_dpo(Dataset(tuple(kept["train"])), done.folder, Dataset(tuple(kept["validation"])))
     for split in ("train", "validation"):
         if (done.folder / "preference" / f"{split}.parquet").is_file():
             done.files[f"preference/{split}.parquet"] = len(kept[split])
@@ -134,16 +173,17 @@ def _dpo(source: Source, kept: Kept, done: Exported) -> None:
     _describe_sharegpt(done, ranking=True)
 
 
-def _sharegpt(source: Source, kept: Kept, done: Exported) -> None:
+def _sharegpt(kept: Kept, done: Exported) -> None:
     _each(kept, done, _rows.sharegpt, _lines, ".jsonl")
     _describe_sharegpt(done, ranking=False)
 
 
-def _axolotl(source: Source, kept: Kept, done: Exported) -> None:
+def _axolotl(kept: Kept, done: Exported) -> None:
     _each(kept, done, _rows.axolotl, _lines, ".jsonl")
     listed = {split: [_axolotl_entry(name) for name in done.files if _split(name) == split] for split in ("train", "validation")}
     head = "# Into your Axolotl config. The paths are seen from this folder: run axolotl in it, or put its path before them.\n"
-    text = head + "chat_template: tokenizer_default\ndatasets:\n" + "".join(listed["train"])
+    length = f"sequence_len: {done.lengths.longest}  # holds every row\n" if done.lengths is not None else ""
+    text = head + length + "chat_template: tokenizer_default\ndatasets:\n" + "".join(listed["train"])
     if listed["validation"]:
         text += "test_datasets:\n" + "".join(listed["validation"])
     (done.folder / "axolotl.yaml").write_text(text, encoding="utf-8")
@@ -156,7 +196,7 @@ def _axolotl_entry(name: str) -> str:
     )
 
 
-def _verl(source: Source, kept: Kept, done: Exported) -> None:
+def _verl(kept: Kept, done: Exported) -> None:
     _each(kept, done, _rows.verl, _parquet, ".parquet")
     program = resources.files("leafe.exports") / "answer_only.py.txt"
     (done.folder / "answer_only.py").write_text(program.read_text(encoding="utf-8"), encoding="utf-8")
