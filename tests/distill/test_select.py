@@ -218,6 +218,49 @@ def test_as_many_events_as_are_wanted_and_there(tree: Tree, most: int, seed: int
         assert branch.original.action != branch.revised.action
 
 
+def _truncated(tree: Tree, *ids: str) -> Tree:
+    """The tree in which these answers were cut at their limit of tokens."""
+    episodes = [replace(e, turns=tuple(replace(t, finish="length") if t.id in ids else t for t in e.turns)) for e in tree.episodes]
+    return Tree(tree.task, episodes)
+
+
+ANYTHING = {"rehearsal": "progress_prefix", "counterfactuals": "all", "anchors": True, "reflections": True, "counterfactual_scope": "branch"}
+
+
+@given(trees(), st.data())
+def test_a_cut_answer_is_no_target(tree: Tree, data: st.DataObject) -> None:
+    ids = data.draw(st.sets(st.sampled_from([t.id for t in tree])))
+    cut = _truncated(tree, *ids)
+    texts = {id_: f"{tree[id_].action_text} half" for id_ in ids}  # a text that no other answer has
+    cut = Tree(cut.task, [replace(e, turns=tuple(replace(t, action_text=texts.get(t.id, t.action_text)) for t in e.turns)) for e in cut.episodes])
+    left_out, kept = (select(cut, truncated_answers=how, **ANYTHING) for how in ("skip", "without_eos"))
+    assert not any(s.answer.cut or s.answer.content.endswith("half") for s in left_out.samples)
+    assert all(s.answer.cut == s.answer.content.endswith("half") for s in kept.samples)
+    for part in ("rehearsal", "counterfactual", "reflection"):
+        whole = [s for s in kept.part(part) if not s.answer.cut]
+        assert whole == list(left_out.part(part))
+        assert any("was cut" in reason and reason.startswith(part) for reason in left_out.skipped) or whole == list(kept.part(part))
+
+
+@pytest.mark.parametrize(("cut", "reason"), [("t0/0.1", "of the original action, the answer was cut"), ("t0/1.1", "the answer was cut")])
+def test_a_pair_needs_two_whole_answers(cut: str, reason: str) -> None:
+    tree = _truncated(make_tree(Ep("go", "a", stop=Stop.failure, blame=1, note="x"), Ep("b", branch_of=0)), cut)
+    data = build({"t0": tree}, PROMPTS, preset("dpo"), 0)
+    assert (data.samples, data.skipped) == ((), {f"counterfactual: {reason} at its limit of tokens": 1})
+    (only,) = build({"t0": tree}, PROMPTS, preset("dpo", truncated_answers="without_eos"), 0).samples
+    assert only.cut
+    assert only.rejected is not None
+    assert [only.answer.cut, only.rejected.cut] == [cut == "t0/1.1", cut == "t0/0.1"]
+
+
+def test_a_cut_answer_stays_cut_in_the_file(tmp_path: Path) -> None:
+    tree = _truncated(make_tree(tokens=lambda text: tuple(range(len(text.split()))) if "key" in text else None), "t0/0.0", "t0/1.1", "t0/2.2")
+    data = select(tree, truncated_answers="without_eos", **ANYTHING)
+    assert {(s.answer.cut, s.answer.tokens is None) for s in data.samples} == {(True, True), (True, False), (False, True), (False, False)}
+    data.save(tmp_path / "data.jsonl")
+    assert Dataset.load(tmp_path / "data.jsonl").samples == data.samples
+
+
 def test_anchors_carry_another_branchs_experience() -> None:
     data = build(forest(3), PROMPTS, preset("leafe+"), 0)
     anchors = data.part("anchor")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from leafe.core.types import Usage
+from leafe.core.types import Finish, Usage
 
 Role = Literal["system", "user", "assistant"]
 
@@ -23,6 +23,8 @@ class Message:
     role: Role
     content: str
     tokens: tuple[int, ...] | None = None
+    cut: bool = False
+    """Of an answer to learn: it was cut at its limit of tokens, so that no end-of-turn token belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Completion:
     """Sampled ids, the end-of-turn token included where the model wrote it."""
     logprob: float | None = None
     """Sum over `tokens`, at the sampling temperature."""
-    finish: Literal["stop", "length"] = "stop"
+    finish: Finish = "stop"
     usage: Usage = Usage()
 
 

@@ -43,6 +43,11 @@ class Sample:
     rejected: Message | None = None
     """For DPO: the action that `answer` is to be preferred to."""
 
+    @property
+    def cut(self) -> bool:
+        """Whether an answer in it was cut at its limit of tokens: a format that ends every answer cannot hold it."""
+        return self.answer.cut or (self.rejected is not None and self.rejected.cut)
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -116,7 +121,8 @@ _COUNTS = ("duplicates", "skipped", "agreement")
 
 
 class _Nodes:
-    """The trie of one task's messages, as rows [parent, role, content] or [parent, role, content, tokens]; a parent of -1 is the root."""
+    """The trie of one task's messages, as rows [parent, role, content], [..., tokens] or, of an answer that was cut, [..., tokens or null, true]; a parent
+    of -1 is the root."""
 
     def __init__(self) -> None:
         self.messages: list[list[Any]] = []
@@ -137,16 +143,17 @@ class _Nodes:
     def _node(self, parent: int, message: Message) -> int:
         node = self._known.setdefault((parent, message), len(self.messages))
         if node == len(self.messages):
-            tokens = [] if message.tokens is None else [message.tokens]
-            self.messages.append([parent, message.role, message.content, *tokens])
+            more: list[Any] = [message.tokens, True] if message.cut else [] if message.tokens is None else [message.tokens]
+            self.messages.append([parent, message.role, message.content, *more])
         return node
 
 
 def _read_task(data: Mapping[str, Any]) -> Iterator[tuple[int, Sample]]:
     known: dict[Message, Message] = {}
     nodes: list[tuple[int, Message]] = []
-    for parent, role, content, *tokens in data["messages"]:
-        message = Message(role, content, token_ids(tokens[0]) if tokens else None)
+    for parent, role, content, *more in data["messages"]:
+        tokens, cut = (*more, None, False)[0], len(more) == 2
+        message = Message(role, content, None if tokens is None else token_ids(tokens), cut)
         nodes.append((parent, known.setdefault(message, message)))
 
     def path(node: int) -> tuple[Message, ...]:
