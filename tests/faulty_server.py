@@ -40,6 +40,8 @@ class FaultyServer:
     """`limit_n`: the most choices an answer holds. `forbidden`: body fields that are answered by 400, whose sentence names the field
     if `says_why`. `key`: what the Authorization header must bear. `latency_s`: the time before an answer. `holds`: the body field in which it takes a
     schema, None: it ignores all. `ignores`: `seed` (every answer is another) and `n` (all choices are one text) may stand there.
+    `told`: what it answers to a request's body instead of all this, a body with the status 200, a
+    status and a body, or a whole response; None: as ever.
     `gives`: `token_ids`,
     `response_token_ids` and `logprobs` (with `ids in logprobs`, these too) are in its answers where they are asked for. `healthy`: what /health says.
     """
@@ -62,6 +64,7 @@ class FaultyServer:
         ignores: Sequence[str] = (),
         gives: Sequence[str] = (),
         healthy: bool = True,
+        told: Callable[[Mapping[str, Any]], Any] = lambda body: None,
         port: int = 0,
     ) -> None:
         self.script = list(script)
@@ -79,6 +82,7 @@ class FaultyServer:
         self.ignores = tuple(ignores)
         self.gives = tuple(gives)
         self.healthy = healthy
+        self.told = told
         self.port = port
         self.bodies: list[dict[str, Any]] = []
         """Every chat request's body, in order of arrival."""
@@ -168,6 +172,12 @@ class FaultyServer:
         refused = self._refuses_key(request)
         if refused is not None:
             return refused
+        told = self.told(body)
+        if told is not None:
+            if isinstance(told, web.StreamResponse):
+                return told
+            status, value = told if isinstance(told, tuple) else (200, told)
+            return web.json_response(value, status=status)
         if body["model"] not in self.models:
             return web.json_response({"error": {"message": f"The model `{body['model']}` does not exist."}}, status=404)
         for name in self.forbidden:

@@ -134,7 +134,7 @@ def _replay(verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, pro
     """Ask the strategy, the model and the world again."""
     episode, say = tree.episodes[index], verdict.problems.append
     where = f"episode {index} of {tree.task.id}"
-    plan = make_strategy(config).next(Tree(tree.task, tree.episodes[:index]))
+    plan = make_strategy(config, prompts.set).next(Tree(tree.task, tree.episodes[:index]))
     if plan != Plan(episode.start, episode.experience, episode.depth, episode.preamble):
         say(f"{where} is not what the strategy asks for")
     world = Quick()

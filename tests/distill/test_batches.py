@@ -102,6 +102,9 @@ def test_epochs_hold_for_each_part(numbers: tuple[int, ...], sizes: tuple[int, .
         assert sum(times) <= (epochs + 1) * len(mine)  # fewer than one pass too many, whatever the sets' sizes
         assert abs(sum(times) / len(mine) - batches.epochs(steps)[part]) < 1e-9
     assert all(batch and abs(len(batch) - size) < len(wanted) for batch in drawn)
+    for part in wanted:  # a part that is not in every batch keeps its whole weight in the objective
+        held = sum(any(s.part == part for s in batch) for batch in drawn)
+        assert abs(held * batches.scale(part) - steps) <= batches.scale(part)
     again = Batches(data, config)
     assert [again.batch(step) for step in reversed(range(steps))] == drawn[::-1]
 

@@ -131,7 +131,7 @@ def test_a_mark_of_utf8_and_other_line_ends(tmp_path: Path) -> None:
         (b"", "holds no episode in the format 'chat'"),
         (b"\n\n", "It is empty"),
         (b"hello\n", "The first: a.jsonl, line 1: it is not JSON"),
-        ('{"a": 1}\n'.encode("utf-16"), "is UTF-16: write it as UTF-8"),
+        ('{"a": 1}\n'.encode("utf-16"), "it is UTF-16"),
         (b"PK\x03\x04....", "is no file of JSON lines"),
         (b"PAR1....", "is no file of JSON lines"),
     ],

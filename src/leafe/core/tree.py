@@ -19,6 +19,7 @@ class Tree:
         self.episodes: list[Episode] = []
         self._turns: dict[str, Turn] = {}
         self._episode_of: dict[str, int] = {}
+        self._later: dict[int, list[Turn]] = {}  # reflections in records of their own, by the rollout that they read
         self._read_to: dict[str, list[Turn]] = {}  # usable reflections by the last action that they read
         for episode in episodes:
             self.add(episode)
@@ -60,6 +61,8 @@ class Tree:
             new[turn.id] = turn
         self._turns |= new
         self._episode_of |= dict.fromkeys(new, episode.index)
+        if episode.looks_back and episode.start is not None:
+            self._later.setdefault(self._episode_of[episode.start], []).extend(episode.turns)
         for turn in episode.turns:
             if turn.kind is Kind.reflect and turn.valid and turn.parent is not None:
                 self._read_to.setdefault(turn.parent, []).append(turn)
@@ -68,6 +71,24 @@ class Tree:
     def episode_of(self, turn_id: str) -> Episode:
         """The episode whose record holds this turn."""
         return self.episodes[self._episode_of[turn_id]]
+
+    def rollout_of(self, turn_id: str) -> Episode:
+        """The rollout that this turn belongs to.
+
+        That is the episode whose record holds the turn or, where the record only looks back on an
+        earlier rollout (`Episode.looks_back`), the earlier one.
+        """
+        holder = self.episode_of(turn_id)
+        return self.episode_of(holder.start) if holder.looks_back and holder.start else holder
+
+    @property
+    def rollouts(self) -> list[Episode]:
+        """The episodes without the records that only add reflections to an earlier one."""
+        return [e for e in self.episodes if not e.looks_back]
+
+    def turns_of(self, rollout: Episode) -> list[Turn]:
+        """The turns of its record, and the reflections that were made on it later."""
+        return [*rollout.turns, *self._later.get(rollout.index, ())]
 
     def path(self, turn_id: str | None) -> list[Turn]:
         """The act turns from the root to this turn, which is the last; [] for None. A reflection's path is what it read."""
@@ -127,7 +148,7 @@ class Tree:
             reflection = self._turns[episode.experience]
             revised = episode.acts[0]
             read = self.path(reflection.id)
-            before = self._looked_back_on(reflection)
+            before = self.rollout_of(reflection.id)
             out.append(
                 Branch(
                     task_id=self.task.id,
@@ -142,11 +163,6 @@ class Tree:
                 )
             )
         return out
-
-    def _looked_back_on(self, reflection: Turn) -> Episode:
-        """The episode that a reflection speaks of: the one whose record holds it, or, where that holds no action, the one that it read."""
-        holder = self.episode_of(reflection.id)
-        return holder if holder.acts or reflection.parent is None else self.episode_of(reflection.parent)
 
     def _improved(self, before: Episode, after: Episode, reflection: Turn, rule: ImprovementRule) -> bool:
         if after.success or before.success:

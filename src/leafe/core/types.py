@@ -7,6 +7,7 @@ with counts on its edges. All records are frozen and turn to plain JSON values a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -140,10 +141,12 @@ class Turn:
         return self.finish == "length"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object without the fields that hold their default."""
+        """A JSON object without the fields that hold their default, or a number that JSON does not have."""
         out: dict[str, Any] = {}
         for name, default in _TURN_DEFAULTS:
             value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                continue
             if value != default or name in _REQUIRED:
                 out[name] = value.to_json() if isinstance(value, Usage) else list(value) if isinstance(value, tuple) else value
         return out
@@ -156,11 +159,20 @@ class Turn:
             values["usage"] = Usage(**values["usage"])
         if values.get("tokens") is not None:
             values["tokens"] = token_ids(values["tokens"])
+        for name, instead in _NUMBERS:
+            if name in values and not _finite(values[name]):
+                values[name] = instead
         return Turn(**values)
 
 
 _REQUIRED = frozenset({"id", "parent", "task_id", "step", "kind", "action_text"})
 _TURN_DEFAULTS = tuple((f.name, f.default) for f in fields(Turn))
+_NUMBERS = (("reward", 0.0), ("progress", None), ("logprob", None))
+"""leafe 0.1.0 wrote whatever an environment gave: what was no number is read as not given."""
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +214,16 @@ class Episode:
     @property
     def success(self) -> bool:
         return self.stop is Stop.success
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether this record is no rollout: it adds reflections to one that ended before (an imported episode)."""
+        return (
+            self.start is not None
+            and self.experience is None
+            and bool(self.turns)
+            and all(turn.kind is Kind.reflect for turn in self.turns)
+        )
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {}

@@ -62,7 +62,7 @@ class Batches:
     Only parts with a weight above 0 are drawn. Where the training is counted in steps, a batch by sequence has each part in
     its own number. Where it is counted in epochs, these numbers together are the batch's size, and each part has its share
     of it by the number of its sequences: so every part is passed over as often as every other. A part may then be absent
-    from a batch, as by task: its term is 0 in that step.
+    from a batch, as by task: its term is 0 in that step, and `scale` makes up for it in the steps that have it.
     """
 
     def __init__(self, encoded: Encoded, config: DistillConfig) -> None:
@@ -89,6 +89,12 @@ class Batches:
         if self._by_task is not None:
             return [s for task in self._by_task.batch(step) for s in task]
         return [s for shuffler in self._by_part.values() for s in shuffler.batch(step)]
+
+    def scale(self, part: Part) -> float:
+        """What a part's mean in a batch is multiplied with, so that over the steps it has its whole weight in the objective: one over
+        the share of batches that hold the part, where a batch by sequence holds less than one of its sequences."""
+        shuffler = self._by_part.get(part)
+        return 1.0 if shuffler is None else float(max(Fraction(1), 1 / shuffler.size))
 
     def steps(self, epochs: float) -> int:
         """Steps for at least so many passes over each part, or over the tasks."""

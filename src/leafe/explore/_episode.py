@@ -174,7 +174,7 @@ class EpisodeRunner:
         began = time.monotonic()
         try:
             answer = await self._complete(self.prompts.act(history, self._said), history.step, None, 0)
-            thought, action = self.prompts.parse_action(answer.text)
+            thought, action = self.prompts.parse_action(answer.text, answer.finish == "length")
             result = await self.world.step(action)
         except (PolicyError, WorldError, Diverged):
             self.budget.charge(policy_calls=-1, env_steps=-1)  # no turn came of it: the journal will not hold it

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from leafe.core import Environment, SnapshotGone, StepResult, Task, Turn, UserError, WorldError, observation_hash
+from leafe.core.answers import check_facts, observation_text, step_result
 from leafe.explore._waits import Waits
 
 T = TypeVar("T")
@@ -144,16 +145,17 @@ class BorrowedWorld:
             self._path = Trail(path.task, path.seed, path.first, (*path.steps, (action, observation)))
 
     async def _reset(self, task: Task, seed: int) -> str:
-        observation = await self._call("reset", self.world.reset, task, seed)
-        if not isinstance(observation, str):
-            raise self._fail("reset", f"returned {type(observation).__name__}, not a string")
-        return observation
+        return self._plain(observation_text, await self._call("reset", self.world.reset, task, seed))
 
     async def _step(self, action: str) -> StepResult:
-        result = await self._call("step", self.world.step, action)
-        if not isinstance(result, StepResult):
-            raise self._fail("step", f"returned {type(result).__name__}, not a StepResult")
-        return result
+        return self._plain(step_result, await self._call("step", self.world.step, action))
+
+    def _plain(self, taken: Callable[[object, str], T], answer: object) -> T:
+        try:
+            return taken(answer, self.world.name)
+        except WorldError:
+            self.broken = True
+            raise
 
     def _fail(self, what: str, why: str) -> WorldError:
         self.broken = True
@@ -287,8 +289,8 @@ def _made(make: Callable[[], Environment]) -> Environment:
     """A world; one whose process dies at its start is made again."""
     for _ in range(RETRIES):
         with contextlib.suppress(WorldError):
-            return make()
-    return make()
+            return check_facts(make())
+    return check_facts(make())
 
 
 def _close(world: Environment) -> None:

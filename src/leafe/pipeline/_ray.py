@@ -126,7 +126,7 @@ class _Explored(_Tally):
 
     def _add(self, tree: Tree, episode: Episode) -> None:
         p = self.progress
-        p.stops[episode.stop.value] += 1
+        p.stops[episode.stop.value] += not episode.looks_back
         p.turns += len(episode.turns)
         p.unusable_reflections += sum(t.kind == "reflect" and not t.valid for t in episode.turns)
         if episode.success and len(tree.successes()) == 1:

@@ -19,6 +19,7 @@ from typing import Any
 
 from leafe.baselines.ace import AceConfig, Place, Playbook, with_playbook
 from leafe.core import Environment, Policy, Task, UserError, derive_seed
+from leafe.core.answers import versions_of
 from leafe.distill import DistillConfig, build, export_trl, train
 from leafe.envs import load_tasks, make_world
 from leafe.evaluate import EvaluateProgress, evaluate, probe
@@ -133,7 +134,7 @@ def make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> WorldPool:
 
 def same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
     """What the world's words hang on, for the marker; UserError where this run began with another world of that name."""
-    versions = dict(pool.facts.versions())
+    versions = versions_of(pool.facts)
     note = folder / stage.name / "world.json"
     known = [RunFolder.read(folder).manifest.get("worlds", {}).get(stage.leg.control or "world")]
     known += [json.loads(note.read_text(encoding="utf-8"))] if note.is_file() else []

@@ -6,13 +6,15 @@ comes after the last observation, never before it. So a branch shares every toke
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from leafe.core import Message, Scope, Task, Tree, Turn, UserError
+from leafe.prompts._answers import labelled, split_drafts
+from leafe.prompts._objects import Unreadable, last_object, whole_number
+from leafe.prompts._programs import program
 from leafe.prompts._set import PromptSet, fill
 
 REFLECTION_SCHEMA: Mapping[str, Any] = {
@@ -21,9 +23,6 @@ REFLECTION_SCHEMA: Mapping[str, Any] = {
     "required": ["step", "experience"],
     "additionalProperties": False,
 }
-_ACTION = re.compile(r"^[ \t>*]*action[ \t*]*:[ \t*]*(.*)$", re.IGNORECASE | re.MULTILINE)
-_THOUGHT = re.compile(r"^[ \t>*]*thought[ \t*]*:[ \t*]*", re.IGNORECASE)
-_BLOCK = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 class UnusableReflection(ValueError):
@@ -199,44 +198,58 @@ class Prompts:
         seen = _words(history.turns[step - 1].observation if step else history.first_observation)
         return " ".join(text for topic, text in self.lessons.items() if _words(topic) and _words(topic) <= seen)
 
-    def parse_action(self, text: str) -> tuple[str, str]:
-        """(thought, action). A text without the expected form is taken whole as the action: the world says what is wrong with it."""
-        text = text.strip()
-        kind = self.set.action
-        if kind == "line":
-            return "", text.split("\n", 1)[0].strip()
-        if kind == "react":
-            found = list(_ACTION.finditer(text))
-            if found:
-                thought = _THOUGHT.sub("", text[: found[-1].start()].strip())
-                return thought.strip(), found[-1][1].strip().strip("`")
-        if kind == "code":
-            blocks = _BLOCK.findall(text)
-            if blocks:
-                return text.split("```", 1)[0].strip(), blocks[-1].strip("\n")
-        return "", text
+    def parse_action(self, text: str, cut: bool = False) -> tuple[str, str]:
+        """(thought, action) of an answer; docs/own-world.md lists the forms that are read.
+
+        Args:
+            text: The answer as it was written.
+            cut: It ended because no more could be written (`finish = "length"`): an open block is not whole then.
+
+        Returns:
+            What was thought before, drafts included, and the action. An answer without the expected form is taken whole as the action: the world
+            says what is wrong with it. The action is empty where there is nothing but a draft, or no whole program.
+        """
+        draft, answer = split_drafts(text)
+        thought, action = self._read_action(answer, cut)
+        return "\n".join(filter(None, (draft, thought))), action
+
+    def _read_action(self, answer: str, cut: bool) -> tuple[str, str]:
+        match self.set.action:
+            case "line":
+                return "", answer.strip().split("\n", 1)[0].strip()
+            case "react":
+                return labelled(answer.replace("\r\n", "\n"), self.set.multiline) or ("", answer.strip())
+            case "code":
+                return program(answer, cut, ends_at_fence=any("```" in stop for stop in self.set.stop))
+        return "", answer.strip()
 
     def parse_reflection(self, text: str, steps: int) -> tuple[int, str]:
         """(tau, e) with 0 <= tau < steps; UnusableReflection says why not."""
+        _, answer = split_drafts(text)
         if self.set.reflection == "pattern":
-            match = re.search(self.set.reflection_pattern, text)
+            match = re.search(self.set.reflection_pattern, answer)
             if match is None:
                 raise UnusableReflection("the answer does not have the form that was asked for")
-            step, note = match["step"], match["experience"]
+            said, note = match["step"], match["experience"]
         else:
-            found = first_object(text)
-            if found is None:
-                raise UnusableReflection("the answer holds no JSON object")
-            step, note = found.get("step"), found.get("experience")
-        if isinstance(step, str) and step.strip().isdecimal():
-            step = int(step)
-        if isinstance(step, bool) or not isinstance(step, int):
-            raise UnusableReflection(f"step is {step!r}, not a number")
+            try:
+                found = last_object(answer, "step")
+            except Unreadable as error:
+                raise UnusableReflection(str(error)) from error
+            said, note = found.get("step"), found.get("experience")
+        step = whole_number(said)
+        if step is None:
+            raise UnusableReflection(f"step is {_short(said)}, not a number in bounds")
         if not isinstance(note, str) or not note.strip():
             raise UnusableReflection("the experience is empty")
         if not 0 <= step < steps:
             raise UnusableReflection(f"step {step} is outside 0..{steps - 1}")
         return step, note.strip()
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def _words(text: str) -> set[str]:
@@ -245,16 +258,3 @@ def _words(text: str) -> set[str]:
 
 def _and(message: Message, text: str) -> Message:
     return Message(message.role, message.content + text) if text else message
-
-
-def first_object(text: str) -> dict[str, Any] | None:
-    """The first JSON object that stands anywhere in a text."""
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", text):
-        try:
-            value, _ = decoder.raw_decode(text, match.start())
-        except json.JSONDecodeError:
-            continue
-        if isinstance(value, dict):
-            return value
-    return None

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from leafe.baselines.grpo import COUNTED
 from leafe.baselines.test_time import Method as TryMethod
 from leafe.core import UserError
+from leafe.core.textfile import parsed_toml, read_text
 from leafe.explore import STRATEGIES, ExploreConfig
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, ValidationRecipe, check_arms, short_rounds
 from leafe.recipes._methods import EXPLORES, GrpoRecipe, over
@@ -268,13 +269,10 @@ def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if builtin.is_file():
         text = builtin.read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
+        text = read_text(name_or_path)
     else:
         raise UserError(f"There is no recipe {name_or_path!r}: give a TOML file or one of {', '.join(recipe_names())}.")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"The recipe {name_or_path} is not valid TOML: {error}.") from error
+    data = parsed_toml(text, f"The recipe {name_or_path}")
     below = data.pop("extends", None)
     if below is None:
         return data
@@ -343,7 +341,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise UserError(f"{override!r} is not an override: write key=value, for example explore.limits.policy_calls=32.")
     try:
         value = tomllib.loads(f"v = {text.strip()}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     *parents, last = _split(key.strip())
     place = data

@@ -273,8 +273,10 @@ class _Batch:
             texts.append((self.next * EPISODE + EPISODE - 1, f"s{self.stage}", words(first if index == 0 else ""), words(error)))
         won = stop is Stop.success
         saved = count * ((prefix or 0) + acts) - acts
+        rollout = not (episode.get("start") is not None and episode.get("experience") is None and turns and all(turn["kind"] == "reflect" for turn in turns))
+        count *= rollout  # reflections on an earlier episode are no sample
         row = [
-            1, count, count * won, episode.get("depth", 0) if won else None, acts, max(0, saved), episode.get("experience") is not None,
+            int(rollout), count, count * won, episode.get("depth", 0) if won else None, acts, max(0, saved), episode.get("experience") is not None,
             count * (stop is Stop.diverged), unusable, count * (stop in _ERRORS), tokens,
         ]  # fmt: skip
         self.episodes.append((self.next, task, index, str(stop), count, self.shard, line, offset, length))

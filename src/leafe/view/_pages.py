@@ -108,12 +108,13 @@ class Pages:
         run = self.run
         order = rows(tree)
         chosen = self._chosen(tree, query.get("turn"))
-        shown = tree.episode_of(chosen.id) if chosen else order[0].episode if order else None
+        shown = tree.rollout_of(chosen.id) if chosen else order[0].episode if order else None
         branch = query.get("branch", "")
         if branch.isdecimal() and int(branch) < len(tree.episodes):
             candidate = tree.episodes[int(branch)]
+            candidate = tree.rollout_of(candidate.turns[0].id) if candidate.turns else candidate
             # a turn that branches share is looked at as a part of the one that was asked for
-            if chosen is None or chosen.id in {t.id for t in (*tree.trajectory(candidate), *candidate.turns)}:
+            if chosen is None or chosen.id in {t.id for t in (*tree.trajectory(candidate), *tree.turns_of(candidate))}:
                 shown = candidate
         prompts = run.prompts(stage_name)
         arms = run.arms(stage_name)
@@ -121,7 +122,7 @@ class Pages:
         taught, why = self._learnt(tree, stage_name, arm)
 
         def link(turn: Turn, episode: int | None = None) -> str:
-            own = tree.episode_of(turn.id).index
+            own = tree.rollout_of(turn.id).index
             more = {"branch": str(episode)} if episode is not None and episode != own else {}
             more |= {"arm": arm.name} if arm and arms and arm is not arms[-1] else {}
             return tree_link(stage_name, row["task"], reference(turn), **more)
@@ -216,7 +217,7 @@ class Pages:
         row = self.index.task(stage["id"], storable(task))
         if row is None:
             raise NotThere(f"The stage {stage_name} has no task {plain(task, 100)!r}{self._yet()}.")
-        key = (row["id"], row["episodes"], row["offset"])
+        key = (row["id"], self.index.records(row["id"]), row["offset"])
         with self._mutex:
             found = self._trees.get(key)
         if found is None:
@@ -234,8 +235,8 @@ class Pages:
                 if turn in tree:
                     return tree[turn]
             raise NotThere(f"The task {plain(tree.task.id, 100)!r} has no turn {plain(ref, 60)!r}.")
-        best = [e for e in tree.successes() if e.experience is not None] or tree.successes() or tree.episodes
-        return next((episode.turns[0] for episode in [*best, *tree.episodes] if episode.turns), None)
+        best = [e for e in tree.successes() if e.experience is not None] or tree.successes() or tree.rollouts
+        return next((episode.turns[0] for episode in [*best, *tree.rollouts] if episode.turns), None)
 
     def _learnt(self, tree: Tree, stage: str, arm: Arm | None) -> tuple[Mapping[str, list[Learnt]], str]:
         if arm is None:
@@ -252,8 +253,8 @@ class Pages:
             return {}
         acts = tree.trajectory(shown)
         out: list[dict[str, Any]] = []
-        for turn in [*acts, *(t for t in shown.turns if t.kind is not Kind.act)]:
-            own = tree.episode_of(turn.id).index == shown.index
+        for turn in [*acts, *(t for t in tree.turns_of(shown) if t.kind is not Kind.act)]:
+            own = tree.rollout_of(turn.id).index == shown.index
             out.append(
                 {
                     "turn": turn,
@@ -317,7 +318,7 @@ def _moves(tree: Tree, order: Any, chosen: Turn | None, shown: Any, link: Any) -
         if 0 <= nth < len(order) and order[nth].episode.turns:
             out[name] = link(order[nth].episode.turns[0])
     if chosen is not None:
-        said = [t for t in shown.turns if t.kind is not Kind.act]
+        said = [t for t in tree.turns_of(shown) if t.kind is not Kind.act]
         line = sorted([*tree.trajectory(shown), *said], key=lambda t: (t.step, t.kind is Kind.act))
         here = next((i for i, turn in enumerate(line) if turn.id == chosen.id), None)
         if here is not None and here > 0:
@@ -331,7 +332,7 @@ def _moves(tree: Tree, order: Any, chosen: Turn | None, shown: Any, link: Any) -
 
 def _legend(tree: Tree) -> list[tuple[Stop, int]]:
     """The ends of this tree's episodes, by the number of samples."""
-    stops = {stop: sum(e.count for e in tree.episodes if e.stop is stop) for stop in SHAPES}
+    stops = {stop: sum(e.count for e in tree.rollouts if e.stop is stop) for stop in SHAPES}
     return [(stop, number) for stop, number in stops.items() if number]
 
 

@@ -184,7 +184,7 @@ class _Stage:
         snapshots: dict[str | None, Held] = {}
         try:
             async with self.pool.borrow() as world:
-                strategy = make_strategy(self.config)
+                strategy = make_strategy(self.config, prompts.set)
                 runner = EpisodeRunner(tree, self.policy, prompts, strategy, self.config, budget, world, number, self.pool.waits, snapshots, self.report)
                 plan = strategy.next(tree)
                 assert plan is not None

@@ -16,7 +16,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 def read_lines(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`PATH, line N`, the row) for every line that is not empty; UserError where the file or a line cannot be read. `what`: for messages."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue

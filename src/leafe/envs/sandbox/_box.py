@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from leafe.core import UserError, WorldError
+from leafe.core.processes import with_default_signals
 
 CURE = (
     "Run pip install 'leafe[code]', on Linux with unprivileged user namespaces allowed (sysctl kernel.unprivileged_userns_clone, AppArmor); "
@@ -39,7 +40,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket = ours
         # not --die-with-parent: that is the thread, and a zygote outlives the thread that made it. It ends when the socket closes.
-        command = [*box_command(), "--", *_interpreter(), str(theirs.fileno())]
+        command = with_default_signals([*box_command(), "--", *_interpreter(), str(theirs.fileno())])
         with os.fdopen(os.memfd_create("leafe"), "w+b", buffering=0) as said:
             try:
                 self._popen = subprocess.Popen(

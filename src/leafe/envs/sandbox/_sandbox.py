@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from leafe.core import UserError, WorldError
+from leafe.core import UserError, WorldError, clean_text
 from leafe.envs.sandbox._box import CURE, Boxes
 from leafe.envs.sandbox._watch import Ended, Limits, Outcome, Watch
 from leafe.envs.sandbox.guest._plain import short
@@ -188,6 +188,10 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
 
 
 def _line(answer: Mapping[str, Any]) -> bytes:
+    """The program's answer as the judge is sent it. What it says of a failure is bounded here: escaped, a text is up to six times as long."""
+    if "ok" not in answer:
+        outcome, detail = _word(answer)
+        answer = {"outcome": outcome, "error": short(str(answer.get("error", ""))), "detail": detail}
     try:
         return json.dumps(answer).encode() + b"\n"
     except (RecursionError, ValueError):
@@ -213,7 +217,7 @@ def _word(said: Mapping[str, Any]) -> tuple[Outcome, str]:
 
 
 def _shortened(text: str) -> str:
-    return "\n".join(short(line) for line in text.split("\n")[:_SHOWN_LINES])
+    return "\n".join(short(line) for line in clean_text(text).split("\n", _SHOWN_LINES)[:_SHOWN_LINES])
 
 
 _PROBES = """
