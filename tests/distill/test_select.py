@@ -218,6 +218,47 @@ def test_as_many_events_as_are_wanted_and_there(tree: Tree, most: int, seed: int
         assert branch.original.action != branch.revised.action
 
 
+@pytest.mark.parametrize(
+    ("thought", "mentions"),
+    [
+        ("The advice says to take the key.", True),
+        ("As suggested, the key first.", True),
+        ("In my Previous Attempt I took the lamp.", True),
+        ("Last time the door stayed shut", True),
+        ("I was told to take the key.", True),
+        ("The door is shut, so I need a key.", False),
+        ("I use the key now.", False),
+        ("The sign gives a warning: keys only.", False),  # in the prompt there stands a warning; and "warning" is no mention
+        ("The clerk gave a hint.", False),  # the history speaks of a hint
+        ("An adviser is here; a hinted door.", True),  # "hinted" is a mention, "adviser" is none
+    ],
+)
+def test_a_thought_may_not_lean_on_advice_that_is_not_there(thought: str, mentions: bool) -> None:
+    tree = make_tree(Ep("take hint", "take lamp", stop=Stop.failure, blame=1, note="use key"), Ep("take key", "walk out", branch_of=0))
+    react = Prompts(PROMPTS.set.model_copy(update={"action": "react"}))
+    # the same thought everywhere: where no experience stood in the prompt it leans on nothing
+    tree = _said(tree, **{f"{e}_{s}": f"Thought: {thought}\nAction: {a}" for e, s, a in ((0, 0, "take hint"), (1, 1, "take key"), (1, 2, "walk out"))})
+    kept, left_out = (
+        build({"t0": tree}, react, DistillConfig(rehearsal="successes", counterfactuals="all", mentioned_advice=how), 0) for how in ("keep", "skip")
+    )
+    reason = "the thought mentions advice that is not in the prompt"
+    assert kept.mentions == ({"rehearsal": 1, "counterfactual": 1} if mentions else {})
+    assert kept.counts.get("mentions") == (kept.mentions or None)
+    assert kept.skipped == left_out.mentions == {}
+    assert left_out.skipped == ({f"rehearsal: {reason}": 1, f"counterfactual: {reason}": 1} if mentions else {})
+    assert {s.turn_id for s in kept.samples} - {s.turn_id for s in left_out.samples} == ({"t0/1.1"} if mentions else set())
+    quiet = Prompts(react.set.model_copy(update={"mentions": ""}))
+    assert build({"t0": tree}, quiet, DistillConfig(mentioned_advice="skip"), 0).mentions == {}
+
+
+@given(trees())
+def test_a_set_whose_answers_are_actions_has_no_thoughts(tree: Tree) -> None:
+    said = {f"{t.id.rpartition('/')[2].replace('.', '_')}": t.action_text + " as advised" for t in tree if t.kind is Kind.act}
+    tree = _said(tree, **said)
+    tree = Tree(tree.task, [replace(e, turns=tuple(replace(t, action=t.action_text) for t in e.turns)) for e in tree.episodes])
+    assert not select(tree, **ANYTHING, mentioned_advice="skip").mentions
+
+
 def _truncated(tree: Tree, *ids: str) -> Tree:
     """The tree in which these answers were cut at their limit of tokens."""
     episodes = [replace(e, turns=tuple(replace(t, finish="length") if t.id in ids else t for t in e.turns)) for e in tree.episodes]

@@ -60,13 +60,16 @@ class Dataset:
     """By reason: records of the trees that gave no sample."""
     agreement: Mapping[str, int] = field(default_factory=dict)
     """What the rules of improvement say of the branches: won (under both), else both, progress alone, blame alone, neither; or no progress reported."""
+    mentions: Mapping[str, int] = field(default_factory=dict)
+    """By part: samples whose thought mentions an experience that their prompt does not hold."""
 
     def part(self, part: Part) -> tuple[Sample, ...]:
         return tuple(s for s in self.samples if s.part == part)
 
     @property
     def counts(self) -> dict[str, Any]:
-        """For a printed table: by part its samples, tasks and removed duplicates; under `skipped` the reasons with their counts, and `agreement`."""
+        """For a printed table: by part its samples, tasks and removed duplicates; under `skipped` the reasons with their counts, and `agreement`
+        and `mentions` where there are any."""
         out: dict[str, Any] = {}
         for part in PARTS:
             mine = self.part(part)
@@ -74,6 +77,8 @@ class Dataset:
         out["skipped"] = dict(self.skipped)
         if self.agreement:
             out["agreement"] = dict(self.agreement)
+        if self.mentions:
+            out["mentions"] = dict(self.mentions)
         return out
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -112,12 +117,12 @@ class Dataset:
                 if (head["dataset"], head["format"]) != ("leafe", FORMAT):
                     raise ValueError(f"format {head['format']}")
                 samples = dict(pair for line in file for pair in _read_task(json.loads(line)))
-            return Dataset(tuple(samples[nth] for nth in range(head["samples"])), *(head[name] for name in _COUNTS))
+            return Dataset(tuple(samples[nth] for nth in range(head["samples"])), *(head.get(name, {}) for name in _COUNTS))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{path} is no dataset of this leafe, or damaged ({type(error).__name__}: {error}): make it again from the trees.") from error
 
 
-_COUNTS = ("duplicates", "skipped", "agreement")
+_COUNTS = ("duplicates", "skipped", "agreement", "mentions")
 
 
 class _Nodes:

@@ -13,13 +13,12 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 from leafe.core import Branch, Episode, ImprovementRule, Message, Stop, Tree, Turn, UserError, derive_seed
 from leafe.distill._config import PARTS, DistillConfig, Part
 from leafe.distill._dataset import Dataset, Sample
-from leafe.distill._rules import diverged, good_prefix, same_action, sound
+from leafe.distill._rules import diverged, good_prefix, mentions_advice, same_action, sound
 from leafe.prompts import History, Prompts, Said, history_before
 
 __all__ = ["Dataset", "Sample", "build", "require"]
@@ -53,7 +52,7 @@ def build(trees: Trees, prompts: Prompts, config: DistillConfig, seed: int) -> D
             if config.reflections and branch.improved:
                 _reflection(tree, branch, collector)
     samples = tuple(s for part in PARTS for s in collector.samples[part])
-    return Dataset(samples, dict(collector.duplicates), dict(collector.skipped), dict(collector.agreement))
+    return Dataset(samples, dict(collector.duplicates), dict(collector.skipped), dict(collector.agreement), dict(collector.mentions))
 
 
 def _by_task(trees: Trees) -> Iterator[tuple[str, list[Tree]]]:
@@ -67,11 +66,12 @@ class _Collector:
 
     def __init__(self, prompts: Prompts, config: DistillConfig) -> None:
         self.prompts = prompts
-        self.leaves_out = partial(_left_out, config)
+        self.config = config
         self.samples: dict[Part, list[Sample]] = {p: [] for p in PARTS}
         self.duplicates: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.agreement: Counter[str] = Counter()
+        self.mentions: Counter[str] = Counter()
         self._said = Said()
 
     def begin(self) -> None:
@@ -98,6 +98,7 @@ class _Collector:
                 mine[nth] = replace(mine[nth], weight=found.weight)
             return
         self._seen[found.key] = len(mine)
+        self.mentions.update([part] if found.mentions else [])
         answer = self._messages.setdefault(answer, answer)
         mine.append(Sample(part, turn.task_id, turn.id, prompt.messages, answer, found.weight, found.note, teacher and teacher.messages, rejected))
 
@@ -134,6 +135,8 @@ class _Found:
     weight: float = 1.0
     teacher: _Prompt | None = None
     rejected: Message | None = None
+    mentions: bool = False
+    """The answer's thought mentions advice that the prompt does not hold."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -239,7 +242,7 @@ def _event(tree: Tree, branch: Branch, config: DistillConfig, collector: _Collec
         collector.skipped["counterfactual: the revised action is the original one"] += 1
         return []
     rejected = _answer(branch.original) if config.method == "dpo" else None
-    if rejected is not None and collector.leaves_out(branch.original):
+    if rejected is not None and _left_out(collector.config, branch.original):
         collector.skipped[f"counterfactual: of the original action, {CUT}"] += 1
         return []
     out = []
@@ -290,7 +293,7 @@ def _anchor(tree: Tree, branch: Branch, draws: _Draws, collector: _Collector) ->
 
 
 def _reflection(tree: Tree, branch: Branch, collector: _Collector) -> None:
-    if collector.leaves_out(branch.reflection):
+    if _left_out(collector.config, branch.reflection):
         collector.skipped[f"reflection: {CUT}"] += 1
         return
     prompt = collector.reflect(history_before(tree, branch.reflection, with_experience=True))
@@ -302,12 +305,16 @@ def _action(
     weight: float = 1.0, teacher: _Prompt | None = None, rejected: Message | None = None,
 ) -> _Found | None:  # fmt: skip
     """The action at its history without experience or preamble; None, and the reason counted, where it is nothing to learn."""
-    reason = "the world refused the action" if not turn.valid else CUT if collector.leaves_out(turn) else None
+    reason = "the world refused the action" if not turn.valid else CUT if _left_out(collector.config, turn) else None
     if reason is not None:
         collector.skipped[f"{part}: {reason}"] += 1
         return None
     prompt = collector.act(history_before(tree, turn, with_experience=False))
-    return _Found(part, turn, prompt, _answer(turn), note, weight, teacher, rejected)
+    mentions = mentions_advice(tree, turn, prompt.messages, collector.prompts)
+    if mentions and collector.config.mentioned_advice == "skip":
+        collector.skipped[f"{part}: the thought mentions advice that is not in the prompt"] += 1
+        return None
+    return _Found(part, turn, prompt, _answer(turn), note, weight, teacher, rejected, mentions)
 
 
 def _branches(tree: Tree, rule: ImprovementRule, collector: _Collector) -> Iterator[Branch]:

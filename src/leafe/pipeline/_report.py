@@ -158,6 +158,9 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
         notes += [f"{row}: {info[why]}" for why in ("empty", "stopped") if why in info]
         notes += [f"{row}: {note}" for note in (info.get("train") or {}).get("notes") or ()]
         notes += [f"{row}: {words}" for words in _left_out(info)]
+        for part, number in ((info.get("counts") or {}).get("mentions") or {}).items():
+            words = f'thoughts of {part} samples mention advice that is not in their prompt (mentioned_advice = "skip" leaves them out).'
+            notes.append(f"{row}: {number} {words}")
     for stage in plan(recipe):
         done = run.done(stage.name) or {}
         row = name + stage.row

@@ -57,6 +57,12 @@ class PromptSet(BaseModel):
     """Every later user message: o_t."""
     experience: str = "\n\nAdvice from an earlier attempt at this very step: {experience}"
     """Put after the last observation where an action is sampled in the light of an experience e."""
+    mentions: str = (
+        r"\b(advi[cs]e[ds]?|hint(s|ed)?|lessons?|suggest(s|ed|ions?)|recommend(s|ed|ations?)|reminded|warned|(was|were|been|am|as) (told|instructed)"
+        r"|last time|(earlier|previous|prior|past|first|last|other) (attempts?|tr(y|ies)|runs?|episodes?|trials?))\b"
+    )
+    """A regular expression, capitals and small letters alike, of the words by which a thought shows that it leans on an experience. Empty: none does.
+    They count where nothing else that the policy was told holds them (`distill.mentioned_advice`)."""
     reflect: str = (
         "\n\nStop here and look back. Which of the steps 0 to {last} was the first that led this attempt astray, and what should be done at that step "
         'instead? Answer with one JSON object and nothing else: {"step": <number>, "experience": "<what went wrong and what to do, in one or two sentences>"}'
@@ -126,6 +132,12 @@ class PromptSet(BaseModel):
     def _has_groups(cls, value: str) -> str:
         if value and not {"step", "experience"} <= set(re.compile(value).groupindex):
             raise ValueError("needs the groups (?P<step>...) and (?P<experience>...)")
+        return value
+
+    @field_validator("mentions")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        re.compile(value)
         return value
 
     @field_validator("lesson_pattern")
