@@ -147,7 +147,7 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
         world, prompts = same_world(folder, stage, pool), make_prompts(recipe, pool)
     finally:
         pool.close()
-    config = stage.attempt.config.config(recipe.explore.limits, len(tasks), leg.seed)
+    config = stage.attempt.config.config(recipe.explore, len(tasks), leg.seed)
     start = checkpoint_of(RunFolder.read(folder), leg, stage.attempt.start) or resolve_model(recipe.policy.model)
 
     async def validate(policy: Policy) -> float:
