@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from leafe.core import FAILED_BY_WORLD, Tree, Turn, UserError
+from leafe.core import FAILED, Tree, Turn, UserError
 from leafe.explore._config import ExploreConfig
 from leafe.prompts import PromptSet, attempt_text, fill
 
@@ -39,7 +39,7 @@ def look_back(strategy: Strategy, tree: Tree, config: ExploreConfig) -> Plan | N
         return None
     read = {t.parent for t in tree.reflections}
     for episode in tree.episodes:
-        if episode.stop in FAILED_BY_WORLD and episode.acts and episode.acts[-1].id not in read and strategy.reflects_at(episode.depth):
+        if episode.stop in FAILED and episode.acts and episode.acts[-1].id not in read and strategy.reflects_at(episode.depth):
             return Plan(episode.acts[-1].id, depth=episode.depth, preamble=episode.preamble, look_back=True)
     return None
 
@@ -121,7 +121,7 @@ class Refine:
         for episode in reversed(tree.episodes):
             if len(shown) == self.config.memory:
                 break
-            if episode.stop in FAILED_BY_WORLD and episode.acts:
+            if episode.stop in FAILED and episode.acts:
                 text = attempt_text(self.words, tree.trajectory(episode))
                 if text not in shown:
                     shown.append(text)

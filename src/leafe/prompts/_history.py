@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from leafe.core import Message, Scope, Task, Tree, Turn, UserError
+from leafe.core import Kind, Message, Scope, Task, Tree, Turn, UserError
 from leafe.prompts._answers import labelled, split_drafts
 from leafe.prompts._objects import Unreadable, last_object, whole_number
 from leafe.prompts._programs import program
+from leafe.prompts._reflecting import shortened, tried_on
 from leafe.prompts._set import PromptSet, fill
 
 REFLECTION_SCHEMA: Mapping[str, Any] = {
@@ -40,6 +41,10 @@ class History:
     """Experiences in the context, by the step before which they stand."""
     preamble: tuple[str, ...] = ()
     """Feedback of earlier attempts, oldest first."""
+    left_out: int = 0
+    """How many of the oldest texts a reflection's prompt is without (`shortened`)."""
+    tried: tuple[tuple[int, str], ...] = ()
+    """(step, experience) of the advice that a reflection is told of (`tried_on`)."""
 
     @property
     def step(self) -> int:
@@ -54,7 +59,8 @@ class History:
 def history_before(tree: Tree, turn: Turn, *, with_experience: bool) -> History:
     """The history in which `turn` was sampled.
 
-    With the experience: exactly what stood in the prompt (notes and preamble). Without: h_tau alone, what Stage 2 trains on.
+    With the experience: exactly what stood in the prompt (notes, preamble and, of a reflection, what was left out for it to fit and which advice it
+    was told of). Without: h_tau alone, what Stage 2 trains on.
     """
     path = tree.path(turn.parent)
     episode = tree.episode_of(turn.id)
@@ -64,7 +70,11 @@ def history_before(tree: Tree, turn: Turn, *, with_experience: bool) -> History:
         notes[first.step if episode.scope is Scope.branch else turn.step] = tree[turn.experience].note
     preamble = episode.preamble if with_experience else ()
     root = tree.episode_of(path[0].id) if path else episode
-    return History(tree.task, root.first_observation, tuple(path), notes, preamble)
+    history = History(tree.task, root.first_observation, tuple(path), notes, preamble)
+    if turn.kind is Kind.reflect and with_experience:
+        tried = tried_on(tree, path, episode.index, episode.experience)[-turn.tried :] if turn.tried else ()
+        history = replace(history, left_out=turn.left_out, tried=tried)
+    return history
 
 
 def notes_on(tree: Tree, path: Sequence[Turn]) -> dict[int, str]:
@@ -141,7 +151,11 @@ class Prompts:
         """The messages in answer to which the policy reflects on h_t; at least one action must have been taken."""
         if not history.turns:
             raise ValueError("there is no action to reflect on")
-        return self._messages(history, fill(self.set.reflect, {"last": history.step - 1, "step": history.step}), said)
+        if history.left_out:
+            first, turns = shortened(history.first_observation, history.turns, history.left_out, self.set.left_out)
+            history, said = replace(history, first_observation=first, turns=turns), None
+        tried = "".join(fill(self.set.tried, {"step": step, "experience": note}) for step, note in history.tried)
+        return self._messages(history, tried + fill(self.set.reflect, {"last": history.step - 1, "step": history.step}), said)
 
     def after(self, history: History, request: str) -> tuple[Message, ...]:
         """The history with a request of another kind after the last observation; in answer to it the policy does not act. No action need have been taken."""

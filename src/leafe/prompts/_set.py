@@ -55,8 +55,15 @@ class PromptSet(BaseModel):
     """In the place of an action or an observation that is left out."""
     turn: str = "[Step {step}]\n{observation}"
     """Every later user message: o_t."""
-    experience: str = "\n\nAdvice from an earlier attempt at this very step: {experience}"
-    """Put after the last observation where an action is sampled in the light of an experience e."""
+    experience: str = (
+        "\n\nAdvice from an earlier attempt at this very step: {experience}\n"
+        "Act on it as if you had found it out yourself: your thought gives reasons from the task and the observations alone, without a word of this advice or "
+        "of an earlier attempt."
+    )
+    """Put after the last observation where an action is sampled in the light of an experience e. Stage 2 trains the answer without e in the prompt, so that
+    a thought may not lean on it."""
+    tried: str = "\n\nAdvice for step {step} that was followed already, without success: {experience}"
+    """Put before `reflect`, once for each piece of advice that was given for a step of this history and did not solve the task. Empty: none is shown."""
     mentions: str = (
         r"\b(advi[cs]e[ds]?|hint(s|ed)?|lessons?|suggest(s|ed|ions?)|recommend(s|ed|ations?)|reminded|warned|(was|were|been|am|as) (told|instructed)"
         r"|last time|(earlier|previous|prior|past|first|last|other) (attempts?|tr(y|ies)|runs?|episodes?|trials?))\b"

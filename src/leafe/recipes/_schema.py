@@ -37,6 +37,8 @@ class WorldRecipe(_Strict):
     """The most calls at a time into worlds that block, and the most worlds that hold a process or a session; quick worlds are not bounded by it."""
     timeout: float = Field(120.0, gt=0)
     """Seconds after which a call to the world counts as hung."""
+    max_observation: int | None = Field(None, ge=100)
+    """The most characters of an observation; of a longer one the middle is cut out, and the text says by how much. null: there is no bound."""
 
 
 class TasksRecipe(_Strict):

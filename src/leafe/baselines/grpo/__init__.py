@@ -35,6 +35,7 @@ def train(
     validate: Validate | None = None,
     workers: int = 8,
     timeout: float = 120.0,
+    max_observation: int | None = None,
     progress: Progress | None = None,
 ) -> GrpoResult:
     """Train the checkpoint at `model_path` in the worlds that `make` makes, and write the trained one to the folder `out`.
@@ -43,7 +44,7 @@ def train(
     kill it goes on from the newest checkpoint with what had been spent by then; called again when finished it returns the result at once.
     `validate(policy)` is asked for a success rate before the first and after every `eval_every`-th and the last step, and the weights with the highest are
     written; all calls run on one event loop.
-    `workers`, `timeout`: as `leafe.explore.WorldPool.fitting` has them. Blocks, and may not be called where an event loop runs.
+    `workers`, `timeout`, `max_observation`: as `leafe.explore.WorldPool.fitting` has them. Blocks, and may not be called where an event loop runs.
 
     UserError: no tasks, prompts whose history is not append-only, a model that cannot be run or trained, a folder of another training, a training that
     diverged. ForeignFailure: the worlds fail again and again.
@@ -61,4 +62,4 @@ def train(
             f"GRPO needs trl {TRL} or newer, and {trl.__version__} is installed, which takes a rollout that was lost (a failed request, "
             "a world that died) for one of reward 0: pip install -U trl."
         )
-    return run(model_path, Path(out), make, tasks, prompts, config, validate, workers, timeout, progress)
+    return run(model_path, Path(out), make, tasks, prompts, config, validate, workers, timeout, max_observation, progress)
