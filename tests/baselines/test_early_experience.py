@@ -196,6 +196,22 @@ class Broken(Doors):
         raise RuntimeError("the floor gave way")
 
 
+def test_a_cut_answer_is_no_sample() -> None:
+    own = EarlyConfig(explanations=2)
+    found = gather(own=own)
+    whole = early_data(forest(), found.trees, PROMPTS, own)
+
+    def half(tree: Tree, kind: Kind) -> Tree:
+        return Tree(tree.task, [replace(e, turns=tuple(replace(t, finish="length") if t.kind is kind else t for t in e.turns)) for e in tree.episodes])
+
+    acts, asides = (early_data(forest(), {k: half(t, kind) for k, t in found.trees.items()}, PROMPTS, own) for kind in (Kind.act, Kind.aside))
+    assert acts.world.samples == asides.world.samples == whole.world.samples  # what the world said is whole
+    assert (acts.expert.samples, acts.reasoned.samples, asides.reasoned.samples) == ((), (), ())
+    assert asides.expert.samples == whole.expert.samples
+    assert acts.expert.skipped == {"expert: the answer was cut at its limit of tokens": len(whole.expert.samples)}
+    assert asides.reasoned.skipped["reasoned: the answer was cut at its limit of tokens"] >= len(whole.reasoned.samples) > 0
+
+
 def test_a_state_that_cannot_be_brought_back_is_counted_and_gives_no_sample() -> None:
     sink = Sink()
     found = gather(make=Moody, journal=sink)

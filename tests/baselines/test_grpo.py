@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from leafe.baselines.grpo import GrpoConfig, GrpoResult, Row, train  # noqa: E402
+from leafe.baselines.grpo import GrpoConfig, GrpoResult, Row, row_of, train  # noqa: E402
 from leafe.baselines.grpo import _train as inside  # noqa: E402
 from leafe.core import ForeignFailure, Policy, StepResult, Task, UserError  # noqa: E402
 from leafe.distill import Lora  # noqa: E402
@@ -387,6 +391,28 @@ def test_half_precision_updates(tmp_path: Path) -> None:
     after = weights(tmp_path / "lora")
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}, "in the type of the source"
     assert 0 < apart(after, weights(base_path())) < 0.02
+
+
+def test_a_lost_rollout_is_no_reward_of_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves no group's mean, has no advantage, and the others have what they would have without it."""
+    made = count()
+    monkeypatch.setattr("leafe.baselines.grpo._rollouts.row_of", lambda *given: replace(row_of(*given), reward=(None, 1.0, 1.0, 0.25)[next(made) % 4]))
+    spy = Spy(monkeypatch)
+    learn(tmp_path, micro_batch=16)
+    for one in spy.passes:
+        batch = spy.batches[one["batch"]]
+        assert [row.reward for row in batch] == [None, 1.0, 1.0, 0.25] * (len(batch) // 4)
+        due = sorted(0.0 if row.reward is None else advantage(row, batch, 4) for row in batch)
+        assert sorted(one["inputs"]["advantages"].tolist()) == pytest.approx(due, abs=1e-5)
+
+
+@pytest.mark.parametrize(("version", "fits"), [("1.0.0", False), ("1.5.1", False), ("1.6.0", True), ("1.10.0.dev0", True), ("2.0", True)])
+def test_an_older_trl_is_refused(version: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trl.__version__", version)
+    with pytest.raises(UserError, match="no tasks" if fits else r"needs trl 1\.6 or newer, and .* reward 0"):
+        learn(tmp_path, tasks=[])
+    wanted = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["hf"]
+    assert Requirement(next(w for w in wanted if w.startswith("trl"))).specifier.contains(version, prereleases=True) == fits
 
 
 def test_users_mistakes(tmp_path: Path) -> None:

@@ -92,5 +92,5 @@ def _said(draw: st.DrawFn) -> dict[str, Any]:
         "action_text": draw(anything), "action": draw(anything), "thought": draw(anything), "observation": draw(anything), "policy": draw(anything),
         "reward": draw(numbers), "done": draw(st.booleans()), "success": draw(st.booleans()), "valid": draw(st.booleans()),
         "usage": draw(st.builds(Usage, *[st.integers(0, 9)] * 3)), "tokens": draw(st.none() | st.lists(st.integers(0, 10**6), max_size=3).map(tuple)),
-        "logprob": draw(st.none() | numbers), "seconds": draw(numbers),
+        "logprob": draw(st.none() | numbers), "seconds": draw(numbers), "finish": draw(st.sampled_from(["stop", "length"])),
     }  # fmt: skip

@@ -218,6 +218,90 @@ def test_as_many_events_as_are_wanted_and_there(tree: Tree, most: int, seed: int
         assert branch.original.action != branch.revised.action
 
 
+@pytest.mark.parametrize(
+    ("thought", "mentions"),
+    [
+        ("The advice says to take the key.", True),
+        ("As suggested, the key first.", True),
+        ("In my Previous Attempt I took the lamp.", True),
+        ("Last time the door stayed shut", True),
+        ("I was told to take the key.", True),
+        ("The door is shut, so I need a key.", False),
+        ("I use the key now.", False),
+        ("The sign gives a warning: keys only.", False),  # in the prompt there stands a warning; and "warning" is no mention
+        ("The clerk gave a hint.", False),  # the history speaks of a hint
+        ("An adviser is here; a hinted door.", True),  # "hinted" is a mention, "adviser" is none
+    ],
+)
+def test_a_thought_may_not_lean_on_advice_that_is_not_there(thought: str, mentions: bool) -> None:
+    tree = make_tree(Ep("take hint", "take lamp", stop=Stop.failure, blame=1, note="use key"), Ep("take key", "walk out", branch_of=0))
+    react = Prompts(PROMPTS.set.model_copy(update={"action": "react"}))
+    # the same thought everywhere: where no experience stood in the prompt it leans on nothing
+    tree = _said(tree, **{f"{e}_{s}": f"Thought: {thought}\nAction: {a}" for e, s, a in ((0, 0, "take hint"), (1, 1, "take key"), (1, 2, "walk out"))})
+    kept, left_out = (
+        build({"t0": tree}, react, DistillConfig(rehearsal="successes", counterfactuals="all", mentioned_advice=how), 0) for how in ("keep", "skip")
+    )
+    reason = "the thought mentions advice that is not in the prompt"
+    assert kept.mentions == ({"rehearsal": 1, "counterfactual": 1} if mentions else {})
+    assert kept.counts.get("mentions") == (kept.mentions or None)
+    assert kept.skipped == left_out.mentions == {}
+    assert left_out.skipped == ({f"rehearsal: {reason}": 1, f"counterfactual: {reason}": 1} if mentions else {})
+    assert {s.turn_id for s in kept.samples} - {s.turn_id for s in left_out.samples} == ({"t0/1.1"} if mentions else set())
+    quiet = Prompts(react.set.model_copy(update={"mentions": ""}))
+    assert build({"t0": tree}, quiet, DistillConfig(mentioned_advice="skip"), 0).mentions == {}
+
+
+@given(trees())
+def test_a_set_whose_answers_are_actions_has_no_thoughts(tree: Tree) -> None:
+    said = {f"{t.id.rpartition('/')[2].replace('.', '_')}": t.action_text + " as advised" for t in tree if t.kind is Kind.act}
+    tree = _said(tree, **said)
+    tree = Tree(tree.task, [replace(e, turns=tuple(replace(t, action=t.action_text) for t in e.turns)) for e in tree.episodes])
+    assert not select(tree, **ANYTHING, mentioned_advice="skip").mentions
+
+
+def _truncated(tree: Tree, *ids: str) -> Tree:
+    """The tree in which these answers were cut at their limit of tokens."""
+    episodes = [replace(e, turns=tuple(replace(t, finish="length") if t.id in ids else t for t in e.turns)) for e in tree.episodes]
+    return Tree(tree.task, episodes)
+
+
+ANYTHING = {"rehearsal": "progress_prefix", "counterfactuals": "all", "anchors": True, "reflections": True, "counterfactual_scope": "branch"}
+
+
+@given(trees(), st.data())
+def test_a_cut_answer_is_no_target(tree: Tree, data: st.DataObject) -> None:
+    ids = data.draw(st.sets(st.sampled_from([t.id for t in tree])))
+    cut = _truncated(tree, *ids)
+    texts = {id_: f"{tree[id_].action_text} half" for id_ in ids}  # a text that no other answer has
+    cut = Tree(cut.task, [replace(e, turns=tuple(replace(t, action_text=texts.get(t.id, t.action_text)) for t in e.turns)) for e in cut.episodes])
+    left_out, kept = (select(cut, truncated_answers=how, **ANYTHING) for how in ("skip", "without_eos"))
+    assert not any(s.answer.cut or s.answer.content.endswith("half") for s in left_out.samples)
+    assert all(s.answer.cut == s.answer.content.endswith("half") for s in kept.samples)
+    for part in ("rehearsal", "counterfactual", "reflection"):
+        whole = [s for s in kept.part(part) if not s.answer.cut]
+        assert whole == list(left_out.part(part))
+        assert any("was cut" in reason and reason.startswith(part) for reason in left_out.skipped) or whole == list(kept.part(part))
+
+
+@pytest.mark.parametrize(("cut", "reason"), [("t0/0.1", "of the original action, the answer was cut"), ("t0/1.1", "the answer was cut")])
+def test_a_pair_needs_two_whole_answers(cut: str, reason: str) -> None:
+    tree = _truncated(make_tree(Ep("go", "a", stop=Stop.failure, blame=1, note="x"), Ep("b", branch_of=0)), cut)
+    data = build({"t0": tree}, PROMPTS, preset("dpo"), 0)
+    assert (data.samples, data.skipped) == ((), {f"counterfactual: {reason} at its limit of tokens": 1})
+    (only,) = build({"t0": tree}, PROMPTS, preset("dpo", truncated_answers="without_eos"), 0).samples
+    assert only.cut
+    assert only.rejected is not None
+    assert [only.answer.cut, only.rejected.cut] == [cut == "t0/1.1", cut == "t0/0.1"]
+
+
+def test_a_cut_answer_stays_cut_in_the_file(tmp_path: Path) -> None:
+    tree = _truncated(make_tree(tokens=lambda text: tuple(range(len(text.split()))) if "key" in text else None), "t0/0.0", "t0/1.1", "t0/2.2")
+    data = select(tree, truncated_answers="without_eos", **ANYTHING)
+    assert {(s.answer.cut, s.answer.tokens is None) for s in data.samples} == {(True, True), (True, False), (False, True), (False, False)}
+    data.save(tmp_path / "data.jsonl")
+    assert Dataset.load(tmp_path / "data.jsonl").samples == data.samples
+
+
 def test_anchors_carry_another_branchs_experience() -> None:
     data = build(forest(3), PROMPTS, preset("leafe+"), 0)
     anchors = data.part("anchor")

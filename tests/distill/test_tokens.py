@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from leafe.core import ChatTokens, Message, Tree, UserError
 from leafe.distill import DistillConfig, Encoded, Sample, build, encode, preset
@@ -56,6 +58,19 @@ def test_merging_keeps_every_target_in_its_context(tree: Tree) -> None:
     merged, apart = (encode(samples, chat(), 512, merge=m) for m in (True, False))
     assert contexts(merged) == contexts(apart)
     assert sum(len(s) for s in merged.parts.values()) <= len(samples) == sum(len(s) for s in apart.parts.values())
+
+
+@given(trees(), st.data())
+def test_an_answer_that_was_cut_has_no_end(tree: Tree, data: st.DataObject) -> None:
+    ids = data.draw(st.sets(st.sampled_from([t.id for t in tree])))
+    episodes = [replace(e, turns=tuple(replace(t, finish="length") if t.id in ids else t for t in e.turns)) for e in tree.episodes]
+    samples = build({"t0": Tree(tree.task, episodes)}, PROMPTS, ALL.model_copy(update={"truncated_answers": "without_eos"}), 0).samples
+    merged, apart = (encode(samples, chat(), 512, merge=m) for m in (True, False))
+    assert contexts(merged) == contexts(apart)
+    for sample in samples:
+        (sequence,) = encode([sample], chat(), 512).parts[sample.part]
+        (span,) = sequence.spans
+        assert chat().tokenizer.decode(sequence.ids[span.start : span.end]) == sample.answer.content + ("" if sample.answer.cut else " <|end|>")
 
 
 @given(trees())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from leafe.core import Completion, ContextFull, Environment, Episode, ForeignFailure, JournalError, Kind, PolicyError, Request, Stop, Tree, UserError
+from leafe.core import Completion, ContextFull, Environment, Episode, ForeignFailure, JournalError, Kind, PolicyError, Request, Stop, Tree, Turn, UserError
 from leafe.explore import Exploration, ExploreConfig, Plan, WorldPool, cost_of, explore, make_strategy
 from leafe.prompts import Prompts, PromptSet, history_before
 from tests.explore.worlds import Doors, Forgetful, Raising, Slow, answer
@@ -52,6 +53,7 @@ def run(
     sink: ListSink | None = None,
     known: dict[str, Tree] | None = None,
     count: int = 8,
+    prompts: Prompts | None = None,
     **settings: object,
 ) -> Exploration:
     config = ExploreConfig(**({"limits": {"policy_calls": 40}, "horizon": 12} | settings))  # type: ignore[arg-type]
@@ -59,7 +61,7 @@ def run(
     async def main() -> Exploration:
         pool = WorldPool(world, size=4)
         try:
-            return await explore(policy or Script(), pool, Doors().tasks("train", count), PROMPTS, config, journal=sink, known=known)
+            return await explore(policy or Script(), pool, Doors().tasks("train", count), prompts or PROMPTS, config, journal=sink, known=known)
         finally:
             pool.close()
 
@@ -80,6 +82,41 @@ def test_same_journal_whatever_the_concurrency(strategy: str, seed: int) -> None
     assert plain(alone.trees) == plain(many.trees)
     assert alone.stops == many.stops
     assert replace(alone.spent, seconds=0, replayed_steps=0) == replace(many.spent, seconds=0, replayed_steps=0)
+
+
+@pytest.mark.parametrize("scope", ["action", "branch"])
+@pytest.mark.parametrize("window", ["full", "window:1", "window:3"])
+def test_a_turn_names_the_experience_that_stood_in_its_prompt_and_no_other(window: str, scope: str) -> None:
+    policy = Script()
+    prompts = Prompts(PROMPTS.set, history=window)
+    found = run(policy=policy, prompts=prompts, scope=scope)
+    heard = {request.messages for request in policy.seen}
+    later = 0
+    for tree in found.trees.values():
+        for turn in (t for e in tree.episodes for t in e.acts):
+            messages = prompts.act(history_before(tree, turn, with_experience=True))
+            assert messages in heard
+            episode = tree.episode_of(turn.id)
+            if episode.experience is None:
+                assert turn.experience is None
+                continue
+            without = prompts.act(replace(history_before(tree, turn, with_experience=True), notes={}))
+            assert (turn.experience is not None) == (messages != without)
+            later += turn.experience is not None and turn is not episode.acts[0]
+    assert bool(later) == (scope == "branch" and window == "full")
+
+
+def test_how_an_answer_ended_is_kept() -> None:
+    def half(request: Request) -> list[Completion]:
+        (completion,) = answer(request)
+        return [replace(completion, finish="length" if (request.seed or 0) % 3 else "stop")]
+
+    policy, sink = Script(half), ListSink()
+    run(policy=policy, sink=sink)
+    turns = [Turn.from_json(json.loads(json.dumps(t.to_json()))) for e in sink.episodes for t in e.turns]
+    assert {(t.kind, t.finish) for t in turns} == {(k, f) for k in (Kind.act, Kind.reflect) for f in ("stop", "length")}
+    assert sum(t.cut for t in turns) == sum(bool((r.seed or 0) % 3) for r in policy.seen)
+    assert not any("finish" in t.to_json() for t in turns if not t.cut)  # what a journal of 0.1.0 says of no turn
 
 
 def test_snapshot_and_replay_grow_the_same_tree() -> None:

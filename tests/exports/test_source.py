@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from leafe.core import ForeignFailure, Stop, Task, Tree, UserError
-from leafe.distill import build, preset
+from leafe.distill import Dataset, build, preset
 from leafe.exports import Source, episodes_of, export, first_differences, push, samples_of
 from leafe.pipeline import config_of, plan
 from leafe.prompts import Prompts, load_prompt_set
@@ -106,6 +107,20 @@ def test_success_over_failure_where_they_part() -> None:
     assert sum(data.skipped.values()) == 2  # the world refused !fly
     assert data.duplicates == {"counterfactual": 1}
     assert not first_differences({"t0": Tree(Task("t0", "toy", "train", ""))}, prompts).samples
+
+
+def test_a_pair_of_whole_answers_with_two_actions() -> None:
+    tree = make_tree(Ep("go", "take", "open", stop=Stop.failure), Ep("go", "open"))
+    prompts = Prompts(load_prompt_set("plain"))
+
+    def pairs(**of_the_win: str) -> Dataset:
+        turn = replace(tree.episodes[1].acts[1], **of_the_win)  # type: ignore[arg-type]
+        return first_differences({"t0": Tree(tree.task, [tree.episodes[0], replace(tree.episodes[1], turns=(tree.episodes[1].acts[0], turn))])}, prompts)
+
+    assert len(pairs().samples) == 1
+    assert (pairs(finish="length").samples, pairs(finish="length").skipped) == ((), {"pair: an answer was cut at its limit of tokens": 1})
+    same = pairs(action_text="Thought: it is.\nAction: take", action=" take ")
+    assert (same.samples, same.skipped) == ((), {"pair: the answers differ, the actions do not": 1})
 
 
 def test_the_card_has_the_numbers_and_where_it_comes_from(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,36 @@ def wanted(data: Dataset | None, pairs: bool) -> Counter[Any]:
         for s in samples
         if (s.rejected is not None if pairs else s.part != "anchor")
     )
+
+
+def _truncated(data: Dataset) -> Dataset:
+    """Every third answer was cut at its limit of tokens; of pairs, one time the chosen and one time the rejected one."""
+    samples = list(data.samples)
+    for nth in range(0, len(samples), 3):
+        s = samples[nth]
+        part = "rejected" if s.rejected is not None and nth % 2 else "answer"
+        samples[nth] = replace(s, **{part: replace(getattr(s, part), cut=True)})
+    return replace(data, samples=tuple(samples))
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if t != "chat"])
+def test_a_cut_answer_is_in_no_export(target: Any, tmp_path: Path) -> None:
+    whole = pairs() if target == "dpo" else source()
+    assert whole.valid is not None
+    given_ = replace(whole, data=_truncated(whole.data), valid=_truncated(whole.valid))
+    done = export(given_, target, tmp_path / "out")
+    files = [name for name in done.files if name.endswith((".parquet", ".jsonl"))]
+    found = Counter(said(row) for name in files for row in rows(done.folder, name))
+    kept = Counter[Any]()
+    cut = 0
+    for data in (given_.data, given_.valid):
+        assert data is not None
+        sure = replace(data, samples=tuple(s for s in data.samples if not s.cut))
+        kept += wanted(sure, target == "dpo")
+        cut += sum(s.cut for s in data.samples if s.part != "anchor")
+    assert found.keys() == kept.keys()
+    assert [n for reason, n in done.left_out.items() if "was cut" in reason] == [cut]
+    assert "was cut at its limit of tokens" in (done.folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t != "chat"])

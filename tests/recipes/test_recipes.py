@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from leafe.baselines.grpo import GrpoConfig
 from leafe.core import UserError
 from leafe.distill import DistillConfig
 from leafe.pipeline import legs, plan
-from leafe.recipes import Recipe, load_recipe, recipe_names
+from leafe.recipes import GrpoRecipe, Recipe, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -71,6 +72,18 @@ def test_steps_and_epochs_take_each_others_place(tmp_path: Path) -> None:
     assert load_recipe(str(mine)).arms["leafe"].config().learning_rate == load_recipe("demo").arms["leafe"].config().learning_rate
     with pytest.raises(UserError, match="not both"):
         load_recipe("demo", ["arms.leafe.distill={steps=4, epochs=2}"])
+
+
+def test_grpo_plays_as_long_as_every_method() -> None:
+    def config(*overrides: str) -> GrpoConfig:
+        recipe = load_recipe("gates-hard", ["explore.horizon=7", "explore.invalid_limit=2", *overrides])
+        method = recipe.arms["grpo"].config()
+        assert isinstance(method, GrpoRecipe)
+        return method.config(recipe.explore, 10, 3)
+
+    assert (config().horizon, config().invalid_limit, config().seed, config().limits) == (7, 2, 3, {"policy_calls": 200.0})
+    own = config("arms.grpo.grpo.horizon=9", "arms.grpo.grpo.invalid_limit=4", "arms.grpo.grpo.steps=5")
+    assert (own.horizon, own.invalid_limit, own.steps, own.limits) == (9, 4, 5, {})
 
 
 def test_a_recipe_can_extend_another(tmp_path: Path) -> None:

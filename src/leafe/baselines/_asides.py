@@ -98,4 +98,5 @@ def aside(
         tokens=answer.tokens,
         logprob=answer.logprob,
         seconds=round(seconds, 4),
+        finish=answer.finish,
     )

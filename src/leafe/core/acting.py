@@ -35,4 +35,5 @@ def act_turn(
         tokens=answer.tokens,
         logprob=answer.logprob,
         seconds=round(seconds, 4),
+        finish=answer.finish,
     )

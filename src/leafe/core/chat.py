@@ -98,10 +98,11 @@ class ChatTokens:
         return tuple(ids)
 
     def answer(self, message: Message) -> tuple[int, ...]:
-        """Ids of an assistant message as trained on: the sampled ids where they are known, else its text and the end-of-turn token."""
+        """Ids of an assistant message as trained on: the sampled ids where they are known, else its text and, unless it was cut, the end-of-turn token."""
         if message.tokens is not None:
             return message.tokens
-        return (*self._encode(self._guard("assistant", message.content)), self.end_of_turn)
+        text = self._encode(self._guard("assistant", message.content))
+        return text if message.cut else (*text, self.end_of_turn)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids without the end-of-turn token."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from leafe.core.text import LONGEST, clean_text
-from leafe.core.types import Usage
+from leafe.core.types import Finish, Usage
 
 Role = Literal["system", "user", "assistant"]
 
@@ -24,6 +24,8 @@ class Message:
     role: Role
     content: str
     tokens: tuple[int, ...] | None = None
+    cut: bool = False
+    """Of an answer to learn: it was cut at its limit of tokens, so that no end-of-turn token belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Completion:
     """Sampled ids, the end-of-turn token included where the model wrote it."""
     logprob: float | None = None
     """Sum over `tokens`, at the sampling temperature."""
-    finish: Literal["stop", "length"] = "stop"
+    finish: Finish = "stop"
     usage: Usage = Usage()
 
     def __post_init__(self) -> None:

@@ -43,6 +43,10 @@ class Kind(StrEnum):
     aside = "aside"  # said something else about it that no world hears: a lesson for a playbook, an explanation, an action only proposed (baselines)
 
 
+Finish = Literal["stop", "length"]
+"""How an answer ended. stop: the policy ended it. length: it was cut at its limit of tokens, so that it has no end-of-turn token."""
+
+
 class Scope(StrEnum):
     """Which actions of a branch are sampled with the experience in the context (METHOD.md, 'what the paper leaves open')."""
 
@@ -135,6 +139,13 @@ class Turn:
     logprob: float | None = None
     """Sum of the sampled tokens' log-probabilities at the sampling temperature, where the engine gives it."""
     seconds: float = 0.0
+    finish: Finish = "stop"
+    """How the policy's output ended (journals of 0.1.0 do not say)."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the output was cut at its limit of tokens: it is not what the policy would have said."""
+        return self.finish == "length"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object without the fields that hold their default, or a number that JSON does not have."""

@@ -15,12 +15,13 @@ from leafe.core import UserError
 from leafe.distill._config import PARTS, PRESETS, DistillConfig, Lora, OutcomeWeights, Part, preset
 from leafe.distill._dataset import Dataset, Sample
 from leafe.distill._result import Progress, TrainResult
+from leafe.distill._rules import same_action
 from leafe.distill._select import build
 from leafe.distill._tokens import Encoded, Span, TokenSequence, encode
 
 __all__ = [
     "PARTS", "PRESETS", "Dataset", "DistillConfig", "Encoded", "Lora", "OutcomeWeights", "Part", "Progress", "Sample", "Span", "TokenSequence", "TrainResult",
-    "build", "encode", "export_dpo", "export_trl", "preset", "train",
+    "build", "encode", "export_dpo", "export_trl", "preset", "same_action", "train",
 ]  # fmt: skip
 
 

@@ -75,6 +75,12 @@ class DistillConfig(BaseModel):
     """KL to the start policy on prompts that carry another branch's experience: it keeps the policy able to follow one."""
     reflections: bool = False
     """Cross-entropy on the reflections whose branch improved: it keeps the policy able to reflect."""
+    truncated_answers: Literal["skip", "without_eos"] = "skip"
+    """Answers that were cut at their limit of tokens. skip: no targets; counted. without_eos: targets without an end-of-turn token, which was
+    never sampled. Other trainers end every answer, so that exports leave them out in any case."""
+    mentioned_advice: Literal["keep", "skip"] = "keep"
+    """Actions whose thought mentions an experience (the prompt set's `mentions`) that is not in the sample's prompt: they teach to quote what
+    was never said. Counted in any case; skip: left out of D_cf and D_reh."""
     valid_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the training tasks that `Dataset.split` holds out for validation."""
 

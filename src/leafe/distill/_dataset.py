@@ -43,6 +43,11 @@ class Sample:
     rejected: Message | None = None
     """For DPO: the action that `answer` is to be preferred to."""
 
+    @property
+    def cut(self) -> bool:
+        """Whether an answer in it was cut at its limit of tokens: a format that ends every answer cannot hold it."""
+        return self.answer.cut or (self.rejected is not None and self.rejected.cut)
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -55,13 +60,16 @@ class Dataset:
     """By reason: records of the trees that gave no sample."""
     agreement: Mapping[str, int] = field(default_factory=dict)
     """What the rules of improvement say of the branches: won (under both), else both, progress alone, blame alone, neither; or no progress reported."""
+    mentions: Mapping[str, int] = field(default_factory=dict)
+    """By part: samples whose thought mentions an experience that their prompt does not hold."""
 
     def part(self, part: Part) -> tuple[Sample, ...]:
         return tuple(s for s in self.samples if s.part == part)
 
     @property
     def counts(self) -> dict[str, Any]:
-        """For a printed table: by part its samples, tasks and removed duplicates; under `skipped` the reasons with their counts, and `agreement`."""
+        """For a printed table: by part its samples, tasks and removed duplicates; under `skipped` the reasons with their counts, and `agreement`
+        and `mentions` where there are any."""
         out: dict[str, Any] = {}
         for part in PARTS:
             mine = self.part(part)
@@ -69,6 +77,8 @@ class Dataset:
         out["skipped"] = dict(self.skipped)
         if self.agreement:
             out["agreement"] = dict(self.agreement)
+        if self.mentions:
+            out["mentions"] = dict(self.mentions)
         return out
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -107,16 +117,17 @@ class Dataset:
                 if (head["dataset"], head["format"]) != ("leafe", FORMAT):
                     raise ValueError(f"format {head['format']}")
                 samples = dict(pair for line in file for pair in _read_task(json.loads(line)))
-            return Dataset(tuple(samples[nth] for nth in range(head["samples"])), *(head[name] for name in _COUNTS))
+            return Dataset(tuple(samples[nth] for nth in range(head["samples"])), *(head.get(name, {}) for name in _COUNTS))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{path} is no dataset of this leafe, or damaged ({type(error).__name__}: {error}): make it again from the trees.") from error
 
 
-_COUNTS = ("duplicates", "skipped", "agreement")
+_COUNTS = ("duplicates", "skipped", "agreement", "mentions")
 
 
 class _Nodes:
-    """The trie of one task's messages, as rows [parent, role, content] or [parent, role, content, tokens]; a parent of -1 is the root."""
+    """The trie of one task's messages, as rows [parent, role, content], [..., tokens] or, of an answer that was cut, [..., tokens or null, true]; a parent
+    of -1 is the root."""
 
     def __init__(self) -> None:
         self.messages: list[list[Any]] = []
@@ -137,16 +148,17 @@ class _Nodes:
     def _node(self, parent: int, message: Message) -> int:
         node = self._known.setdefault((parent, message), len(self.messages))
         if node == len(self.messages):
-            tokens = [] if message.tokens is None else [message.tokens]
-            self.messages.append([parent, message.role, message.content, *tokens])
+            more: list[Any] = [message.tokens, True] if message.cut else [] if message.tokens is None else [message.tokens]
+            self.messages.append([parent, message.role, message.content, *more])
         return node
 
 
 def _read_task(data: Mapping[str, Any]) -> Iterator[tuple[int, Sample]]:
     known: dict[Message, Message] = {}
     nodes: list[tuple[int, Message]] = []
-    for parent, role, content, *tokens in data["messages"]:
-        message = Message(role, content, token_ids(tokens[0]) if tokens else None)
+    for parent, role, content, *more in data["messages"]:
+        tokens, cut = (*more, None, False)[0], len(more) == 2
+        message = Message(role, content, None if tokens is None else token_ids(tokens), cut)
         nodes.append((parent, known.setdefault(message, message)))
 
     def path(node: int) -> tuple[Message, ...]:

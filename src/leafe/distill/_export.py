@@ -15,9 +15,12 @@ from leafe.distill._dataset import Dataset, Sample
 
 
 def rows(samples: tuple[Sample, ...]) -> list[dict[str, Any]]:
-    """One row a sample: `prompt` and `completion` as lists of role and content, and where the sample comes from."""
+    """One row a sample: `prompt` and `completion` as lists of role and content, and where the sample comes from. None for an answer that was cut: the
+    chat template would end it."""
     about = ("part", "task_id", "turn_id", "weight", "note")
-    return [{"prompt": _said(*s.messages), "completion": _said(s.answer)} | {name: getattr(s, name) for name in about} for s in samples]
+    return [
+        {"prompt": _said(*s.messages), "completion": _said(s.answer)} | {name: getattr(s, name) for name in about} for s in samples if not s.cut
+    ]
 
 
 def pair_rows(samples: tuple[Sample, ...]) -> list[dict[str, Any]]:
@@ -25,7 +28,7 @@ def pair_rows(samples: tuple[Sample, ...]) -> list[dict[str, Any]]:
     return [
         {"prompt": _said(*s.messages), "chosen": _said(s.answer), "rejected": _said(s.rejected), "task_id": s.task_id, "turn_id": s.turn_id, "note": s.note}
         for s in samples
-        if s.rejected is not None
+        if s.rejected is not None and not s.cut
     ]
 
 
@@ -37,8 +40,9 @@ def run(dataset: Dataset, out: Path, valid: Dataset | None) -> dict[Part, Path]:
     """See `leafe.distill.export_trl`."""
     written: dict[Part, Path] = {}
     for part in PARTS:
-        if part != "anchor" and dataset.part(part):
-            written[part] = _write(out / part, rows(dataset.part(part)), rows(valid.part(part)) if valid else [])
+        found = rows(dataset.part(part)) if part != "anchor" else []
+        if found:
+            written[part] = _write(out / part, found, rows(valid.part(part)) if valid else [])
     if not written:
         raise UserError("There is nothing to export: the dataset holds no rehearsal, counterfactual or reflection samples.")
     return written

@@ -6,8 +6,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from leafe.core import Episode, ImprovementRule, Stop, Tree, Turn
-from leafe.prompts import Prompts
+from leafe.core import Episode, ImprovementRule, Message, Stop, Tree, Turn
+from leafe.prompts import Prompts, history_before
 
 
 def same_action(a: Turn, b: Turn, prompts: Prompts) -> bool:
@@ -23,6 +23,26 @@ def _plain(action: str, prompts: Prompts) -> str:
     lines = [line.rstrip() for line in action.splitlines() if line.strip()]
     text = textwrap.dedent("\n".join(lines))
     return text if prompts.set.action == "code" else re.sub(r"(?<=\S)[^\S\n]+", " ", text)
+
+
+def mentions_advice(tree: Tree, turn: Turn, messages: Sequence[Message], prompts: Prompts) -> bool:
+    """Whether a thought leans on advice that will not be there: on an experience that stood in the prompt and does not stand in `messages`.
+
+    The rule is one of words: what the answer says beside its action holds one of the set's `mentions`, in capitals or small letters,
+    which none of the messages to the policy holds. It sees no paraphrase, and a thought that uses such a word of something else
+    counts too.
+    """
+    if not prompts.set.mentions:
+        return False
+    thought = turn.action_text.replace(turn.action, " ") if turn.action else turn.action_text
+    found = {match[0].lower() for match in re.finditer(prompts.set.mentions, thought, re.IGNORECASE)}
+    if not found:
+        return False
+    history = history_before(tree, turn, with_experience=True)
+    if not history.notes and not history.preamble:
+        return False
+    said = " ".join(m.content for m in messages if m.role != "assistant").lower()
+    return any(word not in said for word in found)
 
 
 def good_prefix(tree: Tree, trajectory: Sequence[Turn], rule: ImprovementRule = "progress") -> int:

@@ -18,12 +18,13 @@ from typing import NamedTuple
 from leafe.core import Branch, Episode, ImprovementRule, Message, Stop, Tree, Turn, UserError, derive_seed
 from leafe.distill._config import PARTS, DistillConfig, Part
 from leafe.distill._dataset import Dataset, Sample
-from leafe.distill._rules import diverged, good_prefix, same_action, sound
+from leafe.distill._rules import diverged, good_prefix, mentions_advice, same_action, sound
 from leafe.prompts import History, Prompts, Said, history_before
 
 __all__ = ["Dataset", "Sample", "build", "require"]
 
 
+CUT = "the answer was cut at its limit of tokens"
 Trees = Mapping[str, Tree] | Sequence[Mapping[str, Tree]]
 """Trees by task id; or several such mappings, as of several rounds, in which a task may have a tree each."""
 
@@ -35,7 +36,7 @@ def build(trees: Trees, prompts: Prompts, config: DistillConfig, seed: int) -> D
     """
     if config.method == "dpo":
         config = config.model_copy(update={"rehearsal": "none", "anchors": False, "reflections": False})
-    collector = _Collector(prompts)
+    collector = _Collector(prompts, config)
     draws = _Draws(trees, config, seed)
     for task_id, mine in _by_task(trees):
         collector.begin()
@@ -51,7 +52,7 @@ def build(trees: Trees, prompts: Prompts, config: DistillConfig, seed: int) -> D
             if config.reflections and branch.improved:
                 _reflection(tree, branch, collector)
     samples = tuple(s for part in PARTS for s in collector.samples[part])
-    return Dataset(samples, dict(collector.duplicates), dict(collector.skipped), dict(collector.agreement))
+    return Dataset(samples, dict(collector.duplicates), dict(collector.skipped), dict(collector.agreement), dict(collector.mentions))
 
 
 def _by_task(trees: Trees) -> Iterator[tuple[str, list[Tree]]]:
@@ -63,12 +64,14 @@ def _by_task(trees: Trees) -> Iterator[tuple[str, list[Tree]]]:
 class _Collector:
     """Takes the samples of one task after another, keeps each (part, task, history, action) once and counts what it leaves out."""
 
-    def __init__(self, prompts: Prompts) -> None:
+    def __init__(self, prompts: Prompts, config: DistillConfig) -> None:
         self.prompts = prompts
+        self.config = config
         self.samples: dict[Part, list[Sample]] = {p: [] for p in PARTS}
         self.duplicates: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.agreement: Counter[str] = Counter()
+        self.mentions: Counter[str] = Counter()
         self._said = Said()
 
     def begin(self) -> None:
@@ -95,6 +98,7 @@ class _Collector:
                 mine[nth] = replace(mine[nth], weight=found.weight)
             return
         self._seen[found.key] = len(mine)
+        self.mentions.update([part] if found.mentions else [])
         answer = self._messages.setdefault(answer, answer)
         mine.append(Sample(part, turn.task_id, turn.id, prompt.messages, answer, found.weight, found.note, teacher and teacher.messages, rejected))
 
@@ -131,6 +135,8 @@ class _Found:
     weight: float = 1.0
     teacher: _Prompt | None = None
     rejected: Message | None = None
+    mentions: bool = False
+    """The answer's thought mentions advice that the prompt does not hold."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -153,7 +159,7 @@ class _Draws:
                 able += sum(bool(_right(tree, e, config)) for e in tree.episodes if not diverged(tree, e))
             if config.anchors:
                 for branch in tree.branches():
-                    if sound(tree, branch.revised):
+                    if sound(tree, branch.revised) and not _left_out(config, branch.revised):
                         self._donors.setdefault(branch.reflection.note, []).append(_Donor(branch.reflection.id, _answer(branch.revised)))
         if some and able:
             number = max(1, round(config.rehearsal_fraction * able))
@@ -236,6 +242,9 @@ def _event(tree: Tree, branch: Branch, config: DistillConfig, collector: _Collec
         collector.skipped["counterfactual: the revised action is the original one"] += 1
         return []
     rejected = _answer(branch.original) if config.method == "dpo" else None
+    if rejected is not None and _left_out(collector.config, branch.original):
+        collector.skipped[f"counterfactual: of the original action, {CUT}"] += 1
+        return []
     out = []
     for turn in _learnt(tree, branch, config):
         note = f"instead of {branch.original.id}, by {branch.reflection.id}: {branch.reflection.note}"
@@ -284,6 +293,9 @@ def _anchor(tree: Tree, branch: Branch, draws: _Draws, collector: _Collector) ->
 
 
 def _reflection(tree: Tree, branch: Branch, collector: _Collector) -> None:
+    if _left_out(collector.config, branch.reflection):
+        collector.skipped[f"reflection: {CUT}"] += 1
+        return
     prompt = collector.reflect(history_before(tree, branch.reflection, with_experience=True))
     collector.add(_Found("reflection", branch.reflection, prompt, _answer(branch.reflection), f"led to {branch.revised.id}"))
 
@@ -293,11 +305,16 @@ def _action(
     weight: float = 1.0, teacher: _Prompt | None = None, rejected: Message | None = None,
 ) -> _Found | None:  # fmt: skip
     """The action at its history without experience or preamble; None, and the reason counted, where it is nothing to learn."""
-    if not turn.valid:
-        collector.skipped[f"{part}: the world refused the action"] += 1
+    reason = "the world refused the action" if not turn.valid else CUT if _left_out(collector.config, turn) else None
+    if reason is not None:
+        collector.skipped[f"{part}: {reason}"] += 1
         return None
     prompt = collector.act(history_before(tree, turn, with_experience=False))
-    return _Found(part, turn, prompt, _answer(turn), note, weight, teacher, rejected)
+    mentions = mentions_advice(tree, turn, prompt.messages, collector.prompts)
+    if mentions and collector.config.mentioned_advice == "skip":
+        collector.skipped[f"{part}: the thought mentions advice that is not in the prompt"] += 1
+        return None
+    return _Found(part, turn, prompt, _answer(turn), note, weight, teacher, rejected, mentions)
 
 
 def _branches(tree: Tree, rule: ImprovementRule, collector: _Collector) -> Iterator[Branch]:
@@ -324,8 +341,13 @@ def _verdicts(tree: Tree, by_progress: Branch, by_blame: Branch) -> str:
     return "progress alone" if by_progress.improved else "blame alone"
 
 
+def _left_out(config: DistillConfig, turn: Turn) -> bool:
+    """Whether the turn's answer was cut and may therefore not be learnt."""
+    return turn.cut and config.truncated_answers == "skip"
+
+
 def _answer(turn: Turn) -> Message:
-    return Message("assistant", turn.action_text, turn.tokens)
+    return Message("assistant", turn.action_text, turn.tokens, turn.cut)
 
 
 def require(dataset: Dataset, config: DistillConfig) -> list[str]:

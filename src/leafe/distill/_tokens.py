@@ -164,7 +164,7 @@ class _Encoder:
             self.known += 1
             if not fits:
                 self.skipped[TOKENISED_AGAIN] += 1
-        return message if fits else Message(message.role, message.content)
+        return message if fits else Message(message.role, message.content, cut=message.cut)
 
 
 def _prefix_keys(messages: Sequence[Message]) -> list[int]:

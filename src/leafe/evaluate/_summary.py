@@ -7,7 +7,7 @@ The rows under `explore`, `evaluate` and `differences` are stable, for other pro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -142,6 +142,7 @@ def _explore_details(e: Explored) -> dict[str, Any]:
         "solved_by_rollback": sum(t.solved and t.successes()[0].depth > 0 for t in trees),
         "reflections": len(reflections),
         "unusable_reflections": sum(not r.valid for r in reflections),
+        "truncated_answers": _truncated(trees),
         "branches": sum(len(t.branches()) for t in trees),
         "improved_branches": sum(b.improved for t in trees for b in t.branches()),
         "prompt_tokens": cost.prompt_tokens,
@@ -198,6 +199,7 @@ def _evaluate_details(e: Evaluated, results: list[Counts], width: Spread, ks: Se
         "role": e.role,
         "runs": len(e.runs),
         "solved": sum(t.solved for t in trees),
+        "truncated_answers": _truncated(trees),
         "lost": sum(int(r.lost.sum()) for r in results),
         "turns": _number(means.turns),
         "invalid": _number(means.invalid),
@@ -209,6 +211,11 @@ def _evaluate_details(e: Evaluated, results: list[Counts], width: Spread, ks: Se
         "spread": width.to_json(),
         "probe": mean_probe(e.probes),
     }
+
+
+def _truncated(trees: Iterable[Tree]) -> int:
+    """Answers that were cut at their limit of tokens, by the samples that they stand for."""
+    return sum(turn.count for tree in trees for turn in tree if turn.cut)
 
 
 def _samples(results: Sequence[Counts]) -> int:

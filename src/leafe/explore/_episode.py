@@ -141,8 +141,7 @@ class EpisodeRunner:
                 break
             if not self.budget.take(policy_calls=1, env_steps=1):
                 return Stop.budget, ""
-            first = history.step == len(self.tree.path(plan.start))
-            with_experience = plan.experience if first or self.config.scope == "branch" else None
+            with_experience = plan.experience if self._sees(plan, history) else None
             try:
                 turn = await self._turn(history, with_experience)
             except ContextFull as full:
@@ -168,6 +167,11 @@ class EpisodeRunner:
         if self._turns and stop in FAILED and self.config.on_failure and self.strategy.reflects_at(plan.depth):
             await self._reflect(history, tries=self.config.reflect_tries)
         return stop, error
+
+    def _sees(self, plan: Plan, history: History) -> bool:
+        """Whether the next action's prompt holds the plan's experience."""
+        put = len(self.tree.path(plan.start))
+        return history.step == put or (self.config.scope == "branch" and self.prompts.shows(history, put))
 
     def _kept(self, plan: Plan, history: History) -> dict[int, str]:
         """The experiences that later turns still see: under scope `action` the plan's own is gone after the revised action."""
@@ -242,6 +246,7 @@ class EpisodeRunner:
                     tokens=answer.tokens,
                     logprob=answer.logprob,
                     seconds=round(time.monotonic() - began, 4),
+                    finish=answer.finish,
                 )
             )
             if target is not None or hopeless:

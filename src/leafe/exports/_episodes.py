@@ -54,6 +54,8 @@ def _row(tree: Tree, episode: Episode, prompts: Prompts) -> dict[str, Any]:
 
 def _acted(tree: Tree, turn: Turn) -> dict[str, Any]:
     out: dict[str, Any] = {"action": turn.action, "reward": turn.reward}
+    if turn.cut:
+        out["finish_reason"] = turn.finish
     if turn.tokens is not None:
         out["tokens"] = list(turn.tokens)
     if turn.experience is not None:

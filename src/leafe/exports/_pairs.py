@@ -6,19 +6,20 @@ were imported, or sampled independently.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from leafe.core import FAILED, Message, Tree, Turn
-from leafe.distill import Dataset, Sample
+from leafe.distill import Dataset, Sample, same_action
 from leafe.prompts import Prompts, history_before
 
 
 def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
     """One pair for each success and each other action that a failure of the same task took where their histories part. Each (history, chosen, rejected)
-    once; actions that the world refused, and episodes that diverged on replay, give none."""
+    once. What gives none is counted: actions that the world refused, answers that say the same action in other words, and answers that were cut."""
     samples: list[Sample] = []
     duplicates = 0
-    refused = 0
+    skipped: Counter[str] = Counter()
     for task_id, tree in trees.items():
         seen: set[tuple[tuple[Message, ...], str, str]] = set()
         wins = [(e, tree.trajectory(e)) for e in tree.successes() if e.acts]
@@ -28,8 +29,9 @@ def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
                 at = _parting(path, other)
                 if at is None or tree.episode_of(path[0].id).first_observation != tree.episode_of(other[0].id).first_observation:
                     continue
-                if not path[at].valid:
-                    refused += 1
+                reason = _useless(path[at], other[at], prompts)
+                if reason is not None:
+                    skipped[f"pair: {reason}"] += 1
                     continue
                 messages = prompts.act(history_before(tree, path[at], with_experience=False))
                 key = (messages, path[at].action_text, other[at].action_text)
@@ -40,8 +42,16 @@ def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
                 note = f"episode {won.index} won, episode {lost.index} did not; they part here"
                 chosen, rejected = (Message("assistant", t.action_text, t.tokens) for t in (path[at], other[at]))
                 samples.append(Sample("counterfactual", task_id, path[at].id, messages, chosen, note=note, rejected=rejected))
-    skipped = {"pair: the world refused the action that a success took there": refused} if refused else {}
-    return Dataset(tuple(samples), {"counterfactual": duplicates} if duplicates else {}, skipped)
+    return Dataset(tuple(samples), {"counterfactual": duplicates} if duplicates else {}, dict(skipped))
+
+
+def _useless(won: Turn, lost: Turn, prompts: Prompts) -> str | None:
+    """Why two answers to one history are no pair; None where they are."""
+    if not won.valid:
+        return "the world refused the action that a success took there"
+    if same_action(won, lost, prompts):
+        return "the answers differ, the actions do not"
+    return "an answer was cut at its limit of tokens" if won.cut or lost.cut else None
 
 
 def _parting(won: list[Turn], lost: list[Turn]) -> int | None:

@@ -24,6 +24,7 @@ from leafe.exports._source import Source
 Target = Literal["trl", "sharegpt", "axolotl", "verl", "dpo", "chat"]
 TARGETS: tuple[Target, ...] = ("trl", "sharegpt", "axolotl", "verl", "dpo", "chat")
 ANCHORS = "anchor: its loss is a divergence from the start policy's distribution, which this trainer does not compute"
+CUT = "its answer was cut at its limit of tokens: this trainer would end it with a token that was never sampled"
 TURNS = "its messages are not user and assistant in turn, which ShareGPT needs"
 
 
@@ -136,6 +137,8 @@ def _kept(sample: Sample, pairs: bool, done: Exported) -> bool:
         reason = None if sample.rejected is not None else "it is no pair"
     elif sample.part == "anchor":
         reason = ANCHORS
+    if reason is None and sample.cut:
+        reason = CUT
     if reason is not None:
         done.left_out[reason] = done.left_out.get(reason, 0) + 1
     return reason is None

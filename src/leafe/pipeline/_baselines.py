@@ -124,7 +124,8 @@ def early(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, A
     trained = results["expert"].to_json() | {"tokens": sum(result.tokens for result in results.values())}
     samples = {"world": len(data.world.samples), "expert": len(data.expert.samples), "reasoned": len(data.reasoned.samples)}
     phases = {name: result.to_json() for name, result in results.items()}
-    return {"samples": samples, "train": trained, "phases": phases, "config": config.model_dump(mode="json")}
+    skipped = {**data.world.skipped, **learnt.skipped} if config.variant == "world" else dict(learnt.skipped)
+    return {"samples": samples, "skipped": skipped, "train": trained, "phases": phases, "config": config.model_dump(mode="json")}
 
 
 def _early(stage: Stage) -> tuple[EarlyRecipe, str]:
@@ -147,7 +148,7 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
         world, prompts = same_world(folder, stage, pool), make_prompts(recipe, pool)
     finally:
         pool.close()
-    config = stage.attempt.config.config(recipe.explore.limits, len(tasks), leg.seed)
+    config = stage.attempt.config.config(recipe.explore, len(tasks), leg.seed)
     start = checkpoint_of(RunFolder.read(folder), leg, stage.attempt.start) or resolve_model(recipe.policy.model)
 
     async def validate(policy: Policy) -> float:

@@ -73,7 +73,7 @@ def _write(summary: Mapping[str, Any], runs: Sequence[RunFolder], named: Mapping
         trees=StoredTrees(runs[0].path / first.name).values() if first and not compare else (),
         datasets={name: counts for run, prefix in named.items() for name, counts in _datasets(run, prefix).items()},
         config="\n".join(f"# {named[run].removesuffix(': ')}\n{text}" if compare else text for run, text in settings),
-        notes=[note for run, prefix in named.items() for note in _notes(run, prefix)],
+        notes=[note for run, prefix in named.items() for note in _notes(run, prefix)] + _truncated(summary),
         command="" if compare else f"leafe run {recipe.name}.toml",
     )
 
@@ -157,7 +157,10 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
     for row, info in _distilled(run, name):
         notes += [f"{row}: {info[why]}" for why in ("empty", "stopped") if why in info]
         notes += [f"{row}: {note}" for note in (info.get("train") or {}).get("notes") or ()]
-        notes += [f"{row}: {number} left out: {reason}" for reason, number in ((info.get("counts") or {}).get("skipped") or {}).items()]
+        notes += [f"{row}: {words}" for words in _left_out(info)]
+        for part, number in ((info.get("counts") or {}).get("mentions") or {}).items():
+            words = f'thoughts of {part} samples mention advice that is not in their prompt (mentioned_advice = "skip" leaves them out).'
+            notes.append(f"{row}: {number} {words}")
     for stage in plan(recipe):
         done = run.done(stage.name) or {}
         row = name + stage.row
@@ -173,6 +176,25 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
             if number:
                 notes.append(f"{stage.kind} {row}: {what}: {number}")
     return notes
+
+
+def _left_out(info: Mapping[str, Any]) -> list[str]:
+    """What a training was not given as it stood in the trees: by the selection, and by the encoding (of each phase, where there are several)."""
+    selected = {**((info.get("counts") or {}).get("skipped") or {}), **(info.get("skipped") or {})}
+    trained = (info.get("phases") or {"": info.get("train") or {}}).values()
+    encoded = [pair for t in trained for pair in ((t.get("counts") or {}).get("skipped") or {}).items()]
+    return [f"{number} left out: {reason}" for reason, number in selected.items()] + [f"{number} when encoded: {reason}" for reason, number in encoded]
+
+
+def _truncated(summary: Mapping[str, Any]) -> list[str]:
+    """Where answers were cut at their limit of tokens, and how many."""
+    return [
+        f"{kind} {row[title]}: {row['truncated_answers']:,} answers were cut at their limit of tokens (the prompt set's max_tokens): none is trained on as if "
+        "it had ended."
+        for kind, title in (("explore", "strategy"), ("evaluate", "arm"))
+        for row in summary["details"].get(kind, ())
+        if row.get("truncated_answers")
+    ]
 
 
 def _percent(value: float | None) -> str:

@@ -143,6 +143,10 @@ class Prompts:
         """The messages in answer to which the policy acts at step t. `said` is what was said of the history when it was shorter; it changes no word."""
         return self._messages(history, "", said)
 
+    def shows(self, history: History, step: int) -> bool:
+        """Whether an experience that was put before action `step` stands in the messages of `act`: a window forgets it with that action."""
+        return step <= history.step if self.window is None else step == history.step
+
     def reflect(self, history: History, said: Said | None = None) -> tuple[Message, ...]:
         """The messages in answer to which the policy reflects on h_t; at least one action must have been taken."""
         if not history.turns:

@@ -64,6 +64,12 @@ class PromptSet(BaseModel):
     a thought may not lean on it."""
     tried: str = "\n\nAdvice for step {step} that was followed already, without success: {experience}"
     """Put before `reflect`, once for each piece of advice that was given for a step of this history and did not solve the task. Empty: none is shown."""
+    mentions: str = (
+        r"\b(advi[cs]e[ds]?|hint(s|ed)?|lessons?|suggest(s|ed|ions?)|recommend(s|ed|ations?)|reminded|warned|(was|were|been|am|as) (told|instructed)"
+        r"|last time|(earlier|previous|prior|past|first|last|other) (attempts?|tr(y|ies)|runs?|episodes?|trials?))\b"
+    )
+    """A regular expression, capitals and small letters alike, of the words by which a thought shows that it leans on an experience. Empty: none does.
+    They count where nothing else that the policy was told holds them (`distill.mentioned_advice`)."""
     reflect: str = (
         "\n\nStop here and look back. Which of the steps 0 to {last} was the first that led this attempt astray, and what should be done at that step "
         'instead? Answer with one JSON object and nothing else: {"step": <number>, "experience": "<what went wrong and what to do, in one or two sentences>"}'
@@ -133,6 +139,12 @@ class PromptSet(BaseModel):
     def _has_groups(cls, value: str) -> str:
         if value and not {"step", "experience"} <= set(re.compile(value).groupindex):
             raise ValueError("needs the groups (?P<step>...) and (?P<experience>...)")
+        return value
+
+    @field_validator("mentions")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        re.compile(value)
         return value
 
     @field_validator("lesson_pattern")

@@ -15,6 +15,7 @@ from leafe.baselines.ace import AceConfig
 from leafe.baselines.early_experience import EarlyConfig, Variant
 from leafe.baselines.grpo import COUNTED, GrpoConfig
 from leafe.distill import PRESETS, DistillConfig
+from leafe.explore import ExploreConfig
 
 Method = Literal["distill", "grpo", "early", "ace"]
 METHODS: Mapping[str, Method] = {"grpo": "grpo", "early-experience": "early", "self-reflection": "early", "ace": "ace"}
@@ -36,10 +37,14 @@ class GrpoRecipe(_Strict):
     options: dict[str, Any] = {}
     """Fields of `GrpoConfig`."""
 
-    def config(self, limits: Mapping[str, float], tasks: int, seed: int) -> GrpoConfig:
-        """The settings for so many tasks, each of which an exploration would allow `limits`."""
-        own = {} if _bounded(self.options) else {"limits": {name: limits[name] * self.budget * tasks for name in COUNTED if name in limits}}
-        return GrpoConfig(**own, **self.options, seed=seed)
+    def config(self, explore: ExploreConfig, tasks: int, seed: int) -> GrpoConfig:
+        """The settings for so many tasks, each of which an exploration would allow `explore.limits`. Episodes are as long, and end after as many invalid
+        actions, as an exploration's and an evaluation's, unless the arm says otherwise."""
+        limits = explore.limits
+        own: dict[str, Any] = {"horizon": explore.horizon, "invalid_limit": explore.invalid_limit, "seed": seed}
+        if not _bounded(self.options):
+            own["limits"] = {name: limits[name] * self.budget * tasks for name in COUNTED if name in limits}
+        return GrpoConfig(**(own | self.options))
 
     @property
     def needs_limits(self) -> bool:

@@ -42,7 +42,10 @@ def early_data(trees: Mapping[str, Tree], collected: Mapping[str, Tree], prompts
         by_state: dict[str | None, Turn] = {}
         for turn in turns:
             by_state.setdefault(turn.parent, turn)
-            expert.add(turn, prompts.act(_history(tree, turn)), Message("assistant", turn.action_text, turn.tokens), "the expert's action")
+            if turn.cut:
+                expert.skipped["expert: the answer was cut at its limit of tokens"] += 1
+            else:
+                expert.add(turn, prompts.act(_history(tree, turn)), Message("assistant", turn.action_text, turn.tokens), "the expert's action")
             _predicted(world, tree, turn, prompts, "after the expert's action")
         for episode in tree.episodes[before:]:
             for turn in episode.acts:
@@ -90,6 +93,9 @@ def _explanations(episode: Episode) -> Iterator[Turn]:
 
 
 def _reasoned(reasoned: _Set, tree: Tree, expert: Turn, why: Turn, prompts: Prompts) -> None:
+    if why.cut or expert.cut:
+        reasoned.skipped["reasoned: the answer was cut at its limit of tokens"] += 1
+        return
     text = fill(prompts.set.reasoned, {"thought": why.note, "action": expert.action})
     if prompts.parse_action(text)[1] != expert.action:
         reasoned.skipped["reasoned: explanation and action do not read back as the action"] += 1

@@ -18,6 +18,9 @@ from leafe.baselines.grpo._rows import Row, row_of
 from leafe.core import Environment, Task, UserError
 from leafe.prompts import Prompts
 
+TRL = "1.6"
+"""The first version that leaves a rollout without a reward out of its group's mean and gives it no advantage (its pull request 5902)."""
+
 __all__ = ["COUNTED", "GrpoConfig", "GrpoResult", "Progress", "Row", "Validate", "row_of", "train"]
 
 
@@ -45,9 +48,18 @@ def train(
 
     UserError: no tasks, prompts whose history is not append-only, a model that cannot be run or trained, a folder of another training, a training that
     diverged. ForeignFailure: the worlds fail again and again.
+    An older TRL is refused: it counts rollouts that were lost as rewards of 0.
     """
     try:
+        import trl
+        from packaging.version import Version
+
         from leafe.baselines.grpo._train import run
     except ModuleNotFoundError as error:
         raise UserError(f"GRPO needs the package {error.name}, which is not installed: pip install 'leafe[hf]'.") from error
+    if Version(trl.__version__) < Version(TRL):
+        raise UserError(
+            f"GRPO needs trl {TRL} or newer, and {trl.__version__} is installed, which takes a rollout that was lost (a failed request, "
+            "a world that died) for one of reward 0: pip install -U trl."
+        )
     return run(model_path, Path(out), make, tasks, prompts, config, validate, workers, timeout, max_observation, progress)
