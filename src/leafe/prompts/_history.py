@@ -213,7 +213,7 @@ class Prompts:
         return " ".join(text for topic, text in self.lessons.items() if _words(topic) and _words(topic) <= seen)
 
     def parse_action(self, text: str, cut: bool = False) -> tuple[str, str]:
-        """(thought, action) of an answer; docs/own-world.md lists the forms that are read.
+        """(thought, action) of an answer; docs/own-model.md lists the forms that are read.
 
         Args:
             text: The answer as it was written.
