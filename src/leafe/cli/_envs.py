@@ -110,7 +110,7 @@ def make_alfworld(
 def console(quiet: bool = False) -> Console:
     import sys
 
-    from rich.console import Console
+    from leafe.cli._console import SafeConsole
 
     # without a terminal nothing wraps: tables are read by other programs and by logs
-    return Console(quiet=quiet) if sys.stdout.isatty() else Console(quiet=quiet, width=200)
+    return SafeConsole(quiet=quiet) if sys.stdout.isatty() else SafeConsole(quiet=quiet, width=200)

@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from leafe.core import Environment, Task, UserError, find_named
+from leafe.core.answers import plain_task
 from leafe.envs.worker import WorkerWorld
 
 GROUP = "leafe.envs"
@@ -113,7 +114,7 @@ def load_tasks(world: Environment, split: str, count: int | None = None, seed: i
     if count is not None and count < 1:
         raise UserError(f"A task count of {count} leaves nothing to do: ask for 1 or more tasks of {world.name!r}, split {split!r}.")
     try:
-        tasks = list(world.tasks(split, count, seed))
+        tasks = [plain_task(task, world.name) for task in world.tasks(split, count, seed)]
     except NotImplementedError as error:
         raise UserError(f"The world {world.name!r} has no task list: give its class a method tasks(split, count, seed).") from error
     if not tasks:

@@ -168,7 +168,8 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
 
     result = rl.train(
         start, out / "checkpoint", maker(recipe, leg), tasks, prompts, config,
-        validate=validate if held_out else None, workers=recipe.world.workers, timeout=recipe.world.timeout, progress=on_progress,
+        validate=validate if held_out else None, workers=recipe.world.workers, timeout=recipe.world.timeout,
+        max_observation=recipe.world.max_observation, progress=on_progress,
     )  # fmt: skip
     return {"train": result.to_json(), "config": config.model_dump(mode="json"), "world": world}
 

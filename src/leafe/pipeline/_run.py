@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import ForeignFailure, UserError
+from leafe.core.processes import with_default_signals
 from leafe.pipeline._plan import KINDS, Stage, StageKind, plan
 from leafe.pipeline._ready import check_ready
 from leafe.pipeline._shards import Shard
@@ -229,7 +230,7 @@ async def _start(folder: Path, number: int) -> asyncio.subprocess.Process:
     logs.mkdir(exist_ok=True)
     with (logs / f"worker-{number}.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "leafe.pipeline",
+            *with_default_signals([sys.executable, "-m", "leafe.pipeline"]),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, limit=1 << 26,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
             start_new_session=True,  # Ctrl-C is this process's to handle; it ends its workers itself

@@ -18,6 +18,7 @@ from typing import Any
 
 from leafe.baselines.ace import AceConfig, Place, Playbook, with_playbook
 from leafe.core import Environment, Policy, Task, UserError, derive_seed, find_named
+from leafe.core.answers import versions_of
 from leafe.distill import DistillConfig, build, export_trl, train
 from leafe.envs import load_tasks, make_world
 from leafe.evaluate import EvaluateProgress, evaluate, probe
@@ -127,12 +128,12 @@ def maker(recipe: Recipe, leg: Leg) -> Callable[[], Environment]:
 
 
 def make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> WorldPool:
-    return WorldPool.fitting(maker(recipe, leg), concurrency, recipe.world.workers, recipe.world.timeout)
+    return WorldPool.fitting(maker(recipe, leg), concurrency, recipe.world.workers, recipe.world.timeout, recipe.world.max_observation)
 
 
 def same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
     """What the world's words hang on, for the marker; UserError where this run began with another world of that name."""
-    versions = dict(pool.facts.versions())
+    versions = versions_of(pool.facts)
     note = folder / stage.name / "world.json"
     known = [RunFolder.read(folder).manifest.get("worlds", {}).get(stage.leg.control or "world")]
     known += [json.loads(note.read_text(encoding="utf-8"))] if note.is_file() else []
@@ -302,7 +303,7 @@ def act(
             if policy is not None:
                 await policy.close()
             pool.close()
-        return done | fared(policy, died) | {"world_failures": pool.broken, "world": world}
+        return done | fared(policy, died) | {"world_failures": pool.broken, "observations_cut": pool.cut, "world": world}
 
     return asyncio.run(main())
 
@@ -311,12 +312,17 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     config = explore_config(recipe, stage)
 
     async def work(at: Acting) -> dict[str, Any]:
+        last: Progress | None = None
+
         def on_progress(p: Progress) -> None:
+            nonlocal last
+            last = p
             emit(exploring(p, config.limits, config.run_limits, failures=at.failures))
 
         prompts, known = make_prompts(recipe, at.pool), load_trees(folder / stage.name)
         found = await explore(at.policy, at.pool, at.tasks, prompts, config, journal=at.journal, known=known, on_progress=on_progress, keep=False)
         return {
+            **({"tasks": last.tasks, "solved": last.solved, "rescued": last.solved_by_rollback} if last is not None else {}),
             "stops": dict(found.stops),
             "unusable_reflections": found.unusable_reflections,
             "cut_short": found.cut_short,
@@ -379,7 +385,11 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
     how = sampling_of(recipe, folder, stage)
 
     async def work(at: Acting) -> dict[str, Any]:
+        last: EvaluateProgress | None = None
+
         def on_progress(p: EvaluateProgress) -> None:
+            nonlocal last
+            last = p
             emit(evaluating(p, failures=at.failures))
 
         await evaluate(
@@ -399,7 +409,8 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
             on_progress=on_progress,
         )
         probed = await _probed(recipe, folder, stage, at.policy, at.pool) if stage.kind == "evaluate" else {}
-        return {"temperature": how.temperature, "samples": how.samples, **probed}
+        counted = {"tasks": last.tasks, "solved": last.solved, "rescued": 0} if last is not None else {}
+        return {"temperature": how.temperature, "samples": how.samples, **counted, **probed}
 
     return act(recipe, folder, stage, settings.concurrency, work, name=stage.what)
 
