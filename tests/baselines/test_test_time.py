@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from leafe.baselines.test_time import Attempts, Method, read, sample_attempts, samples_of
-from leafe.core import Kind, PolicyError, Request, Task, Tree, UserError
+from leafe.core import Kind, PolicyError, Request, Stop, Task, Tree, UserError
 from leafe.evaluate import Counts
 from leafe.explore import ExploreConfig, WorldPool
 from leafe.policies.scripted import ScriptedPolicy
@@ -129,6 +129,32 @@ def test_a_lost_sample_is_neither_success_nor_failure() -> None:
     where = tasks_.index("test-1")
     assert (n[where], lost[where]) == (0, 3)
     assert np.isfinite(found.rate())
+
+
+@pytest.mark.parametrize("method", ["refine", "reflexion", "independent"])
+def test_a_lost_attempt_is_made_again(method: Method) -> None:
+    """Every second sample loses one attempt: none is lost for it, on resume neither, and each has as many sound attempts as it may."""
+    failed: set[str] = set()
+
+    def once(request: Request) -> object:
+        if int(request.cache_key.rpartition("~")[2]) % 2 and request.cache_key not in failed:
+            failed.add(request.cache_key)
+            raise PolicyError("this once")
+        return answer(request)
+
+    sink = Sink()
+    found = attempt(ScriptedPolicy(once), method, journal=sink)  # type: ignore[arg-type]
+    assert len(failed) == 4
+    assert not any(s.lost for s in found.samples)
+    assert "lost" not in found.rows()[0]
+    trees = {t.id: Tree(t, [e for line in sink.lines for e in line if e.task_id == t.id]) for t in samples_of(tasks(4), 3)}
+    for sample in found.samples:
+        ended = [e.stop for e in trees[f"{sample.task_id}~{sample.number}"].episodes]
+        sound = [stop for stop in ended if stop is not Stop.policy_error]
+        assert len(sound) == (sample.solved_at or 5) == len(sample.after)
+        assert len(ended) - len(sound) == sample.number % 2
+    cut = {name: Tree(tree.task, tree.episodes[:1]) for name, tree in trees.items()}
+    assert attempt(ScriptedPolicy(answer), method, known=cut) == found
 
 
 def test_bad_input() -> None:

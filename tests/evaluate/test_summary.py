@@ -27,7 +27,7 @@ def test_holds_exactly_the_keys_that_programs_read() -> None:
     assert set(out) == {"explore", "evaluate", "differences", "seeds", "versions", "details"}
     keys = {"strategy", "solved", "tasks", "coverage", "ci95", "policy_calls", "env_steps", "replayed_steps", "seconds"}
     assert [set(row) for row in out["explore"]] == [keys] * 2
-    judged = {"arm", "temperature", "tasks", "samples", "pass_at", "entropy", "distinct", "following", "reflection", "same_step", "seconds"}
+    judged = {"arm", "temperature", "tasks", "samples", "lost", "short", "pass_at", "entropy", "distinct", "following", "reflection", "same_step", "seconds"}
     assert [set(row) for row in out["evaluate"]] == [judged] * 2
     assert [set(row) for row in out["differences"]] == [{"a", "b", "k", "value", "ci95"}] * 3
     assert list(out["evaluate"][0]["pass_at"]) == ["1", "32", "64"]

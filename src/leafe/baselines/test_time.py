@@ -22,7 +22,9 @@ Ints = NDArray[np.int64]
 Method = Literal["refine", "reflexion", "independent"]
 _MARK = "~"
 _LOST = frozenset({Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget})
-"""As in `leafe.evaluate`: an attempt that says nothing about the policy. A sample with one before its success is lost."""
+"""As in `leafe.evaluate`: an attempt that says nothing about the policy. It is made again; a sample that had to end with fewer sound attempts is lost."""
+AGAIN = 3
+"""Lost attempts of a sample that are made again."""
 
 
 def samples_of(tasks: Sequence[Task], samples: int) -> list[Task]:
@@ -92,25 +94,28 @@ class Attempts:
         for attempts in range(1, self.attempts + 1):
             cost = self.mean_spent(attempts)
             k = None if plain_calls is None else int(np.ceil(cost["policy_calls"] / plain_calls - 1e-9))
-            out.append({"method": self.method, "attempts": attempts, "pass_1": self.rate(attempts), **cost, "plain_k": k})
+            lost = {"lost": sum(s.lost for s in self.samples)} if any(s.lost for s in self.samples) else {}
+            out.append({"method": self.method, "attempts": attempts, "pass_1": self.rate(attempts), **lost, **cost, "plain_k": k})
         return out
 
 
 def read(trees: Mapping[str, Tree], method: str, attempts: int) -> Attempts:
     """The samples that a journal's trees hold."""
-    return Attempts(method, attempts, tuple(_sample(tree) for tree in trees.values()))
+    return Attempts(method, attempts, tuple(_sample(tree, attempts) for tree in trees.values()))
 
 
-def _sample(tree: Tree) -> Sample:
+def _sample(tree: Tree, attempts: int) -> Sample:
+    """The row of attempts; what a lost attempt cost is part of the price of the next one."""
     task, _, number = tree.task.id.rpartition(_MARK)
     running, after = Spent(), []
     solved_at = calls = None
     for episode in tree.episodes:
-        after.append(_plus(running, replace(episode, turns=episode.acts)))
+        if episode.stop not in _LOST:
+            after.append(_plus(running, replace(episode, turns=episode.acts)))
         running = _plus(running, episode)
         if episode.success and solved_at is None:
             solved_at, calls = len(after), after[-1].policy_calls
-    lost = solved_at is None and (not after or any(e.stop in _LOST for e in tree.episodes))
+    lost = solved_at is None and (not after or (len(after) < attempts and any(e.stop in _LOST for e in tree.episodes)))
     return Sample(task, int(number), solved_at, lost, calls, tuple(after))
 
 
@@ -135,12 +140,23 @@ async def sample_attempts(
     """`samples` rows of up to `attempts` attempts at every task.
 
     config: temperatures, `memory`, `reflect_tries`, horizon, seed; its strategy and limits are not used, since here a sample's only limit is its attempts.
-    Journal and `known` speak of the tasks of `samples_of(tasks, samples)`. Unlike evaluation nothing is counted together, as every sample goes its own way, and
-    in a world whose start depends on the seed every sample draws its own. UserError and ForeignFailure as `explore`.
+    A lost attempt is made again, up to `AGAIN` times a sample. Journal and `known` speak of the tasks of `samples_of(tasks, samples)`. Unlike evaluation
+    nothing is counted together, as every sample goes its own way, and in a world whose start depends on the seed every sample draws its own. UserError and
+    ForeignFailure as `explore`.
     """
     if attempts < 1 or samples < 1:
         raise UserError(f"attempts = {attempts}, samples = {samples}: both must be at least 1.")
-    settings = config.model_copy(update={"strategy": method, "limits": {"episodes": float(attempts)}, "run_limits": {}, "until": "solved", "every": 0})
-    found = await explore(policy, pool, samples_of(tasks, samples), prompts, settings, journal=journal, known=known, on_progress=on_progress)
-    return read(found.trees, method, attempts)
+    settings = config.model_copy(update={"strategy": method, "run_limits": {}, "until": "solved", "every": 0})
+    asked = samples_of(tasks, samples)
+    trees: dict[str, Tree] = dict(known or {})
+    due = asked
+    for more in range(AGAIN + 1):
+        bounded = settings.model_copy(update={"limits": {"episodes": float(attempts + more)}})
+        found = await explore(policy, pool, due, prompts, bounded, journal=journal, known=trees, on_progress=on_progress)
+        trees |= found.trees
+        due = [task for task in due if task.id in trees and _sample(trees[task.id], attempts).lost]
+        due = [task for task in due if len(trees[task.id].episodes) >= attempts + more]  # it ended for the number of its attempts
+        if not due:
+            break
+    return read({task.id: trees[task.id] for task in asked if task.id in trees}, method, attempts)
 

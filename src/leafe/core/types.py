@@ -213,6 +213,8 @@ class Episode:
     seconds: float = 0.0
     error: str = ""
     """One line on what failed, for env_error, policy_error, diverged."""
+    again: int | None = None
+    """Index of an episode whose samples were lost, and which these samples make up for (evaluation)."""
 
     @property
     def acts(self) -> tuple[Turn, ...]:

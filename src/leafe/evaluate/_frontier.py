@@ -39,28 +39,49 @@ class Node:
     error: str = ""
     seconds: float = 0.0
     """From the task's start to the end of these samples."""
+    tries: int = 0
+    """How often these samples were sampled again from here."""
+    index: int = 0
+    """Of a root: which of the samples it is, for the seed of its world."""
+    after: str | None = None
+    """Of a root that goes on from a recorded history: the last turn of that."""
+    again: int | None = None
+    """Of such a root: the episode that was lost there."""
 
 
-def to_episodes(task_id: str, roots: Sequence[Node]) -> list[Episode]:
-    """One episode for each leaf; the counts sum to those of the roots."""
-    episodes: list[Episode] = []
-    # (node, id of the last turn above it, turns above it that no episode holds yet, the turn after which those begin, replays charged with them)
-    waiting: list[tuple[Node, str | None, list[Turn], str | None, int]] = [(root, None, [], None, 0) for root in reversed(roots)]
+def leaves(roots: Sequence[Node]) -> list[Node]:
+    """Where samples ended."""
+    out, waiting = [], list(reversed(roots))
     while waiting:
-        node, parent, fresh, start, replayed = waiting.pop()
+        node = waiting.pop()
+        waiting += reversed(node.children)
+        if not node.children:
+            out.append(node)
+    return out
+
+
+def to_episodes(task_id: str, roots: Sequence[Node], first: int = 0) -> list[Episode]:
+    """One episode for each leaf, counted from `first` on; the counts sum to those of the roots."""
+    episodes: list[Episode] = []
+    # (node, id of the last turn above it, turns above it that no episode holds yet, the turn after which
+    # those begin, replays charged with them, the lost episode that is made up for)
+    waiting: list[tuple[Node, str | None, list[Turn], str | None, int, int | None]]
+    waiting = [(root, root.after, [], root.after, 0, root.again) for root in reversed(roots)]
+    while waiting:
+        node, parent, fresh, start, replayed, again = waiting.pop()
         here, replayed = parent, replayed + node.replayed
         if node.turn is not None:
-            here = turn_id(task_id, len(episodes), node.turn.step)
+            here = turn_id(task_id, first + len(episodes), node.turn.step)
             fresh = [*fresh, replace(node.turn, id=here, parent=parent)]
         if node.children:
-            waiting += [(child, here, [], here, 0) for child in reversed(node.children[1:])]
-            waiting.append((node.children[0], here, fresh, start, replayed))
+            waiting += [(child, here, [], here, 0, again) for child in reversed(node.children[1:])]
+            waiting.append((node.children[0], here, fresh, start, replayed, again))
             continue
         assert node.stop is not None
         episodes.append(
             Episode(
                 task_id=task_id,
-                index=len(episodes),
+                index=first + len(episodes),
                 stop=node.stop,
                 turns=tuple(fresh),
                 first_observation=node.history.first_observation,
@@ -69,6 +90,7 @@ def to_episodes(task_id: str, roots: Sequence[Node]) -> list[Episode]:
                 replayed=replayed,
                 seconds=node.seconds,
                 error=node.error,
+                again=again,
             )
         )
     return episodes

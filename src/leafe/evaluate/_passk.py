@@ -32,7 +32,17 @@ class Counts:
     c: Ints
     """Those of n that succeeded."""
     lost: Ints
-    """Samples that ended in an error outside the policy's doing (`LOST`); not part of n."""
+    """Samples that ended in an error outside the policy's doing (`LOST`) and that no later one makes up for; not part of n."""
+
+    @property
+    def asked(self) -> int:
+        """Samples of a task: the most that any of them has, lost ones included."""
+        return int((self.n + self.lost).max()) if len(self.tasks) else 0
+
+    @property
+    def short(self) -> Ints:
+        """Samples that each task lacks, whether an error is on record or nothing at all."""
+        return self.asked - self.n
 
     def pass_at(self, k: int) -> Floats:
         """Pass@k of every task; NaN where its n < k."""
@@ -61,7 +71,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Floats:
 
 
 def counts(trees: Sequence[Tree]) -> Counts:
-    """n, c and lost of every tree, by the counts of its episodes."""
+    """n, c and lost of every tree, by the counts of its episodes; what was lost and sampled again is lost no more."""
     n, c, lost = (np.zeros(len(trees), dtype=np.int64) for _ in range(3))
     for i, tree in enumerate(trees):
         for episode in tree.episodes:
@@ -70,4 +80,6 @@ def counts(trees: Sequence[Tree]) -> Counts:
             else:
                 n[i] += episode.count
                 c[i] += episode.count * episode.success
+            if episode.again is not None:
+                lost[i] -= episode.count
     return Counts(tuple(t.task.id for t in trees), n, c, lost)

@@ -6,6 +6,11 @@ history the samples are independent draws, whether asked for together or apart. 
 runs the same code with every sample in a history of its own, count 1, with its own world and seed.
 
 There is no barrier: each distinct history goes on as soon as its answer is there. No reflection, no rollback, no search.
+
+A sample that is lost to the policy's endpoint or to the environment is sampled on from the history at which it was lost, by a new seed (where the environment
+failed on an action, by that action again): what was drawn before stays as it was drawn, so that it hangs on nothing but luck which samples are made up
+for, and none is likelier to be drawn anew for what it would have come to. In an environment that is not deterministic there is no way back to that
+history: there a sample asks again on the spot, and begins anew, from the same start, where the environment itself failed.
 """
 
 from __future__ import annotations
@@ -14,9 +19,10 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from leafe.core import (
     Completion,
@@ -36,13 +42,15 @@ from leafe.core import (
     act_turn,
     derive_seed,
 )
-from leafe.evaluate._frontier import Node, to_episodes
-from leafe.evaluate._passk import LOST
+from leafe.evaluate._frontier import Node, leaves, to_episodes
+from leafe.evaluate._passk import LOST, counts
 from leafe.explore import BorrowedWorld, Diverged, EpisodeSink, Held, Trail, WorldPool, cost_of
 from leafe.prompts import History, Prompts
 
 HOPELESS = 10
 """Tasks in a row, all of whose samples were lost, after which the evaluation ends: the endpoint or the world is down."""
+AGAIN = 3
+"""How often samples are sampled again from the history at which they were lost: when the rest of their task is done, and as often when all other tasks are."""
 
 
 @dataclass(slots=True)
@@ -81,8 +89,9 @@ async def evaluate(
 
     horizon: the most steps, None for the world's own. invalid_limit: invalid actions in a row that end an episode. concurrency: tasks in
     flight. A finished task is one write of the journal; `known` holds the trees of an interrupted run, whose tasks are not sampled again.
-    A sample lost to the policy's endpoint or to the world is an episode with `Stop.policy_error`, `env_error` or `diverged` and is missing from the n of
-    Pass@k. A task whose samples were all lost is not written, so that the next run tries it again.
+    Samples lost to the policy's endpoint or to the world are sampled again, within bounds, when the rest of the task is done and when all other tasks are,
+    those of `known` trees too; till then a task that lacks some is not written. One that is lost for good is an episode with `Stop.policy_error`,
+    `env_error` or `diverged` and is missing from the n of Pass@k. A task whose samples were all lost is not written, so that the next run tries it again.
 
     Raises UserError for an empty task list, ForeignFailure where everything is lost again and again (finished tasks are in the journal).
     """
@@ -98,21 +107,33 @@ async def evaluate(
     trees: dict[str, Tree] = {}
     for task in tasks:
         if known and task.id in known and known[task.id].episodes:
-            held = sum(e.count for e in known[task.id].episodes)
+            held = sum(e.count for e in known[task.id].episodes if e.again is None)
             if held != samples:
                 raise UserError(f"The journal holds {held} samples of task {task.id!r} where {samples} are asked for: evaluate into another folder.")
-            trees[task.id] = known[task.id]
-            stage.count(known[task.id])
-    waiting = iter([task for task in tasks if task.id not in trees])
+            if counts([known[task.id]]).lost[0]:
+                stage.late.append(_TaskSampler(stage, task, known[task.id]))
+            else:
+                trees[task.id] = known[task.id]
+                stage.count(known[task.id])
+    begun = {*trees, *(sampler.task.id for sampler in stage.late)}
 
-    async def work() -> None:
+    async def work(waiting: Iterator[Task]) -> None:
         for task in waiting:
-            trees[task.id] = await stage.task(task)
+            trees.update(await stage.task(task))
+
+    async def work_late(waiting: Iterator[_TaskSampler]) -> None:
+        for sampler in waiting:
+            trees[sampler.task.id] = await stage.late_task(sampler)
 
     try:
         async with asyncio.TaskGroup() as group:
+            fresh = iter([task for task in tasks if task.id not in begun])
             for _ in range(min(concurrency, len(tasks))):
-                group.create_task(work())
+                group.create_task(work(fresh))
+        async with asyncio.TaskGroup() as group:
+            late = iter(stage.late)
+            for _ in range(min(concurrency, len(stage.late))):
+                group.create_task(work_late(late))
     except BaseExceptionGroup as errors:
         first = _first(errors)
         raise first from first.__cause__  # without the group around it, and with what brought it about
@@ -143,17 +164,21 @@ class _Stage:
     lost_in_a_row: int = 0
     last_error: str = ""
 
-    async def task(self, task: Task) -> Tree:
-        held: list[Held] = []
+    late: list[_TaskSampler] = field(default_factory=list)
+    """Tasks that lack samples, for when all others are done."""
+
+    async def task(self, task: Task) -> dict[str, Tree]:
+        """The task's tree by its id; nothing where some of its samples are to be had later."""
+        sampler = _TaskSampler(self, task)
         try:
-            async with asyncio.TaskGroup() as group:
-                sampler = _TaskSampler(self, task, group, held)
+            await sampler.begin()
+            if not sampler.all_lost:
+                await sampler.again()
         finally:
-            self.pool.release(held)
-        tree = Tree(task, sampler.episodes())
-        if _all_lost(tree):
+            sampler.release()
+        if sampler.all_lost:
             self.lost_in_a_row += 1
-            self.last_error = tree.episodes[-1].error
+            self.last_error = sampler.last_error
             if self.lost_in_a_row >= HOPELESS:
                 raise ForeignFailure(
                     f"All samples of {self.lost_in_a_row} tasks in a row were lost, the last with: {self.last_error} "
@@ -161,8 +186,27 @@ class _Stage:
                 )
         else:
             self.lost_in_a_row = 0
-            if self.journal is not None:
-                await asyncio.get_running_loop().run_in_executor(self.writer, self.journal.append, tree.episodes)
+        if sampler.lost:
+            self.late.append(sampler)
+            return {}
+        return {task.id: await self.keep(sampler)}
+
+    async def late_task(self, sampler: _TaskSampler) -> Tree:
+        """What it still lacks is sampled for the last time."""
+        try:
+            await sampler.again()
+        finally:
+            sampler.release()
+        return await self.keep(sampler)
+
+    async def keep(self, sampler: _TaskSampler) -> Tree:
+        """Write what is new and sound, and count the task as done."""
+        new = sampler.episodes()
+        worth = not all(e.stop in LOST for e in new)
+        if worth and self.journal is not None:
+            await asyncio.get_running_loop().run_in_executor(self.writer, self.journal.append, new)
+        before = [] if sampler.known is None else sampler.known.episodes
+        tree = Tree(sampler.task, [*before, *(new if worth or not before else ())])
         self.count(tree)
         return tree
 
@@ -171,7 +215,7 @@ class _Stage:
         p.tasks_done += 1
         p.solved += tree.solved
         for episode in tree.episodes:
-            p.samples += episode.count
+            p.samples += episode.count if episode.again is None else 0
             p.successes += episode.count * episode.success
             p.stops[episode.stop.value] += episode.count
             for name, amount in cost_of(episode).items():
@@ -181,14 +225,16 @@ class _Stage:
 
 
 class _TaskSampler:
-    """The samples of one task. Every distinct history is one coroutine of the task's group."""
+    """The samples of one task; of a `known` tree those that it lacks. Every distinct history is one coroutine of the task's group."""
 
-    def __init__(self, stage: _Stage, task: Task, group: asyncio.TaskGroup, held: list[Held]) -> None:
+    group: asyncio.TaskGroup
+
+    def __init__(self, stage: _Stage, task: Task, known: Tree | None = None) -> None:
         self.stage = stage
         self.task = task
-        self.group = group
-        self.held = held
-        """Snapshots taken, for whoever frees them."""
+        self.known = known
+        self.held: list[Held] = []
+        """Snapshots taken."""
         self.began = time.monotonic()
         self.shared = stage.pool.facts.deterministic
         """Equal histories are one row."""
@@ -196,23 +242,105 @@ class _TaskSampler:
         """A world is borrowed for one step only; else it stays with one history to the end, and the others return to theirs by replay, or by a
         snapshot where one costs a process: taken only where histories part."""
         name = (stage.seed, task.id, "sample")
-        if self.shared:
+        if known is not None:
+            self.roots = list(self._lost_of(known))
+        elif self.shared:
             self.roots = [Node(History(task, ""), stage.samples, derive_seed(*name))]
         else:
-            self.roots = [Node(History(task, ""), 1, derive_seed(*name, i)) for i in range(stage.samples)]
-        for index, root in enumerate(self.roots):
-            group.create_task(self._start(root, index))
+            self.roots = [Node(History(task, ""), 1, derive_seed(*name, i), index=i) for i in range(stage.samples)]
+
+    async def begin(self) -> None:
+        """Play all samples to their ends."""
+        await self._together([self._start(root) for root in self.roots])
+
+    async def again(self) -> None:
+        """Sample what was lost again, until nothing is, or `AGAIN` times from the same history (or start)."""
+        for node in [*leaves(self.roots), *self.roots]:
+            node.tries = 0
+        while True:
+            if self.shared:
+                due = [node for node in self.lost if node.tries < AGAIN]
+                work = [self._once_more(node) for node in due]
+            else:
+                anew = [at for at, root in enumerate(self.roots) if leaves([root])[0].stop in LOST and root.tries < AGAIN]
+                work = [self._anew(at) for at in anew]
+            if not work:
+                return
+            await self._together(work)
+
+    @property
+    def lost(self) -> list[Node]:
+        return [node for node in leaves(self.roots) if node.stop in LOST]
+
+    @property
+    def all_lost(self) -> bool:
+        return all(node.stop in LOST for node in leaves(self.roots))
+
+    @property
+    def last_error(self) -> str:
+        return leaves(self.roots)[-1].error
 
     def episodes(self) -> list[Episode]:
-        """All of them, once the group is done."""
-        return to_episodes(self.task.id, self.roots)
+        """All of them that are not in the known tree."""
+        return to_episodes(self.task.id, self.roots, 0 if self.known is None else len(self.known.episodes))
 
-    async def _start(self, root: Node, index: int) -> None:
+    def release(self) -> None:
+        """Free the snapshots."""
+        self.stage.pool.release(self.held)
+        self.held = []
+
+    def _lost_of(self, tree: Tree) -> Iterator[Node]:
+        """The histories at which samples were lost that nothing makes up for yet, as if they had been lost just now."""
+        for episode in tree.episodes:
+            missing = episode.count - sum(e.count for e in tree.episodes if e.again == episode.index)
+            if episode.stop in LOST and missing > 0:
+                path = tree.trajectory(episode) if self.shared else []
+                history = History(self.task, episode.first_observation if path else "", tuple(path))
+                invalid = next((nth for nth, turn in enumerate(reversed(path)) if turn.valid), len(path))
+                seed = derive_seed(self.stage.seed, self.task.id, "again", episode.index)
+                yield Node(
+                    history, missing, seed, invalid=invalid, stop=episode.stop, error=episode.error,
+                    index=episode.index, after=path[-1].id if path else None, again=episode.index,
+                )  # fmt: skip
+
+    async def _together(self, work: Sequence[Coroutine[Any, Any, None]]) -> None:
+        async with asyncio.TaskGroup() as self.group:
+            for each in work:
+                self.group.create_task(each)
+
+    async def _anew(self, at: int) -> None:
+        """Begin a sample again, from the same start."""
+        root = self.roots[at]
+        seed = derive_seed(root.seed, "again")
+        root = replace(root, history=History(self.task, ""), seed=seed, children=[], stop=None, error="", invalid=0, tries=root.tries + 1)
+        self.roots[at] = root
+        await self._start(root)
+
+    async def _once_more(self, node: Node) -> None:
+        """Go on at a history where samples were lost: ask again, by another seed, or take the action again on which the world failed."""
+        node.stop, node.error, node.tries = None, "", node.tries + 1
+        if node.answer is not None and node.turn is None:
+            await self._rejoin(node, None)
+            return
+        node.seed = derive_seed(node.seed, "again")
+        if not node.history.turns:
+            await self._start(node)
+            return
+        with self._failing(node):
+            async with self.stage.pool.borrow() as world:
+                with self._world_of(node, world):
+                    await self._follow(node, world)
+                await self._stay(node, world)
+
+    async def _follow(self, node: Node, world: BorrowedWorld) -> None:
+        await world.follow(Trail.along(self.task, self._world_seed(0), node.history.first_observation, node.history.turns))
+
+    async def _start(self, root: Node) -> None:
         state = None
         with self._failing(root):
             async with self.stage.pool.borrow() as world:
                 with self._world_of(root, world):
-                    root.history = History(self.task, await world.reset(self.task, self._world_seed(index)))
+                    root.history = History(self.task, await world.reset(self.task, self._world_seed(root.index)))
                     if self.snapshots:
                         state = await self._snapshot(world)
                 if not self.snapshots:
@@ -278,6 +406,11 @@ class _TaskSampler:
         """Go on in the world that stands at this history, with the most frequent answer; the others find worlds of their own."""
         while node.stop is None:
             children = await self._ask(node)
+            for _ in range(0 if self.shared or not node.history.step else AGAIN):
+                if node.stop is not Stop.policy_error:
+                    break
+                node.stop, node.error, node.seed = None, "", derive_seed(node.seed, "again")  # no other world stands here
+                children = await self._ask(node)
             if not children:
                 return
             state = None
@@ -298,7 +431,7 @@ class _TaskSampler:
                     if state is not None:
                         await world.restore(state)
                     else:
-                        await world.follow(Trail.along(self.task, self._world_seed(0), node.history.first_observation, node.history.turns))
+                        await self._follow(node, world)
                     await self._take(node, world)
                 await self._stay(node, world)
 

@@ -163,6 +163,8 @@ def _evaluate_row(e: Evaluated, results: list[Counts], width: Spread, ks: Sequen
         "temperature": e.temperature,
         "tasks": sum(len(run) for run in e.runs),
         "samples": _samples(results),
+        "lost": sum(int(r.short.sum()) for r in results),
+        "short": sum(int((r.short > 0).sum()) for r in results),
         "pass_at": {str(k): {"value": _number(p.value), "ci95": _interval(p)} for k in ks for p in [pass_estimate(results, k)]},
         "entropy": None if width.entropy is None else round(width.entropy, 6),
         "distinct": None if width.distinct is None else round(width.distinct, 6),
@@ -200,7 +202,7 @@ def _evaluate_details(e: Evaluated, results: list[Counts], width: Spread, ks: Se
         "runs": len(e.runs),
         "solved": sum(t.solved for t in trees),
         "truncated_answers": _truncated(trees),
-        "lost": sum(int(r.lost.sum()) for r in results),
+        "lost": sum(int(r.short.sum()) for r in results),
         "turns": _number(means.turns),
         "invalid": _number(means.invalid),
         "tokens": _number(means.tokens),
@@ -220,7 +222,7 @@ def _truncated(trees: Iterable[Tree]) -> int:
 
 def _samples(results: Sequence[Counts]) -> int:
     """Samples of a task, lost ones included."""
-    return max((int((r.n + r.lost).max()) for r in results if len(r.tasks)), default=0)
+    return max((r.asked for r in results), default=0)
 
 
 def _flat(runs: Runs) -> list[Tree]:

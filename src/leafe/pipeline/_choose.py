@@ -47,7 +47,8 @@ def choose(run: RunFolder, recipe: Recipe, stage: Stage) -> dict[str, Any]:
             rows.append(row | {reason: done[reason] for reason in ("stopped", "empty") if reason in done})
             continue
         scores[nth] = _score(sampled, k)
-        rows.append(row | {"tasks": len(sampled.tasks), "pass_at": {str(n): _figure(sampled, n) for n in dict.fromkeys((1, k))}})
+        short = {"lost": int(sampled.short.sum())} if sampled.short.any() else {}
+        rows.append(row | short | {"tasks": len(sampled.tasks), "pass_at": {str(n): _figure(sampled, n) for n in dict.fromkeys((1, k))}})
     if not scores:
         return {"empty": next((row["empty"] for row in rows if "empty" in row), "no attempt was sampled"), "candidates": rows}
     best = max(scores, key=lambda nth: scores[nth])

@@ -52,7 +52,7 @@ def evaluate_table(summary: Mapping[str, Any]) -> Table:
     for name in (*(f"Pass@{k}" for k in ks), *(["follow\nreflect"] if probed else []), "entropy\ndistinct", "turns\ntokens"):
         table.add_column(name, justify="right", no_wrap=True)
     for row, more in zip(rows, summary["details"]["evaluate"], strict=True):
-        lost = f", {count(more['lost'])} lost" if more["lost"] else ""
+        lost = f"\n{count(more['lost'])} lost, {count(row['short'])} tasks short" if more["lost"] else ""
         table.add_row(
             cell(row["arm"], f"T={row['temperature']:g}{lost}"), *(cell(percent(row["pass_at"][k]["value"]), span(row["pass_at"][k]["ci95"])) for k in ks),
             *([cell(percent(row["following"]), percent(reflects(row)))] if probed else []),
@@ -91,7 +91,8 @@ def tries_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary["details"]["tries"]:
         costs = (row.get(name) for name in ("policy_calls", "env_steps", "generated_tokens"))
-        table.add_row(cell(row["row"], row["method"]), str(row["attempts"]), percent(row["pass_1"]), *(number(cost, 1) for cost in costs))
+        lost = f", {count(row['lost'])} lost" if row.get("lost") else ""
+        table.add_row(cell(row["row"], row["method"] + lost), str(row["attempts"]), percent(row["pass_1"]), *(number(cost, 1) for cost in costs))
     return table
 
 

@@ -118,6 +118,7 @@ def _evaluate_block(table: Table, columns: Sequence[World], notes: Notes) -> tup
                     line.append(Cell(_why_missing(column, row.key, role)))
                     continue
                 found = estimate(results, k)
+                _say_short(column, row, results, notes)
                 best = row.key in leaders[column.title, k]
                 line.append(_cell(column, results, found, best, len(leaders[column.title, k]) > 1))
                 records.append(_cell_record(table, column, row.key, f"Pass@{k}", k, results, found, role))
@@ -125,6 +126,17 @@ def _evaluate_block(table: Table, columns: Sequence[World], notes: Notes) -> tup
     if len(columns) and any(len(best) > 1 for best in leaders.values()):
         notes.say("= ties: rows in bold that are marked = cannot be told from the highest of their column (paired, Holm over the column).")
     return Block("Pass@k in % [95 % interval] (tasks, runs)", tuple(head), tuple(rows)), records
+
+
+def _say_short(column: World, row: Row, results: Mapping[Where, Result], notes: Notes) -> None:
+    """What was lost and could not be sampled again, and what it leaves out."""
+    short = [r.counts.short for r in results.values() if r.finished]
+    tasks, lost = sum(int((s > 0).sum()) for s in short), sum(int(s.sum()) for s in short)
+    if lost:
+        notes.say(
+            f"{row.title} in {column.title}: {lost} samples of {tasks} tasks were lost for good; these tasks are "
+            "missing where k is more than they have (the number of tasks stands in brackets)."
+        )
 
 
 def _ks(column: World) -> list[int]:
