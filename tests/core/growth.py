@@ -13,7 +13,7 @@ from leafe.core import Episode, Kind, Scope, Stop, Task, Tree, Turn, Usage, turn
 
 anything = st.text(st.characters(exclude_categories=()), max_size=8)
 """Any text that a model or a world can come up with: newlines, NUL, line separators, lone surrogates."""
-numbers = st.floats(allow_nan=False) | st.integers(-3, 3).map(float)
+numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-3, 3).map(float)
 counts = st.integers(1, 128)
 leaves = st.none() | st.booleans() | st.integers() | numbers | anything
 plain_json = st.recursive(leaves, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(anything, inner, max_size=2), max_leaves=4)

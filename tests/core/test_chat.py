@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.core import ChatTokens, Message, UserError
+from leafe.core.chat import _MARK
 
 END = "<|end|>"
 APPENDS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -71,9 +72,12 @@ class Words:
         words = list(self.ids)
         return "".join(words[i] for i in ids if not (skip_special_tokens and i < len(self.special)))
 
-    def apply_chat_template(self, chat: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
+    def convert_ids_to_tokens(self, number: int) -> str:
+        return self.special[number]
+
+    def apply_chat_template(self, chat: list[dict[str, str]], tokenize: bool, **variables: object) -> str:
         assert not tokenize
-        return _compiled(self.chat_template).render(messages=chat, add_generation_prompt=add_generation_prompt)
+        return _compiled(self.chat_template).render(messages=chat, **variables)
 
 
 texts = st.lists(st.sampled_from(["take", "lamp", "s1", " ", "\n", "é"]), max_size=5).map(" ".join)
@@ -149,3 +153,14 @@ def test_a_prompt_ends_with_the_user(messages: list[Message]) -> None:
 def test_a_template_that_names_the_role_in_words_and_breaks_the_line_is_accepted() -> None:
     named = "{% for m in messages %}<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|user|>assistant\n{% endif %}"
     assert ChatTokens(Words(named)).end_of_turn == 3
+
+
+@pytest.mark.parametrize("mark", [_MARK, _MARK * 3, "\ud800", "\udfff x"])
+def test_no_observation_is_taken_for_an_answer_or_refused_by_the_tokenizer(mark: str) -> None:
+    from tests.tiny import byte_tokenizer
+
+    for tokenizer in (Words(APPENDS), byte_tokenizer()):
+        chat = ChatTokens(tokenizer)
+        talk = [Message("user", f"a {mark}"), Message("assistant", f"b {mark}"), Message("user", f"{mark} c")]
+        prompt = chat.prompt(talk)
+        assert prompt[: len(chat.prompt(talk[:1]))] == chat.prompt(talk[:1])

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, WorldError
+from leafe.core.answers import step_result
 from leafe.envs import load_tasks, make_world
 from leafe.envs.remote import PROTOCOL, Remote, check_server
-from leafe.envs.remote._wire import Malformed, decode, encode, result_from_json, result_to_json
+from leafe.envs.remote._wire import Malformed, decode, encode, result_from_json
 from leafe.testing import check_environment
 from tests.envs.remote_worlds import ROOT, TALLY, Served, Tally, process, serving
 
@@ -41,7 +43,8 @@ def play(world: Environment, task: Task, actions: list[str]) -> list[Any]:
 
 @given(results)
 def test_a_result_comes_through_the_wire_as_it_was(result: StepResult) -> None:
-    assert result_from_json(decode(encode(result_to_json(result)))) == result
+    sent = asdict(step_result(result, "w"))
+    assert result_from_json(decode(encode(sent))) == step_result(result, "w")
 
 
 NAMES = ("observation", "reward", "done", "success", "valid", "progress")
@@ -62,8 +65,8 @@ def test_an_answer_is_read_or_refused_by_name(answer: Any) -> None:
     elif said:
         assert any(f"{name!r}" in said for name in NAMES)
     else:
-        read = result_to_json(result)
-        assert read == {**result_to_json(StepResult("")), **{k: v for k, v in answer.items() if k in NAMES and v is not None}, "info": read["info"]}
+        read = asdict(result)
+        assert read == {**asdict(StepResult("")), **{k: v for k, v in answer.items() if k in NAMES and v is not None}, "info": read["info"]}
 
 
 @pytest.mark.parametrize(("name", "options", "actions"), WORLDS)
@@ -221,7 +224,7 @@ def test_what_a_world_has_not_is_told_as_it_would_be_at_home() -> None:
             world.reset(Tally().tasks("train")[0], 13)
         world.reset(Tally().tasks("train")[0], 14)
         assert world.valid_actions() == ["add 1", "add 2"]
-        assert world.step("odd").info == {}
+        assert world.step("odd").info == {"path": "x", "nan": "nan"}
 
 
 def test_a_released_snapshot_is_freed_there_and_gone() -> None:

@@ -186,7 +186,7 @@ class TestForgery:
     def test_a_server_that_the_program_rewrote(self, run: Runner, answer: str) -> None:
         """It finds the code that serves its calls and makes that give the same answer to all of them."""
         program = "import sys, gc\nfrom leafe.envs.sandbox.guest import _main, _plain, _program\n"
-        program += f"_program.encode = _plain.encode = lambda *a: {answer}\n_program._Server.answer = lambda *a: {answer}\n"
+        program += f"_plain.Encoder.encode = lambda *a: {answer}\n_program._Server._value = lambda *a: {answer}\n"
         program += "_program._tried = lambda act, *a: {'ok': " + answer + ", 'outcome': 'passed'}\ndef double(n): return 0\n"
         verdict = run(program, ["assert double(2) == 5", "assert double(3) == 6", "assert abs(double(3) - 1.5) < 1e-6", "assert [double(1)] == [double]"])
         assert verdict.passed == 0
@@ -532,10 +532,10 @@ def test_a_box_with_a_hole_is_refused(monkeypatch: pytest.MonkeyPatch, drop: lis
 
 
 @contextmanager
-def other_boxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[_box.Boxes, _box.Boxes]]:
+def other_boxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[_sandbox.Pools]:
     """Boxes of this test's own, ended with it."""
-    kept = (_box.Boxes(), _box.Boxes())
-    monkeypatch.setattr(_sandbox, "_BOXES", {"fork": kept, "fresh": (_box.Boxes(keep=False), _box.Boxes(keep=False))})
+    kept = _sandbox.Pools.made(keep=True)
+    monkeypatch.setattr(_sandbox, "_BOXES", {"fork": kept, "fresh": _sandbox.Pools.made(keep=False)})
     yield kept
     for boxes in kept:
         boxes.close()

@@ -145,7 +145,7 @@ def test_a_flipped_byte_is_a_damaged_sample(tmp_path: Path) -> None:
         (b"{}", 'has no object "eval"'),
         (b'{"eval": {"model": "m"}}', "holds no episode"),
         (b'{"eval": {"model": "m"}, "samples": [', "or a part of one"),
-        ('{"eval": {}}'.encode("utf-16"), "is not UTF-8"),
+        ('{"eval": {}}'.encode("utf-16"), "it is UTF-16"),
         (b"PK\x03\x04" + b"x" * 50, "or a part of one"),
     ],
 )

@@ -215,7 +215,14 @@ def _report(found: Imported, problems: Problems, out: Path, stage: str, recipe: 
     for kind, number in problems.noted.items():
         say(f"noted: {number} x {kind}")
     say(f"They are in {out / stage}.")
-    if recipe is not None:
+    lost = sum(found.stops.get(stop, 0) for stop in ("diverged", "env_error"))
+    if lost == found.episodes:
+        first = problems.sentences[0] if problems.sentences else "it does not say what"
+        say(
+            f"Nothing can be gone on with: no episode came out of its environment as the log has it. The first: {first} Compare the environment's options, "
+            "version and seed with those of the log, and what the log calls an action; then import it again into another folder."
+        )
+    elif recipe is not None:
         say(
             f"Go on with: leafe run {recipe} --name {out.name} --runs {out.parent}, with the same changes as here. What is known counts against "
             f"explore.limits: up to {found.calls} policy calls a task."

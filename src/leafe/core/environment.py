@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, ClassVar, Self
 
+from leafe.core.text import clean_text
 from leafe.core.types import Task
 
 
@@ -113,4 +114,4 @@ class Environment(ABC):
 
 def observation_hash(observation: str) -> str:
     """Twelve hex digits that stand for an observation: what a replay is checked against."""
-    return blake2b(observation.encode(), digest_size=6).hexdigest()
+    return blake2b(clean_text(observation).encode(), digest_size=6).hexdigest()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from leafe.core.text import LONGEST, clean_text
 from leafe.core.types import Usage
 
 Role = Literal["system", "user", "assistant"]
@@ -44,7 +45,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
+    """What came of one request, once for each distinct answer."""
+
     text: str
+    """Cleaned and bounded here (`clean_text`), whatever engine wrote it; one that is cut counts as `length`."""
     count: int = 1
     tokens: tuple[int, ...] | None = None
     """Sampled ids, the end-of-turn token included where the model wrote it."""
@@ -52,6 +56,11 @@ class Completion:
     """Sum over `tokens`, at the sampling temperature."""
     finish: Literal["stop", "length"] = "stop"
     usage: Usage = Usage()
+
+    def __post_init__(self) -> None:
+        if len(self.text) > LONGEST:
+            object.__setattr__(self, "finish", "length")
+        object.__setattr__(self, "text", clean_text(self.text))
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ with counts on its edges. All records are frozen and turn to plain JSON values a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -28,7 +29,10 @@ class Stop(StrEnum):
 
 
 FAILED_BY_WORLD = frozenset({Stop.failure, Stop.horizon, Stop.invalid_limit})
-"""Stops after which the policy is asked to reflect: it failed, and the history up to there is sound."""
+"""Stops by which the environment says that the policy failed; the whole history can be read again."""
+
+FAILED = FAILED_BY_WORLD | {Stop.context_full}
+"""Stops that count as a failure of the policy, as they do at test: the policy is asked to reflect on them, and the history up to there is sound."""
 
 
 class Kind(StrEnum):
@@ -117,6 +121,10 @@ class Turn:
     """Reflect only: the rollback step tau, 0 <= tau < `step`. The action at tau is the one to revise."""
     note: str = ""
     """Reflect: the experience e, in words. Aside: what was read out of it."""
+    left_out: int = 0
+    """Reflect: how many of the oldest observations, and then actions, were left out of the prompt for it to fit (`leafe.prompts.shortened`)."""
+    tried: int = 0
+    """Reflect: how many pieces of advice that had been followed already stood in the prompt (`leafe.prompts.tried_on`)."""
     policy: str = ""
     """Which weights answered."""
     usage: Usage = Usage()
@@ -129,10 +137,12 @@ class Turn:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object without the fields that hold their default."""
+        """A JSON object without the fields that hold their default, or a number that JSON does not have."""
         out: dict[str, Any] = {}
         for name, default in _TURN_DEFAULTS:
             value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                continue
             if value != default or name in _REQUIRED:
                 out[name] = value.to_json() if isinstance(value, Usage) else list(value) if isinstance(value, tuple) else value
         return out
@@ -145,11 +155,20 @@ class Turn:
             values["usage"] = Usage(**values["usage"])
         if values.get("tokens") is not None:
             values["tokens"] = token_ids(values["tokens"])
+        for name, instead in _NUMBERS:
+            if name in values and not _finite(values[name]):
+                values[name] = instead
         return Turn(**values)
 
 
 _REQUIRED = frozenset({"id", "parent", "task_id", "step", "kind", "action_text"})
 _TURN_DEFAULTS = tuple((f.name, f.default) for f in fields(Turn))
+_NUMBERS = (("reward", 0.0), ("progress", None), ("logprob", None))
+"""leafe 0.1.0 wrote whatever an environment gave: what was no number is read as not given."""
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +210,16 @@ class Episode:
     @property
     def success(self) -> bool:
         return self.stop is Stop.success
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether this record is no rollout: it adds reflections to one that ended before (an imported episode)."""
+        return (
+            self.start is not None
+            and self.experience is None
+            and bool(self.turns)
+            and all(turn.kind is Kind.reflect for turn in self.turns)
+        )
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {}

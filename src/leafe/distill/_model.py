@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from leafe.core import UserError, is_plain
+from leafe.core.checkpoint import causal_model, first_line
 from leafe.distill._config import DistillConfig, Lora
 from leafe.distill._parallel import Parallel
 
@@ -47,11 +48,12 @@ def load(model_path: str | Path, config: DistillConfig, device: torch.device) ->
         # under LoRA the base is not trained
         dtype = torch.bfloat16 if config.lora is not None and arithmetic(config, device) is torch.bfloat16 else torch.float32
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, use_safetensors=True)
+            model = causal_model(model_path, dtype=dtype)
         tokenizer = load_tokenizer(model_path)
-    except (OSError, ValueError, KeyError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{model_path} cannot be loaded as a causal language model: {why}") from error
+    except UserError:
+        raise
+    except Exception as error:  # the files are foreign
+        raise UserError(f"{model_path} cannot be loaded as a causal language model: {first_line(error)}") from error
     model.config.use_cache = False
     return Source(str(model_path), model, tokenizer, stored)
 

@@ -47,7 +47,7 @@ def measure(trees: Sequence[Tree]) -> Measures:
     tokens = 0.0
     stops: dict[str, int] = {}
     for tree in trees:
-        for episode in tree.episodes:
+        for episode in tree.rollouts:
             samples += episode.count
             stops[str(episode.stop)] = stops.get(str(episode.stop), 0) + episode.count
         for turn in tree:

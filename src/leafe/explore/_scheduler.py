@@ -151,7 +151,7 @@ def cost_of(episode: Episode) -> dict[str, float]:
     """What a finished episode was charged: the journal's sums are the budget's."""
     acts = episode.acts
     return {
-        "episodes": 1,
+        "episodes": 0 if episode.looks_back else 1,
         "env_steps": sum(t.env_steps for t in acts),
         "replayed_steps": episode.replayed,
         "policy_calls": len(episode.turns),
@@ -269,7 +269,7 @@ class _Stage:
 
     async def episodes(self, task: _Begun, snapshots: dict[str | None, Held]) -> bool:
         tree, budget = task.tree, task.budget
-        strategy = make_strategy(self.config)
+        strategy = make_strategy(self.config, self.prompts.set)
         forgiven = sum(e.stop in _ERRORS for e in tree.episodes)
         sound = self.sound
         while True:
@@ -290,11 +290,11 @@ class _Stage:
                 self.sound += 1
                 forgiven += 1  # it may have come back this very moment: one more
             plan = look_back(strategy, tree, self.config) or strategy.next(tree)
-            if plan is None or not budget.admits(episodes=1, policy_calls=1, env_steps=1):
+            if plan is None or not budget.admits(episodes=int(not plan.look_back), policy_calls=1, env_steps=1):
                 return True
 
             async def run(index: int, plan: Plan = plan) -> Episode:
-                budget.charge(episodes=1)
+                budget.charge(episodes=int(not plan.look_back))
                 try:
                     async with self.pool.borrow() as world:
                         runner = EpisodeRunner(
@@ -348,7 +348,7 @@ class _Stage:
 
     def count(self, tree: Tree, episode: Episode) -> None:
         p = self.progress
-        p.stops[episode.stop.value] += 1
+        p.stops[episode.stop.value] += not episode.looks_back
         p.turns += len(episode.turns)
         p.unusable_reflections += sum(t.kind == "reflect" and not t.valid for t in episode.turns)
         if episode.stop in _ERRORS:

@@ -16,7 +16,7 @@ from leafe.prompts import History, Prompts
 def rows(trees: Mapping[str, Tree], prompts: Prompts, left_out: dict[str, int]) -> Iterator[dict[str, Any]]:
     """One row an episode, branches from the reset on. What gives none is counted in `left_out`."""
     for tree in trees.values():
-        for episode in tree.episodes:
+        for episode in tree.rollouts:
             if not episode.acts:
                 left_out["episode: it took no action"] = left_out.get("episode: it took no action", 0) + 1
                 continue

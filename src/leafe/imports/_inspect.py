@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import UserError
+from leafe.core.textfile import read_text
 from leafe.imports._records import Bad, Logged, Problems, episode, number
 
 MAX_SAMPLE = 256 << 20
@@ -72,9 +73,7 @@ def _resolved(value: Any, attached: Mapping[str, Any]) -> Any:
 
 def _json(path: Path) -> Iterator[tuple[str, object, str]]:
     try:
-        log = json.loads(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): an Inspect log is JSON in UTF-8, or a .eval file.") from error
+        log = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no Inspect log, or a part of one: it is not JSON ({str(error)[:120]}).") from error
     if not isinstance(log, Mapping) or not isinstance(log.get("eval"), Mapping):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leafe.core import UserError
+from leafe.core.textfile import refuse_other_encodings
 from leafe.imports._inspect import read_inspect
 from leafe.imports._records import Bad, Logged, Problems, episode, number
 from leafe.imports._verifiers import VERIFIERS_FILES, traces
@@ -89,8 +90,7 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, A
     """Every line that is a JSON object; empty ones are passed over."""
     with path.open("rb") as file:
         head = file.read(4)
-        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UserError(f"{path} is UTF-16: write it as UTF-8 first.")
+        refuse_other_encodings(head, str(path))
         if head.startswith((b"PK\x03\x04", b"PAR1", b"\x1f\x8b")):
             raise UserError(f"{path} is no file of JSON lines (an archive, or parquet): unpack it, or name its --format.")
         file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)

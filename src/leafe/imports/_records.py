@@ -56,7 +56,7 @@ class LoggedTurn:
     """One action and what came back."""
 
     text: str
-    """The assistant's message; a tool call is written as `call_text` says."""
+    """The assistant's message; tool calls stand in it as `call_text` says."""
     action: str | None = None
     """What the world was given, where the log says it; None: it is read out of the text."""
     thought: str = ""
@@ -104,6 +104,7 @@ def episode(where: str, messages: object, problems: Problems, *, before: int = 0
     exact: str | None = None
     first_exact: str | None = None
     reasoning = 0
+    one_tool = len(_tools(messages)) == 1
     for nth, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise Bad("a message is no object", f"message {nth} is no object with role and content")
@@ -124,7 +125,7 @@ def episode(where: str, messages: object, problems: Problems, *, before: int = 0
                 raise Bad("no prompt", "nothing stands before the first assistant message")
             turns = _closed(turns, answers, exact)
             answers, exact = [], None
-            turns.append(_acted(message, text, nth))
+            turns.append(_acted(message, text, nth, one_tool))
             reasoning += bool(message.get("reasoning_content") or message.get("reasoning"))
         elif ROLES[role] == "system" and not turns and not first:
             system.append(text)
@@ -170,18 +171,38 @@ def content_text(content: object, nth: int) -> str:
 
 
 def call_text(call: Mapping[str, Any]) -> str:
-    """A tool call as an action: its argument where that is one text (`go north`, `ls -l`), else `{"name": ..., "arguments": {...}}`."""
+    """A tool call as text: `{"name": ..., "arguments": {...}}`, whatever its arguments are."""
+    name, arguments = _called(call)
+    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+
+
+def bare_call(call: Mapping[str, Any]) -> str:
+    """A call of an episode's only tool as its environment takes it: its argument where that is one text (`go north`, `ls -l`), else as `call_text`."""
+    _, arguments = _called(call)
+    if isinstance(arguments, str):
+        return arguments
+    if isinstance(arguments, Mapping) and len(arguments) == 1 and isinstance(only := next(iter(arguments.values())), str):
+        return only
+    return call_text(call)
+
+
+def _called(call: Mapping[str, Any]) -> tuple[object, object]:
+    """The tool's name, and its arguments: read where they are JSON."""
     function = call.get("function")
     inner: Mapping[str, Any] = function if isinstance(function, Mapping) else {"name": function or call.get("name"), "arguments": call.get("arguments")}
     arguments = inner.get("arguments")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
-            return arguments
-    if isinstance(arguments, Mapping) and len(arguments) == 1 and isinstance(only := next(iter(arguments.values())), str):
-        return only
-    return json.dumps({"name": inner.get("name"), "arguments": arguments}, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            return inner.get("name"), inner.get("arguments")
+    return inner.get("name"), arguments
+
+
+def _tools(messages: Sequence[object]) -> set[str]:
+    """Names of all tools that these messages call."""
+    calls = [message.get("tool_calls") for message in messages if isinstance(message, Mapping)]
+    return {str(_called(call)[0]) for each in calls if isinstance(each, Sequence) for call in each if isinstance(call, Mapping)}
 
 
 def number(value: object, what: str) -> float | None:
@@ -193,14 +214,17 @@ def number(value: object, what: str) -> float | None:
     return float(value)
 
 
-def _acted(message: Mapping[str, Any], text: str, nth: int) -> LoggedTurn:
+def _acted(message: Mapping[str, Any], text: str, nth: int, one_tool: bool) -> LoggedTurn:
+    """What the assistant did; `one_tool`: all calls of the episode are of one tool, whose name the environment need not be told."""
     action, thought = message.get("action"), ""
     calls = message.get("tool_calls")
     if calls:
         if not isinstance(calls, Sequence) or isinstance(calls, str) or not all(isinstance(call, Mapping) for call in calls):
             raise Bad("tool calls that are none", f"the tool_calls of message {nth} are no list of calls")
         called = "\n".join(call_text(call) for call in calls)
-        action, thought = called, text
+        if not isinstance(action, str):
+            action = "\n".join(bare_call(call) for call in calls) if one_tool else called
+        thought = text
         text = f"{text}\n{called}" if text else called
     tokens = message.get("tokens")
     if tokens is not None and not (isinstance(tokens, Sequence) and all(isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in tokens)):

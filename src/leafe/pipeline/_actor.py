@@ -19,6 +19,7 @@ from typing import Any
 
 from leafe.baselines.ace import Place, Playbook, with_playbook
 from leafe.core import Episode, ForeignFailure, Policy, Task, Tree, UserError
+from leafe.core.answers import versions_of
 from leafe.evaluate import evaluate
 from leafe.explore import WorldPool, explore
 from leafe.pipeline._plan import Stage, find
@@ -89,7 +90,7 @@ class StageActor:
             name = self.stage.policy if self.stage.kind == "explore" else self.stage.what
             self.policy = await make_source(self.recipe, folder, self.source, name)
             await ready(self.policy)
-            told["world"] = dict(self.pool.facts.versions())
+            told["world"] = versions_of(self.pool.facts)
         except Exception as error:
             told["error"] = _said(error)
         return json.dumps(told)
@@ -175,7 +176,7 @@ class StageActor:
         )
 
     def _facts(self) -> dict[str, Any]:
-        return {"waits": self.pool.waits.to_json(), "world_failures": self.pool.broken, **fared(self.policy, self._died)}
+        return {"waits": self.pool.waits.to_json(), "world_failures": self.pool.broken, "observations_cut": self.pool.cut, **fared(self.policy, self._died)}
 
 
 def _nothing() -> dict[str, Any]:

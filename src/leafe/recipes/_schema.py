@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from leafe.baselines.grpo import COUNTED
 from leafe.baselines.test_time import Method as TryMethod
 from leafe.core import UserError
+from leafe.core.textfile import parsed_toml, read_text
 from leafe.explore import STRATEGIES, ExploreConfig
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, ValidationRecipe, check_arms, short_rounds
-from leafe.recipes._methods import EXPLORES, GrpoRecipe
+from leafe.recipes._methods import EXPLORES, GrpoRecipe, over
 
 
 class _Strict(BaseModel):
@@ -36,6 +37,8 @@ class WorldRecipe(_Strict):
     """The most calls at a time into worlds that block, and the most worlds that hold a process or a session; quick worlds are not bounded by it."""
     timeout: float = Field(120.0, gt=0)
     """Seconds after which a call to the world counts as hung."""
+    max_observation: int | None = Field(None, ge=100)
+    """The most characters of an observation; of a longer one the middle is cut out, and the text says by how much. null: there is no bound."""
 
 
 class TasksRecipe(_Strict):
@@ -268,13 +271,10 @@ def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if builtin.is_file():
         text = builtin.read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
+        text = read_text(name_or_path)
     else:
         raise UserError(f"There is no recipe {name_or_path!r}: give a TOML file or one of {', '.join(recipe_names())}.")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"The recipe {name_or_path} is not valid TOML: {error}.") from error
+    data = parsed_toml(text, f"The recipe {name_or_path}")
     below = data.pop("extends", None)
     if below is None:
         return data
@@ -298,7 +298,10 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
-        out[key] = _laid_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            out[key] = over(old, value) if key == "distill" else _laid_over(old, value)
+        else:
+            out[key] = value
     return out
 
 
@@ -340,7 +343,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise UserError(f"{override!r} is not an override: write key=value, for example explore.limits.policy_calls=32.")
     try:
         value = tomllib.loads(f"v = {text.strip()}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     *parents, last = _split(key.strip())
     place = data
@@ -348,6 +351,9 @@ def _override(data: dict[str, Any], override: str) -> None:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
             raise UserError(f"The override {override!r} goes through {part!r}, which is a value and not a table.")
+    if parents[-1:] == ["distill"]:
+        for key in [k for k in place if k not in over(place, {last: value})]:
+            del place[key]
     place[last] = value
 
 

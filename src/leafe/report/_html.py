@@ -90,8 +90,8 @@ def write_report(
         tree=tree,
         tree_rule=_rule(tree) if tree else "",
         tree_svg=draw_tree(tree) if tree else "",
-        tree_words=in_words(tree, tree.episodes[:_EPISODES]) if tree else [],
-        tree_more=max(0, len(tree.episodes) - _EPISODES) if tree else 0,
+        tree_words=in_words(tree, tree.rollouts[:_EPISODES]) if tree else [],
+        tree_more=max(0, len(tree.rollouts) - _EPISODES) if tree else 0,
         tree_task=figures.clip(tree.task.instruction, 600) if tree else "",
         outcome_legend=outcome_legend(_stops_shown(tree, [e for r in rescues for e in r.chain])),
         starts=details.get("starts", []),
@@ -208,4 +208,4 @@ def _rule(tree: Tree) -> str:
 
 
 def _stops_shown(tree: Tree | None, more: Collection[Any]) -> set[Stop]:
-    return {e.stop for e in (*(tree.episodes if tree else ()), *more)}
+    return {e.stop for e in (*(tree.rollouts if tree else ()), *more)}

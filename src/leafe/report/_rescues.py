@@ -41,7 +41,7 @@ def rescue_of(tree: Tree) -> Rescue | None:
         return None
     chain = [tree.successes()[0]]
     while (experience := chain[0].experience) is not None:
-        chain.insert(0, tree.episode_of(experience))
+        chain.insert(0, tree.rollout_of(experience))
     return Rescue(tree, chain[-1], tuple(chain), len(tree.path(chain[-1].start)))
 
 
@@ -94,11 +94,11 @@ def in_words(tree: Tree, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
             "from": tree[episode.start].step + 1 if episode.start is not None else 0,
             "stop": _stop(episode),
             "error": clip(episode.error, 300),
-            "turns": [_turn(turn) for turn in episode.turns[: _TURNS // 2]],
-            "left_out": max(0, len(episode.turns) - _TURNS),
-            "last": [_turn(turn) for turn in episode.turns[_TURNS // 2 :][-_TURNS // 2 :]],
+            "turns": [_turn(turn) for turn in turns[: _TURNS // 2]],
+            "left_out": max(0, len(turns) - _TURNS),
+            "last": [_turn(turn) for turn in turns[_TURNS // 2 :][-_TURNS // 2 :]],
         }
-        for episode in episodes
+        for episode, turns in ((each, tree.turns_of(each)) for each in episodes)
     ]
 
 

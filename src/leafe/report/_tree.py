@@ -57,7 +57,7 @@ def rescued(tree: Tree) -> bool:
 def draw_tree(tree: Tree, episodes: Sequence[Episode] | None = None) -> Markup:
     """The tree, or these episodes of it (each after the one that it branches off), as inline SVG. Texts are shortened to fit, longer in the tips; all of
     them are escaped."""
-    return _Drawing(tree, tree.episodes if episodes is None else episodes).svg()
+    return _Drawing(tree, tree.rollouts if episodes is None else episodes).svg()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import JournalError, UserError
+from leafe.core.textfile import parsed_toml, read_text
 from leafe.runs._facts import facts
 from leafe.runs._files import atomic_write, cut_torn, is_leftover, lock, sync_folder, write_all
 from leafe.runs._toml import to_toml
@@ -239,9 +240,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / CONFIG} cannot be read ({error}): restore it, or give the run another name.") from error
+        return parsed_toml(read_text(path / CONFIG), str(path / CONFIG))
+    except UserError as error:
+        raise UserError(f"{str(error).removesuffix('.')}: restore it, or give the run another name.") from error
 
 
 def _load_json(path: Path) -> dict[str, Any]:

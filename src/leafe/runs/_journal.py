@@ -52,7 +52,7 @@ class Journal:
 
         JournalError where the disk refuses: then nothing was added, and the journal can be used on. May be called from any thread.
         """
-        line = json.dumps({"episodes": [e.to_json() for e in episodes]}, separators=(",", ":")).encode() + b"\n"
+        line = json.dumps({"episodes": [e.to_json() for e in episodes]}, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         with self._mutex:
             if self._fd < 0:
                 raise ValueError("the journal is closed")
@@ -145,7 +145,7 @@ def write_tasks(folder: Path, tasks: Iterable[Task]) -> None:
         if task.id in seen:
             raise UserError(f"Two tasks of the world {task.env!r} have the id {task.id!r}: ids must be unique within a run.")
         seen.add(task.id)
-        lines.append(json.dumps(task.to_json(), separators=(",", ":")) + "\n")
+        lines.append(json.dumps(task.to_json(), separators=(",", ":"), allow_nan=False) + "\n")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / TASKS, "".join(lines))

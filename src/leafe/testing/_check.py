@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from leafe.core import Environment, StepResult, Task, UserError, WorldError, derive_seed
+from leafe.core.answers import observation_text, step_result
 from leafe.envs import WorkerWorld, load_tasks, make_world
 from leafe.testing._elsewhere import Spec, fingerprint, play_elsewhere
 
@@ -188,8 +189,10 @@ class _Check:
         observation = self.called(task, "reset", lambda: self.timed("reset", lambda: world.reset(task, derive_seed(self.seed, task.id))))
         if not isinstance(observation, str) or not observation.strip():
             self.problem("types", f"{task.id}: reset gave {observation!r}, not a text")
-        if not isinstance(observation, str):
-            raise _Raised
+        try:
+            observation = observation_text(observation, world.name)
+        except WorldError as error:
+            raise _Raised from error
         self.report.longest_observation = max(self.report.longest_observation, len(observation))
         return observation
 
@@ -197,19 +200,13 @@ class _Check:
         world = world or self.world
         result = self.called(task, f"step({action!r})", lambda: self.timed("step", lambda: world.step(action)))
         self.report.steps += 1
-        if not isinstance(result, StepResult):
-            self.problem("types", f"{task.id}: step({action!r}) gave {result!r}, not a StepResult")
-            raise _Raised
-        flags = (result.done, result.success, result.valid)
-        if not isinstance(result.observation, str) or not result.observation.strip():
+        try:
+            result = step_result(result, world.name)
+        except WorldError as error:
+            self.problem("types", f"{task.id}: step({action!r}): {error}")
+            raise _Raised from error
+        if not result.observation.strip():
             self.problem("types", f"{task.id}: the answer to {action!r} is {result.observation!r}, not a text")
-        numbers = (result.reward, *([] if result.progress is None else [result.progress]))
-        if not all(type(flag) is bool for flag in flags) or not all(type(number) in (int, float) for number in numbers):
-            wrong = "a done, success or valid that is no bool, or a reward or progress that is no number"
-            self.problem("types", f"{task.id}: the answer to {action!r} has {wrong}")
-            raise _Raised  # it could not be written down
-        if not isinstance(result.observation, str):
-            raise _Raised
         if result.success and not result.done:
             self.problem("end", f"{task.id}: the answer to {action!r} is a success, but not done")
         self.report.longest_observation = max(self.report.longest_observation, len(result.observation))
@@ -223,7 +220,10 @@ class _Check:
         try:
             return chance.choice(list(self.world.valid_actions()))
         except NotImplementedError as error:
-            raise UserError(f"The world {self.world.name!r} lists no valid actions: give its class valid_actions(), or check_environment actions.") from error
+            raise UserError(
+                f"The world {self.world.name!r} does not say which actions can be taken: give its class a method valid_actions, or name some here "
+                "(on the command line --actions 'open red' --actions wait, in Python actions=['open red', 'wait'])."
+            ) from error
 
     def check_task(self, task: Task, other: Task) -> None:
         try:

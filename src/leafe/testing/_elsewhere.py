@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import StepResult, Task
+from leafe.core.answers import observation_text, step_result
 from leafe.core.processes import with_default_signals
 
 SECONDS = 3600.0
@@ -80,8 +81,8 @@ def main() -> None:
     world = make_world(job["world"], **job["options"])
     episodes = []
     for episode in job["episodes"]:
-        seen = [fingerprint(world.reset(Task.from_json(episode["task"]), episode["seed"]))]
-        seen += [fingerprint(world.step(action)) for action in episode["actions"]]
+        seen = [fingerprint(observation_text(world.reset(Task.from_json(episode["task"]), episode["seed"]), world.name))]
+        seen += [fingerprint(step_result(world.step(action), world.name)) for action in episode["actions"]]
         episodes.append(seen)
     theirs = descendants(os.getpid())
     memory = sum(map(memory_of, theirs)) if theirs else max(0, memory_of(os.getpid()) - before)

@@ -41,9 +41,9 @@ class Row:
 def rows(tree: Tree) -> list[Row]:
     """The episodes, each after the one that it left, in the order in which they were made among those."""
     below: dict[int | None, list[tuple[Episode, int | None]]] = {}
-    for episode in tree.episodes:
+    for episode in tree.rollouts:
         link = episode.start or episode.experience
-        above = tree.episode_of(link).index if link is not None else None
+        above = tree.rollout_of(link).index if link is not None else None
         below.setdefault(above, []).append((episode, above))
     out: list[Row] = []
     waiting = list(reversed(below.get(None, [])))
@@ -116,7 +116,7 @@ class Drawing:
             width = max(width, end)
         head = Markup('<svg class="tree{}" role="group" aria-label="{}" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}">')
         height = max(self.y.values(), default=_TOP) + (26 if self.labelled else 20)
-        name = f"Exploration tree of task {plain(self.tree.task.id, 80)}: {len(self.order)} of {len(self.tree.episodes)} episodes"
+        name = f"Exploration tree of task {plain(self.tree.task.id, 80)}: {len(self.order)} of {len(self.tree.rollouts)} episodes"
         return Markup("").join([head.format("" if self.labelled else " close", name, width, height, width, height), *parts, Markup("</svg>")])
 
     def _x(self, step: int) -> float:
@@ -162,7 +162,7 @@ class Drawing:
         if episode.experience is None:
             return Markup("")
         reflection = self.tree[episode.experience]
-        above = self.y.get(self.tree.episode_of(reflection.id).index)
+        above = self.y.get(self.tree.rollout_of(reflection.id).index)
         if above is None or reflection.target is None:
             return Markup("")
         x, y, back = self._reflection_x(reflection), self.y[episode.index], self._x(reflection.target)
@@ -181,7 +181,7 @@ class Drawing:
         every = self.all_nodes or episode is self.shown
         revised = episode.acts[0].id if episode.experience is not None and episode.acts else None
         out = []
-        for turn in episode.turns:
+        for turn in self.tree.turns_of(episode):
             if not (every or turn.id == revised or turn.id in self.on_path):
                 continue
             out.append(self._act(turn, turn.id == revised) if turn.kind is Kind.act else self._said(turn))
@@ -205,7 +205,7 @@ class Drawing:
 
     def _said(self, turn: Turn) -> Markup:
         """A reflection's mark, or an aside's."""
-        x, y = self._reflection_x(turn), self.y[self.tree.episode_of(turn.id).index]
+        x, y = self._reflection_x(turn), self.y[self.tree.rollout_of(turn.id).index]
         kinds = ["said", *(["bad"] if not turn.valid else []), *(["here"] if self._is_chosen(turn) else [])]
         name = "reflection" if turn.kind is Kind.reflect else turn.action or "aside"
         unusable = "" if turn.valid else f", unusable: {plain(turn.observation, 120)}"
@@ -233,7 +233,7 @@ class Drawing:
         number = Markup('<text class="number{}" x="6" y="{:.0f}">#{}{}</text>').format(shown, y + 4, episode.index, times)
         last = episode.acts[-1] if episode.acts else self.tree[episode.start] if episode.start is not None else None
         x = self._x(last.step) if last is not None else _ROOT
-        said = [turn for turn in episode.turns if turn.kind is not Kind.act]
+        said = [turn for turn in self.tree.turns_of(episode) if turn.kind is not Kind.act]
         x = max([x + self.radius + 4, *(self._reflection_x(t) + 7 for t in said if episode.acts and t.parent == episode.acts[-1].id)]) + 10
         text = words_of(episode.stop)
         cause = ""

@@ -23,7 +23,7 @@ from leafe.core import Episode, Task, Tree
 from leafe.runs import shards
 from leafe.view._text import match, storable
 
-VERSION = 1
+VERSION = 2
 """Of the file; another one is made anew."""
 EPISODE = 1_000_000
 """The index of words numbers texts: episode * EPISODE + the turn's place in it, and EPISODE - 1 for what stands before the first turn; a task is -id."""
@@ -156,6 +156,11 @@ class Index:
         with self.connect() as db:
             found: sqlite3.Row | None = db.execute("SELECT * FROM tasks WHERE stage = ? AND task = ?", (stage, task)).fetchone()
             return found
+
+    def records(self, task: int) -> int:
+        """How many records of the journals are the task's: rollouts, and reflections on earlier ones."""
+        with self.connect() as db:
+            return int(db.execute("SELECT count(*) FROM episodes WHERE task = ?", (task,)).fetchone()[0])
 
     def beside(self, row: sqlite3.Row) -> tuple[str | None, str | None]:
         """The tasks before and after this one, in the tasks' order."""

@@ -88,7 +88,7 @@ class Panel:
 
 def panel(tree: Tree, turn: Turn, prompts: Had[Prompts], chat: Had[ChatTokens], taught: Sequence[Learnt], link: Callable[[Turn], str], raw: str) -> Panel:
     """The turn's panel. `link` gives a turn's address, `raw` is where its whole texts are."""
-    episode = tree.episode_of(turn.id)
+    episode = tree.rollout_of(turn.id)
     out = Panel(_title(turn, episode), turn, episode)
     out.blocks = _blocks(tree, turn, raw)
     out.facts = _facts(turn, episode)
@@ -201,7 +201,7 @@ def _changes(tree: Tree, turn: Turn) -> list[Change]:
             revised = after.acts[0] if after is not None and after.acts else None
             if turn.id not in (reflection.id, original.id, revised.id if revised else None):
                 continue
-            before = tree.episode_of(reflection.id)
+            before = tree.rollout_of(reflection.id)
             pieces = difference(original.action_text, revised.action_text) if revised is not None else None
             left, right = pieces if pieces is not None else ([("same", original.action_text)], [("same", revised.action_text if revised else "")])
             better = improved.get(revised.id, False) if revised else False

@@ -3,7 +3,8 @@
 LEAFE's authors allow four submissions an episode on their code benchmark and roll back only when those are used up (in a recipe: `explore.every = 0`).
 A world says how a program is judged; submissions are counted, refused and remembered here. Programs run in the sandbox and nowhere else: where this
 machine cannot give one, the world refuses to be made. A hidden test's failure is named by its kind alone: nothing that the program
-could write (an exception's text, a line number) comes back from a test that the policy may not see.
+could write (an exception's text, a line number) comes back from a test that the policy may not see, nor how many of them passed. Hidden tests are run
+last, and in boxes in which nothing else is ever run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from keyword import iskeyword
 from typing import ClassVar
 
 from leafe.core import Environment, StepResult, Task, UserError
@@ -26,8 +29,11 @@ class Judged:
 
     said: str
     passed: int
-    """Tests passed: the progress."""
+    """The progress: tests passed, of which hidden ones count only where no shown one failed. So a program that fails a test which the policy sees never
+    stands above one that passes them all."""
     outcome: Outcome
+    detail: str = ""
+    """What was found, where a test says it: for whoever judges a reference, never for the policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class Submissions(Environment):
         if state.done:
             refused = "The task is over: nothing was run."
         elif not action.strip():
-            refused = "There is no code in this answer: put one complete Python program in a fenced block. Nothing was run."
+            refused = "There is no whole program in this answer: put one complete Python program in a fenced block, and close it. Nothing was run."
         elif len(action) > LONGEST:
             refused = f"The program is longer than {LONGEST} characters. Nothing was run."
         elif _is_prose(action):
@@ -110,15 +116,15 @@ class Submissions(Environment):
 
 
 def _is_prose(action: str) -> bool:
-    """One line of several words that is no Python: what a policy says when it writes no program. Anything longer is run, so that its syntax error is shown."""
+    """One line of words that ends as a sentence does, or in which two that are no keywords stand
+    together: what a policy says when it writes no program. Anything else is run, so that its
+    syntax error is shown: nothing that a model wrote is parsed in this process."""
     line = action.strip()
-    if "\n" in line or not all(word.isalpha() for word in line.rstrip(".!?").split()):
+    words = line.rstrip(".!?").split()
+    if not words or "\n" in line or not all(word.isalpha() for word in words):
         return False
-    try:
-        compile(line, "<answer>", "exec")
-    except (SyntaxError, ValueError):
-        return True
-    return False
+    named = [not iskeyword(word) for word in words]
+    return line.endswith((".", "!", "?")) or any(a and b for a, b in pairwise(named))
 
 
 def counted(number: int, what: str) -> str:

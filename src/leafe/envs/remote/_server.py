@@ -19,15 +19,16 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from secrets import token_hex
 from typing import Any, TypeVar
 
 from aiohttp import web
 
 from leafe.core import Environment, ForeignFailure, SnapshotGone, Task, UserError
+from leafe.core.answers import check_facts, observation_text, plain_task, step_result, versions_of
 from leafe.envs._registry import make_world
-from leafe.envs.remote._wire import MAX_BODY, PROTOCOL, STATUS, Malformed, Refused, decode, encode, error_body, result_to_json, task_from_json, text
+from leafe.envs.remote._wire import MAX_BODY, PROTOCOL, STATUS, Malformed, Refused, decode, encode, error_body, task_from_json, text
 from leafe.envs.worker import WorkerWorld
 
 T = TypeVar("T")
@@ -154,9 +155,10 @@ class WorldServer:
     async def start(self) -> None:
         """Make the first world, which says what there is, and listen. UserError where either cannot be."""
         facts = self._facts = await self._facts_lane.run(self._make)
-        versions = await self._facts_lane.run(lambda: {str(k): str(v) for k, v in facts.versions().items()})
+        versions = await self._facts_lane.run(lambda: versions_of(facts))
         # the world's options are not the client's, so what hangs on them is a version there
         versions = {"world": self.name, "options": json.dumps(self.options, sort_keys=True, default=str), **versions}
+        check_facts(facts)
         self.name = facts.name
         self._description = encode(
             {
@@ -257,7 +259,7 @@ class WorldServer:
             raise Malformed("count and seed are whole numbers")
         assert facts is not None
         async with _world_errors():
-            answer = await self._facts_lane.run(lambda: encode({"tasks": [task.to_json() for task in facts.tasks(split, count, seed)]}))
+            answer = await self._facts_lane.run(lambda: encode({"tasks": [plain_task(task, facts.name).to_json() for task in facts.tasks(split, count, seed)]}))
         if len(answer) > MAX_BODY:
             raise Refused("user", f"These tasks take {len(answer) >> 20} MiB, more than the {MAX_BODY >> 20} MiB of one answer: ask for fewer.")
         return answer
@@ -314,7 +316,7 @@ class WorldServer:
                 return lambda world: _reset(world, task, seed)
             case "step":
                 action = text(body, "action")
-                return lambda world: result_to_json(world.step(action))
+                return lambda world: asdict(step_result(world.step(action), world.name))
             case "valid_actions":
                 return lambda world: {"actions": [str(action) for action in world.valid_actions()]}
             case "snapshot":
@@ -431,10 +433,7 @@ def _line(error: Exception) -> str:
 
 
 def _reset(world: Environment, task: Task, seed: int) -> dict[str, Any]:
-    observation = world.reset(task, seed)
-    if not isinstance(observation, str):
-        raise Refused("world", f"Its reset returned {type(observation).__name__}, not text.")
-    return {"observation": observation}
+    return {"observation": observation_text(world.reset(task, seed), world.name)}
 
 
 def _restore(world: Environment, snapshot: object) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What goes over the wire: the version, the kinds of error, and a step's answer in JSON, checked on both sides.
 
 An error is `{"error": {"kind": ..., "message": one sentence}}`. Its kind decides what the client does, its status is for people and proxies.
-Numbers are finite, text may hold anything (JSON is written in ASCII, so that even a lone surrogate comes out as it went in).
+Numbers are finite, text may hold anything (JSON is written in ASCII, so that even a lone surrogate in an action or a task comes out as it went in).
 """
 
 from __future__ import annotations
@@ -57,31 +57,6 @@ def decode(raw: bytes) -> dict[str, Any]:
 
 def error_body(kind: str, sentence: str) -> bytes:
     return encode({"error": {"kind": kind, "message": sentence}})
-
-
-def result_to_json(result: StepResult) -> dict[str, Any]:
-    """Malformed for a result that the contract does not allow; `info` is for people, and what JSON does not know in it is written as text."""
-    if not isinstance(result, StepResult):
-        raise Malformed(f"step returned {type(result).__name__}, not a StepResult")
-    if not isinstance(result.observation, str):
-        raise Malformed(f"step's observation is {type(result.observation).__name__}, not text")
-    try:
-        info = json.loads(json.dumps(dict(result.info), allow_nan=False, default=str))
-    except (TypeError, ValueError):
-        info = {}
-    reward = float(result.reward)  # numpy's numbers too
-    progress = None if result.progress is None else float(result.progress)
-    if not math.isfinite(reward) or not math.isfinite(progress or 0.0):
-        raise Malformed(f"step's reward is {reward} and its progress {progress}: both must be finite")
-    return {
-        "observation": result.observation,
-        "reward": reward,
-        "done": bool(result.done),
-        "success": bool(result.success),
-        "valid": bool(result.valid),
-        "progress": progress,
-        "info": info,
-    }
 
 
 def result_from_json(answer: Mapping[str, Any]) -> StepResult:

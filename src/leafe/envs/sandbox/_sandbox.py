@@ -20,9 +20,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from leafe.core import UserError, WorldError
+from leafe.core import UserError, WorldError, clean_text
 from leafe.envs.sandbox._box import CURE, Boxes
 from leafe.envs.sandbox._seccomp import seccomp_filter
 from leafe.envs.sandbox._watch import Ended, Limits, Outcome, Watch
@@ -31,7 +31,9 @@ from leafe.envs.sandbox.guest._plain import short
 _SLOTS = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
 """Runs at once in this process: a run's wall clock shall not be spent on waiting for a core."""
 _TRIES = 3
-_JUDGE = Limits(seconds=10, wall_seconds=60.0, memory=512 << 20, output=1 << 20)
+NOT_THE_PROGRAM = "It was the test's own code that did."
+"""In a verdict's detail, where a test ran into a limit by itself."""
+_JUDGE = Limits(seconds=10, wall_seconds=60.0, memory=512 << 20, output=1 << 20, report=256 << 20)
 """For the tests themselves, which nobody's program is."""
 _SHOWN_LINES = 12
 
@@ -76,18 +78,20 @@ class Sandbox:
         _USERS.add(self)
 
     def run(
-        self, program: str, tests: Sequence[str], setup: str = "", *, given: str = "", judge_setup: str = "", names: Mapping[str, str] | None = None
+        self, program: str, tests: Sequence[str], setup: str = "", *, given: str = "", judge_setup: str = "", names: Mapping[str, str] | None = None,
+        hidden: bool = False,
     ) -> Verdict:
         """Load `given`, the program, then `setup`, all in one namespace; run each test (Python statements, usually one assert) in the judge's box, after
-        `judge_setup`. `names`: what a name in a test is called in the program. Blocks, for milliseconds up to the wall limit; may be called from
-        several threads. WorldError where the box itself failed, three times running."""
+        `judge_setup`. `names`: what a name in a test is called in the program. `hidden`: the program's box is one in which hidden tests alone are run, so that
+        what a program leaves behind there is never found where a test is shown. Without tests it is only loaded. Blocks, for milliseconds up to the wall
+        limit; may be called from several threads. WorldError where the box itself failed, three times running."""
         job = {"program": program, "given": given, "setup": setup}
         judge = {"tests": list(tests), "setup": judge_setup, "names": dict(names or {})}
-        return self._tried(lambda: _verdict(_BOXES[self.way], job, judge, self.limits))
+        return self._tried(lambda: _verdict(_BOXES[self.way].of(hidden), _BOXES[self.way].tests, job, judge, self.limits))
 
-    def run_script(self, program: str, stdin: bytes, limits: Limits | None = None) -> Run:
-        """Run the program as a script that reads `stdin`. Errors as `run`."""
-        return self._tried(lambda: _script(_BOXES[self.way][0], program, stdin, limits or self.limits))
+    def run_script(self, program: str, stdin: bytes, limits: Limits | None = None, *, hidden: bool = False) -> Run:
+        """Run the program as a script that reads `stdin`; `hidden`: which is a hidden test's. Errors as `run`."""
+        return self._tried(lambda: _script(_BOXES[self.way].of(hidden), program, stdin, limits or self.limits))
 
     def close(self) -> None:
         """End the processes that wait, where no other sandbox of this process is in use. A later run makes new ones."""
@@ -113,8 +117,25 @@ class Sandbox:
 
 
 _USERS: weakref.WeakSet[Sandbox] = weakref.WeakSet()
-_BOXES: dict[Way, tuple[Boxes, Boxes]] = {"fork": (Boxes(), Boxes()), "fresh": (Boxes(keep=False), Boxes(keep=False))}
-"""For programs, and for tests: never in the same box."""
+class Pools(NamedTuple):
+    """Boxes by what is run in them: never one thing in a box of another."""
+
+    shown: Boxes
+    """Programs, on tests that the policy may see."""
+    hidden: Boxes
+    """Programs, on hidden tests."""
+    tests: Boxes
+
+    @staticmethod
+    def made(keep: bool) -> Pools:
+        return Pools(Boxes(keep), Boxes(keep), Boxes(keep))
+
+    def of(self, hidden: bool) -> Boxes:
+        """Those for programs."""
+        return self.hidden if hidden else self.shown
+
+
+_BOXES: dict[Way, Pools] = {"fork": Pools.made(keep=True), "fresh": Pools.made(keep=False)}
 
 
 def restarts() -> int:
@@ -139,9 +160,11 @@ def _script(boxes: Boxes, program: str, stdin: bytes, limits: Limits, filtered: 
         return Run(Outcome.error, ended.stdout, detail) if detail else Run(Outcome.exited, ended.stdout, ended.how)
 
 
-def _verdict(boxes: tuple[Boxes, Boxes], job: Mapping[str, Any], judge: Mapping[str, Any], limits: Limits, filtered: bool = True) -> Verdict:
+def _verdict(
+    boxes: Boxes, judge_boxes: Boxes, job: Mapping[str, Any], judge: Mapping[str, Any], limits: Limits, filtered: bool = True
+) -> Verdict:  # fmt: skip
     total = len(judge["tests"])
-    with closing(Watch(boxes[0].start, "calls", job, limits, None, filtered)) as program:
+    with closing(Watch(boxes.start, "calls", job, limits, None, filtered)) as program:
         loaded = program.line()
         if loaded is None or loaded.get("outcome") != "passed":
             if loaded is None:
@@ -149,7 +172,9 @@ def _verdict(boxes: tuple[Boxes, Boxes], job: Mapping[str, Any], judge: Mapping[
             else:
                 outcome, detail = _word(loaded)
             return Verdict(outcome, 0, total, None, detail)
-        with closing(Watch(boxes[1].start, "judge", judge, _JUDGE)) as tests:
+        if not total:
+            return Verdict(Outcome.passed, 0, 0)
+        with closing(Watch(judge_boxes.start, "judge", judge, _JUDGE)) as tests:
             return _judged(program, tests, total)
 
 
@@ -162,8 +187,8 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
         if event is None:
             ended = tests.end()
             _check_start(tests, ended)
-            if ended.bound is Outcome.time:  # a test that computes without end on what the program gave it
-                results.append((Outcome.time, ""))
+            if ended.bound:  # a test that computes or prints without end, on what the program gave it or by itself
+                results.append((ended.bound, NOT_THE_PROGRAM))
                 break
             raise WorldError(f"The tests' own process ended: {ended.how}.")
         if event["event"] == "ask":
@@ -189,6 +214,10 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
 
 
 def _line(answer: Mapping[str, Any]) -> bytes:
+    """The program's answer as the judge is sent it. What it says of a failure is bounded here: escaped, a text is up to six times as long."""
+    if "ok" not in answer:
+        outcome, detail = _word(answer)
+        answer = {"outcome": outcome, "error": short(str(answer.get("error", ""))), "detail": detail}
     try:
         return json.dumps(answer).encode() + b"\n"
     except (RecursionError, ValueError):
@@ -214,7 +243,7 @@ def _word(said: Mapping[str, Any]) -> tuple[Outcome, str]:
 
 
 def _shortened(text: str) -> str:
-    return "\n".join(short(line) for line in text.split("\n")[:_SHOWN_LINES])
+    return "\n".join(short(line) for line in clean_text(text).split("\n", _SHOWN_LINES)[:_SHOWN_LINES])
 
 
 _PROBES = """
@@ -297,7 +326,7 @@ def self_test(way: Way) -> None:
         for tests, filtered in ((walls, False), (rules, True)):
             job, judge = {"program": _PROBES, "given": "", "setup": ""}, {"tests": list(tests.values()), "setup": "", "names": {}}
             try:
-                verdict = _verdict(_BOXES[way], job, judge, limits, filtered)
+                verdict = _verdict(_BOXES[way].shown, _BOXES[way].tests, job, judge, limits, filtered)
             except (WorldError, OSError) as error:
                 raise UserError(f"The sandbox for model-written code does not work on this machine ({error}). {CURE}") from error
             if verdict.outcome is not Outcome.passed:

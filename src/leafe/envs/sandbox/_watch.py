@@ -24,8 +24,6 @@ from leafe.core import WorldError
 from leafe.envs.sandbox._box import START_SECONDS, Process, Used
 from leafe.envs.sandbox._seccomp import STAND_IN, seccomp_filter
 
-_LONGEST_REPORT = 4 << 20
-"""Bytes of all that one process reports."""
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 Start = Callable[[list[int], float], Process]
@@ -56,6 +54,8 @@ class Limits:
     """Bytes of address space."""
     output: int = 64 << 10
     """Bytes of stdout and stderr together."""
+    report: int = 4 << 20
+    """Bytes of what the process tells the judge: the values of a function's calls."""
 
 
     @property
@@ -193,7 +193,7 @@ class Watch:
             ready = [self._report]
         for file in ready:
             self._take(file)
-        if self._printed > self.limits.output or self._reported > _LONGEST_REPORT:
+        if self._printed > self.limits.output or self._reported > self.limits.report:
             self._stop(Outcome.output)
 
     def _take(self, file: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from leafe.core import UserError
+from leafe.core.textfile import decoded
 from leafe.envs.sokoban._board import inside
 
 
@@ -46,8 +47,8 @@ def read_levels(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(number, rows) of each level; UserError with file and line for anything that is not a level."""
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:  # BadGzipFile is an OSError
+        text = decoded(gzip.decompress(raw) if path.suffix == ".gz" else raw, f"The level file {path}")
+    except (OSError, EOFError) as error:  # BadGzipFile is an OSError
         raise UserError(f"The level file {path} cannot be read: {error}.") from error
     number, begun, rows = -1, 0, list[str]()
     for at, line in enumerate([*text.splitlines(), ""], start=1):

@@ -136,7 +136,7 @@ class _Scanner:
 
 def _open(path: Path) -> IO[str]:
     try:
-        return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"The WebShop file {path} cannot be read ({error.strerror or error}): check the path.") from error
 

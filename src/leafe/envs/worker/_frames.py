@@ -11,8 +11,6 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from leafe.core import StepResult
-
 _LENGTH = struct.Struct(">I")
 
 
@@ -47,11 +45,3 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
         parts += part
     return bytes(parts)
 
-
-def result_to_json(result: StepResult) -> dict[str, Any]:
-    """What other libraries' numbers and flags are becomes plain; `info` is for people: what JSON cannot hold is written out."""
-    return {
-        "observation": result.observation, "reward": float(result.reward), "done": bool(result.done), "success": bool(result.success),
-        "valid": bool(result.valid), "progress": None if result.progress is None else float(result.progress),
-        "info": json.loads(json.dumps(dict(result.info), default=str)),
-    }  # fmt: skip

@@ -20,10 +20,12 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from leafe.core import Environment, Task, UserError, WorldError
-from leafe.envs.worker._frames import receive, receive_socket, result_to_json, send
+from leafe.core.answers import check_facts, observation_text, plain_task, step_result, versions_of
+from leafe.envs.worker._frames import receive, receive_socket, send
 
 
 def main() -> None:
@@ -56,13 +58,13 @@ def _make(target: str, options: dict[str, Any]) -> Environment:
         found = getattr(found, part)
     world = found(**options)
     assert isinstance(world, Environment)
-    return world
+    return check_facts(world)
 
 
 def _facts(world: Environment) -> dict[str, Any]:
     return {
         "name": world.name, "deterministic": world.deterministic, "horizon": world.horizon, "actions_help": world.actions_help,
-        "splits": list(getattr(world, "splits", ())), "versions": dict(world.versions()), "pid": os.getpid(),
+        "splits": list(getattr(world, "splits", ())), "versions": versions_of(world), "pid": os.getpid(),
     }  # fmt: skip
 
 
@@ -133,13 +135,13 @@ class _Side:
     def answer(self, request: dict[str, Any]) -> Any:
         op = request["op"]
         if op == "step":
-            return result_to_json(self.world.step(request["action"]))
+            return asdict(step_result(self.world.step(request["action"]), self.world.name))
         if op == "reset":
-            return self.world.reset(Task.from_json(request["task"]), request["seed"])
+            return observation_text(self.world.reset(Task.from_json(request["task"]), request["seed"]), self.world.name)
         if op == "tasks":
-            return [task.to_json() for task in self.world.tasks(request["split"], request["count"], request["seed"])]
+            return [plain_task(task, self.world.name).to_json() for task in self.world.tasks(request["split"], request["count"], request["seed"])]
         if op == "valid_actions":
-            return list(self.world.valid_actions())
+            return [str(action) for action in self.world.valid_actions()]
         if op == "close":
             return self.close()
         raise AssertionError(op)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import UserError, is_plain
+from leafe.core.checkpoint import causal_model, first_line, with_adapter_merged
+from leafe.core.rotary import rotary_switch
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
@@ -70,8 +72,8 @@ def load_tokenizer(path: str | Path) -> Any:
         if isinstance(where, Path) and is_plain(where):
             return PreTrainedTokenizerFast.from_pretrained(str(where))
         return AutoTokenizer.from_pretrained(str(where))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"No tokenizer can be loaded from {where}: {_first_line(error)}") from error
+    except Exception as error:  # the files are foreign, and tokenizers raises plain Exceptions on damaged ones
+        raise UserError(f"No tokenizer can be loaded from {where}: {first_line(error)}") from error
 
 
 def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", adapter: str | Path | None = None) -> Any:
@@ -82,7 +84,7 @@ def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", a
     """
     with _needs_extra("An in-process model"):
         import torch
-        from transformers import AutoModelForCausalLM
+        import transformers  # noqa: F401
     where = _folder(path)
     if isinstance(where, Path) and (base := adapter_base(where)) is not None:
         if adapter is not None:
@@ -99,13 +101,15 @@ def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", a
     try:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise UserError(f"device = {device!r} cannot be used: {_first_line(error)}") from error
+        raise UserError(f"device = {device!r} cannot be used: {first_line(error)}") from error
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(str(where), dtype=kind, use_safetensors=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+            model = causal_model(where, dtype=kind)
+    except UserError as error:
+        if isinstance(where, Path):
+            raise
         raise UserError(
-            f"No model can be loaded from {where}: {_first_line(error)} Give policy.model a checkpoint folder or the id of a model that can be fetched here, "
+            f"{error} Give policy.model a checkpoint folder or the id of a model that can be fetched here, "
             'or ask a server: policy.kind = "http" with options.base_url.'
         ) from error
     if adapter is not None:
@@ -129,13 +133,10 @@ def _quiet() -> Iterator[None]:
 
 def _merge(model: Any, adapter: str | Path) -> Any:
     with _needs_extra("A LoRA adapter"):
-        from peft import PeftModel
+        import peft  # noqa: F401
     if not (Path(adapter).expanduser() / "adapter_config.json").is_file():
         raise UserError(f"There is no PEFT adapter in {adapter}: adapter_config.json is missing.")
-    try:
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"The adapter {adapter} does not fit its base model: {_first_line(error)}") from error
+    return with_adapter_merged(model, adapter)
 
 
 def check_architecture(config: Any, context: int, name: str) -> None:
@@ -149,7 +150,9 @@ def check_architecture(config: Any, context: int, name: str) -> None:
         raise UserError(f"{name} has layers of kind {', '.join(sorted(kinds))}, which the in-process engine cannot run: {advice}.")
     if window is not None and window < context:
         raise UserError(f"{name} attends to a sliding window of {window} tokens only: set max_context to {window} or less, or {advice}.")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    switch = rotary_switch(getattr(config, "get_text_config", lambda: config)())
+    if switch is not None and switch < context:
+        raise UserError(
+            f"{name} uses other rotary factors past {switch} tokens, for all rows of a forward pass at once (LongRoPE), "
+            f"so that an answer would depend on what else is in flight: set max_context to {switch} or less, or {advice}."
+        )

@@ -1,0 +1,121 @@
+"""A checkpoint as a model, all of it and nothing else, or one sentence on what is wrong with the files.
+
+The library that loads weights starts missing tensors at random and passes superfluous ones over, with a warning; a run that goes on with such a model
+measures nothing. torch and transformers are imported on use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from leafe.core.errors import UserError
+
+_LFS = b"version https://git-lfs"
+_BUFFERS = ("inv_freq", "attn.bias", "attn.masked_bias")
+"""Ends of names that old checkpoints hold and every model computes for itself."""
+
+
+def check_weights(folder: str | Path) -> None:
+    """Look at the safetensors files of a folder; the name of a model on a hub is passed over.
+
+    Raises:
+        UserError: A file is a Git LFS pointer, was cut off, or is damaged.
+    """
+    from safetensors import safe_open
+
+    for path in sorted(Path(folder).expanduser().glob("*.safetensors")):
+        with path.open("rb") as file:
+            head = file.read(len(_LFS))
+        if head == _LFS:
+            raise UserError(
+                f"{path} is a Git LFS pointer and not the weights: fetch them with git lfs pull."
+            )
+        try:
+            with safe_open(path, "np"):
+                pass
+        except Exception as error:
+            raise UserError(
+                f"{path} cannot be read: it was cut off or is damaged ({first_line(error)}): copy it again."
+            ) from error
+
+
+def causal_model(path: str | Path, *, dtype: Any) -> Any:
+    """Load the causal language model of a folder or hub name, with every tensor in its place.
+
+    Args:
+        path: The folder, or the name of a model on a hub.
+        dtype: As transformers takes it.
+
+    Raises:
+        UserError: It cannot be loaded, or its tensors are not those that its config.json asks for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_weights(path)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except Exception as error:  # the files are foreign: the library may raise anything on them
+        raise UserError(f"No model can be loaded from {path}: {first_line(error)}") from error
+    names = {kind: _own(found.get(kind, ())) for kind in ("mismatched_keys", "missing_keys", "unexpected_keys")}
+    for kind, what in (
+        ("mismatched_keys", "has another shape"),
+        ("missing_keys", "is missing"),
+        ("unexpected_keys", "is there and has no place in the model"),
+    ):
+        if names[kind]:
+            raise UserError(
+                f"The weights in {path} do not fit its config.json: {some(names[kind])} {what}. "
+                "Copy all files of one checkpoint again."
+            )
+    return model
+
+
+def with_adapter_merged(model: Any, adapter: str | Path) -> Any:
+    """The model with a PEFT adapter merged into its weights.
+
+    Raises:
+        UserError: The adapter's files are damaged, or are not for this model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    check_weights(adapter)
+    try:
+        loaded = PeftModel.from_pretrained(model, str(adapter))
+        wanted = {name for name in get_peft_model_state_dict(loaded) if "lora_" in name}
+    except Exception as error:
+        raise UserError(
+            f"The adapter {adapter} does not fit its base model: {first_line(error)}"
+        ) from error
+    file = Path(adapter).expanduser() / "adapter_model.safetensors"
+    if file.is_file():
+        with safe_open(file, "np") as opened:
+            there = {name for name in opened.keys() if "lora_" in name}  # noqa: SIM118 (no mapping)
+        for names, what in ((wanted - there, "is missing"), (there - wanted, "has no place in it")):
+            if names:
+                raise UserError(
+                    f"The adapter {adapter} does not fit its base model: {some(names)} {what}."
+                )
+    return loaded.merge_and_unload()
+
+
+def some(names: Iterable[str]) -> str:
+    """The first name, and how many more."""
+    listed = sorted(names)
+    return listed[0] + (f" (and {len(listed) - 1} more)" if len(listed) > 1 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Of what it says; its type where it says nothing."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{line or type(error).__name__}"[:300]
+
+
+def _own(keys: Iterable[Any]) -> list[str]:
+    names = [str(key if isinstance(key, str) else key[0]) for key in keys]
+    return [name for name in names if not name.endswith(_BUFFERS)]
