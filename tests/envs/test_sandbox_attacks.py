@@ -332,7 +332,7 @@ def test_the_limit_of_processor_time_cannot_be_ignored(run: Runner, act: str) ->
 def test_an_unprivileged_user_has_the_same_boxes() -> None:
     """This file again, by a user with no more than an id."""
     reached = [sys.prefix, sys.base_prefix, *(path for path in map(os.path.realpath, sys.path) if os.path.exists(path)), str(ROOT)]
-    first = (str(Path(_box.__file__).with_name("_enter.py")), "4217", json.dumps(_outermost(reached)))
+    first = (str(Path(_box.__file__).with_name("_enter.py")), "4217", *_outermost(reached))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-o", "addopts=", __file__]
     environment = {**os.environ, "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(with_default_signals(command, first=first), capture_output=True, text=True, check=False, cwd=ROOT, env=environment)

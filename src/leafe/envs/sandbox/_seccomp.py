@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import platform
 import struct
+from collections.abc import Iterable
 from functools import cache
 
 from leafe.envs.sandbox._calls import ALLOWED, CLONE3, FUTEX, FUTEX_PRIVATE, FUTEX_SHARED, NEWEST, NOT_BITS, ONLY_BITS, ONLY_WITH, STAND_IN
@@ -29,7 +30,7 @@ _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """machine: column of the numbers, AUDIT_ARCH."""
 _X32 = 0x40000000
 
-_LOAD, _EQUAL, _AT_LEAST, _BITS, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_LOAD, _EQUAL, _ABOVE, _AT_LEAST, _BITS, _AND, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x54, 0x06
 _NR, _ARCH, _ARGS = 0, 4, 16  # offsets in struct seccomp_data, little endian
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _REFUSE, _UNKNOWN = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
@@ -54,6 +55,17 @@ def _one_of(values: tuple[int, ...]) -> list[bytes]:
     return [*checks, _op(_RETURN, _REFUSE), _op(_RETURN, _ALLOW)]
 
 
+def _spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """(first, last) of the runs of successive numbers."""
+    spans: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if spans and spans[-1][1] == number - 1:
+            spans[-1] = (spans[-1][0], number)
+        else:
+            spans.append((number, number))
+    return spans
+
+
 @cache
 def seccomp_filter() -> bytes | None:
     """The filter (struct sock_filter[]), with `STAND_IN` for the process's number; None on a machine whose call numbers are not known here."""
@@ -62,10 +74,8 @@ def seccomp_filter() -> bytes | None:
     column, arch = _MACHINES[platform.machine()]
     program = [_op(_LOAD, _ARCH), _op(_EQUAL, arch, yes=1), _op(_RETURN, _KILL)]
     program += [_op(_LOAD, _NR), _op(_AT_LEAST, _X32, no=1), _op(_RETURN, _KILL)]
-    for numbers in ALLOWED.values():
-        number = numbers[column]
-        if number is not None:
-            program += _for(number, _op(_RETURN, _ALLOW))
+    for first, last in _spans(number for numbers in ALLOWED.values() if (number := numbers[column]) is not None):
+        program += [_op(_AT_LEAST, first, no=2), _op(_ABOVE, last, yes=1), _op(_RETURN, _ALLOW)]
     for both, index, values in ONLY_WITH.values():
         program += _for(both[column], _argument(index), *_one_of(values))
     for both, index, bits, must in ONLY_BITS.values():

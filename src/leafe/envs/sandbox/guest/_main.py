@@ -46,6 +46,7 @@ _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 _EXACT = 2
 """CPUCLOCK_SCHED: what the scheduler measured. RLIMIT_CPU goes by ticks, which count too much on a loaded machine; it is a backstop."""
 _TICK, _CORES = 0.005, max(1, os.cpu_count() or 1)
+_SAID = 77
 _NEW_PIDS = 0x20000000
 _CLONE = {"aarch64": 220, "x86_64": 56}
 _CAPABILITIES_3 = 0x20080522
@@ -69,15 +70,16 @@ def main() -> None:
             os._exit(0)
         if message == b"kill" or len(files) != 5:  # for a child that has ended meanwhile
             continue
+        number, seconds = message.split()
         child = _in_new_pids()
         if child == 0:
             try:
-                _first(files, float(message))
+                _first(control, files, int(number), float(seconds))
             finally:
                 os._exit(112)
         for file in files:
             os.close(file)
-        control.send(b"%d %d %d" % _wait(control, child))
+        _wait(control, child, int(number))
 
 
 def _seal_devices() -> None:
@@ -97,13 +99,12 @@ def _in_new_pids() -> int:
     return child
 
 
-def _first(files: list[int], seconds: float) -> None:
-    """Fork the program, end it when it has had its processor time, end as it ended."""
+def _first(control: socket.socket, files: list[int], number: int, seconds: float) -> None:
+    """Fork the program, end it when it has had its processor time, and say how it ended."""
     header, none = struct.pack("=Ii", _CAPABILITIES_3, 0), bytes(24)
     if _libc.capset(header, none):
         os.write(2, b"the capability could not be given up")
         return
-    os.close(REPORT)
     program = os.fork()
     if program == 0:
         try:
@@ -118,28 +119,37 @@ def _first(files: list[int], seconds: float) -> None:
     while not poll.poll(1000 * max(_TICK, (seconds - time.clock_gettime(clock)) / _CORES)):
         if time.clock_gettime(clock) >= seconds:
             os.kill(program, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
-    os._exit(code if code >= 0 else 128 - code)
+    _say(control, number, *os.wait4(program, 0)[1:])
+    os._exit(_SAID)
 
 
-def _wait(control: socket.socket, child: int) -> tuple[int, int, int]:
-    """(exit status, 128 + signal for a death by signal; processor time in microseconds; most memory at a time in KB), as soon as the child has ended."""
+def _say(control: socket.socket, number: int, status: int, usage: resource.struct_rusage) -> None:
+    """Of the job `number`, perhaps for the second time: exit status, or 128 + signal for a death by signal; processor time in microseconds; most memory
+    at a time in KB."""
+    code = os.waitstatus_to_exitcode(status)
+    control.send(b"%d %d %d %d" % (number, code if code >= 0 else 128 - code, int(1e6 * (usage.ru_utime + usage.ru_stime)), usage.ru_maxrss))
+
+
+def _wait(control: socket.socket, child: int, number: int) -> None:
+    """Until the first process of the namespace has ended; one that was killed, here or from outside, has perhaps not said what became of the
+    program."""
     ended = os.pidfd_open(child)
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(ended, select.POLLIN)
-    while True:
-        ready = {file for file, _ in poll.poll()}
-        if control.fileno() in ready:
-            message = control.recv(16)
-            os.kill(child, signal.SIGKILL)
-            if not message:
-                os._exit(0)
-        if ended in ready:
-            _, status, usage = os.wait4(child, 0)
-            os.close(ended)
-            code = os.waitstatus_to_exitcode(status)
-            return (code if code >= 0 else 128 - code), int(1e6 * (usage.ru_utime + usage.ru_stime)), usage.ru_maxrss
+    while ended not in (ready := {file for file, _ in poll.poll()}):
+        message = control.recv(16, socket.MSG_PEEK) if control.fileno() in ready else b""
+        if message == b"kill":
+            control.recv(16)
+        elif message:  # the next job: it is said how this one ended
+            break
+        os.kill(child, signal.SIGKILL)
+        if not message:
+            os._exit(0)
+    _, status, usage = os.wait4(child, 0)
+    os.close(ended)
+    if status != _SAID << 8:
+        _say(control, number, status, usage)
 
 
 def _child(files: list[int]) -> None:
@@ -220,9 +230,7 @@ def _filter(code: bytes, stand_in: bytes) -> None:
     """From here on the system calls of `_seccomp.py` are refused; `stand_in` in it is replaced by this process's own number."""
     if not code:
         return
-    code = b"".join(
-        code[at : at + 4] + (struct.pack("=I", os.getpid()) if code[at + 4 : at + 8] == stand_in else code[at + 4 : at + 8]) for at in range(0, len(code), 8)
-    )
+    code = code.replace(stand_in, struct.pack("=I", os.getpid()))
     held = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(held))
     if _libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) or _libc.prctl(_SET_SECCOMP, _FILTER_MODE, ctypes.c_char_p(program), 0, 0):
