@@ -1,8 +1,8 @@
 """One counter of everything that costs, charged by every strategy and stage alike.
 
 A budget asks before the deed: `take` charges and says True, or charges nothing and says False, so that a limit on
-counted things (calls, steps, episodes) is met exactly. Tokens, seconds and replayed steps are known only afterwards, so that those limits can be
-passed by the turn (or the way back) in flight and by no more. A task's budget charges the run's as well: its parent.
+counted things (calls, steps, episodes) is met exactly. Tokens and seconds are known only afterwards, so that those limits can be
+passed by the turn in flight and by no more. A task's budget charges the run's as well: its parent.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Budget:
             elif name in amounts:
                 if getattr(self.spent, name) + amounts[name] > limit:
                     return False
-            elif (name.endswith("_tokens") or name == "replayed_steps") and getattr(self.spent, name) >= limit:
+            elif name.endswith("_tokens") and getattr(self.spent, name) >= limit:
                 return False
         return self.parent is None or self.parent.admits(**amounts)
 

@@ -289,7 +289,7 @@ class _Stage:
             if idle >= self.config.error_limit:
                 return self.give_up(tree, why)
             plan = look_back(strategy, tree, self.config) or strategy.next(tree)
-            if plan is None or not budget.admits(episodes=int(not plan.look_back), policy_calls=1, env_steps=1):
+            if plan is None or not budget.admits(episodes=int(not plan.look_back), policy_calls=1, env_steps=1, replayed_steps=1):
                 return True
 
             async def run(index: int, plan: Plan = plan) -> Episode:

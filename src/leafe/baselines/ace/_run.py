@@ -156,7 +156,7 @@ class _Stage:
             return False
         if task.id in self.known and len(self.known[task.id].episodes) > len(tree.episodes):
             return True  # it did
-        return not self.lost(tree) and self.budgets[task.id].admits(episodes=1, policy_calls=1, env_steps=1)
+        return not self.lost(tree) and self.budgets[task.id].admits(episodes=1, policy_calls=1, env_steps=1, replayed_steps=1)
 
     async def learn(self, batch: Sequence[Task], number: int) -> None:
         """One attempt at each task, all with the same playbook; then merge what they teach, in their order."""
