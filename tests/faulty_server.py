@@ -9,6 +9,7 @@ Faults come from a script (one entry a request, then none) or by chance from a s
 or as a process: `python -m tests.faulty_server --rates '{"500": 0.1}'` prints its base_url and serves until it is killed.
 Faults: ok, 429 (Retry-After: 0.05), 429-date, 500, 503, 400, 401, 404, context, garbage, html, empty (no choices), no-message, error-200, hang,
 partial (half a body, then the connection closes), reset (closed before any answer), drip (a byte now and then, for ever), redirect, slow (half a second),
+held (until `released` is set),
 leak-400, leak-500, leak-200, leak-garbage (an answer that holds the key it was sent, as a careless gateway's does).
 """
 
@@ -91,6 +92,7 @@ class FaultyServer:
         self.cancelled = 0
         """Chat requests whose client went away before the answer."""
         self.connections: set[int] = set()
+        self.released = threading.Event()
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -222,6 +224,10 @@ class FaultyServer:
             case "slow":
                 await asyncio.sleep(0.5)
                 return web.Response(body=good, content_type="application/json")
+            case "held":
+                while not self.released.is_set():
+                    await asyncio.sleep(0.01)
+                return web.Response(body=good, content_type="application/json")
             case "leak-400" | "leak-500":
                 long = "x" * 285  # the sentence is cut at 300 characters: in the midst of the key
                 return web.json_response({"error": {"message": f"bad key {sent}; {long}{sent}"}}, status=int(fault[-3:]))
@@ -271,6 +277,29 @@ class FaultyServer:
             case _:
                 raise ValueError(f"no such fault: {fault}")
         return web.Response()
+
+
+def hasty(endpoint: Any, tries: int, seconds: float = 0.3) -> None:
+    """Cut off the next tries of a policy's endpoint early.
+
+    All later ones have their time: what is to fail by a time-out does, and nothing else.
+    """
+    send, usual = endpoint.send, endpoint.timeout_s
+
+    async def timed(*args: Any) -> Any:
+        nonlocal tries
+        endpoint.timeout_s = seconds if tries > 0 else usual  # it is read before anything waits
+        tries -= 1
+        return await send(*args)
+
+    endpoint.send = timed
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what will come, however long the machine needs: the test's own time limit bounds
+    it."""
+    while not condition():
+        await asyncio.sleep(0.005)
 
 
 async def _main() -> None:

@@ -109,6 +109,40 @@ def test_of_several_reflections_on_one_episode_the_earliest_blame_counts() -> No
     assert [s.answer.content for s in select(tree, rehearsal="progress_prefix").part("rehearsal")] == ["a"]
 
 
+def _apart(tree: Tree) -> Tree:
+    """The same episodes as imports are explored: without reflections, and each one's reflections in a record of their own that follows."""
+    records: list[Episode] = []
+    for e in tree.episodes:
+        records.append(replace(e, index=len(records), turns=e.acts))
+        reflections = tuple(t for t in e.turns if t.kind is Kind.reflect)
+        if reflections:
+            last = e.acts[-1].id if e.acts else e.start
+            records.append(Episode(e.task_id, len(records), e.stop, reflections, e.first_observation, start=last, depth=e.depth))
+    return Tree(tree.task, records)
+
+
+@given(trees(), st.sampled_from(list(PRESETS)), st.sampled_from([0.5, 1.0]), st.sampled_from(["progress", "blame"]), st.integers(0, 3))
+def test_a_reflection_in_a_record_of_its_own_says_the_same(tree: Tree, name: str, fraction: float, rule: str, seed: int) -> None:
+    config = preset(name, rehearsal_fraction=fraction, improvement=rule)
+    native, apart = (build({"t0": t, "t1": make_tree(task_id="t1")}, PROMPTS, config, seed) for t in (tree, _apart(tree)))
+    assert [replace(s, note="") for s in apart.samples] == [replace(s, note="") for s in native.samples]
+    assert (apart.duplicates, apart.skipped, apart.agreement) == (native.duplicates, native.skipped, native.agreement)
+    for one, other in zip(tree.branches(rule), _apart(tree).branches(rule), strict=True):
+        assert (one.improved, one.original, one.revised) == (other.improved, other.original, other.revised)
+        assert tree.trajectory(one.outcome_before) == _apart(tree).trajectory(other.outcome_before)
+        assert other.outcome_before.acts
+
+
+def test_what_was_blamed_on_the_way_is_blamed_in_what_went_on_from_there() -> None:
+    # reflected on after two steps, and again at the end; a branch from the end goes through what the first reflection blames
+    tree = make_tree(Ep("a", "b", "c", "d", stop=Stop.failure, blame=3, note="x"), Ep("e", stop=Stop.failure, branch_of=0))
+    first, second = tree.episodes
+    early = replace(first.turns[-1], id="t0/0.2r0", parent=first.acts[1].id, step=2, target=1)
+    tree = Tree(tree.task, [replace(first, turns=(*first.acts[:2], early, *first.turns[2:])), second])
+    assert [tree.blamed(tree.trajectory(e)) for e in tree.episodes] == [1, 1]
+    assert [s.answer.content for s in select(tree, rehearsal="progress_prefix").part("rehearsal")] == ["a"]
+
+
 def test_fraction_and_samples_per_task_are_drawn_by_the_seed() -> None:
     many = {t: make_tree(*[Ep(f"go {i}") for i in range(5)], task_id=t) for t in TASKS[:4]}
     config = DistillConfig(rehearsal_fraction=0.2, counterfactuals="none")

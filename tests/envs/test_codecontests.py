@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leafe.core import Environment, Task, UserError
 from leafe.envs import make_world
 from leafe.envs.code._compare import excerpt, first_difference
 from leafe.envs.code.codecontests import CodeContests, hash_split
-from leafe.envs.sandbox import Outcome
+from leafe.envs.sandbox import Limits, Outcome, Run
 from leafe.prompts import load_prompt_set
 from leafe.testing import check_environment
 from tests.envs.data import ROOT, needs_sandbox
@@ -56,42 +56,61 @@ def world(tmp_path: Path) -> CodeContests:
 
 
 class TestCompare:
-    TOKENS = st.lists(st.sampled_from(["1", "2", "a", "YES", "1.5", "0.30", "-3", "1e9", "."]), max_size=6)
-    SPACE = st.sampled_from([" ", "\n", "  ", "\t\n", " \r\n"])
+    """The rules of execution/tester_sandboxer.cc in google-deepmind/code_contests."""
+
+    TOKENS = st.lists(st.sampled_from([b"1", b"2", b"a", b"YES", b"1.5", b"0.30", b"-3", b"1e9", b".", b"\xff", b"1\x1c2"]), max_size=6)
+    SPACE = st.sampled_from([b" ", b"\n", b"  ", b"\t\n", b" \r\n", b"\v"])
 
     @given(TOKENS, st.data())
-    def test_whitespace_is_free(self, tokens: list[str], data: st.DataObject) -> None:
-        def written() -> str:
-            return "".join(data.draw(self.SPACE) + t for t in tokens) + data.draw(self.SPACE)
+    def test_whitespace_is_free(self, tokens: list[bytes], data: st.DataObject) -> None:
+        def written() -> bytes:
+            return b"".join(data.draw(self.SPACE) + t for t in tokens) + data.draw(self.SPACE)
 
         assert first_difference(written(), written()) is None
 
     @given(TOKENS, TOKENS)
-    def test_other_words_are_a_difference_at_the_first_of_them(self, got: list[str], want: list[str]) -> None:
-        at = first_difference(" ".join(got), " ".join(want))
+    def test_other_words_are_a_difference_at_the_first_of_them(self, got: list[bytes], want: list[bytes]) -> None:
+        at = first_difference(b" ".join(got), b" ".join(want))
         assert (at is None) == (got == want)
         if at is not None:
             assert got[:at] == want[:at]
             assert got[at : at + 1] != want[at : at + 1]
 
-    @given(st.floats(-1e12, 1e12), st.floats(-2e-6, 2e-6))
-    def test_floats_have_a_tolerance_where_the_reference_has_them(self, value: float, error: float) -> None:
-        want, got = f"{value:.9f}", f"{value + error * max(1.0, abs(value)):.9f}"
-        gap = abs(float(want) - float(got)) / max(1.0, abs(float(want)), abs(float(got)))
-        if abs(gap - 1e-6) > 1e-9:
-            assert (first_difference(got, want) is None) == (gap < 1e-6)
+    @given(st.floats(-1e6, 1e6), st.floats(-2e-5, 2e-5), st.sampled_from(["{:.12f}", "{:.15e}", "{!r}"]), st.sampled_from(["{:.12f}", "{:.15E}", "{!r}"]))
+    def test_numbers_may_differ_by_less_than_a_hundred_thousandth(self, value: float, error: float, one: str, other: str) -> None:
+        want, got = one.format(value), other.format(value + error)
+        gap = abs(float(want) - float(got))
+        assert (first_difference(got.encode(), want.encode()) is None) == (gap < 1e-5)
+
+    @given(st.binary(max_size=60), st.binary(max_size=60))
+    def test_any_bytes(self, got: bytes, want: bytes) -> None:
+        assert first_difference(got, got) is None
+        assert (first_difference(got, want) is None) == (first_difference(want, got) is None)
+
+    @given(st.text(st.characters(min_codepoint=128, categories=["Nd", "Zs"]), min_size=1, max_size=3))
+    def test_other_alphabets_have_no_digits_and_no_blanks(self, text: str) -> None:
+        assert first_difference(f"1{text}2".encode(), b"1 2") is not None
+        assert first_difference(text.encode(), b"1") is not None
 
     @pytest.mark.parametrize(
         ("got", "want", "same"),
         [
-            ("3", "3.0", True), ("3.0", "3", False), ("1e3", "1000.0", True), ("0.3333333", "0.333333333", True), ("nan", "1.0", False), ("inf", "1.0", False),
-            ("1_000.0", "1000.0", False),
-            ("1.0x", "1.0", False), ("0x1", "1.0", False), ("yes", "YES", False), ("", "1", False), ("1", "", False), ("", "", True),
-            ("1e999", "1.5", False), ("1000001", "1000000", False), ("-0.0", "0.0", True), ("1.2.3", "1.2.3", True), ("1.2.3", "1.2.30", False),
+            ("3", "3.0", True), ("3.0", "3", True), ("5.", "5", True), (".5", "0.5", True), ("1e3", "1000", True), ("1E3", "1000.000001", True),
+            ("0.33333", "0.3333333333", True), ("0.3333", "0.3333333333", False), ("1234567.1", "1234567.2", False), ("+7", "7", True), ("+-7", "-7", False),
+            ("007", "7", True), ("-0.0", "0", True), ("1000001", "1000000", False), ("9007199254740993", "9007199254740992", True),
+            ("123456789012345678901", "123456789012345678901.0", True), ("1_000", "1000", False), ("0x10", "16", False),
+            ("1e", "1", False), ("1.2.3", "1.2.30", False),
+            ("nan", "1", False), ("NaN", "nan", True), ("nan 1", "nan 1.0", False), ("inf", "Infinity", False), ("inf 1", "inf 1.0", False),
+            ("1e999", "1e999", True),
+            ("1e999", "5", False), ("yes", "YES", True), ("yEs 3", "YeS 3.0", True), ("\u00c9", "\u00e9", False), ("", "1", False), ("1", "", False),
+            ("", "", True), ("\n \t", "", True), ("1 2", "1", False), ("1\r\n2\r\n", "1 2", True), ("1\v2", "1 2", True), ("1\f2", "1 2", False),
+            ("\f1", "1", True),
+            ("1\x1c2", "1 2", False), ("1\x852", "1 2", False), ("1\u00a02", "1 2", False), ("\u0661", "1", False), ("1\0", "1", False),
+            ("x" * 100_000, "X" * 100_000, True), ("1" * 300_000, "1" * 299_999, False),
         ],
     )  # fmt: skip
     def test_cases(self, got: str, want: str, same: bool) -> None:
-        assert (first_difference(got, want) is None) == same
+        assert (first_difference(got.encode(), want.encode()) is None) == same
 
     @given(st.text(max_size=3000))
     def test_excerpts_are_short_and_printable(self, text: str) -> None:
@@ -164,7 +183,7 @@ class TestVerdicts:
         program = f"import os, sys\ninput()\ns = sum(map(int, input().split()))\nif s < 9: print(s)\nelse:\n    s = abs(s)\n    {what}"
         said, success = self.submit(world, program)
         assert not success
-        assert said == f"All 2 public tests passed. {kind} on hidden test 1 of 3."
+        assert said == f"All 2 public tests passed. {kind} on a hidden test."
 
     def test_long_outputs_say_where_they_differ(self, tmp_path: Path) -> None:
         many = " ".join(map(str, range(1000)))
@@ -190,11 +209,75 @@ class TestVerdicts:
     def test_progress_and_four_submissions(self, world: CodeContests) -> None:
         world.reset(world.tasks("train")[0], 0)
         results = [world.step(p) for p in ("print(3)", "print(0)", SUM.replace("print", "x ="), "print(150 if '40' in open(0).read() else 3)")]
-        assert [r.progress for r in results] == [1.0, 1.0, 1.0, 2.0]
+        assert [r.progress for r in results] == [1.0, 1.0, 1.0, 1.0], "the last is right on a hidden test, and not on all public ones"
         assert [r.done for r in results] == [False, False, False, True]
         assert results[-1].observation.endswith("That was the last submission: the task is lost.")
         again = world.step(SUM)
         assert (again.valid, again.done, again.observation) == (False, True, "The task is over: nothing was run.")
+
+    @settings(max_examples=12, deadline=None)
+    @given(st.lists(st.booleans(), min_size=1, max_size=3), st.lists(st.booleans(), min_size=1, max_size=5), st.data())
+    def test_progress_is_public_tests_first(self, public: list[bool], hidden: list[bool], data: st.DataObject) -> None:
+        """Two programs, each right on some of the tests: the one that fails a public test never stands above one that passes them all."""
+        tests = [[f"{n}\n", f"{n}\n"] for n in range(len(public) + len(hidden))]
+        payload = {"public": tests[: len(public)], "hidden": tests[len(public) :], "seconds": 2.0, "memory": 256_000_000}
+        task = Task("codecontests-x", "codecontests", "train", "Say n.", payload)
+        others = data.draw(st.lists(st.booleans(), min_size=len(public), max_size=len(public)))
+        found = []
+        with CodeContests("unused") as judge:
+            for right in (public + hidden, others + hidden[::-1], [True] * len(public) + [False] * len(hidden)):
+                program = f"n = int(input())\nprint(n if {right!r}[n] else -1)"
+                judged = judge.judge(task, program)
+                found.append((all(right[: len(public)]), judged.passed))
+                if not all(right[: len(public)]):
+                    assert judged.passed == sum(right[: len(public)])
+        for well, progress in found:
+            assert all(progress >= other for otherwise, other in found if well and not otherwise)
+
+    def test_where_a_hidden_test_fails_is_not_told(self, tmp_path: Path) -> None:
+        """Neither which one it was, nor how many there are: a program could choose them by what it reads."""
+        said = set()
+        for hidden in (1, 2, 5):
+            tests = {"input": [f"{n}\n" for n in range(10, 10 + hidden)], "output": ["x\n"] * hidden}
+            public = {"input": ["1\n"], "output": ["x\n"]}
+            world = CodeContests(write(tmp_path / "train.jsonl", row(public_tests=public, private_tests=tests, generated_tests=None)))
+            for fails in range(10, 10 + hidden):
+                said.add(self.submit(world, f"print('y' if int(input()) == {fails} else 'x')")[0])
+        assert said == {"All 1 public test passed. Wrong answer on a hidden test."}
+
+    def test_a_shown_test_never_runs_where_a_hidden_one_did(self, world: CodeContests, monkeypatch: pytest.MonkeyPatch) -> None:
+        runs = []
+        run_script = world.sandbox.run_script
+
+        def noted(program: str, stdin: bytes, limits: Limits | None = None, *, hidden: bool = False) -> Run:
+            runs.append((stdin, hidden))
+            return run_script(program, stdin, limits, hidden=hidden)
+
+        monkeypatch.setattr(world.sandbox, "run_script", noted)
+        for program in (SUM, "print(3)", SUM.replace("sum", "max")):
+            self.submit(world, program)
+        public = [text.encode() for text in ROW["public_tests"]["input"]]
+        assert all(hidden == (stdin not in public) for stdin, hidden in runs)
+        assert any(hidden for _, hidden in runs)
+
+    def test_outputs_that_are_no_text(self, tmp_path: Path) -> None:
+        """Bytes that are no UTF-8, an empty expected output, lone surrogates in a test, Windows line ends, outputs without an end."""
+        none: dict[str, list[str]] = {"input": [], "output": []}
+        for stdin, want, program, right in (
+            ("1\n", "", "pass", True),
+            ("1\n", "\n\n", "print('  ')", True),
+            ("1\n", "", "print(1)", False),
+            ("1\r\n2\r\n", "1\r\n2\r\n", "print(int(input()))\nprint(int(input()))", True),
+            ("\ud800\n", "\ud800", "import sys\nsys.stdout.buffer.write(sys.stdin.buffer.read())", True),
+            ("1\n", "1 \t\n\n", "print(1, end='')", True),
+            ("1\n", "\u00e9 \u4e2d", "print('\u00e9', '\u4e2d')", True),
+            ("1\n", "1", "import sys\nsys.stdout.buffer.write(b'\\xff\\xfe1')", False),
+            ("1\n", "7 " * 100_000, "print('7 ' * 99_999 + '7')", True),
+        ):
+            tests = {"input": [stdin], "output": [want]}
+            payload = CodeContests(write(tmp_path / "train.jsonl", row(public_tests=none, private_tests=tests, generated_tests=None))).tasks("train")[0]
+            with CodeContests("unused") as judge:
+                assert (judge.judge(payload, program).outcome is Outcome.passed) == right, (stdin, want[:20], program)
 
     def test_the_problems_own_limits_and_a_factor(self, tmp_path: Path) -> None:
         none: dict[str, list[str]] = {"input": [], "output": []}

@@ -12,7 +12,7 @@ import pytest
 from leafe.core import Environment, Task, UserError
 from leafe.envs import make_world
 from leafe.envs.code.humaneval import HumanEval, hash_split, part, read_problems
-from leafe.envs.sandbox import Outcome
+from leafe.envs.sandbox import Outcome, Verdict
 from leafe.prompts import load_prompt_set
 from leafe.testing import check_environment
 from tests.envs.data import needs_sandbox
@@ -53,6 +53,28 @@ def test_parts() -> None:
     assert parted["examples"] == ["assert twice(2) == 4", "assert twice(1.5) == 3.0"]
 
 
+PLUS = (
+    "import numpy as np\n\ndef is_floats(x) -> bool:\n    return isinstance(x, float)\n\ndef assertion(out, exp, atol):\n    exact_match = out == exp\n"
+    "    if atol == 0 and is_floats(exp):\n        atol = 1e-6\n    if not exact_match and atol != 0:\n"
+    "        np.testing.assert_allclose(out, exp, atol=atol)\n    else:\n        assert exact_match\n\n"
+    "def ref_func(x):\n    return x + x\n\ndef check(candidate):\n    inputs = [[2], [1.5], [0.1]]\n    results = [4, 3.0, 0.2]\n"
+    "    for i, (inp, exp) in enumerate(zip(inputs, results)):\n        assertion(candidate(*inp), exp, 0)\n"
+    "    for i, inp in enumerate(inputs):\n        assertion(candidate(*inp), ref_func(*inp), 0)\n\ncheck(twice)\n"
+)
+
+
+def test_helpers_that_assert() -> None:
+    parted = part(PROMPT, "twice", PLUS)
+    assert len(parted["tests"]) == 2
+    assert "check(twice)" not in parted["setup"]
+    helpers = "def a(x): assert x\ndef b(x): a(x)\ndef c(x):\n    if not x: raise AssertionError\ndef d(x): return x\n"
+    check = "def check(candidate):\n    def e(x): assert x\n    d(1)\n    a(candidate(1))\n    b(candidate(2))\n    e(candidate(3))\n"
+    check += "    c(candidate(4))\n    d(2)\n"
+    assert [test.split("\n")[-1][:2] for test in part(PROMPT, "twice", helpers + check)["tests"]] == ["a(", "b(", "e(", "c("]
+    with pytest.raises(ValueError, match="check asserts nothing"):
+        part(PROMPT, "twice", helpers + "def check(candidate):\n    d(candidate(1))\n")
+
+
 @needs_sandbox
 class TestWorld:
     @pytest.fixture
@@ -65,16 +87,16 @@ class TestWorld:
             ("def twice(x): return 2 * x", "All 4 tests passed."),
             (
                 "def twice(x): return x + 2",
-                "2 of 4 tests passed. A hidden test failed.\nOf the examples in the task 1 of 2 tests passed. This test failed:\n"
+                "A hidden test failed.\nOf the examples in the task 1 of 2 tests passed. This test failed:\n"
                 "assert twice(1.5) == 3.0\ntwice(1.5) is 3.5",
             ),
-            ("def twice(x): return 2 * x if x < 5 else {x}", "2 of 4 tests passed. A hidden test failed."),
-            ("def twice(x):\n    if x > 4: raise ValueError(x)\n    return half(4 * x)", "2 of 4 tests passed. A hidden test raised an exception."),
+            ("def twice(x): return 2 * x if x < 5 else {x}", "A hidden test failed."),
+            ("def twice(x):\n    if x > 4: raise ValueError(x)\n    return half(4 * x)", "A hidden test raised an exception."),
             ("def half(x): return x\ndef twice(x): return 3 * x", None),
             ("def twice(x)", "Loading the program raised an exception.\nline 1: def twice(x)\nSyntaxError: expected ':'"),
             (
                 "def other(x): return 2 * x",
-                "0 of 4 tests passed. A hidden test raised an exception.\nOf the examples in the task 0 of 2 tests passed. This test raised an exception:\n"
+                "A hidden test raised an exception.\nOf the examples in the task 0 of 2 tests passed. This test raised an exception:\n"
                 "assert twice(2) == 4\nNameError: name 'twice' is not defined",
             ),
             ("half = lambda x: 0\ncandidate = lambda x: x\nabs = None\ndef twice(x): return 2 * x", "All 4 tests passed."),
@@ -92,10 +114,47 @@ class TestWorld:
             assert result.observation.removesuffix("\nYou have 3 submissions left.") == said
             assert result.success == said.startswith("All")
 
+    def test_hidden_tests_run_last_and_say_nothing_of_how_many_pass(self, world: HumanEval, monkeypatch: pytest.MonkeyPatch) -> None:
+        task = world.tasks("test")[0]
+        runs = []
+        run = world.sandbox.run
+
+        def noted(program: str, tests: list[str], *args: Any, hidden: bool = False, **options: Any) -> Verdict:
+            runs.append((tests == task.payload["examples"], hidden))
+            return run(program, tests, *args, hidden=hidden, **options)
+
+        monkeypatch.setattr(world.sandbox, "run", noted)
+        said = set()
+        for wrong in (0, 5, "inf", "x > 1.5 and x != 2"):
+            judged = world.judge(task, f"def twice(x): return -1 if {wrong if isinstance(wrong, str) and ' ' in wrong else f'x == {wrong}'} else 2 * x")
+            assert judged.outcome is Outcome.failed
+            said.add(judged.said)
+        assert said == {"A hidden test failed."}
+        assert runs == [(True, False), (False, True)] * 4
+
     def test_contract(self, world: HumanEval) -> None:
         actions = [*world.valid_actions(), "def twice(x): return {str(x), 'a', 'b'}", "def twice(x): return object()", ""]
         report = check_environment(world, world.tasks("test"), actions, invalid=["", "no such action at all"], steps=4)
         assert not report.problems, report
+
+    @pytest.mark.parametrize("form", ["lines", "array", "parquet"])
+    def test_humaneval_plus(self, tmp_path: Path, form: str) -> None:
+        row = ROW | {"test": PLUS}
+        file = tmp_path / "plus.json"
+        if form == "parquet":
+            pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pyarrow.Table.from_pylist([row]), file := tmp_path / "test.parquet")
+        else:
+            file.write_text(json.dumps([row]) if form == "array" else json.dumps(row))
+        world = HumanEval(str(file))
+        task = world.tasks("test")[0]
+        for program, passed in (("def twice(x): return 2 * x", 2), ("def twice(x): return 2 * x + 1e-9 * (x != 2)", 2), ("def twice(x): return 4", 0)):
+            assert world.judge(task, program).passed == passed, program
+
+    def test_a_problem_whose_reference_does_not_pass_is_left_out_by_name(self, tmp_path: Path) -> None:
+        bad = ROW | {"task_id": "HumanEval/8", "canonical_solution": "    return x\n"}
+        with pytest.warns(UserWarning, match=r"1 of 2 tasks cannot be judged here, .*: HumanEval-8 \(failed\)\. They are left out\."):
+            assert [task.id for task in HumanEval(problems(tmp_path, ROW, bad)).tasks("test")] == ["HumanEval-7"]
 
     def test_prompt_examples(self) -> None:
         def task(prompt: str, name: str, asserts: list[str]) -> Task:

@@ -6,12 +6,13 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from leafe.core import Environment, Task, UserError
 from leafe.envs.code.mbpp import LONGEST, Mbpp, read_problems
-from leafe.envs.sandbox import Outcome, Sandbox
+from leafe.envs.sandbox import Outcome, Sandbox, Verdict
 from leafe.testing import check_environment
 from tests.envs.data import MBPP, needs_mbpp, needs_sandbox
 from tests.loop import both_stages
@@ -67,10 +68,121 @@ def test_of_a_hidden_test_only_the_kind_of_its_failure_is_said(problems: str) ->
         ("import os\ndef double(x): return 4 if x == 2 else os._exit(x)", "ended the process"),
     ):
         world.reset(task, 0)
-        assert world.step(program).observation == f"1 of 3 tests passed. A hidden test {kind}.\nYou have 3 submissions left."
+        result = world.step(program)
+        assert result.observation == f"All 1 shown test passed. A hidden test {kind}.\nYou have 3 submissions left."
+        assert result.progress == 1.0
     world.reset(task, 0)
     said = world.step("def double(x): return 5").observation
-    assert said == "0 of 3 tests passed. This test failed:\nassert double(2) == 4\ndouble(2) is 5\nYou have 3 submissions left."
+    assert said == "0 of 1 shown test passed. This test failed:\nassert double(2) == 4\ndouble(2) is 5\nYou have 3 submissions left."
+
+
+@needs_sandbox
+def test_hidden_tests_run_last_and_in_boxes_of_their_own(problems: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program leaves behind in a box where hidden tests ran is found by no shown test; and where a shown one fails, no hidden one runs."""
+    world = Mbpp(problems=problems)
+    world.reset(world.tasks("train", 1)[0], 0)
+    runs: list[tuple[int, bool]] = []
+    run = world.sandbox.run
+
+    def noted(program: str, tests: list[str], *args: Any, hidden: bool = False, **options: Any) -> Verdict:
+        runs.append((len(tests), hidden))
+        return run(program, tests, *args, hidden=hidden, **options)
+
+    monkeypatch.setattr(world.sandbox, "run", noted)
+    for program, expected in (
+        (ROW["code"], [(1, False), (3, True)]),
+        ("def double(x): return 5", [(1, False)]),
+        ("def double(x): return 4", [(1, False), (3, True)]),
+        ("def double(x)", [(1, False)]),
+    ):
+        runs.clear()
+        world.reset(world.tasks("train", 1)[0], 0)
+        world.step(str(program))
+        assert runs == expected
+
+
+@needs_sandbox
+def test_how_many_hidden_tests_pass_is_not_told(tmp_path: Path) -> None:
+    """A program could choose that number, and which test fails, by what it reads in one."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(ROW | {"test_list": [f"assert double({n}) == {2 * n}" for n in range(6)]}))
+    world = Mbpp(problems=str(file))
+    said = set()
+    for wrong in ({1}, {5}, {1, 2, 3}, {1, 2, 3, 4, 5}):
+        world.reset(world.tasks("train")[0], 0)
+        result = world.step(f"def double(x): return -1 if x in {wrong} else 2 * x")
+        said.add(result.observation)
+        assert result.progress == 6.0 - len(wrong)
+    assert said == {"All 1 shown test passed. A hidden test failed.\nYou have 3 submissions left."}
+
+
+@needs_sandbox
+def test_progress_is_shown_tests_first(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(ROW | {"test_list": [f"assert double({n}) == {2 * n}" for n in range(6)]}))
+    world = Mbpp(problems=str(file), shown_tests=2)
+    found = []
+    for wrong in ({0}, {0, 1}, {2, 3, 4, 5}, {5}, set()):
+        world.reset(world.tasks("train")[0], 0)
+        found.append(world.step(f"def double(x): return -1 if x in {wrong or {99}} else 2 * x").progress)
+    assert found == [1.0, 0.0, 2.0, 5.0, 6.0]
+
+
+class TestFiles:
+    """Sanitized MBPP and MBPP+, in the columns in which they are published."""
+
+    SANITIZED: ClassVar[dict[str, Any]] = {
+        "source_file": "x.ipynb", "task_id": 602, "prompt": "Write a function to find a root.", "code": "def root(n):\n    return math.sqrt(n)",
+        "test_imports": ["import math"], "test_list": ["assert math.isclose(root(2), math.sqrt(2))", "assert root(4) == 2", "assert root(0) == 0"],
+    }  # fmt: skip
+    PLUS: ClassVar[dict[str, Any]] = SANITIZED | {
+        "test": "import numpy as np\nfrom math import inf\n\ndef is_floats(x) -> bool:\n    if isinstance(x, float):\n        return True\n"
+        "    if isinstance(x, (list, tuple)):\n        return all(isinstance(i, float) for i in x)\n    if isinstance(x, np.ndarray):\n"
+        "        return x.dtype == np.float64 or x.dtype == np.float32\n    return False\n\ndef assertion(out, exp, atol):\n"
+        "    if atol == 0 and is_floats(exp):\n        atol = 1e-6\n    if out != exp and atol != 0:\n"
+        "        assert np.allclose(out, exp, rtol=1e-07, atol=atol)\n    else:\n        assert out == exp, f\"out: {out}, exp: {exp}\"\n\n"
+        "inputs = [[4], [9], [2], [inf]]\nresults = [2.0, 3.0, 1.4142135, inf]\n"
+        "for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion(root(*inp), exp, 0)\n"
+    }
+
+    @pytest.mark.parametrize("row", [SANITIZED, PLUS], ids=["sanitized", "plus"])
+    @pytest.mark.parametrize("form", ["array", "indented array", "lines", "gzip", "marked", "parquet"])
+    def test_they_are_read(self, tmp_path: Path, row: dict[str, Any], form: str) -> None:
+        file = tmp_path / "mine.json"
+        rows = [row, row | {"task_id": 11}]
+        if form == "parquet":
+            pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pyarrow.Table.from_pylist(rows), file := tmp_path / "test.parquet")
+        elif form == "gzip":
+            (file := tmp_path / "mine.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+        else:
+            text = "\n".join(map(json.dumps, rows)) if form == "lines" else "\n " + json.dumps(rows, indent=2 if "indented" in form else None)
+            file.write_text(text, encoding="utf-8-sig" if form == "marked" else "utf-8")
+        assert [row["task_id"] for row in read_problems(file)] == [602, 11]
+
+    @needs_sandbox
+    def test_they_are_judged(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.json").write_text(json.dumps([self.SANITIZED, self.PLUS | {"task_id": 11}]))
+        world = Mbpp(problems=str(tmp_path / "mine.json"), shown_tests=3)
+        (plain,), (plus,) = world.tasks("train"), world.tasks("test")
+        assert plain.instruction.startswith("Write a function to find a root.\nYour code should pass these tests:\nassert math.isclose(root(2)")
+        for task, total in ((plain, 3), (plus, 4)):
+            assert world.judge(task, str(self.SANITIZED["code"])).passed == total
+            assert world.judge(task, "def root(n): return n ** 0.5").outcome is Outcome.passed
+            assert world.judge(task, "def root(n): return n").outcome is Outcome.failed
+        special = "import math\ndef root(n): return math.sqrt(n) if n != 9 else 4"
+        assert world.judge(plain, special).outcome is Outcome.passed
+        judged = world.judge(plus, special)
+        assert (judged.said, judged.passed, judged.outcome) == ("All 3 shown tests passed. A hidden test failed.", 3, Outcome.failed)
+
+    @pytest.mark.parametrize(
+        "row",
+        [{"task_id": "Mbpp/2", "prompt": "p", "base_input": [[1]]}, {"task_id": 2, "prompt": "p"}, SANITIZED | {"test_imports": "import m"}, 7],
+    )
+    def test_what_fits_is_said_of_one_that_does_not(self, tmp_path: Path, row: Any) -> None:
+        (tmp_path / "mine.json").write_text(json.dumps([self.SANITIZED, row]))
+        with pytest.raises(UserError, match=r"mine\.json, item 2: the column '\w+' is missing .*: each row is one problem in the columns of"):
+            read_problems(tmp_path / "mine.json")
 
 
 @needs_sandbox

@@ -151,7 +151,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_tool_calls_are_actions(tmp_path: Path) -> None:
-    """One text argument is the action itself; anything else is written out; what stood beside it is the thought."""
+    """Calls are written out; what stood beside them is the thought."""
     said = [
         USER,
         {"role": "assistant", "content": "I look.", "tool_calls": [{"id": "1", "function": {"name": "act", "arguments": '{"command": "look"}'}}]},
@@ -162,7 +162,8 @@ def test_tool_calls_are_actions(tmp_path: Path) -> None:
     ]
     found, _ = one({"messages": said, "success": True}, tmp_path)
     first, second = found[1].turns
-    assert (first.text, first.action, first.thought, first.answer) == ("I look.\nlook", "look", "I look.", "a lamp")
+    look = '{"name": "act", "arguments": {"command": "look"}}'
+    assert (first.text, first.action, first.thought, first.answer) == (f"I look.\n{look}", look, "I look.", "a lamp")
     assert (json.loads(second.text), second.answer) == ({"name": "take", "arguments": {"what": "lamp", "times": 2}}, "taken\nwell done")
 
 

@@ -116,8 +116,10 @@ def test_workers_find_the_same_trees(tmp_path: Path) -> None:
 
 
 def test_a_users_mistake_in_a_worker_arrives_as_such(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no split 'nowhere'"):
-        run_recipe(small("tasks.train_split=nowhere", "jobs=2"), tmp_path / "run")
+    with pytest.raises(UserError, match="no option 'nowhere'"):
+        run_recipe(small("policy.options.nowhere=1", "jobs=2"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"tasks\.train_split = 'nowhere'"):
+        run_recipe(small("tasks.train_split=nowhere"), tmp_path / "split")
     with pytest.raises(UserError, match="no world 'mars'"):
         run_recipe(small("world.name=mars", "world.options={}"), tmp_path / "mars")
     with pytest.raises(UserError, match="absent-model"):

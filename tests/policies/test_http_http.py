@@ -26,6 +26,7 @@ from leafe.policies.http._http import (
     proxy_variable,
     unpacked,
 )
+from tests.faulty_server import until
 
 BODY = b'{"choices": [{"message": {"content": "caf\xc3\xa9"}}]}'
 
@@ -206,12 +207,11 @@ def test_a_connection_that_is_lost_in_mid_answer_is_not_asked_again_by_itself() 
             connections = Connections("127.0.0.1", port, False, 5.0)
             await connections.ask(b"GET / HTTP/1.1\r\n\r\n")
             waiting = asyncio.ensure_future(connections.ask(b"GET / HTTP/1.1\r\n\r\n"))
-            while len(seen) < 2:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.01)
-            for wire in connections._busy:
-                assert wire._transport is not None
-                wire._transport.close()
+            await until(lambda: len(seen) == 2)
+            (wire,) = connections._busy
+            await until(lambda: wire._head)
+            assert wire._transport is not None
+            wire._transport.close()
             with pytest.raises(Broken):
                 await waiting
             connections.close()
@@ -224,8 +224,11 @@ def test_a_cancelled_request_takes_its_connection_with_it() -> None:
     async def go() -> list[int]:
         async with server(plain(b"1")[:-1], plain(b"2")) as (port, seen):
             connections = Connections("127.0.0.1", port, False, 5.0)
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(connections.ask(b"GET / HTTP/1.1\r\n\r\n"), 0.1)
+            going = asyncio.ensure_future(connections.ask(b"GET / HTTP/1.1\r\n\r\n"))
+            await until(lambda: seen)
+            going.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await going
             assert (await connections.ask(b"GET / HTTP/1.1\r\n\r\n")).body == b"2"
             connections.close()
             return seen

@@ -26,18 +26,18 @@ SUMS = ("episodes", "samples", "successes", "depth", "turns", "saved", "branches
 
 def by_hand(tree: Tree) -> dict[str, Any]:
     """The task's row, counted from the tree itself."""
-    own = sum(len(e.acts) for e in tree.episodes)
+    own = sum(len(e.acts) for e in tree.rollouts)
     return {
-        "episodes": len(tree.episodes),
-        "samples": sum(e.count for e in tree.episodes),
-        "successes": sum(e.count for e in tree.episodes if e.success),
+        "episodes": len(tree.rollouts),
+        "samples": sum(e.count for e in tree.rollouts),
+        "successes": sum(e.count for e in tree.rollouts if e.success),
         "depth": min((e.depth for e in tree.successes()), default=None),
         "turns": own,
-        "saved": sum(e.count * len(tree.trajectory(e)) for e in tree.episodes) - own,
-        "branches": sum(e.experience is not None for e in tree.episodes),
-        "diverged": sum(e.count for e in tree.episodes if e.stop is Stop.diverged),
+        "saved": sum(e.count * len(tree.trajectory(e)) for e in tree.rollouts) - own,
+        "branches": sum(e.experience is not None for e in tree.rollouts),
+        "diverged": sum(e.count for e in tree.rollouts if e.stop is Stop.diverged),
         "unusable": sum(not t.valid for t in tree.reflections),
-        "errors": sum(e.count for e in tree.episodes if e.stop in (Stop.env_error, Stop.policy_error)),
+        "errors": sum(e.count for e in tree.rollouts if e.stop in (Stop.env_error, Stop.policy_error)),
         "tokens": sum(t.usage.generated for t in tree),
     }
 

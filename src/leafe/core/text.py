@@ -22,8 +22,8 @@ _ALWAYS = (
     "\u00ad\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2"
     "\u180b-\u180f\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # format characters
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    "\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00-\ufe0d\uffa0"  # drawn as nothing
-    "\ufff0-\ufff8\ufffc\ufffe\uffff"  # no characters
+    "\u115f\u1160\u17b4\u17b5\u3164\ufe00-\ufe0d\uffa0"  # drawn as nothing
+    "\ufff0-\ufff8\ufffe\uffff"  # no characters
     "\ud800-\udfff"  # halves of surrogate pairs
     "\U000e0000-\U000e0fff"  # tags, which spell text that nobody sees
 )

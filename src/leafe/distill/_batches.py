@@ -94,7 +94,7 @@ class Batches:
         """What a part's mean in a batch is multiplied with, so that over the steps it has its whole weight in the objective: one over
         the share of batches that hold the part, where a batch by sequence holds less than one of its sequences."""
         shuffler = self._by_part.get(part)
-        return 1.0 if shuffler is None else float(max(1, 1 / shuffler.size))
+        return 1.0 if shuffler is None else max(1.0, float(1 / shuffler.size))
 
     def steps(self, epochs: float) -> int:
         """Steps for at least so many passes over each part, or over the tasks."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from leafe.core import ForeignFailure, LeafeError, UserError
+from leafe.core import ForeignFailure, LeafeError, UserError, visible
 from leafe.core.processes import with_default_signals
 from leafe.distill._config import DistillConfig
 from leafe.distill._dataset import Dataset
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     except LeafeError as error:
         if os.environ.get("LEAFE_LAUNCHED"):
             _said(path).write_text(json.dumps({"user": isinstance(error, UserError), "words": str(error)}), encoding="utf-8")
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     return 0
 

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from leafe.core import Episode, ImprovementRule, Kind, Stop, Tree, Turn
+from leafe.core import Episode, ImprovementRule, Stop, Tree, Turn
 from leafe.prompts import Prompts
 
 
@@ -25,13 +25,13 @@ def _plain(action: str, prompts: Prompts) -> str:
     return text if prompts.set.action == "code" else re.sub(r"(?<=\S)[^\S\n]+", " ", text)
 
 
-def good_prefix(episode: Episode, trajectory: Sequence[Turn], rule: ImprovementRule = "progress") -> int:
+def good_prefix(tree: Tree, trajectory: Sequence[Turn], rule: ImprovementRule = "progress") -> int:
     """How many of a failed episode's first actions may be rehearsed ("progress prefix").
 
-    Up to but without the earliest step that one of its own usable reflections blames, and not past the last rise of the progress that the world
+    Up to but without the earliest step that a usable reflection on it blames, and not past the last rise of the progress that the world
     reports (counted from 0). Without a reflection: up to the last rise. Without either: none. With the rule "blame" the world's progress is not heeded.
     """
-    blamed = min((t.target for t in episode.turns if t.kind is Kind.reflect and t.valid and t.target is not None), default=None)
+    blamed = tree.blamed(trajectory)
     reported = rule == "progress" and any(t.progress is not None for t in trajectory)
     if not reported:
         return 0 if blamed is None else blamed

@@ -182,6 +182,8 @@ class _Donor:
 
 def _rehearsal(tree: Tree, config: DistillConfig, draws: _Draws, collector: _Collector) -> None:
     for episode in tree.episodes:
+        if not episode.acts and episode.turns:
+            continue  # reflections on another episode, which has a record of its own
         if diverged(tree, episode):
             collector.skipped["rehearsal: the episode diverged on replay"] += 1
             continue
@@ -200,11 +202,11 @@ def _rehearsal(tree: Tree, config: DistillConfig, draws: _Draws, collector: _Col
 
 
 def _right(tree: Tree, episode: Episode, config: DistillConfig) -> Sequence[Turn]:
-    """The actions of an episode that may be rehearsed."""
-    if not episode.success and config.rehearsal == "successes":
+    """The actions of an episode that may be rehearsed; of a record that only looks back on another one, none."""
+    if not episode.acts or (not episode.success and config.rehearsal == "successes"):
         return ()
     trajectory = tree.trajectory(episode)
-    return trajectory if episode.success else trajectory[: good_prefix(episode, trajectory, config.improvement)]
+    return trajectory if episode.success else trajectory[: good_prefix(tree, trajectory, config.improvement)]
 
 
 def _counterfactuals(branches: Sequence[tuple[Tree, Branch]], config: DistillConfig, seed: int, collector: _Collector) -> None:
@@ -261,7 +263,7 @@ def _learnt(tree: Tree, branch: Branch, config: DistillConfig) -> Sequence[Turn]
         return (branch.revised,)
     if episode.success:
         return episode.acts
-    end = good_prefix(episode, tree.trajectory(episode), config.improvement)
+    end = good_prefix(tree, tree.trajectory(episode), config.improvement)
     return [t for t in episode.acts if t is branch.revised or t.step < end]
 
 

@@ -78,7 +78,7 @@ def mean_of(
         least: No figure can be below this.
         most: Nor above this.
         over: Whether the interval is to hold for other runs or for these alone.
-   """
+    """
     runs = [run for run in runs if run]
     if not runs:
         return Mean(math.nan, math.nan, math.nan, math.nan)

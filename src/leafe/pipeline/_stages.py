@@ -13,19 +13,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from leafe.baselines.ace import AceConfig, Place, Playbook, with_playbook
-from leafe.core import Environment, Policy, Task, UserError, derive_seed
+from leafe.core import Environment, Policy, Task, UserError, derive_seed, find_named
 from leafe.core.answers import versions_of
 from leafe.distill import DistillConfig, build, export_trl, train
 from leafe.envs import load_tasks, make_world
 from leafe.evaluate import EvaluateProgress, evaluate, probe
 from leafe.explore import ExploreConfig, Progress, WorldPool, explore
 from leafe.pipeline._choose import choose, last_round
-from leafe.pipeline._plan import HELD_OUT, Leg, Stage, plan, stage_name, task_count, world_options
+from leafe.pipeline._plan import HELD_OUT, Leg, Stage, stage_name, task_count, world_options
 from leafe.pipeline._progress import evaluating, exploring
 from leafe.pipeline._served import served_policy
 from leafe.pipeline._shards import shard_of
@@ -153,8 +152,6 @@ def same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
 def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> list[Task]:
     """The tasks that the stage explores or evaluates; of a shard its own."""
     leg = stage.leg
-    if stage.kind == "explore":
-        _check_splits(recipe, pool)
     if stage.kind in ("evaluate", "tries"):
         return load_tasks(pool.facts, recipe.tasks.test_split, task_count(recipe, leg, "test"), leg.seed)
     if stage.kind == "validate":
@@ -174,17 +171,6 @@ def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> 
     if len(tasks) < shard.of:
         raise UserError(f"{len(tasks)} tasks cannot be split into {shard.of} shards: ask for fewer shards or more tasks.")
     return tasks[shard.index :: shard.of]
-
-
-def _check_splits(recipe: Recipe, pool: WorldPool) -> None:
-    """UserError before anything is explored where a later stage will ask for a split that the world does not have."""
-    asked = {"tasks.test_split": recipe.tasks.test_split}
-    if any(stage.kind == "validate" or stage.what == HELD_OUT for stage in plan(recipe)):
-        asked["validation.split"] = recipe.validation.split
-    splits: tuple[str, ...] = getattr(pool.facts, "splits", ())  # none: the world does not say
-    for key, split in asked.items():
-        if splits and split not in splits:
-            raise UserError(f"{key} = {split!r}: the world {pool.facts.name!r} has no such split; its splits are {', '.join(splits)}.")
 
 
 def make_prompts(recipe: Recipe, pool: WorldPool, folder: Path | None = None, stage: Stage | None = None) -> Prompts:
@@ -231,11 +217,10 @@ async def make_source(recipe: Recipe, folder: Path, source: str, name: str) -> P
     """The policy that `source_of` names; `name` stands on its turns."""
     if source == "base":
         return await _base_policy(recipe, folder)
-    module, sign, attribute = source.partition(":")
-    if not sign or Path(source).is_dir():
+    if ":" not in source or Path(source).is_dir():
         return await _trained_policy(recipe, folder, Path(source), name)
     try:
-        found: Policy = getattr(import_module(module), attribute)()
+        found: Policy = find_named(source)()
     except (ImportError, AttributeError) as error:
         raise UserError(f"evaluate.extras: the policy {source!r} cannot be imported: {error}.") from error
     return found
@@ -327,12 +312,17 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     config = explore_config(recipe, stage)
 
     async def work(at: Acting) -> dict[str, Any]:
+        last: Progress | None = None
+
         def on_progress(p: Progress) -> None:
+            nonlocal last
+            last = p
             emit(exploring(p, config.limits, config.run_limits, failures=at.failures))
 
         prompts, known = make_prompts(recipe, at.pool), load_trees(folder / stage.name)
         found = await explore(at.policy, at.pool, at.tasks, prompts, config, journal=at.journal, known=known, on_progress=on_progress, keep=False)
         return {
+            **({"tasks": last.tasks, "solved": last.solved, "rescued": last.solved_by_rollback} if last is not None else {}),
             "stops": dict(found.stops),
             "unusable_reflections": found.unusable_reflections,
             "cut_short": found.cut_short,
@@ -396,7 +386,11 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
     how = sampling_of(recipe, folder, stage)
 
     async def work(at: Acting) -> dict[str, Any]:
+        last: EvaluateProgress | None = None
+
         def on_progress(p: EvaluateProgress) -> None:
+            nonlocal last
+            last = p
             emit(evaluating(p, failures=at.failures))
 
         await evaluate(
@@ -416,7 +410,8 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
             on_progress=on_progress,
         )
         probed = await _probed(recipe, folder, stage, at.policy, at.pool) if stage.kind == "evaluate" else {}
-        return {"temperature": how.temperature, "samples": how.samples, **probed}
+        counted = {"tasks": last.tasks, "solved": last.solved, "rescued": 0} if last is not None else {}
+        return {"temperature": how.temperature, "samples": how.samples, **counted, **probed}
 
     return act(recipe, folder, stage, settings.concurrency, work, name=stage.what)
 

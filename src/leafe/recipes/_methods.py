@@ -46,6 +46,11 @@ class GrpoRecipe(_Strict):
         """Whether its end hangs on `explore.limits`."""
         return not _bounded(self.options)
 
+    @property
+    def validates(self) -> bool:
+        """Whether its weights are chosen on validation tasks."""
+        return self.options.get("eval_every") is not None
+
 
 class EarlyRecipe(_Strict):
     """Early Experience: what is asked for at the states of successes, and the two trainings."""

@@ -43,6 +43,10 @@ class Follower:
         """Why nothing can be read at all; empty: it can."""
         self.trouble: dict[str, str] = {}
         """By stage, why its journal cannot be read on."""
+        self.at: dict[str, tuple[int, int]] = {}
+        """By stage, as `read` and `of`."""
+        self.caught_up: set[str] = set()
+        """Stages of which everything that was there is in the index, or can be read no further."""
         self.ready = threading.Event()
         """Everything that was there at the start is in the index."""
         self._every = every
@@ -96,6 +100,7 @@ class Follower:
                     drop(db)
                     self._tasks.clear()
                     self._files.clear()
+                    self.caught_up.clear()
                     self.revision += 1
 
     def _round(self, db: sqlite3.Connection, there: dict[str, Path]) -> None:
@@ -113,21 +118,25 @@ class Follower:
                 self.trouble.pop(name, None)
             except LeafeError as error:
                 self._trouble(name, error)
+                self.caught_up.add(name)
                 continue
-            for number, path in enumerate(paths):
-                read += self._offset(db, stage, number, path)[0]
-                of += path.stat().st_size
+            before, there_are = sum(self._offset(db, stage, number, path)[0] for number, path in enumerate(paths)), sum(path.stat().st_size for path in paths)
+            self.at[name] = before, there_are
+            read, of = read + before, of + there_are
             work.append((name, stage, paths))
         self.read, self.of = read, of
         for name, stage, paths in work:
             try:
                 for number, path in enumerate(paths):
-                    self._read_shard(db, stage, number, path)
+                    self._read_shard(db, name, stage, number, path)
             except LeafeError as error:
                 db.rollback()
                 self._trouble(name, error)
             if self._stop.is_set():
                 return
+            if name not in self.caught_up:
+                self.caught_up.add(name)
+                self.revision += 1
 
     def _trouble(self, name: str, error: Exception) -> None:
         if self.trouble.get(name) != str(error):
@@ -188,7 +197,7 @@ class Follower:
             self._files[stage, number] = facts.st_ino
         return row["read"], row["line"]
 
-    def _read_shard(self, db: sqlite3.Connection, stage: int, number: int, path: Path) -> None:
+    def _read_shard(self, db: sqlite3.Connection, name: str, stage: int, number: int, path: Path) -> None:
         offset, at = self._offset(db, stage, number, path)
         if path.stat().st_size <= offset:
             return
@@ -207,6 +216,7 @@ class Follower:
             db.commit()
             self._files[stage, number] = path.stat().st_ino
             self.read += offset - begun
+            self.at[name] = self.at[name][0] + offset - begun, self.at[name][1]
             begun = offset
             self.revision += 1
 

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from leafe.core import Kind, Stop, Tree, Turn
+from leafe.core import Kind, Stop, Tree, Turn, visible
 from leafe.view._drawing import MOST_ROWS, SHAPES, Drawing, mark, rows, symbols, words_of
 from leafe.view._follow import Follower
 from leafe.view._index import FILTERS, SORTS, Index
@@ -27,6 +27,8 @@ _TRAJECTORY = 120
 _TABLE = 100
 _KINDS = ("explore", "collect", "distill", "validate", "choose", "evaluate", "tries")
 _KEPT = 16
+_COUNTS = ("tasks", "episodes", "samples", "turns", "saved", "branches", "solved", "rescued", "successes", "begun", "diverged", "unusable", "errors", "tokens")
+"""What the index counts of a stage."""
 
 
 class NotThere(Exception):
@@ -64,19 +66,48 @@ class Pages:
     def overview(self) -> str:
         run = self.run
         planned = {name: nth for nth, name in enumerate(run.stages)}
-        stages = sorted(self.index.stages(), key=lambda row: (_rank(row["name"]), planned.get(row["name"], len(planned)), row["name"]))
-        seen = [
-            dict(row) | {"state": run.state(row["name"]), "row": run.stages[row["name"]].row if row["name"] in run.stages else row["name"].partition("/")[2]}
-            for row in stages
-        ]
+        known = {row["name"]: dict(row) for row in self.index.stages()}
+        there = sorted(known.keys() | run.begun(), key=lambda name: (_rank(name), planned.get(name, len(planned)), name))
+        seen = [self._seen(run, name, known.get(name)) for name in there]
         trained = [
             {"name": name, "row": stage.row, "state": run.state(name), "counts": done.get("counts", {}), "remark": done.get("empty", done.get("stopped", ""))}
             for name, stage in run.stages.items()
             if stage.kind == "distill"
             for done in [run.marker(name)]
         ]
-        waiting = [name for name, stage in run.stages.items() if stage.kind in _TREES and name not in {row["name"] for row in stages}]
+        waiting = [name for name, stage in run.stages.items() if stage.kind in _TREES and name not in there and run.state(name) != "finished"]
         return self._page("overview.html.j2", run.name, stages=seen, trained=trained, waiting=waiting, about=str(run.folder.config.get("about", "")))
+
+    def _seen(self, run: Run, name: str, counted: dict[str, Any] | None) -> dict[str, Any]:
+        """A stage's line in the overview. While its journal is being read, what its marker says stands for the counts; `exact` names those that are whole."""
+        state, reading = run.state(name), self.reading(name)
+        out: dict[str, Any] = dict.fromkeys(_COUNTS, 0) | {"name": name, "problem": ""} | (counted or {})
+        exact = set() if reading else set(_COUNTS)
+        if reading and counted and counted["tasks"]:
+            exact.add("tasks")
+        if reading and state == "finished":
+            told = run.figures(name)
+            out |= told
+            exact |= told.keys()
+            if "tasks" in exact:
+                out["begun"] = out["tasks"]
+                exact.add("begun")
+        read, of = self.follower.at.get(name, (0, 0))
+        row = run.stages[name].row if name in run.stages else name.partition("/")[2]
+        return out | {"state": state, "row": row, "reading": reading, "exact": exact, "share": read / of if of else 0.0}
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Of every stage that was begun: its state, and how far its journals are read (bytes)."""
+        run = self.run
+        out = {}
+        for name in sorted(run.begun()):
+            read, of = self.follower.at.get(name, (0, 0))
+            out[name] = {"state": run.state(name), "reading": self.reading(name), "read": read, "of": of}
+        return out
+
+    def reading(self, stage: str) -> bool:
+        """Whether journals of the stage that were there when the viewer began are not all in the index."""
+        return stage not in self.follower.caught_up
 
     def tasks(self, stage_name: str, query: Mapping[str, str]) -> str:
         stage = self._stage(stage_name)
@@ -99,7 +130,7 @@ class Pages:
         return self._page(
             "tasks.html.j2", stage_name, stage=stage_name, filters=FILTERS, counts=counts, chosen=chosen, sort=sort, named=named, tasks=found, link=link,
             begin=begin, size=PAGE, sampled=any(row["samples"] > row["episodes"] for row in found), trouble=self._trouble(stage_name, stage["problem"]),
-            state=self.run.state(stage_name),
+            state=self.run.state(stage_name), reading=self.reading(stage_name),
         )  # fmt: skip
 
     def tree(self, stage_name: str, query: Mapping[str, str]) -> str:
@@ -145,7 +176,7 @@ class Pages:
             chosen=chosen, shown=shown, drawing=drawing.svg() if order else "", drawn=len(drawing.order), most=MOST_ROWS, steps=steps, panel=seen,
             legend=_legend(tree), link=link, begin=begin, size=_TABLE, more=more, before=before, after=after, problem=problem, arms=arms, arm=arm, why=why,
             moves=_moves(tree, order, chosen, shown, link), trouble=self._trouble(stage_name, stage["problem"]), payload=show(_payload(tree), 6000),
-            parts=PARTS, counts={name: sum(name in m for m in marks.values()) for name in PARTS},
+            reading=self.reading(stage_name), parts=PARTS, counts={name: sum(name in m for m in marks.values()) for name in PARTS},
         )  # fmt: skip
 
     def search(self, query: Mapping[str, str]) -> str:
@@ -193,11 +224,12 @@ class Pages:
 
     def _page(self, template: str, title: str, **values: Any) -> str:
         follower = self.follower
-        return self._templates.get_template(template).render(
+        page = self._templates.get_template(template).render(
             kind=template.partition(".")[0], title=title, run=self._run.name, revision=follower.revision, read=follower.read, of=follower.of,
             problem_all=follower.problem,
             recipe_problem=self._run.recipe.why, **values,
         )  # fmt: skip
+        return visible(page)  # names of arms, stages and tasks too
 
     def _stage(self, name: str) -> Any:
         stage = self.index.stage(name)

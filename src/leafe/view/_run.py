@@ -111,6 +111,21 @@ class Run:
         except (OSError, ValueError):
             return {}
 
+    def begun(self) -> set[str]:
+        """The stages whose tasks are on disk."""
+        return {"/".join(path.parts[-3:-1]) for path in self.path.glob("[!.]*/[!.]*/tasks.jsonl")}
+
+    def figures(self, stage: str) -> dict[str, int]:
+        """What the marker of a finished stage says of its trees, by the index's names."""
+        done = self.marker(stage)
+        out: dict[str, object] = {name: done.get(name) for name in ("tasks", "solved", "rescued")}
+        stops = done.get("stops")
+        if isinstance(stops, dict):
+            numbers = {str(stop): number for stop, number in stops.items() if isinstance(number, int)}
+            out |= {"episodes": sum(numbers.values()), "diverged": numbers.get("diverged", 0), "unusable": done.get("unusable_reflections")}
+            out["errors"] = sum(numbers.get(stop, 0) for stop in ("env_error", "policy_error"))
+        return {name: value for name, value in out.items() if isinstance(value, int)}
+
     def arms(self, stage: str) -> list[Arm]:
         """The trainings that learn from the stage's trees."""
         out = []

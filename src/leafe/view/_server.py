@@ -188,8 +188,10 @@ async def _raw(request: web.Request) -> web.Response:
 
 async def _pulse(request: web.Request) -> web.Response:
     """Whether there is anything new, for pages that are open."""
-    follower = request.app[_PAGES].follower
-    return web.json_response({"revision": follower.revision, "read": follower.read, "of": follower.of, "problem": follower.problem})
+    pages = request.app[_PAGES]
+    follower = pages.follower
+    stages = await asyncio.to_thread(pages.states)
+    return web.json_response({"revision": follower.revision, "read": follower.read, "of": follower.of, "problem": follower.problem, "stages": stages})
 
 
 async def _static(request: web.Request) -> web.Response:

@@ -1,31 +1,56 @@
-"""How a script's output is judged: token by token, as contests do, and what is shown of it."""
+"""How a script's output is judged: as CodeContests' own tester does, and what is shown of it.
+
+The rules are those of `execution/tester_sandboxer.cc` in google-deepmind/code_contests: words are separated by space, newline, tab, carriage return and
+vertical tab, case does not count (of ASCII letters), and two words that are both numbers, however they are written, are the same where they differ by
+less than 1e-5. It is bytes that are compared: no other alphabet's digits are digits, and no other blanks are blanks.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 
-TOLERANCE = 1e-6
-"""Relative or absolute, where the expected token is a decimal fraction or has an exponent."""
-_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+TOLERANCE = 1e-5
+"""Absolute, for every pair of numbers."""
+_WORDS = re.compile(rb"[^ \n\t\r\v]+")
+_NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?")
+_NO_FINITE_NUMBER = re.compile(rb"[+-]?(?:inf|infinity|nan(?:\([a-z0-9_]*\))?)")
+_AROUND = b" \t\n\v\f\r"
+"""What the tester strips from a word that it reads as a number; of these a word can only hold a form feed."""
 _ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
 _LINES, _CHARACTERS = 12, 400
 
 
-def first_difference(got: str, want: str) -> int | None:
-    """Index of the first token that is not as it should be; None where the output is right. Only whitespace separates tokens, and how much is free."""
-    found, wanted = got.split(), want.split()
-    for at, (one, other) in enumerate(zip(found, wanted, strict=False)):
-        if one != other and not _close(one, other):
-            return at
-    return None if len(found) == len(wanted) else min(len(found), len(wanted))
+def words(output: bytes) -> list[bytes]:
+    """What is compared: the words, in small letters."""
+    return _WORDS.findall(output.lower())
 
 
-def _close(got: str, want: str) -> bool:
-    if not (_FLOAT.fullmatch(want) and _NUMBER.fullmatch(got)):
-        return False
-    return math.isclose(float(got), float(want), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+def first_difference(got: bytes, want: bytes) -> int | None:
+    """Index of the first word that is not as it should be; None where the output is right."""
+    found, wanted = words(got), words(want)
+    if found == wanted:
+        return None
+    least = min(len(found), len(wanted))
+    apart = [at for at in range(least) if not _match(found[at], wanted[at])]
+    if len(found) == len(wanted) and not apart:
+        return None
+    # of two infinities the tester says that they differ, unless all words are alike: what is to be shown is a word that can be seen to differ
+    return next((at for at in apart if found[at] != wanted[at]), next((at for at in range(least) if found[at] != wanted[at]), least))
+
+
+def _match(got: bytes, want: bytes) -> bool:
+    """Whether two words count as the same where not all words of the output are."""
+    one, other = _number(got), _number(want)
+    if one is None or other is None:
+        return got == want
+    return abs(one - other) < TOLERANCE  # not where one is infinite or no number
+
+
+def _number(word: bytes) -> float | None:
+    word = word.strip(_AROUND)
+    if _NUMBER.fullmatch(word):
+        return float(word)
+    return float("nan") if _NO_FINITE_NUMBER.fullmatch(word) else None
 
 
 def excerpt(text: str) -> str:
@@ -35,16 +60,22 @@ def excerpt(text: str) -> str:
     return kept if len(kept) == len(text) else kept.rstrip() + " ..."
 
 
-def shown(got: str, want: str, at: int) -> str:
+def shown(got: bytes, want: bytes, at: int) -> str:
     """Expected and got, and where they part if that is not to be seen."""
-    said = f"Expected:\n{excerpt(want)}\nGot:\n{excerpt(got) or '(nothing)'}"
-    found, wanted = got.split(), want.split()
-    if excerpt(want).endswith(" ...") or excerpt(got).endswith(" ..."):
-        one = _word(wanted[at]) if at < len(wanted) else "the end"
-        other = _word(found[at]) if at < len(found) else "the end"
+    expected, found = excerpt(_text(want)), excerpt(_text(got))
+    said = f"Expected:\n{expected or '(nothing)'}\nGot:\n{found or '(nothing)'}"
+    if expected.endswith(" ...") or found.endswith(" ...") or expected == found:
+        one, other = (_word(_WORDS.findall(output), at) for output in (want, got))
         said += f"\nFirst difference: word {at + 1} should be {one}, and is {other}."
     return said
 
 
-def _word(word: str) -> str:
-    return excerpt(word if len(word) <= 40 else word[:40] + "...")
+def _text(output: bytes) -> str:
+    return output.decode("utf-8", errors="replace").replace("\r\n", "\n")
+
+
+def _word(of: list[bytes], at: int) -> str:
+    if at >= len(of):
+        return "the end"
+    word = _text(of[at])
+    return excerpt(word if len(word) <= 40 else word[:40] + "...") or ascii(word)

@@ -1,9 +1,10 @@
-"""Problems from files: JSON lines, plain or gzip, and parquet. Whatever is wrong with one is said with its line."""
+"""Problems from files: JSON lines or an array, plain or gzip, and parquet. Whatever is wrong with one is said with its line."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,35 @@ from leafe.core import UserError
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
-def read_lines(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`PATH, line N`, the row) for every line that is not empty; UserError where the file or a line cannot be read. `what`: for messages."""
+def read_rows(path: Path, columns: Sequence[str], what: str, names: Container[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, the row) for each problem of a file: JSON lines or one JSON array, plain or gzip, or parquet, of which `read_parquet` says more."""
+    return read_parquet(path, columns, what, names) if path.suffix == ".parquet" else read_json(path, what)
+
+
+def read_json(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`PATH, line N` or `PATH, item N`, the row); UserError where the file or a line cannot be read. `what`: for messages."""
     try:
         with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as lines:
+            first = next((line for line in lines if line.strip()), "")
+            lines.seek(0)
+            if first.lstrip().startswith("["):
+                for number, row in enumerate(_loaded(lines.read(), str(path), what), start=1):
+                    yield f"{path}, item {number}", row if isinstance(row, dict) else {}
+                return
             for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    said = getattr(error, "msg", "too deep")
-                    raise UserError(f"{where}: this is no JSON ({said}): each line is one {what} problem.") from error
-                yield where, row if isinstance(row, dict) else {}
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+                if line.strip():
+                    row = _loaded(line, f"{path}, line {number}", what)
+                    yield f"{path}, line {number}", row if isinstance(row, dict) else {}
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"The {what} file {path} cannot be read: {error}. Fetch it again.") from error
+
+
+def _loaded(text: str, where: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        said = getattr(error, "msg", "too deep")
+        raise UserError(f"{where}: this is no JSON ({said}): each line, or each item of one array, is one {what} problem.") from error
 
 
 def read_parquet(path: Path, columns: Sequence[str], what: str, names: Container[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,7 +3,8 @@
 LEAFE's authors allow four submissions an episode on their code benchmark and roll back only when those are used up (in a recipe: `explore.every = 0`).
 A world says how a program is judged; submissions are counted, refused and remembered here. Programs run in the sandbox and nowhere else: where this
 machine cannot give one, the world refuses to be made. A hidden test's failure is named by its kind alone: nothing that the program
-could write (an exception's text, a line number) comes back from a test that the policy may not see.
+could write (an exception's text, a line number) comes back from a test that the policy may not see, nor how many of them passed. Hidden tests are run
+last, and in boxes in which nothing else is ever run.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ class Judged:
 
     said: str
     passed: int
-    """Tests passed: the progress."""
+    """The progress: tests passed, of which hidden ones count only where no shown one failed. So a program that fails a test which the policy sees never
+    stands above one that passes them all."""
     outcome: Outcome
+    detail: str = ""
+    """What was found, where a test says it: for whoever judges a reference, never for the policy."""
 
 
 @dataclass(frozen=True, slots=True)

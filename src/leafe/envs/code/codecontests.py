@@ -3,7 +3,7 @@
 The statement's own examples are the public tests: a failing one is shown with its input, the expected and the actual output, or with the program's
 traceback. The private and the generated tests decide and are shown to nobody: their inputs enter the sandbox one at a time, their outputs
 never do, and of a failure only its kind is said. (A public test alone can be wrong for a right program: some problems have several
-answers.) Limits are the problem's own.
+answers.) Progress counts public tests first: hidden ones count where all public ones passed. Limits are the problem's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from leafe.core import Task, UserError, derive_seed
 from leafe.envs._data import data_path
 from leafe.envs.code._compare import excerpt, first_difference, shown
-from leafe.envs.code._files import SUFFIXES, file_versions, read_lines, read_parquet
+from leafe.envs.code._files import SUFFIXES, file_versions, read_rows
 from leafe.envs.code._submissions import VERDICTS, Judged, Submissions, counted
 from leafe.envs.sandbox import Limits, Outcome
 
@@ -139,28 +139,31 @@ class CodeContests(Submissions):
             shown_failure = shown_failure.replace("%s", score, 1)
             if outcome is not Outcome.failed or not hidden:
                 return Judged(shown_failure, passed, outcome)
-        for at, test in enumerate(hidden):
-            result, _ = self._run(task, program, test)
-            if result is not Outcome.passed:
-                where = f"{VERDICTS[result]} on hidden test {at + 1} of {len(hidden)}."
-                well = f"All {counted(len(public), 'public test')} passed. " if public else ""
-                return Judged(shown_failure or well + where, passed + at, result)
-        return Judged(f"Accepted: all {counted(len(hidden) or len(public), 'hidden test' if hidden else 'test')} passed.", passed + len(hidden), Outcome.passed)
+        ran = 0
+        for test in hidden:
+            outcome, _ = self._run(task, program, test, hidden=True)
+            if outcome is not Outcome.passed:
+                break
+            ran += 1
+        progress = passed if shown_failure else passed + ran
+        if ran < len(hidden):
+            well = f"All {counted(len(public), 'public test')} passed. " if public else ""
+            return Judged(shown_failure or f"{well}{VERDICTS[outcome]} on a hidden test.", progress, outcome)
+        return Judged(f"Accepted: all {counted(len(hidden) or len(public), 'hidden test' if hidden else 'test')} passed.", progress, Outcome.passed)
 
-    def _run(self, task: Task, program: str, test: Sequence[str]) -> tuple[Outcome, str]:
+    def _run(self, task: Task, program: str, test: Sequence[str], hidden: bool = False) -> tuple[Outcome, str]:
         """(how it went, what to show of it below the input)."""
-        given, want = test
+        given, want = (text.encode("utf-8", "surrogatepass") for text in test)
         seconds = task.payload["seconds"] * self.time_factor
         memory = int(task.payload["memory"] * self.memory_factor)
-        limits = Limits(seconds, 5 * seconds + 5, memory + _INTERPRETER, _OUTPUT + 2 * len(want))
-        run = self.sandbox.run_script(program, given.encode(), limits)
+        limits = Limits(seconds, None, memory + _INTERPRETER, _OUTPUT + 2 * len(want))
+        run = self.sandbox.run_script(program, given, limits, hidden=hidden)
         if run.outcome is Outcome.passed:
-            got = run.stdout.decode("utf-8", errors="replace")
-            at = first_difference(got, want)
+            at = first_difference(run.stdout, want)
             if at is None:
                 return Outcome.passed, ""
             if not run.detail:
-                return Outcome.failed, "\n" + shown(got, want, at)
+                return Outcome.failed, "\n" + shown(run.stdout, want, at)
             return Outcome.error, "\n" + run.detail  # an exception in a thread, and no output
         bounds = {Outcome.time: f"It ran longer than {seconds:g} s.", Outcome.memory: f"It took more than {memory // 1_000_000} MB."}
         bounds[Outcome.output] = f"It printed more than {limits.output >> 10} KB."
@@ -179,7 +182,7 @@ def hash_split(name: str) -> str:
 
 def _rows(files: Sequence[Path], columns: Sequence[str], names: Container[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in files:
-        yield from read_parquet(file, columns, "CodeContests", names) if file.suffix == ".parquet" else read_lines(file, "CodeContests")
+        yield from read_rows(file, columns, "CodeContests", names)
 
 
 def _name(row: Mapping[str, Any], where: str) -> str:

@@ -18,20 +18,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from leafe.core import Task, UserError, derive_seed
-from leafe.envs.code._files import file_versions, read_lines
-from leafe.envs.code._submissions import Judged, Submissions
-from leafe.envs.code.mbpp import feedback
-from leafe.envs.sandbox import Limits, Outcome
+from leafe.envs.code._files import file_versions, read_rows
+from leafe.envs.code._functions import feedback, hidden_feedback, judgeable
+from leafe.envs.code._submissions import Judged, Submissions, counted
+from leafe.envs.sandbox import Limits, Outcome, Verdict
 
 SPLITS = ("test", "train", "valid", "rest")
 _COLUMNS = ("task_id", "prompt", "entry_point", "test")
+_FITS = (
+    "each row is one problem in the columns of HumanEval.jsonl (openai/human-eval), or of HumanEval+ as evalplus/humanevalplus has them "
+    "(task_id, prompt, entry_point, test)."
+)
+_DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class HumanEval(Submissions):
     """HumanEval: complete a function that is judged by hidden asserts, in up to 4 submissions.
 
-    Options: `problems`, the file in its published columns (JSON lines, plain or gzip), by default that of the package human-eval; `horizon`, submissions;
-    `seconds`, processor seconds for one submission.
+    Options: `problems`, the file in its published columns or those of HumanEval+ (JSON lines, an array or parquet), by default that of the package human-eval;
+    `horizon`, submissions; `seconds`, processor seconds for one run of a submission.
 
     The split `test` is all 164 problems, as published. `train` (60 %), `valid` (10 %) and `rest` (30 %) part the same problems by a hash of their
     name, for experiments that train on some of them: report `rest` then, and never `test`.
@@ -47,23 +52,25 @@ class HumanEval(Submissions):
 
     def __init__(self, problems: str | None = None, horizon: int = 4, seconds: int = 3) -> None:
         self.checked("seconds", seconds, 1)
-        self.limits = Limits(seconds=seconds, wall_seconds=3.0 * seconds + 1)
+        self.limits = Limits(seconds=seconds)
         super().__init__(horizon, self.limits)
         self.problems = Path(problems) if problems else _package_file()
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger one."""
+        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger one. A problem whose reference does not pass here is left
+        out, with a warning that names it."""
         if split not in SPLITS:
             raise UserError(f"The world 'humaneval' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
         rows = [(where, row) for where, row in read_problems(self.problems) if split == "test" or hash_split(row["task_id"]) == split]
         random.Random(derive_seed(seed, "humaneval", split)).shuffle(rows)
-        return [self._task(row, where, split) for where, row in rows[:count]]
+        tasks = ((self._task(row, where, split), _reference(row)) for where, row in rows)
+        return judgeable(tasks, count, self.judge, self.problems)
 
     def _task(self, row: Mapping[str, Any], where: str, split: str) -> Task:
         try:
             parted = part(row["prompt"], row["entry_point"], row["test"])
         except (SyntaxError, ValueError, LookupError) as error:
-            raise UserError(f"{where}: the columns prompt and test do not fit together ({error}): each line is one HumanEval problem.") from error
+            raise UserError(f"{where}: the columns prompt and test do not fit together ({error}): {_FITS}") from error
         instruction = f"Write this function:\n\n{row['prompt'].strip()}"
         return Task(row["task_id"].replace("/", "-"), self.name, split, instruction, {"entry_point": row["entry_point"], **parted})
 
@@ -71,17 +78,20 @@ class HumanEval(Submissions):
         payload = task.payload
         names = {"candidate": payload["entry_point"]}
 
-        def run(tests: list[str]) -> Any:
-            return self.sandbox.run(program, tests, given=payload["given"], judge_setup=payload["setup"], names=names)
+        def run(tests: list[str], hidden: bool) -> Verdict:
+            return self.sandbox.run(program, tests, given=payload["given"], judge_setup=payload["setup"], names=names, hidden=hidden)
 
-        verdict = run(payload["tests"])
-        said = feedback(verdict, (), self.limits)
-        if verdict.outcome is not Outcome.passed and verdict.test is not None and payload["examples"]:
-            example = run(payload["examples"])
-            if example.test is not None:
-                shown = feedback(example, payload["examples"], self.limits).split("\n", 1)
-                said += f"\nOf the examples in the task {shown[0][0].lower()}{shown[0][1:]}" + "".join(f"\n{rest}" for rest in shown[1:])
-        return Judged(said, verdict.passed, verdict.outcome)
+        example = run(payload["examples"], hidden=False)
+        if example.outcome is not Outcome.passed and example.test is None:
+            return Judged(feedback(example, (), len(payload["tests"]), self.limits), 0, example.outcome, example.detail)
+        verdict = run(payload["tests"], hidden=True)
+        if verdict.outcome is Outcome.passed:
+            return Judged(f"All {counted(verdict.total, 'test')} passed.", verdict.passed, verdict.outcome)
+        said = hidden_feedback(verdict.outcome, 0, self.limits)
+        if example.test is not None:
+            shown = feedback(example, payload["examples"], len(payload["examples"]), self.limits)
+            said += f"\nOf the examples in the task {shown}"
+        return Judged(said, verdict.passed, verdict.outcome, verdict.detail)
 
     def versions(self) -> Mapping[str, str]:
         found = {**super().versions(), **file_versions([self.problems])}
@@ -92,8 +102,8 @@ class HumanEval(Submissions):
 
 def part(prompt: str, entry_point: str, test: str) -> dict[str, Any]:
     """`given`, what stands before the function (imports, helpers); `setup`, that and what the tests need beside it; `tests`, every statement of the
-    check function that asserts something, with what leads up to it; `examples`, asserts made of the docstring's `>>>`. ValueError where there is
-    no such function."""
+    check function that asserts something, itself or by a helper that it calls, with what leads up to it; `examples`, asserts made of the docstring's `>>>`.
+    ValueError where there is no such function."""
     tree = ast.parse(prompt)
     function = next((s for s in tree.body if isinstance(s, ast.FunctionDef) and s.name == entry_point), None)
     if function is None:
@@ -103,19 +113,49 @@ def part(prompt: str, entry_point: str, test: str) -> dict[str, Any]:
     check = next((s for s in body if isinstance(s, ast.FunctionDef) and s.name == "check"), None)
     if check is None:
         raise ValueError("the test does not define check")
-    setup = [ast.unparse(s) for s in body if s is not check and not (isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "METADATA")]
+    setup = [ast.unparse(s) for s in body if s is not check and not _left_out(s)]
+    helpers = _asserting(body + check.body)
     tests: list[str] = []
     before: list[str] = []
     for statement in check.body:
         if isinstance(statement, ast.Assert) and isinstance(statement.test, ast.Constant):
             continue  # assert True
         before.append(ast.unparse(statement))
-        if any(isinstance(node, ast.Assert) for node in ast.walk(statement)):
+        if not isinstance(statement, _DEFINITION) and _asserts(statement, helpers):
             tests.append("\n".join(before))
             before = []
     if not tests:
         raise ValueError("check asserts nothing")
     return {"given": given, "setup": "\n".join([given, *setup]).strip(), "tests": tests, "examples": _examples(function)}
+
+
+def _left_out(statement: ast.stmt) -> bool:
+    """What some files write beside the tests: metadata, and the call of check."""
+    if isinstance(statement, ast.Assign):
+        return ast.unparse(statement.targets[0]) == "METADATA"
+    called = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(called, ast.Call) and isinstance(called.func, ast.Name) and called.func.id == "check"
+
+
+def _asserting(body: Sequence[ast.stmt]) -> set[str]:
+    """The helpers that assert, themselves or by another one."""
+    helpers = {s.name: s for s in body if isinstance(s, _DEFINITION) and s.name != "check"}
+    found: set[str] = set()
+    while more := {name for name, helper in helpers.items() if name not in found and _asserts(helper, found)}:
+        found |= more
+    return found
+
+
+def _asserts(node: ast.AST, helpers: set[str]) -> bool:
+    """Whether a statement can fail by what it finds: it asserts, raises, or calls something that asserts (a helper, or a module's `assert_...`)."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Assert | ast.Raise):
+            return True
+        if isinstance(inner, ast.Call):
+            name = inner.func.attr if isinstance(inner.func, ast.Attribute) else inner.func.id if isinstance(inner.func, ast.Name) else ""
+            if name in helpers or name.startswith("assert"):
+                return True
+    return False
 
 
 def _examples(function: ast.FunctionDef) -> list[str]:
@@ -142,13 +182,18 @@ def hash_split(name: str) -> str:
 
 
 def read_problems(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(where, problem) of a file in HumanEval's published columns; UserError with file and line for one that is not."""
-    rows = list(read_lines(path, "HumanEval"))
+    """(where, problem) of a file in the columns of HumanEval or HumanEval+; UserError with file and line for one that is neither."""
+    rows = list(read_rows(path, (*_COLUMNS, "canonical_solution"), "HumanEval"))
     for where, row in rows:
         for column in _COLUMNS:
             if not isinstance(row.get(column), str):
-                raise UserError(f"{where}: the column {column!r} is missing or of the wrong type: each line is one HumanEval problem.")
+                raise UserError(f"{where}: the column {column!r} is missing or of the wrong type: {_FITS}")
     return rows
+
+
+def _reference(row: Mapping[str, Any]) -> str | None:
+    solution = row.get("canonical_solution")
+    return row["prompt"] + solution if isinstance(solution, str) else None
 
 
 @cache

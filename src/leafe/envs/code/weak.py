@@ -42,12 +42,13 @@ from typing import Any, Literal
 
 from leafe.core import Completion, Request, Usage, UserError, derive_seed
 from leafe.envs._data import data_path
+from leafe.envs.code._functions import feedback, hidden_feedback
 from leafe.envs.code._mistakes import Place, Versions, Wrong, places_of
-from leafe.envs.code.mbpp import feedback, read_problems
+from leafe.envs.code.mbpp import read_problems
 from leafe.envs.sandbox import Limits, Outcome, Sandbox, Verdict
 
 _FIRST = "[Step 0]\n"
-_HIDDEN = re.compile(r"^\d+ of \d+ tests? passed\. A hidden test ", re.MULTILINE)
+_HIDDEN = re.compile(r"^(All \d+ shown tests? passed\. )?A hidden test ", re.MULTILINE)
 _BLOCK = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
 _CANDIDATES = 3
 """Places that are tried for each that is wanted: some make no difference to the tests, some never end."""
@@ -267,8 +268,16 @@ class _Problem:
     def said(self, wrong: Wrong, shown: int) -> str:
         """What the world says to this version, without how many submissions are left."""
         if shown not in self._said:
-            self._said[shown] = {version: feedback(verdict, self.tests[:shown], self._sandbox.limits) for version, verdict in self._verdicts.items()}
+            self._said[shown] = {version: self._feedback(version, verdict, shown) for version, verdict in self._verdicts.items()}
         return self._said[shown][wrong]
+
+    def _feedback(self, wrong: Wrong, verdict: Verdict, shown: int) -> str:
+        total, limits = len(self.tests), self._sandbox.limits
+        if verdict.test is not None and verdict.test >= shown:
+            return hidden_feedback(verdict.outcome, shown, limits)
+        if verdict.test is not None and shown < total:  # the world runs these alone
+            verdict = self._sandbox.run(self.versions.text(wrong), self.tests[:shown], self.setup)
+        return feedback(verdict, self.tests[:shown], total, limits)
 
     def speaks_of(self, wrong: Wrong, shown: int) -> Wrong:
         """The mistakes without which the verdict would be another one; all of them where each alone explains it."""
@@ -295,7 +304,7 @@ class _Known:
 
     def __init__(self, path: str, places: int, seconds: int, seed: int) -> None:
         self.path = path
-        self.sandbox = Sandbox(Limits(seconds=seconds, wall_seconds=3.0 * seconds + 1))
+        self.sandbox = Sandbox(Limits(seconds=seconds))
         self._problems = {f"mbpp-{row['task_id']}": row for row in read_problems(Path(path))}
         self._made: dict[str, _Problem] = {}
         self._how = (places, self.sandbox, seed)

@@ -20,17 +20,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from leafe.core import UserError, WorldError, clean_text
 from leafe.envs.sandbox._box import CURE, Boxes
+from leafe.envs.sandbox._seccomp import seccomp_filter
 from leafe.envs.sandbox._watch import Ended, Limits, Outcome, Watch
 from leafe.envs.sandbox.guest._plain import short
 
 _SLOTS = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
 """Runs at once in this process: a run's wall clock shall not be spent on waiting for a core."""
 _TRIES = 3
-_JUDGE = Limits(seconds=10, wall_seconds=60.0, memory=512 << 20, output=1 << 20)
+NOT_THE_PROGRAM = "It was the test's own code that did."
+"""In a verdict's detail, where a test ran into a limit by itself."""
+_JUDGE = Limits(seconds=10, wall_seconds=60.0, memory=512 << 20, output=1 << 20, report=256 << 20)
 """For the tests themselves, which nobody's program is."""
 _SHOWN_LINES = 12
 
@@ -75,18 +78,20 @@ class Sandbox:
         _USERS.add(self)
 
     def run(
-        self, program: str, tests: Sequence[str], setup: str = "", *, given: str = "", judge_setup: str = "", names: Mapping[str, str] | None = None
+        self, program: str, tests: Sequence[str], setup: str = "", *, given: str = "", judge_setup: str = "", names: Mapping[str, str] | None = None,
+        hidden: bool = False,
     ) -> Verdict:
         """Load `given`, the program, then `setup`, all in one namespace; run each test (Python statements, usually one assert) in the judge's box, after
-        `judge_setup`. `names`: what a name in a test is called in the program. Blocks, for milliseconds up to the wall limit; may be called from
-        several threads. WorldError where the box itself failed, three times running."""
+        `judge_setup`. `names`: what a name in a test is called in the program. `hidden`: the program's box is one in which hidden tests alone are run, so that
+        what a program leaves behind there is never found where a test is shown. Without tests it is only loaded. Blocks, for milliseconds up to the wall
+        limit; may be called from several threads. WorldError where the box itself failed, three times running."""
         job = {"program": program, "given": given, "setup": setup}
         judge = {"tests": list(tests), "setup": judge_setup, "names": dict(names or {})}
-        return self._tried(lambda: _verdict(_BOXES[self.way], job, judge, self.limits))
+        return self._tried(lambda: _verdict(_BOXES[self.way].of(hidden), _BOXES[self.way].tests, job, judge, self.limits))
 
-    def run_script(self, program: str, stdin: bytes, limits: Limits | None = None) -> Run:
-        """Run the program as a script that reads `stdin`. Errors as `run`."""
-        return self._tried(lambda: _script(_BOXES[self.way][0], program, stdin, limits or self.limits))
+    def run_script(self, program: str, stdin: bytes, limits: Limits | None = None, *, hidden: bool = False) -> Run:
+        """Run the program as a script that reads `stdin`; `hidden`: which is a hidden test's. Errors as `run`."""
+        return self._tried(lambda: _script(_BOXES[self.way].of(hidden), program, stdin, limits or self.limits))
 
     def close(self) -> None:
         """End the processes that wait, where no other sandbox of this process is in use. A later run makes new ones."""
@@ -112,8 +117,25 @@ class Sandbox:
 
 
 _USERS: weakref.WeakSet[Sandbox] = weakref.WeakSet()
-_BOXES: dict[Way, tuple[Boxes, Boxes]] = {"fork": (Boxes(), Boxes()), "fresh": (Boxes(keep=False), Boxes(keep=False))}
-"""For programs, and for tests: never in the same box."""
+class Pools(NamedTuple):
+    """Boxes by what is run in them: never one thing in a box of another."""
+
+    shown: Boxes
+    """Programs, on tests that the policy may see."""
+    hidden: Boxes
+    """Programs, on hidden tests."""
+    tests: Boxes
+
+    @staticmethod
+    def made(keep: bool) -> Pools:
+        return Pools(Boxes(keep), Boxes(keep), Boxes(keep))
+
+    def of(self, hidden: bool) -> Boxes:
+        """Those for programs."""
+        return self.hidden if hidden else self.shown
+
+
+_BOXES: dict[Way, Pools] = {"fork": Pools.made(keep=True), "fresh": Pools.made(keep=False)}
 
 
 def restarts() -> int:
@@ -138,9 +160,11 @@ def _script(boxes: Boxes, program: str, stdin: bytes, limits: Limits, filtered: 
         return Run(Outcome.error, ended.stdout, detail) if detail else Run(Outcome.exited, ended.stdout, ended.how)
 
 
-def _verdict(boxes: tuple[Boxes, Boxes], job: Mapping[str, Any], judge: Mapping[str, Any], limits: Limits, filtered: bool = True) -> Verdict:
+def _verdict(
+    boxes: Boxes, judge_boxes: Boxes, job: Mapping[str, Any], judge: Mapping[str, Any], limits: Limits, filtered: bool = True
+) -> Verdict:  # fmt: skip
     total = len(judge["tests"])
-    with closing(Watch(boxes[0].start, "calls", job, limits, None, filtered)) as program:
+    with closing(Watch(boxes.start, "calls", job, limits, None, filtered)) as program:
         loaded = program.line()
         if loaded is None or loaded.get("outcome") != "passed":
             if loaded is None:
@@ -148,7 +172,9 @@ def _verdict(boxes: tuple[Boxes, Boxes], job: Mapping[str, Any], judge: Mapping[
             else:
                 outcome, detail = _word(loaded)
             return Verdict(outcome, 0, total, None, detail)
-        with closing(Watch(boxes[1].start, "judge", judge, _JUDGE)) as tests:
+        if not total:
+            return Verdict(Outcome.passed, 0, 0)
+        with closing(Watch(judge_boxes.start, "judge", judge, _JUDGE)) as tests:
             return _judged(program, tests, total)
 
 
@@ -161,8 +187,8 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
         if event is None:
             ended = tests.end()
             _check_start(tests, ended)
-            if ended.bound is Outcome.time:  # a test that computes without end on what the program gave it
-                results.append((Outcome.time, ""))
+            if ended.bound:  # a test that computes or prints without end, on what the program gave it or by itself
+                results.append((ended.bound, NOT_THE_PROGRAM))
                 break
             raise WorldError(f"The tests' own process ended: {ended.how}.")
         if event["event"] == "ask":
@@ -240,6 +266,15 @@ def writes(path):
     except OSError:
         return False
     return True
+def changes(path):
+    seen = os.stat(path)
+    for act in (lambda: os.chmod(path, seen.st_mode & 0o7777), lambda: os.utime(path), lambda: os.utime(path, (seen.st_atime, seen.st_mtime))):
+        try:
+            act()
+            return True
+        except OSError:
+            pass
+    return False
 def forks():
     try:
         child = os.fork()
@@ -275,6 +310,8 @@ def self_test(way: Way) -> None:
     seen to stand by itself, then with it."""
     if sys.platform != "linux":
         raise UserError("There is no sandbox for model-written code on this system: run on Linux, with pip install 'leafe[code]'.")
+    if seccomp_filter() is None:
+        raise UserError(f"There is no sandbox for model-written code on {platform.machine()}: run on x86_64 or aarch64.")
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         secret = Path(folder) / "secret"
         secret.write_text("outside")
@@ -282,13 +319,14 @@ def self_test(way: Way) -> None:
             "the network is open": f"assert not connects({server.getsockname()[1]})",
             "files outside can be read": f"assert not reads({str(secret)!r}) and not reads('/etc/passwd')",
             "files outside can be written": f"assert not any(map(writes, [{str(secret)!r}, '/tmp/x', '/box/x', '/dev/shm/x', '/dev/x', '/usr/x']))",
+            "devices can be changed": "assert not any(map(changes, ['/dev/null', '/dev/urandom']))",
         }
         rules = {"processes can be started": "assert not forks()", "processes can be signalled": "assert not signals()"}
         limits = Limits(seconds=10, wall_seconds=60)
         for tests, filtered in ((walls, False), (rules, True)):
             job, judge = {"program": _PROBES, "given": "", "setup": ""}, {"tests": list(tests.values()), "setup": "", "names": {}}
             try:
-                verdict = _verdict(_BOXES[way], job, judge, limits, filtered)
+                verdict = _verdict(_BOXES[way].shown, _BOXES[way].tests, job, judge, limits, filtered)
             except (WorldError, OSError) as error:
                 raise UserError(f"The sandbox for model-written code does not work on this machine ({error}). {CURE}") from error
             if verdict.outcome is not Outcome.passed:

@@ -1,7 +1,9 @@
 """Values cross between processes as plain data, and a comparison happens where the program is not.
 
-`encode` turns what a function returned into JSON: builtin values by value, anything else as a reference with its type and repr. `decode` makes
-builtin values of it again. So an object with an `__eq__` of its own says nothing about equality: it arrives as a reference, which equals nothing.
+An `Encoder` turns a value into JSON: builtin values and those of some standard types by value, anything else as the caller's `keep` says (a reference
+with its type and repr). A `Decoder` makes values of it again. So an object with an `__eq__` of its own says nothing about equality with a plain value: it
+arrives as a reference, which equals no plain value. Containers that can be changed are numbered in the order in which they come, so that what stands twice
+in a message is one container again, and so that a call's changes of its arguments can be told (`_talk`).
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import builtins
 import re
 import sys
-from collections.abc import Callable
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 SHOWN = 240
@@ -17,85 +20,188 @@ SHOWN = 240
 FRAMES = 3
 _TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 _SMALL = 2**53
+_KEYS: Any = type({}.keys())
+_ITEMS: Any = type({}.items())
+_CONSTANTS = {"Ellipsis": ..., "NotImplemented": NotImplemented}
+_VALUES = (str, int, float, complex, bytes, tuple, frozenset)
+"""Types whose subclasses count as what they are a kind of, as `==` would."""
+_MAPPINGS: dict[str, type] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter, "defaultdict": defaultdict}
+_STANDARD: tuple[tuple[str, str, Callable[[Any], Any], Callable[[Any, Any], Any]], ...] = (
+    ("decimal", "Decimal", str, lambda kind, part: kind(part)),
+    ("fractions", "Fraction", lambda v: [hex(v.numerator), hex(v.denominator)], lambda kind, part: kind(*(int(p, 16) for p in part))),
+    ("datetime", "datetime", lambda v: v.isoformat(), lambda kind, part: kind.fromisoformat(part)),
+    ("datetime", "date", lambda v: v.isoformat(), lambda kind, part: kind.fromisoformat(part)),
+    ("datetime", "time", lambda v: v.isoformat(), lambda kind, part: kind.fromisoformat(part)),
+    ("datetime", "timedelta", lambda v: [v.days, v.seconds, v.microseconds], lambda kind, part: kind(*part)),
+    ("re", "Pattern", lambda v: [v.pattern, v.flags], lambda _, part: re.compile(*part)),
+)
+
+Keep = Callable[[Any, "Encoder"], list[Any]]
+Wrap = Callable[[str, list[Any], "Decoder"], Any]
 
 
 class Unreadable(ValueError):
-    """What came is no value that `encode` makes."""
+    """What came is no value that an `Encoder` makes."""
 
 
-def encode(value: Any, keep: Callable[[Any], list[Any]]) -> Any:
-    """JSON for `value`; `keep` gives the reference for what is no plain value. Subclasses count as their builtin base, as `==` would."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        number = int.__index__(value)
-        return number if -_SMALL < number < _SMALL else ["int", hex(number)]
-    if isinstance(value, float):
-        return float.__pos__(value)
-    for tag, kind in (("list", list), ("tuple", tuple), ("set", set), ("frozenset", frozenset), ("keys", type({}.keys()))):
-        if isinstance(value, kind):
-            return [tag, [encode(v, keep) for v in value]]
-    if isinstance(value, dict):
-        return ["dict", [[encode(k, keep), encode(v, keep)] for k, v in value.items()]]
-    if isinstance(value, complex):
-        return ["complex", [value.real, value.imag]]
-    if isinstance(value, bytes | bytearray):
-        return ["bytearray" if isinstance(value, bytearray) else "bytes", bytes(value).hex()]
-    if isinstance(value, range):
-        return ["range", [encode(v, keep) for v in (value.start, value.stop, value.step)]]
-    if isinstance(value, type) and _TYPES.get(value.__name__) is value:
-        return ["type", value.__name__]
-    for module, name, parts in (("decimal", "Decimal", str), ("fractions", "Fraction", lambda v: [hex(v.numerator), hex(v.denominator)])):
-        exact = getattr(sys.modules.get(module), name, None)
-        if isinstance(exact, type) and isinstance(value, exact):
-            return [name, parts(value)]
-    return keep(value)
+class Encoder:
+    """Makes JSON of values. `keep` gives it for what is no plain value; `held`: containers that the other side has already, by number; `subclasses`: whether
+    a value of a subclass takes a reference along, by which its own attributes are read."""
+
+    def __init__(self, keep: Keep, held: Sequence[Any] = (), subclasses: bool = False) -> None:
+        self.held = list(held)
+        self._keep, self._subclasses = keep, subclasses
+        self._seen = {id(value): number for number, value in enumerate(self.held)}
+
+    def encode(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, _VALUES):
+            coded = self._value(value)
+            return ["sub", coded, self._keep(value, self)] if self._subclasses and type(value) not in _VALUES else coded
+        if isinstance(value, list | dict | set | bytearray | deque):
+            return self._container(value)
+        return self._other(value)
+
+    def contents(self, value: Any) -> Any:
+        """What is in a container."""
+        if isinstance(value, dict):
+            return [[self.encode(k), self.encode(v)] for k, v in dict.items(value)]
+        return bytes(value).hex() if isinstance(value, bytearray) else [self.encode(v) for v in value]
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, int):
+            number = int.__index__(value)
+            return number if -_SMALL < number < _SMALL else ["int", hex(number)]
+        if isinstance(value, float):
+            return float.__pos__(value)
+        if isinstance(value, complex):
+            return ["complex", [value.real, value.imag]]
+        if isinstance(value, bytes):
+            return ["bytes", bytes(value).hex()]
+        return ["tuple" if isinstance(value, tuple) else "frozenset", [self.encode(v) for v in value]]
+
+    def _container(self, value: Any) -> Any:
+        if (number := self._seen.get(id(value))) is not None:
+            return ["same", number]
+        self._seen[id(value)] = len(self.held)
+        self.held.append(value)
+        if type(value) is defaultdict:
+            factory = value.default_factory
+            return ["defaultdict", [self.contents(value), factory.__name__ if factory and _is_builtin(factory) else None]]
+        if isinstance(value, deque):
+            return ["deque", [self.contents(value), value.maxlen]]
+        name = next((n for n, kind in _MAPPINGS.items() if type(value) is kind), "dict") if isinstance(value, dict) else ""
+        return [name or next(n for n in ("list", "set", "bytearray") if isinstance(value, _TYPES[n])), self.contents(value)]
+
+    def _other(self, value: Any) -> Any:
+        if isinstance(value, _KEYS | _ITEMS):
+            return ["keys" if isinstance(value, _KEYS) else "items", [self.encode(held) for held in value]]
+        if isinstance(value, range | slice):
+            return [type(value).__name__, [self.encode(v) for v in (value.start, value.stop, value.step)]]
+        if _is_builtin(value):
+            return ["type", value.__name__]
+        if isinstance(value, BaseException) and _is_builtin(type(value)):
+            return ["exception", [type(value).__name__, [self.encode(a) for a in value.args]]]
+        for name, constant in _CONSTANTS.items():
+            if value is constant:
+                return ["constant", name]
+        for module, name, parts, _ in _STANDARD:
+            exact = getattr(sys.modules.get(module), name, None)
+            if isinstance(exact, type) and isinstance(value, exact):
+                return [name, parts(value)]
+        return self._keep(value, self)
 
 
-def decode(data: Any, wrap: Callable[[list[Any]], Any]) -> Any:
-    """The value that `data` stands for; `wrap` makes one of a reference. Unreadable for what `encode` does not make."""
-    if data is None or isinstance(data, bool | str | int | float):
-        return data
-    if not (isinstance(data, list) and data and isinstance(data[0], str)):
-        raise Unreadable("no encoded value")
-    tag, *rest = data
-    if tag == "ref":
-        return wrap(rest)
-    if len(rest) != 1:
-        raise Unreadable(f"no encoded {tag}")
-    try:
-        return _decoded(tag, rest[0], wrap)
-    except (TypeError, ValueError, ArithmeticError, KeyError, AttributeError) as error:
-        raise Unreadable(f"no encoded {tag}: {type(error).__name__}") from error
+def _is_builtin(value: Any) -> bool:
+    return isinstance(value, type) and _TYPES.get(value.__name__) is value
 
 
-def _decoded(tag: str, part: Any, wrap: Callable[[list[Any]], Any]) -> Any:
-    if tag in ("list", "tuple", "set", "frozenset", "keys"):
-        values = [decode(v, wrap) for v in part]
-        return dict.fromkeys(values).keys() if tag == "keys" else _TYPES[tag](values)
-    if tag == "dict":
-        return {decode(k, wrap): decode(v, wrap) for k, v in part}
-    if tag == "int":
-        return int(part, 16)
-    if tag == "complex":
-        return complex(*part)
-    if tag in ("bytes", "bytearray"):
-        return _TYPES[tag](bytes.fromhex(part))
-    if tag == "range":
-        return range(*(decode(v, wrap) for v in part))
-    if tag == "type":
-        return _TYPES[part]
-    if tag == "Decimal":
-        from decimal import Decimal
+class Decoder:
+    """Makes values of what an `Encoder` made; `wrap` makes one of what it kept. `made`: the containers so far, by number."""
 
-        return Decimal(part)
-    if tag == "Fraction":
-        from fractions import Fraction
+    def __init__(self, wrap: Wrap, made: Sequence[Any] = ()) -> None:
+        self.made = list(made)
+        self._wrap = wrap
 
-        return Fraction(*(int(p, 16) for p in part))
-    raise Unreadable(f"no tag {tag!r}")
+    def decode(self, data: Any) -> Any:
+        """The value that `data` stands for. Unreadable for what no `Encoder` makes."""
+        if data is None or isinstance(data, bool | str | int | float):
+            return data
+        if not (isinstance(data, list) and len(data) > 1 and isinstance(data[0], str)):
+            raise Unreadable("no encoded value")
+        tag, *rest = data
+        try:
+            return self._decoded(tag, rest)
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            if hasattr(error, "leafe"):
+                raise
+            raise Unreadable(f"no encoded {tag}: {type(error).__name__}") from error
+
+    def refill(self, container: Any, contents: Any) -> None:
+        """Put into the container what is in the other side's."""
+        if isinstance(container, dict):
+            pairs = [(self.decode(k), self.decode(v)) for k, v in contents]
+            dict.clear(container)
+            for key, value in pairs:
+                dict.__setitem__(container, key, value)
+        elif isinstance(container, bytearray):
+            container[:] = bytes.fromhex(contents)
+        else:
+            values = [self.decode(v) for v in contents]
+            container.clear()
+            container.update(values) if isinstance(container, set) else container.extend(values)
+
+    def _decoded(self, tag: str, rest: list[Any]) -> Any:
+        part = rest[0]
+        if tag == "same":
+            return self.made[part]
+        if tag in ("list", "set", "bytearray", "deque") or tag in _MAPPINGS:
+            return self._container(tag, part)
+        if tag in ("tuple", "frozenset", "keys", "items"):
+            values = [self.decode(v) for v in part]
+            return dict.fromkeys(values).keys() if tag == "keys" else dict(values).items() if tag == "items" else _TYPES[tag](values)
+        if tag == "int":
+            return int(part, 16)
+        if tag == "complex":
+            return complex(*part)
+        if tag == "bytes":
+            return bytes.fromhex(part)
+        if tag in ("range", "slice"):
+            return _TYPES[tag](*(self.decode(v) for v in part))
+        if tag == "type":
+            return _TYPES[part]
+        if tag == "exception":
+            return _exception_type(part[0])(*[self.decode(a) for a in part[1]])
+        if tag == "constant":
+            return _CONSTANTS[part]
+        for module, name, _, made in _STANDARD:
+            if tag == name:
+                return made(getattr(__import__(module), name), part)
+        return self._wrap(tag, rest, self)
+
+    def _container(self, tag: str, part: Any) -> Any:
+        container: Any
+        if tag == "deque":
+            part, most = part
+            container = deque(maxlen=most)
+        elif tag == "defaultdict":
+            part, factory = part
+            container = defaultdict(_TYPES[factory] if factory else None)
+        else:
+            container = _MAPPINGS[tag]() if tag in _MAPPINGS else _TYPES[tag]()
+        self.made.append(container)
+        self.refill(container, part)
+        return container
+
+
+def _exception_type(name: str) -> type[BaseException]:
+    kind = _TYPES[name]
+    if not issubclass(kind, BaseException):
+        raise Unreadable(f"{name} is no exception")
+    return kind
 
 
 def short(text: str) -> str:

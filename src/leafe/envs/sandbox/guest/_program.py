@@ -7,29 +7,37 @@ it returns, compared elsewhere. What this process reports of itself (a traceback
 from __future__ import annotations
 
 import atexit
+import contextlib
+import copy
 import gc
+import importlib
 import io
+import itertools
 import json
 import os
 import resource
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from leafe.envs.sandbox.guest._plain import decode, described, encode, safe_repr
+from leafe.envs.sandbox.guest._plain import Decoder, Encoder, described, safe_repr
+from leafe.envs.sandbox.guest._protocol import lent
+from leafe.envs.sandbox.guest._talk import Called, answered, outgoing
 
 Report = Callable[[dict[str, Any]], None]
 _LONGEST_REPLY = 1 << 20
 """Characters of one returned value."""
-_MOST_ITEMS = 100_000
+_FILE = "/box/solution.py"
+"""There is no such file; programs ask for its folder."""
 
 
 def run_script(job: dict[str, Any], report: Report) -> None:
     """The program as `__main__`, ended as the interpreter ends: threads joined, exit functions called, streams flushed."""
     sources = {"<solution>": job["program"]}
     module = types.ModuleType("__main__")
+    module.__file__ = _FILE
     sys.modules["__main__"] = module
     threading.excepthook = lambda args: report({"event": "error", "detail": described(args.exc_value or SystemExit(), sources)})
     status, outputs = 0, [sys.stdout]
@@ -91,77 +99,154 @@ def _make_room(error: BaseException, space: dict[str, Any]) -> None:
 def serve_calls(job: dict[str, Any], report: Report, requests: io.FileIO) -> None:
     """Load the program, say how that went, then answer requests, one line each, until there are no more."""
     module = types.ModuleType("solution")
+    module.__file__ = _FILE
     sys.modules["solution"] = sys.modules["__main__"] = module
     space = module.__dict__
     sources = {"<given>": job["given"], "<solution>": job["program"], "<setup>": job["setup"]}
     for name, text in sources.items():
         if text:
-            answer = _tried(lambda name=name, text=text: exec(compile(text, name, "exec"), space), sources, space)  # type: ignore[misc]
-            if "ok" not in answer:
+            answer = _tried(lambda name=name, text=text: exec(compile(text, name, "exec"), space) or {}, sources, space)  # type: ignore[misc, func-returns-value]
+            if answer:
                 report({"event": "load", **answer})
                 os._exit(0)
     report({"event": "load", "outcome": "passed", "detail": ""})
-    server = _Server(space)
-    for line in io.BufferedReader(requests):
-        request = json.loads(line)
-        report(_tried(lambda request=request: server.answer(request), sources, space))  # type: ignore[misc]
+    _Server(space, sources, report, io.BufferedReader(requests)).serve()
     os._exit(0)
 
 
-def _tried(act: Callable[[], Any], sources: dict[str, str], space: dict[str, Any]) -> dict[str, Any]:
+def _tried(act: Callable[[], dict[str, Any]], sources: dict[str, str], space: dict[str, Any], more: Any = None) -> dict[str, Any]:
+    """What `act` says, or how it failed, with what `more` says of the exception."""
     try:
-        return {"ok": act()}
+        return act()
     except MemoryError as error:
         _make_room(error, space)
         return {"outcome": "memory", "error": "MemoryError", "detail": ""}
     except SystemExit as error:
-        return {"outcome": "exited", "error": "SystemExit", "detail": f"SystemExit: {safe_repr(error.code)}"}
+        said = {"outcome": "exited", "error": "SystemExit", "detail": f"SystemExit: {safe_repr(error.code)}"}
+        raised: BaseException = error
     except BaseException as error:
-        return {"outcome": "error", "error": type(error).__name__, "detail": described(error, sources)}
+        said = {"outcome": "error", "error": type(error).__name__, "detail": described(error, sources)}
+        raised = error
+    if more is not None:
+        with contextlib.suppress(BaseException):
+            said |= more(raised)
+    return said
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {"repr": repr, "str": str, "format": format, "copy": copy.copy, "deepcopy": copy.deepcopy}
 
 
 class _Server:
-    """Names, calls and attributes of the program's module; what is no plain value is kept here and referred to by its number."""
+    """Names, calls, attributes and operators of the program's objects; what is no plain value is kept here and referred to by its number."""
 
-    def __init__(self, space: dict[str, Any]) -> None:
+    def __init__(self, space: dict[str, Any], sources: dict[str, str], report: Report, lines: io.BufferedReader) -> None:
         self.space = space
         self.kept: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._theirs: dict[int, Any] = {}
+        self._sources, self._report, self._lines = sources, report, lines
 
-    def answer(self, request: dict[str, Any]) -> Any:
-        value = self._value(request)
-        try:
-            coded = encode(value, self._keep)
-        except RecursionError:
-            coded = self._keep(value)
-        if len(json.dumps(coded)) > _LONGEST_REPLY:
-            raise OverflowError(f"the value is longer than {_LONGEST_REPLY >> 20} MB")
-        return coded
+    def serve(self, called_back: bool = False) -> dict[str, Any]:
+        """Answer requests until there are no more, or until the answer to a call of a test's own function comes."""
+        for line in self._lines:
+            request: dict[str, Any] = json.loads(line)
+            if called_back and request["op"] == "returned":
+                return request
+            self._report(self.answer(request))
+        os._exit(0)
 
-    def _value(self, request: dict[str, Any]) -> Any:
-        what = request["op"]
-        if what == "get":
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        called = None
+
+        def act() -> dict[str, Any]:
+            nonlocal called
+            called = Called(request, self._inward)
+            value = self._value(request, called.args, called.named)
             try:
-                return self.space[request["name"]]
-            except KeyError:
-                raise NameError(f"name {request['name']!r} is not defined") from None
+                said = called.answer("ok", value, self._keep, subclasses=True)
+            except RecursionError:
+                said = {"ok": self._reference(value)}
+            if request["op"] == "names" and len(json.dumps(said)) > _LONGEST_REPLY:  # nobody may want those that are so long
+                said = {"ok": ["dict", [[name, self._reference(held)] for name, held in value.items()]]}
+            if len(json.dumps(said)) > _LONGEST_REPLY:
+                raise OverflowError(f"the value is longer than {_LONGEST_REPLY >> 20} MB")
+            return said
+
+        def more(error: BaseException) -> dict[str, Any]:
+            said = called.answer("raised", error, self._keep) if called else {}
+            return said if len(json.dumps(said)) <= _LONGEST_REPLY else {}
+
+        return _tried(act, self._sources, self.space, more)
+
+    def _value(self, request: dict[str, Any], args: list[Any], named: dict[str, Any]) -> Any:
+        what = request["op"]
+        if what == "names":
+            return {name: self.space[name] for name in args[0] if name in self.space}
+        if what == "operate":
+            return _OPERATIONS[request["name"]](*args)
         subject = self.kept[request["ref"]]
-        if what == "call":
-            given = {name: decode(v, self._kept) for name, v in request["named"].items()}
-            return subject(*(decode(v, self._kept) for v in request["args"]), **given)
+        if what == "method":
+            # a function's own call, and an operator as Python asks for it: of the type
+            return subject(*args, **named) if request["name"] == "__call__" else getattr(type(subject), request["name"])(subject, *args, **named)
         if what == "attribute":
             return getattr(subject, request["name"])
         if what == "assign":
-            return setattr(subject, request["name"], decode(request["value"], self._kept))
-        items = []
-        for item in subject:
-            items.append(item)
-            if len(items) > _MOST_ITEMS:
-                raise OverflowError(f"more than {_MOST_ITEMS} items")
-        return items
+            return setattr(subject, request["name"], args[0])
+        if what == "delete":
+            return delattr(subject, request["name"])
+        return list(itertools.islice(subject, request["many"]))
 
-    def _keep(self, value: Any) -> list[Any]:
-        self.kept.append(value)
-        return ["ref", len(self.kept) - 1, type(value).__name__, safe_repr(value)]
+    def _keep(self, value: Any, encoder: Encoder) -> list[Any]:
+        if id(value) in self._theirs:
+            return ["yours", self._theirs[id(value)][0]]
+        number = self._number(value)
+        if isinstance(value, type) and issubclass(value, BaseException):
+            bases = [encoder.encode(base) for base in value.__bases__ if issubclass(base, BaseException)]
+            return ["class", number, value.__name__, bases]
+        if isinstance(value, BaseException):
+            return ["error", number, encoder.encode(type(value)), [encoder.encode(a) for a in value.args]]
+        return self._reference(value)
 
-    def _kept(self, reference: list[Any]) -> Any:
-        return self.kept[reference[0]]
+    def _reference(self, value: Any) -> list[Any]:
+        return ["ref", self._number(value), type(value).__name__, safe_repr(value), lent(type(value))]
+
+    def _number(self, value: Any) -> int:
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self.kept)
+            self.kept.append(value)
+        return self._numbers[id(value)]
+
+    def _inward(self, tag: str, rest: list[Any], decoder: Decoder) -> Any:
+        if tag == "ref":
+            return self.kept[rest[0]]
+        if tag == "global":
+            found: Any = importlib.import_module(rest[0])
+            for part in rest[1].split("."):
+                found = getattr(found, part)
+            return found
+        known = next((proxy for number, proxy in self._theirs.values() if number == rest[0]), None)
+        return known or self._theirs_to_call(tag, *rest)
+
+    def _theirs_to_call(self, tag: str, number: int, name: str) -> Any:
+        """A function of the tests, or an iterator over what they hand over one by one."""
+
+        def call(*args: Any, **named: Any) -> Any:
+            parts, held = outgoing(args, named, self._keep)
+            self._report({"callback": number, **parts})
+            said = self.serve(called_back=True)
+            if "raised" in said:
+                raise answered(said, "raised", held, self._inward)
+            return answered(said, "ok", held, self._inward)
+
+        def items() -> Iterator[Any]:
+            while True:
+                try:
+                    item = call()
+                except StopIteration:
+                    return
+                yield item
+
+        call.__name__ = call.__qualname__ = name
+        proxy = call if tag == "callback" else items()
+        self._theirs[id(proxy)] = (number, proxy)
+        return proxy
