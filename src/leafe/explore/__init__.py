@@ -1,12 +1,14 @@
 """Stage 1: grow a tree of episodes for every task, under one budget. Knows protocols, never a concrete world or engine."""
 
 from leafe.explore._config import ExploreConfig
+from leafe.explore._cost import cost_of
 from leafe.explore._episode import EpisodeRunner
-from leafe.explore._scheduler import EpisodeSink, Exploration, Progress, cost_of, explore
+from leafe.explore._idle import bounding, idle_in_a_row
+from leafe.explore._scheduler import EpisodeSink, Exploration, Progress, explore
 from leafe.explore._strategy import STRATEGIES, Plan, Strategy, make_strategy
 from leafe.explore._worlds import BorrowedWorld, Diverged, Held, Trail, WorldPool
 
 __all__ = [
     "STRATEGIES", "BorrowedWorld", "Diverged", "EpisodeRunner", "EpisodeSink", "Exploration", "ExploreConfig", "Held", "Plan", "Progress", "Strategy", "Trail",
-    "WorldPool", "cost_of", "explore", "make_strategy",
+    "WorldPool", "bounding", "cost_of", "explore", "idle_in_a_row", "make_strategy",
 ]  # fmt: skip

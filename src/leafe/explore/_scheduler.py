@@ -25,7 +25,6 @@ from leafe.core import (
     PolicyError,
     Request,
     Spent,
-    Stop,
     Task,
     Tree,
     UserError,
@@ -33,13 +32,16 @@ from leafe.core import (
     derive_seed,
 )
 from leafe.explore._config import ExploreConfig
+from leafe.explore._cost import cost_of
 from leafe.explore._episode import EpisodeRunner, unbegun
+from leafe.explore._idle import ERRORS, bounding, idle_in_a_row
 from leafe.explore._strategy import Plan, Strategy, look_back, make_strategy, siblings
 from leafe.explore._waits import Waits
 from leafe.explore._worlds import Held, WorldPool
 from leafe.prompts import History, Prompts
 
-_ERRORS = frozenset({Stop.policy_error, Stop.env_error})
+SENTENCES = 3
+"""Of the tasks that were given up, those whose reason is kept."""
 
 
 class EpisodeSink(Protocol):
@@ -60,6 +62,8 @@ class Progress:
     turns: int = 0
     stops: Counter[str] = field(default_factory=Counter)
     unusable_reflections: int = 0
+    given_up: int = 0
+    """Tasks that were left before their end, as in `Exploration.given_up`."""
     spent: Spent = field(default_factory=Spent)
 
 
@@ -77,7 +81,9 @@ class Exploration:
     waits: Waits = field(default_factory=Waits)
     """Where the time went."""
     given_up: int = 0
-    """Tasks that were left because their episodes failed again and again while others did not."""
+    """Tasks that were left because their episodes failed again and again while others did not, or did nothing that would ever end."""
+    given_up_because: tuple[str, ...] = ()
+    """A sentence for each of the first of them."""
 
 
 async def explore(
@@ -101,6 +107,8 @@ async def explore(
     """
     if not tasks:
         raise UserError("There are no tasks to explore: check the split and the count.")
+    if not config.limits and not config.run_limits:
+        raise UserError("Exploration has no end: set a limit, such as explore.limits.policy_calls.")
     if config.strategy == "reflexion":
         prompts = prompts.saying(preamble=prompts.set.advice)
     stage = _Stage(policy, pool, prompts, config, journal, on_progress, Progress(len(tasks)), Budget(config.run_limits))
@@ -132,7 +140,9 @@ async def explore(
         finally:
             stage.writer.close()
         p = stage.progress
-        return Exploration(trees, stage.budget.snapshot(), dict(p.stops), p.unusable_reflections, stage.budget.reached(), pool.waits, stage.given_up)
+        return Exploration(
+            trees, stage.budget.snapshot(), dict(p.stops), p.unusable_reflections, stage.budget.reached(), pool.waits, p.given_up, tuple(stage.because)
+        )
 
 
 @contextlib.contextmanager
@@ -145,20 +155,6 @@ def _seldom_collected() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def cost_of(episode: Episode) -> dict[str, float]:
-    """What a finished episode was charged: the journal's sums are the budget's."""
-    acts = episode.acts
-    return {
-        "episodes": 0 if episode.looks_back else 1,
-        "env_steps": sum(t.env_steps for t in acts),
-        "replayed_steps": episode.replayed,
-        "policy_calls": len(episode.turns),
-        "prompt_tokens": sum(t.usage.prompt for t in episode.turns),
-        "cached_tokens": sum(t.usage.cached for t in episode.turns),
-        "generated_tokens": sum(t.usage.generated for t in episode.turns),
-    }
 
 
 class _Writer:
@@ -234,7 +230,7 @@ class _Stage:
     """Task and first observation of the last of them."""
     doubting: asyncio.Lock = field(default_factory=asyncio.Lock)
     put_off: list[_Begun] = field(default_factory=list)
-    given_up: int = 0
+    because: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.writer = _Writer(self.journal)
@@ -270,18 +266,18 @@ class _Stage:
     async def episodes(self, task: _Begun, snapshots: dict[str | None, Held]) -> bool:
         tree, budget = task.tree, task.budget
         strategy = make_strategy(self.config, self.prompts.set)
-        forgiven = sum(e.stop in _ERRORS for e in tree.episodes)
+        names = bounding(budget)
+        forgiven = sum(e.stop in ERRORS for e in tree.episodes)
         sound = self.sound
         while True:
             if tree.solved and self.config.until == "solved":
                 return True
-            failed = sum(e.stop in _ERRORS for e in tree.episodes) - forgiven
+            failed = sum(e.stop in ERRORS for e in tree.episodes) - forgiven
             if not failed:
                 sound = self.sound
             if failed >= self.config.error_limit:
                 if self.sound > sound:  # others came to a sound end meanwhile: the failures are this task's own
-                    self.given_up += 1
-                    return True
+                    return self.give_up(tree, f"{failed} episodes failed while those of others did not, the last with: {tree.episodes[-1].error}")
                 if not task.put_off:
                     task.put_off = True
                     return False
@@ -289,8 +285,11 @@ class _Stage:
                     raise self.end(failed, tree.episodes[-1].error)
                 self.sound += 1
                 forgiven += 1  # it may have come back this very moment: one more
+            idle, why = idle_in_a_row(tree.episodes, names)
+            if idle >= self.config.error_limit:
+                return self.give_up(tree, why)
             plan = look_back(strategy, tree, self.config) or strategy.next(tree)
-            if plan is None or not budget.admits(episodes=int(not plan.look_back), policy_calls=1, env_steps=1):
+            if plan is None or not budget.admits(episodes=int(not plan.look_back), policy_calls=1, env_steps=1, replayed_steps=1):
                 return True
 
             async def run(index: int, plan: Plan = plan) -> Episode:
@@ -318,6 +317,12 @@ class _Stage:
                 self.count(tree, episode)
                 self.report()
             await self.give_up_if_hopeless()
+
+    def give_up(self, tree: Tree, why: str) -> bool:
+        self.progress.given_up += 1
+        if len(self.because) < SENTENCES:
+            self.because.append(f"Task {tree.task.id} was given up: {why}")
+        return True
 
     async def outside_works(self) -> bool:
         """Whether an episode that came to a sound end could still begin: its world resets, the policy answers its first prompt. Charged to nobody."""
@@ -351,7 +356,7 @@ class _Stage:
         p.stops[episode.stop.value] += not episode.looks_back
         p.turns += len(episode.turns)
         p.unusable_reflections += sum(t.kind == "reflect" and not t.valid for t in episode.turns)
-        if episode.stop in _ERRORS:
+        if episode.stop in ERRORS:
             self.errors_in_a_row, self.last_error = self.errors_in_a_row + 1, episode.error
         else:
             self.errors_in_a_row, self.sound, self.witness = 0, self.sound + 1, (tree.task, episode.first_observation)

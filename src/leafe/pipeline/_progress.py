@@ -37,6 +37,7 @@ def exploring(
 ) -> dict[str, Any]:
     """Of Stage 1, and of whatever else grows trees. `limits` are those of one task; `done`: finished tasks, where it is not the local engine that counts."""
     errors = _errors(p.stops, failures or {}) | ({"unusable reflections": p.unusable_reflections} if p.unusable_reflections else {})
+    errors |= {"tasks given up": p.given_up} if p.given_up else {}
     out = {"done": p.tasks_done if done is None else done, "of": p.tasks, "solved": p.solved, "by_rollback": p.solved_by_rollback}
     return out | _costs(p.spent) | {"budget": _budget(p, limits or {}, run_limits or {}), "errors": errors} | ({"words": words} if words else {})
 

@@ -167,7 +167,9 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
         if stage.kind == "choose" and "chosen" in done:
             notes.append(f"{row}{_seed(stage)}: {_choice(done)}")
         if done.get("given_up"):
-            notes.append(f"{row}: {done['given_up']} tasks were given up, because their episodes failed again and again while those of others did not.")
+            why = "because their episodes failed again and again while those of others did not, or could not begin"
+            notes.append(f"{row}: {done['given_up']} tasks were given up, {why}.")
+            notes += [f"{row}: {sentence}" for sentence in done.get("given_up_because") or ()]
         if done.get("cut_short"):
             notes.append(f"{row}: the run's limit {done['cut_short']} ended the {stage.kind} stage before all tasks had their share.")
         if done.get("observations_cut"):

@@ -327,6 +327,7 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
             "unusable_reflections": found.unusable_reflections,
             "cut_short": found.cut_short,
             "given_up": found.given_up,
+            "given_up_because": list(found.given_up_because),
             "spent": found.spent.to_json(),
             "waits": found.waits.to_json(),
         }

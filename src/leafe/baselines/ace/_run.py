@@ -19,7 +19,7 @@ from leafe.baselines._asides import Asker
 from leafe.baselines.ace._playbook import Delta, Playbook
 from leafe.baselines.ace._read import DELTA_SCHEMA, LESSON_SCHEMA, Lesson, read_delta, read_lesson
 from leafe.core import FAILED, Budget, Episode, ForeignFailure, Message, Policy, Spent, Stop, Task, Tree, Turn, UserError, WorldError
-from leafe.explore import EpisodeRunner, EpisodeSink, ExploreConfig, Held, Progress, WorldPool, cost_of, make_strategy
+from leafe.explore import EpisodeRunner, EpisodeSink, ExploreConfig, Held, Progress, WorldPool, bounding, cost_of, idle_in_a_row, make_strategy
 from leafe.prompts import History, Prompts, fill
 
 _ERRORS = frozenset({Stop.policy_error, Stop.env_error})
@@ -114,7 +114,7 @@ async def ace(
             if on_playbook is not None:
                 on_playbook(stage.playbook)
         passes += 1
-    given_up = sum(stage.errors(tree) >= config.error_limit for tree in stage.trees.values())
+    given_up = sum(stage.lost(tree) for tree in stage.trees.values())
     stage.progress.tasks_done = len(tasks)
     stage.report()
     return Ace(
@@ -144,6 +144,11 @@ class _Stage:
     def errors(self, tree: Tree) -> int:
         return sum(e.stop in _ERRORS for e in tree.episodes)
 
+    def lost(self, tree: Tree) -> bool:
+        """Whether the task is to be given up: its attempts failed, or did nothing that would ever end."""
+        idle, _ = idle_in_a_row(tree.episodes, bounding(self.budgets[tree.task.id]))
+        return self.errors(tree) >= self.config.error_limit or idle >= self.config.error_limit
+
     def goes_on(self, task: Task) -> bool:
         """Whether the task gets an attempt in this pass."""
         tree = self.trees[task.id]
@@ -151,7 +156,7 @@ class _Stage:
             return False
         if task.id in self.known and len(self.known[task.id].episodes) > len(tree.episodes):
             return True  # it did
-        return self.errors(tree) < self.config.error_limit and self.budgets[task.id].admits(episodes=1, policy_calls=1, env_steps=1)
+        return not self.lost(tree) and self.budgets[task.id].admits(episodes=1, policy_calls=1, env_steps=1, replayed_steps=1)
 
     async def learn(self, batch: Sequence[Task], number: int) -> None:
         """One attempt at each task, all with the same playbook; then merge what they teach, in their order."""
