@@ -31,7 +31,7 @@ from leafe.envs import load_tasks, make_world
 from leafe.envs.code._submissions import Judged
 from leafe.envs.code.mbpp import Mbpp
 from leafe.envs.code.weak import WeakProgrammer
-from leafe.evaluate import Over, contrast, coverage_curve, hierarchical_bootstrap, spent
+from leafe.evaluate import Over, contrast, coverage_curve, mean_rate, spent
 from leafe.explore import ExploreConfig, WorldPool, explore
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.runs import RunFolder, load_trees
@@ -57,9 +57,8 @@ SWEEP: tuple[tuple[str, str], ...] = (
     ("reflections name any step", "lost=1"),
     ("reflections never err about the step", "lost=0"),
     ("reflections go back to the last step", "blame=last"),
-    ("a verdict without its program says nothing", "recall=0"),
-    ("a verdict without its program is understood at 0.5", "recall=0.5"),
-    ("a verdict without its program is understood at 0.8", "recall=0.8"),
+    ("refinement shows verdicts without programs", "prompts.attempt="),
+    ("the same, and such a verdict is understood at 0.8", "prompts.attempt= recall=0.8"),
     ("its own program is repaired at 0.05", "repair=0.05"),
     ("its own program is repaired at 0.5", "repair=0.5"),
     ("what stands in the prompt is read again, half", "again=0.5"),
@@ -70,7 +69,7 @@ SWEEP: tuple[tuple[str, str], ...] = (
     ("no test is shown", "world.shown_tests=0"),
     ("all tests are shown", "world.shown_tests=3"),
     ("reflects after each submission", "explore.every=1"),
-    ("refinement shows one attempt's verdict", "explore.memory=1"),
+    ("refinement shows one attempt", "explore.memory=1"),
     ("two submissions an episode", "world.horizon=2"),
     ("eight submissions an episode", "world.horizon=8"),
 )
@@ -84,7 +83,8 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--executions", type=int, default=32, help="of each task")
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 24, 32])
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the programmer's options; world.KEY and explore.KEY for theirs")
+    whose = "the programmer's options; world.KEY, explore.KEY and prompts.KEY for theirs"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=whose)
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--over", choices=["runs", "tasks"], default="runs", help="what the intervals of differences speak of")
     parser.add_argument("--remember", action="store_true", help="run every different program once")
@@ -123,7 +123,7 @@ class Remembering(Mbpp):
 
 def explored(args: argparse.Namespace, changes: Sequence[str]) -> Runs:
     """The trees that all strategies grow on the same tasks."""
-    parts: dict[str, dict[str, Any]] = {"": {}, "world": {}, "explore": {}}
+    parts: dict[str, dict[str, Any]] = {"": {}, "world": {}, "explore": {}, "prompts": {}}
     for change in changes:
         key, _, text = change.partition("=")
         part, _, name = key.rpartition(".")
@@ -132,21 +132,22 @@ def explored(args: argparse.Namespace, changes: Sequence[str]) -> Runs:
         except json.JSONDecodeError:
             parts[part][name] = text
     return {
-        strategy: [asyncio.run(grow(strategy, seed, args, parts[""], {"seconds": 1} | parts["world"], parts["explore"])) for seed in range(args.seeds)]
+        strategy: [asyncio.run(grow(strategy, seed, args, parts, {"seconds": 1} | parts["world"])) for seed in range(args.seeds)]
         for strategy in STRATEGIES
     }
 
 
-async def grow(strategy: str, seed: int, args: argparse.Namespace, programmer: Any, world: Any, settings: Any) -> list[Tree]:
+async def grow(strategy: str, seed: int, args: argparse.Namespace, parts: Mapping[str, Any], world: Any) -> list[Tree]:
     def make() -> Environment:
         return Remembering(**world) if args.remember else make_world("mbpp", **world)
 
     concurrency = 8
     pool = WorldPool.fitting(make, concurrency, 2, 120.0)
     tasks = load_tasks(pool.facts, args.split, args.tasks, seed)
-    config = ExploreConfig(strategy=strategy, limits={"env_steps": args.executions}, concurrency=concurrency, seed=seed, **settings)
-    policy = WeakProgrammer(**{"seconds": world["seconds"], "seed": seed} | programmer)
-    found = await explore(policy, pool, tasks, Prompts(load_prompt_set("mbpp"), pool.facts.actions_help), config)
+    config = ExploreConfig(strategy=strategy, limits={"env_steps": args.executions}, concurrency=concurrency, seed=seed, **parts["explore"])
+    policy = WeakProgrammer(**{"seconds": world["seconds"], "seed": seed} | parts[""])
+    prompts = Prompts(load_prompt_set("mbpp"), pool.facts.actions_help).saying(**parts["prompts"])
+    found = await explore(policy, pool, tasks, prompts, config)
     pool.close()
     await policy.close()
     return list(found.trees.values())
@@ -172,7 +173,7 @@ def solved_by(trees: Sequence[Tree], cost: Literal["env_steps", "policy_calls"],
 
 
 def covered(runs: Sequence[Sequence[Tree]], cost: Literal["env_steps", "policy_calls"], budget: int) -> str:
-    found = hierarchical_bootstrap([list(solved_by(trees, cost, budget).values()) for trees in runs])
+    found = mean_rate([solved_by(trees, cost, budget) for trees in runs])
     return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 

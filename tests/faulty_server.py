@@ -9,6 +9,7 @@ Faults come from a script (one entry a request, then none) or by chance from a s
 or as a process: `python -m tests.faulty_server --rates '{"500": 0.1}'` prints its base_url and serves until it is killed.
 Faults: ok, 429 (Retry-After: 0.05), 429-date, 500, 503, 400, 401, 404, context, garbage, html, empty (no choices), no-message, error-200, hang,
 partial (half a body, then the connection closes), reset (closed before any answer), drip (a byte now and then, for ever), redirect, slow (half a second),
+held (until `released` is set),
 leak-400, leak-500, leak-200, leak-garbage (an answer that holds the key it was sent, as a careless gateway's does).
 """
 
@@ -40,6 +41,8 @@ class FaultyServer:
     """`limit_n`: the most choices an answer holds. `forbidden`: body fields that are answered by 400, whose sentence names the field
     if `says_why`. `key`: what the Authorization header must bear. `latency_s`: the time before an answer. `holds`: the body field in which it takes a
     schema, None: it ignores all. `ignores`: `seed` (every answer is another) and `n` (all choices are one text) may stand there.
+    `told`: what it answers to a request's body instead of all this, a body with the status 200, a
+    status and a body, or a whole response; None: as ever.
     `gives`: `token_ids`,
     `response_token_ids` and `logprobs` (with `ids in logprobs`, these too) are in its answers where they are asked for. `healthy`: what /health says.
     """
@@ -62,6 +65,7 @@ class FaultyServer:
         ignores: Sequence[str] = (),
         gives: Sequence[str] = (),
         healthy: bool = True,
+        told: Callable[[Mapping[str, Any]], Any] = lambda body: None,
         port: int = 0,
     ) -> None:
         self.script = list(script)
@@ -79,6 +83,7 @@ class FaultyServer:
         self.ignores = tuple(ignores)
         self.gives = tuple(gives)
         self.healthy = healthy
+        self.told = told
         self.port = port
         self.bodies: list[dict[str, Any]] = []
         """Every chat request's body, in order of arrival."""
@@ -87,6 +92,7 @@ class FaultyServer:
         self.cancelled = 0
         """Chat requests whose client went away before the answer."""
         self.connections: set[int] = set()
+        self.released = threading.Event()
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -168,6 +174,12 @@ class FaultyServer:
         refused = self._refuses_key(request)
         if refused is not None:
             return refused
+        told = self.told(body)
+        if told is not None:
+            if isinstance(told, web.StreamResponse):
+                return told
+            status, value = told if isinstance(told, tuple) else (200, told)
+            return web.json_response(value, status=status)
         if body["model"] not in self.models:
             return web.json_response({"error": {"message": f"The model `{body['model']}` does not exist."}}, status=404)
         for name in self.forbidden:
@@ -211,6 +223,10 @@ class FaultyServer:
         match fault:
             case "slow":
                 await asyncio.sleep(0.5)
+                return web.Response(body=good, content_type="application/json")
+            case "held":
+                while not self.released.is_set():
+                    await asyncio.sleep(0.01)
                 return web.Response(body=good, content_type="application/json")
             case "leak-400" | "leak-500":
                 long = "x" * 285  # the sentence is cut at 300 characters: in the midst of the key
@@ -261,6 +277,29 @@ class FaultyServer:
             case _:
                 raise ValueError(f"no such fault: {fault}")
         return web.Response()
+
+
+def hasty(endpoint: Any, tries: int, seconds: float = 0.3) -> None:
+    """Cut off the next tries of a policy's endpoint early.
+
+    All later ones have their time: what is to fail by a time-out does, and nothing else.
+    """
+    send, usual = endpoint.send, endpoint.timeout_s
+
+    async def timed(*args: Any) -> Any:
+        nonlocal tries
+        endpoint.timeout_s = seconds if tries > 0 else usual  # it is read before anything waits
+        tries -= 1
+        return await send(*args)
+
+    endpoint.send = timed
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what will come, however long the machine needs: the test's own time limit bounds
+    it."""
+    while not condition():
+        await asyncio.sleep(0.005)
 
 
 async def _main() -> None:

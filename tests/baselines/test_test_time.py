@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -65,8 +66,9 @@ def test_counts_and_costs_are_those_of_the_journal(method: Method) -> None:
     assert found.rate(calls=10**6) == rates[-1]
 
 
-def test_reflexion_carries_the_policys_own_words_and_refinement_the_worlds() -> None:
-    for method, words in (("reflexion", "you told yourself: say "), ("refine", "An earlier attempt at this task ended with: trap")):
+def test_reflexion_carries_the_policys_own_words_and_refinement_what_was_done_and_said() -> None:
+    shown = "An earlier attempt at this task failed. What was done, and what came of it:\nStep 0: "
+    for method, words in (("reflexion", "you told yourself: say "), ("refine", shown)):
         seen: list[str] = []
 
         def watched(request: Request, seen: list[str] = seen) -> object:
@@ -79,6 +81,8 @@ def test_reflexion_carries_the_policys_own_words_and_refinement_the_worlds() -> 
         assert carried
         assert 2 <= max(s.count(words) for s in seen) <= 3  # memory
         assert not any("you told yourself" in s for s in seen) or method == "reflexion"
+        if method == "refine":
+            assert any(re.search(r"Step 0: [abc]\ndoor 1\nStep 1: .\ntrap: door 0 needed ", s) for s in seen)
 
 
 def test_feedback_helps_at_equal_attempts_and_its_price_is_seen() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from leafe.core import Episode, Kind, Stop, Task, Tree, Turn, derive_seed
 from leafe.explore import ExploreConfig, Plan, cost_of, make_strategy
-from leafe.prompts import History, Prompts, UnusableReflection, history_before
+from leafe.prompts import Prompts, UnusableReflection, history_before
 from tests.chaos.run import digest
 from tests.chaos.worlds import Quick, reply
 
@@ -134,7 +134,7 @@ def _replay(verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, pro
     """Ask the strategy, the model and the world again."""
     episode, say = tree.episodes[index], verdict.problems.append
     where = f"episode {index} of {tree.task.id}"
-    plan = make_strategy(config).next(Tree(tree.task, tree.episodes[:index]))
+    plan = make_strategy(config, prompts.set).next(Tree(tree.task, tree.episodes[:index]))
     if plan != Plan(episode.start, episode.experience, episode.depth, episode.preamble):
         say(f"{where} is not what the strategy asks for")
     world = Quick()
@@ -149,7 +149,7 @@ def _replay(verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, pro
         if turn.kind is Kind.act:
             messages = prompts.act(history_before(tree, turn, with_experience=True))
         else:
-            messages = prompts.reflect(_read(tree, turn, first))
+            messages = prompts.reflect(replace(history_before(tree, turn, with_experience=True), first_observation=first))
             names += ("reflect", tries[turn.step])
             tries[turn.step] += 1
         if turn.action_text != reply(messages, derive_seed(*names)).text:
@@ -165,14 +165,6 @@ def _replay(verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, pro
                     say(f"the reflection {turn.id} is misread")
             except UnusableReflection:
                 say(f"the reflection {turn.id} is unusable")
-
-
-def _read(tree: Tree, turn: Turn, first: str) -> History:
-    from leafe.prompts import notes_on
-
-    path = tree.path(turn.id)
-    episode = tree.episode_of(turn.id)
-    return History(tree.task, first, tuple(path), notes_on(tree, path), episode.preamble)
 
 
 def _finished(verdict: Verdict, tree: Tree, config: ExploreConfig) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -20,12 +21,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
+from leafe.cli import _app, _envs
+from leafe.cli._console import SafeConsole
 from leafe.cli._display import Display
 from leafe.cli._encoding import plain_where_needed
 from leafe.cli._json import JsonLines
 from leafe.cli._watch import Course, clock_time, short
-from leafe.core import Spent
+from leafe.core import Spent, UserError, WorldError
+from leafe.core.text import HOSTILE
 from leafe.explore import Progress
 from leafe.pipeline import Leg, Stage
 from leafe.pipeline._progress import exploring, went_wrong
@@ -180,7 +188,13 @@ def test_figures_in_short() -> None:
 PLAY = """
 import sys, time
 from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 from leafe.cli._encoding import plain_where_needed
+from leafe.cli import _app, _envs
+from leafe.cli._console import SafeConsole
 from leafe.cli._display import Display
 from leafe.cli._encoding import plain_where_needed
 from leafe.pipeline import Leg, Stage
@@ -321,3 +335,34 @@ def test_what_a_word_may_become(typed: str, offered: set[str], tmp_path: Path) -
     program = "from leafe.cli import app; app(prog_name='leafe')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ | asked)
     assert set(done.stdout.split()) == offered, done.stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@given(words=st.text(st.characters(codec=None) | st.sampled_from("\x1b\x07\x08\r\x9b\u202e\ud800[]31m"), max_size=60))
+def test_nothing_that_is_printed_steers_the_terminal(terminal: bool, words: str) -> None:
+    out = io.StringIO()
+    console = SafeConsole(file=out, force_terminal=terminal, width=80, color_system=None, legacy_windows=False)
+    table = Table(words, title=Text(words))
+    table.add_row(Text(words), escape(words))
+    for what in (table, Text(words), Text.assemble((words, "bold"), words), Panel(Text(words))):
+        console.print(what)
+    console.print(words, markup=False, highlight=True)
+    console.out(words)
+    shown = out.getvalue()
+    assert not HOSTILE.search(re.sub("\x1b\\[[0-9;]*m", "", shown))
+    if "\x1b" in words:
+        assert "␛" in shown
+
+
+@pytest.mark.parametrize("error", [UserError, WorldError])
+def test_errors_that_quote_others_steer_nothing(
+    error: type[Exception], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: object) -> None:
+        raise error("the server says \x1b[2J\u202e.")
+
+    assert isinstance(_envs.console(), SafeConsole)
+    monkeypatch.setattr(_app, "app", fails)
+    with pytest.raises(SystemExit):
+        _app.main()
+    assert capsys.readouterr().err == "error: the server says ␛[2J⟨U+202E⟩.\n"

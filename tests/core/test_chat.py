@@ -72,9 +72,12 @@ class Words:
         words = list(self.ids)
         return "".join(words[i] for i in ids if not (skip_special_tokens and i < len(self.special)))
 
-    def apply_chat_template(self, chat: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
+    def convert_ids_to_tokens(self, number: int) -> str:
+        return self.special[number]
+
+    def apply_chat_template(self, chat: list[dict[str, str]], tokenize: bool, **variables: object) -> str:
         assert not tokenize
-        return _compiled(self.chat_template).render(messages=chat, add_generation_prompt=add_generation_prompt)
+        return _compiled(self.chat_template).render(messages=chat, **variables)
 
 
 texts = st.lists(st.sampled_from(["take", "lamp", "s1", " ", "\n", "é"]), max_size=5).map(" ".join)

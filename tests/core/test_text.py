@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from leafe.core import Completion, clean_text, observation_hash, visible
 
-any_text = st.text(st.characters(codec=None) | st.sampled_from("\ud800\udfff\ud83d\ude00\x1b\x00\u202e"))
+any_text = st.text(
+    st.characters(codec=None) | st.sampled_from("\ud800\udfff\ud83d\ude00\x1b\x00\u202e")
+)
 
 
 @given(any_text)
@@ -61,7 +63,11 @@ def test_any_observation_has_a_hash(text: str) -> None:
 
 
 def test_what_is_hostile_is_what_unicode_says() -> None:
-    steers = [chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) in ("Cc", "Cf", "Zl", "Zp", "Cs") and chr(c) not in "\n\t"]
+    steers = [
+        chr(c)
+        for c in range(sys.maxunicode + 1)
+        if unicodedata.category(chr(c)) in ("Cc", "Cf", "Zl", "Zp", "Cs") and chr(c) not in "\n\t"
+    ]
     shown = [c for c in steers if c in visible(f"a{c}a")]
     assert not shown, [hex(ord(c)) for c in shown]
 
@@ -69,12 +75,17 @@ def test_what_is_hostile_is_what_unicode_says() -> None:
 @given(any_text)
 def test_visible_text_holds_nothing_that_steers(text: str) -> None:
     seen = visible(text)
-    assert not set(seen) & set("\x00\x07\x08\x0d\x1b\x7f\x9b\u061c\u200e\u200f\u202a\u202d\u202e\u2066\u2069\ud800\udfff")
+    assert not set(seen) & set(
+        "\x00\x07\x08\x0d\x1b\x7f\x9b\u061c\u200e\u200f\u202a\u202d\u202e\u2066\u2069\ud800\udfff"
+    )
     assert visible(seen) == seen
     assert len(seen) <= 11 * len(text)
 
 
-@pytest.mark.parametrize("text", ["العربية", "日本語", "हिन्दी", "עברית", "🙂é", "می‌خواهم", "👨‍👩", "❤️‍🔥", "a\tb\nc", "\ufffd"])
+@pytest.mark.parametrize(
+    "text",
+    ["العربية", "日本語", "हिन्दी", "עברית", "🙂é", "می‌خواهم", "👨‍👩", "❤️‍🔥", "a\tb\nc", "\ufffd"],
+)
 def test_letters_of_any_script_stay(text: str) -> None:
     assert visible(text) == text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -72,12 +73,47 @@ def test_a_task_is_in_a_batch_with_all_its_sequences(seed: int, size: int) -> No
     assert batches.epochs(steps).keys() == {"rehearsal", "counterfactual"}
 
 
-def test_a_batch_by_sequence_has_the_parts_in_their_own_numbers() -> None:
+def test_steps_take_each_part_in_its_own_number() -> None:
     data = encoded(rehearsal={"a": 9, "b": 9}, counterfactual={"a": 3}, anchor={"a": 7})
-    batches = Batches(data, DistillConfig(rehearsal_batch=4, counterfactual_batch=8, anchor_batch=2, anchor_weight=0.5))
+    batches = Batches(data, DistillConfig(rehearsal_batch=4, counterfactual_batch=8, anchor_batch=2, anchor_weight=0.5, steps=9))
     assert Counter(s.part for s in batches.batch(5)) == {"rehearsal": 4, "counterfactual": 3, "anchor": 2}
-    assert batches.steps(2) == 9  # twice over the 18 of rehearsal by 4; the anchors' own passes do not count
     assert batches.epochs(9) == {"rehearsal": 2.0, "counterfactual": 9.0, "anchor": 18 / 7}
+
+
+SIZES = st.integers(0, 200)
+
+
+@given(st.tuples(SIZES, SIZES, SIZES), st.tuples(*[st.integers(1, 64)] * 3), st.sampled_from([0.5, 1.0, 2.0, 2.5, 3.0]), st.integers(0, 9))
+def test_epochs_hold_for_each_part(numbers: tuple[int, ...], sizes: tuple[int, ...], epochs: float, seed: int) -> None:
+    if not any(numbers):
+        return
+    data = encoded(**{p: {"a": n} for p, n in zip(("rehearsal", "counterfactual", "reflection"), numbers, strict=True)})
+    config = DistillConfig(epochs=epochs, rehearsal_batch=sizes[0], counterfactual_batch=sizes[1], reflection_batch=sizes[2], seed=seed)
+    batches = Batches(data, config)
+    wanted = {p: data.parts[p] for p in batches.parts}
+    size = min(sum(map(len, wanted.values())), sum(config.batch(p) for p in wanted))
+    steps = batches.steps(epochs)
+    drawn = [batches.batch(step) for step in range(steps)]
+    seen: Counter[Any] = Counter((s.part, s.ids) for batch in drawn for s in batch)
+    for part, mine in wanted.items():
+        times = [seen[part, s.ids] for s in mine]
+        assert max(times) - min(times) <= 1
+        assert sum(times) >= math.floor(epochs * len(mine))
+        assert sum(times) <= (epochs + 1) * len(mine)  # fewer than one pass too many, whatever the sets' sizes
+        assert abs(sum(times) / len(mine) - batches.epochs(steps)[part]) < 1e-9
+    assert all(batch and abs(len(batch) - size) < len(wanted) for batch in drawn)
+    for part in wanted:  # a part that is not in every batch keeps its whole weight in the objective
+        held = sum(any(s.part == part for s in batch) for batch in drawn)
+        assert abs(held * batches.scale(part) - steps) <= batches.scale(part)
+    again = Batches(data, config)
+    assert [again.batch(step) for step in reversed(range(steps))] == drawn[::-1]
+
+
+@given(st.integers(1, 90), st.integers(1, 40), st.integers(0, 9))
+def test_one_part_alone_has_the_same_batches_by_steps_and_by_epochs(number: int, size: int, seed: int) -> None:
+    data = encoded(rehearsal={"a": number})
+    by_steps, by_epochs = (Batches(data, DistillConfig(rehearsal_batch=size, seed=seed, **how)) for how in ({"steps": 7}, {"epochs": 2.0}))
+    assert [by_steps.batch(n) for n in range(7)] == [by_epochs.batch(n) for n in range(7)]
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 300)), min_size=1, max_size=60), st.one_of(st.none(), st.integers(1, 600)), st.integers(1, 5))

@@ -162,6 +162,14 @@ def test_logits_exist_for_a_chunk_of_positions_at_a_time(attention: Attention, m
         ("Mistral", {"sliding_window": 8}, "it has layers with a sliding window of 8 tokens, and paths have up to 32"),
         ("Gemma2", {"sliding_window": 8}, "it has layers with a sliding window of 8 tokens, and paths have up to 32"),
         ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "a sliding window of 8 tokens"),
+        (
+            "Phi3",
+            {
+                "original_max_position_embeddings": 16,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 2, "long_factor": [4.0] * 2},
+            },
+            "other rotary factors in a batch that has a row of more than 16 tokens",
+        ),
         ("Mamba", {"state_size": 4}, r"not attention to all earlier tokens \(linear_attention\)"),
         ("RecurrentGemma", {"lru_width": 16}, r"not attention to all earlier tokens \(linear_attention\)"),
         ("Bloom", {"n_head": 4}, r"it takes no mask with four dimensions \(.+\)"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from leafe.core import Episode, Kind, Message, Scope, Stop, Tree, UserError
 from leafe.distill import PRESETS, Dataset, DistillConfig, OutcomeWeights, Part, build, preset
 from leafe.distill._select import require
-from leafe.prompts import history_before
+from leafe.prompts import Prompts, history_before
 from leafe.runs import Journal, StoredTrees, load_trees, write_tasks
 from tests.distill.toy import PROMPTS, TASKS, forest
 from tests.trees import Ep, make_task, make_tree, trees
@@ -109,6 +109,40 @@ def test_of_several_reflections_on_one_episode_the_earliest_blame_counts() -> No
     assert [s.answer.content for s in select(tree, rehearsal="progress_prefix").part("rehearsal")] == ["a"]
 
 
+def _apart(tree: Tree) -> Tree:
+    """The same episodes as imports are explored: without reflections, and each one's reflections in a record of their own that follows."""
+    records: list[Episode] = []
+    for e in tree.episodes:
+        records.append(replace(e, index=len(records), turns=e.acts))
+        reflections = tuple(t for t in e.turns if t.kind is Kind.reflect)
+        if reflections:
+            last = e.acts[-1].id if e.acts else e.start
+            records.append(Episode(e.task_id, len(records), e.stop, reflections, e.first_observation, start=last, depth=e.depth))
+    return Tree(tree.task, records)
+
+
+@given(trees(), st.sampled_from(list(PRESETS)), st.sampled_from([0.5, 1.0]), st.sampled_from(["progress", "blame"]), st.integers(0, 3))
+def test_a_reflection_in_a_record_of_its_own_says_the_same(tree: Tree, name: str, fraction: float, rule: str, seed: int) -> None:
+    config = preset(name, rehearsal_fraction=fraction, improvement=rule)
+    native, apart = (build({"t0": t, "t1": make_tree(task_id="t1")}, PROMPTS, config, seed) for t in (tree, _apart(tree)))
+    assert [replace(s, note="") for s in apart.samples] == [replace(s, note="") for s in native.samples]
+    assert (apart.duplicates, apart.skipped, apart.agreement) == (native.duplicates, native.skipped, native.agreement)
+    for one, other in zip(tree.branches(rule), _apart(tree).branches(rule), strict=True):
+        assert (one.improved, one.original, one.revised) == (other.improved, other.original, other.revised)
+        assert tree.trajectory(one.outcome_before) == _apart(tree).trajectory(other.outcome_before)
+        assert other.outcome_before.acts
+
+
+def test_what_was_blamed_on_the_way_is_blamed_in_what_went_on_from_there() -> None:
+    # reflected on after two steps, and again at the end; a branch from the end goes through what the first reflection blames
+    tree = make_tree(Ep("a", "b", "c", "d", stop=Stop.failure, blame=3, note="x"), Ep("e", stop=Stop.failure, branch_of=0))
+    first, second = tree.episodes
+    early = replace(first.turns[-1], id="t0/0.2r0", parent=first.acts[1].id, step=2, target=1)
+    tree = Tree(tree.task, [replace(first, turns=(*first.acts[:2], early, *first.turns[2:])), second])
+    assert [tree.blamed(tree.trajectory(e)) for e in tree.episodes] == [1, 1]
+    assert [s.answer.content for s in select(tree, rehearsal="progress_prefix").part("rehearsal")] == ["a"]
+
+
 def test_fraction_and_samples_per_task_are_drawn_by_the_seed() -> None:
     many = {t: make_tree(*[Ep(f"go {i}") for i in range(5)], task_id=t) for t in TASKS[:4]}
     config = DistillConfig(rehearsal_fraction=0.2, counterfactuals="none")
@@ -117,6 +151,71 @@ def test_fraction_and_samples_per_task_are_drawn_by_the_seed() -> None:
     assert picks[0] == picks[1] != picks[2]
     branches = make_tree(Ep("a", "b", stop=Stop.failure, blame=1, note="x"), *[Ep(f"c{i}", branch_of=0) for i in range(9)])
     assert len(select(branches, counterfactuals="all", samples_per_task=3).part("counterfactual")) == 3
+
+
+def _said(tree: Tree, **texts: str) -> Tree:
+    """The tree with other words of the policy for some actions; what the world was given stays."""
+    episodes = []
+    for e in tree.episodes:
+        turns = [replace(t, action_text=texts.get(t.id.rpartition("/")[2].replace(".", "_"), t.action_text)) for t in e.turns]
+        episodes.append(replace(e, turns=tuple(turns)))
+    return Tree(tree.task, episodes)
+
+
+SAME = "counterfactual: the revised action is the original one"
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("scope", ["action", "branch"])
+@pytest.mark.parametrize(
+    ("kind", "original", "revised", "same"),
+    [
+        ("plain", "take key", "take key", True),
+        ("react", "take key", " take   key ", True),
+        ("line", "take\tkey", "take key", True),
+        ("plain", "take key", "take keys", False),
+        ("plain", "take key", "Take key", False),  # some environments tell them apart
+        ("code", "def f():\n    return 1", "def f():\n    return 1  \n\n", True),
+        ("code", "if a:\n    b()\nc()", "if a:\n    b()\n    c()", False),
+        ("code", "print('a  b')", "print('a b')", False),
+    ],
+)
+def test_a_correction_differs_from_what_it_corrects(kind: str, original: str, revised: str, same: bool, scope: str, method: str) -> None:
+    if method == "dpo" and scope == "branch":
+        return  # no such setting
+    tree = make_tree(Ep("go", original, stop=Stop.failure, blame=1, note="x"), Ep(revised, "walk out", branch_of=0))
+    tree = _said(tree, **{"0_1": f"Thought: hm\nAction: {original}", "1_1": f"Thought: oh\nAction: {revised}"})  # other thoughts make no other action
+    prompts = Prompts(PROMPTS.set.model_copy(update={"action": kind}))
+    values = DistillConfig().model_dump() | {"method": method, "rehearsal": "none", "counterfactuals": "all", "counterfactual_scope": scope}
+    data = build({"t0": tree}, prompts, DistillConfig.model_construct(**values), 0)
+    assert len(data.part("counterfactual")) == (0 if same else 2 if scope == "branch" else 1)
+    assert data.skipped == ({SAME: 1} if same else {})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_paper_draws_its_events_among_those_that_teach_something(seed: int) -> None:
+    teach = [Ep(f"use {n}", stop=Stop.failure, branch_of=0) for n in ("key", "lamp", "box")]
+    repeats = [Ep("use key", stop=Stop.failure, branch_of=0) for _ in range(6)]
+    equal = [Ep("take lamp", stop=Stop.failure, branch_of=0) for _ in range(6)]
+    refused = [Ep("!fly", stop=Stop.failure, branch_of=0) for _ in range(6)]
+    tree = make_tree(Ep("go left", "take lamp", stop=Stop.failure, blame=1, note="use key"), *repeats, *equal, *teach, *refused)
+    data = build({"t0": tree}, PROMPTS, preset("paper"), seed)
+    assert sorted(s.answer.content for s in data.part("counterfactual")) == ["use box", "use key", "use lamp"]
+    assert data.skipped == {SAME: 6, "counterfactual: the world refused the action": 6}
+    assert data.duplicates == {"counterfactual": 6}
+
+
+@given(trees(max_episodes=9), st.integers(1, 3), st.integers(0, 3))
+def test_as_many_events_as_are_wanted_and_there(tree: Tree, most: int, seed: int) -> None:
+    config = DistillConfig(rehearsal="none", counterfactuals="all")
+    usable = build({"t0": tree}, PROMPTS, config, seed).part("counterfactual")
+    drawn = build({"t0": tree}, PROMPTS, config.model_copy(update={"samples_per_task": most}), seed).part("counterfactual")
+    assert len(drawn) == min(most, len(usable))
+    assert set(drawn) <= set(usable)
+    for sample in usable:
+        branch = next(b for b in tree.branches() if b.revised.id == sample.turn_id)
+        assert branch.revised.valid
+        assert branch.original.action != branch.revised.action
 
 
 def test_anchors_carry_another_branchs_experience() -> None:
@@ -295,7 +394,9 @@ def test_selection_against_a_naive_oracle(tree: Tree) -> None:
         if any(tree.episode_of(t.id).stop is Stop.diverged for t in path):
             continue
         if episode.experience is not None and episode.acts[0].valid:
-            revised.add(at(episode.acts[0].id))
+            corrected = tree.path(tree[episode.experience].id)[episode.acts[0].step]
+            if corrected.action != episode.acts[0].action:
+                revised.add(at(episode.acts[0].id))
         blamed = [t.target for t in episode.turns if t.kind is Kind.reflect and t.target is not None]
         for nth, turn in enumerate(path):
             later = [t.progress for t in path[nth:] if t.progress is not None]

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from leafe.core import UserError
+from leafe.core import Stop, UserError
 from leafe.distill import PARTS, Dataset, DistillConfig, Sample, build, encode, preset, train
-from tests.distill.toy import PROMPTS, chat, checkpoint, forest
+from tests.distill.toy import PROMPTS, TASKS, chat, checkpoint, forest
+from tests.trees import Ep, make_tree
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
@@ -335,8 +336,18 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert {learning_rate(constant, s, 10) for s in range(10)} == {1.0}
 
 
-def test_epochs_count_passes_over_the_larger_set(data: Dataset, model_path: Path, tmp_path: Path) -> None:
-    config = preset("paper", rehearsal_batch=4, counterfactual_batch=2, rehearsal_fraction=1.0, epochs=1.5, learning_rate=1e-4)
-    result = train(model_path, tmp_path, build(forest(8), PROMPTS, config, 0), None, config)
-    sequences = {p: result.counts[p]["sequences"] for p in ("rehearsal", "counterfactual")}
-    assert result.steps == math.ceil(1.5 * max(sequences["rehearsal"] / 4, sequences["counterfactual"] / 2))
+@pytest.mark.parametrize("fraction", [1.0, 0.2])
+def test_paper_passes_over_each_set_two_to_three_times(fraction: float, model_path: Path, tmp_path: Path) -> None:
+    failed = Ep("go left", stop=Stop.failure, blame=0, note="x")
+    branches = [Ep(word, stop=Stop.failure, branch_of=0) for word in ("use", "take", "go")]
+    wide = forest(8) | {t: make_tree(failed, *branches, task_id=t) for t in TASKS[8:]}
+    config = preset("paper", rehearsal_batch=4, counterfactual_batch=2, rehearsal_fraction=fraction, learning_rate=1e-4)
+    rows: list[Mapping[str, Any]] = []
+    result = train(model_path, tmp_path, build(wide, PROMPTS, config, 0), None, config, rows.append)
+    sizes = {p: result.counts[p]["sequences"] for p in ("rehearsal", "counterfactual")}
+    assert sizes["counterfactual"] > 3 * sizes["rehearsal"] or fraction == 1.0
+    assert result.steps == math.ceil(2 * sum(sizes.values()) / 6)
+    assert all(2 <= passes < 3 for passes in result.counts["epochs"].values())
+    for row in rows:  # a set that is absent from a batch says nothing, and the other stands for the loss alone
+        parts = {"rehearsal": 0.5, "counterfactual": 1.0}
+        assert row["loss"] == pytest.approx(sum(w * row[f"loss/{p}"] for p, w in parts.items() if f"loss/{p}" in row))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 SLOW = {"sleeps", "stops itself", "traps signals", "deeper recursion", "spins", "spins in C", "thread that stays", "many threads"}
 """These run into a time limit, or take their time."""
+SLEEP = {"sleeps", "stops itself", "thread that stays"}
+"""Of these, into that of the wall clock."""
 PROGRAMS: dict[str, str] = {
     "right": "pass",
     "forks": "import os\nos.fork()",

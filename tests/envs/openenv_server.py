@@ -1,6 +1,9 @@
 """A server that speaks OpenEnv's protocol (openenv 0.10: /schema, and reset and step over /ws), with one small game, and faults on demand.
 
 with serving() as url: ...
+
+Nothing of it hangs on the clock: it pings once after each reset, and answers no step before the
+pong has come.
 """
 
 from __future__ import annotations
@@ -43,25 +46,46 @@ class Game:
         return {"observation": {"hint": hint, "left": self.left, "metadata": metadata}, "reward": reward, "done": done, "metadata": metadata}
 
 
+PONGS = threading.Semaphore(0)
+"""Released with every pong."""
+
+
 async def schema(_request: web.Request) -> web.Response:
     return web.json_response(SCHEMA)
 
 
 async def session(request: web.Request) -> web.WebSocketResponse:
-    socket = web.WebSocketResponse(heartbeat=0.1)  # pings; a client that does not answer them is cut off
+    socket = web.WebSocketResponse(autoping=False)
     await socket.prepare(request)
     game = Game()
-    async for message in socket:
-        if message.type is not WSMsgType.TEXT:
-            break
-        asked = json.loads(message.data)
+    waiting: list[str] = []  # what has come since the ping that has no pong yet
+    pinged = False
+    while True:
+        if waiting and not pinged:
+            text = waiting.pop(0)
+        else:
+            message = await socket.receive()
+            if message.type is WSMsgType.PONG:
+                pinged = False
+                PONGS.release()
+                continue
+            if message.type is not WSMsgType.TEXT:
+                break
+            waiting.append(message.data)
+            continue
+        asked = json.loads(text)
         data = asked["data"]
         guess = data.get("guess")
         if asked["type"] == "reset":
             answer = {"type": "observation", "data": game.reset(data)}
+            await socket.ping()
+            pinged = True
         elif guess == "hang":
-            await asyncio.sleep(30)
+            await asyncio.sleep(3600)
             continue
+        elif guess == "leave":  # once this answer is out
+            await socket.send_json({"type": "observation", "data": game.step("0")})
+            break
         elif guess == "die":
             break
         elif guess == "babble":

@@ -144,7 +144,7 @@ class TestVerdicts:
         if program:
             assert self.submit(world, program) == (said, False)
         else:
-            assert "no code in this answer" in world.step(program).observation if world.reset(world.tasks("train")[0], 0) else False
+            assert "no whole program in this answer" in world.step(program).observation if world.reset(world.tasks("train")[0], 0) else False
 
     @pytest.mark.parametrize(
         ("what", "kind"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from leafe.core import Task, UserError, WorldError
 from leafe.envs.adapters.openenv import OpenEnv, _only
 from leafe.testing import check_environment
-from tests.envs.openenv_server import SCHEMA, serving
+from tests.envs.openenv_server import PONGS, SCHEMA, serving
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +61,23 @@ def test_success_by_a_field_or_a_threshold(url: str) -> None:
 
 
 def test_an_idle_session_stays_open(url: str) -> None:
-    """The server pings every tenth of a second, and hangs up on who does not answer."""
+    """The server pings after the reset; the pong must come though nobody calls the world."""
+    while PONGS.acquire(blocking=False):
+        pass
     world, _ = start(url)
-    time.sleep(0.5)
+    assert PONGS.acquire(timeout=120)
     assert world.step("5").valid
+    world.close()
+
+
+def test_a_reset_finds_a_new_session_where_the_server_closed_the_kept_one(url: str) -> None:
+    world, task = start(url)
+    for _ in range(20):  # whether the end of the session has been heard of by then or not
+        assert world.step("leave").valid
+        assert world.reset(task, 0) == "Guess a number from 1 to 10."
+    assert world.step("leave").valid
+    with pytest.raises(WorldError):  # a step needs the session: it is the caller who replays
+        world.step("5")
     world.close()
 
 
@@ -89,9 +101,12 @@ def test_from_another_thread(url: str) -> None:
     ],
 )
 def test_faults_are_the_worlds_and_pass(url: str, guess: str, says: str) -> None:
-    world, task = start(url, timeout=1.0)
+    world, task = start(url)
+    if guess == "hang":
+        world.line.timeout = 0.05
     with pytest.raises(WorldError, match=says):
         world.step(guess)
+    world.line.timeout = 60.0
     if guess in ("hang", "die"):
         with pytest.raises(WorldError, match="the session is lost"):
             world.step("5")

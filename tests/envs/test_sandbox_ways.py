@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from leafe.envs.sandbox import Limits, Outcome, Sandbox, Verdict, restarts
 from tests.envs.data import needs_sandbox
-from tests.envs.nasty import PROGRAMS, SLOW
+from tests.envs.nasty import PROGRAMS, SLEEP, SLOW
 
-SHORT = Limits(seconds=1, wall_seconds=2.0, memory=160 << 20, output=10_000)
+SHORT = Limits(seconds=1, memory=160 << 20, output=10_000)
+HURRIED = Limits(seconds=1, wall_seconds=2.0, memory=160 << 20, output=10_000)
+"""For those that sleep."""
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PROGRAMS]
 
 
@@ -19,12 +21,18 @@ def boxes() -> tuple[Sandbox, Sandbox]:
     return Sandbox(SHORT, way="fork"), Sandbox(SHORT, way="fresh")
 
 
+@pytest.fixture(scope="module")
+def sleepers() -> tuple[Sandbox, Sandbox]:
+    return Sandbox(HURRIED, way="fork"), Sandbox(HURRIED, way="fresh")
+
+
 @needs_sandbox
 @pytest.mark.parametrize("name", NAMES)
 def test_nasty_programs_fare_the_same(boxes: tuple[Sandbox, Sandbox], name: str) -> None:
     program = PROGRAMS[name]
     before = restarts()
-    kept, fresh = (box.run_script(program, b"1 2\n3\n") for box in boxes)
+    limits = HURRIED if name in SLEEP else SHORT
+    kept, fresh = (box.run_script(program, b"1 2\n3\n", limits) for box in boxes)
     assert kept.outcome == fresh.outcome
     assert kept.detail == fresh.detail
     if kept.outcome is not Outcome.output:
@@ -37,13 +45,13 @@ def test_nasty_programs_fare_the_same(boxes: tuple[Sandbox, Sandbox], name: str)
 @pytest.mark.slow
 @needs_sandbox
 @pytest.mark.parametrize("name", NAMES)
-def test_nasty_modules_fare_the_same(boxes: tuple[Sandbox, Sandbox], name: str) -> None:
+def test_nasty_modules_fare_the_same(boxes: tuple[Sandbox, Sandbox], sleepers: tuple[Sandbox, Sandbox], name: str) -> None:
     """The nasty part when the program is loaded, and when its function is called."""
     before = restarts()
     body = "\n".join("    " + line for line in PROGRAMS[name].split("\n"))
     for program in (PROGRAMS[name] + "\ndef f(x): return x + 1", f"def f(x):\n{body}\n    return x + 2"):
         tests = ["assert f(1) == 2", "assert f(2) == 3"]
-        kept, fresh = (box.run(program, tests) for box in boxes)
+        kept, fresh = (box.run(program, tests) for box in (sleepers if name in SLEEP else boxes))
         assert kept == fresh
         if "x + 2" in program:
             assert kept.passed == 0

@@ -17,7 +17,7 @@ from leafe.core import Kind, Message, Request, Task, Turn, UserError
 from leafe.envs.code._mistakes import Versions, places_of
 from leafe.envs.code.mbpp import Mbpp
 from leafe.envs.code.weak import WeakProgrammer
-from leafe.prompts import History, Prompts, load_prompt_set
+from leafe.prompts import History, Prompts, attempt_text, load_prompt_set
 from tests.envs.data import needs_sandbox
 
 CLIPPED = """import math
@@ -198,6 +198,50 @@ def test_a_verdict_without_its_program_is_understood_by_its_simplest_explanation
     assert all(len(desk.wrong(t)) == 5 for t in desk.ask(preamble=("It is wrong.",), n=20))
 
 
+def attempt_of(desk: Desk, count: int = 1) -> str:
+    """What refinement shows of an attempt of so many submissions."""
+    for _ in range(count):
+        desk.submit(desk.ask()[0])
+    pairs = zip(desk.written, desk.said[1:], strict=True)
+    turns = [act_turn_of(desk, i, text, said) for i, (text, said) in enumerate(pairs)]
+    return attempt_text(load_prompt_set("mbpp"), turns)
+
+
+@needs_sandbox
+def test_it_goes_on_from_the_last_program_of_an_earlier_attempt(problems: str) -> None:
+    first = Desk(problems, **ALWAYS | BLIND)
+    shown, wrong = attempt_of(first, 2), first.wrong(first.written[-1])
+    able = Desk(problems, **NEVER | BLIND)
+    assert {len(wrong - able.wrong(text)) for text in able.ask(preamble=(shown,), n=20)} == {1}, "one guess, all else as it was"
+    assert able.wrong(able.ask()[0]) == set(), "without the attempt it would have been right"
+
+
+@needs_sandbox
+@pytest.mark.parametrize("repair", [0.0, 0.5, 1.0])
+def test_an_earlier_attempt_is_looked_through_once_as_its_own_history_is(problems: str, repair: float) -> None:
+    first = Desk(problems, **ALWAYS | BLIND)
+    shown, text = attempt_of(first, 3), first.written[-1]
+    reader = Desk(problems, **ALWAYS | BLIND | {"repair": repair})
+    reader.ask()
+    problem = reader.policy._known.problem(reader.task.id)
+    version = problem.versions.read(first.prompts.parse_action(text)[1])
+    assert version is not None
+    spoken = {problem.versions.places[p].right for p in problem.speaks_of(version, 3)}
+    assert spoken
+    for advice in spoken:  # the same verdict stands there three times: it is still one look
+        seen = sum(advice not in reader.wrong(answer) for answer in reader.ask(preamble=(shown, shown), n=200))
+        assert abs(seen / 200 - repair) < 0.15, "five standard errors"
+
+
+@needs_sandbox
+def test_of_an_attempt_that_is_cut_it_reads_what_is_there(problems: str) -> None:
+    first = Desk(problems, **ALWAYS | BLIND)
+    shown = attempt_of(first)
+    reader = Desk(problems, **ALWAYS | BLIND | {"repair": 1.0})
+    for cut in (shown.replace("return", "re...", 1), shown.split("\n```\n")[0] + "\n```\n(left out)\n", shown[: len(shown) // 2]):
+        assert all(len(reader.wrong(text)) in (4, 5) for text in reader.ask(preamble=(cut,), n=5))
+
+
 @needs_sandbox
 @given(seed=st.integers(0, 2**40), n=st.integers(1, 5))
 def test_answers_depend_on_the_request_alone(seed: int, n: int, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -217,8 +261,8 @@ def test_options_that_do_not_fit_are_one_sentence(problems: str, options: dict[s
         WeakProgrammer(problems=problems, **options)
 
 
-def act_turn_of(desk: Desk) -> Turn:
-    return Turn("t/0.0", None, desk.task.id, 0, Kind.act, desk.written[0], observation=desk.said[1])
+def act_turn_of(desk: Desk, step: int, text: str, said: str) -> Turn:
+    return Turn(f"t/0.{step}", None, desk.task.id, step, Kind.act, text, desk.prompts.parse_action(text)[1], observation=said)
 
 
 @needs_sandbox
@@ -230,7 +274,7 @@ def test_what_it_does_not_know_is_one_sentence(problems: str, tmp_path: Path) ->
     with pytest.raises(UserError, match='history = "full"'):
         asyncio.run(desk.policy.complete(Request((Message("user", "Write."),), cache_key=desk.task.id)))
     desk.submit(desk.ask()[0])
-    window = Prompts(load_prompt_set("mbpp"), history="window:2").act(History(desk.task, desk.said[0], (act_turn_of(desk),)))
+    window = Prompts(load_prompt_set("mbpp"), history="window:2").act(History(desk.task, desk.said[0], (act_turn_of(desk, 0, desk.written[0], desk.said[1]),)))
     with pytest.raises(UserError, match='history = "full"'):
         asyncio.run(desk.policy.complete(Request(window, cache_key=desk.task.id)))
     desk.submit("```python\nprint('somebody else')\n```")

@@ -102,7 +102,7 @@ def test_refuses_two_rows_of_one_name_and_pairs_on_other_tasks() -> None:
     trees = play(number=2)
     with pytest.raises(UserError, match="share a name: a"):
         summarise([], [Evaluated("a", [trees]), Evaluated("a", [trees])])
-    with pytest.raises(UserError, match="the same tasks"):
+    with pytest.raises(UserError, match="different tasks in the same run"):
         summarise([], [Evaluated("a", [trees]), Evaluated("b", [trees[:1]])], compare=[("a", "b")])
 
 

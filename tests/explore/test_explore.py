@@ -392,7 +392,7 @@ def test_users_mistakes() -> None:
 
 def test_a_strategy_is_a_function_of_the_tree() -> None:
     found = run(until="budget")
-    strategy = make_strategy(ExploreConfig())
+    strategy = make_strategy(ExploreConfig(), PromptSet(name="any"))
     for tree in found.trees.values():
         for cut in range(len(tree.episodes)):
             begun = Tree(tree.task, tree.episodes[:cut])

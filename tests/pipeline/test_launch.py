@@ -101,7 +101,7 @@ def test_a_server_killed_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: p
                 os.kill(self.pid, signal.SIGKILL)
 
     monkeypatch.setattr(_launch, "Launched", Strike)
-    more = ("policy.options.backoff_s=0.2",)
+    more = ("policy.options.backoff_s=0.2", "policy.options.retries=9")
     run_recipe(recipe(more=more), tmp_path / "run", only="explore")
     run_recipe(recipe(more=more), tmp_path / "calm", only="explore")
     assert struck == 2
@@ -124,7 +124,7 @@ def test_no_server_stays_behind_an_interrupted_run(how: signal.Signals, tmp_path
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as leafe:
         journal = tmp_path / "run/explore/tree/journal-00000.jsonl"
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 200
         while not journal.is_file() or journal.read_bytes().count(b"\n") < 3:
             assert leafe.poll() is None
             assert time.monotonic() < deadline
@@ -133,7 +133,7 @@ def test_no_server_stays_behind_an_interrupted_run(how: signal.Signals, tmp_path
         assert len(pids) == 2
         assert all(map(alive, pids))
         leafe.send_signal(how)
-        leafe.wait(60)
+        leafe.wait(200)
     assert gone(*pids)
     if how is signal.SIGINT:
         assert leafe.returncode == 130

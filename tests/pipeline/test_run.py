@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from leafe.core import UserError
-from leafe.pipeline import Watcher, plan, run_recipe
+from leafe.pipeline import Watcher, plan, print_kind, report_run, run_recipe
 from leafe.recipes import Recipe, load_recipe
 from leafe.runs import RunFolder, load_trees
 
@@ -62,6 +64,7 @@ def test_stages_run_in_order_and_are_not_done_again(tmp_path: Path) -> None:
         trees = load_trees(tmp_path / "run/evaluate" / row)
         assert len(trees) == 3
         assert all(sum(e.count for e in t.episodes) == 6 for t in trees.values())
+    _passes_are_shown(tmp_path / "run", done["distill/leafe+"])
     begun.clear()
     run_recipe(small(), tmp_path / "run", watcher=watcher)
     assert begun == []
@@ -69,6 +72,19 @@ def test_stages_run_in_order_and_are_not_done_again(tmp_path: Path) -> None:
         run_recipe(small("tasks.train=9"), tmp_path / "run")
     run_recipe(small("tasks.train=2", "tasks.test=1"), tmp_path / "run", only="explore", fresh=True)
     assert len(load_trees(tmp_path / "run/explore/tree")) == 2
+
+
+def _passes_are_shown(run: Path, marker: dict[str, Any]) -> None:
+    """The stage's table and the report say how often each part was passed over."""
+    passes = marker["train"]["counts"]["epochs"]
+    assert passes.keys() >= {"rehearsal", "counterfactual"}
+    console = Console(record=True, width=200, quiet=False, file=io.StringIO())
+    print_kind(run, "distill", console)
+    report_run(run, Console(quiet=True))
+    table, page = console.export_text(), (run / "report.html").read_text()
+    for part, number in passes.items():
+        assert f"{marker['counts'][part]['samples']:,} x {number:.1f}" in table
+        assert f", {number:.1f} passes" in page
 
 
 def test_an_arm_more_is_all_that_is_done(tmp_path: Path) -> None:
@@ -100,8 +116,10 @@ def test_workers_find_the_same_trees(tmp_path: Path) -> None:
 
 
 def test_a_users_mistake_in_a_worker_arrives_as_such(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no split 'nowhere'"):
-        run_recipe(small("tasks.train_split=nowhere", "jobs=2"), tmp_path / "run")
+    with pytest.raises(UserError, match="no option 'nowhere'"):
+        run_recipe(small("policy.options.nowhere=1", "jobs=2"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"tasks\.train_split = 'nowhere'"):
+        run_recipe(small("tasks.train_split=nowhere"), tmp_path / "split")
     with pytest.raises(UserError, match="no world 'mars'"):
         run_recipe(small("world.name=mars", "world.options={}"), tmp_path / "mars")
     with pytest.raises(UserError, match="absent-model"):
@@ -148,9 +166,7 @@ def test_interrupt_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_an_arm_with_nothing_to_learn_from_stops_nobody(tmp_path: Path) -> None:
-    from rich.console import Console
 
-    from leafe.pipeline import report_run
 
     # two calls a task: no episode ends, nothing succeeds and nothing is reflected on
     recipe = small("explore.limits.policy_calls=2", "arms.poor.preset=rft", "arms.poor.distill.steps=2")
@@ -165,9 +181,7 @@ def test_an_arm_with_nothing_to_learn_from_stops_nobody(tmp_path: Path) -> None:
 
 
 def test_the_summary_is_stable(tmp_path: Path) -> None:
-    from rich.console import Console
 
-    from leafe.pipeline import report_run
 
     run_recipe(small(), tmp_path / "run")
     report_run(tmp_path / "run", Console(quiet=True))

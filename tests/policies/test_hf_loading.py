@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 from leafe.core import Message, Request, UserError  # noqa: E402
 from leafe.policies.hf import HFPolicy, load_model, load_tokenizer  # noqa: E402
+from leafe.policies.hf.loading import check_architecture  # noqa: E402
 from tests.tiny import tiny_checkpoint  # noqa: E402
 
 
@@ -127,3 +128,31 @@ def test_an_adapter_is_merged_and_an_adapter_folder_finds_its_base(tmp_path: Pat
     policy = HFPolicy(tmp_path / "adapter")
     assert policy.name == str(tmp_path / "adapter")
     asyncio.run(policy.close())
+
+
+LONG = {
+    "longrope": (
+        transformers.Phi3Config,
+        {
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64,
+            "pad_token_id": 1,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8},
+        },
+    ),
+    "dynamic": (
+        transformers.LlamaConfig,
+        {"max_position_embeddings": 64, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_rotary_factors_that_depend_on_the_longest_row_are_refused_past_the_switch(kind: str) -> None:
+    family, options = LONG[kind]
+    config = family(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, **options)
+    with pytest.raises(UserError, match=r"past 64 tokens.*set max_context to 64 or less"):
+        check_architecture(config, 65, "made")
+    check_architecture(config, 64, "made")
+    plain = transformers.LlamaConfig(rope_scaling={"rope_type": "linear", "factor": 2.0})
+    check_architecture(plain, plain.max_position_embeddings, "made")

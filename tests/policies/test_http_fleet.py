@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from leafe.core import Completion, Message, PolicyError, Request, UserError
 from leafe.policies.http import HTTPPolicy, _fleet
 from leafe.policies.http._endpoint import Endpoint
-from tests.faulty_server import FaultyServer
+from tests.faulty_server import FaultyServer, hasty, until
 
 T = TypeVar("T")
 
@@ -122,11 +122,17 @@ def test_requests_without_a_key_go_where_least_is_to_do() -> None:
 @pytest.mark.parametrize("fault", ["500", "reset", "garbage", "hang"])
 def test_what_one_server_fails_at_another_does_without_a_wait(fault: str) -> None:
     with serving(1) as (good,), serving(1, rates={fault: 1.0}) as (bad,):
-        options = {"timeout_s": 0.3, "backoff_s": 60.0, "retries": 1}
-        got, policy = run(lambda p: turns(p, 8, 1), urls([bad, good]), **options)
+
+        async def go(policy: HTTPPolicy) -> dict[tuple[str, int], str]:
+            if fault == "hang":
+                hasty(policy._endpoints[0], 99)
+            return await turns(policy, 8, 1)
+
+        got, policy = run(go, urls([bad, good]), backoff_s=60.0, retries=1)
         assert len(got) == 8
         assert len(good.bodies) == 8
-        assert policy.stats["failed_over"] == policy.stats["retries"] == len(bad.bodies) > 0
+        assert policy.stats["failed_over"] == policy.stats["retries"] > 0
+        assert policy.stats["retries"] == len(bad.bodies) or fault == "hang"
         assert policy.stats["given_up"] == 0
 
 
@@ -218,7 +224,10 @@ def test_faults_by_chance_on_every_server_change_no_sample() -> None:
         assert policy.stats["retries"] > 5
         assert policy.stats["given_up"] == 0
         report = policy.report()
-        assert sum(r["requests"] for r in report) == policy.stats["requests"] == sum(len(s.bodies) for s in faulty)
+        assert sum(r["requests"] for r in report) == policy.stats["requests"]
+        assert policy.stats["requests"] + sum(r["renewed"] for r in report) == sum(
+            len(s.bodies) for s in faulty
+        )
 
 
 # --- deadlines --------------------------------------------------------------------------------------------------------
@@ -226,9 +235,15 @@ def test_faults_by_chance_on_every_server_change_no_sample() -> None:
 
 def test_a_deadline_holds_over_all_tries() -> None:
     with serving(1, rates={"500": 1.0}) as servers:
-        with pytest.raises(PolicyError, match=r"within the deadline of 0\.2 s, retries included\.$"):
-            run(lambda p: p.complete(request("t")), urls(servers), deadline_s=0.2, retries=10**6, backoff_s=0.01)
-        assert len(servers[0].bodies) >= 2
+        with pytest.raises(PolicyError, match=r"within the deadline of 2 s, retries included\.$"):
+            run(
+                lambda p: p.complete(request("t")),
+                urls(servers),
+                deadline_s=2.0,
+                retries=10**6,
+                backoff_s=0.01,
+            )
+        assert len(servers[0].bodies) >= 1
 
 
 # --- stragglers -------------------------------------------------------------------------------------------------------
@@ -255,10 +270,7 @@ def test_a_straggler_is_asked_for_twice_answered_once_and_charged_for_both() -> 
             (late,) = tasks_at(policy, one.base_url, 1)
             one.script = ["hang"]
             got = await policy.complete(request(late))
-            for _ in range(200):
-                if one.cancelled:
-                    break
-                await asyncio.sleep(0.01)
+            await until(lambda: one.cancelled)
             return got
 
         got, policy = run(go, urls([one, two]), hedge=3.0)
@@ -276,8 +288,13 @@ def test_at_most_a_tenth_is_asked_for_twice() -> None:
 
         async def go(policy: HTTPPolicy) -> None:
             await warm(policy)
-            one.rates = {"slow": 1.0}
-            await asyncio.gather(*(policy.complete(request(t)) for t in tasks_at(policy, one.base_url, 8)))
+            one.rates = {"held": 1.0}
+            late = asyncio.gather(
+                *(policy.complete(request(t)) for t in tasks_at(policy, one.base_url, 8))
+            )
+            await until(lambda: policy.stats["hedge_won"] == 7)
+            one.released.set()
+            await late
 
         _, policy = run(go, urls([one, two]), hedge=3.0)
         assert policy.stats["hedged"] == 7  # 64 answers were there: a tenth of them, and the next one is let through at 6.4
@@ -291,11 +308,13 @@ def test_both_fail_and_it_is_tried_again() -> None:
             await warm(policy)
             (late,) = tasks_at(policy, one.base_url, 1)
             one.script, two.script = ["hang"], ["500"]
+            hasty(policy._endpoints[0], 1, 1.0)
             return await policy.complete(request(late))
 
-        got, policy = run(go, urls([one, two]), hedge=3.0, timeout_s=0.5)
+        got, policy = run(go, urls([one, two]), hedge=3.0)
         assert len(got) == 1
-        assert policy.stats["hedged"] >= 1
+        # on a busy machine the first may be given up before it is late
+        assert policy.stats["timeout"] == 1
         assert policy.stats["5xx"] == 1
 
 
@@ -320,13 +339,13 @@ def test_a_cancelled_caller_leaves_no_request_behind() -> None:
 
         async def go(policy: HTTPPolicy) -> None:
             policy._fleet._median, policy._fleet._answers = 0.01, 100
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(policy.complete(request("t")), 0.3)
+            going = asyncio.ensure_future(policy.complete(request("t")))
+            await until(lambda: all(s.bodies for s in servers))
+            going.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await going
             assert sum(e.in_flight for e in policy._fleet.endpoints) == 0
-            for _ in range(200):
-                if sum(s.cancelled for s in servers) == 2:
-                    return
-                await asyncio.sleep(0.01)
+            await until(lambda: sum(s.cancelled for s in servers) == 2)
 
         run(go, urls(servers), hedge=2.0)
         assert [s.cancelled for s in servers] == [1, 1]
@@ -348,7 +367,7 @@ def test_restarts_and_faults_of_every_kind_change_no_answer() -> None:
     thread = threading.Thread(target=storm)
     thread.start()
     try:
-        options = {"retries": 20, "timeout_s": 1.0, "hedge": 6.0, "backoff_s": 0.02}
+        options = {"retries": 50, "timeout_s": 5.0, "hedge": 6.0, "backoff_s": 0.02}
         got, policy = run(lambda p: turns(p, 100, 12), urls(servers), **options)
     finally:
         over.set()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import shutil
 import ssl
 import subprocess
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.policies.http._http import Answer, Broken, Connections, NoHTTP, Wire
+from leafe.policies.http import _http
+from leafe.policies.http._http import (
+    Answer,
+    Broken,
+    Connections,
+    NoHTTP,
+    Wire,
+    proxy_variable,
+    unpacked,
+)
+from tests.faulty_server import until
 
 BODY = b'{"choices": [{"message": {"content": "caf\xc3\xa9"}}]}'
 
@@ -166,30 +178,57 @@ async def server(*answers: bytes, tls: ssl.SSLContext | None = None) -> AsyncIte
         yield listening.sockets[0].getsockname()[1], seen
 
 
-def test_a_connection_is_used_again_and_a_stale_one_is_told_apart() -> None:
+def test_a_connection_is_used_again_and_one_that_was_closed_costs_nothing() -> None:
     async def go() -> list[int]:
-        async with server(plain(b"1"), plain(b"2", b"Connection: close"), plain(b"3"), b"", b"") as (port, seen):
+        async with server(
+            plain(b"1"), plain(b"2", b"Connection: close"), plain(b"3"), b"", plain(b"4"), b"", b""
+        ) as (port, seen):
             connections = Connections("127.0.0.1", port, False, 5.0)
             request = b"GET / HTTP/1.1\r\n\r\n"
-            for expected in (b"1", b"2", b"3"):
+            for expected in (
+                b"1",
+                b"2",
+                b"3",
+                b"4",
+            ):  # the third connection is closed when the fourth request comes
                 assert (await connections.ask(request)).body == expected
-            with pytest.raises(Broken) as stale:
+            with pytest.raises(Broken) as lost:  # the kept one, and the new one too
                 await connections.ask(request)
-            with pytest.raises(Broken) as fresh:
-                await connections.ask(request)
-            assert (stale.value.stale, fresh.value.stale) == (True, False)
+            assert not lost.value.stale
             connections.close()
             return seen
 
-    assert asyncio.run(go()) == [1, 1, 2, 2, 3]
+    assert asyncio.run(go()) == [1, 1, 2, 2, 3, 3, 4]
+
+
+def test_a_connection_that_is_lost_in_mid_answer_is_not_asked_again_by_itself() -> None:
+    async def go() -> list[int]:
+        async with server(plain(b"1"), plain(b"23")[:-1], plain(b"3")) as (port, seen):
+            connections = Connections("127.0.0.1", port, False, 5.0)
+            await connections.ask(b"GET / HTTP/1.1\r\n\r\n")
+            waiting = asyncio.ensure_future(connections.ask(b"GET / HTTP/1.1\r\n\r\n"))
+            await until(lambda: len(seen) == 2)
+            (wire,) = connections._busy
+            await until(lambda: wire._head)
+            assert wire._transport is not None
+            wire._transport.close()
+            with pytest.raises(Broken):
+                await waiting
+            connections.close()
+            return seen
+
+    assert asyncio.run(go()) == [1, 1]
 
 
 def test_a_cancelled_request_takes_its_connection_with_it() -> None:
     async def go() -> list[int]:
         async with server(plain(b"1")[:-1], plain(b"2")) as (port, seen):
             connections = Connections("127.0.0.1", port, False, 5.0)
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(connections.ask(b"GET / HTTP/1.1\r\n\r\n"), 0.1)
+            going = asyncio.ensure_future(connections.ask(b"GET / HTTP/1.1\r\n\r\n"))
+            await until(lambda: seen)
+            going.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await going
             assert (await connections.ask(b"GET / HTTP/1.1\r\n\r\n")).body == b"2"
             connections.close()
             return seen
@@ -232,3 +271,88 @@ def test_a_secure_connection_wants_a_certificate_that_is_trusted(tmp_path: Path,
         asyncio.run(go())
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert asyncio.run(go()) == b"12"
+
+
+def packed(coding: str, body: bytes) -> bytes:
+    raw = zlib.compressobj(wbits=-15)
+    return {
+        "gzip": gzip.compress(body),
+        "x-gzip": gzip.compress(body),
+        "deflate": zlib.compress(body),
+        "raw": raw.compress(body) + raw.flush(),
+    }[coding]
+
+
+@given(st.binary(max_size=300), st.sampled_from(["gzip", "x-gzip", "deflate", "raw"]))
+def test_a_compressed_answer_is_unpacked(body: bytes, coding: str) -> None:
+    said = "deflate" if coding == "raw" else coding
+    got = unpacked(Answer(200, {"content-encoding": said.upper()}, packed(coding, body)))
+    assert (got.status, got.body) == (200, body)
+    twice = unpacked(
+        Answer(
+            200,
+            {"content-encoding": f"{said}, identity, gzip"},
+            gzip.compress(packed(coding, body)),
+        )
+    )
+    assert twice.body == body
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", b"{}"),
+        ("gzip", gzip.compress(b"{}" * 40)[:-12]),
+        ("deflate", b"\xff\xff"),
+        ("br", b"x"),
+        ("zstd", b"x"),
+        ("gzip", zlib.compress(b"x")),
+    ],
+)
+def test_what_is_not_compressed_as_it_says_is_no_answer(coding: str, body: bytes) -> None:
+    with pytest.raises(NoHTTP):
+        unpacked(Answer(200, {"content-encoding": coding}, body))
+
+
+def test_an_answer_unpacks_to_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_http, "_LONGEST_BODY", 1000)
+    with pytest.raises(NoHTTP, match="longer"):
+        unpacked(Answer(200, {"content-encoding": "gzip"}, gzip.compress(b"a" * 100_000)))
+    assert unpacked(Answer(200, {"content-encoding": "gzip"}, b"")).body == b""
+
+
+@pytest.mark.parametrize(
+    ("environment", "scheme", "host", "variable"),
+    [
+        ({"HTTP_PROXY": "http://p"}, "http", "model.example", "HTTP_PROXY"),
+        ({"http_proxy": "http://p"}, "http", "model.example", "HTTP_PROXY"),
+        ({"HTTPS_PROXY": "http://p"}, "http", "model.example", None),
+        ({"HTTPS_PROXY": "http://p"}, "https", "model.example", "HTTPS_PROXY"),
+        ({"ALL_PROXY": "socks5://p"}, "https", "model.example", "ALL_PROXY"),
+        ({"HTTP_PROXY": "http://p", "NO_PROXY": ".example"}, "http", "model.example", None),
+        ({"HTTP_PROXY": "http://p", "NO_PROXY": "model.example:80"}, "http", "model.example", None),
+        (
+            {"HTTP_PROXY": "http://p", "NO_PROXY": "model.example:81"},
+            "http",
+            "model.example",
+            "HTTP_PROXY",
+        ),
+        ({"HTTP_PROXY": "http://p", "NO_PROXY": "*"}, "http", "model.example", None),
+        ({"HTTP_PROXY": "http://p"}, "http", "127.0.0.1", None),
+        ({"HTTP_PROXY": "http://p"}, "http", "localhost", None),
+        ({}, "http", "model.example", None),
+    ],
+)
+def test_a_proxy_that_is_passed_by_is_named(
+    environment: dict[str, str],
+    scheme: str,
+    host: str,
+    variable: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_variable(scheme, host, 80) == variable

@@ -59,7 +59,7 @@ def test_a_json_reflection_is_read_wherever_it_stands(step: int, note: str, step
         ('{"step": 1, "experience": "  "}', "empty"),
         ('{"step": 1, "experience": 7}', "empty"),
         ('{"step": true, "experience": "x"}', "not a number"),
-        ('{"step": 1.0, "experience": "x"}', "not a number"),
+        ('{"step": 1.5, "experience": "x"}', "not a number"),
         ('{"step": null, "experience": "x"}', "not a number"),
         ('{"step": 3, "experience": "x"}', "outside 0..2"),
         ('{"step": -1, "experience": "x"}', "outside 0..2"),
@@ -89,22 +89,21 @@ def test_the_schema_goes_with_json_only() -> None:
         ("plain", "  take lamp\nnow ", ("", "take lamp\nnow")),
         ("line", "take lamp\nand more", ("", "take lamp")),
         ("react", "Thought: it is dark\nAction: take lamp", ("it is dark", "take lamp")),
-        ("react", "**Thought:** hm\nAction: go\nAction: `stay`", ("hm\nAction: go", "stay")),
+        ("react", "**Thought:** hm\nAction: `go`\nAction: stay", ("hm", "go")),
         ("react", "take lamp", ("", "take lamp")),
-        ("code", "Here:\n```python\nx = 1\n```\nor\n```\ny = 2\n```", ("Here:", "y = 2")),
-        ("code", "```python\ndef f():\n    return 1", ("", "def f():\n    return 1")),
+        ("code", "Here:\n```python\nx = 1\n```\nor\n```python\ny = 2\n```", ("Here:\n```python\nx = 1\n```\nor", "y = 2")),
+        ("code", "```python\ndef f():\n    return 1", ("", "")),
         ("code", "x = 1", ("", "x = 1")),
     ],
 )
 def test_how_an_action_is_read(kind: str, text: str, expected: tuple[str, str]) -> None:
-    thought, action = Prompts(PromptSet(name="t", action=kind)).parse_action(text)  # type: ignore[arg-type]
-    assert (thought.strip("*").strip(), action) == expected
+    assert Prompts(PromptSet(name="t", action=kind)).parse_action(text) == expected  # type: ignore[arg-type]
 
 
 @given(st.sampled_from(["plain", "line", "react", "code"]), st.text())
 def test_any_text_is_some_action(kind: str, text: str) -> None:
     _, action = Prompts(PromptSet(name="t", action=kind)).parse_action(text)  # type: ignore[arg-type]
-    assert action in text
+    assert action in text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4) or action in text
 
 
 @pytest.mark.parametrize("name", prompt_sets())

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from leafe.core import UserError
+from leafe.distill import DistillConfig
 from leafe.pipeline import legs, plan
-from leafe.recipes import load_recipe, recipe_names
+from leafe.recipes import Recipe, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -54,6 +55,22 @@ def test_overrides_are_toml_values_or_words() -> None:
     assert [leg.prefix for leg in legs(recipe)] == ["seed1.", "seed2.", "seed1.random.", "seed2.random.", "seed1.easy.", "seed2.easy."]
     assert recipe.arms["leafe+"].config().steps == 9
     assert recipe.arms["leafe+"].config().epochs is None
+
+
+def test_steps_and_epochs_take_each_others_place(tmp_path: Path) -> None:
+    def length(recipe: Recipe) -> tuple[int | None, float | None]:
+        config = recipe.arms["leafe"].config()
+        assert isinstance(config, DistillConfig)
+        return config.steps, config.epochs
+
+    assert length(load_recipe("demo", ["arms.leafe.distill.steps=4"])) == (4, None)
+    assert length(load_recipe("demo", ["arms.leafe.distill.steps=4", "arms.leafe.distill.epochs=1.5"])) == (None, 1.5)
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "demo"\nname = "mine"\n[arms.leafe.distill]\nsteps = 7\n')
+    assert length(load_recipe(str(mine))) == (7, None)
+    assert load_recipe(str(mine)).arms["leafe"].config().learning_rate == load_recipe("demo").arms["leafe"].config().learning_rate
+    with pytest.raises(UserError, match="not both"):
+        load_recipe("demo", ["arms.leafe.distill={steps=4, epochs=2}"])
 
 
 def test_a_recipe_can_extend_another(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.evaluate import Counts
-from leafe.evaluate._contrast import t_quantile
+from leafe.evaluate._mean import t_quantile
 from leafe.tables._claims import Judged, judge
 from leafe.tables._define import CLAIMS
 from leafe.tables._evidence import Column, gather

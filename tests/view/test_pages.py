@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from leafe.core import Kind, Scope, Stop, Tree
+from leafe.core import Kind, Scope, Stop, Tree, visible
+from leafe.core.text import HOSTILE as HOSTILE_CHARACTER
 from leafe.distill import build, preset
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.view import make_app
@@ -160,16 +161,34 @@ def test_hostile_text_is_text(tmp_path: Path, text: str) -> None:
             answer = await get(path)
             assert answer.status == 200
             harmless(answer.page)
+            assert not HOSTILE_CHARACTER.search(answer.body.decode())
         for turn in tree:
             answer = await get(tree_path(task, turn=turn.id.removeprefix(tree.task.id + "/").encode("utf-8", "backslashreplace").decode()))
             assert answer.status == 200
             harmless(answer.page)
             assert "look" in answer.page.text
-            assert not re.search("[\x00\x1b\u202e\u2066\ud800-\udfff]", answer.body.decode())
+            assert not HOSTILE_CHARACTER.search(answer.body.decode())
         for path in (f"/tasks/{urllib.parse.quote(clean)}", tree_path(clean), f"/{urllib.parse.quote(clean)}"):
             answer = await get(path)
             assert answer.status == 404
             harmless(answer.page)
+            assert not HOSTILE_CHARACTER.search(answer.body.decode())
+
+    visit(run, tmp_path / "cache", tour)
+
+
+@pytest.mark.parametrize("name", ["a\u202eb", "a\u2066b", "a\u200bb", "a\x1b[2Jb", "a\x9bb"])
+def test_names_of_arms_and_stages_steer_nothing(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run", [make_tree(Ep("go"))])
+    write_stage(run, [make_tree(Ep("go"))], stage=f"evaluate/{name}", together=True)
+
+    async def tour(get: Get) -> None:
+        await ready(get, "/")
+        for path in ("/", f"/tasks/{urllib.parse.quote('evaluate/' + name)}", "/search?q=go"):
+            answer = await get(path)
+            assert answer.status == 200
+            assert visible(name) in answer.page.text
+            assert not HOSTILE_CHARACTER.search(answer.body.decode())
 
     visit(run, tmp_path / "cache", tour)
 

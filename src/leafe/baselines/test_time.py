@@ -1,6 +1,6 @@
 """Several attempts at a test task with feedback carried from one to the next, counted so that they can stand beside plain Pass@k at equal cost.
 
-The loop is Stage 1's: strategy `refine` carries the world's last words (iterative refinement), `reflexion` the policy's own reflection, `independent` nothing.
+The loop is Stage 1's: strategy `refine` carries the attempts themselves (iterative refinement), `reflexion` the policy's own reflection, `independent` nothing.
 A sample is a row of up to R attempts that ends at the first success; what it spent (reflections, tokens, world steps) is counted. So "Pass@1 with R attempts"
 has a price, and `rows` says how many plain samples the same calls would have bought. `independent` under the same bounds is the same curve for plain sampling.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import sys
 
-_INSTEAD = str.maketrans("–−—‘’“”…→←✓·×━─│↳•", "---''\"\".><+,x=-|>*")
+_INSTEAD = str.maketrans("–−—‘’“”…→←✓·×━─│↳•⟨⟩", "---''\"\".><+,x=-|>*<>")
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

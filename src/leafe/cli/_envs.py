@@ -36,13 +36,37 @@ def check(
     steps: Annotated[int, typer.Option(min=1, help="Most actions on a task.")] = 25,
     seed: Annotated[int, typer.Option(help="Names the actions that are drawn.")] = 0,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
+    actions: Annotated[
+        list[str] | None,
+        typer.Option("--actions", help="An action to play by where there are no valid_actions; give it again for more, or @FILE."),
+    ] = None,
 ) -> None:
     """Play worlds by their valid actions, replay and return in every way, here and in other processes, and say what differs."""
     from leafe.cli._inspect import check_worlds
     from leafe.recipes import parse_options
 
-    if not check_worlds(console(), world, parse_options(options or ()), count=tasks, steps=steps, seed=seed, markdown=markdown):
+    played = _actions(actions)
+    if not check_worlds(console(), world, parse_options(options or ()), count=tasks, steps=steps, seed=seed, markdown=markdown, actions=played):
         raise typer.Exit(1)
+
+
+def _actions(given: list[str] | None) -> list[str] | None:
+    """The actions of the command line, those of files among them; None where there are none."""
+    from leafe.core import UserError
+
+    out: list[str] = []
+    for text in given or ():
+        if not text.startswith("@"):
+            out.append(text)
+            continue
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--actions {text}: the file cannot be read ({error}): give a text file with one action a line.") from error
+        out += [line for line in lines if line.strip()]
+    if given and not out:
+        raise UserError(f"--actions {' '.join(given)} names no action: write one a line.")
+    return out or None
 
 
 @app.command()
@@ -86,7 +110,7 @@ def make_alfworld(
 def console(quiet: bool = False) -> Console:
     import sys
 
-    from rich.console import Console
+    from leafe.cli._console import SafeConsole
 
     # without a terminal nothing wraps: tables are read by other programs and by logs
-    return Console(quiet=quiet) if sys.stdout.isatty() else Console(quiet=quiet, width=200)
+    return SafeConsole(quiet=quiet) if sys.stdout.isatty() else SafeConsole(quiet=quiet, width=200)

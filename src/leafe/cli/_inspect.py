@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,10 @@ def check_worlds(
     seed: int = 0,
     markdown: Path | None = None,
     elsewhere: bool = True,
+    actions: Sequence[str] | None = None,
 ) -> bool:
-    """Check one world, or all that can be made here, and print the table; False where one breaks the contract.
+    """Check one world, or all that can be made here, and print the table; False where one breaks the contract. `actions`: to play by, where the world's
+    `valid_actions` are not to be asked.
 
     A world that cannot be made is an error where it was asked for by name, and a line that says what it needs where it was not.
     """
@@ -61,7 +63,7 @@ def check_worlds(
         try:
             used = dict(options) or dict(describe(name).example)
             console.print(f"{name} ...", highlight=False)
-            report = check_environment(name, options=used, count=count, steps=steps, seed=seed, elsewhere=elsewhere)
+            report = check_environment(name, actions=actions, options=used, count=count, steps=steps, seed=seed, elsewhere=elsewhere)
             if name == "remote":
                 _check_server(report, used)
             reports.append(report)

@@ -4,21 +4,48 @@ The model's own chat template is rendered with a mark in the place of every assi
 piece by piece; the sampled ids go where the marks were. So the prompt of a turn is, by construction, a prefix of its child's,
 if the template renders earlier messages the same whatever follows. A template that does not is refused by name. Needs no torch: the tokenizer
 is handed in (any `transformers` fast tokenizer with a chat template).
+
+Two things that a template or a message could bring in are kept out. Text stays text: where a message spells a
+control token (`<|im_end|>` in an observation), the spelling is tokenised as characters and closes no turn. And a
+template that writes today's date gets `TEMPLATE_DATE`, so that a prompt is the same on every day.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from leafe.core.errors import UserError
-from leafe.core.policy import Message
+from leafe.core.policy import Message, Role
 from leafe.core.text import clean_text
 
-_MARK = "\ue0f1leafe\ue0f2"  # private-use characters: no tokenizer merges across them; taken out of what an observation says
+TEMPLATE_DATE = datetime(2026, 1, 1)
+"""What `strftime_now` tells a chat template: a prompt that is sampled from on one day and trained on, or resumed, on
+another has to be the same tokens."""
+_DIRECTIVES = {c: TEMPLATE_DATE.strftime(f"%{c}") for c in "aAbBcdHIjmMpSUwWxXyYZ%"}
+# hides the function of that name which `transformers` gives to templates; variables that are functions it does not pass on
+_STRFTIME_NOW = """\
+{%- macro strftime_now(format) -%}
+{%- set at = namespace(directive=false) -%}
+{%- for c in format -%}
+{%- if at.directive -%}
+{%- if c not in "-_0^#" -%}{{ leafe_date[c] }}{%- set at.directive = false -%}{%- endif -%}
+{%- elif c == "%" -%}{%- set at.directive = true -%}
+{%- else -%}{{ c }}{%- endif -%}
+{%- endfor -%}
+{%- endmacro -%}
+"""
+
+# Marks in rendered text, of private-use characters. A message that holds the first of them has it taken out like a
+# control token, so that every mark found in a rendered text is one of ours.
+_OPEN, _CLOSE = "\ue0f1", "\ue0f2"
+_MARK = f"{_OPEN}leafe{_CLOSE}"
+_SPELLED = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
 def is_plain(folder: Path) -> bool:
@@ -46,6 +73,14 @@ class ChatTokens:
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"The checkpoint {self.name} has no chat template: use an instruction-tuned model or set tokenizer.chat_template.")
         self._cache: OrderedDict[tuple[tuple[str, str], ...], tuple[tuple[int, ...], ...]] = OrderedDict()
+        self._system_checked = False
+        template = _template(tokenizer)
+        self._spellings, self._guards = _control_tokens(tokenizer, template)
+        self._dated = (
+            {"chat_template": _STRFTIME_NOW + template, "leafe_date": _DIRECTIVES}
+            if "strftime_now" in template
+            else {}
+        )
         self.end_of_turn = self._probe()
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -66,20 +101,43 @@ class ChatTokens:
         """Ids of an assistant message as trained on: the sampled ids where they are known, else its text and the end-of-turn token."""
         if message.tokens is not None:
             return message.tokens
-        return (*self._encode(message.content), self.end_of_turn)
+        return (*self._encode(self._guard("assistant", message.content)), self.end_of_turn)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids without the end-of-turn token."""
         kept = [i for i in ids if i != self.end_of_turn]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True))
 
+    def _guard(self, role: Role, text: str) -> str:
+        """The text of a message with a mark in the place of each spelling of a control token."""
+        pattern = self._guards[role == "assistant"]
+        return pattern.sub(lambda m: f"{_OPEN}{self._spellings.index(m[0])}{_CLOSE}", text)
+
     def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(clean_text(text), add_special_tokens=False)["input_ids"])
+        """Ids of rendered text; what `_guard` marked becomes ordinary tokens."""
+        if _OPEN not in text:
+            return self._ids(text)
+        out: tuple[int, ...] = ()
+        for at, piece in enumerate(_SPELLED.split(text)):  # text, number, text, number, ..., text
+            out += self._as_text(self._spellings[int(piece)]) if at % 2 else self._ids(piece)
+        return out
+
+    def _as_text(self, spelling: str) -> tuple[int, ...]:
+        """Ids of a control token's spelling as text: cut after its first character, so that no tokenizer sees it whole."""
+        return self._ids(spelling[:1]) + self._ids(spelling[1:])
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        text = clean_text(text, len(text))
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
 
     def _render(self, messages: Sequence[Message], generation: bool) -> str:
-        chat = [{"role": m.role, "content": _MARK if m.role == "assistant" else m.content.replace(_MARK, "")} for m in messages]
+        chat = [
+            {"role": m.role, "content": _MARK if m.role == "assistant" else self._guard(m.role, m.content)}
+            for m in messages
+        ]
+        options = {"tokenize": False, "add_generation_prompt": generation, **self._dated}
         try:
-            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
+            return str(self.tokenizer.apply_chat_template(chat, **options))
         except Exception as error:  # jinja raises its own kinds, and templates raise by raise_exception
             raise UserError(f"The chat template of {self.name} refuses these messages ({', '.join(m.role for m in messages)}): {error}.") from error
 
@@ -89,6 +147,9 @@ class ChatTokens:
         if found is not None:
             self._cache.move_to_end(key)
             return found
+        if messages[0].role == "system" and not self._system_checked:
+            self._check_appends([Message("system", "rules")])
+            self._system_checked = True
         texts = self._render(messages, True).split(_MARK)
         turns = sum(m.role == "assistant" for m in messages)
         if len(texts) != turns + 1:
@@ -101,17 +162,63 @@ class ChatTokens:
             self._cache.popitem(last=False)
         return pieces
 
+    def _check_appends(self, head: list[Message]) -> None:
+        """UserError unless the prompt of each turn of a talk that begins with `head` is a prefix of the next turn's."""
+        talk = [*head, *_TALK]
+        long, middle, short = (self._render(talk[: len(head) + n], True).split(_MARK) for n in (5, 3, 1))
+        if len(long) == 3 and len(middle) == 2 and long[:2] == middle and middle[:1] == short and "second" in middle[1]:
+            return
+        system = " in a conversation that begins with a system message" if head else ""
+        raise UserError(
+            f"The chat template of {self.name} renders earlier messages differently once later ones follow{system}: "
+            "it breaks the prefix rule (a turn's prompt must be a prefix of the next turn's). "
+            "Use a template that only appends."
+        )
+
     def _probe(self) -> int:
-        talk = [Message("user", "first"), Message("assistant", ""), Message("user", "second"), Message("assistant", ""), Message("user", "third")]
-        long, middle, short = (self._render(talk[:n], True).split(_MARK) for n in (5, 3, 1))
-        if len(long) != 3 or len(middle) != 2 or long[:2] != middle or middle[:1] != short or "second" not in middle[1]:
-            raise UserError(
-                f"The chat template of {self.name} renders earlier messages differently once later ones follow: it breaks the prefix rule "
-                "(a turn's prompt must be a prefix of the next turn's). Use a template that only appends."
-            )
-        tail = self._encode(middle[1])
-        closing = self._encode(self._render(talk[:2], False).split(_MARK)[-1])
-        special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
-        if not tail or not closing or tail[0] != closing[0] or tail[0] not in special:
+        """The id that closes an assistant message."""
+        self._check_appends([])
+        tail = self._encode(self._render(_TALK[:3], True).split(_MARK)[1])
+        closing = self._encode(self._render(_TALK[:2], False).split(_MARK)[-1])
+        if not tail or not closing or tail[0] != closing[0] or tail[0] not in _added_tokens(self.tokenizer):
             raise UserError(f"The chat template of {self.name} does not close an assistant message with one special token: a turn has no end.")
         return int(tail[0])
+
+
+_TALK = [
+    Message("user", "first"),
+    Message("assistant", ""),
+    Message("user", "second"),
+    Message("assistant", ""),
+    Message("user", "third"),
+]
+
+
+def _added_tokens(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+
+
+def _template(tokenizer: Any) -> str:
+    """The template that the tokenizer uses; a tokenizer may hold several by name."""
+    return str(tokenizer.get_chat_template() if hasattr(tokenizer, "get_chat_template") else tokenizer.chat_template)
+
+
+def _control_tokens(tokenizer: Any, template: str) -> tuple[list[str], tuple[re.Pattern[str], re.Pattern[str]]]:
+    """Spellings of the tokens that structure a conversation, with the pattern that finds them in a message of the system
+    or the user, and the one for an assistant's own text.
+
+    These are the special tokens, and for messages of others also the added tokens that the template itself writes
+    (role marks that a tokenizer does not call special). An assistant's text keeps the latter: `<think>` is a token
+    that it would have written. Tokens of one character cannot be spelled otherwise and are left alone.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if getattr(token, "special", False))}
+    spelled = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in sorted({*special, *added})}
+    own = [text for i, text in spelled.items() if i in special and len(text) > 1]
+    written = [t for i, t in spelled.items() if i not in special and len(t) > 1 and t.strip() and t in template]
+
+    def found(spellings: list[str]) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True))))
+
+    spellings = [_OPEN, *own, *written]
+    return spellings, (found(spellings), found([_OPEN, *own]))

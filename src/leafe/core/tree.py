@@ -20,6 +20,7 @@ class Tree:
         self._turns: dict[str, Turn] = {}
         self._episode_of: dict[str, int] = {}
         self._later: dict[int, list[Turn]] = {}  # reflections in records of their own, by the rollout that they read
+        self._read_to: dict[str, list[Turn]] = {}  # usable reflections by the last action that they read
         for episode in episodes:
             self.add(episode)
 
@@ -62,6 +63,9 @@ class Tree:
         self._episode_of |= dict.fromkeys(new, episode.index)
         if episode.looks_back and episode.start is not None:
             self._later.setdefault(self._episode_of[episode.start], []).extend(episode.turns)
+        for turn in episode.turns:
+            if turn.kind is Kind.reflect and turn.valid and turn.parent is not None:
+                self._read_to.setdefault(turn.parent, []).append(turn)
         self.episodes.append(episode)
 
     def episode_of(self, turn_id: str) -> Episode:
@@ -115,6 +119,22 @@ class Tree:
         """Every reflection, usable or not, in the order in which they were made."""
         return [t for e in self.episodes for t in e.turns if t.kind is Kind.reflect]
 
+    def reflections_on(self, turns: Iterable[Turn]) -> Iterator[Turn]:
+        """The usable reflections that read up to one of these actions, in the actions' order.
+
+        Whose record they stand in does not matter: the episode's own, or one that was made later to look back on it.
+        """
+        for turn in turns:
+            yield from self._read_to.get(turn.id, ())
+
+    def blamed(self, trajectory: Iterable[Turn]) -> int | None:
+        """The earliest step of a trajectory that a reflection on it blames; None where there is none.
+
+        Whatever read the trajectory's beginning counts, so that what was blamed on the way is blamed in every episode that
+        went on from there.
+        """
+        return min((t.target for t in self.reflections_on(trajectory) if t.target is not None), default=None)
+
     def successes(self) -> list[Episode]:
         return [e for e in self.episodes if e.success]
 
@@ -128,7 +148,7 @@ class Tree:
             reflection = self._turns[episode.experience]
             revised = episode.acts[0]
             read = self.path(reflection.id)
-            before = self.episode_of(reflection.id)
+            before = self.rollout_of(reflection.id)
             out.append(
                 Branch(
                     task_id=self.task.id,
@@ -152,6 +172,6 @@ class Tree:
             reached_after = [t.progress for t in self.trajectory(after) if t.progress is not None]
             if reached_before or reached_after:
                 return max(reached_after, default=0.0) > max(reached_before, default=0.0)
-        blamed = next((t.target for t in after.turns if t.kind is Kind.reflect and t.valid), None)
+        blamed = next((t.target for t in self.reflections_on(after.acts)), None)
         assert reflection.target is not None
         return blamed is not None and blamed > reflection.target

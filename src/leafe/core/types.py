@@ -29,7 +29,10 @@ class Stop(StrEnum):
 
 
 FAILED_BY_WORLD = frozenset({Stop.failure, Stop.horizon, Stop.invalid_limit})
-"""Stops after which the policy is asked to reflect: it failed, and the history up to there is sound."""
+"""Stops by which the environment says that the policy failed; the whole history can be read again."""
+
+FAILED = FAILED_BY_WORLD | {Stop.context_full}
+"""Stops that count as a failure of the policy, as they do at test: the policy is asked to reflect on them, and the history up to there is sound."""
 
 
 class Kind(StrEnum):
@@ -118,6 +121,10 @@ class Turn:
     """Reflect only: the rollback step tau, 0 <= tau < `step`. The action at tau is the one to revise."""
     note: str = ""
     """Reflect: the experience e, in words. Aside: what was read out of it."""
+    left_out: int = 0
+    """Reflect: how many of the oldest observations, and then actions, were left out of the prompt for it to fit (`leafe.prompts.shortened`)."""
+    tried: int = 0
+    """Reflect: how many pieces of advice that had been followed already stood in the prompt (`leafe.prompts.tried_on`)."""
     policy: str = ""
     """Which weights answered."""
     usage: Usage = Usage()

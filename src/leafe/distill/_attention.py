@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from leafe.core.rotary import rotary_switch
 from leafe.distill._pack import Row, Shape
 
 _BLOCK = 128
@@ -204,6 +205,12 @@ def refusal(config: Any, longest: int) -> str | None:
     other = sorted(kinds - {"full_attention", "sliding_attention"})
     if other:
         return f"it has layers that are not attention to all earlier tokens ({', '.join(other)})"
+    switch = rotary_switch(config)
+    if switch is not None and switch < longest:
+        return (
+            f"it uses other rotary factors in a batch that has a row of more than {switch} tokens "
+            f"(max_length {switch} or less avoids that), and paths have up to {longest}"
+        )
     return None
 
 

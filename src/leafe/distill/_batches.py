@@ -10,6 +10,7 @@ import heapq
 import math
 import random
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Generic, TypeVar
 
 from leafe.core import derive_seed
@@ -20,26 +21,31 @@ _T = TypeVar("_T")
 
 
 class Shuffler(Generic[_T]):
-    """Batches of some items: epoch after epoch in a new order. `batch(step)` depends on the seed and the step alone."""
+    """Batches of some items: epoch after epoch in a new order. `batch(step)` depends on the seed and the step alone.
 
-    def __init__(self, items: Sequence[_T], size: int, seed: int) -> None:
+    A batch holds `size` items, which may be a fraction: then batches differ by one item, and some may be empty.
+    """
+
+    def __init__(self, items: Sequence[_T], size: int | Fraction, seed: int) -> None:
         self.items = items
-        self.size = min(size, len(items))
+        self.size = min(Fraction(size), Fraction(len(items)))
         self.seed = seed
         self._orders: dict[int, list[int]] = {}
 
     def batch(self, step: int) -> list[_T]:
         """The items of step 0, 1, 2, ...; a batch may hold the end of one epoch and the start of the next."""
-        first = step * self.size
-        return [self.items[self._order(k // len(self.items))[k % len(self.items)]] for k in range(first, first + self.size)]
+        return [self.items[self._order(k // len(self.items))[k % len(self.items)]] for k in range(self._seen(step), self._seen(step + 1))]
 
     def epochs(self, steps: int) -> float:
         """Passes over the items after so many steps."""
-        return steps * self.size / len(self.items)
+        return self._seen(steps) / len(self.items)
 
     def steps(self, epochs: float) -> int:
-        """Steps that make at least so many passes."""
-        return max(1, math.ceil(epochs * (len(self.items) / self.size)))
+        """Steps that make at least so many passes, to the item."""
+        return max(1, math.ceil(Fraction(epochs) * len(self.items) / self.size))
+
+    def _seen(self, steps: int) -> int:
+        return math.floor(steps * self.size)
 
     def _order(self, epoch: int) -> list[int]:
         if epoch not in self._orders:
@@ -53,7 +59,10 @@ class Shuffler(Generic[_T]):
 class Batches:
     """The batches of a training, by sequence (each part drawn by itself) or by task (all that some tasks hold).
 
-    Only parts with a weight above 0 are drawn. By task a part may be absent from a batch: its term is 0 in that step.
+    Only parts with a weight above 0 are drawn. Where the training is counted in steps, a batch by sequence has each part in
+    its own number. Where it is counted in epochs, these numbers together are the batch's size, and each part has its share
+    of it by the number of its sequences: so every part is passed over as often as every other. A part may then be absent
+    from a batch, as by task: its term is 0 in that step, and `scale` makes up for it in the steps that have it.
     """
 
     def __init__(self, encoded: Encoded, config: DistillConfig) -> None:
@@ -62,7 +71,12 @@ class Batches:
         self._by_part: dict[Part, Shuffler[TokenSequence]] = {}
         self._by_task: Shuffler[list[TokenSequence]] | None = None
         if config.batch_by == "sequence":
-            self._by_part = {p: Shuffler(mine, config.batch(p), derive_seed(config.seed, p)) for p, mine in drawn.items()}
+            sizes: dict[Part, int | Fraction] = {p: config.batch(p) for p in drawn}
+            if config.steps is None:
+                number = sum(map(len, drawn.values()))
+                share = Fraction(min(number, sum(config.batch(p) for p in drawn)), max(1, number))
+                sizes = {p: share * len(mine) for p, mine in drawn.items()}
+            self._by_part = {p: Shuffler(mine, sizes[p], derive_seed(config.seed, p)) for p, mine in drawn.items()}
         else:
             tasks: dict[str, list[TokenSequence]] = {}
             for mine in drawn.values():
@@ -76,11 +90,17 @@ class Batches:
             return [s for task in self._by_task.batch(step) for s in task]
         return [s for shuffler in self._by_part.values() for s in shuffler.batch(step)]
 
+    def scale(self, part: Part) -> float:
+        """What a part's mean in a batch is multiplied with, so that over the steps it has its whole weight in the objective: one over
+        the share of batches that hold the part, where a batch by sequence holds less than one of its sequences."""
+        shuffler = self._by_part.get(part)
+        return 1.0 if shuffler is None else max(1.0, float(1 / shuffler.size))
+
     def steps(self, epochs: float) -> int:
-        """Steps for so many passes: over the tasks, or over the one of D_cf and D_reh that needs more batches."""
+        """Steps for at least so many passes over each part, or over the tasks."""
         if self._by_task is not None:
             return self._by_task.steps(epochs)
-        return max(s.steps(epochs) for p, s in self._by_part.items() if p in ("rehearsal", "counterfactual"))
+        return max(s.steps(epochs) for s in self._by_part.values())
 
     def epochs(self, steps: int) -> dict[str, float]:
         """Passes over each part after so many steps."""

@@ -107,9 +107,11 @@ class DistillConfig(BaseModel):
 
     # the optimiser
     steps: int | None = Field(None, ge=1)
-    """Optimiser steps; give this or `epochs`."""
+    """Optimiser steps, whose batches hold each part in its own number (`rehearsal_batch` and its kin), however often that passes
+    over a small part; give this or `epochs`."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the one of D_cf and D_reh that needs more batches; 2 where neither is given."""
+    """Passes over each part (paper: 2 to 3), or over the tasks; 2 where neither is given. The parts' batch sizes together are then the
+    size of a batch, in which each part has its share by the number of its sequences."""
     learning_rate: float = Field(1e-6, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(0.03, ge=0, lt=1)

@@ -20,7 +20,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from leafe.core import ForeignFailure, LeafeError, UserError
+from leafe.core import ForeignFailure, LeafeError, UserError, visible
+from leafe.core.processes import with_default_signals
 from leafe.distill._config import DistillConfig
 from leafe.distill._dataset import Dataset
 from leafe.distill._result import Progress, TrainResult
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
     except LeafeError as error:
         if os.environ.get("LEAFE_LAUNCHED"):
             _said(path).write_text(json.dumps({"user": isinstance(error, UserError), "words": str(error)}), encoding="utf-8")
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     return 0
 
@@ -90,8 +91,9 @@ def launched(
     with log.open("wb") as file:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=os.environ | {"LEAFE_LAUNCHED": "1", "PYTHONUNBUFFERED": "1"}
-            )
+                with_default_signals(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
+                env=os.environ | {"LEAFE_LAUNCHED": "1", "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
         except OSError as error:
             raise UserError(f"The training's launch command {launch!r} cannot be started: {error.strerror} ({command[0]}).") from error
         assert process.stdout is not None

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 Progress = Callable[[Mapping[str, Any]], None]
-"""Called after every step with `step`, `steps`, `loss`, `loss/PART`, `lr`, `grad_norm`, `tokens`, `seconds`, and where it was validated `valid_loss`,
-`valid_loss/PART`; before the first step with the validation of the start weights alone."""
+"""Called after every step with `step`, `steps`, `loss`, `loss/PART` of the parts that its batch held, `lr`, `grad_norm`, `tokens`, `seconds`, and where it was
+validated `valid_loss`, `valid_loss/PART`; before the first step with the validation of the start weights alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,17 @@ from __future__ import annotations
 import bisect
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from leafe.core import Branch, Episode, ImprovementRule, Kind, Message, Stop, Tree, Turn, UserError, derive_seed
+from leafe.core import Branch, Episode, ImprovementRule, Message, Stop, Tree, Turn, UserError, derive_seed
 from leafe.distill._config import PARTS, DistillConfig, Part
 from leafe.distill._dataset import Dataset, Sample
+from leafe.distill._rules import diverged, good_prefix, same_action, sound
 from leafe.prompts import History, Prompts, Said, history_before
 
-__all__ = ["Dataset", "Sample", "build", "good_prefix", "require"]
+__all__ = ["Dataset", "Sample", "build", "require"]
 
 
 Trees = Mapping[str, Tree] | Sequence[Mapping[str, Tree]]
@@ -83,22 +84,19 @@ class _Collector:
     def reflect(self, history: History) -> _Prompt:
         return self._prompt(self.prompts.reflect(history, self._said))
 
-    def add(
-        self, part: Part, turn: Turn, prompt: _Prompt, answer: Message, note: str, *,
-        weight: float = 1.0, teacher: _Prompt | None = None, rejected: Message | None = None,
-    ) -> None:  # fmt: skip
+    def add(self, found: _Found) -> None:
         """Of samples that say the same, the first stays, with the largest weight of any of them."""
-        key = (part, prompt.number, answer.content, teacher and teacher.number, rejected and rejected.content)
+        part, turn, prompt, answer, teacher, rejected = found.part, found.turn, found.prompt, found.answer, found.teacher, found.rejected
         mine = self.samples[part]
-        if key in self._seen:
+        if found.key in self._seen:
             self.duplicates[part] += 1
-            nth = self._seen[key]
-            if weight > mine[nth].weight:
-                mine[nth] = replace(mine[nth], weight=weight)
+            nth = self._seen[found.key]
+            if found.weight > mine[nth].weight:
+                mine[nth] = replace(mine[nth], weight=found.weight)
             return
-        self._seen[key] = len(mine)
+        self._seen[found.key] = len(mine)
         answer = self._messages.setdefault(answer, answer)
-        mine.append(Sample(part, turn.task_id, turn.id, prompt.messages, answer, weight, note, teacher and teacher.messages, rejected))
+        mine.append(Sample(part, turn.task_id, turn.id, prompt.messages, answer, found.weight, found.note, teacher and teacher.messages, rejected))
 
     def _prompt(self, messages: tuple[Message, ...]) -> _Prompt:
         """The prompt in the task's shared messages. What it has in common with the one before is known: `Said` hands out the same objects."""
@@ -121,6 +119,25 @@ class _Prompt(NamedTuple):
     """Stands for the roles and texts of the messages within the task."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What would be a sample, if it is drawn and no other says the same."""
+
+    part: Part
+    turn: Turn
+    prompt: _Prompt
+    answer: Message
+    note: str
+    weight: float = 1.0
+    teacher: _Prompt | None = None
+    rejected: Message | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal where two of a task say the same."""
+        return (self.part, self.prompt.number, self.answer.content, self.teacher and self.teacher.number, self.rejected and self.rejected.content)
+
+
 class _Draws:
     """What is drawn from all trees at once: the episodes to rehearse, and whose experience an anchor carries."""
 
@@ -133,10 +150,10 @@ class _Draws:
         able = 0
         for tree in (tree for _, mine in _by_task(trees) for tree in mine) if some or config.anchors else ():
             if some:
-                able += sum(bool(_right(tree, e, config)) for e in tree.episodes if not _diverged(tree, e))
+                able += sum(bool(_right(tree, e, config)) for e in tree.episodes if not diverged(tree, e))
             if config.anchors:
                 for branch in tree.branches():
-                    if _sound(tree, branch.revised):
+                    if sound(tree, branch.revised):
                         self._donors.setdefault(branch.reflection.note, []).append(_Donor(branch.reflection.id, _answer(branch.revised)))
         if some and able:
             number = max(1, round(config.rehearsal_fraction * able))
@@ -165,7 +182,9 @@ class _Donor:
 
 def _rehearsal(tree: Tree, config: DistillConfig, draws: _Draws, collector: _Collector) -> None:
     for episode in tree.episodes:
-        if _diverged(tree, episode):
+        if not episode.acts and episode.turns:
+            continue  # reflections on another episode, which has a record of its own
+        if diverged(tree, episode):
             collector.skipped["rehearsal: the episode diverged on replay"] += 1
             continue
         kept = _right(tree, episode, config)
@@ -177,55 +196,57 @@ def _rehearsal(tree: Tree, config: DistillConfig, draws: _Draws, collector: _Col
             continue
         note = f"episode {episode.index}, {episode.stop}" + ("" if episode.success else f", first {len(kept)} actions")
         for turn in kept:
-            _add_action("rehearsal", tree, turn, note, collector)
+            found = _action("rehearsal", tree, turn, note, collector)
+            if found is not None:
+                collector.add(found)
 
 
 def _right(tree: Tree, episode: Episode, config: DistillConfig) -> Sequence[Turn]:
-    """The actions of an episode that may be rehearsed."""
-    if not episode.success and config.rehearsal == "successes":
+    """The actions of an episode that may be rehearsed; of a record that only looks back on another one, none."""
+    if not episode.acts or (not episode.success and config.rehearsal == "successes"):
         return ()
     trajectory = tree.trajectory(episode)
-    return trajectory if episode.success else trajectory[: good_prefix(episode, trajectory, config.improvement)]
-
-
-def good_prefix(episode: Episode, trajectory: Sequence[Turn], rule: ImprovementRule = "progress") -> int:
-    """How many of a failed episode's first actions may be rehearsed ("progress prefix").
-
-    Up to but without the earliest step that one of its own usable reflections blames, and not past the last rise of the progress that the world
-    reports (counted from 0). Without a reflection: up to the last rise. Without either: none. With the rule "blame" the world's progress is not heeded.
-    """
-    blamed = min((t.target for t in episode.turns if t.kind is Kind.reflect and t.valid and t.target is not None), default=None)
-    reported = rule == "progress" and any(t.progress is not None for t in trajectory)
-    if not reported:
-        return 0 if blamed is None else blamed
-    best, end = 0.0, 0
-    for nth, turn in enumerate(trajectory):
-        if turn.progress is not None and turn.progress > best:
-            best, end = turn.progress, nth + 1
-    return end if blamed is None else min(blamed, end)
+    return trajectory if episode.success else trajectory[: good_prefix(tree, trajectory, config.improvement)]
 
 
 def _counterfactuals(branches: Sequence[tuple[Tree, Branch]], config: DistillConfig, seed: int, collector: _Collector) -> None:
+    """Of the branch events that teach something the wanted number, or all. Those that say the same are one event, so that the draw is among different ones."""
     wanted = config.counterfactuals
     mine = [(t, b) for t, b in branches if wanted == "all" or (wanted == "improved" and b.improved) or (wanted == "success_path" and b.on_success_path)]
-    if config.samples_per_task is not None and len(mine) > config.samples_per_task:
-        mine = [mine[i] for i in sorted(random.Random(seed).sample(range(len(mine)), config.samples_per_task))]
+    events: dict[tuple[object, ...], list[_Found]] = {}
     for tree, branch in mine:
-        weight = _outcome_weight(branch, config)
-        if weight == 0:
-            collector.skipped["counterfactual: its outcome weighs 0"] += 1
-            continue
-        if config.method == "dpo" and branch.revised.action_text == branch.original.action_text:
-            collector.skipped["counterfactual: the revised action is the original one"] += 1
-            continue
-        for turn in _learnt(tree, branch, config):
-            note = f"instead of {branch.original.id}, by {branch.reflection.id}: {branch.reflection.note}"
-            teacher = None
-            if config.soft_targets:
-                history = history_before(tree, turn, with_experience=True)
-                teacher = collector.act(replace(history, notes={**history.notes, branch.revised.step: branch.reflection.note}))
-            rejected = _answer(branch.original) if config.method == "dpo" else None
-            _add_action("counterfactual", tree, turn, note, collector, weight=weight, teacher=teacher, rejected=rejected)
+        found = _event(tree, branch, config, collector)
+        if found:
+            events.setdefault(tuple(f.key for f in found), []).extend(found)
+    keys = list(events)
+    if config.samples_per_task is not None and len(keys) > config.samples_per_task:
+        keys = [keys[i] for i in sorted(random.Random(seed).sample(range(len(keys)), config.samples_per_task))]
+    for key in keys:
+        for sample in events[key]:
+            collector.add(sample)
+
+
+def _event(tree: Tree, branch: Branch, config: DistillConfig, collector: _Collector) -> list[_Found]:
+    """The samples of one branch event; none, and the reason counted, where it corrects nothing."""
+    weight = _outcome_weight(branch, config)
+    if weight == 0:
+        collector.skipped["counterfactual: its outcome weighs 0"] += 1
+        return []
+    if same_action(branch.original, branch.revised, collector.prompts):
+        collector.skipped["counterfactual: the revised action is the original one"] += 1
+        return []
+    rejected = _answer(branch.original) if config.method == "dpo" else None
+    out = []
+    for turn in _learnt(tree, branch, config):
+        note = f"instead of {branch.original.id}, by {branch.reflection.id}: {branch.reflection.note}"
+        teacher = None
+        if config.soft_targets:
+            history = history_before(tree, turn, with_experience=True)
+            teacher = collector.act(replace(history, notes={**history.notes, branch.revised.step: branch.reflection.note}))
+        found = _action("counterfactual", tree, turn, note, collector, weight=weight, teacher=teacher, rejected=rejected)
+        if found is not None:
+            out.append(found)
+    return out
 
 
 def _outcome_weight(branch: Branch, config: DistillConfig) -> float:
@@ -242,7 +263,7 @@ def _learnt(tree: Tree, branch: Branch, config: DistillConfig) -> Sequence[Turn]
         return (branch.revised,)
     if episode.success:
         return episode.acts
-    end = good_prefix(episode, tree.trajectory(episode), config.improvement)
+    end = good_prefix(tree, tree.trajectory(episode), config.improvement)
     return [t for t in episode.acts if t is branch.revised or t.step < end]
 
 
@@ -259,33 +280,33 @@ def _anchor(tree: Tree, branch: Branch, draws: _Draws, collector: _Collector) ->
     experience, donor = drawn
     history = history_before(tree, branch.revised, with_experience=True)
     prompt = collector.act(replace(history, notes={**history.notes, branch.revised.step: experience}))
-    collector.add("anchor", branch.revised, prompt, donor.revised, f"experience of {donor.reflection}", teacher=prompt)
+    collector.add(_Found("anchor", branch.revised, prompt, donor.revised, f"experience of {donor.reflection}", teacher=prompt))
 
 
 def _reflection(tree: Tree, branch: Branch, collector: _Collector) -> None:
     prompt = collector.reflect(history_before(tree, branch.reflection, with_experience=True))
-    collector.add("reflection", branch.reflection, prompt, _answer(branch.reflection), f"led to {branch.revised.id}")
+    collector.add(_Found("reflection", branch.reflection, prompt, _answer(branch.reflection), f"led to {branch.revised.id}"))
 
 
-def _add_action(
+def _action(
     part: Part, tree: Tree, turn: Turn, note: str, collector: _Collector, *,
     weight: float = 1.0, teacher: _Prompt | None = None, rejected: Message | None = None,
-) -> None:  # fmt: skip
-    """The action at its history without experience or preamble."""
+) -> _Found | None:  # fmt: skip
+    """The action at its history without experience or preamble; None, and the reason counted, where it is nothing to learn."""
     if not turn.valid:
         collector.skipped[f"{part}: the world refused the action"] += 1
-        return
+        return None
     prompt = collector.act(history_before(tree, turn, with_experience=False))
-    collector.add(part, turn, prompt, _answer(turn), note, weight=weight, teacher=teacher, rejected=rejected)
+    return _Found(part, turn, prompt, _answer(turn), note, weight, teacher, rejected)
 
 
 def _branches(tree: Tree, rule: ImprovementRule, collector: _Collector) -> Iterator[Branch]:
     """The branch events in whose history nothing diverged; what they say of the two rules of improvement is counted."""
-    diverged = sum(e.experience is not None and e.stop is Stop.diverged for e in tree.episodes)
-    if diverged:
-        collector.skipped["branch: it diverged on replay"] += diverged
+    number = sum(e.experience is not None and e.stop is Stop.diverged for e in tree.episodes)
+    if number:
+        collector.skipped["branch: it diverged on replay"] += number
     for by_progress, by_blame in zip(tree.branches("progress"), tree.branches("blame"), strict=True):
-        if not _sound(tree, by_progress.revised):
+        if not sound(tree, by_progress.revised):
             collector.skipped["branch: it grew on one that diverged on replay"] += 1
             continue
         collector.agreement[_verdicts(tree, by_progress, by_blame)] += 1
@@ -301,19 +322,6 @@ def _verdicts(tree: Tree, by_progress: Branch, by_blame: Branch) -> str:
     if by_progress.improved == by_blame.improved:
         return "both" if by_blame.improved else "neither"
     return "progress alone" if by_progress.improved else "blame alone"
-
-
-def _diverged(tree: Tree, episode: Episode) -> bool:
-    """Whether the episode diverged on replay, or grew on one that did."""
-    return episode.stop is Stop.diverged or not _all_sound(tree, tree.path(episode.start))
-
-
-def _sound(tree: Tree, turn: Turn) -> bool:
-    return _all_sound(tree, tree.path(turn.id))
-
-
-def _all_sound(tree: Tree, turns: Iterable[Turn]) -> bool:
-    return not any(tree.episode_of(t.id).stop is Stop.diverged for t in turns)
 
 
 def _answer(turn: Turn) -> Message:

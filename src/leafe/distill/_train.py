@@ -191,7 +191,7 @@ class _Training:
         losses_P, tokens, given = found
         norm = self.parallel.clip(self.trained.values(), self.config.clip)
         losses_P = self.parallel.sum(losses_P)
-        loss = float((losses_P * self._weights_P()).sum())
+        loss = float((losses_P * self._scaled_P()).sum())
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._diverged(step, batch, loss, norm)
         self.optimizer.step()
@@ -199,7 +199,9 @@ class _Training:
         state["loss"] = loss
         state["tokens"] += int(self.parallel.sum(torch.tensor([tokens], device=self.parallel.device)))
         state["given"] += given
-        return {"loss": loss, "lr": rate, "grad_norm": norm} | {f"loss/{p}": float(losses_P[PARTS.index(p)]) for p in self.batches.parts} | row
+        return {"loss": loss, "lr": rate, "grad_norm": norm} | {
+            f"loss/{p}": float(losses_P[PARTS.index(p)]) for p in sorted({s.part for s in batch}, key=PARTS.index)
+        } | row
 
     def _gradient(self, step: int, batch: Sequence[TokenSequence]) -> tuple[Tensor, int, int] | str:
         """This process's part of the batch's gradient, into the parameters: (its loss_P, the tokens it ran, the tokens of all samples one by one); or why
@@ -210,7 +212,7 @@ class _Training:
         try:
             for nth, one in enumerate(pieces):
                 torch.manual_seed(derive_seed(self.config.seed, "dropout", step, nth, self.parallel.rank))
-                losses_P += self.parallel.backward(self.model, nth == number - 1, partial(self._losses, one), self._weights_P())
+                losses_P += self.parallel.backward(self.model, nth == number - 1, partial(self._losses, one), self._scaled_P())
                 tokens += one.tokens
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
@@ -319,6 +321,11 @@ class _Training:
 
     def _weights_P(self) -> Tensor:
         return torch.tensor([self.config.weight(p) for p in PARTS], device=self.parallel.device)
+
+    def _scaled_P(self) -> Tensor:
+        """The weights of the parts' means in a batch."""
+        scales = [self.batches.scale(p) for p in PARTS]
+        return self._weights_P() * torch.tensor(scales, device=self.parallel.device)
 
     def _finished(self) -> TrainResult | None:
         found = finished(self.out, self.fingerprint)

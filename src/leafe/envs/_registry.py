@@ -10,16 +10,13 @@ user's to mend and is said in one sentence.
 from __future__ import annotations
 
 import inspect
-import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from leafe.core import Environment, Task, UserError
+from leafe.core import Environment, Task, UserError, find_named
 from leafe.core.answers import plain_task
 from leafe.envs.worker import WorkerWorld
 
@@ -138,22 +135,20 @@ def _load(name: str) -> tuple[type[Environment], str]:
         target, extra = announced[name].value, None
     elif _PATH.fullmatch(name):
         target, extra = name, None
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # a world in the user's working folder; last, so that it shadows nothing
     else:
         raise UserError(
             f"There is no world {name!r}: give one of {', '.join(world_names())}, or the import path package.module:Class of a world of your own."
         )
     module_name, _, class_name = target.partition(":")
     try:
-        found: Any = import_module(module_name)
+        found: Any = find_named(target)
+    except AttributeError:
+        found = None
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise UserError(f"The world {name!r} names the module {module_name!r}, which cannot be found: check the path.") from error
         cure = f"pip install 'leafe[{extra}]'" if extra else f"pip install {error.name}"
         raise UserError(f"The world {name!r} needs the package {error.name!r}: run {cure}.") from error
-    for part in class_name.split("."):
-        found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, Environment)):
         raise UserError(f"The world {name!r}: {module_name!r} has no class {class_name!r} that derives from leafe.core.Environment.")
     return found, target

@@ -1,30 +1,19 @@
-"""How sure a figure is: intervals over tasks, over seeds and tasks, and of a difference on the same tasks.
+"""A figure with its 95 % interval: of a rate, of Pass@k, and of a difference on the same tasks.
 
-The task is the unit that is drawn again: samples of one task are alike, tasks are not, and a claim is about tasks that
-nobody has seen. Where several runs are given, runs are drawn first and tasks within them (hierarchical bootstrap). All bootstrap
-intervals are percentile intervals, seeded, and the same for the same input. A bootstrap of values that are all equal has no width: for a
-coverage, where that happens at 0 and 1, use `wilson`.
+Intervals are over tasks, since samples of one task are alike, tasks are not, and a claim is about
+tasks that nobody has seen; over runs as well where there are several. `_mean` says how.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from leafe.core import UserError
+from leafe.evaluate._mean import CONFIDENCE, mean_of
 from leafe.evaluate._passk import Counts
-
-Floats = NDArray[np.float64]
-
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
-_CACHED = 4_000_000  # entries of a resampling matrix that is kept; larger ones are made piece by piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +24,8 @@ class Estimate:
     low: float
     high: float
     tasks: int
-    """How many values (tasks, over all runs) entered it: less than all where some had too few samples for k."""
+    """How many values (tasks, over all runs) entered it: less than all where some had too few
+    samples for k."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -60,77 +50,63 @@ def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> Estim
     return Estimate(rate, low, high, trials)
 
 
-def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Estimate:
-    """The mean over tasks of one run; NaN values (n < k) are left out and seen in `tasks`."""
-    return hierarchical_bootstrap([values], seed=seed, resamples=resamples, confidence=confidence)
+def mean_rate(runs: Sequence[Mapping[str, float]]) -> Estimate:
+    """The mean of the runs' mean rates (of each run a rate in [0, 1] by task)."""
+    return _estimate(runs, 0.0)
 
 
-def hierarchical_bootstrap(runs: Sequence[ArrayLike], *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of the runs' means: runs are drawn with replacement, then tasks within each drawn run.
-
-    `runs` holds one array over tasks for each run (seed); they may differ in length. One run: the plain bootstrap over tasks.
-    """
-    kept = [v[~np.isnan(v)] for v in (np.asarray(r, dtype=np.float64).ravel() for r in runs)]
-    kept = [v for v in kept if v.size]
-    if not kept:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    value = float(np.mean([v.mean() for v in kept]))
-    # each slot of a resample is filled by one run, whose tasks are drawn afresh for that slot
-    chosen = np.random.default_rng(seed).integers(len(kept), size=(resamples, len(kept)))
-    means = np.zeros(resamples)
-    for slot in range(len(kept)):
-        for run, values in enumerate(kept):
-            rows = chosen[:, slot] == run
-            means[rows] += _task_means(values, resamples, (seed, slot))[rows] / len(kept)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high), sum(v.size for v in kept))
+def pass_estimate(runs: Sequence[Counts], k: int) -> Estimate:
+    """Pass@k of a policy, mean over tasks (and runs); a task with n < k is left out and seen in
+    `tasks`."""
+    return mean_rate(
+        [
+            {
+                t: v
+                for t, v in zip(run.tasks, run.pass_at(k).tolist(), strict=True)
+                if not math.isnan(v)
+            }
+            for run in runs
+        ]
+    )
 
 
-def _task_means(values: Floats, resamples: int, seed: tuple[int, int]) -> Floats:
-    """Means of `resamples` draws of the tasks with replacement; shape (resamples,)."""
-    if values.size * resamples <= _CACHED:
-        return _weights(values.size, resamples, seed) @ values
-    rng = np.random.default_rng(seed)
-    out = np.empty(resamples)
-    rows = max(1, _CACHED // values.size)
-    for start in range(0, resamples, rows):
-        stop = min(start + rows, resamples)
-        out[start:stop] = values[rng.integers(values.size, size=(stop - start, values.size))].mean(axis=1)
-    return out
+def paired_difference(a: Sequence[Counts], b: Sequence[Counts], k: int) -> Estimate:
+    """Pass@k of `a` minus that of `b` on the same tasks, run by run; UserError where the tasks
+    differ. The interval is that of `contrast`.
 
-
-@lru_cache(maxsize=4)
-def _weights(size: int, resamples: int, seed: tuple[int, int]) -> Floats:
-    """How often each task was drawn, over the number of tasks; shape (resamples, size). The same for every k and every arm of one summary."""
-    drawn = np.random.default_rng(seed).integers(size, size=(resamples, size))
-    drawn += np.arange(resamples)[:, None] * size
-    return np.bincount(drawn.ravel(), minlength=resamples * size).reshape(resamples, size) / size
-
-
-def pass_estimate(runs: Sequence[Counts], k: int, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Pass@k of a policy, mean over tasks (and runs), with its 95 % interval."""
-    return hierarchical_bootstrap([r.pass_at(k) for r in runs], seed=seed, resamples=resamples)
-
-
-def paired_difference(a: Sequence[Counts], b: Sequence[Counts], k: int, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Pass@k of `a` minus that of `b` on the same tasks, run by run; UserError where the tasks differ.
-
-    A task where either has n < k is left out. The difference is taken within each task first, so that what makes a task hard cancels.
-    """
-    return hierarchical_bootstrap(paired_values(a, b, k), seed=seed, resamples=resamples)
-
-
-def paired_values(a: Sequence[Counts], b: Sequence[Counts], k: int) -> list[Floats]:
-    """Per run, the difference of Pass@k of every task, in the task order of `a`; UserError where the tasks differ."""
+    A task where either has n < k is left out. The difference is taken within each task first, so
+    that what makes a task hard cancels."""
     if len(a) != len(b):
-        raise UserError(f"A paired difference needs the same runs on both sides; there are {len(a)} and {len(b)}: evaluate both with the same seeds.")
-    out = []
-    for left, right in zip(a, b, strict=True):
-        where = {task: i for i, task in enumerate(right.tasks)}
-        odd = sorted(set(left.tasks) ^ set(right.tasks))
-        if odd:
-            shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
-            raise UserError(f"A paired difference needs the same tasks on both sides; {len(odd)} stand on one side only ({shown}): evaluate both on one split.")
-        out.append(left.pass_at(k) - right.pass_at(k)[[where[t] for t in left.tasks]])
-    return out
+        raise UserError(
+            f"A paired difference needs the same runs on both sides; there are {len(a)} and "
+            f"{len(b)}: evaluate both with the same seeds."
+        )
+    return _estimate(
+        [paired_by_task(left, right, k) for left, right in zip(a, b, strict=True)], -1.0
+    )
+
+
+def paired_by_task(
+    a: Counts, b: Counts, k: int, row: str = "One row", reference: str = "the other"
+) -> dict[str, float]:
+    """Pass@k of `a` (named `row`) minus that of `b` (named `reference`) on every task of one run
+    that has enough samples on both sides; UserError where the tasks differ."""
+    odd = sorted(set(a.tasks) ^ set(b.tasks))
+    if odd:
+        shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
+        one_side = f"{len(odd)} stand on one side only ({shown})"
+        raise UserError(
+            f"{row} and {reference} were sampled on different tasks in the same run, {one_side}: "
+            "evaluate both on one split."
+        )
+    other = dict(zip(b.tasks, b.pass_at(k), strict=True))
+    return {
+        t: float(v - other[t])
+        for t, v in zip(a.tasks, a.pass_at(k), strict=True)
+        if not math.isnan(v - other[t])
+    }
+
+
+def _estimate(runs: Sequence[Mapping[str, float]], least: float) -> Estimate:
+    found = mean_of(runs, least, 1.0)
+    return Estimate(found.value, found.low, found.high, sum(map(len, runs)))

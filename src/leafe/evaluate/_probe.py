@@ -22,10 +22,9 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module
 from typing import Any, Literal, TypeVar
 
-from leafe.core import FAILED_BY_WORLD, Branch, Episode, Message, Policy, PolicyError, Request, Stop, Tree, Turn, derive_seed
+from leafe.core import FAILED_BY_WORLD, Branch, Episode, Message, Policy, PolicyError, Request, Stop, Tree, Turn, derive_seed, find_named
 from leafe.prompts import History, Prompts, UnusableReflection, history_before, notes_on
 
 _T = TypeVar("_T")
@@ -223,8 +222,7 @@ async def _reflect(policy: Policy, failures: Sequence[tuple[str, History, int | 
 async def _world(gauge: str, policy: Policy, prompts: Prompts) -> Mapping[str, float]:
     if not gauge:
         return {}
-    module, _, name = gauge.partition(":")
-    found: Mapping[str, float] = await getattr(import_module(module), name)(policy, prompts)
+    found: Mapping[str, float] = await find_named(gauge)(policy, prompts)
     return found
 
 

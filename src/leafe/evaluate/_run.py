@@ -345,7 +345,7 @@ class _TaskSampler:
         """Give the world the node's action; afterwards the node has its turn, its history holds it, and its stop is set where that ends the episode."""
         answer, step = node.answer, node.history.step
         assert answer is not None
-        thought, action = self.stage.prompts.parse_action(answer.text)
+        thought, action = self.stage.prompts.parse_action(answer.text, answer.finish == "length")
         began = time.monotonic()
         result = await world.step(action)
         node.turn = act_turn(

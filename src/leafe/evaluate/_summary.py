@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from leafe.core import Tree, UserError
 from leafe.evaluate._collapse import collapses
-from leafe.evaluate._contrast import Over, contrasts
+from leafe.evaluate._contrast import contrasts
 from leafe.evaluate._coverage import coverage, coverage_curve, spent
-from leafe.evaluate._intervals import Estimate, hierarchical_bootstrap, paired_difference, pass_estimate
+from leafe.evaluate._intervals import Estimate, mean_rate, paired_difference, pass_estimate
+from leafe.evaluate._mean import Over
 from leafe.evaluate._measures import measure
 from leafe.evaluate._passk import Counts, counts
 from leafe.evaluate._probe import mean_probe
@@ -78,7 +79,6 @@ def summarise(
     over: Over = "runs",
     seeds: Sequence[int] = (),
     versions: Mapping[str, str] | None = None,
-    bootstrap_seed: int = 0,
 ) -> Summary:
     """All figures with their 95 % intervals.
 
@@ -94,30 +94,30 @@ def summarise(
     spreads = {e.arm: spread(_flat(e.runs)) for e in evaluated}
     pairs = [(a, b) for a, b in compare if a in results and b in results]
     return Summary(
-        explore=[_explore_row(e, bootstrap_seed) for e in explored],
-        evaluate=[_evaluate_row(e, results[e.arm], spreads[e.arm], ks, bootstrap_seed) for e in evaluated],
+        explore=[_explore_row(e) for e in explored],
+        evaluate=[_evaluate_row(e, results[e.arm], spreads[e.arm], ks) for e in evaluated],
         differences=[
             {"a": a, "b": b, "k": k, "value": _number(d.value), "ci95": _interval(d)}
             for a, b in pairs
             for k in ks
-            for d in [paired_difference(results[a], results[b], k, seed=bootstrap_seed)]
+            for d in [paired_difference(results[a], results[b], k)]
         ],
         seeds=list(seeds),
         versions=dict(versions or {}),
         details={
             "explore": [_explore_details(e) for e in explored],
-            "evaluate": [_evaluate_details(e, results[e.arm], spreads[e.arm], ks, bootstrap_seed) for e in evaluated],
+            "evaluate": [_evaluate_details(e, results[e.arm], spreads[e.arm], ks) for e in evaluated],
             "collapse": collapses([_vitals(e, results[e.arm], spreads[e.arm]) for e in evaluated]),
         }
         | ({} if against is None else {"against": _against(evaluated, results, against, ks, over)}),
     )
 
 
-def _explore_row(e: Explored, seed: int) -> dict[str, Any]:
+def _explore_row(e: Explored) -> dict[str, Any]:
     trees = _flat(e.runs)
     cost = spent(trees)
     several = len(e.runs) > 1
-    estimate = hierarchical_bootstrap([[float(t.solved) for t in run] for run in e.runs], seed=seed) if several else coverage(trees)
+    estimate = mean_rate([{t.task.id: float(t.solved) for t in run} for run in e.runs]) if several else coverage(trees)
     return {
         "strategy": e.strategy,
         "solved": sum(t.solved for t in trees),
@@ -155,14 +155,14 @@ def _explore_details(e: Explored) -> dict[str, Any]:
     }
 
 
-def _evaluate_row(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int], seed: int) -> dict[str, Any]:
+def _evaluate_row(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int]) -> dict[str, Any]:
     probed = mean_probe(e.probes)
     return {
         "arm": e.arm,
         "temperature": e.temperature,
         "tasks": sum(len(run) for run in e.runs),
         "samples": _samples(results),
-        "pass_at": {str(k): {"value": _number(p.value), "ci95": _interval(p)} for k in ks for p in [pass_estimate(results, k, seed=seed)]},
+        "pass_at": {str(k): {"value": _number(p.value), "ci95": _interval(p)} for k in ks for p in [pass_estimate(results, k)]},
         "entropy": None if width.entropy is None else round(width.entropy, 6),
         "distinct": None if width.distinct is None else round(width.distinct, 6),
         "following": probed.get("following"),
@@ -184,14 +184,14 @@ def _against(evaluated: Sequence[Evaluated], results: Mapping[str, list[Counts]]
     return {"reference": reference, "ks": list(ends), "over": over, "rows": [c.to_json() for c in contrasts(rows, reference, ends, over=over)]}
 
 
-def _evaluate_details(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int], seed: int) -> dict[str, Any]:
+def _evaluate_details(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int]) -> dict[str, Any]:
     trees = _flat(e.runs)
     means = measure(trees)
     n = _samples(results)
     points = sorted({2**i for i in range(n.bit_length())} | {k for k in ks if k <= n}) if n else []
     curve = []
     for k in points:
-        p = pass_estimate(results, k, seed=seed)
+        p = pass_estimate(results, k)
         curve.append({"k": k, "value": _number(p.value), "ci95": _interval(p), "tasks": p.tasks})
     return {
         "arm": e.arm,

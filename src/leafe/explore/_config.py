@@ -34,7 +34,7 @@ class ExploreConfig(BaseModel):
     scope: Scope = Scope.action
     """Which actions of a branch see the experience."""
     memory: int = Field(3, ge=1)
-    """refine, reflexion: how many earlier attempts' feedback stands in the first prompt."""
+    """refine, reflexion: how many earlier attempts stand in the first prompt."""
     temperature: float = Field(1.0, ge=0.0)
     reflect_temperature: float | None = Field(None, ge=0.0)
     """None: as `temperature`."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leafe.core import (
-    FAILED_BY_WORLD,
+    FAILED,
     Budget,
     Completion,
     ContextFull,
@@ -34,7 +34,7 @@ from leafe.explore._config import ExploreConfig
 from leafe.explore._strategy import Plan, Strategy
 from leafe.explore._waits import Waits
 from leafe.explore._worlds import BorrowedWorld, Diverged, Held, Trail
-from leafe.prompts import History, Prompts, Said, UnusableReflection, notes_on
+from leafe.prompts import History, Prompts, Said, UnusableReflection, notes_on, shortenings, tried_on
 
 
 @dataclass(slots=True)
@@ -58,11 +58,14 @@ class EpisodeRunner:
     _turns: list[Turn] = field(default_factory=list)
     _said: Said = field(default_factory=Said)
     _replayed: int = 0
+    _preamble: tuple[str, ...] = ()
+    _experience: str | None = None
 
     async def run(self, plan: Plan) -> Episode:
         """The episode that the plan asks for, reflections included. Does not add it to the tree."""
         began = time.monotonic()
         self._turns, self._replayed = [], 0
+        self._preamble, self._experience = plan.preamble, plan.experience
         self.world.on_replay = self._count_replay
         history = History(self.tree.task, "")
         error = ""
@@ -71,13 +74,11 @@ class EpisodeRunner:
                 history, stop = await self._look_back(plan)
             else:
                 history = await self._begin(plan, history)
-                stop = await self._act(plan, history)
+                stop, error = await self._act(plan, history)
         except Diverged as e:
             stop, error = Stop.diverged, str(e)
         except WorldError as e:
             stop, error = Stop.env_error, str(e)
-        except ContextFull as e:
-            stop, error = Stop.context_full, str(e)
         except PolicyError as e:
             stop, error = Stop.policy_error, str(e)
         return Episode(
@@ -90,7 +91,7 @@ class EpisodeRunner:
             experience=plan.experience,
             scope=self.config.scope,
             depth=plan.depth,
-            preamble=plan.preamble,
+            preamble=self._preamble,
             replayed=self._replayed,
             seconds=round(time.monotonic() - began, 3),
             error=error,
@@ -126,9 +127,10 @@ class EpisodeRunner:
         self._replayed += 1
         self.budget.charge(replayed_steps=1)
 
-    async def _act(self, plan: Plan, history: History) -> Stop:
+    async def _act(self, plan: Plan, history: History) -> tuple[Stop, str]:
+        """Why the episode ended, and what the policy said where its context was full."""
         horizon = self.config.horizon or self.world.world.horizon
-        invalid = 0
+        invalid, error = 0, ""
         for turn in reversed(history.turns):
             if turn.valid:
                 break
@@ -138,10 +140,18 @@ class EpisodeRunner:
                 stop = Stop.horizon
                 break
             if not self.budget.take(policy_calls=1, env_steps=1):
-                return Stop.budget
+                return Stop.budget, ""
             first = history.step == len(self.tree.path(plan.start))
             with_experience = plan.experience if first or self.config.scope == "branch" else None
-            turn = await self._turn(history, with_experience)
+            try:
+                turn = await self._turn(history, with_experience)
+            except ContextFull as full:
+                if not history.turns and self._preamble:  # begin with fewer earlier attempts
+                    self._preamble = self._preamble[1:]
+                    history = replace(history, preamble=self._preamble)
+                    continue
+                stop, error = Stop.context_full, str(full)
+                break
             self._turns.append(turn)
             history = History(history.task, history.first_observation, (*history.turns, turn), self._kept(plan, history), history.preamble)
             invalid = 0 if turn.valid else invalid + 1
@@ -155,9 +165,9 @@ class EpisodeRunner:
                 break
             if self.config.every and (history.step % self.config.every == 0) and history.step < horizon and self.strategy.reflects_at(plan.depth):
                 await self._reflect(history, tries=1)
-        if stop in FAILED_BY_WORLD and self.config.on_failure and self.strategy.reflects_at(plan.depth):
+        if self._turns and stop in FAILED and self.config.on_failure and self.strategy.reflects_at(plan.depth):
             await self._reflect(history, tries=self.config.reflect_tries)
-        return stop
+        return stop, error
 
     def _kept(self, plan: Plan, history: History) -> dict[int, str]:
         """The experiences that later turns still see: under scope `action` the plan's own is gone after the revised action."""
@@ -170,7 +180,7 @@ class EpisodeRunner:
         began = time.monotonic()
         try:
             answer = await self._complete(self.prompts.act(history, self._said), history.step, None, 0)
-            thought, action = self.prompts.parse_action(answer.text)
+            thought, action = self.prompts.parse_action(answer.text, answer.finish == "length")
             result = await self.world.step(action)
         except (PolicyError, WorldError, Diverged):
             self.budget.charge(policy_calls=-1, env_steps=-1)  # no turn came of it: the journal will not hold it
@@ -183,7 +193,13 @@ class EpisodeRunner:
         )  # fmt: skip
 
     async def _reflect(self, history: History, tries: int) -> None:
-        """Ask for (tau, e) until one is usable, at most `tries` times; every try is a turn, and is charged."""
+        """Ask for (tau, e) until one is usable, at most `tries` times; every try is a turn, and is charged.
+
+        A history that does not fit the policy's context is shortened until it does (`leafe.prompts.shortenings`); what was refused is not charged.
+        """
+        if self.prompts.set.tried:
+            history = replace(history, tried=tried_on(self.tree, history.turns, self.index, self._experience))
+        shorter = iter(shortenings(history.step))
         for _ in range(tries):
             nth = sum(t.kind is Kind.reflect and t.step == history.step for t in self._turns)
             if not self.budget.take(policy_calls=1):
@@ -192,7 +208,15 @@ class EpisodeRunner:
             target, note, why = None, "", ""
             answer, hopeless = Completion(""), False
             try:
-                answer = await self._complete(self.prompts.reflect(history, self._said), history.step, "reflect", nth)
+                while True:
+                    try:
+                        answer = await self._complete(self.prompts.reflect(history, self._said), history.step, "reflect", nth)
+                        break
+                    except ContextFull:
+                        left_out = next(shorter, None)
+                        if left_out is None:
+                            raise
+                        history = replace(history, left_out=left_out)
                 self._charge(answer)
                 target, note = self.prompts.parse_reflection(answer.text, history.step)
             except UnusableReflection as error:
@@ -211,6 +235,8 @@ class EpisodeRunner:
                     valid=target is not None,
                     target=target,
                     note=note,
+                    left_out=history.left_out,
+                    tried=len(history.tried),
                     policy=self.policy.name,
                     usage=answer.usage,
                     tokens=answer.tokens,

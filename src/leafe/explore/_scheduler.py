@@ -269,7 +269,7 @@ class _Stage:
 
     async def episodes(self, task: _Begun, snapshots: dict[str | None, Held]) -> bool:
         tree, budget = task.tree, task.budget
-        strategy = make_strategy(self.config)
+        strategy = make_strategy(self.config, self.prompts.set)
         forgiven = sum(e.stop in _ERRORS for e in tree.episodes)
         sound = self.sound
         while True:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from leafe.core import FAILED_BY_WORLD, Tree, UserError
+from leafe.core import FAILED, Tree, Turn, UserError
 from leafe.explore._config import ExploreConfig
+from leafe.prompts import PromptSet, attempt_text, fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def look_back(strategy: Strategy, tree: Tree, config: ExploreConfig) -> Plan | N
         return None
     read = {t.parent for t in tree.reflections}
     for episode in tree.episodes:
-        if episode.stop in FAILED_BY_WORLD and episode.acts and episode.acts[-1].id not in read and strategy.reflects_at(episode.depth):
+        if episode.stop in FAILED and episode.acts and episode.acts[-1].id not in read and strategy.reflects_at(episode.depth):
             return Plan(episode.acts[-1].id, depth=episode.depth, preamble=episode.preamble, look_back=True)
     return None
 
@@ -61,7 +62,7 @@ class RollbackTree:
     """LEAFE's Stage 1 (METHOD.md): reflections wait in a first-in-first-out queue; each gives `width` branches at its step tau.
     Where the queue is empty (all depths used up, no usable reflection), a fresh root begins."""
 
-    def __init__(self, config: ExploreConfig) -> None:
+    def __init__(self, config: ExploreConfig, words: PromptSet) -> None:
         self.config = config
 
     def next(self, tree: Tree) -> Plan | None:
@@ -93,7 +94,7 @@ class Independent:
     """Independent sampling: fresh episodes, nothing carried over. Where their number is given and no success ends the task, they need not wait for each
     other."""
 
-    def __init__(self, config: ExploreConfig) -> None:
+    def __init__(self, config: ExploreConfig, words: PromptSet) -> None:
         self.config = config
 
     def next(self, tree: Tree) -> Plan | None:
@@ -109,18 +110,22 @@ class Independent:
 
 
 class Refine:
-    """Iterative refinement: start again with the last words of the latest failed attempts in the first prompt."""
+    """Iterative refinement: start again with the latest failed attempts in the first prompt, what was done in them and what came of it, in the words of the
+    prompt set (`leafe.prompts.attempt_text`)."""
 
-    def __init__(self, config: ExploreConfig) -> None:
-        self.config = config
+    def __init__(self, config: ExploreConfig, words: PromptSet) -> None:
+        self.config, self.words = config, words
 
     def next(self, tree: Tree) -> Plan | None:
-        feedback: list[str] = []
-        for episode in tree.episodes:
-            if episode.stop in FAILED_BY_WORLD and episode.acts:
-                last = episode.acts[-1].observation
-                feedback = [f for f in feedback if f != last] + [last]
-        return Plan(preamble=tuple(feedback[-self.config.memory :]))
+        shown: list[str] = []
+        for episode in reversed(tree.episodes):
+            if len(shown) == self.config.memory:
+                break
+            if episode.stop in FAILED and episode.acts:
+                text = attempt_text(self.words, tree.trajectory(episode))
+                if text not in shown:
+                    shown.append(text)
+        return Plan(preamble=tuple(reversed(shown)))
 
     def reflects_at(self, depth: int) -> bool:
         return False
@@ -128,29 +133,36 @@ class Refine:
 
 class Reflexion:
     """Start again with what the policy told itself after the latest failed attempts (Reflexion, arXiv 2303.11366): refinement whose feedback is the note of
-    a reflection and not the world's last words. The step that the reflection names is not used. `explore` puts the notes into words by the set's `advice`."""
+    a reflection. Where the set has an `advice_attempt` (programs), the last attempt that was reflected on stands there too, as in Reflexion's own prompts for
+    programs. The step that the reflection names is not used. `explore` puts the notes into words by the set's `advice`."""
 
-    def __init__(self, config: ExploreConfig) -> None:
-        self.config = config
+    def __init__(self, config: ExploreConfig, words: PromptSet) -> None:
+        self.config, self.words = config, words
 
     def next(self, tree: Tree) -> Plan | None:
         told: list[str] = []
+        last: Turn | None = None
         for reflection in tree.reflections:
             if reflection.valid:
                 told = [t for t in told if t != reflection.note] + [reflection.note]
-        return Plan(preamble=tuple(told[-self.config.memory :]))
+                last = reflection
+        told = told[-self.config.memory :]
+        if last is not None and self.words.advice_attempt:
+            attempt = attempt_text(self.words, tree.path(last.id))
+            told[-1] = fill(self.words.advice_attempt, {"experience": told[-1], "history": attempt})
+        return Plan(preamble=tuple(told))
 
     def reflects_at(self, depth: int) -> bool:
         return True
 
 
-STRATEGIES: dict[str, Callable[[ExploreConfig], Strategy]] = {
+STRATEGIES: dict[str, Callable[[ExploreConfig, PromptSet], Strategy]] = {
     "tree": RollbackTree, "independent": Independent, "refine": Refine, "reflexion": Reflexion,
 }  # fmt: skip
 
 
-def make_strategy(config: ExploreConfig) -> Strategy:
-    """The strategy that the config names; UserError for an unknown name."""
+def make_strategy(config: ExploreConfig, words: PromptSet) -> Strategy:
+    """The strategy that the config names, for tasks that are played with this prompt set; UserError for an unknown name."""
     if config.strategy not in STRATEGIES:
         raise UserError(f"There is no strategy {config.strategy!r}: choose one of {', '.join(STRATEGIES)}.")
-    return STRATEGIES[config.strategy](config)
+    return STRATEGIES[config.strategy](config, words)

@@ -12,12 +12,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from leafe.core import Environment, SnapshotGone, StepResult, Task, Turn, UserError, WorldError, observation_hash
 from leafe.core.answers import check_facts, observation_text, step_result
 from leafe.explore._waits import Waits
+from leafe.prompts import cut_middle
 
 T = TypeVar("T")
 
@@ -131,12 +132,12 @@ class BorrowedWorld:
         path = self._path
         assert path is not None
         first = await self._reset(path.task, path.seed)
-        if path.first is not None and observation_hash(first) != observation_hash(path.first):
+        if path.first is not None and observation_hash(first) != observation_hash(self._pool.short(path.first)):
             raise Diverged(f"after reset the world said {first[:120]!r}, not {path.first[:120]!r}")
         for at, (action, observation) in enumerate(path.steps):
             said = (await self._step(action)).observation
             self.on_replay()
-            if observation_hash(said) != observation_hash(observation):
+            if observation_hash(said) != observation_hash(self._pool.short(observation)):
                 raise Diverged(f"at step {at} the world said {said[:120]!r}, not {observation[:120]!r}")
 
     def _went(self, action: str, observation: str) -> None:
@@ -145,10 +146,17 @@ class BorrowedWorld:
             self._path = Trail(path.task, path.seed, path.first, (*path.steps, (action, observation)))
 
     async def _reset(self, task: Task, seed: int) -> str:
-        return self._plain(observation_text, await self._call("reset", self.world.reset, task, seed))
+        return self._cut(self._plain(observation_text, await self._call("reset", self.world.reset, task, seed)))
 
     async def _step(self, action: str) -> StepResult:
-        return self._plain(step_result, await self._call("step", self.world.step, action))
+        result = self._plain(step_result, await self._call("step", self.world.step, action))
+        short = self._cut(result.observation)
+        return result if short is result.observation else replace(result, observation=short)
+
+    def _cut(self, observation: str) -> str:
+        short = self._pool.short(observation)
+        self._pool.cut += short is not observation
+        return short
 
     def _plain(self, taken: Callable[[object, str], T], answer: object) -> T:
         try:
@@ -186,9 +194,12 @@ class BorrowedWorld:
 
 class WorldPool:
     """Makes worlds as they are needed, at most `size`, and hands them out again. `timeout` is in seconds a call; `threads` bounds the calls at a time
-    into worlds that are not quick (None: as many as worlds)."""
+    into worlds that are not quick (None: as many as worlds); of an observation longer than `max_observation` characters (None: there is no bound) the middle
+    is cut out, which the text says itself."""
 
-    def __init__(self, make: Callable[[], Environment], size: int = 8, timeout: float = 120.0, threads: int | None = None) -> None:
+    def __init__(
+        self, make: Callable[[], Environment], size: int = 8, timeout: float = 120.0, threads: int | None = None, max_observation: int | None = None
+    ) -> None:
         self._make = make
         self.size = size
         self.timeout = timeout
@@ -200,15 +211,24 @@ class WorldPool:
         self._threads: ThreadPoolExecutor | None = None
         self.broken = 0
         """Worlds thrown away after a failure."""
+        self.max_observation = max_observation
+        self.cut = 0
+        """Observations that were cut, replayed ones included."""
 
     @staticmethod
-    def fitting(make: Callable[[], Environment], tasks: int, workers: int, timeout: float = 120.0) -> WorldPool:
+    def fitting(
+        make: Callable[[], Environment], tasks: int, workers: int, timeout: float = 120.0, max_observation: int | None = None
+    ) -> WorldPool:
         """For so many tasks in flight: a world for each, or at most `workers` where a world is heavy; at most `workers` calls at a time where they block."""
         first = _made(make)
-        pool = WorldPool(make, min(tasks, workers) if first.heavy else tasks, timeout, None if first.quick else workers)
+        pool = WorldPool(make, min(tasks, workers) if first.heavy else tasks, timeout, None if first.quick else workers, max_observation)
         pool._first = first
         pool._idle.append(first)
         return pool
+
+    def short(self, observation: str) -> str:
+        """The observation as the policy sees it: the same object where it is short enough."""
+        return observation if self.max_observation is None else cut_middle(observation, self.max_observation)
 
     @property
     def threads(self) -> ThreadPoolExecutor:

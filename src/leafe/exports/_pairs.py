@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from leafe.core import FAILED_BY_WORLD, Message, Tree, Turn
+from leafe.core import FAILED, Message, Tree, Turn
 from leafe.distill import Dataset, Sample
 from leafe.prompts import Prompts, history_before
 
@@ -22,7 +22,7 @@ def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
     for task_id, tree in trees.items():
         seen: set[tuple[tuple[Message, ...], str, str]] = set()
         wins = [(e, tree.trajectory(e)) for e in tree.successes() if e.acts]
-        failures = [(e, tree.trajectory(e)) for e in tree.episodes if e.stop in FAILED_BY_WORLD and e.acts]
+        failures = [(e, tree.trajectory(e)) for e in tree.episodes if e.stop in FAILED and e.acts]
         for won, path in wins:
             for lost, other in failures:
                 at = _parting(path, other)

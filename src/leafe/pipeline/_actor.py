@@ -176,7 +176,7 @@ class StageActor:
         )
 
     def _facts(self) -> dict[str, Any]:
-        return {"waits": self.pool.waits.to_json(), "world_failures": self.pool.broken, **fared(self.policy, self._died)}
+        return {"waits": self.pool.waits.to_json(), "world_failures": self.pool.broken, "observations_cut": self.pool.cut, **fared(self.policy, self._died)}
 
 
 def _nothing() -> dict[str, Any]:

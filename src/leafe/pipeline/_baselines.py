@@ -142,7 +142,8 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
     out.mkdir(parents=True, exist_ok=True)
     pool = make_pool(recipe, leg, 1)
     try:
-        tasks, held_out = stage_tasks(recipe, folder, stage, pool), stage_tasks(recipe, folder, _held_out(stage), pool)
+        tasks = stage_tasks(recipe, folder, stage, pool)
+        held_out = stage_tasks(recipe, folder, _held_out(stage), pool) if stage.attempt.config.validates else []
         world, prompts = same_world(folder, stage, pool), make_prompts(recipe, pool)
     finally:
         pool.close()
@@ -167,7 +168,8 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
 
     result = rl.train(
         start, out / "checkpoint", maker(recipe, leg), tasks, prompts, config,
-        validate=validate if config.eval_every is not None else None, workers=recipe.world.workers, timeout=recipe.world.timeout, progress=on_progress,
+        validate=validate if held_out else None, workers=recipe.world.workers, timeout=recipe.world.timeout,
+        max_observation=recipe.world.max_observation, progress=on_progress,
     )  # fmt: skip
     return {"train": result.to_json(), "config": config.model_dump(mode="json"), "world": world}
 

@@ -201,6 +201,7 @@ def _fared(dealer: Dealer) -> dict[str, Any]:
     """How policies and worlds fared on all actors together; a lost actor counts as far as it last told."""
     facts = dealer.facts
     out: dict[str, Any] = {"policy_failures": _sum(f["policy_failures"] for f in facts), "world_failures": sum(f["world_failures"] for f in facts)}
+    out["observations_cut"] = sum(f.get("observations_cut", 0) for f in facts)
     servers = [f for f in facts if "servers" in f]
     return out | ({"servers": servers[-1]["servers"], "server_restarts": sum(f["server_restarts"] for f in servers)} if servers else {})
 

@@ -130,7 +130,8 @@ def _datasets(run: RunFolder, name: str = "") -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for row, info in _distilled(run, name):
         counts, trained = info.get("counts") or {}, info.get("train") or {}
-        parts = {p: f"{c['samples']:,} ({c['tasks']:,} tasks)" for p, c in counts.items() if p in PARTS and c["samples"]}
+        passes = _passes(trained)
+        parts = {p: f"{c['samples']:,} ({c['tasks']:,} tasks{passes.get(p, '')})" for p, c in counts.items() if p in PARTS and c["samples"]}
         parts |= {what: f"{number:,}" for what, number in (info.get("samples") or {}).items() if number}
         steps = {name: f"{trained[key]:,}" for key, name in (("steps", "steps"), ("kept_step", "kept")) if key in trained}
         losses = {title: f"{trained[key]:.3f}" for key, title in _LAST.items() if trained.get(key) is not None}
@@ -138,6 +139,11 @@ def _datasets(run: RunFolder, name: str = "") -> dict[str, dict[str, Any]]:
     last = ("steps", "kept", *_LAST.values(), "seconds")
     columns = sorted(dict.fromkeys(column for row in out.values() for column in row), key=lambda c: last.index(c) if c in last else -1)
     return {row: {column: values.get(column) for column in columns} for row, values in out.items()}
+
+
+def _passes(trained: Mapping[str, Any]) -> dict[str, str]:
+    """By part how often the training passed over it, in words that follow others."""
+    return {part: f", {number:.1f} passes" for part, number in ((trained.get("counts") or {}).get("epochs") or {}).items()}
 
 
 _LAST = {"loss": "last loss", "valid_loss": "validation loss", "reward": "last reward"}
@@ -161,6 +167,8 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
             notes.append(f"{row}: {done['given_up']} tasks were given up, because their episodes failed again and again while those of others did not.")
         if done.get("cut_short"):
             notes.append(f"{row}: the run's limit {done['cut_short']} ended the {stage.kind} stage before all tasks had their share.")
+        if done.get("observations_cut"):
+            notes.append(f"{stage.kind} {row}: {done['observations_cut']:,} observations were longer than world.max_observation and were cut.")
         for what, number in {**went_wrong(done.get("policy_failures") or {}), "worlds that failed": done.get("world_failures", 0)}.items():
             if number:
                 notes.append(f"{stage.kind} {row}: {what}: {number}")
@@ -199,7 +207,7 @@ def _print_validation(summary: Mapping[str, Any], console: Console) -> None:
 
 
 def _print_training(run: RunFolder, console: Console, name: str = "") -> None:
-    table = Table(title="Stage 2: what each policy was trained on", title_justify="left")
+    table = Table(title="Stage 2: what each policy was trained on (samples x passes over them)", title_justify="left")
     columns = ("arm", *PARTS, "steps", "kept", "loss", "validation", "seconds")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
@@ -210,7 +218,9 @@ def _print_training(run: RunFolder, console: Console, name: str = "") -> None:
         # GRPO has no samples and no loss that says how far it is; Early Experience counts its own
         counts, result = info.get("counts") or {"rehearsal": {"samples": info.get("samples", {}).get("expert")}}, info["train"]
         loss, valid = ("" if result.get(name) is None else f"{result[name]:.3f}" for name in ("loss", "valid_loss"))
-        parts = [str(counts.get(p, {}).get("samples") or "") for p in PARTS]
+        passes = (result.get("counts") or {}).get("epochs") or {}
+        samples = {p: counts.get(p, {}).get("samples") for p in PARTS}
+        parts = [(f"{number:,}" + (f" x {passes[p]:.1f}" if p in passes else "")) if number else "" for p, number in samples.items()]
         early = " (early)" if result.get("stopped_early") else ""
         table.add_row(row, *parts, f"{result['steps']}{early}", str(result["kept_step"]), loss, valid, f"{info['seconds']:.1f}")
     console.print(table)

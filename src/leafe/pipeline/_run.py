@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import ForeignFailure, UserError
+from leafe.core.processes import with_default_signals
 from leafe.pipeline._plan import KINDS, Stage, StageKind, plan
+from leafe.pipeline._ready import check_ready
 from leafe.pipeline._shards import Shard
 from leafe.policies.server import stop_all
 from leafe.recipes import Recipe, parse_recipe
@@ -78,7 +80,8 @@ def run_recipe(
     that wait for no other kind: arms and rounds that build on others are reached by giving explore, distill and evaluate again, as often as `waiting_stages`
     names any.
 
-    UserError where the folder does not fit or, with `only`, a stage needs one that has not run; ForeignFailure where something outside failed for good.
+    UserError where the folder does not fit, where something lacks that the stages need (all of it is named before the first one begins), or, with `only`, a
+    stage needs one that has not run; ForeignFailure where something outside failed for good.
     """
     watcher = watcher or Watcher()
     config = config_of(recipe) | ({"shard": shard.to_json()} if shard else {})
@@ -87,6 +90,7 @@ def run_recipe(
         stages = plan(recipe) if only is None else _reachable(folder, recipe, only)
         state = _State(folder, recipe, stages, watcher)
         state.skip_finished()
+        check_ready(recipe, folder, stages)
         try:
             if recipe.jobs == 1:
                 _run_here(state)
@@ -226,7 +230,7 @@ async def _start(folder: Path, number: int) -> asyncio.subprocess.Process:
     logs.mkdir(exist_ok=True)
     with (logs / f"worker-{number}.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "leafe.pipeline",
+            *with_default_signals([sys.executable, "-m", "leafe.pipeline"]),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, limit=1 << 26,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
             start_new_session=True,  # Ctrl-C is this process's to handle; it ends its workers itself

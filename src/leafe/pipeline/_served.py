@@ -1,7 +1,7 @@
 """A policy behind a server that leafe starts itself: any weights of the run, by the recipe's launch command.
 
 The base policy and every trained arm are served alike. An arm that is a bare LoRA adapter is loaded into the server of its base model where that
-knows how; else its folder is served like a checkpoint.
+knows how, and again into one that was started anew; else its folder is served like a checkpoint.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Awaitable, Callable
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from leafe.core import Policy, UserError
+from leafe.core import Policy, PolicyError, UserError
 from leafe.policies import make_policy
 from leafe.policies.server import Launched, load_adapter, serve
 from leafe.recipes import Recipe
@@ -23,6 +25,8 @@ async def served_policy(recipe: Recipe, folder: Path, weights: str, name: str) -
     """The policy `name` whose weights are the checkpoint, adapter folder or hub id `weights`; returns when its server answers."""
     assert recipe.policy.launch is not None
     options = dict(recipe.policy.options)
+    # what is wrong with an option is said before minutes are spent on a server
+    make_policy("http", **{"model": "any", **options, "base_url": "http://127.0.0.1/v1"})
     key_env = options.get("api_key_env", "OPENAI_API_KEY")
     key = os.environ.get(key_env or "", "").strip()
 
@@ -39,13 +43,52 @@ async def served_policy(recipe: Recipe, folder: Path, weights: str, name: str) -
     found: tuple[str, dict[str, Any]] | None = None
     if base is not None:
         server, model = await server_for(base)
-        found = await asyncio.to_thread(load_adapter, server.base_url, model, _adapter_name(weights), weights, key)
+        load = partial(load_adapter, server.base_url, model, _adapter_name(weights), weights, key)
+        deaths = server.deaths
+        found = await asyncio.to_thread(load)
+        ready = _with_adapter(server, load, deaths)
     if found is None:
         server, model = await server_for(weights)
-        found = model, {}
+        found, ready = (model, {}), server.ready
     model, extra = found
-    options |= {"base_url": server.base_url, "model": model, "name": name, "ready": server.ready, "extra": {**options.get("extra", {}), **extra}}
+    options |= {"base_url": server.base_url, "model": model, "name": name, "ready": ready}
+    options["extra"] = {**(options.get("extra") or {}), **extra}
     return make_policy("http", **options)
+
+
+def _with_adapter(
+    server: Launched, load: Callable[[], object], deaths: int
+) -> Callable[[], Awaitable[None]]:
+    """Ready is a server that holds the adapter: one that was started anew has lost it.
+
+    Args:
+        server: The server of the base model.
+        load: Loads the adapter into it; None where that fails.
+        deaths: How often the server had died when the adapter was loaded.
+
+    Returns:
+        What is awaited before a request; it raises PolicyError where the adapter cannot be loaded.
+    """
+    loading = asyncio.Lock()
+
+    async def ready() -> None:
+        nonlocal deaths
+        await server.ready()
+        while deaths != server.deaths:
+            async with loading:
+                await server.ready()
+                now = server.deaths
+                if deaths == now:
+                    return
+                if await asyncio.to_thread(load) is not None:
+                    deaths = now
+                elif server.deaths == now and server.state == "up":
+                    raise PolicyError(
+                        f"The server at {server.base_url} was started again and does not take the "
+                        f"adapter any more; look at {server.log}."
+                    )
+
+    return ready
 
 
 def _adapter_base(weights: str) -> str | None:

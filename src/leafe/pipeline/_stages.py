@@ -13,19 +13,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from leafe.baselines.ace import AceConfig, Place, Playbook, with_playbook
-from leafe.core import Environment, Policy, Task, UserError, derive_seed
+from leafe.core import Environment, Policy, Task, UserError, derive_seed, find_named
 from leafe.core.answers import versions_of
 from leafe.distill import DistillConfig, build, export_trl, train
 from leafe.envs import load_tasks, make_world
 from leafe.evaluate import EvaluateProgress, evaluate, probe
 from leafe.explore import ExploreConfig, Progress, WorldPool, explore
 from leafe.pipeline._choose import choose, last_round
-from leafe.pipeline._plan import HELD_OUT, Leg, Stage, plan, stage_name, task_count, world_options
+from leafe.pipeline._plan import HELD_OUT, Leg, Stage, stage_name, task_count, world_options
 from leafe.pipeline._progress import evaluating, exploring
 from leafe.pipeline._served import served_policy
 from leafe.pipeline._shards import shard_of
@@ -129,7 +128,7 @@ def maker(recipe: Recipe, leg: Leg) -> Callable[[], Environment]:
 
 
 def make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> WorldPool:
-    return WorldPool.fitting(maker(recipe, leg), concurrency, recipe.world.workers, recipe.world.timeout)
+    return WorldPool.fitting(maker(recipe, leg), concurrency, recipe.world.workers, recipe.world.timeout, recipe.world.max_observation)
 
 
 def same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
@@ -153,8 +152,6 @@ def same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
 def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> list[Task]:
     """The tasks that the stage explores or evaluates; of a shard its own."""
     leg = stage.leg
-    if stage.kind == "explore":
-        _check_splits(recipe, pool)
     if stage.kind in ("evaluate", "tries"):
         return load_tasks(pool.facts, recipe.tasks.test_split, task_count(recipe, leg, "test"), leg.seed)
     if stage.kind == "validate":
@@ -174,17 +171,6 @@ def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> 
     if len(tasks) < shard.of:
         raise UserError(f"{len(tasks)} tasks cannot be split into {shard.of} shards: ask for fewer shards or more tasks.")
     return tasks[shard.index :: shard.of]
-
-
-def _check_splits(recipe: Recipe, pool: WorldPool) -> None:
-    """UserError before anything is explored where a later stage will ask for a split that the world does not have."""
-    asked = {"tasks.test_split": recipe.tasks.test_split}
-    if any(stage.kind == "validate" or stage.what == HELD_OUT for stage in plan(recipe)):
-        asked["validation.split"] = recipe.validation.split
-    splits: tuple[str, ...] = getattr(pool.facts, "splits", ())  # none: the world does not say
-    for key, split in asked.items():
-        if splits and split not in splits:
-            raise UserError(f"{key} = {split!r}: the world {pool.facts.name!r} has no such split; its splits are {', '.join(splits)}.")
 
 
 def make_prompts(recipe: Recipe, pool: WorldPool, folder: Path | None = None, stage: Stage | None = None) -> Prompts:
@@ -231,11 +217,10 @@ async def make_source(recipe: Recipe, folder: Path, source: str, name: str) -> P
     """The policy that `source_of` names; `name` stands on its turns."""
     if source == "base":
         return await _base_policy(recipe, folder)
-    module, sign, attribute = source.partition(":")
-    if not sign or Path(source).is_dir():
+    if ":" not in source or Path(source).is_dir():
         return await _trained_policy(recipe, folder, Path(source), name)
     try:
-        found: Policy = getattr(import_module(module), attribute)()
+        found: Policy = find_named(source)()
     except (ImportError, AttributeError) as error:
         raise UserError(f"evaluate.extras: the policy {source!r} cannot be imported: {error}.") from error
     return found
@@ -318,7 +303,7 @@ def act(
             if policy is not None:
                 await policy.close()
             pool.close()
-        return done | fared(policy, died) | {"world_failures": pool.broken, "world": world}
+        return done | fared(policy, died) | {"world_failures": pool.broken, "observations_cut": pool.cut, "world": world}
 
     return asyncio.run(main())
 

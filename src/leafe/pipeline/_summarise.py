@@ -35,8 +35,8 @@ def summarise_run(run: RunFolder) -> Summary:
 def summarise_runs(runs: Sequence[RunFolder], against: str | None = None, over: Over = "runs") -> Summary:
     """The same of several runs of one experiment with other base policies or other seeds: every seed of every run counts as a run of its rows.
 
-    Intervals draw these runs first and tasks within them. Runs that share a base policy or a seed are alike in that; the bootstrap takes them for
-    independent draws, so that with few of either the intervals are rather too narrow. UserError where the runs are not one experiment.
+    Intervals are over these runs and their tasks. Runs that share a base policy or a seed are alike in that and are taken for independent draws, so that with
+    few of either the intervals are rather too narrow. UserError where the runs are not one experiment.
     `against`: a row with which every other one is compared; `over`: whether that is to hold for other runs or for these alone.
     """
     recipe = recipe_of(runs[0])

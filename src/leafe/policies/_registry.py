@@ -7,12 +7,11 @@ Three kinds of name, as with worlds: those of this package, those that an instal
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from leafe.core import Policy, UserError
+from leafe.core import Policy, UserError, find_named
 
 GROUP = "leafe.policies"
 """The entry point group for policies of other packages: `name = "package.module:Class"`."""
@@ -34,6 +33,12 @@ def make_policy(kind: str, **options: Any) -> Policy:
 
     UserError for an unknown kind or option, a missing option or package; the policy's own UserError for a value that it refuses.
     """
+    made: Policy = policy_factory(kind, options)(**options)
+    return made
+
+
+def policy_factory(kind: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """What makes the policy `kind`, once it is sure that it takes these options; UserError as `make_policy`. Makes nothing."""
     factory = _load(kind)
     parameters = inspect.signature(factory).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -44,8 +49,7 @@ def make_policy(kind: str, **options: Any) -> Policy:
     for name, p in parameters.items():
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in options:
             raise UserError(f"The policy {kind!r} needs the option {name!r}: set it.")
-    made: Policy = factory(**options)
-    return made
+    return factory
 
 
 def _load(kind: str) -> Callable[..., Any]:
@@ -55,7 +59,7 @@ def _load(kind: str) -> Callable[..., Any]:
     if not name:
         raise UserError(f"There is no policy {kind!r}: choose one of {', '.join(policy_names())}, or give package.module:Class.")
     try:
-        found: Callable[..., Any] = getattr(import_module(module), name)
+        found: Callable[..., Any] = find_named(target)
     except ModuleNotFoundError as error:
         if kind in _BUILTIN:
             raise UserError(f"The policy {kind!r} needs the package {error.name!r}, which is not installed: pip install 'leafe[hf]'.") from error

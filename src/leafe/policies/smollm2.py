@@ -33,19 +33,31 @@ def gguf() -> Path:
     raise UserError(f"SmolLM2 is not installed: run {INSTALL}.")
 
 
+def installed() -> None:
+    """UserError where a package is missing, or the model file; nothing where the converted folder is there."""
+    if _target().is_dir():
+        return
+    gguf()
+    missing = [name for name in ("torch", "transformers", "gguf") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"SmolLM2 needs {', '.join(missing)}: run pip install 'leafe[hf,gguf]'.")
+
+
+def _target() -> Path:
+    cache = Path(os.environ.get("LEAFE_CACHE") or Path.home() / ".cache" / "leafe")
+    return cache / f"smollm2-135m-instruct-{_VERSION}"
+
+
 def path() -> Path:
     """The checkpoint folder (config, safetensors, tokenizer with chat template), 0.5 GB; converted at the first call, in about a minute.
 
     It lies in the folder that LEAFE_CACHE names, else in ~/.cache/leafe. UserError where a package is missing.
     """
-    cache = Path(os.environ.get("LEAFE_CACHE") or Path.home() / ".cache" / "leafe")
-    target = cache / f"smollm2-135m-instruct-{_VERSION}"
+    target = _target()
     if target.is_dir():
         return target
-    source = gguf()
-    missing = [name for name in ("torch", "transformers", "gguf") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"SmolLM2 needs {', '.join(missing)}: run pip install 'leafe[hf,gguf]'.")
+    installed()
+    source, cache = gguf(), target.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # a half-written folder never has the final name; who comes second with a whole one throws it away

@@ -6,13 +6,16 @@ comes after the last observation, never before it. So a branch shares every toke
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from leafe.core import Message, Scope, Task, Tree, Turn, UserError
+from leafe.core import Kind, Message, Scope, Task, Tree, Turn, UserError
+from leafe.prompts._answers import labelled, split_drafts
+from leafe.prompts._objects import Unreadable, last_object, whole_number
+from leafe.prompts._programs import program
+from leafe.prompts._reflecting import shortened, tried_on
 from leafe.prompts._set import PromptSet, fill
 
 REFLECTION_SCHEMA: Mapping[str, Any] = {
@@ -21,9 +24,6 @@ REFLECTION_SCHEMA: Mapping[str, Any] = {
     "required": ["step", "experience"],
     "additionalProperties": False,
 }
-_ACTION = re.compile(r"^[ \t>*]*action[ \t*]*:[ \t*]*(.*)$", re.IGNORECASE | re.MULTILINE)
-_THOUGHT = re.compile(r"^[ \t>*]*thought[ \t*]*:[ \t*]*", re.IGNORECASE)
-_BLOCK = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 class UnusableReflection(ValueError):
@@ -41,6 +41,10 @@ class History:
     """Experiences in the context, by the step before which they stand."""
     preamble: tuple[str, ...] = ()
     """Feedback of earlier attempts, oldest first."""
+    left_out: int = 0
+    """How many of the oldest texts a reflection's prompt is without (`shortened`)."""
+    tried: tuple[tuple[int, str], ...] = ()
+    """(step, experience) of the advice that a reflection is told of (`tried_on`)."""
 
     @property
     def step(self) -> int:
@@ -55,7 +59,8 @@ class History:
 def history_before(tree: Tree, turn: Turn, *, with_experience: bool) -> History:
     """The history in which `turn` was sampled.
 
-    With the experience: exactly what stood in the prompt (notes and preamble). Without: h_tau alone, what Stage 2 trains on.
+    With the experience: exactly what stood in the prompt (notes, preamble and, of a reflection, what was left out for it to fit and which advice it
+    was told of). Without: h_tau alone, what Stage 2 trains on.
     """
     path = tree.path(turn.parent)
     episode = tree.episode_of(turn.id)
@@ -65,7 +70,11 @@ def history_before(tree: Tree, turn: Turn, *, with_experience: bool) -> History:
         notes[first.step if episode.scope is Scope.branch else turn.step] = tree[turn.experience].note
     preamble = episode.preamble if with_experience else ()
     root = tree.episode_of(path[0].id) if path else episode
-    return History(tree.task, root.first_observation, tuple(path), notes, preamble)
+    history = History(tree.task, root.first_observation, tuple(path), notes, preamble)
+    if turn.kind is Kind.reflect and with_experience:
+        tried = tried_on(tree, path, episode.index, episode.experience)[-turn.tried :] if turn.tried else ()
+        history = replace(history, left_out=turn.left_out, tried=tried)
+    return history
 
 
 def notes_on(tree: Tree, path: Sequence[Turn]) -> dict[int, str]:
@@ -138,7 +147,11 @@ class Prompts:
         """The messages in answer to which the policy reflects on h_t; at least one action must have been taken."""
         if not history.turns:
             raise ValueError("there is no action to reflect on")
-        return self._messages(history, fill(self.set.reflect, {"last": history.step - 1, "step": history.step}), said)
+        if history.left_out:
+            first, turns = shortened(history.first_observation, history.turns, history.left_out, self.set.left_out)
+            history, said = replace(history, first_observation=first, turns=turns), None
+        tried = "".join(fill(self.set.tried, {"step": step, "experience": note}) for step, note in history.tried)
+        return self._messages(history, tried + fill(self.set.reflect, {"last": history.step - 1, "step": history.step}), said)
 
     def after(self, history: History, request: str) -> tuple[Message, ...]:
         """The history with a request of another kind after the last observation; in answer to it the policy does not act. No action need have been taken."""
@@ -195,44 +208,58 @@ class Prompts:
         seen = _words(history.turns[step - 1].observation if step else history.first_observation)
         return " ".join(text for topic, text in self.lessons.items() if _words(topic) and _words(topic) <= seen)
 
-    def parse_action(self, text: str) -> tuple[str, str]:
-        """(thought, action). A text without the expected form is taken whole as the action: the world says what is wrong with it."""
-        text = text.strip()
-        kind = self.set.action
-        if kind == "line":
-            return "", text.split("\n", 1)[0].strip()
-        if kind == "react":
-            found = list(_ACTION.finditer(text))
-            if found:
-                thought = _THOUGHT.sub("", text[: found[-1].start()].strip())
-                return thought.strip(), found[-1][1].strip().strip("`")
-        if kind == "code":
-            blocks = _BLOCK.findall(text)
-            if blocks:
-                return text.split("```", 1)[0].strip(), blocks[-1].strip("\n")
-        return "", text
+    def parse_action(self, text: str, cut: bool = False) -> tuple[str, str]:
+        """(thought, action) of an answer; docs/own-world.md lists the forms that are read.
+
+        Args:
+            text: The answer as it was written.
+            cut: It ended because no more could be written (`finish = "length"`): an open block is not whole then.
+
+        Returns:
+            What was thought before, drafts included, and the action. An answer without the expected form is taken whole as the action: the world
+            says what is wrong with it. The action is empty where there is nothing but a draft, or no whole program.
+        """
+        draft, answer = split_drafts(text)
+        thought, action = self._read_action(answer, cut)
+        return "\n".join(filter(None, (draft, thought))), action
+
+    def _read_action(self, answer: str, cut: bool) -> tuple[str, str]:
+        match self.set.action:
+            case "line":
+                return "", answer.strip().split("\n", 1)[0].strip()
+            case "react":
+                return labelled(answer.replace("\r\n", "\n"), self.set.multiline) or ("", answer.strip())
+            case "code":
+                return program(answer, cut, ends_at_fence=any("```" in stop for stop in self.set.stop))
+        return "", answer.strip()
 
     def parse_reflection(self, text: str, steps: int) -> tuple[int, str]:
         """(tau, e) with 0 <= tau < steps; UnusableReflection says why not."""
+        _, answer = split_drafts(text)
         if self.set.reflection == "pattern":
-            match = re.search(self.set.reflection_pattern, text)
+            match = re.search(self.set.reflection_pattern, answer)
             if match is None:
                 raise UnusableReflection("the answer does not have the form that was asked for")
-            step, note = match["step"], match["experience"]
+            said, note = match["step"], match["experience"]
         else:
-            found = first_object(text)
-            if found is None:
-                raise UnusableReflection("the answer holds no JSON object")
-            step, note = found.get("step"), found.get("experience")
-        if isinstance(step, str) and step.strip().isdecimal():
-            step = int(step)
-        if isinstance(step, bool) or not isinstance(step, int):
-            raise UnusableReflection(f"step is {step!r}, not a number")
+            try:
+                found = last_object(answer, "step")
+            except Unreadable as error:
+                raise UnusableReflection(str(error)) from error
+            said, note = found.get("step"), found.get("experience")
+        step = whole_number(said)
+        if step is None:
+            raise UnusableReflection(f"step is {_short(said)}, not a number in bounds")
         if not isinstance(note, str) or not note.strip():
             raise UnusableReflection("the experience is empty")
         if not 0 <= step < steps:
             raise UnusableReflection(f"step {step} is outside 0..{steps - 1}")
         return step, note.strip()
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def _words(text: str) -> set[str]:
@@ -241,16 +268,3 @@ def _words(text: str) -> set[str]:
 
 def _and(message: Message, text: str) -> Message:
     return Message(message.role, message.content + text) if text else message
-
-
-def first_object(text: str) -> dict[str, Any] | None:
-    """The first JSON object that stands anywhere in a text."""
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", text):
-        try:
-            value, _ = decoder.raw_decode(text, match.start())
-        except json.JSONDecodeError:
-            continue
-        if isinstance(value, dict):
-            return value
-    return None

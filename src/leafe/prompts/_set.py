@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from leafe.core import Message, UserError
 from leafe.core.textfile import parsed_toml, read_text
@@ -45,12 +45,25 @@ class PromptSet(BaseModel):
     """Few-shot messages between the system message and the task."""
     first: str = "{instruction}\n\n{actions_help}\n\n{preamble}[Step {step}]\n{observation}"
     """The first user message: task and o_0."""
-    preamble: str = "An earlier attempt at this task ended with: {experience}\n\n"
-    """One earlier attempt's feedback (iterative refinement); repeated for each, oldest first."""
+    preamble: str = "An earlier attempt at this task failed. What was done, and what came of it:\n{experience}\n"
+    """One earlier attempt (iterative refinement), its steps put into words by `attempt`; repeated for each, oldest first."""
+    attempt: str = "Step {step}: {action}\n{observation}\n"
+    """One step of an earlier attempt. Empty: of an attempt its last observation alone is shown."""
+    attempt_chars: int = Field(4000, ge=1)
+    """The most characters of one attempt's steps; what is left out where they are longer: `leafe.prompts.attempt_text`."""
+    left_out: str = "(left out for want of room)"
+    """In the place of an action or an observation that is left out."""
     turn: str = "[Step {step}]\n{observation}"
     """Every later user message: o_t."""
-    experience: str = "\n\nAdvice from an earlier attempt at this very step: {experience}"
-    """Put after the last observation where an action is sampled in the light of an experience e."""
+    experience: str = (
+        "\n\nAdvice from an earlier attempt at this very step: {experience}\n"
+        "Act on it as if you had found it out yourself: your thought gives reasons from the task and the observations alone, without a word of this advice or "
+        "of an earlier attempt."
+    )
+    """Put after the last observation where an action is sampled in the light of an experience e. Stage 2 trains the answer without e in the prompt, so that
+    a thought may not lean on it."""
+    tried: str = "\n\nAdvice for step {step} that was followed already, without success: {experience}"
+    """Put before `reflect`, once for each piece of advice that was given for a step of this history and did not solve the task. Empty: none is shown."""
     reflect: str = (
         "\n\nStop here and look back. Which of the steps 0 to {last} was the first that led this attempt astray, and what should be done at that step "
         'instead? Answer with one JSON object and nothing else: {"step": <number>, "experience": "<what went wrong and what to do, in one or two sentences>"}'
@@ -60,6 +73,9 @@ class PromptSet(BaseModel):
     """The one user message of `history = "window:N"`."""
     advice: str = "After an earlier attempt at this task you told yourself: {experience}\n\n"
     """In the place of `preamble` where what is carried from attempt to attempt is the policy's own reflection (strategy `reflexion`)."""
+    advice_attempt: str = ""
+    """What `reflexion` puts into the last `advice` where the last attempt itself is shown too: {experience} is the reflection, {history} the attempt's
+    steps. Empty: the reflection alone, as Reflexion does except where it writes programs."""
 
     # a playbook that grows over tasks (leafe.baselines.ace)
     playbook: str = "Lessons from earlier tasks of this kind. Use those that apply here:\n{items}\n"
@@ -102,7 +118,9 @@ class PromptSet(BaseModel):
     """An explanation and an action as one answer, in the form that `action` reads."""
 
     action: Literal["plain", "line", "react", "code"] = "react"
-    """How an action is read out of the answer: the whole text; its first line; what follows `Action:`; the last fenced code block."""
+    """How an action is read out of the answer: the whole text; its first line; what follows `Action:`; the program in a fenced code block."""
+    multiline: bool = False
+    """An action after `Action:` may have several lines, up to what the model invents of the next turn; else its first line alone is the action."""
     reflection: Literal["json", "pattern"] = "json"
     reflection_pattern: str = ""
     """For `pattern`: a regular expression with the groups `step` and `experience`, searched for in the answer."""

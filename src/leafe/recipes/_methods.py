@@ -46,6 +46,11 @@ class GrpoRecipe(_Strict):
         """Whether its end hangs on `explore.limits`."""
         return not _bounded(self.options)
 
+    @property
+    def validates(self) -> bool:
+        """Whether its weights are chosen on validation tasks."""
+        return self.options.get("eval_every") is not None
+
 
 class EarlyRecipe(_Strict):
     """Early Experience: what is asked for at the states of successes, and the two trainings."""
@@ -75,7 +80,7 @@ def make_config(preset: str, tables: Mapping[str, Mapping[str, Any]], changes: M
             own = dict(tables["early"])
             world = own.pop("world", {})
             phases = {
-                "expert": _distill("rehearsal", {**tables["distill"], **changes}),
+                "expert": _distill("rehearsal", over(tables["distill"], changes)),
                 "world": _distill("rehearsal", ({} if "steps" in world else {"epochs": 1.0}) | world),
             }
             heat = {"temperature": own.pop("temperature")} if "temperature" in own else {}
@@ -85,7 +90,7 @@ def make_config(preset: str, tables: Mapping[str, Mapping[str, Any]], changes: M
         case "ace":
             return AceConfig(**{**tables["ace"], **changes})
         case _:
-            return _distill(preset, {**tables["distill"], **changes})
+            return _distill(preset, over(tables["distill"], changes))
 
 
 def swept(method: Method) -> list[str]:
@@ -94,11 +99,14 @@ def swept(method: Method) -> list[str]:
     return [name for name in fields[method].model_fields if name not in ("seed", "temperature")]
 
 
+def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a table with others laid over them; `steps` and `epochs` are one choice, so that either takes the other's place."""
+    length = {"steps", "epochs"}
+    return {k: v for k, v in below.items() if not (k in length and length & above.keys())} | dict(above)
+
+
 def _distill(preset: str, own: Mapping[str, Any]) -> DistillConfig:
-    values = dict(PRESETS[preset])
-    if "steps" in own:
-        values.pop("epochs", None)
-    return DistillConfig(**(values | dict(own)))
+    return DistillConfig(**over(PRESETS[preset], own))
 
 
 def _bounded(options: Mapping[str, Any]) -> bool:

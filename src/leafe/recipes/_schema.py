@@ -22,7 +22,7 @@ from leafe.core import UserError
 from leafe.core.textfile import parsed_toml, read_text
 from leafe.explore import STRATEGIES, ExploreConfig
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, ValidationRecipe, check_arms, short_rounds
-from leafe.recipes._methods import EXPLORES, GrpoRecipe
+from leafe.recipes._methods import EXPLORES, GrpoRecipe, over
 
 
 class _Strict(BaseModel):
@@ -37,6 +37,8 @@ class WorldRecipe(_Strict):
     """The most calls at a time into worlds that block, and the most worlds that hold a process or a session; quick worlds are not bounded by it."""
     timeout: float = Field(120.0, gt=0)
     """Seconds after which a call to the world counts as hung."""
+    max_observation: int | None = Field(None, ge=100)
+    """The most characters of an observation; of a longer one the middle is cut out, and the text says by how much. null: there is no bound."""
 
 
 class TasksRecipe(_Strict):
@@ -296,7 +298,10 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
-        out[key] = _laid_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            out[key] = over(old, value) if key == "distill" else _laid_over(old, value)
+        else:
+            out[key] = value
     return out
 
 
@@ -346,6 +351,9 @@ def _override(data: dict[str, Any], override: str) -> None:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
             raise UserError(f"The override {override!r} goes through {part!r}, which is a value and not a table.")
+    if parents[-1:] == ["distill"]:
+        for key in [k for k in place if k not in over(place, {last: value})]:
+            del place[key]
     place[last] = value
 
 

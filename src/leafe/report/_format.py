@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from leafe.core import visible
+
 NONE = "–"
 MINUS = "−"
 
@@ -57,17 +59,9 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-_VISIBLE: dict[int, str] = (
-    {c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\n\t"}  # ESC, which begins what a terminal obeys, is shown as ␛
-    | {0x7F: "␡"}
-    | dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000)), "�")  # C1 controls, and halves of a character, which no file can hold
-    | {c: f"⟨U+{c:04X}⟩" for c in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # what turns the reading direction
-)
-
-
 def clean(text: str) -> str:
-    """The text with what would steer a terminal or turn the reading direction made visible: hostile text stays text. Letters of any script are left alone."""
-    return text.translate(_VISIBLE)
+    """The text with what would steer a terminal, turn the reading direction or hide as signs. Letters of any script are left alone."""
+    return visible(text)
 
 
 def clip(text: str, limit: int = 1500) -> str:

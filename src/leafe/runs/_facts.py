@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from leafe.core.processes import with_default_signals
+
 PACKAGES = ("leafe", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "aiohttp", "pydantic")
 
 
@@ -34,7 +36,8 @@ def _git() -> dict[str, Any] | None:
     package = Path(__file__).resolve().parents[1]
 
     def ask(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        command = with_default_signals(["git", "-C", str(package), *words])
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
         # installed into some other project's tree, the commit of that project would say nothing about leafe

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import UserError
-from leafe.evaluate import Estimate, contrasts, hierarchical_bootstrap, pass_estimate, wilson
+from leafe.evaluate import Estimate, contrasts, pass_estimate, wilson
 from leafe.pipeline import task_count
 from leafe.tables._claims import counts_of, judge, top_k
 from leafe.tables._commands import resume
@@ -156,11 +156,8 @@ def _leaders(column: World, rows: Sequence[str], k: int) -> set[str]:
 
 
 def estimate(results: Mapping[Where, Result], k: int) -> Estimate:
-    """Pass@k over all runs. Where every task came out alike a bootstrap has no width: then Wilson's interval for tasks."""
-    found = pass_estimate([r.counts for r in results.values()], k)
-    if found.tasks and found.high - found.low < 1e-9 and min(found.value, 1 - found.value) < 1e-9:
-        return wilson(round(found.value * found.tasks), found.tasks)
-    return found
+    """Pass@k over all runs."""
+    return pass_estimate([r.counts for r in results.values()], k)
 
 
 def _cell(column: World, results: Mapping[Where, Result], found: Estimate, best: bool = False, tied: bool = False) -> Cell:
@@ -234,10 +231,10 @@ def _why_missing_exploration(column: World, row: str) -> str:
 
 
 def _coverage(results: Mapping[Where, Result], budget: str) -> Estimate:
-    solved = [r.within[budget].c for r in results.values() if budget in r.within]
+    solved = [r.within[budget] for r in results.values() if budget in r.within]
     if len(solved) == 1:
-        return wilson(int(solved[0].sum()), len(solved[0]))
-    return hierarchical_bootstrap([c.astype(float) for c in solved])
+        return wilson(int(solved[0].c.sum()), len(solved[0].tasks))
+    return pass_estimate(solved, 1)
 
 
 def _budget_block(table: Table, columns: Sequence[World], kind: Kind) -> tuple[Block, list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 A claim is a set of paired comparisons, one of which is open until its p value passes Holm's correction over all comparisons of the table's claims in all
 columns. So with 95 % nothing that is said to hold or not to hold is false. p values and intervals are those of `leafe.evaluate.contrasts`, which stay right
-with few runs; the paired bootstrap's interval stands beside them. `above` is tested against no difference; `same` and `not below` against the margin
+with few runs and few tasks. `above` is tested against no difference; `same` and `not below` against the margin
 of two points, which the data must place the difference inside, or outside, of. What is open is a tie where the interval holds 0, and is named as one.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from leafe.evaluate import Contrast, Counts, Estimate, contrast, hierarchical_bootstrap, holm, paired_by_task
+from leafe.evaluate import Contrast, Counts, contrast, holm, paired_by_task
 from leafe.tables._define import CLAIMS, MARGIN, Claim, Comparison, title_of
 from leafe.tables._evidence import Column
 from leafe.tables._power import Need, need
@@ -41,11 +41,6 @@ class Tested:
     """Two-sided, of the hypothesis that is tested, before Holm's correction."""
     runs: tuple[Mapping[str, float], ...] = ()
     """The differences, run by run, by task."""
-
-    @property
-    def drawn(self) -> Estimate:
-        """Their mean with its bootstrap interval: runs drawn with replacement, and tasks within them. With few runs it is too narrow to decide by."""
-        return hierarchical_bootstrap([list(run.values()) for run in self.runs])
 
     @property
     def needs(self) -> Need:

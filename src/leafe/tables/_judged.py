@@ -27,7 +27,7 @@ def claim_blocks(judged: Sequence[Judged]) -> list[Block]:
     needs = tuple(dict.fromkeys(_needs(t) for j in judged for t in j.tested if t.runs))
     out = [Block("Claims", ("claim", "says", "verdict", "because"), verdicts, words=4)]
     if differences:
-        over = ("claim", "column", f"a {MINUS} b", "Pass@k", "points [95 % interval]", "bootstrap", "p", "tasks, runs", "outcome")
+        over = ("claim", "column", f"a {MINUS} b", "Pass@k", "points [95 % interval]", "p", "tasks, runs", "outcome")
         out.append(Block("The differences behind them, paired by task", over, differences, words=3))
     if needs:
         head = ("column", f"a {MINUS} b", "Pass@k", "tasks seen", "spread of tasks", "tasks needed", "spread of runs", "runs needed")
@@ -72,11 +72,6 @@ def _points(t: Tested) -> str:
     return "–" if t.found is None or math.isnan(t.found.value) else f"{_signed(t.found.value)} [{_signed(t.found.low)}, {_signed(t.found.high)}]"
 
 
-def _drawn(t: Tested) -> str:
-    drawn = t.drawn
-    return f"[{_signed(drawn.low)}, {_signed(drawn.high)}]"
-
-
 def _signed(value: float) -> str:
     text = f"{100 * value:+.1f}"
     return "–" if math.isnan(value) else "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
@@ -85,10 +80,10 @@ def _signed(value: float) -> str:
 def _difference(j: Judged, t: Tested) -> tuple[Cell, ...]:
     relation = {"above": "", "same": f" (same within {100 * MARGIN:.0f})", "not below": f" (not below by {100 * MARGIN:.0f})"}[t.comparison.relation]
     if t.found is None:
-        return cells(j.claim.name, t.column, _pair(t) + relation, str(t.k), "–", "–", "–", "–", f"missing: {t.why}")
+        return cells(j.claim.name, t.column, _pair(t) + relation, str(t.k), "–", "–", "–", f"missing: {t.why}")
     outcome = "tie" if t.tie and t.comparison.relation == "above" else t.outcome
     p = "too few tasks" if math.isnan(t.p) else "<0.0001" if t.p < 1e-4 else f"{t.p:.4f}"
-    return cells(j.claim.name, t.column, _pair(t) + relation, str(t.k), _points(t), _drawn(t), p, f"{t.found.tasks}, {t.found.runs}", outcome)
+    return cells(j.claim.name, t.column, _pair(t) + relation, str(t.k), _points(t), p, f"{t.found.tasks}, {t.found.runs}", outcome)
 
 
 def _needs(t: Tested) -> tuple[Cell, ...]:

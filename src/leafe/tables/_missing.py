@@ -152,7 +152,10 @@ def say_how(columns: Sequence[Column], kind: Kind, notes: Notes) -> None:
         if column.why_control:
             notes.say(f"{column.title} is a control: {column.why_control}; no claim speaks of it.")
     if kind == "evaluate":
-        notes.say("Intervals of cells draw runs (a seed of a base policy) first and tasks within them; differences are paired by task.")
+        notes.say(
+            "Intervals are the widest of three: over runs (a seed of a base policy), over tasks, and with one more task that says the contrary; "
+            "differences are paired by task."
+        )
         notes.say("What an arm cost holds all explorations and trainings that it builds on; rows that learn from one exploration are each charged for it.")
     for sentence in HOW_CLAIMS:
         notes.say(sentence)

@@ -220,7 +220,10 @@ class _Check:
         try:
             return chance.choice(list(self.world.valid_actions()))
         except NotImplementedError as error:
-            raise UserError(f"The world {self.world.name!r} lists no valid actions: give its class valid_actions(), or check_environment actions.") from error
+            raise UserError(
+                f"The world {self.world.name!r} does not say which actions can be taken: give its class a method valid_actions, or name some here "
+                "(on the command line --actions 'open red' --actions wait, in Python actions=['open red', 'wait'])."
+            ) from error
 
     def check_task(self, task: Task, other: Task) -> None:
         try:

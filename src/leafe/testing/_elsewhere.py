@@ -18,6 +18,7 @@ from typing import Any
 
 from leafe.core import StepResult, Task
 from leafe.core.answers import observation_text, step_result
+from leafe.core.processes import with_default_signals
 
 SECONDS = 3600.0
 """For all episodes of one such process."""
@@ -57,7 +58,8 @@ def play_elsewhere(spec: Spec, episodes: Sequence[tuple[Task, int, Sequence[str]
     }  # fmt: skip
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "leafe.testing._elsewhere"], input=json.dumps(job), capture_output=True, text=True, check=False, timeout=SECONDS,
+            with_default_signals([sys.executable, "-m", "leafe.testing._elsewhere"]), input=json.dumps(job), capture_output=True, text=True, check=False,
+            timeout=SECONDS,
             env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
         )  # fmt: skip
     except subprocess.TimeoutExpired:

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from leafe.core import Kind, Stop, Tree, Turn
+from leafe.core import Kind, Stop, Tree, Turn, visible
 from leafe.view._drawing import MOST_ROWS, SHAPES, Drawing, mark, rows, symbols, words_of
 from leafe.view._follow import Follower
 from leafe.view._index import FILTERS, SORTS, Index
@@ -224,11 +224,12 @@ class Pages:
 
     def _page(self, template: str, title: str, **values: Any) -> str:
         follower = self.follower
-        return self._templates.get_template(template).render(
+        page = self._templates.get_template(template).render(
             kind=template.partition(".")[0], title=title, run=self._run.name, revision=follower.revision, read=follower.read, of=follower.of,
             problem_all=follower.problem,
             recipe_problem=self._run.recipe.why, **values,
         )  # fmt: skip
+        return visible(page)  # names of arms, stages and tasks too
 
     def _stage(self, name: str) -> Any:
         stage = self.index.stage(name)

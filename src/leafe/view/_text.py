@@ -1,7 +1,7 @@
 """What a model or a world wrote, made fit for a page: escaped, of bounded size, and with every character that would hide or reorder others made visible.
 
 Control characters, marks that turn the direction of text and halves of surrogate pairs are shown as what they are (a small box with the name), never sent
-as they stand. The bound is on what is sent, so that text of nothing but such characters cannot swell a page either.
+as they stand (`leafe.core.text` has the list). The bound is on what is sent, so that text of nothing but such characters cannot swell a page either.
 """
 
 from __future__ import annotations
@@ -14,15 +14,10 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-_ODD = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline
-    "\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"  # direction, width
-    "\ud800-\udfff"  # lone surrogates
-    "\U000e0000-\U000e0fff]"  # tags, which spell text that nobody sees
-)
-_SHOWN = re.compile(f"{_ODD.pattern}|[&<>\"']")
-_JOINED = "\u200c\u200d\ufe0e\ufe0f"
-"""Joiners and variation selectors: Persian, Indic scripts and emoji need them between their own characters; there they stay."""
+from leafe.core import visible
+from leafe.core.text import HOSTILE, sign
+
+_SHOWN = re.compile(f"{HOSTILE.pattern}|[&<>\"']")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +51,7 @@ def show(text: str, limit: int = 20_000) -> Shown:
 
 def plain(text: str, limit: int) -> str:
     """One line of at most `limit` characters, still to be escaped: for labels, tips and titles."""
-    short = " ".join(_ODD.sub(_sign, text[: 4 * limit]).split())
+    short = " ".join(visible(text[: 4 * limit]).split())
     return short if len(short) <= limit and len(text) <= 4 * limit else short[: limit - 1].rstrip() + "…"
 
 
@@ -74,16 +69,7 @@ def _mark(text: str, found: re.Match[str]) -> str:
     c = found[0]
     if c in "&<>\"'":
         return escape(c)
-    if c in _JOINED and found.start() and not text[found.start() - 1].isascii() and not _ODD.match(text, found.start() - 1):
-        return c
-    return f'<span class="odd" title="{_name(c)}">{_sign(found)}</span>'
-
-
-def _sign(found: re.Match[str]) -> str:
-    c = ord(found[0])
-    if c < 0x20:
-        return chr(0x2400 + c)
-    return "␡" if c == 0x7F else f"⟨{c:04X}⟩"
+    return f'<span class="odd" title="{_name(c)}">{sign(c)}</span>'
 
 
 def _name(c: str) -> str:

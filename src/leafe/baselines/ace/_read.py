@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from leafe.baselines._asides import Unusable
 from leafe.baselines.ace._playbook import Delta, Operation, Playbook
-from leafe.prompts import PromptSet, first_object
+from leafe.prompts import PromptSet, Unreadable, last_object, whole_number
 
 LESSON_SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -59,9 +59,7 @@ def read_lesson(text: str, words: PromptSet, playbook: Playbook, similarity: flo
         same = playbook.said(lesson, similarity)
         helpful = {i.id for i in about if same is not None and i.id == same.id}
         return Lesson(section, lesson, frozenset(helpful), frozenset(i.id for i in about) - helpful)
-    found = first_object(text)
-    if found is None:
-        raise Unusable("the answer holds no JSON object")
+    found = _object(text, "lesson")
     topic, taught = found.get("section", ""), found.get("lesson")
     if not isinstance(taught, str) or not isinstance(topic, str):
         raise Unusable("the answer names no lesson")
@@ -70,27 +68,30 @@ def read_lesson(text: str, words: PromptSet, playbook: Playbook, similarity: flo
 
 def read_delta(text: str) -> Delta | None:
     """None for NONE: the curator leaves the playbook as it is. Unusable where the answer has not the form that was asked for."""
-    found = first_object(text)
-    if found is None:
-        raise Unusable("the answer holds no JSON object")
+    found = _object(text, "operation")
     operation = str(found.get("operation", "")).strip().upper()
     if operation == "NONE":
         return None
     if operation not in ("ADD", "UPDATE", "REMOVE"):
         raise Unusable("the operation is none of ADD, UPDATE, REMOVE, NONE")
-    item, section, new = found.get("item", 0), found.get("section", ""), found.get("text", "")
-    if isinstance(item, str) and item.strip().isdecimal():
-        item = int(item)
-    if operation != "ADD" and (isinstance(item, bool) or not isinstance(item, int)):
+    item, section, new = whole_number(found.get("item", 0)), found.get("section", ""), found.get("text", "")
+    if operation != "ADD" and item is None:
         raise Unusable("the item is not a number")
     if operation != "REMOVE" and (not isinstance(new, str) or _nothing(new)):
         raise Unusable("the text is empty")
     return Delta(
         cast(Operation, operation),
-        item if isinstance(item, int) else 0,
+        item or 0,
         _bounded(section) if isinstance(section, str) else "",
         _bounded(new) if operation != "REMOVE" else "",
     )
+
+
+def _object(text: str, key: str) -> dict[str, Any]:
+    try:
+        return last_object(text, key)
+    except Unreadable as error:
+        raise Unusable(str(error)) from error
 
 
 def _bounded(text: str) -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from leafe.baselines._asides import Asker
 from leafe.baselines.ace._playbook import Delta, Playbook
 from leafe.baselines.ace._read import DELTA_SCHEMA, LESSON_SCHEMA, Lesson, read_delta, read_lesson
-from leafe.core import FAILED_BY_WORLD, Budget, Episode, ForeignFailure, Message, Policy, Spent, Stop, Task, Tree, Turn, UserError, WorldError
+from leafe.core import FAILED, Budget, Episode, ForeignFailure, Message, Policy, Spent, Stop, Task, Tree, Turn, UserError, WorldError
 from leafe.explore import EpisodeRunner, EpisodeSink, ExploreConfig, Held, Progress, WorldPool, cost_of, make_strategy
 from leafe.prompts import History, Prompts, fill
 
@@ -184,7 +184,7 @@ class _Stage:
         snapshots: dict[str | None, Held] = {}
         try:
             async with self.pool.borrow() as world:
-                strategy = make_strategy(self.config)
+                strategy = make_strategy(self.config, prompts.set)
                 runner = EpisodeRunner(tree, self.policy, prompts, strategy, self.config, budget, world, number, self.pool.waits, snapshots, self.report)
                 plan = strategy.next(tree)
                 assert plan is not None
@@ -210,7 +210,7 @@ class _Stage:
         """The reflector's turns, then the curator's."""
         words, playbook = prompts.set, self.playbook
         outcome = words.won if episode.success else words.lost
-        if not episode.acts or not outcome or not (episode.success or episode.stop in FAILED_BY_WORLD):
+        if not episode.acts or not outcome or not (episode.success or episode.stop in FAILED):
             return []
         history = History(task, episode.first_observation, episode.acts)
         asker = Asker(self.policy, self.config, budget)

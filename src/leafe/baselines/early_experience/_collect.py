@@ -277,7 +277,7 @@ class _Stage:
         for answer in answers:
             for nth in range(answer.count):
                 one = replace(answer, count=1, usage=answer.usage if nth == 0 else Usage())
-                thought, action = self.prompts.parse_action(one.text)
+                thought, action = self.prompts.parse_action(one.text, one.finish == "length")
                 if action.strip() in seen:
                     idle.append((one, "the expert's own action" if action.strip() == expert.action.strip() else "proposed already"))
                 else:

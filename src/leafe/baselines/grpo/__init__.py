@@ -32,6 +32,7 @@ def train(
     validate: Validate | None = None,
     workers: int = 8,
     timeout: float = 120.0,
+    max_observation: int | None = None,
     progress: Progress | None = None,
 ) -> GrpoResult:
     """Train the checkpoint at `model_path` in the worlds that `make` makes, and write the trained one to the folder `out`.
@@ -40,7 +41,7 @@ def train(
     kill it goes on from the newest checkpoint with what had been spent by then; called again when finished it returns the result at once.
     `validate(policy)` is asked for a success rate before the first and after every `eval_every`-th and the last step, and the weights with the highest are
     written; all calls run on one event loop.
-    `workers`, `timeout`: as `leafe.explore.WorldPool.fitting` has them. Blocks, and may not be called where an event loop runs.
+    `workers`, `timeout`, `max_observation`: as `leafe.explore.WorldPool.fitting` has them. Blocks, and may not be called where an event loop runs.
 
     UserError: no tasks, prompts whose history is not append-only, a model that cannot be run or trained, a folder of another training, a training that
     diverged. ForeignFailure: the worlds fail again and again.
@@ -49,4 +50,4 @@ def train(
         from leafe.baselines.grpo._train import run
     except ModuleNotFoundError as error:
         raise UserError(f"GRPO needs the package {error.name}, which is not installed: pip install 'leafe[hf]'.") from error
-    return run(model_path, Path(out), make, tasks, prompts, config, validate, workers, timeout, progress)
+    return run(model_path, Path(out), make, tasks, prompts, config, validate, workers, timeout, max_observation, progress)

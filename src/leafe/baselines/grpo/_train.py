@@ -46,7 +46,7 @@ class _Spent(Exception):
 
 def run(
     model_path: str | Path, out: Path, make: Callable[[], Environment], tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig,
-    validate: Validate | None, workers: int, timeout: float, progress: Progress | None,
+    validate: Validate | None, workers: int, timeout: float, max_observation: int | None, progress: Progress | None,
 ) -> GrpoResult:  # fmt: skip
     """See `leafe.baselines.grpo.train`."""
     if not tasks:
@@ -59,7 +59,7 @@ def run(
     threads = torch.get_num_threads()
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < SMALL:
         torch.set_num_threads(1)  # of this thread; the engine's is told below
-    pool = WorldPool.fitting(make, config.group * min(config.tasks_batch, len(tasks)), workers, timeout)
+    pool = WorldPool.fitting(make, config.group * min(config.tasks_batch, len(tasks)), workers, timeout, max_observation)
     try:
         training = _Training(str(model_path), model, tokenizer, out, pool, tasks, prompts, config, validate, progress, began)
         found = finished(out, training.fingerprint)

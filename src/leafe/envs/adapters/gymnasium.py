@@ -9,16 +9,13 @@ twice with the same actions goes the same way.
 from __future__ import annotations
 
 import inspect
-import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from importlib.metadata import version
 from numbers import Real
 from typing import Any, ClassVar
 
-from leafe.core import Environment, StepResult, Task, UserError, WorldError
+from leafe.core import Environment, StepResult, Task, UserError, WorldError, find_named
 from leafe.envs.adapters._chance import Chance
 from leafe.envs.adapters._tasks import APART, SPLITS, seed_tasks, whole
 
@@ -277,14 +274,12 @@ def _family(id: str) -> str:
 
 def _find(path: str) -> Any:
     module, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a factory in the user's working folder; last, so that it shadows nothing
     try:
-        found: Any = import_module(module)
+        found: Any = find_named(path)
+    except AttributeError:
+        found = None
     except ModuleNotFoundError as error:
         raise UserError(f"The world 'gymnasium' cannot make {path!r}: the package {error.name!r} cannot be found: check the path or install it.") from error
-    for part in name.split("."):
-        found = getattr(found, part, None)
     if not callable(found):
         raise UserError(f"The world 'gymnasium' cannot make {path!r}: {module!r} has no function or class {name!r}.")
     return found

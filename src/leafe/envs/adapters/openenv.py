@@ -150,12 +150,22 @@ class _Line:
         raise UserError(f"The world 'openenv' finds no OpenEnv server at {self.url} ({why}): start it, or correct the option url.")
 
     def ask(self, message: Mapping[str, Any], anew: bool = False) -> dict[str, Any]:
-        """The data of the answer. `anew`: open the session if there is none. WorldError where no good answer comes, after which the session is gone."""
-        try:
-            answer = self._run(self._ask(message, anew))
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            self._run(self._hang_up())
-            raise WorldError(f"The OpenEnv server at {self.url} gave no answer: {str(error) or type(error).__name__}.") from error
+        """The data of the answer. `anew`: the message needs nothing of the session, and opens
+        another where there is none or the kept one turns out to be closed. WorldError where no good
+        answer comes, after which the session is gone."""
+        while True:
+            kept = self._socket is not None
+            try:
+                answer = self._run(self._ask(message, anew))
+                break
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                self._run(self._hang_up())
+                if kept and anew and not isinstance(error, TimeoutError):
+                    continue
+                why = str(error) or type(error).__name__
+                raise WorldError(
+                    f"The OpenEnv server at {self.url} gave no answer: {why}."
+                ) from error
         kind, data = (answer.get("type"), answer.get("data")) if isinstance(answer, dict) else (None, None)
         if not isinstance(data, dict) or not (kind == "error" or (kind == "observation" and isinstance(data.get("observation"), dict))):
             raise WorldError(f"The OpenEnv server at {self.url} answered with what its protocol does not have.")
@@ -178,8 +188,6 @@ class _Line:
 
     async def _ask(self, message: Mapping[str, Any], anew: bool) -> Any:
         async with asyncio.timeout(self.timeout):
-            if self._socket is not None and self._socket.closed and anew:
-                await self._hang_up()
             if self._socket is None:
                 if not anew:
                     raise ConnectionError("the session is lost")

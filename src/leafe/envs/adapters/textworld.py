@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from leafe.core import Environment, StepResult, Task, UserError, WorldError, derive_seed
+from leafe.core.processes import with_default_signals
 
 CHALLENGES: Mapping[str, tuple[str, str]] = {
     "coin": ("tw-coin_collector", "Find the coin and take it."),
@@ -202,7 +203,9 @@ class TextWorld(Environment):
             seed = derive_seed(0, "textworld game", self.made, split, number) % (1 << 31)
             command = [program, *self.arguments, "--seed", str(seed), "--output", str(made), "--silent"]
             try:  # what it draws follows Python's hashes
-                done = subprocess.run(command, capture_output=True, text=True, timeout=MAKE_SECONDS, check=False, env=os.environ | {"PYTHONHASHSEED": "0"})
+                done = subprocess.run(
+                    with_default_signals(command), capture_output=True, text=True, timeout=MAKE_SECONDS, check=False, env=os.environ | {"PYTHONHASHSEED": "0"}
+                )
             except subprocess.TimeoutExpired as error:
                 raise WorldError(f"tw-make did not make the game {self.made!r} within {MAKE_SECONDS:g} s.") from error
             if done.returncode or not made.is_file():

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from leafe.core.processes import with_default_signals
 from leafe.envs.alfworld._engine import Engine
 
 
@@ -35,7 +36,9 @@ class Planner:
         if process is None or process.poll() is not None:
             # the order of the planner's operators, and with it the plan, follows Python's hashes
             environment = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-            process = self._process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+            process = self._process = subprocess.Popen(
+                with_default_signals(self.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            )
         assert process.stdin is not None
         assert process.stdout is not None
         try:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from keyword import iskeyword
 from typing import ClassVar
 
 from leafe.core import Environment, StepResult, Task, UserError
@@ -74,7 +76,7 @@ class Submissions(Environment):
         if state.done:
             refused = "The task is over: nothing was run."
         elif not action.strip():
-            refused = "There is no code in this answer: put one complete Python program in a fenced block. Nothing was run."
+            refused = "There is no whole program in this answer: put one complete Python program in a fenced block, and close it. Nothing was run."
         elif len(action) > LONGEST:
             refused = f"The program is longer than {LONGEST} characters. Nothing was run."
         elif _is_prose(action):
@@ -110,15 +112,15 @@ class Submissions(Environment):
 
 
 def _is_prose(action: str) -> bool:
-    """One line of several words that is no Python: what a policy says when it writes no program. Anything longer is run, so that its syntax error is shown."""
+    """One line of words that ends as a sentence does, or in which two that are no keywords stand
+    together: what a policy says when it writes no program. Anything else is run, so that its
+    syntax error is shown: nothing that a model wrote is parsed in this process."""
     line = action.strip()
-    if "\n" in line or not all(word.isalpha() for word in line.rstrip(".!?").split()):
+    words = line.rstrip(".!?").split()
+    if not words or "\n" in line or not all(word.isalpha() for word in words):
         return False
-    try:
-        compile(line, "<answer>", "exec")
-    except (SyntaxError, ValueError):
-        return True
-    return False
+    named = [not iskeyword(word) for word in words]
+    return line.endswith((".", "!", "?")) or any(a and b for a, b in pairwise(named))
 
 
 def counted(number: int, what: str) -> str:

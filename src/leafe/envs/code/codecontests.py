@@ -152,7 +152,7 @@ class CodeContests(Submissions):
         given, want = test
         seconds = task.payload["seconds"] * self.time_factor
         memory = int(task.payload["memory"] * self.memory_factor)
-        limits = Limits(seconds, 5 * seconds + 5, memory + _INTERPRETER, _OUTPUT + 2 * len(want))
+        limits = Limits(seconds, None, memory + _INTERPRETER, _OUTPUT + 2 * len(want))
         run = self.sandbox.run_script(program, given.encode(), limits)
         if run.outcome is Outcome.passed:
             got = run.stdout.decode("utf-8", errors="replace")

@@ -47,7 +47,7 @@ class HumanEval(Submissions):
 
     def __init__(self, problems: str | None = None, horizon: int = 4, seconds: int = 3) -> None:
         self.checked("seconds", seconds, 1)
-        self.limits = Limits(seconds=seconds, wall_seconds=3.0 * seconds + 1)
+        self.limits = Limits(seconds=seconds)
         super().__init__(horizon, self.limits)
         self.problems = Path(problems) if problems else _package_file()
 

@@ -41,7 +41,7 @@ class Mbpp(Submissions):
     def __init__(self, problems: str | None = None, shown_tests: int = 1, horizon: int = 4, seconds: int = 3) -> None:
         self.checked("shown_tests", shown_tests, 0)
         self.checked("seconds", seconds, 1)
-        self.limits = Limits(seconds=seconds, wall_seconds=3.0 * seconds + 1)
+        self.limits = Limits(seconds=seconds)
         super().__init__(horizon, self.limits)
         self.problems = problems
         self.shown_tests = shown_tests

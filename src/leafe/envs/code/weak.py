@@ -8,8 +8,10 @@ What it knows of its mistakes comes from the prompt alone, and by the same readi
 
 - A verdict *speaks of* a mistake if it shows a test or an exception, and would be another one without that mistake. "A hidden test failed" speaks of nothing.
 - Under its own program in the history it sees each mistake that the verdict speaks of with probability `repair`, and writes that place right.
-- Where a verdict of an earlier attempt stands without its program (refinement), it takes one of the simplest explanations, the fewest mistakes that give just
-  this verdict, and sees each of these with probability `recall`.
+- Where the prompt begins with earlier attempts (refinement), it goes on from the last program there. It looks them through once, as it does when it is
+  asked to reflect: each mistake of that program that one of their verdicts speaks of it sees with probability `repair`.
+- Where a verdict of an earlier attempt stands without its program (a prompt set that shows no programs), it takes one of the simplest explanations, the
+  fewest mistakes that give just this verdict, and sees each of these with probability `recall`.
 - What a note asks for, right or wrong, it does with probability `heed`.
 - Each of these is read when it comes; at later steps, where it still stands in the prompt, once more with `again` times its probability.
 - Asked to reflect, it reads all verdicts of the history once more, and names each mistake of its last program that one of them speaks of with probability
@@ -19,7 +21,7 @@ What it knows of its mistakes comes from the prompt alone, and by the same readi
 
 So probabilities decide which way of reading pays, and an order of strategies is a finding about them: `bench/code_strategies.py` sweeps them. By default it
 sees more when it is asked to look back (0.5) than while it writes (0.2), and does most of what it is told (0.8, as the embedded base does). With these the
-paper's order holds; where all readings are alike refinement is best (docs/results.md). The references are run in the sandbox as all programs are; these runs
+rollback tree and refinement that shows its programs are not told apart (docs/results.md). The references are run in the sandbox as all programs are; these runs
 belong to the programmer and are charged to nobody.
 """
 
@@ -115,7 +117,7 @@ class WeakProgrammer:
 
     def _act(self, problem: _Problem, seen: _Seen, chance: random.Random) -> str:
         places, step = range(len(problem.versions.places)), len(seen.programs)
-        last = seen.programs[-1] if step else None
+        last = seen.programs[-1] if step else seen.earlier[-1][0] if seen.earlier else None
         wrong = self._afresh(problem, places, chance) if last is None else set(last)
 
         def sees(probability: float, since: int) -> bool:
@@ -124,7 +126,8 @@ class WeakProgrammer:
         for at, verdict in enumerate(seen.verdicts, start=1):
             if verdict:
                 wrong -= {place for place in sorted(problem.speaks_of(seen.programs[at - 1], seen.shown)) if sees(self.repair, at)}
-        for verdict in seen.earlier:
+        wrong -= {place for place in sorted(problem.suspects(seen.earlier, seen.shown)) if sees(self.repair, 0)}
+        for verdict in seen.unexplained:
             explanations = problem.explanations(verdict, seen.shown)
             wrong -= {place for place in (sorted(chance.choice(explanations)) if explanations else ()) if sees(self.recall, 0)}
         for at, place, right in seen.told:
@@ -141,7 +144,8 @@ class WeakProgrammer:
         if not steps or not places:
             return json.dumps({"step": 0, "experience": "Read the task again."})
         last = seen.programs[-1]
-        advice = {place: True for place in sorted(problem.suspects(seen)) if chance.random() < self.insight}
+        suspects = problem.suspects(list(zip(seen.programs, seen.verdicts, strict=True)), seen.shown)
+        advice = {place: True for place in sorted(suspects) if chance.random() < self.insight}
         if not advice:
             guessed = chance.randrange(len(places))
             advice = {guessed: not self._afresh(problem, [guessed], chance)}
@@ -172,7 +176,9 @@ class _Seen:
 
     shown: int
     """Tests that the task shows."""
-    earlier: tuple[str, ...]
+    earlier: tuple[tuple[Wrong, str], ...]
+    """Its programs in earlier attempts, each with what the judge said to it; empty where that is left out."""
+    unexplained: tuple[str, ...]
     """Verdicts of earlier attempts, without their programs."""
     programs: tuple[Wrong, ...]
     """Its own programs so far."""
@@ -188,7 +194,7 @@ class _Seen:
             raise UserError('The weak programmer reads the whole history: set history = "full" and prompts = "mbpp".')
         talk = request.messages[starts[-1] :]
         said = [m.content for m in talk if m.role == "user"]
-        head = said[0].split(_FIRST)[0]
+        head = said[0].rpartition(_FIRST)[0]
         shown = next((n for n, test in enumerate(problem.tests) if test not in head), len(problem.tests))
         told = []
         for step, text in enumerate(said):
@@ -203,9 +209,16 @@ class _Seen:
             programs.append(wrong)
             verdict = problem.said(wrong, shown)
             verdicts.append(verdict if _holds(answer, verdict) else "")
+        before, *blocks = _BLOCK.split(head)  # text, program, text, program, text ...
+        earlier = []
+        for program, answer in zip(blocks[::2], blocks[1::2], strict=True):
+            wrong = problem.versions.read(program)
+            if wrong is not None:  # None: it was cut, or another wrote it
+                verdict = problem.said(wrong, shown)
+                earlier.append((wrong, verdict if _holds(answer, verdict) else ""))
         texts = dict.fromkeys(problem.said(wrong, shown) for wrong in problem.versions.all())
-        earlier = sorted((head.index(text), text) for text in texts if _holds(head, text))
-        return _Seen(shown, tuple(text for _, text in earlier), tuple(programs), tuple(verdicts), tuple(told))
+        unexplained = sorted((before.index(text), text) for text in texts if _holds(before, text))
+        return _Seen(shown, tuple(earlier), tuple(text for _, text in unexplained), tuple(programs), tuple(verdicts), tuple(told))
 
 
 def _holds(text: str, verdict: str) -> bool:
@@ -264,10 +277,10 @@ class _Problem:
             return frozenset()
         return frozenset(place for place in wrong if self.said(wrong - {place}, shown) != said) or wrong
 
-    def suspects(self, seen: _Seen) -> set[int]:
-        """The mistakes of the last program that some verdict in the history speaks of."""
-        known = [self.speaks_of(wrong, seen.shown) for wrong, verdict in zip(seen.programs, seen.verdicts, strict=True) if verdict]
-        return set(seen.programs[-1]).intersection(set[int]().union(*known))
+    def suspects(self, written: Sequence[tuple[Wrong, str]], shown: int) -> set[int]:
+        """The mistakes of the last of these programs that the verdict on one of them speaks of."""
+        known = [self.speaks_of(wrong, shown) for wrong, verdict in written if verdict]
+        return set(written[-1][0]).intersection(set[int]().union(*known)) if written else set()
 
     def explanations(self, verdict: str, shown: int) -> list[Wrong]:
         """The smallest versions that get this verdict; none where it speaks of nothing."""
@@ -282,7 +295,7 @@ class _Known:
 
     def __init__(self, path: str, places: int, seconds: int, seed: int) -> None:
         self.path = path
-        self.sandbox = Sandbox(Limits(seconds=seconds, wall_seconds=3.0 * seconds + 1))
+        self.sandbox = Sandbox(Limits(seconds=seconds))
         self._problems = {f"mbpp-{row['task_id']}": row for row in read_problems(Path(path))}
         self._made: dict[str, _Problem] = {}
         self._how = (places, self.sandbox, seed)

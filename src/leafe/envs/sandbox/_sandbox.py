@@ -22,8 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from leafe.core import UserError, WorldError
+from leafe.core import UserError, WorldError, clean_text
 from leafe.envs.sandbox._box import CURE, Boxes
+from leafe.envs.sandbox._seccomp import seccomp_filter
 from leafe.envs.sandbox._watch import Ended, Limits, Outcome, Watch
 from leafe.envs.sandbox.guest._plain import short
 
@@ -188,6 +189,10 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
 
 
 def _line(answer: Mapping[str, Any]) -> bytes:
+    """The program's answer as the judge is sent it. What it says of a failure is bounded here: escaped, a text is up to six times as long."""
+    if "ok" not in answer:
+        outcome, detail = _word(answer)
+        answer = {"outcome": outcome, "error": short(str(answer.get("error", ""))), "detail": detail}
     try:
         return json.dumps(answer).encode() + b"\n"
     except (RecursionError, ValueError):
@@ -213,7 +218,7 @@ def _word(said: Mapping[str, Any]) -> tuple[Outcome, str]:
 
 
 def _shortened(text: str) -> str:
-    return "\n".join(short(line) for line in text.split("\n")[:_SHOWN_LINES])
+    return "\n".join(short(line) for line in clean_text(text).split("\n", _SHOWN_LINES)[:_SHOWN_LINES])
 
 
 _PROBES = """
@@ -236,6 +241,15 @@ def writes(path):
     except OSError:
         return False
     return True
+def changes(path):
+    seen = os.stat(path)
+    for act in (lambda: os.chmod(path, seen.st_mode & 0o7777), lambda: os.utime(path), lambda: os.utime(path, (seen.st_atime, seen.st_mtime))):
+        try:
+            act()
+            return True
+        except OSError:
+            pass
+    return False
 def forks():
     try:
         child = os.fork()
@@ -271,6 +285,8 @@ def self_test(way: Way) -> None:
     seen to stand by itself, then with it."""
     if sys.platform != "linux":
         raise UserError("There is no sandbox for model-written code on this system: run on Linux, with pip install 'leafe[code]'.")
+    if seccomp_filter() is None:
+        raise UserError(f"There is no sandbox for model-written code on {platform.machine()}: run on x86_64 or aarch64.")
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         secret = Path(folder) / "secret"
         secret.write_text("outside")
@@ -278,6 +294,7 @@ def self_test(way: Way) -> None:
             "the network is open": f"assert not connects({server.getsockname()[1]})",
             "files outside can be read": f"assert not reads({str(secret)!r}) and not reads('/etc/passwd')",
             "files outside can be written": f"assert not any(map(writes, [{str(secret)!r}, '/tmp/x', '/box/x', '/dev/shm/x', '/dev/x', '/usr/x']))",
+            "devices can be changed": "assert not any(map(changes, ['/dev/null', '/dev/urandom']))",
         }
         rules = {"processes can be started": "assert not forks()", "processes can be signalled": "assert not signals()"}
         limits = Limits(seconds=10, wall_seconds=60)

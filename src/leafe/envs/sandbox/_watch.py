@@ -10,23 +10,25 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from leafe.core import WorldError
-from leafe.envs.sandbox._box import START_SECONDS, Process
+from leafe.envs.sandbox._box import START_SECONDS, Process, Used
 from leafe.envs.sandbox._seccomp import STAND_IN, seccomp_filter
 
 _LONGEST_REPORT = 4 << 20
 """Bytes of all that one process reports."""
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
-Start = Callable[[list[int]], Process]
+Start = Callable[[list[int], float], Process]
 
 
 class Outcome(StrEnum):
@@ -47,12 +49,18 @@ class Limits:
 
     seconds: float = 3
     """Processor seconds."""
-    wall_seconds: float = 10.0
-    """Seconds from the moment the program may start: what a sleeping program runs into."""
+    wall_seconds: float | None = None
+    """Seconds from the moment the program may start: what a sleeping program runs into. None: 10, and 20 times `seconds`, so that a program that
+    computes runs into it on no machine that is in use."""
     memory: int = 512 << 20
     """Bytes of address space."""
     output: int = 64 << 10
     """Bytes of stdout and stderr together."""
+
+
+    @property
+    def wall(self) -> float:
+        return 10 + 20 * self.seconds if self.wall_seconds is None else self.wall_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,8 @@ class Watch:
         self._opened: list[int] = []
         rules = (seccomp_filter() or b"").hex() if filtered else ""
         whole = {
-            "kind": kind, "memory": limits.memory, "seconds": max(1, -int(-limits.seconds // 1)), "filter": rules, "stand_in": STAND_IN, **job,
+            "kind": kind, "memory": limits.memory, "seconds": max(1, -int(-limits.seconds // 1)), "filter": rules, "stand_in": STAND_IN,
+            "count_threads": counts_threads(), **job,
         }  # fmt: skip
         theirs = [sealed_file(json.dumps(whole).encode())]
         try:
@@ -104,7 +113,7 @@ class Watch:
                 theirs.append(write)
                 self._takers[read] = take
             self._report = read
-            self._process = start(theirs)
+            self._process = start(theirs, limits.seconds)
         except BaseException:
             self.close()
             raise
@@ -141,16 +150,16 @@ class Watch:
             self._read()
         assert self._process is not None
         try:
-            status, used = self._process.wait(START_SECONDS if self._bound else max(0.0, self._deadline - time.monotonic()))
+            used = self._process.wait(START_SECONDS if self._bound else max(0.0, self._deadline - time.monotonic()))
         except TimeoutError:
             self._stop(Outcome.time)
-            status, used = self._waited()
-        died = status - 128
-        if self._bound is None and (
-            died == signal.SIGXCPU or used > self.limits.seconds + 0.05 or (died == signal.SIGKILL and used >= self.limits.seconds - 0.1)
-        ):
+            used = self._waited()
+        killed = used.status - 128 == signal.SIGKILL
+        if self._bound is None and (used.seconds > self.limits.seconds + 0.05 or (killed and used.seconds >= self.limits.seconds - 0.1)):
             self._bound = Outcome.time
-        return Ended(status, self._bound, self.stdout)
+        if self._bound is None and used.memory > self.limits.memory:
+            self._bound = Outcome.memory
+        return Ended(used.status, self._bound, self.stdout)
 
     def close(self) -> None:
         """End the process and let go of the pipes. May be called twice."""
@@ -161,7 +170,7 @@ class Watch:
             self._process.close()
             self._process = None
 
-    def _waited(self) -> tuple[int, float]:
+    def _waited(self) -> Used:
         assert self._process is not None
         try:
             return self._process.wait(START_SECONDS)
@@ -215,7 +224,7 @@ class Watch:
             if json.loads(lines.pop(0)) != {"event": "ready"}:
                 raise WorldError("The sandbox did not start as it should.")
             self._ready = True
-            self._deadline = time.monotonic() + self.limits.wall_seconds
+            self._deadline = time.monotonic() + self.limits.wall
         self._lines += lines
 
     def said(self) -> str:
@@ -225,6 +234,12 @@ class Watch:
     @property
     def started(self) -> bool:
         return self._ready
+
+
+@cache
+def counts_threads() -> bool:
+    """Whether this kernel counts the processes of a user for each user namespace (from 5.14), so that a box can have a limit of its own."""
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (5, 14)
 
 
 def _ready(files: Iterable[int], event: int, deadline: float | None) -> list[int]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from leafe.core import UserError, WorldError
+from leafe.core.processes import with_default_signals
 
 FLAGS = (
     "-XX:+UnlockExperimentalVMOptions",
@@ -88,7 +89,7 @@ class Jvm:
         ]  # fmt: skip
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
+                with_default_signals(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
                 cwd=parts.jar.parent,  # where the simulator finds its table of object types
                 env={k: v for k, v in os.environ.items() if k not in _ENVIRONMENT},
             )  # fmt: skip

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, WorldError
+from leafe.core.processes import with_default_signals
 from leafe.envs.worker._frames import receive, send
 
 FROZEN = 64
@@ -182,7 +183,7 @@ class _Process:
         self.errors: BinaryIO | None = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         with theirs, their_life:
             self.started: subprocess.Popen[bytes] | None = subprocess.Popen(
-                [sys.executable, "-m", "leafe.envs.worker._side", str(theirs.fileno()), str(their_life.fileno())],
+                with_default_signals([sys.executable, "-m", "leafe.envs.worker._side", str(theirs.fileno()), str(their_life.fileno())]),
                 pass_fds=(theirs.fileno(), their_life.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
                 start_new_session=True,
                 env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},

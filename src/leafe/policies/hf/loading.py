@@ -14,6 +14,7 @@ from typing import Any
 
 from leafe.core import UserError, is_plain
 from leafe.core.checkpoint import causal_model, first_line, with_adapter_merged
+from leafe.core.rotary import rotary_switch
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
@@ -149,3 +150,9 @@ def check_architecture(config: Any, context: int, name: str) -> None:
         raise UserError(f"{name} has layers of kind {', '.join(sorted(kinds))}, which the in-process engine cannot run: {advice}.")
     if window is not None and window < context:
         raise UserError(f"{name} attends to a sliding window of {window} tokens only: set max_context to {window} or less, or {advice}.")
+    switch = rotary_switch(getattr(config, "get_text_config", lambda: config)())
+    if switch is not None and switch < context:
+        raise UserError(
+            f"{name} uses other rotary factors past {switch} tokens, for all rows of a forward pass at once (LongRoPE), "
+            f"so that an answer would depend on what else is in flight: set max_context to {switch} or less, or {advice}."
+        )

@@ -2,7 +2,8 @@
 
 A server that ignores a seed, n or a schema says 200 and looks like one that honours them. So each is put to the test: equal seeds must give equal
 samples, four choices must not be one text, and a greeting under a schema must come out as that schema's JSON. Every field in which servers take a
-schema is tried until one works.
+schema is tried until one works. What is asked for here alone (a temperature of 1.5, an answer of a
+few tokens) must not keep out a server that a run could use.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from leafe.policies.http._policy import HTTPPolicy
 
 _CHAT = "chat/completions"
-_STORY = Request((Message("user", "Tell me a story."),), temperature=1.5, max_tokens=8)
+_HI = Request((Message("user", "hi"),), max_tokens=16)
+_STORY = Request((Message("user", "Tell me a story."),), temperature=1.5, max_tokens=16)
 _GREETING = Request((Message("user", "Say hello to me in one short sentence."),), temperature=1.0, max_tokens=40, seed=1)
 _SCHEMA = {
     "type": "object",
@@ -39,17 +41,21 @@ _OBEYS = re.compile(r'\s*\{\s*"(step|experience)"\s*:')
 
 async def check_endpoint(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -> None:
     """Unreachable where nobody answers, UserError where the server refuses or fails; what it understands is written to its dialect."""
-    served: list[str] = []
+    served: dict[str, int | None] = {}
+    if endpoint.proxy:
+        unused = f"{endpoint.proxy} names a proxy, which leafe does not use"
+        right = "name the server in NO_PROXY if that is right"
+        warnings.warn(f"{endpoint.base_url}: {unused}; {right}.", stacklevel=2)
     try:
         served = await _served(fleet, endpoint)
-        if policy.model not in served:
-            await _must_answer(policy, fleet, endpoint, served)
+        endpoint.dialect.context = served.get(policy.model)
+        await _must_answer(policy, fleet, endpoint, served)
         if policy.token_ids or policy.logprobs:
             await _try_ids(policy, endpoint)
         await _try_sampling(policy, fleet, endpoint)
         await _try_schema(policy, fleet, endpoint)
     except Refused as refused:
-        known = f" (it serves {_listed(served)})" if served else ""
+        known = f" (it serves {_listed([*served])})" if served else ""
         raise UserError(f"{endpoint.base_url} refuses model {policy.model!r}{known} with status {refused}; {policy.remedy(refused)}.") from refused
     except Unreachable:
         raise
@@ -57,11 +63,12 @@ async def check_endpoint(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -
         raise UserError(f"The endpoint of model {policy.model!r} does not work: {str(error).rstrip('.')}.") from error
 
 
-async def _served(fleet: Fleet, endpoint: Endpoint) -> list[str]:
-    """The models list, as far as there is one: some servers list only part, or nothing."""
+async def _served(fleet: Fleet, endpoint: Endpoint) -> dict[str, int | None]:
+    """The models list, as far as there is one: some servers list only part, or nothing. Each with
+    the length of its context, where that is said."""
 
-    async def once(e: Endpoint) -> list[str]:
-        return await e.send("models", None, _model_names)
+    async def once(e: Endpoint) -> dict[str, int | None]:
+        return await e.send("models", None, _models)
 
     try:
         return await fleet.on(endpoint, once, "models", once=True)
@@ -72,28 +79,38 @@ async def _served(fleet: Fleet, endpoint: Endpoint) -> list[str]:
         raise
     except PolicyError:
         pass  # it is there, and its models list fails: still loading, or broken in that one place
-    return []
+    return {}
 
 
-async def _must_answer(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint, served: list[str]) -> None:
-    """One token, and the answer must come from the model that was named."""
-    body = body_of(Request((Message("user", "hi"),), max_tokens=1), policy.model, 1, None, Dialect(), policy.extra)
+async def _must_answer(
+    policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint, served: Mapping[str, int | None]
+) -> None:
+    """A short answer, which teaches what fields the server takes; and it must come from the model
+    that was named."""
+    await _ask(policy, fleet, endpoint, _HI)
+    if not served or policy.model in served:
+        return
+    body = body_of(_HI, policy.model, 1, None, endpoint.dialect, policy.extra)
 
     async def once(e: Endpoint) -> str:
         return await e.send(_CHAT, body, _answering_model)
 
-    answered_by = await fleet.on(endpoint, once, _CHAT)
-    if served and answered_by != policy.model:
-        raise UserError(f"{endpoint.base_url} does not serve {policy.model!r}: set model to one of {_listed(served)}.")
+    if await fleet.on(endpoint, once, _CHAT) != policy.model:
+        raise UserError(
+            f"{endpoint.base_url} does not serve {policy.model!r}: set model to one of "
+            f"{_listed([*served])}."
+        )
 
 
 async def _try_ids(policy: HTTPPolicy, endpoint: Endpoint) -> None:
     """Whether token ids and log-probabilities come when asked for; a refusal or any failure means no."""
     dialect = endpoint.dialect
-    if policy.token_ids and any(c.tokens for c in await _asked(policy, endpoint, Dialect(ids="return_token_ids"))):
+    if policy.token_ids and any(
+        c.tokens for c in await _asked(policy, endpoint, replace(dialect, ids="return_token_ids"))
+    ):
         dialect.ids = "return_token_ids"
     if policy.logprobs or (policy.token_ids and dialect.ids is None):
-        got = await _asked(policy, endpoint, Dialect(logprobs=True))
+        got = await _asked(policy, endpoint, replace(dialect, logprobs=True))
         dialect.logprobs = policy.logprobs and any(c.logprob is not None for c in got)
         if policy.token_ids and dialect.ids is None and any(c.tokens for c in got):
             dialect.ids = "logprobs"
@@ -112,17 +129,31 @@ async def _asked(policy: HTTPPolicy, endpoint: Endpoint, dialect: Dialect) -> li
 
 
 async def _try_sampling(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -> None:
-    """Four seeds, the first of them once more, and four choices at once."""
-    alone = await asyncio.gather(*(_ask(policy, fleet, endpoint, replace(_STORY, seed=seed)) for seed in range(4)))
-    again = await asyncio.gather(*(_ask(policy, fleet, endpoint, replace(_STORY, seed=seed)) for seed in range(2)))
+    """Four seeds, the first two of them once more, and four choices at once."""
+    story = _STORY
+    try:
+        first = await _ask(policy, fleet, endpoint, replace(story, seed=0))
+    except Refused:  # some take no temperature above 1
+        story = replace(story, temperature=1.0)
+        first = await _ask(policy, fleet, endpoint, replace(story, seed=0))
+    alone = [
+        first,
+        *await asyncio.gather(
+            *(_ask(policy, fleet, endpoint, replace(story, seed=seed)) for seed in range(1, 4))
+        ),
+    ]
+    again = await asyncio.gather(
+        *(_ask(policy, fleet, endpoint, replace(story, seed=seed)) for seed in range(2))
+    )
     texts = [got[0].text for got in alone]
     if len(set(texts)) == 1:
-        _ignored(policy, endpoint, "all_alike", "gave four equal samples at temperature 1.5: it seems not to sample (see `extra`)")
+        alike = f"gave four equal samples at temperature {story.temperature:g}"
+        _ignored(policy, endpoint, "all_alike", f"{alike}: it seems not to sample (see `extra`)")
         return
     if endpoint.dialect.seed and all(got[0].text != text for got, text in zip(again, texts, strict=False)):
         endpoint.dialect.seed_holds = False
         _ignored(policy, endpoint, "seed_ignored", "gave two samples for one seed: it seems to ignore seeds, so that its samples cannot be drawn again")
-    choices = await _ask(policy, fleet, endpoint, replace(_STORY, seed=5, n=4))
+    choices = await _ask(policy, fleet, endpoint, replace(story, seed=5, n=4))
     if len(choices) == 4 and len({c.text for c in choices}) == 1 and len(set(texts)) > 2:
         endpoint.dialect.most = 1
         _ignored(policy, endpoint, "n_ignored", "gave one text four times for n = 4: it is asked once for each sample")
@@ -185,11 +216,24 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _model_names(answer: object) -> list[str]:
+_CONTEXT_FIELDS = ("max_model_len", "context_length", "context_window", "max_context_length")
+"""In the models list: of vLLM and SGLang, OpenRouter and Together, Groq, LM Studio and Mistral."""
+
+
+def _models(answer: object) -> dict[str, int | None]:
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list):
         raise Garbage("the models list has no data")
-    return [str(m["id"]) for m in data if isinstance(m, dict) and "id" in m]
+    found = {}
+    for model in data:
+        if isinstance(model, dict) and "id" in model:
+            lengths = [
+                model[field]
+                for field in _CONTEXT_FIELDS
+                if type(model.get(field)) is int and model[field] > 0
+            ]
+            found[str(model["id"])] = lengths[0] if lengths else None
+    return found
 
 
 def _answering_model(answer: object) -> str:

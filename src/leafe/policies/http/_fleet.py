@@ -138,8 +138,9 @@ class Fleet:
         self.stats["given_up"] += 1
         kind = Unreachable if last.kind in ("connection", "timeout") else PolicyError
         others = f" (of {len(self.endpoints)} servers)" if len(self.endpoints) > 1 else ""
-        cause = endpoint.hide(last.cause).rstrip(".")
-        return kind(f"{endpoint.at(path)}{others} gave no answer after {tries} {'try' if tries == 1 else 'tries'}: {cause}.")
+        count = "1 try" if tries == 1 else f"{tries} tries"
+        cause = last.cause.rstrip(".")
+        return kind(f"{endpoint.at(path)}{others} gave no answer after {count}: {cause}.")
 
     def _wait(self, attempt: int, asked: float | None) -> float:
         """Seconds until the next try: what the server asked for, else a doubling wait, jittered so that clients do not come back together."""

@@ -1,8 +1,10 @@
 """HTTP/1.1 on an asyncio protocol and nothing more: one request out, one answer in, the connection kept.
 
 A third of what a general client costs in processor time for each request, and a policy is asked thousands of times a minute. It knows
-what inference servers and gateways send: lengths, chunks, answers that end with the connection, 1xx before the answer. No redirects, no cookies, no
-compression (none is asked for), no proxies.
+what inference servers and gateways send: lengths, chunks, answers that end with the connection, 1xx
+before the answer, gzip and deflate though none is asked for. No redirects, no cookies, no proxies
+(`proxy_variable` names the one that is passed by). What an answer holds stands in no error of this
+module: it may be a part of the key.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ import asyncio
 import os
 import socket
 import ssl
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.request import getproxies_environment, proxy_bypass
 
 _KEEP_S = 4.0
 """Idle connections are let go after this long: uvicorn drops them after 5 s, and a request that meets a closed one is lost."""
@@ -23,8 +27,8 @@ _CONNECTING = 64
 
 
 class Broken(Exception):
-    """The connection could not be made (`unmade`) or was lost; `stale`: it had been idle and no byte of an answer came, so the server may just have
-    closed it."""
+    """The connection could not be made (`unmade`) or was lost; `stale`: it had been used before and
+    no byte of an answer came, so the server had closed it."""
 
     def __init__(self, cause: str, *, stale: bool = False, unmade: bool = False) -> None:
         super().__init__(cause)
@@ -117,13 +121,17 @@ class Wire(asyncio.Protocol):
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             if len(self._buffer) > _LONGEST_HEAD or not b"HTTP/1.".startswith(self._buffer[:7]):
-                raise NoHTTP(f"the answer is not HTTP/1.1 ({bytes(self._buffer[:20])!r})")
+                # a TLS alert or handshake begins with 0x15 or 0x16, and the version 3
+                tls = bytes(self._buffer[:2]) in (b"\x15\x03", b"\x16\x03")
+                raise NoHTTP(
+                    "the server speaks TLS: write https" if tls else "the answer is not HTTP/1.1"
+                )
             return False
         first, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
         del self._buffer[: end + 4]
         version, _, rest = first.partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdigit() or len(rest[:3]) != 3:
-            raise NoHTTP(f"the answer is not HTTP/1.1 ({first[:20]!r})")
+            raise NoHTTP("the answer is not HTTP/1.1")
         status = int(rest[:3])
         if 100 <= status < 200:
             return True  # the answer proper is still to come
@@ -141,7 +149,7 @@ class Wire(asyncio.Protocol):
         elif "content-length" in headers:
             length = headers["content-length"]
             if not (length.isascii() and length.isdigit()) or int(length) > _LONGEST_BODY:
-                raise NoHTTP(f"the answer has the length {length[:20]!r}")
+                raise NoHTTP("the length of the answer is no number below 256 MiB")
             self._need = int(length)
         else:
             self._keep = False
@@ -191,7 +199,7 @@ class Wire(asyncio.Protocol):
                 except ValueError:
                     count = -1
                 if not 0 <= count <= _LONGEST_BODY:
-                    raise NoHTTP(f"a chunk of the answer has the size {size[:20]!r}")
+                    raise NoHTTP("the size of a chunk of the answer is no number below 256 MiB")
                 if count == 0:
                     self._trailer = True
                     continue
@@ -221,13 +229,30 @@ class Connections:
         self._busy: set[Wire] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Semaphore(_CONNECTING)
+        self.renewed = 0
+        """Requests that met a kept connection which the server had closed, and were sent on a new
+        one."""
 
     async def ask(self, data: bytes) -> Answer:
-        """Send the bytes of one request and wait for its answer. Raises Broken or NoHTTP; a cancelled request closes its connection."""
+        """Send the bytes of one request and wait for its answer.
+
+        A kept connection that the server turns out to have closed costs nothing: the request is
+        sent on a new one. Raises Broken or NoHTTP; a cancelled request closes its connection.
+        """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._idle, self._busy, self._opening = loop, [], set(), asyncio.Semaphore(_CONNECTING)
-        wire = self._kept(loop.time()) or await self._open(loop)
+        kept = self._kept(loop.time())
+        if kept is not None:
+            try:
+                return await self._ask(kept, data, loop)
+            except Broken as error:
+                if not error.stale:
+                    raise
+                self.renewed += 1
+        return await self._ask(await self._open(loop), data, loop)
+
+    async def _ask(self, wire: Wire, data: bytes, loop: asyncio.AbstractEventLoop) -> Answer:
         self._busy.add(wire)
         try:
             answer = await wire.ask(data)
@@ -271,3 +296,47 @@ class Connections:
         if self._loop is not None and not self._loop.is_closed():
             for wire in wires:
                 wire.drop()
+
+
+def unpacked(answer: Answer) -> Answer:
+    """The answer as it was before the server compressed it; NoHTTP for what is not what it says,
+    unpacks to too much, or is packed in another way."""
+    codings = [c.strip().lower() for c in answer.headers.get("content-encoding", "").split(",")]
+    body = answer.body
+    for coding in reversed([c for c in codings if c not in ("", "identity")]):
+        if coding not in ("gzip", "x-gzip", "deflate"):
+            raise NoHTTP(
+                "the answer is compressed in a way that was not asked for: let the server or "
+                "gateway send it as it is (Accept-Encoding: identity)"
+            )
+        body = _inflated(body, coding)
+    return Answer(answer.status, answer.headers, body)
+
+
+def _inflated(data: bytes, coding: str) -> bytes:
+    if not data:
+        return data
+    # 31: a gzip header; 15: a zlib header; -15: none, which some servers call deflate too
+    for bits in (31,) if coding != "deflate" else (15, -15):
+        unpack = zlib.decompressobj(bits)
+        try:
+            body = unpack.decompress(data, _LONGEST_BODY)
+        except zlib.error:
+            continue
+        if unpack.unconsumed_tail:
+            raise NoHTTP("the answer is longer than 256 MiB")
+        if unpack.eof:
+            return body
+    raise NoHTTP(f"the answer is said to be {coding} and is not")
+
+
+def proxy_variable(scheme: str, host: str, port: int) -> str | None:
+    """The environment variable that names a proxy for this server; None where there is none,
+    NO_PROXY excepts the server, or it is on this machine."""
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        return None
+    proxies = getproxies_environment()
+    found = next((kind for kind in (scheme, "all") if kind in proxies), None)
+    if found is None or proxy_bypass(f"{host}:{port}"):
+        return None
+    return f"{found.upper()}_PROXY"

@@ -8,19 +8,34 @@ So a caller always gets n completions, or one typed error.
 from __future__ import annotations
 
 import asyncio
+import json
 import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from leafe.core import Completion, ContextFull, PolicyError, Request, Usage, UserError, derive_seed
+from leafe.core import (
+    Completion,
+    ContextFull,
+    Message,
+    PolicyError,
+    Request,
+    Usage,
+    UserError,
+    derive_seed,
+)
 from leafe.policies.http._check import check_endpoint
-from leafe.policies.http._endpoint import Endpoint, Refused, Unreachable
+from leafe.policies.http._endpoint import Endpoint, Failed, Refused, Unreachable
 from leafe.policies.http._fleet import Fleet
-from leafe.policies.http._wire import Dialect, body_of, completions_of, is_context_full, names_n, names_schema, names_seed
+from leafe.policies.http._wire import LIMITS, Dialect, body_of, completions_of, has_reasoning
 
 CHAT = "chat/completions"
+FEW = 16
+"""Tokens of an answer that is thrown away: some servers make none that are shorter."""
+_HI = (Message("user", "hi"),)
+_ASK_AGAIN = (400, 422, 501)
+"""Statuses under which servers refuse a field."""
 
 
 class HTTPPolicy:
@@ -37,9 +52,12 @@ class HTTPPolicy:
     {"generation_config": '{"do_sample": true}'} to `transformers serve`.
     `ready`: awaited before every request to the server that leafe itself started.
 
-    `stats` counts requests, retries, given_up, each kind of failure (429, 5xx, timeout, connection, garbage, deadline), what became of requests
+    `stats` counts requests, retries, given_up, each kind of failure (429, 5xx, timeout, connection,
+    garbage, aborted, deadline), what became of requests
     (failed_over, spilled, hedged, hedge_won), of servers (taken_out, brought_back), each makeshift (fewer_choices, schema_dropped, seed_dropped,
-    n_dropped), and what `check` found to be ignored (all_alike, n_ignored, seed_ignored, schema_ignored).
+    n_dropped, stop_dropped, temperature_dropped, top_p_dropped, limit_renamed), answers with the
+    thinking put aside (reasoning_dropped), and what `check` found to be ignored (all_alike,
+    n_ignored, seed_ignored, schema_ignored).
     """
 
     def __init__(
@@ -63,6 +81,14 @@ class HTTPPolicy:
         if not isinstance(base_url, str | list | tuple) or not all(isinstance(url, str) for url in base_url):
             raise UserError(f"base_url = {base_url!r} is neither an address nor a list of addresses: write http://HOST:PORT/v1.")
         urls = [base_url] if isinstance(base_url, str) else list(base_url)
+        _check_kinds(
+            model=model,
+            name=name,
+            api_key_env=api_key_env,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            extra=extra,
+        )
         shown = urls[0] if len(urls) == 1 else f"{len(urls)} endpoints"
         bounds: list[tuple[str, float | None, float]] = [("timeout_s", timeout_s, 0.001), ("deadline_s", deadline_s, 0.001), ("retries", retries, 0)]
         bounds += [("concurrency", concurrency, 1), ("backoff_s", backoff_s, 0.0), ("hedge", hedge, 1.0)]
@@ -149,47 +175,196 @@ class HTTPPolicy:
         seed = request.seed if first == 0 or request.seed is None else derive_seed(request.seed, "n", first)
         dialect = endpoint.dialect
         while True:
-            body = body_of(request, self.model, n, seed, dialect, self.extra)
+            sent = replace(dialect)  # other requests under way may change what it is now
+            body = body_of(request, self.model, n, seed, sent, self.extra)
             try:
-                got = await endpoint.send(CHAT, body, lambda answer: completions_of(answer, request))
+                got = await endpoint.send(
+                    CHAT, body, lambda answer: self._read(endpoint, answer, request)
+                )
             except Refused as refused:
-                if refused.status not in (400, 422, 501) or is_context_full(refused.text):
+                if refused.context_full or (
+                    refused.words.names_limit and not refused.words.renames_limit
+                ):
+                    await self._must_take_limit(endpoint, request, refused)
                     raise
-                if n > 1 and names_n(refused.text):
-                    self._leave_out(endpoint, "n_dropped", "more than one choice a request; it is asked once for each sample", refused)
+                if refused.status not in _ASK_AGAIN:
+                    raise
+                if n > 1 and refused.words.names_n:
+                    self._leave_out(
+                        endpoint,
+                        "n_dropped",
+                        "more than one choice a request; it is asked once for each sample",
+                        refused,
+                    )
                     dialect.most = n = 1
-                elif dialect.seed and seed is not None and names_seed(refused.text):
-                    self._leave_out(endpoint, "seed_dropped", "a seed; its samples cannot be drawn again", refused)
-                    dialect.seed = False
-                elif dialect.schema and request.schema is not None and (names_schema(refused.text) or await self._answers_without_schema(endpoint, request)):
-                    self._leave_out(endpoint, "schema_dropped", "a JSON schema; reflections are parsed from free text", refused)
-                    dialect.schema = None
-                else:
+                elif self._spoken_otherwise(endpoint, sent, request, seed, refused):
+                    pass
+                elif not await self._without_schema(endpoint, sent, request, refused):
                     raise
                 continue
+            dialect.tokens_taken = max(dialect.tokens_taken, request.max_tokens)
+            self._must_have_room(endpoint, request, got)
             if len(got) < n:
                 self.stats["fewer_choices"] += 1
                 dialect.most = min(len(got), dialect.most or len(got))
             return got[:n]
 
+    def _read(self, endpoint: Endpoint, answer: object, request: Request) -> list[Completion]:
+        got = completions_of(answer, request)
+        if has_reasoning(answer):
+            words = (
+                "puts the model's thinking beside its answer: it is in no prompt and no journal, "
+                "and without token ids Stage 2 trains on the bare answer"
+            )
+            self._count(
+                endpoint,
+                "reasoning_dropped",
+                f"{words} (start the server without a reasoning parser to keep it)",
+            )
+            endpoint.dialect.reasoning = True
+        return got
+
+    def _must_have_room(self, endpoint: Endpoint, request: Request, got: list[Completion]) -> None:
+        """ContextFull where an answer ended because prompt and answer filled the context, which
+        some servers tell apart from the limit by the numbers alone."""
+        prompt = got[0].usage.prompt
+        limit = min(
+            [
+                request.max_tokens,
+                *(self.extra[key] for key in LIMITS if isinstance(self.extra.get(key), int)),
+            ]
+        )
+        for answer in got:
+            generated = answer.usage.generated
+            known = prompt and generated and (len(got) == 1 or answer.tokens is not None)
+            if (
+                answer.finish == "length"
+                and known
+                and generated < limit
+                and endpoint.ends_here(prompt, prompt + generated)
+            ):
+                where = f"the context of {self.model} at {endpoint.at(CHAT)}"
+                raise ContextFull(
+                    f"The prompt of {prompt} tokens leaves no room for an answer in {where}: it "
+                    f"was cut after {generated}."
+                )
+
+    async def _must_take_limit(
+        self, endpoint: Endpoint, request: Request, refused: Refused
+    ) -> None:
+        """UserError where the server refuses the limit on the answer's tokens whatever the prompt:
+        then no request of the run fits."""
+        limit = request.max_tokens
+        if limit <= endpoint.dialect.tokens_taken:
+            return
+        short = Request(_HI, max_tokens=limit)
+        try:
+            await endpoint.send(
+                CHAT,
+                body_of(
+                    short,
+                    self.model,
+                    1,
+                    None,
+                    replace(endpoint.dialect, ids=None, logprobs=False),
+                    self.extra,
+                ),
+                lambda answer: answer,
+            )
+        except Failed:
+            return
+        except Refused as again:
+            if again.context_full or again.words.names_limit:
+                raise UserError(
+                    f"An answer of up to {limit} tokens is more than {endpoint.at(CHAT)} allows "
+                    f"({again.text}): lower max_tokens and reflect_max_tokens in the prompt "
+                    "set, or serve the model with a longer context."
+                ) from refused
+            return
+        endpoint.dialect.tokens_taken = max(endpoint.dialect.tokens_taken, limit)
+
+    def _spoken_otherwise(
+        self,
+        endpoint: Endpoint,
+        sent: Dialect,
+        request: Request,
+        seed: int | None,
+        refused: Refused,
+    ) -> bool:
+        """Whether the server refuses a field of the request that can be left out or has another
+        name; its dialect is without it then."""
+        dialect, words = endpoint.dialect, refused.words
+        if sent.limit == LIMITS[0] and words.renames_limit:
+            dialect.limit = LIMITS[1]
+            self._count(endpoint, "limit_renamed")
+        elif sent.top_p and request.top_p == 1.0 and words.names("top_p"):
+            dialect.top_p = False  # 1 is what it means not to say it
+            self._count(endpoint, "top_p_dropped")
+        elif sent.temperature and request.temperature == 1.0 and words.names("temperature"):
+            dialect.temperature = False
+            self._count(endpoint, "temperature_dropped")
+        elif sent.seed and seed is not None and words.names("seed"):
+            self._leave_out(
+                endpoint, "seed_dropped", "a seed; its samples cannot be drawn again", refused
+            )
+            dialect.seed = False
+        elif sent.stop and request.stop and words.names("stop"):
+            self._leave_out(
+                endpoint,
+                "stop_dropped",
+                "stop texts; answers are cut at them here, and paid for to their end",
+                refused,
+            )
+            dialect.stop = False
+        else:
+            return False
+        return True
+
+    async def _without_schema(
+        self, endpoint: Endpoint, sent: Dialect, request: Request, refused: Refused
+    ) -> bool:
+        if not sent.schema or request.schema is None:
+            return False
+        if not refused.words.names_schema and not await self._answers_without_schema(
+            endpoint, request
+        ):
+            return False
+        self._leave_out(
+            endpoint,
+            "schema_dropped",
+            "a JSON schema; reflections are parsed from free text",
+            refused,
+        )
+        endpoint.dialect.schema = None
+        return True
+
     def _leave_out(self, endpoint: Endpoint, kind: str, what: str, refused: Refused) -> None:
+        self._count(endpoint, kind, f"does not take {what} ({refused})")
+
+    def _count(self, endpoint: Endpoint, kind: str, said: str = "") -> None:
+        """Count it, and say it of a server once."""
         endpoint.own[kind] += 1
         self.stats[kind] += 1
-        if endpoint.own[kind] == 1:
-            warnings.warn(f"{endpoint.at(CHAT)} does not take {what} ({refused}).", stacklevel=2)
+        if said and endpoint.own[kind] == 1:
+            warnings.warn(f"{endpoint.at(CHAT)} {said}.", stacklevel=2)
 
     async def _answers_without_schema(self, endpoint: Endpoint, request: Request) -> bool:
         """Whether the schema was what the server refused, where its sentence does not say so: the same request without it, one token."""
-        plain = replace(request, schema=None, max_tokens=1, seed=None)
+        plain = replace(request, schema=None, max_tokens=FEW, seed=None)
+        dialect = replace(endpoint.dialect, ids=None, logprobs=False)
         try:
-            await endpoint.send(CHAT, body_of(plain, self.model, 1, None, Dialect(), self.extra), lambda answer: completions_of(answer, plain))
+            await endpoint.send(
+                CHAT,
+                body_of(plain, self.model, 1, None, dialect, self.extra),
+                lambda answer: completions_of(answer, plain),
+            )
         except Refused:
             return False
         return True
 
     def _error(self, refused: Refused) -> PolicyError:
         where = refused.endpoint.at(CHAT)
-        if is_context_full(refused.text):
+        if refused.context_full:
             return ContextFull(f"The prompt does not fit the context of {self.model} at {where}: {refused.text}.")
         return PolicyError(f"{where} refused the request with status {refused}; {self.remedy(refused)}.")
 
@@ -202,7 +377,10 @@ class HTTPPolicy:
         if status == 404:
             return f"check that base_url is right (it usually ends in /v1) and that {self.model!r} is served there"
         if 300 <= status < 400:
-            return "set base_url to the address it redirects to"
+            target = refused.location.rstrip("/").removesuffix(f"/{CHAT}").removesuffix("/models")
+            same = not target or target == refused.endpoint.base_url
+            remedy = "let the server answer there itself" if same else f"set base_url to {target}"
+            return f"redirects are not followed: {remedy}"
         return "check the model's name and the fields in extra"
 
     async def check(self) -> None:
@@ -223,6 +401,38 @@ class HTTPPolicy:
             self._fleet.take_out(endpoint)
         if self._fleet.hedge is not None and not self._may_hedge:
             warnings.warn("hedge is off: a server ignores seeds, and the faster of two answers would often be the shorter one.", stacklevel=2)
+
+
+def _check_kinds(**options: Any) -> None:
+    """UserError for an option of another type than it is to have; its value is not shown: it may be
+    a key in the wrong place."""
+    kinds: dict[str, tuple[type, str]] = {
+        "model": (str, "a name"),
+        "name": (str, "a name"),
+        "api_key_env": (str, "the name of an environment variable"),
+        "token_ids": (bool, "true or false"),
+        "logprobs": (bool, "true or false"),
+        "extra": (Mapping, "a table of fields"),
+    }
+    for option, value in options.items():
+        kind, words = kinds[option]
+        if value is not None and not isinstance(value, kind):
+            raise UserError(
+                f"The option {option} of the policy is a {type(value).__name__}: give {words}."
+            )
+    try:
+        json.dumps(options["extra"] and dict(options["extra"]), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"The option extra of the policy holds what JSON cannot say ({error}): give plain "
+            f"values."
+        ) from error
+    variable = options["api_key_env"]
+    if variable is not None and ("=" in variable or "\0" in variable or variable.startswith("sk-")):
+        raise UserError(
+            "The option api_key_env of the policy is no name of an environment variable: put the "
+            "key into a variable and give its name."
+        )
 
 
 def _charged_twice(got: list[Completion]) -> list[Completion]:

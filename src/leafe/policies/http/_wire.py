@@ -1,4 +1,4 @@
-"""What goes over the wire: a request to a JSON body, an answer to completions, a refusal to its meaning.
+"""What goes over the wire: a request to a JSON body, an answer to completions.
 
 Plain dictionaries and no validation library: this runs once a turn, thousands of times a second. A history grows by two messages a
 turn, so each message is turned to JSON once and its bytes are used again. Nothing here waits, retries or knows of a connection. What a server
@@ -15,23 +15,33 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from leafe.core import Completion, Message, Request, Usage
+from leafe.policies.http._refusals import words_of
 
-_CONTEXT = re.compile(
-    r"context[ _](length|size|window)|maximum context|exceeds?[ _](the )?(\w+ )?context|exceed_context|prompt is too long|input is too long"
-    r"|too many (input |prompt )?tokens|longer than the (model|maximum)|max_new_tokens` must be <=|reduce the length",
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""The fields in which servers take the limit on an answer's tokens."""
+_ABORTED = re.compile(
+    r"abort|error|cancel|fail|interrupt|preempt|time_?out|timed_out|insufficient|malformed"
+    r"|incomplete|crash|kill|shut_?down|disconnect",
     re.IGNORECASE,
 )
-"""How OpenAI, vLLM, SGLang, llama.cpp, TGI and Anthropic-style gateways say that prompt + answer do not fit."""
-
-_NAMES_SCHEMA = re.compile(r"response_format|json_schema|json schema|schema|grammar|guided|structured", re.IGNORECASE)
-_NAMES_SEED = re.compile(r"\bseed\b", re.IGNORECASE)
-_NAMES_N = re.compile(
-    r"\bn_cmpl\b|[\"'`]n[\"'`]|\bn (must|should|is|can|>|=)|\bbest_of\b|number of (choices|completions)|only (one|1) (completion|choice)", re.IGNORECASE
+_CUT = re.compile(
+    r"length|max_?(output_?|completion_?|new_?)?tokens|token_limit"
+    r"|content_?filter|safety|recitation|blocklist|prohibited|sensitive",
+    re.IGNORECASE,
 )
+_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 
 
 class Garbage(ValueError):
     """The server said 200 and sent something that is no chat completion; the message says what."""
+
+    kind = "garbage"
+
+
+class Aborted(Garbage):
+    """The server said 200 and gave up the answer half-way."""
+
+    kind = "aborted"
 
 
 Schema = Mapping[str, Any]
@@ -60,6 +70,20 @@ class Dialect:
     ids: Literal["return_token_ids", "logprobs"] | None = None
     """How token ids are asked for: by a field of their own (vLLM, SGLang), or beside the log-probabilities (llama.cpp); None: not at all."""
     logprobs: bool = False
+    limit: str = LIMITS[0]
+    """The field for the limit on the answer's tokens."""
+    temperature: bool = True
+    """It takes a temperature of 1; False: the field is left out where it is 1."""
+    top_p: bool = True
+    """It takes a top_p of 1; False: the field is left out where it is 1."""
+    stop: bool = True
+    """It takes stop texts; False: they are cut off here."""
+    reasoning: bool = False
+    """It puts the model's thinking beside the answer."""
+    context: int | None = None
+    """Tokens of prompt and answer that it holds, where its models list says so."""
+    tokens_taken: int = 0
+    """The highest limit on an answer's tokens that it has taken."""
 
 
 _FRAGMENTS: dict[tuple[str, str], bytes] = {}
@@ -85,19 +109,21 @@ def _fragment(message: Message) -> bytes:
 
 def body_of(request: Request, model: str, n: int, seed: int | None, dialect: Dialect, extra: Mapping[str, Any]) -> bytes:
     """The JSON body for n samples. `extra` comes last: what the user sets by hand wins."""
-    rest: dict[str, Any] = {
-        "model": model,
-        "temperature": request.temperature,
-        # always sent: several servers else take top_p from the model's own generation config
-        "top_p": request.top_p,
-        "max_tokens": request.max_tokens,
-    }
+    rest: dict[str, Any] = {"model": model}
+    if dialect.temperature or request.temperature != 1.0:
+        rest["temperature"] = request.temperature
+    if dialect.top_p or request.top_p != 1.0:
+        # always sent where it is taken: several servers else read top_p from the model's own
+        # generation config
+        rest["top_p"] = request.top_p
+    if not any(limit in extra for limit in LIMITS):
+        rest[dialect.limit] = request.max_tokens
     if n > 1:
         rest["n"] = n
     if seed is not None and dialect.seed:
         # 31 bits: llama.cpp keeps 32 and reads the largest of them as "random"
         rest["seed"] = seed & 0x7FFF_FFFF
-    if request.stop:
+    if request.stop and dialect.stop:
         rest["stop"] = list(request.stop)
     if dialect.schema is not None and request.schema is not None:
         rest[dialect.schema] = SCHEMA_FIELDS[dialect.schema](request.schema)
@@ -112,7 +138,10 @@ def body_of(request: Request, model: str, n: int, seed: int | None, dialect: Dia
 
 
 def completions_of(answer: object, request: Request) -> list[Completion]:
-    """The choices of a chat completion; Garbage where a needed field is missing or of the wrong type.
+    """The choices of a chat completion.
+
+    Garbage where a needed field is missing or of the wrong type, Aborted where the server gave an
+    answer up half-way.
 
     The server reports usage once for all choices: the first completion carries the prompt. Generated tokens are exact where the server
     gives token ids or made one choice, else shared out evenly, sum kept.
@@ -121,35 +150,117 @@ def completions_of(answer: object, request: Request) -> list[Completion]:
         raise Garbage("the answer is no JSON object")
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise Garbage(f"the answer has no choices: {refusal_text(answer)}" if "error" in answer else "the answer has no choices")
+        why = f": {words_of(answer).text}" if "error" in answer else ""
+        raise Garbage(f"the answer has no choices{why}")
     texts: list[str] = []
-    tokens: list[tuple[int, ...] | None] = []
+    sampled: list[tuple[int, ...] | None] = []
+    whole: list[bool] = []
+    finishes: list[Literal["stop", "length"]] = []
     for choice in choices:
         message = choice.get("message") if isinstance(choice, dict) else None
-        if not isinstance(message, dict) or not isinstance(message.get("content", 0), str | None):
+        if not isinstance(message, dict) or not message:
             raise Garbage("a choice has no message with a text")
-        written = message["content"] or ""
+        finishes.append(_finish(choice))
+        written = _content(message)
         text = _clean(written, request.stop)
         texts.append(text)
-        # where a stop text was met the ids hold it, and the text does not
-        tokens.append(None if isinstance(choice.get("stop_reason"), str) or text != written else _ids(choice))
+        sampled.append(_ids(choice))
+        whole.append(text == written and not _met_stop(choice, request.stop))
     reported = answer.get("usage")
     total = _count(reported.get("completion_tokens")) if isinstance(reported, dict) else 0
-    if total and total != sum(len(ids or ()) for ids in tokens):
-        tokens = [None] * len(choices)  # not all of them: the end-of-turn tokens are missing, say
-    usage = _usage(answer, total, len(choices), tokens)
+    if total and total != sum(len(ids or ()) for ids in sampled):
+        sampled = [None] * len(choices)  # not all of them: the end-of-turn tokens are missing, say
+    usage = _usage(answer, total, len(choices), sampled)
     plain = request.temperature == 1.0 and request.top_p == 1.0
     return [
         Completion(
             text=text,
-            tokens=ids,
+            # where a stop text was met the ids hold it, and the text does not
+            tokens=ids if all_of_it else None,
             # servers give log-probabilities from before the temperature and top_p: only here are they those of the sample
             logprob=_logprob(choice, used.generated) if plain and "logprobs" in choice else None,
-            finish="length" if choice.get("finish_reason") == "length" else "stop",
+            finish=finish,
             usage=used,
         )
-        for choice, text, ids, used in zip(choices, texts, tokens, usage, strict=True)
+        for choice, text, ids, all_of_it, finish, used in zip(
+            choices, texts, sampled, whole, finishes, usage, strict=True
+        )
     ]
+
+
+def has_reasoning(answer: object) -> bool:
+    """Whether some choice has the model's thinking beside its text."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    messages = (
+        [c.get("message") for c in choices if isinstance(c, dict)]
+        if isinstance(choices, list)
+        else []
+    )
+    for message in messages:
+        if not isinstance(message, dict):
+            continue
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
+        if any(message.get(field) for field in _REASONING) or any(
+            isinstance(p, dict) and p.get("type") in ("thinking", "reasoning") for p in parts
+        ):
+            return True
+    return False
+
+
+def _finish(choice: Mapping[str, Any]) -> Literal["stop", "length"]:
+    """How the answer ended. Null says of a whole answer that it did not; a server that does not
+    have the field says nothing."""
+    reason = choice.get("finish_reason", "stop")
+    if isinstance(reason, dict):  # as SGLang writes it inside
+        reason = reason.get("type")
+    if reason is None or choice.get("error"):
+        told = words_of(choice).text if choice.get("error") else "finish_reason is null"
+        raise Aborted(f"the answer was given up half-way ({told})")
+    if not isinstance(reason, str):
+        raise Garbage("the finish_reason of a choice is no text")
+    if _ABORTED.search(reason):
+        raise Aborted(f"the answer was given up half-way (finish_reason {reason[:40]!r})")
+    return "length" if _CUT.search(reason) else "stop"
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """The text of a message: none where the model did not get that far, parts put together."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    parts = [content] if isinstance(content, dict) else content
+    if not isinstance(parts, list):
+        raise Garbage("a choice has no message with a text")
+    return "".join(part if isinstance(part, str) else _part(part) for part in parts)
+
+
+def _part(part: object) -> str:
+    """The text of one part of a message; of thinking and of what is no text, none."""
+    if not isinstance(part, dict):
+        raise Garbage("a part of a message is neither a text nor an object")
+    text = part.get("text") if part.get("type", "text") in ("text", "output_text") else ""
+    if not isinstance(text, str):
+        raise Garbage("a part of a message has no text")
+    return text
+
+
+def _met_stop(choice: Mapping[str, Any], stop: tuple[str, ...]) -> bool:
+    """A stop text was met and taken out of the text: vLLM and SGLang name it, llama.cpp's tokens
+    hold it."""
+    if isinstance(choice.get("stop_reason"), str) or isinstance(choice.get("matched_stop"), str):
+        return True
+    logprobs = choice.get("logprobs")
+    content = logprobs.get("content") if stop and isinstance(logprobs, dict) else None
+    if not isinstance(content, list):
+        return False
+    spelled = "".join(str(item.get("token", "")) for item in content if isinstance(item, dict))
+    return any(mark in spelled for mark in stop if mark)
+
+
+_LARGEST_ID = 2**31
 
 
 def _ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -159,26 +270,32 @@ def _ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
         ids = choice.get("response_token_ids")
     if ids is None and isinstance(logprobs := choice.get("logprobs"), dict) and isinstance(content := logprobs.get("content"), list):
         ids = [item.get("id") if isinstance(item, dict) else None for item in content]
-    return tuple(ids) if isinstance(ids, list) and ids and all(type(i) is int for i in ids) else None
+    if not isinstance(ids, list) or not ids:
+        return None
+    return tuple(ids) if all(type(i) is int and 0 <= i < _LARGEST_ID for i in ids) else None
 
 
 def _logprob(choice: Mapping[str, Any], generated: int) -> float | None:
-    """The sum over all sampled tokens; None where it is not there for each of them."""
+    """The sum over all sampled tokens; None where it is not there for each of them, or not
+    finite."""
     logprobs = choice["logprobs"]
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(content, list) or not content or len(content) != generated:
         return None
-    values = [item.get("logprob") if isinstance(item, dict) else None for item in content]
-    if not all(isinstance(v, float | int) and not isinstance(v, bool) and v <= 0 for v in values):
-        return None
-    return math.fsum(values)  # type: ignore[arg-type]
+    total = 0.0
+    for item in content:
+        value = item.get("logprob") if isinstance(item, dict) else None
+        if isinstance(value, bool) or not isinstance(value, float | int) or not -1e300 < value <= 0:
+            return None
+        total += value
+    return total if math.isfinite(total) else None
 
 
 def _clean(text: str, stop: tuple[str, ...]) -> str:
-    """Cut at the first stop text (some servers leave it in), and free of lone surrogates, which no journal could hold."""
+    """Cut at the first stop text: some servers leave it in."""
     for mark in filter(None, stop):
         text = text.split(mark, 1)[0]
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+    return text
 
 
 def _usage(answer: Mapping[str, Any], total: int, choices: int, tokens: list[tuple[int, ...] | None]) -> list[Usage]:
@@ -207,27 +324,3 @@ def _cached(answer: Mapping[str, Any], usage: Mapping[str, Any]) -> int:
 
 def _count(value: object) -> int:
     return value if type(value) is int and value > 0 else 0
-
-
-def refusal_text(answer: object) -> str:
-    """What a server's error body says, in one line of at most 300 characters."""
-    found = answer
-    while isinstance(found, dict):
-        found = next((found[k] for k in ("error", "message", "detail", "msg") if k in found), str(found))
-    return " ".join(str(found).split())[:300].rstrip(". ")
-
-
-def is_context_full(text: str) -> bool:
-    return _CONTEXT.search(text) is not None
-
-
-def names_schema(text: str) -> bool:
-    return _NAMES_SCHEMA.search(text) is not None
-
-
-def names_seed(text: str) -> bool:
-    return _NAMES_SEED.search(text) is not None
-
-
-def names_n(text: str) -> bool:
-    return _NAMES_N.search(text) is not None

@@ -74,7 +74,7 @@ def to_group(pid: int, what: signal.Signals) -> None:
 
 def guard(log: Log, grace_s: float, command: list[str]) -> None:
     try:
-        server = subprocess.Popen(
+        server = subprocess.Popen(  # has default signals: this process was started so, and in_server sees to those that it ignores
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=in_server
         )
     except OSError as error:

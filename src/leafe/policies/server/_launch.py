@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from leafe.core import PolicyError, UserError
+from leafe.core.processes import with_default_signals
 from leafe.policies.server import _guard
 
 RESTARTS = 5
@@ -151,7 +152,9 @@ class Launched:
                 return False, "was stopped"
             self._note(shlex.join(self.command))
             guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", _guard.__file__, *(str(self.log), str(self._stop_s), json.dumps(self._secrets), json.dumps(self.command))],
+                with_default_signals(
+                    [sys.executable, "-I", "-S", _guard.__file__, str(self.log), str(self._stop_s), json.dumps(self._secrets), json.dumps(self.command)]
+                ),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
                 env={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", **os.environ},
             )  # fmt: skip

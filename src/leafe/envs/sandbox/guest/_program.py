@@ -24,12 +24,15 @@ Report = Callable[[dict[str, Any]], None]
 _LONGEST_REPLY = 1 << 20
 """Characters of one returned value."""
 _MOST_ITEMS = 100_000
+_FILE = "/box/solution.py"
+"""There is no such file; programs ask for its folder."""
 
 
 def run_script(job: dict[str, Any], report: Report) -> None:
     """The program as `__main__`, ended as the interpreter ends: threads joined, exit functions called, streams flushed."""
     sources = {"<solution>": job["program"]}
     module = types.ModuleType("__main__")
+    module.__file__ = _FILE
     sys.modules["__main__"] = module
     threading.excepthook = lambda args: report({"event": "error", "detail": described(args.exc_value or SystemExit(), sources)})
     status, outputs = 0, [sys.stdout]
@@ -91,6 +94,7 @@ def _make_room(error: BaseException, space: dict[str, Any]) -> None:
 def serve_calls(job: dict[str, Any], report: Report, requests: io.FileIO) -> None:
     """Load the program, say how that went, then answer requests, one line each, until there are no more."""
     module = types.ModuleType("solution")
+    module.__file__ = _FILE
     sys.modules["solution"] = sys.modules["__main__"] = module
     space = module.__dict__
     sources = {"<given>": job["given"], "<solution>": job["program"], "<setup>": job["setup"]}

@@ -1,0 +1,70 @@
+"""Secrets: which environment variables hold one, and how it is cut out of a text.
+
+Standard library alone and no import of ours: the guard of a launched server runs this file by its
+path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+
+SHORTEST = 8
+"""Characters below which a value is a placeholder (`EMPTY`, `none`): cutting it out would mangle
+ordinary text and hide nothing."""
+MASK = "***"
+
+_SAYS_SECRET = re.compile(r"key|token(?!izer)|secret|passw|passphrase|credential", re.IGNORECASE)
+
+_ESCAPE = re.compile(r"\\[ux/\\]|%[0-9a-fA-F]{2}|&#|&[a-z]+;")
+
+
+def names_secret(variable: str) -> bool:
+    """Whether the name of an environment variable says that it holds a key, a token, a secret or a
+    password."""
+    return _SAYS_SECRET.search(variable) is not None
+
+
+def secret_values(
+    also: Iterable[str] = (), environment: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """The values of all environment variables whose name says secret, and of those named in `also`;
+    of several lines each line by itself."""
+    found = os.environ if environment is None else environment
+    chosen = {*also, *filter(names_secret, found)}
+    lines = {line.strip() for name in chosen for line in found.get(name, "").splitlines()}
+    return tuple(sorted((line for line in lines if len(line) >= SHORTEST), key=len, reverse=True))
+
+
+@lru_cache(maxsize=64)
+def hider(values: tuple[str, ...]) -> Callable[[str], str]:
+    """What replaces each of these values in a text by `***`: as they are, and written with the
+    escapes of JSON, of a URL or of HTML."""
+    values = tuple(value for value in values if len(value) >= SHORTEST)
+    if not values:
+        return lambda text: text
+    escaped = re.compile("|".join("".join(map(_any_spelling, value)) for value in values))
+    quoted = any('"' in value or "\\" in value for value in values)
+
+    def hide(text: str) -> str:
+        for value in values:
+            text = text.replace(value, MASK)
+        # that pattern is slow: it is tried only where one of its escapes is
+        return escaped.sub(MASK, text) if quoted or _ESCAPE.search(text) else text
+
+    return hide
+
+
+def _any_spelling(char: str) -> str:
+    """A pattern for the character and for its escapes; backslashes may be doubled any number of
+    times (JSON within JSON)."""
+    code = ord(char)
+    plain = re.escape(char) if char.isalnum() else rf"\\*{re.escape(char)}"
+    if code > 0x7F:
+        return f"(?:{plain})"
+    names = {'"': "quot", "&": "amp", "'": "apos", "<": "lt", ">": "gt"}
+    html = f"|{names[char]}" if char in names else ""
+    json = rf"\\+(?i:u00{code:02x}|x{code:02x})"
+    return rf"(?:{plain}|{json}|(?i:%{code:02x})|&(?:#0*{code}|#(?i:x0*{code:x}){html});)"
