@@ -68,7 +68,7 @@ def judgeable(
     if refused:
         names = [f"{name} ({why})" for name, why in list(refused.items())[:_NAMED]]
         more = [f"{len(refused) - _NAMED} more"] if len(refused) > _NAMED else []
-        words = f"{where}: {len(refused)} of {counted(len(refused) + len(kept), 'task')} cannot be judged here, since their own reference does not pass: "
+        words = f"{where}: {len(refused)} of {counted(len(refused) + len(kept), 'task')} cannot be judged here (the reference does not pass): "
         words += ", ".join(names + more) + "."
         if not kept:
             raise UserError(f"{words} Give another file.")

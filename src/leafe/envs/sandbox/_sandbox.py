@@ -215,9 +215,9 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
 
 def _line(answer: Mapping[str, Any]) -> bytes:
     """The program's answer as the judge is sent it. What it says of a failure is bounded here: escaped, a text is up to six times as long."""
-    if "ok" not in answer:
+    if "ok" not in answer and "callback" not in answer:
         outcome, detail = _word(answer)
-        answer = {"outcome": outcome, "error": short(str(answer.get("error", ""))), "detail": detail}
+        answer = {**answer, "outcome": outcome, "error": short(str(answer.get("error", ""))), "detail": detail}
     try:
         return json.dumps(answer).encode() + b"\n"
     except (RecursionError, ValueError):
