@@ -124,3 +124,32 @@ def test_doctor_plays_in_every_world_that_is_ready(tmp_path: Path) -> None:
     assert examined.stdout.count("kept") >= 5
     assert "Not ready here:" in examined.stdout
     assert "remote: The world 'remote' needs the option 'url'" in examined.stdout
+
+
+SILENT = """
+from leafe.core import Environment, StepResult, Task
+
+class Silent(Environment):
+    name, quick = "silent", True
+    def tasks(self, split, count=None, seed=0):
+        return [Task(f"{split}-{i}", "silent", split, "Say a.") for i in range(count or 5)]
+    def reset(self, task, seed):
+        return "Say a."
+    def step(self, action):
+        said = action in ("a", "b c")
+        return StepResult("Done." if said else "What?", done=said, success=action == "a", valid=said)
+"""
+
+
+def test_an_environment_without_valid_actions_is_checked_by_actions_of_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "silent.py").write_text(SILENT)
+    (tmp_path / "actions.txt").write_text("a\nb c\n\n")
+    refused = leafe("envs", "check", "silent:Silent", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--actions" in refused.stderr + refused.stdout
+    assert "valid_actions" in refused.stderr + refused.stdout
+    for given in (("--actions", "a", "--actions", "b c"), ("--actions", "@actions.txt")):
+        checked = leafe("envs", "check", "silent:Silent", "--tasks", "2", *given, cwd=tmp_path)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    absent = leafe("envs", "check", "silent:Silent", "--actions", "@absent.txt", cwd=tmp_path)
+    assert absent.returncode == 2

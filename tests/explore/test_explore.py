@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from leafe.core import Completion, ContextFull, Environment, Episode, ForeignFailure, JournalError, Kind, PolicyError, Request, Stop, Tree, Turn, UserError
+from leafe.evaluate import coverage_curve
 from leafe.explore import Exploration, ExploreConfig, Plan, WorldPool, cost_of, explore, make_strategy
 from leafe.prompts import Prompts, PromptSet, history_before
 from tests.explore.worlds import Doors, Forgetful, Raising, Slow, answer
@@ -298,6 +299,9 @@ def test_resume_goes_on_to_the_same_trees() -> None:
         policy = Script()
         resumed = run(known=kept, policy=policy)
         assert plain(resumed.trees) == plain(whole.trees)
+        for cost in ("policy_calls", "env_steps"):  # replays, of which a resumed run has more, are counted apart
+            curves = [coverage_curve(list(found.trees.values()), cost) for found in (resumed, whole)]  # type: ignore[arg-type]
+            assert curves[0] == curves[1]
         assert len(policy.seen) == whole.spent.policy_calls - sum(int(cost_of(e)["policy_calls"]) for e in sink.episodes[:cut])
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +53,17 @@ def test_the_registry_imports_no_torch_and_names_the_extra_where_torch_is_missin
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
     assert "'torch'" in done.stdout
     assert "leafe[hf]" in done.stdout
+
+
+def test_a_class_in_the_working_folder_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not an environment was imported from there first, and last, so that it shadows nothing."""
+    (tmp_path / "policy_of_mine.py").write_text("class Mine:\n    name = 'mine'\n    def __init__(self, warmth=1):\n        self.warmth = warmth\n")
+    (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", ".", str(tmp_path))])
+    made: Any = make_policy("policy_of_mine:Mine", warmth=3)
+    assert made.warmth == 3
+    assert sys.path[-1] == str(tmp_path)
+    with pytest.raises(UserError, match="has no Other"):
+        make_policy("policy_of_mine:Other")
+    sys.modules.pop("policy_of_mine")

@@ -42,7 +42,8 @@ class CoverageCurve:
 def coverage_curve(trees: Sequence[Tree], cost: Literal["policy_calls", "env_steps"] = "policy_calls") -> CoverageCurve:
     """Coverage against what was spent on each task, in the order in which its turns were made.
 
-    policy_calls: completions, reflections included. env_steps: world steps with replays charged.
+    policy_calls: completions, reflections included. env_steps: world steps, as the budget counts them. Replays are counted
+    apart: how many there were hangs on snapshots that were still held, and a run that was stopped has more of them.
     """
     firsts, ends = [], [0]
     for tree in trees:
@@ -59,8 +60,6 @@ def _first_success(tree: Tree, cost: str) -> tuple[int | None, int]:
     """(cost up to and with the winning turn of the first success or None, cost of the whole tree)."""
     spent, first = 0, None
     for episode in tree.episodes:
-        if cost == "env_steps":
-            spent += episode.replayed
         for turn in episode.turns:
             spent += 1 if cost == "policy_calls" else turn.env_steps
             if first is None and turn.success:

@@ -13,22 +13,25 @@ import contextlib
 import hmac
 import ipaddress
 import json
+import logging
 import queue
 import signal
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
 from secrets import token_hex
 from typing import Any, TypeVar
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from leafe.core import Environment, ForeignFailure, SnapshotGone, Task, UserError
 from leafe.core.answers import check_facts, observation_text, plain_task, step_result, versions_of
 from leafe.envs._registry import make_world
-from leafe.envs.remote._wire import MAX_BODY, PROTOCOL, STATUS, Malformed, Refused, decode, encode, error_body, task_from_json, text
+from leafe.envs.remote._wire import MAX_BODY, PROTOCOL, STATUS, Malformed, Refused, decode, encode, error_body, task_from_json, text, texts, whole
 from leafe.envs.worker import WorkerWorld
 
 T = TypeVar("T")
@@ -180,6 +183,7 @@ class WorldServer:
                 message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY
             ),
             access_log=None,
+            logger=_LOGGER,
             keepalive_timeout=self.idle,
         )
         self._runner = web.ServerRunner(listener, shutdown_timeout=0.2)  # by then every call that will be answered is
@@ -221,7 +225,8 @@ class WorldServer:
 
     def _admit_client(self, request: web.BaseRequest) -> None:
         if self._expected is not None:
-            if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), self._expected):
+            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+            if not hmac.compare_digest(given, self._expected):
                 raise _Denied("The token is missing or wrong.")
         elif not _is_loopback(request.host.rpartition(":")[0].strip("[]") or request.host):
             raise _Denied("Without a token this server answers to localhost alone.")  # a web page's name that was made to point here
@@ -234,7 +239,7 @@ class WorldServer:
             return 200, self._description
         if request.method != "POST" or path not in ("tasks", "reset", "step", "valid_actions", "snapshot", "restore", "release", "close"):
             raise Refused("absent", f"There is no call {request.method} /{path[:40]}.")
-        raw = await request.read()
+        raw = await _body(request)
         try:
             body = decode(raw)
         except (ValueError, RecursionError) as error:
@@ -242,8 +247,8 @@ class WorldServer:
         if path == "tasks":
             return 200, await self._list_tasks(body)
         if path == "release":
-            for name in body.get("snapshots", ()):
-                self._drop_snapshot(str(name))
+            for snapshot in texts(body, "snapshots"):
+                self._drop_snapshot(snapshot)
             return 200, b"{}"
         name = text(body, "session")
         if path == "close":
@@ -253,10 +258,9 @@ class WorldServer:
         return await self._in_session(request, path, name, body, raw)
 
     async def _list_tasks(self, body: Mapping[str, Any]) -> bytes:
-        facts, count, seed = self._facts, body.get("count"), body.get("seed", 0)
-        split = text(body, "split")
-        if not isinstance(seed, int) or not (count is None or isinstance(count, int)):
-            raise Malformed("count and seed are whole numbers")
+        facts = self._facts
+        split, seed = text(body, "split"), whole(body, "seed", 0)
+        count = None if body.get("count") is None else whole(body, "count", least=1)
         assert facts is not None
         async with _world_errors():
             answer = await self._facts_lane.run(lambda: encode({"tasks": [plain_task(task, facts.name).to_json() for task in facts.tasks(split, count, seed)]}))
@@ -265,9 +269,9 @@ class WorldServer:
         return answer
 
     async def _in_session(self, request: web.BaseRequest, what: str, name: str, body: Mapping[str, Any], raw: bytes) -> tuple[int, bytes]:
-        number = body.get("call")
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1 or not 0 < len(name) <= 200:
-            raise Malformed("a call has a number from 1, and its session a name of at most 200 characters")
+        number = whole(body, "call", least=1)
+        if not 0 < len(name) <= 200:
+            raise Malformed("a session has a name of at most 200 characters")
         session = self._sessions.get(name)
         if session is None:
             if number != 1 or what not in ("reset", "restore"):
@@ -282,7 +286,7 @@ class WorldServer:
             if number != session.calls + 1:
                 raise Refused("lost", f"Call {number} does not follow call {session.calls}: the session is used from two sides.")
             try:
-                answer = 200, encode(await self._play(session, what, body))
+                answer = 200, _encoded(await self._play(session, what, body))
             except Refused as refused:
                 if refused.kind not in ("gone", "absent"):
                     self._forget(session)
@@ -310,9 +314,7 @@ class WorldServer:
         """What a request asks of its world; Malformed or Refused before any world is touched."""
         match what:
             case "reset":
-                task, seed = task_from_json(body.get("task")), body.get("seed")
-                if not isinstance(seed, int):
-                    raise Malformed("the seed is no whole number")
+                task, seed = task_from_json(body.get("task")), whole(body, "seed")
                 return lambda world: _reset(world, task, seed)
             case "step":
                 action = text(body, "action")
@@ -401,6 +403,36 @@ class WorldServer:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+_CLIENTS_FAULT = (web.RequestPayloadError, ClientPayloadError, HttpProcessingError, ConnectionError, zlib.error)
+"""What is raised for a request that is no HTTP, is not packed as it says, or is cut off: answered with a 4xx, or by nothing where nobody is there."""
+
+
+def _ours(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], _CLIENTS_FAULT))
+
+
+_LOGGER = logging.getLogger("leafe.envs.serve")
+_LOGGER.addFilter(_ours)
+
+
+async def _body(request: web.BaseRequest) -> bytes:
+    """The whole body. Malformed where it was cut off, or is not packed as its headers say."""
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise
+    except (*_CLIENTS_FAULT, ValueError, LookupError) as error:
+        raise Malformed(f"its body cannot be read ({type(error).__name__}): it was cut off, or is not packed as its headers say") from error
+
+
+def _encoded(answer: Mapping[str, Any]) -> bytes:
+    """What a world answered; Refused where JSON cannot say it."""
+    try:
+        return encode(answer)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Refused("world", f"Its answer cannot be sent: {_line(error)}.") from error
 
 
 class _Denied(Exception):

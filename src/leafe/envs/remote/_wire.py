@@ -94,6 +94,24 @@ def text(answer: Mapping[str, Any], name: str, default: str | None = None) -> st
     return value
 
 
+def texts(answer: Mapping[str, Any], name: str) -> list[str]:
+    """A list of texts; empty where there is none."""
+    value = answer.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise Malformed(f"{name!r} is no list of texts")
+    return value
+
+
+def whole(answer: Mapping[str, Any], name: str, default: int | None = None, least: int = -(2**63)) -> int:
+    """A whole number of at most 64 bits."""
+    value = answer.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Malformed(f"{name!r} is {_kind(value)}, not a whole number")
+    if not least <= value < 2**64:
+        raise Malformed(f"{name!r} is not a whole number from {least} to {2**64 - 1}")
+    return value
+
+
 def flag(answer: Mapping[str, Any], name: str, default: bool | None = None) -> bool:
     value = answer.get(name, default)
     if not isinstance(value, bool):
