@@ -131,3 +131,13 @@ def test_a_sample_is_as_long_as_its_longer_answer() -> None:
     sample = Sample("counterfactual", "t", "t/0.0", (Message("user", "go"),), Message("assistant", "up"), rejected=Message("assistant", "up up up"))
     assert measure().length(sample) == measure().length(replace(sample, rejected=None)) + 2
     assert ABOUT["model"]
+
+
+@pytest.mark.parametrize("target", SAMPLES)
+def test_half_a_surrogate_pair_of_an_old_journal_is_written_as_a_character(target: Any, tmp_path: Path) -> None:
+    found = of(target)
+    first = found.data.samples[0]
+    odd = replace(first, messages=(*first.messages[:-1], Message("user", "a \udcff file")), note="\ud800")
+    done = export(replace(found, data=Dataset((odd,)), valid=None), target, tmp_path / "out", tokenizer=measure())
+    for name in done.files:
+        assert "a \ufffd file" in str(rows(done.folder, name))

@@ -69,7 +69,7 @@ def causal_model(path: str | Path, *, dtype: Any) -> Any:
     ):
         if names[kind]:
             raise UserError(
-                f"The weights in {path} do not fit its config.json: {some(names[kind])} {what}. "
+                f"{_weights(path)} does not fit its config.json: {some(names[kind])} {what}. "
                 "Copy all files of one checkpoint again."
             )
     return model
@@ -102,6 +102,12 @@ def with_adapter_merged(model: Any, adapter: str | Path) -> Any:
                     f"The adapter {adapter} does not fit its base model: {some(names)} {what}."
                 )
     return loaded.merge_and_unload()
+
+
+def _weights(path: str | Path) -> str:
+    """What holds the weights: the one file, else the folder or the model's id."""
+    files = list(Path(path).expanduser().glob("*.safetensors"))
+    return str(files[0]) if len(files) == 1 else f"The checkpoint {path}"
 
 
 def some(names: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ The messages are the prompts as an agent without experience would see them. Besi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,11 +38,11 @@ def _row(tree: Tree, episode: Episode, prompts: Prompts) -> dict[str, Any]:
         at = head + shots + 2 * nth + 1
         messages[at] |= _acted(tree, turn)
         messages[at + 1]["observation"] = turn.observation
-    task = tree.task
+    task, reward = tree.task, sum(t.reward for t in turns)
     return {
         "task": {"id": task.id, "instruction": task.instruction, "payload": dict(task.payload)},
         "messages": messages,
-        "reward": sum(t.reward for t in turns),
+        "reward": reward if math.isfinite(reward) else None,  # finite rewards of 1e308 have no finite sum
         "success": episode.success,
         "stop": episode.stop.value,
         "model": turns[-1].policy,

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from leafe.core import UserError
+from leafe.core import Message, UserError, clean_text
 from leafe.distill import PARTS, Dataset, Sample, export_dpo, export_trl
 from leafe.exports import _episodes, _rows
 from leafe.exports._card import card
@@ -97,7 +97,9 @@ def export(source: Source, target: Target, out: Path | str, *, tokenizer: Tokeni
 def _write(source: Source, done: Exported, tokenizer: Tokenizer | None, max_length: int | None) -> None:
     if done.target == "chat":
         assert source.prompts is not None, "whole episodes come from episodes_of"
-        done.files["episodes.jsonl"] = _lines(done.folder / "episodes.jsonl", _episodes.rows(source.trees, source.prompts, done.left_out))
+        done.files["episodes.jsonl"] = _lines(
+            done.folder / "episodes.jsonl", map(_cleaned, _episodes.rows(source.trees, source.prompts, done.left_out))
+        )
         if not done.files["episodes.jsonl"]:
             raise UserError("There is nothing to export: no episode of that exploration took an action.")
         return
@@ -105,7 +107,7 @@ def _write(source: Source, done: Exported, tokenizer: Tokenizer | None, max_leng
     pairs = done.target == "dpo"
     for reason, number in source.data.skipped.items():
         done.left_out[reason] = number
-    kept = {split: [s for s in samples if _kept(s, pairs, done)] for split, samples in splits.items()}
+    kept = {split: [_clean_sample(s) for s in samples if _kept(s, pairs, done)] for split, samples in splits.items()}
     if not kept["train"]:
         what = "pairs" if pairs else "rehearsal, counterfactual or reflection samples"
         raise UserError(f"There is nothing to export: the trees give no {what}.")
@@ -116,6 +118,26 @@ def _write(source: Source, done: Exported, tokenizer: Tokenizer | None, max_leng
 
 
 Kept = Mapping[str, Sequence[Sample]]
+
+
+def _clean_sample(sample: Sample) -> Sample:
+    """Journals of leafe 0.1.0 may hold halves of surrogate pairs, which no other program reads."""
+
+    def clean(message: Message) -> Message:
+        return message if message.content.isascii() else replace(message, content=clean_text(message.content))
+
+    rejected = None if sample.rejected is None else clean(sample.rejected)
+    names = {name: clean_text(getattr(sample, name)) for name in ("task_id", "turn_id", "note")}
+    return replace(sample, messages=tuple(map(clean, sample.messages)), answer=clean(sample.answer), rejected=rejected, **names)
+
+
+def _cleaned(value: Any) -> Any:
+    """The same of every text in plain values."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, dict):
+        return {clean_text(key): _cleaned(each) for key, each in value.items()}
+    return [_cleaned(each) for each in value] if isinstance(value, list) else value
 
 
 def _measured(kept: Kept, done: Exported, tokenizer: Tokenizer, most: int | None) -> dict[str, list[Sample]]:

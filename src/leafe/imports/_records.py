@@ -9,8 +9,10 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from leafe.core.answers import plain_json
 
 SHOWN = 5
 """Sentences of one kind that are kept; all are counted."""
@@ -147,7 +149,12 @@ def episode(where: str, messages: object, problems: Problems, *, before: int = 0
     if found.reward is None and found.success is None:
         raise Bad("no reward", "it has neither a reward nor success")
     _encodable(found)
-    return found
+    if found.payload is None:
+        return found
+    try:
+        return replace(found, payload=plain_json(found.payload, "payload"))
+    except ValueError as error:
+        raise Bad("a payload that is no JSON", f"of its task the {error}") from error
 
 
 def content_text(content: object, nth: int) -> str:
@@ -209,9 +216,13 @@ def number(value: object, what: str) -> float | None:
     """A finite number or None. Bad for anything else."""
     if value is None:
         return None
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise Bad("a reward that is no number", f"{what} is {str(value)[:40]!r}, and not a finite number")
-    return float(value)
+    try:
+        if isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+        shown = str(value)[:40]
+    except (OverflowError, ValueError):  # a whole number of hundreds of digits
+        shown = "a number of hundreds of digits"
+    raise Bad("a reward that is no number", f"{what} is {shown!r}, and not a finite number")
 
 
 def _acted(message: Mapping[str, Any], text: str, nth: int, one_tool: bool) -> LoggedTurn:
