@@ -294,6 +294,13 @@ def test_a_pair_needs_two_whole_answers(cut: str, reason: str) -> None:
     assert [only.answer.cut, only.rejected.cut] == [cut == "t0/1.1", cut == "t0/0.1"]
 
 
+def test_a_cut_answer_takes_no_whole_ones_place() -> None:
+    tree = _truncated(make_tree(Ep("go"), Ep("go"), Ep("go")), "t0/0.0")
+    kept = select(tree, rehearsal="successes", truncated_answers="without_eos")
+    assert [s.answer.cut for s in kept.samples] == [True, False]
+    assert kept.duplicates == {"rehearsal": 1}
+
+
 def test_a_cut_answer_stays_cut_in_the_file(tmp_path: Path) -> None:
     tree = _truncated(make_tree(tokens=lambda text: tuple(range(len(text.split()))) if "key" in text else None), "t0/0.0", "t0/1.1", "t0/2.2")
     data = select(tree, truncated_answers="without_eos", **ANYTHING)

@@ -141,7 +141,8 @@ class _Found:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal where two of a task say the same."""
-        return (self.part, self.prompt.number, self.answer.content, self.teacher and self.teacher.number, self.rejected and self.rejected.content)
+        rejected = self.rejected and (self.rejected.content, self.rejected.cut)
+        return (self.part, self.prompt.number, self.answer.content, self.answer.cut, self.teacher and self.teacher.number, rejected)
 
 
 class _Draws:
