@@ -127,8 +127,10 @@ def _clean_sample(sample: Sample) -> Sample:
         return message if message.content.isascii() else replace(message, content=clean_text(message.content))
 
     rejected = None if sample.rejected is None else clean(sample.rejected)
-    names = {name: clean_text(getattr(sample, name)) for name in ("task_id", "turn_id", "note")}
-    return replace(sample, messages=tuple(map(clean, sample.messages)), answer=clean(sample.answer), rejected=rejected, **names)
+    return replace(
+        sample, messages=tuple(map(clean, sample.messages)), answer=clean(sample.answer), rejected=rejected,
+        task_id=clean_text(sample.task_id), turn_id=clean_text(sample.turn_id), note=clean_text(sample.note),
+    )  # fmt: skip
 
 
 def _cleaned(value: Any) -> Any:
