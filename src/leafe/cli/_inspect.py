@@ -14,6 +14,7 @@ from rich.table import Table
 
 from leafe.core import UserError, WorldError
 from leafe.envs import describe, world_names
+from leafe.envs.sandbox import guarantees
 from leafe.testing import Report, check_environment, reports_table
 
 _PACKAGES = {
@@ -113,7 +114,7 @@ def _check_server(report: Report, options: Mapping[str, Any]) -> None:
 
 
 def examine(console: Console) -> bool:
-    """Print versions, and play a little in every world; False where a world that is installed fails its test."""
+    """Print versions and what the sandbox gives, and play a little in every world; False where a world that is installed fails its test."""
     packages = Table(title="Packages", title_justify="left")
     packages.add_column("package")
     packages.add_column("version")
@@ -123,4 +124,8 @@ def examine(console: Console) -> bool:
         except importlib.metadata.PackageNotFoundError:
             packages.add_row(name, escape(f"absent: pip install 'leafe[{extra}]'"))
     console.print(packages)
+    boxes = Table(title="Sandbox for model-written code (docs/sandbox.md)", title_justify="left", show_header=False)
+    for what, here in guarantees().items():
+        boxes.add_row(what, escape(here))
+    console.print(boxes)
     return check_worlds(console, None, {}, count=2, steps=10, elsewhere=False)
