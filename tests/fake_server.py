@@ -31,6 +31,7 @@ parser.add_argument("--child", action="store_true")
 parser.add_argument("--silent", action="store_true", help="never answers")
 parser.add_argument("--lora")
 parser.add_argument("--gates", action="store_true")
+parser.add_argument("--api-key", help="it is written to the output, with all other arguments")
 given = parser.parse_args()
 adapters: dict[str, str] = {}
 
@@ -101,6 +102,8 @@ def play(body: dict[str, Any]) -> str:
 
 def main() -> None:
     print(f"fake server {os.getpid()} for {given.checkpoint}; my key is {os.environ.get('FAKE_KEY')}", flush=True)
+    if given.api_key:
+        print(given, flush=True)
     if given.stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if given.child:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.core.secret import hider, names_secret, secret_values
+from leafe.core.secret import field_holds_secret, hider, inherited, names_secret, secret_values
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,65 @@ def test_a_text_without_it_is_untouched(text: str) -> None:
     value = "sk-Zq7/very+secret=0123456789"
     assert hider((value,))(text) == text
     assert hider(("short", ""))(text) == text
+
+
+def test_a_process_of_foreign_code_inherits_what_programs_need_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = {
+        "PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "/p", "TMPDIR": "/t", "LEAFE_DATA": "/d",
+        "LD_LIBRARY_PATH": "/l", "JAVA_HOME": "/j", "JAVA_TOOL_OPTIONS": "-x", "CUDA_VISIBLE_DEVICES": "0",
+        "OMP_NUM_THREADS": "1", "HF_HOME": "/hf", "XDG_CACHE_HOME": "/x", "DISPLAY": ":0", "VIRTUAL_ENV": "/v",
+    }  # fmt: skip
+    kept_back = {
+        "OPENAI_API_KEY": "sk", "HF_TOKEN": "hf", "HF_HUB_TOKEN": "x", "AWS_SECRET_ACCESS_KEY": "a", "AWS_PROFILE": "p",
+        "DATABASE_URL": "postgres://u:p@h", "SSH_AUTH_SOCK": "/s", "HTTP_PROXY": "http://u:p@h", "LEAFE_API_KEY": "l",
+        "JAVA_KEYSTORE_PASSWORD": "j", "WANDB_API_KEY": "w", "MY_OWN": "m",
+    }  # fmt: skip
+    for name, value in (needed | kept_back).items():
+        monkeypatch.setenv(name, value)
+    found = inherited()
+    assert needed.items() <= found.items()
+    assert not kept_back.keys() & found.keys()
+    assert inherited(["MY_OWN", "HF_TOKEN", "ABSENT"], MORE="1") == found | {
+        "MY_OWN": "m",
+        "HF_TOKEN": "hf",
+        "MORE": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api_key",
+        "apikey",
+        "api-key",
+        "openai_api_key",
+        "password",
+        "auth_token",
+        "token",
+        "secret",
+        "client_secret",
+        "Authorization",
+    ],
+)
+def test_a_setting_of_this_name_would_hold_a_secret(name: str) -> None:
+    assert field_holds_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api_key_env",
+        "token_env",
+        "env_vars",
+        "token_ids",
+        "max_tokens",
+        "max_completion_tokens",
+        "eos_token",
+        "key",
+        "model",
+    ],
+)
+def test_a_setting_of_this_name_does_not(name: str) -> None:
+    assert not field_holds_secret(name)

@@ -187,7 +187,7 @@ class BadNetwork:
 
     before (closed before the server hears of it), after (closed when the server has answered), half (half the answer), 500, 503, garbage, list, html,
     302, 404, drip (a byte of the body now and then), drip-head, declared (a length past all bounds), endless (chunks without end), hang, echo (401 with
-    the Authorization header), or a dict: the answer itself.
+    the Authorization header), a dict: the answer itself, or bytes: its body.
     """
 
     def __init__(self, url: str = "http://127.0.0.1:1", script: Sequence[Any] = ()) -> None:
@@ -240,6 +240,8 @@ class BadNetwork:
             match fault:
                 case "before" | "after":
                     client.close_connection = True
+                case bytes():
+                    self.send(client, 200, fault)
                 case "ok":
                     self.send(client, status, raw)
                 case "half":

@@ -491,6 +491,19 @@ def test_a_token_that_is_echoed_stays_hidden(monkeypatch: pytest.MonkeyPatch) ->
     with BadNetwork(script=["echo"]) as network, pytest.raises(UserError, match=r"not Bearer \*\*\*") as raised:
         Remote(network.url, token_env="DOOR")
     assert "s3same" not in str(raised.value)
+    for spelled in (
+        "s3same-open",
+        r"\u0073\u0033same-open",
+        "".join(f"\\u{ord(c):04x}" for c in "s3same-open"),
+    ):
+        with BadNetwork(
+            script=[FACTS, b'{"observation": "the key is %s"}' % spelled.encode()]
+        ) as network:
+            assert Remote(network.url, token_env="DOOR").reset(TASK, 0) == "the key is ***"
+    with BadNetwork(script=[FACTS, *[b"key s3same-o"] * 9]) as network:
+        with pytest.raises(WorldError) as cut:
+            Remote(network.url, token_env="DOOR").reset(TASK, 0)
+        assert "s3same" not in str(cut.value)
     with BadNetwork(script=[FACTS, {"observation": "Go."}, {"error": {"kind": "world", "message": "key s3same-open"}}]) as network:
         world = Remote(network.url, token_env="DOOR")
         world.reset(TASK, 0)

@@ -310,3 +310,49 @@ def test_many_restores_leave_no_processes_behind() -> None:
         assert len(set(pids)) == 20
         assert all(gone(pid) for pid in pids[:-1] if pid is not None)
         world.release(snapshot)
+
+
+SHOWS = "tests.envs.shows_environment:Shows"
+
+
+def test_its_process_inherits_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "MY_OWN", "MY_KEY"):
+        monkeypatch.setenv(name, f"hush-{name}-0123456789")
+    with make_world(SHOWS) as world:
+        (task,) = load_tasks(world, "train")
+        shown = world.reset(task, 0)
+        assert "hush" not in shown
+        assert f"PATH={os.environ['PATH']}" in shown
+        assert world.step("PYTHONPATH").observation == os.environ.get("PYTHONPATH", "unset")
+    with make_world(SHOWS, env_vars=["MY_OWN", "MY_KEY", "ABSENT"]) as world:
+        shown = world.reset(task, 0)
+        assert "MY_OWN=hush-MY_OWN-0123456789" in shown
+        assert "MY_KEY=hush" in shown
+        assert "HF_TOKEN" not in shown
+
+
+@pytest.mark.parametrize(
+    ("world", "names", "says"),
+    [
+        (SHOWS, "MY_OWN", "no list of names"),
+        (SHOWS, [3], "no list of names"),
+        (SHOWS, [""], "no list of names"),
+        ("tests.envs.shows_environment:Beside", ["MY_OWN"], "leafe's own process"),
+        ("gates", ["MY_OWN"], "leafe's own process"),
+    ],
+)
+def test_names_of_variables_that_do_not_fit(world: str, names: object, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        make_world(world, env_vars=names)
+
+
+def test_the_checks_of_a_world_pass_its_variables_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from leafe.testing import check_environment
+
+    monkeypatch.setenv("MY_OWN", "hush-hush-hush")
+    monkeypatch.setenv("HF_TOKEN", "hush-hush-hush")
+    options = {"env_vars": ["MY_OWN"]}
+    report = check_environment(
+        SHOWS, options=options, actions=["MY_OWN", "HF_TOKEN"], count=1, steps=2
+    )
+    assert not [p for p in report.problems if "other processes" in str(p)], report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -93,6 +95,35 @@ def test_it_starts_answers_and_ends_with_all_that_it_started(tmp_path: Path, mon
         again.bind(("127.0.0.1", server.port))
     with pytest.raises(UserError, match="was stopped"):
         asyncio.run(server.ready())
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "OTHER_SECRET", "DB_PASSWORD", "SOME_KEY"])
+def test_the_log_hides_the_value_of_every_variable_that_says_secret(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = "hush/hush+0123456789"
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FAKE_KEY", "short")
+    spelled = [
+        value,
+        json.dumps(value).replace("/", "\\/"),
+        "".join(f"\\u{ord(c):04x}" for c in value),
+        quote(value, safe=""),
+    ]
+    more = command(
+        "--dies", shlex.quote(" ".join(spelled)), "--api-key", "sk-on-the-line-0123456789"
+    )
+    server = Launched(more, "w", tmp_path / "log")
+    with pytest.raises(UserError) as raised:
+        ready(server)
+    server.stop()
+    text = server.log.read_text() + str(raised.value)
+    # the note of the command is the user's own words; the server's are in the lines after it
+    said = "".join(line for line in text.splitlines() if not line.startswith("# leafe, "))
+    assert "hush" not in said
+    assert "0075\\u" not in said
+    assert said.count("***") >= 4
+    assert "sk-on-the-line" not in text
 
 
 def test_a_server_that_will_not_end_is_killed(tmp_path: Path) -> None:

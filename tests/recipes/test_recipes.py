@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from leafe.baselines.grpo import GrpoConfig
+from leafe.cli import app
 from leafe.core import UserError
 from leafe.distill import DistillConfig
 from leafe.pipeline import legs, plan
@@ -109,3 +111,32 @@ def test_files(tmp_path: Path) -> None:
     bare.write_text('name = "x"\n[world]\nname = "gates"\n')
     with pytest.raises(UserError, match="lacks 'policy'"):
         load_recipe(str(bare))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "policy.options.api_key=sk-hush-0123456789",
+        "policy.options.extra={headers={Authorization='Bearer sk-hush-0123456789'}}",
+        "policy.options.token=sk-hush-0123456789",
+        "world.options.password=sk-hush-0123456789",
+        "world.options.kwargs=[{api_key='sk-hush-0123456789'}]",
+        "controls.random.options={client_secret='sk-hush-0123456789'}",
+    ],
+)
+def test_a_key_in_a_recipe_is_refused_before_anything_is_written(
+    override: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="holds a secret in") as raised:
+        load_recipe("demo", [override])
+    assert "hush" not in str(raised.value)
+    runner = CliRunner()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        done = runner.invoke(app, ["run", "demo", override, "--name", "r", "--runs", str(tmp_path)])
+    assert isinstance(done.exception, UserError)
+    assert not list(tmp_path.rglob("config.toml"))
+
+
+def test_names_of_variables_are_no_secrets() -> None:
+    load_recipe("demo", ["policy.options.api_key_env=MY_KEY", "world.options.token_env=DOOR"])

@@ -1,4 +1,5 @@
-"""Secrets: which environment variables hold one, and how it is cut out of a text.
+"""Secrets: which environment variables hold one, how it is cut out of a text, and what a process of
+foreign code inherits.
 
 Standard library alone and no import of ours: the guard of a launched server runs this file by its
 path.
@@ -19,6 +20,50 @@ MASK = "***"
 _SAYS_SECRET = re.compile(r"key|token(?!izer)|secret|passw|passphrase|credential", re.IGNORECASE)
 
 _ESCAPE = re.compile(r"\\[ux/\\]|%[0-9a-fA-F]{2}|&#|&[a-z]+;")
+
+
+_FIELD = re.compile(
+    r"(^|[_-])(api[_-]?key|(access|auth|secret|private)[_-]?key|(access|auth|api|bearer|hf)[_-]?token"
+    r"|secret|password|passwd|passphrase|credentials?|authorization)$|^token$",
+    re.IGNORECASE,
+)
+
+INHERITED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|PWD|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|TEMP|TMP|NO_COLOR|COLUMNS|CI"
+    r"|HOSTNAME|DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|XDG_\w+|VIRTUAL_ENV|CONDA_\w+|PYTHON\w*|NLTK_DATA"
+    r"|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_\w+|LIBRARY_PATH|CLASSPATH|_?JAVA\w*|JDK_\w+|JRE_\w+"
+    r"|(OMP|KMP|GOMP|OPENBLAS|MKL|BLIS|NUMEXPR|NUMBA|VECLIB|MALLOC)_\w+|MALLOC\w*_"
+    r"|(CUDA|NVIDIA|NCCL|CUBLAS|CUDNN|HIP|HSA|ROCM|ROCR|XLA|JAX|TF|TORCH|PYTORCH|TRITON|ONEAPI)_\w+"
+    r"|(SDL|PYGAME|PYGLET|MUJOCO|PYOPENGL|EGL|LIBGL|MESA|GALLIUM|VK|QT|MPL|GYM|GYMNASIUM)\w*"
+    r"|HF_(HOME|HUB_\w+|DATASETS_\w+)|TRANSFORMERS_\w+|TOKENIZERS_PARALLELISM|SSL_CERT_(FILE|DIR)"
+    r"|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|LEAFE_\w+|ALFWORLD_DATA|TEXTWORLD\w*|PROCGEN\w*|MINIGRID\w*"
+)
+"""Names that a process of foreign code inherits: where programs, libraries, data and devices
+are."""
+
+
+def inherited(also: Iterable[str] = (), **added: str) -> dict[str, str]:
+    """The variables of a process that runs foreign code: an environment, a simulator, a planner.
+
+    Args:
+        also: Further variables that it is to have, whatever their names say.
+        **added: Variables that it is given, with their values.
+
+    Returns:
+        The variables whose name is known to be needed and does not say that they hold a secret.
+    """
+    also = set(also)
+    chosen = {
+        name: value
+        for name, value in os.environ.items()
+        if name in also or (INHERITED.fullmatch(name) and not names_secret(name))
+    }
+    return chosen | added
+
+
+def field_holds_secret(name: str) -> bool:
+    """Whether a setting of this name would hold a secret itself, and not the name of a variable."""
+    return _FIELD.search(name) is not None
 
 
 def names_secret(variable: str) -> bool:

@@ -77,10 +77,14 @@ def world_names() -> list[str]:
 def make_world(name: str, **options: Any) -> Environment:
     """One instance of the world `name` with its options; one whose class says `process` plays in a process of its own.
 
+    That process inherits the environment variables that programs need to run, and none that may
+    hold a key; every such world has the option `env_vars`, a list of the names of further ones.
+
     UserError for an unknown world, an unknown option, a missing package; the world's own UserError for a value that it refuses.
     """
     cls, target = _load(name)
     known = _options(cls)
+    inherit = _env_vars(name, cls, options) if "env_vars" not in (known or ()) else []
     if known is not None:
         for option in options:
             if option not in known:
@@ -90,8 +94,26 @@ def make_world(name: str, **options: Any) -> Environment:
         if lacking:
             raise UserError(f"The world {name!r} needs the option {lacking[0]!r}: set it.")
     if cls.process:
-        return WorkerWorld(target, options, forkable=cls.forkable)
+        return WorkerWorld(target, options, forkable=cls.forkable, env_vars=inherit)
     return cls(**options)
+
+
+def _env_vars(name: str, cls: type[Environment], options: dict[str, Any]) -> list[str]:
+    """Take the option `env_vars` out of a process world's options; UserError where it is none."""
+    if "env_vars" not in options:
+        return []
+    found = options.pop("env_vars")
+    if not cls.process:
+        raise UserError(
+            f"The world {name!r} plays in leafe's own process, which has every environment "
+            f"variable: "
+            "take the option env_vars out."
+        )
+    if not isinstance(found, list | tuple) or not all(isinstance(v, str) and v for v in found):
+        raise UserError(
+            f"The option env_vars of the world {name!r} is no list of names: write ['MY_VARIABLE']."
+        )
+    return list(found)
 
 
 def describe(name: str) -> WorldInfo:

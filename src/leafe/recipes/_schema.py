@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from leafe.baselines.grpo import COUNTED
 from leafe.baselines.test_time import Method as TryMethod
 from leafe.core import UserError
+from leafe.core.secret import field_holds_secret
 from leafe.core.textfile import parsed_toml, read_text
 from leafe.explore import STRATEGIES, ExploreConfig
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, ValidationRecipe, check_arms, short_rounds
@@ -178,6 +179,12 @@ class Recipe(_Strict):
     """Where tasks are explored and evaluated: in this process, or by actors on a Ray cluster."""
     ray: RayRecipe = RayRecipe()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_secrets(cls, data: Any) -> Any:
+        _refuse_secrets(data, ())
+        return data
+
     @field_validator("rounds", mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
@@ -322,6 +329,24 @@ def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] == "value_error" else f" (got {json.dumps(first['input'], default=str)[:80]})"
         raise UserError(f"{what}: {where + ': ' if where else ''}{message}{got}.") from error
+
+
+def _refuse_secrets(value: Any, path: tuple[str, ...]) -> None:
+    """UserError where a setting holds a key: a recipe is written into every run folder."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if field_holds_secret(str(name)) and isinstance(inner, str) and inner:
+                where = ".".join((*path, str(name)))
+                raise UserError(
+                    f"The recipe holds a secret in {where!r}, which would be kept with the run: "
+                    f"put it "
+                    "into an environment variable and give the variable's name (api_key_env, "
+                    "token_env, env_vars)."
+                )
+            _refuse_secrets(inner, (*path, str(name)))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_secrets(inner, path)
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 from leafe.core import StepResult, Task
 from leafe.core.answers import observation_text, step_result
 from leafe.core.processes import with_default_signals
+from leafe.core.secret import inherited
 
 SECONDS = 3600.0
 """For all episodes of one such process."""
@@ -60,7 +61,7 @@ def play_elsewhere(spec: Spec, episodes: Sequence[tuple[Task, int, Sequence[str]
         done = subprocess.run(
             with_default_signals([sys.executable, "-m", "leafe.testing._elsewhere"]), input=json.dumps(job), capture_output=True, text=True, check=False,
             timeout=SECONDS,
-            env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
+            env=inherited(spec.options.get("env_vars") or (), PYTHONHASHSEED=str(hash_seed)),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"gave no answer within {SECONDS:g} s"

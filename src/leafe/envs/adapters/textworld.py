@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 from leafe.core import Environment, StepResult, Task, UserError, WorldError, derive_seed
 from leafe.core.processes import with_default_signals
+from leafe.core.secret import inherited
 
 CHALLENGES: Mapping[str, tuple[str, str]] = {
     "coin": ("tw-coin_collector", "Find the coin and take it."),
@@ -204,7 +205,12 @@ class TextWorld(Environment):
             command = [program, *self.arguments, "--seed", str(seed), "--output", str(made), "--silent"]
             try:  # what it draws follows Python's hashes
                 done = subprocess.run(
-                    with_default_signals(command), capture_output=True, text=True, timeout=MAKE_SECONDS, check=False, env=os.environ | {"PYTHONHASHSEED": "0"}
+                    with_default_signals(command),
+                    capture_output=True,
+                    text=True,
+                    timeout=MAKE_SECONDS,
+                    check=False,
+                    env=inherited(PYTHONHASHSEED="0"),
                 )
             except subprocess.TimeoutExpired as error:
                 raise WorldError(f"tw-make did not make the game {self.made!r} within {MAKE_SECONDS:g} s.") from error

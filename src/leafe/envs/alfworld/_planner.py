@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from leafe.core.processes import with_default_signals
+from leafe.core.secret import inherited
 from leafe.envs.alfworld._engine import Engine
 
 
@@ -35,7 +36,12 @@ class Planner:
         process = self._process
         if process is None or process.poll() is not None:
             # the order of the planner's operators, and with it the plan, follows Python's hashes
-            environment = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+            environment = inherited() | {
+                "PYTHONHASHSEED": "0",
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            }
             process = self._process = subprocess.Popen(
                 with_default_signals(self.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
             )

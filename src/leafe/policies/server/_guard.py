@@ -2,10 +2,12 @@
 
 Run as a file of its own (standard library alone, starts in milliseconds):
 
-    python -I -S _guard.py LOG GRACE SECRETS COMMAND
+    python -I -S _guard.py LOG GRACE SECRETS COMMAND HIDING
 
 LOG: the file that the server's output is appended to, without the secrets. GRACE: seconds between SIGTERM and SIGKILL. SECRETS: JSON list
-of environment variables whose values are cut out. COMMAND: JSON list. The guard says {"pid": N} when the server is started, {"error": "..."} where
+of environment variables whose values are cut out beside those whose name says key, token, secret or
+password. HIDING: the path of `core.secret`. COMMAND: JSON list. The guard says {"pid": N} when the
+server is started, {"error": "..."} where
 it cannot be, and {"exit": N} when it has ended (minus the signal's number for a death by signal). It ends the server, with all of its process
 group, when its own standard input ends.
 """
@@ -17,11 +19,13 @@ import ctypes
 import json
 import os
 import re
+import runpy
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import BinaryIO
 
 _LONGEST = 1 << 16
@@ -31,9 +35,9 @@ _LINE = re.compile(rb"[\r\n]")
 class Log:
     """Appends whole lines to the log, so that a secret is never cut in two and missed."""
 
-    def __init__(self, path: str, secrets: list[str]) -> None:
+    def __init__(self, path: str, hide: Callable[[str], str]) -> None:
         self._file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115
-        self._secrets = [value.encode() for name in secrets if (value := os.environ.get(name, "").strip())]
+        self._hide = hide
         self._rest = b""
 
     def write(self, data: bytes) -> None:
@@ -44,8 +48,9 @@ class Log:
         self._rest = data[cut:]
 
     def _out(self, data: bytes) -> None:
-        for secret in self._secrets:
-            data = data.replace(secret, b"***")
+        if data:
+            shown = self._hide(data.decode("utf-8", "surrogateescape"))
+            data = shown.encode("utf-8", "surrogateescape")
         with contextlib.suppress(OSError):  # a full disk must not take the server with it
             self._file.write(data)
 
@@ -117,8 +122,10 @@ def pump(output: int, log: Log) -> bool:
 def main() -> None:
     for what in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(what, signal.SIG_IGN)  # they are for leafe, whose end is the end of standard input here
-    path, grace_s, secrets, command = sys.argv[1:5]
-    guard(Log(path, json.loads(secrets)), float(grace_s), json.loads(command))
+    path, grace_s, secrets, command, hiding = sys.argv[1:6]
+    ours = runpy.run_path(hiding)  # by its path: no package of ours is imported here
+    log = Log(path, ours["hider"](ours["secret_values"](json.loads(secrets))))
+    guard(log, float(grace_s), json.loads(command))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from leafe.core import PolicyError, UserError
+from leafe.core import PolicyError, UserError, secret
 from leafe.core.processes import with_default_signals
 from leafe.policies.server import _guard
 
@@ -56,7 +56,7 @@ class Launched:
 
     `log`: its output is appended there. `start_s`: how long it may take until it answers. `stop_s`: how long it may take to end on SIGTERM; then
     SIGKILL follows. `hung_s`: it has died when its health has not answered for so long. `secrets`: environment variables whose values are kept out of
-    the log.
+    the log, beside those whose name says key, token, secret or password.
     """
 
     def __init__(
@@ -150,13 +150,15 @@ class Launched:
         with self._lock:
             if self._stop.is_set():
                 return False, "was stopped"
-            self._note(shlex.join(self.command))
+            given, shown = _keys_in(self.command)
+            self._note(shlex.join(shown))
             guard = subprocess.Popen(
                 with_default_signals(
-                    [sys.executable, "-I", "-S", _guard.__file__, str(self.log), str(self._stop_s), json.dumps(self._secrets), json.dumps(self.command)]
+                    [sys.executable, "-I", "-S", _guard.__file__, str(self.log), str(self._stop_s), json.dumps(self._secrets), json.dumps(self.command),
+                     secret.__file__]
                 ),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-                env={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", **os.environ},
+                env={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", **os.environ, **given},
             )  # fmt: skip
             self._guard = guard
         assert guard.stdin is not None
@@ -242,6 +244,21 @@ class Launched:
             return ""
         own = [line.strip() for line in lines if line.strip()]
         return f"; the end of {self.log}: {own[-1][-_TAIL:]!r}" if own and not own[-1].startswith("# leafe, ") else ""
+
+
+def _keys_in(command: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The keys that a command gives its server, for the guard to hide, and the command without
+    them."""
+    given: dict[str, str] = {}
+    shown = list(command)
+    for i, word in enumerate(command):
+        flag, sign, value = word.partition("=")
+        if flag.startswith("-") and secret.field_holds_secret(flag.lstrip("-")):
+            if not sign and i + 1 < len(command):
+                given[f"LEAFE_HIDDEN_KEY_{i}"], shown[i + 1] = command[i + 1], secret.MASK
+            elif sign:
+                given[f"LEAFE_HIDDEN_KEY_{i}"], shown[i] = value, f"{flag}={secret.MASK}"
+    return given, shown
 
 
 _running: list[Launched] = []
