@@ -81,26 +81,31 @@ def _worlds(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
                     yield str(error)
             pool = pools[key]
             if pool is not None:
-                yield from _tasks(recipe, leg, pool)
+                yield from _tasks(recipe, leg, pool, [s for s in due if s.leg == leg])
     finally:
         for pool in pools.values():
             if pool is not None:
                 pool.close()
 
 
-def _tasks(recipe: Recipe, leg: Leg, pool: WorldPool) -> Iterator[str]:
-    """Splits that the environment does not have or cannot read, and tasks that are in two that must
-    be apart."""
+def _tasks(
+    recipe: Recipe, leg: Leg, pool: WorldPool, due: Sequence[Stage]
+) -> Iterator[str]:
+    """Splits of the stages that are due which the environment does not have or cannot read, and
+    tasks that are in two splits that must be apart, whichever stage of the recipe uses them."""
     sets: dict[str, tuple[str, list[str]]] = {}
-    for key, (setting, split, count) in _asked(recipe, leg).items():
+    needed = _asked(recipe, leg, due)
+    asked = _asked(recipe, leg, [stage for stage in plan(recipe) if stage.leg == leg])
+    for key, (setting, split, count) in (asked | needed).items():
         there: tuple[str, ...] = getattr(
             pool.facts, "splits", ()
         )  # none: the environment does not say
         if there and split not in there:
-            yield (
-                f"{setting} = {split!r}: the world {pool.facts.name!r} has no such split; "
-                f"its splits are {', '.join(there)}."
-            )
+            if key in needed:
+                yield (
+                    f"{setting} = {split!r}: the world {pool.facts.name!r} has no such split; "
+                    f"its splits are {', '.join(there)}."
+                )
             continue
         try:
             sets[key] = (
@@ -108,7 +113,8 @@ def _tasks(recipe: Recipe, leg: Leg, pool: WorldPool) -> Iterator[str]:
                 [task.id for task in load_tasks(pool.facts, split, count, leg.seed)],
             )
         except UserError as error:
-            yield str(error)
+            if key in needed:
+                yield str(error)
     for (key, (setting, ids)), (other, (its_setting, its_ids)) in itertools.combinations(
         sets.items(), 2
     ):
@@ -124,11 +130,12 @@ def _tasks(recipe: Recipe, leg: Leg, pool: WorldPool) -> Iterator[str]:
             )
 
 
-def _asked(recipe: Recipe, leg: Leg) -> dict[str, tuple[str, str, int | None]]:
-    """(setting, split, count) of each set of tasks that the leg's stages use. What rows are probed
+def _asked(
+    recipe: Recipe, leg: Leg, stages: Sequence[Stage]
+) -> dict[str, tuple[str, str, int | None]]:
+    """(setting, split, count) of each set of tasks that these stages of the leg use. What rows are probed
     on is asked of them and chooses nothing, so that it may be what they are tested on; it may not
     be what they were trained on."""
-    stages = [stage for stage in plan(recipe) if stage.leg == leg]
     asked: dict[str, tuple[str, str, int | None]] = {}
     if any(_trains(stage) for stage in stages):
         asked["train"] = (
