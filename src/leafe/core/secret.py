@@ -23,20 +23,23 @@ _ESCAPE = re.compile(r"\\[ux/\\]|%[0-9a-fA-F]{2}|&#|&[a-z]+;")
 
 
 _FIELD = re.compile(
-    r"(^|[_-])(api[_-]?key|(access|auth|secret|private)[_-]?key|(access|auth|api|bearer|hf)[_-]?token"
+    r"(^|[_-])(api[_-]?key|(access|auth|secret|private)[_-]?key"
+    r"|(access|auth|api|bearer|hf)[_-]?token"
     r"|secret|password|passwd|passphrase|credentials?|authorization)$|^token$",
     re.IGNORECASE,
 )
 
 INHERITED = re.compile(
-    r"PATH|HOME|USER|LOGNAME|SHELL|PWD|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|TEMP|TMP|NO_COLOR|COLUMNS|CI"
-    r"|HOSTNAME|DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|XDG_\w+|VIRTUAL_ENV|CONDA_\w+|PYTHON\w*|NLTK_DATA"
+    r"PATH|HOME|USER|LOGNAME|SHELL|PWD|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|TEMP|TMP|NO_COLOR"
+    r"|COLUMNS|CI|HOSTNAME|DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|XDG_\w+|VIRTUAL_ENV|CONDA_\w+"
+    r"|PYTHON\w*|NLTK_DATA"
     r"|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_\w+|LIBRARY_PATH|CLASSPATH|_?JAVA\w*|JDK_\w+|JRE_\w+"
     r"|(OMP|KMP|GOMP|OPENBLAS|MKL|BLIS|NUMEXPR|NUMBA|VECLIB|MALLOC)_\w+|MALLOC\w*_"
     r"|(CUDA|NVIDIA|NCCL|CUBLAS|CUDNN|HIP|HSA|ROCM|ROCR|XLA|JAX|TF|TORCH|PYTORCH|TRITON|ONEAPI)_\w+"
     r"|(SDL|PYGAME|PYGLET|MUJOCO|PYOPENGL|EGL|LIBGL|MESA|GALLIUM|VK|QT|MPL|GYM|GYMNASIUM)\w*"
     r"|HF_(HOME|HUB_\w+|DATASETS_\w+)|TRANSFORMERS_\w+|TOKENIZERS_PARALLELISM|SSL_CERT_(FILE|DIR)"
-    r"|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|LEAFE_\w+|ALFWORLD_DATA|TEXTWORLD\w*|PROCGEN\w*|MINIGRID\w*"
+    r"|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|LEAFE_\w+|ALFWORLD_DATA|TEXTWORLD\w*|PROCGEN\w*"
+    r"|MINIGRID\w*"
 )
 """Names that a process of foreign code inherits: where programs, libraries, data and devices
 are."""
