@@ -54,7 +54,7 @@ def said(recipe: Recipe) -> list[str]:
     out: list[str] = []
     for leg in legs(recipe):
         pool = make_pool(recipe, leg, 1)
-        out += ready._tasks(recipe, leg, pool)
+        out += ready._tasks(recipe, leg, pool, [s for s in plan(recipe) if s.leg == leg])
         pool.close()
     return out
 
