@@ -329,7 +329,7 @@ class _Stage:
         if self.witness is None:
             return False
         task, first = self.witness
-        request = Request(self.prompts.act(History(task, first)), max_tokens=1, seed=0, cache_key=task.id)
+        request = Request(self.prompts.act(History(task, first)), max_tokens=16, seed=0, cache_key=task.id)  # some servers refuse less
         try:
             async with self.pool.borrow() as world:
                 await world.reset(task, derive_seed(self.config.seed, task.id, "world"))
