@@ -141,7 +141,8 @@ class InSystem(Prompts):
         return self._moved(history, "")
 
     def reflect(self, history: History, _: object = None) -> tuple[Message, ...]:
-        return self._moved(history, fill(self.set.reflect, {"last": history.step - 1, "step": history.step}))
+        tried = "".join(fill(self.set.tried, {"step": step, "experience": note}) for step, note in history.tried)
+        return self._moved(history, tried + fill(self.set.reflect, {"last": history.step - 1, "step": history.step}))
 
     def _moved(self, history: History, asked: str) -> tuple[Message, ...]:
         said = "".join(self._note(history, step) for step in sorted(history.notes)) + asked

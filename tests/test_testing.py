@@ -163,7 +163,7 @@ class OneUse(Count):
         (Pays, "was given the reward 0.5"),
         (Forgets, "after the invalid action"),
         (Raises, "step('') raised IndexError: nothing there"),
-        (Mute, "gave None, not a StepResult"),
+        (Mute, "step returned None, not a StepResult"),
         (Counts, "reset gave 5, not a text"),
         (OneUse, "restored a second time"),
         (Rolls, "the global random source (random or numpy) was used"),
@@ -232,7 +232,7 @@ def test_a_broken_world_is_named_in_the_table() -> None:
 
 
 def test_a_world_without_a_list_of_actions_needs_one() -> None:
-    with pytest.raises(UserError, match="lists no valid actions"):
+    with pytest.raises(UserError, match="does not say which actions can be taken"):
         check_environment(Count(), TASKS)
 
 

@@ -42,7 +42,7 @@ def test_help_lists_every_command() -> None:
         (("run", "demo", "world.name=mars", "jobs=1"), "There is no world 'mars'"),
         (("run", "demo", "world.options.setting=huge", "jobs=1"), "no setting 'huge'"),
         (("run", "demo", "world.options.size=3", "jobs=1"), "no option 'size'"),
-        (("run", "demo", "tasks.train_split=dev", "jobs=1"), "no split 'dev'"),
+        (("run", "demo", "tasks.train_split=dev", "jobs=1"), "has no such split; its splits are train, valid, test"),
         (("run", "demo", "policy.kind=oracle", "jobs=1"), "oracle"),
         (("run", "demo", "policy.options.colour=red", "jobs=1"), "colour"),
         (("run", "demo", "prompts=absent", "jobs=1"), "no prompt set 'absent'"),

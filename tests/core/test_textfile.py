@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from leafe.core import UserError
 from leafe.core.textfile import decoded, parsed_toml, read_text
-from leafe.envs.code._files import read_lines
+from leafe.envs.code._files import read_json
 from leafe.envs.sokoban._files import read_levels
 from leafe.imports import Problems, read
 from leafe.prompts import load_prompt_set
@@ -23,7 +23,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "recipe": ('extends = "demo"\nname = "x"\nabout = "é"\n', lambda path: load_recipe(str(path))),
     "prompt set": ('extends = "é"\n', lambda path: load_prompt_set(str(path))),
     "levels": ("; 0\n####\n#@ #\n####\n", lambda path: list(read_levels(path))),
-    "problems": ('{"a": "é"}\n', lambda path: list(read_lines(path, "MBPP"))),
+    "problems": ('{"a": "é"}\n', lambda path: list(read_json(path, "MBPP"))),
     "chat": ('{"task": "é", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "reward": 1}\n',
              lambda path: list(read(path, "chat", Problems()))),
     "inspect": ('{"eval": {"model": "é"}}', lambda path: list(read(path, "inspect", Problems()))),

@@ -259,8 +259,8 @@ def test_a_full_server_says_so_and_has_room_again_when_a_client_has_left(monkeyp
     [
         ("raise it", "It raised ValueError: so it is it"),
         ("exit now", "RuntimeError: SystemExit: 3"),
-        ("none", "step returned NoneType"),
-        ("number", "observation is int"),
+        ("none", "step returned None, not a StepResult"),
+        ("number", "observation is 7, not a string"),
         ("nan", "reward is nan"),
         ("add x", "It raised ValueError"),
     ],

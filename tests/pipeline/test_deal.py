@@ -408,7 +408,7 @@ def test_run_limits_cannot_be_shared() -> None:
 
 def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"needs the package ray: run pip install 'leafe\[ray\]'"):
+    with pytest.raises(UserError, match=r"The package ray is not installed: pip install 'leafe\[ray\]'"):
         run_recipe(fickle("engine=ray"), tmp_path / "run", only="explore")
 
 

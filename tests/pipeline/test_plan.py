@@ -167,7 +167,6 @@ def test_a_sweep_is_every_combination() -> None:
         ("arms.leafe+.sweep={beta=[-1]}", "arms.leafe+.sweep.beta: Input should be greater than or equal to 0"),
         ("arms.leafe+.sweep={beta=1}", "arms.leafe+.sweep.beta: Input should be a valid list"),
         ("arms.leafe+.sweep={temperature=['hot']}", "temperatures are numbers"),
-        ("arms.leafe+.sweep={epochs=[1, 2]}", "arms.leafe+.sweep: give steps or epochs, not both"),
         ("arms.leafe+.sweep={seed=[1, 2]}", "arms.leafe+.sweep.seed: a training takes the run's seed"),
         ("arms.leafe+.distill.seed=1", "arms.leafe+.distill.seed: a training takes the run's seed"),
         ("arms.leafe+.distill.bta=1", "arms.leafe+.distill.bta"),

