@@ -79,7 +79,8 @@ def both_stages(
         assert first.stop in (Stop.failure, Stop.horizon, Stop.invalid_limit), f"{tree.task.id}: {first.stop} {first.error}"
         assert rescued.success, f"{tree.task.id}: {rescued.stop} {rescued.error} {[t.observation for t in rescued.acts][-1:]}"
         assert rescued.depth == 1
-        assert [t.action.strip() for t in rescued.acts] == [a.strip() for a in solutions[tree.task.id]][: len(rescued.acts)]
+        played = [a.strip().replace("\r\n", "\n") for a in solutions[tree.task.id]]  # as a program is read
+        assert [t.action.strip() for t in rescued.acts] == played[: len(rescued.acts)]
     trained = preset("paper", epochs=None, steps=1, rehearsal_batch=1, counterfactual_batch=1, rehearsal_fraction=1.0, learning_rate=1e-3)
     data = build(trees, prompts, trained, 0)
     assert len(data.part("counterfactual")) == len(chosen)

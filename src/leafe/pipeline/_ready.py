@@ -233,7 +233,8 @@ def _policies(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
             )
     trains = any(stage.kind == "distill" for stage in due)
     acts = any(stage.policy == "base" and stage.kind not in ("distill", "choose") for stage in due)
-    if trains or (acts and (policy.kind == "hf" or policy.launch is not None)):
+    one_file = policy.launch is not None and Path(policy.model).expanduser().is_file()  # GGUF
+    if trains or (acts and not one_file and (policy.kind == "hf" or policy.launch is not None)):
         yield from _weights(policy.model)
     if acts and policy.kind not in ("hf", "http"):
         try:
