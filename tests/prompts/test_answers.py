@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.prompts import Prompts, PromptSet, UnusableReflection
+from leafe.prompts import Prompts, PromptSet, UnusableReflection, load_prompt_set
 from leafe.prompts._answers import split_drafts
 
 REACT = Prompts(PromptSet(name="react"))
@@ -542,3 +542,12 @@ def test_no_answer_takes_long_to_read(piece: str) -> None:
         for prompts in (REACT, LINES, CODE):
             prompts.parse_action(text)
     assert time.process_time() - began < 60  # a pattern that backtracks takes hours
+
+
+@pytest.mark.parametrize("indent", ["", "  ", "    "])
+def test_blank_lines_of_a_program_keep_their_blanks(indent: str) -> None:
+    """They may stand in a text, whose value is another without them."""
+    lines = ["def f():", '    return """a', "    ", "\t", '  b"""']
+    block = "\n".join(indent + line for line in ["```python", *lines, "```"])
+    prompts = Prompts(load_prompt_set("mbpp"), "")
+    assert prompts.parse_action(f"So.\n{block}")[1] == "\n".join(lines)

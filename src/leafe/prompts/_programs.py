@@ -3,14 +3,13 @@
 Fences are read by line and not by a Markdown library: a program in a list item, one whose
 docstring holds a fence, one whose opening fence is missing or whose closing fence stands at the
 end of a line are not what CommonMark makes of them. The program itself is never parsed: what it
-looks like is told by its lines alone. """
+looks like is told by its lines alone."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from textwrap import dedent
 
 LONGEST = 200_000
 """Characters of an answer that are read."""
@@ -114,12 +113,20 @@ def read_blocks(text: str) -> list[Block]:
             first = _TAG.sub("", tag, count=1)
             begun = [first] if _BEGINS.match(first) else []
             inner = [_within(line, opening["before"]) for line in [*lines[at + 1 : end], *last]]
-            blocks.append(
-                Block(starts[at], tag, dedent("\n".join([*begun, *inner])).strip("\n"), closed)
-            )
+            blocks.append(Block(starts[at], tag, _dedented([*begun, *inner]), closed))
             at = end if closed else end - 1
         at += 1
     return blocks
+
+
+def _dedented(lines: list[str]) -> str:
+    """The lines without the indentation that all have. Blank lines keep their blanks (they may stand in a text), which is
+    what `textwrap.dedent` does not do."""
+    indents = [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip()]
+    margin = min(indents, key=len, default="")
+    while not all(indent.startswith(margin) for indent in indents):
+        margin = margin[:-1]
+    return "\n".join(line.removeprefix(margin) for line in lines).strip("\n")
 
 
 def _end(
@@ -129,7 +136,7 @@ def _end(
     stands before the fence in that line).
 
     A fence within a string of several lines is a part of the program. One that opens another
-    block ends this one, which is not closed. """
+    block ends this one, which is not closed."""
     within = _Strings(text, starts[min(begin, len(lines))])
     doubtful: int | None = None
     for at in range(begin, len(lines)):
