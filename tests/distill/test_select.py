@@ -117,7 +117,7 @@ def _apart(tree: Tree) -> Tree:
         reflections = tuple(t for t in e.turns if t.kind is Kind.reflect)
         if reflections:
             last = e.acts[-1].id if e.acts else e.start
-            records.append(Episode(e.task_id, len(records), e.stop, reflections, e.first_observation, start=last, depth=e.depth))
+            records.append(Episode(e.task_id, len(records), e.stop, reflections, e.first_observation, start=last, depth=e.depth, preamble=e.preamble))
     return Tree(tree.task, records)
 
 
