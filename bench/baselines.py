@@ -1,10 +1,10 @@
-"""The baselines without RL on the embedded world, beside the base policy: `python bench/baselines.py hard ace-first ace-step tries early`.
+"""The baselines without RL on the embedded environment, beside the base policy: `python bench/baselines.py hard ace-first ace-step tries early`.
 
 Small on purpose: it shows what each does, with intervals over tasks; the study is another matter. One torch thread.
 
     ace-first, ace-step   grow a playbook within 20 policy calls a training task, freeze it, sample the base with it
     tries                 up to `--attempts` attempts a sample at test time: independent, refine, reflexion, with their price
-    early                 trees of 20 calls a task, alternatives at their successes' states on top (counted), world modelling, then the experts;
+    early                 trees of 20 calls a task, alternatives at their successes' states on top (counted), environment modelling, then the experts;
                           rehearsal of the same experts beside it
 """
 
@@ -27,7 +27,7 @@ from leafe.distill import preset, train
 from leafe.embedded import base_path
 from leafe.envs.gates import Gates
 from leafe.evaluate import Counts, Estimate, counts, evaluate, measure, paired_difference, pass_estimate
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies import make_policy
 from leafe.prompts import Prompts, load_prompt_set
 
@@ -37,8 +37,8 @@ PARTS = ("ace-first", "ace-step", "tries", "early")
 class Bench:
     def __init__(self, args: argparse.Namespace, out: Path) -> None:
         self.args, self.out = args, out
-        world = Gates(args.setting)
-        self.train, self.test = world.tasks("train", args.train, args.seed), world.tasks("test", args.test, args.seed)
+        env = Gates(args.setting)
+        self.train, self.test = env.tasks("train", args.train, args.seed), env.tasks("test", args.test, args.seed)
         self.prompts = Prompts(load_prompt_set("gates"))
         self.config = ExploreConfig(limits={"policy_calls": 20}, seed=args.seed, concurrency=args.train)
         self.rows: dict[str, Counts] = {}
@@ -49,8 +49,8 @@ class Bench:
     def policy(self, model: Path) -> Policy:
         return make_policy("hf", model=str(model), max_batch=256, threads=1, cache_gib=0.5)
 
-    def pool(self) -> WorldPool:
-        return WorldPool(lambda: Gates(self.args.setting), size=max(self.args.train, self.args.test))
+    def pool(self) -> EnvPool:
+        return EnvPool(lambda: Gates(self.args.setting), size=max(self.args.train, self.args.test))
 
     async def row(self, name: str, model: Path | None = None, prompts: Prompts | None = None) -> None:
         policy, pool, k = self.policy(model or base_path()), self.pool(), self.args.samples
@@ -105,9 +105,9 @@ class Bench:
         await self.row("rehearsal", self.out / "rehearsal")
         for steps, rate in ((20, 1e-4), (90, 6e-4)):
             first = preset("rehearsal", steps=steps, learning_rate=rate, seed=seed)
-            results = train_early(base_path(), self.out / f"early{steps}", data, "world", config, first)
-            self.say(f"world {len(data.world.samples)} samples, loss {results['world'].loss:.3f}; expert {len(data.expert.samples)} samples")
-            await self.row(f"early, world {steps} steps", self.out / f"early{steps}" / "checkpoint")
+            results = train_early(base_path(), self.out / f"early{steps}", data, "env", config, first)
+            self.say(f"environment {len(data.env.samples)} samples, loss {results['env'].loss:.3f}; expert {len(data.expert.samples)} samples")
+            await self.row(f"early, environment {steps} steps", self.out / f"early{steps}" / "checkpoint")
 
 
 def _shown(e: Estimate) -> str:

@@ -3,7 +3,7 @@
     python -m bench.client                      64, 256 and 1024 in flight, latencies of 40 ms (normal)
     python -m bench.client --mean 0.01 --latency long --turns 20
 
-Episodes of 20 turns, whose history grows by two messages a turn as in a rollout; so many at a time as are in flight, no world and no journal between the
+Episodes of 20 turns, whose history grows by two messages a turn as in a rollout; so many at a time as are in flight, no environment and no journal between the
 turns. `cpu` is the client's own processor time for one turn, the ceiling that it sets on one core; `ideal` is what the latencies alone allow.
 """
 

@@ -2,14 +2,14 @@
 
     python -m bench.code_strategies                                        the default programmer, 3 seeds
     python -m bench.code_strategies --set recall=1 --set insight=0.1       another programmer (leafe.envs.code.weak)
-    python -m bench.code_strategies --sweep                                a row for each setting of the programmer, of the world and of the strategies
+    python -m bench.code_strategies --sweep                                a row for each setting of the programmer, of the environment and of the strategies
     python -m bench.code_strategies --run runs/NAME                        the same figures from a run folder, whatever its policy was
 
 An execution is a submission to the judge: the paper's budget. A policy call is a submission or a reflection. Every strategy may use the same number of
 executions a task (--executions), with as many calls as that takes, so that both columns of budgets are read off one exploration. A seed draws tasks,
 programmer and samples anew. Intervals are 95 %, differences are paired by task; their intervals are the wider of those over seeds and over tasks
 (`leafe.evaluate.contrast`), and speak of other tasks alone with `--over tasks`. In a sweep every different program is run once and its verdict remembered
-(the world is deterministic; `--remember` does it elsewhere, with the same trees). The weak programmer is no language model: what it shows is for which
+(the environment is deterministic; `--remember` does it elsewhere, with the same trees). The weak programmer is no language model: what it shows is for which
 abilities an order of strategies follows, not that a model has them.
 """
 
@@ -27,12 +27,12 @@ from typing import Any, ClassVar, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from leafe.core import Environment, Task, Tree
-from leafe.envs import load_tasks, make_world
+from leafe.envs import load_tasks, make_env
 from leafe.envs.code._submissions import Judged
 from leafe.envs.code.mbpp import Mbpp
 from leafe.envs.code.weak import WeakProgrammer
 from leafe.evaluate import Over, contrast, coverage_curve, mean_rate, spent
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.runs import RunFolder, load_trees
 
@@ -66,12 +66,12 @@ SWEEP: tuple[tuple[str, str], ...] = (
     ("the same, and advice stays in the context", "again=1 explore.scope=branch"),
     ("no habits, only slips", "habits=0 slip=0.4"),
     ("nearly all mistakes are habits", "habits=0.9"),
-    ("no test is shown", "world.shown_tests=0"),
-    ("all tests are shown", "world.shown_tests=3"),
+    ("no test is shown", "env.shown_tests=0"),
+    ("all tests are shown", "env.shown_tests=3"),
     ("reflects after each submission", "explore.every=1"),
     ("refinement shows one attempt", "explore.memory=1"),
-    ("two submissions an episode", "world.horizon=2"),
-    ("eight submissions an episode", "world.horizon=8"),
+    ("two submissions an episode", "env.horizon=2"),
+    ("eight submissions an episode", "env.horizon=8"),
 )
 """Settings beside the default: (what it is, changes)."""
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--executions", type=int, default=32, help="of each task")
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 24, 32])
-    whose = "the programmer's options; world.KEY, explore.KEY and prompts.KEY for theirs"
+    whose = "the programmer's options; environment.KEY, explore.KEY and prompts.KEY for theirs"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=whose)
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--over", choices=["runs", "tasks"], default="runs", help="what the intervals of differences speak of")
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 class Remembering(Mbpp):
-    """The world mbpp, which runs a program that it has judged no second time."""
+    """The environment mbpp, which runs a program that it has judged no second time."""
 
     judged: ClassVar[dict[tuple[Any, ...], Judged]] = {}
 
@@ -123,7 +123,7 @@ class Remembering(Mbpp):
 
 def explored(args: argparse.Namespace, changes: Sequence[str]) -> Runs:
     """The trees that all strategies grow on the same tasks."""
-    parts: dict[str, dict[str, Any]] = {"": {}, "world": {}, "explore": {}, "prompts": {}}
+    parts: dict[str, dict[str, Any]] = {"": {}, "env": {}, "explore": {}, "prompts": {}}
     for change in changes:
         key, _, text = change.partition("=")
         part, _, name = key.rpartition(".")
@@ -132,20 +132,20 @@ def explored(args: argparse.Namespace, changes: Sequence[str]) -> Runs:
         except json.JSONDecodeError:
             parts[part][name] = text
     return {
-        strategy: [asyncio.run(grow(strategy, seed, args, parts, {"seconds": 1} | parts["world"])) for seed in range(args.seeds)]
+        strategy: [asyncio.run(grow(strategy, seed, args, parts, {"seconds": 1} | parts["env"])) for seed in range(args.seeds)]
         for strategy in STRATEGIES
     }
 
 
-async def grow(strategy: str, seed: int, args: argparse.Namespace, parts: Mapping[str, Any], world: Any) -> list[Tree]:
+async def grow(strategy: str, seed: int, args: argparse.Namespace, parts: Mapping[str, Any], env: Any) -> list[Tree]:
     def make() -> Environment:
-        return Remembering(**world) if args.remember else make_world("mbpp", **world)
+        return Remembering(**env) if args.remember else make_env("mbpp", **env)
 
     concurrency = 8
-    pool = WorldPool.fitting(make, concurrency, 2, 120.0)
+    pool = EnvPool.fitting(make, concurrency, 2, 120.0)
     tasks = load_tasks(pool.facts, args.split, args.tasks, seed)
     config = ExploreConfig(strategy=strategy, limits={"env_steps": args.executions}, concurrency=concurrency, seed=seed, **parts["explore"])
-    policy = WeakProgrammer(**{"seconds": world["seconds"], "seed": seed} | parts[""])
+    policy = WeakProgrammer(**{"seconds": env["seconds"], "seed": seed} | parts[""])
     prompts = Prompts(load_prompt_set("mbpp"), pool.facts.actions_help).saying(**parts["prompts"])
     found = await explore(policy, pool, tasks, prompts, config)
     pool.close()

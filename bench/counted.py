@@ -2,7 +2,7 @@
 
     python bench/counted.py [--tasks 100] [--samples 128] [--seeds 0 1 2] [--setting hard] [--plain-tasks 100] [--scripted]
 
-Counted: samples with the same history are one row. Plain: the same code told that the world is not deterministic, so that every sample plays
+Counted: samples with the same history are one row. Plain: the same code told that the environment is not deterministic, so that every sample plays
 alone (the engine's key-value cache between turns helps it as much as it can). `computed` are the prompt tokens that no cache held plus the generated
 ones. Where --plain-tasks is less than --tasks, both sides are compared on those first tasks, and what all counted
 samples would have cost alone is read off their counts. Ratios are plain / counted; their 95 % intervals draw seeds
@@ -29,16 +29,16 @@ from rich.console import Console
 from rich.table import Table
 
 from leafe.core import Environment, Policy, Tree
-from leafe.envs import make_world
+from leafe.envs import make_env
 from leafe.evaluate import counts, evaluate, measure, paired_difference, pass_estimate
-from leafe.explore import WorldPool
+from leafe.explore import EnvPool
 from leafe.policies import make_policy
 from leafe.prompts import Prompts, load_prompt_set
 
 
 def make_base(scripted: bool) -> Policy:
     if scripted:
-        from tests.evaluate.worlds import Chance
+        from tests.evaluate.envs import Chance
 
         return Chance()
     from leafe.embedded import base_path
@@ -47,15 +47,15 @@ def make_base(scripted: bool) -> Policy:
 
 
 def alone(setting: str) -> Environment:
-    """A world whose samples are not put together."""
-    world = make_world("gates", setting=setting)
-    kind = type(world)
-    world.__class__ = type(kind.__name__, (kind,), {"deterministic": False, "can_snapshot": False})
-    return world
+    """An environment whose samples are not put together."""
+    env = make_env("gates", setting=setting)
+    kind = type(env)
+    env.__class__ = type(kind.__name__, (kind,), {"deterministic": False, "can_snapshot": False})
+    return env
 
 
 async def play(args: argparse.Namespace, seed: int, counted: bool) -> tuple[list[Tree], float]:
-    pool = WorldPool((lambda: make_world("gates", setting=args.setting)) if counted else (lambda: alone(args.setting)), size=512)
+    pool = EnvPool((lambda: make_env("gates", setting=args.setting)) if counted else (lambda: alone(args.setting)), size=512)
     policy = make_base(args.scripted)
     tasks = list(pool.facts.tasks("test", args.tasks if counted else args.plain_tasks, seed))
     prompts = Prompts(load_prompt_set("gates"), pool.facts.actions_help)

@@ -49,8 +49,8 @@ from typing import Any
 from bench.client import Ask, leafe_client
 from bench.walk import SlowWalk, Walk
 from leafe.core import Environment, Message, Task, Tree
-from leafe.envs import make_world
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.envs import make_env
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies.http import HTTPPolicy
 from leafe.prompts import Prompts, PromptSet
 from leafe.runs import Journal
@@ -71,7 +71,7 @@ class Run:
     cpu: float
     """Processor seconds of the process that the loop ran in."""
     drawn: dict[int, list[float]] = field(default_factory=dict)
-    """By task, the latencies of its requests in their order, and the seconds of its calls into the world."""
+    """By task, the latencies of its requests in their order, and the seconds of its calls into the environment."""
     engine_cpu: float = 0.0
     requests: int = 0
     latencies: float = 0.0
@@ -148,7 +148,7 @@ def engine(args: argparse.Namespace, latency: str) -> Iterator[Engine]:
 # --- leafe ------------------------------------------------------------------------------------------------------------
 
 
-async def run_leafe(url: str, pool: WorldPool, tasks: Sequence[Task], config: ExploreConfig, latency: str, loop: str) -> tuple[Run, dict[str, Tree]]:
+async def run_leafe(url: str, pool: EnvPool, tasks: Sequence[Task], config: ExploreConfig, latency: str, loop: str) -> tuple[Run, dict[str, Tree]]:
     policy = HTTPPolicy(url, "mock", api_key_env=None)
     prompts = Prompts(PromptSet(name="walk"), pool.facts.actions_help)
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder)) as journal:
@@ -163,37 +163,37 @@ async def run_leafe(url: str, pool: WorldPool, tasks: Sequence[Task], config: Ex
     return Run(loop, latency, min(config.concurrency, pool.size), found.spent.policy_calls, wall, cpu, waits=waits), found.trees
 
 
-def leafe_run(args: argparse.Namespace, latency: str, in_flight: int, tasks: int, *, calls: int | None, world: str = "walk") -> Run:
+def leafe_run(args: argparse.Namespace, latency: str, in_flight: int, tasks: int, *, calls: int | None, env: str = "walk") -> Run:
     """The rollback tree with so many calls a task, or (None) one episode a task."""
     strategy: dict[str, Any] = {"limits": {"policy_calls": float(calls)}} if calls else {"strategy": "independent", "limits": {"episodes": 1.0}}
     config = ExploreConfig(concurrency=in_flight, seed=args.seed, **strategy)
     makers: dict[str, Any] = {
         "walk": Walk,
         "threads": lambda: SlowWalk(args.step),
-        "processes": lambda: make_world("bench.walk:ProcessWalk", step_s=args.step),
+        "processes": lambda: make_env("bench.walk:ProcessWalk", step_s=args.step),
     }
-    make = makers[world]
-    pool = WorldPool.fitting(make, in_flight, args.workers)
-    label = {"walk": "tree" if calls else "leafe", "threads": "tree, worlds in threads", "processes": "tree, worlds in processes"}[world]
+    make = makers[env]
+    pool = EnvPool.fitting(make, in_flight, args.workers)
+    label = {"walk": "tree" if calls else "leafe", "threads": "tree, environments in threads", "processes": "tree, environments in processes"}[env]
     with engine(args, latency) as mock:
-        if world == "processes":
+        if env == "processes":
             asyncio.run(_warm(pool))
         run, trees = asyncio.run(run_leafe(mock.url, pool, Walk().tasks("train", tasks, args.seed), config, latency, label))
         mock.into(run)
-    if world != "walk":
-        for task, tree in trees.items():  # a call into the world is a wait of the task as much as one for the engine
+    if env != "walk":
+        for task, tree in trees.items():  # a call into the environment is a wait of the task as much as one for the engine
             calls_made = sum(1 + e.replayed + len(e.acts) for e in tree.episodes)
             run.drawn[int(task.removeprefix("task-"))].append(calls_made * args.step)
     return run
 
 
-async def _warm(pool: WorldPool) -> None:
+async def _warm(pool: EnvPool) -> None:
     """Processes are started before the clock is: a run starts them once."""
     task = Walk().tasks("train", 1)[0]
     async with AsyncExitStack() as stack:
         for _ in range(pool.size):
-            world = await stack.enter_async_context(pool.borrow())
-            await world.reset(task, 0)
+            env = await stack.enter_async_context(pool.borrow())
+            await env.reset(task, 0)
 
 
 # --- other loops ------------------------------------------------------------------------------------------------------
@@ -204,17 +204,17 @@ class Player:
     """One episode, a turn at a time, with the messages that leafe sends."""
 
     task: Task
-    world: Environment = field(default_factory=Walk)
+    env: Environment = field(default_factory=Walk)
     messages: tuple[Message, ...] = ()
     step: int = 0
 
     def begin(self) -> None:
-        self.messages = (Message("user", FIRST.format(self.task.instruction, self.world.actions_help, self.world.reset(self.task, 0))),)
+        self.messages = (Message("user", FIRST.format(self.task.instruction, self.env.actions_help, self.env.reset(self.task, 0))),)
 
     async def turn(self, ask: Ask) -> bool:
         """Whether the episode goes on."""
         text = await ask(self.messages, self.step, self.task.id)
-        result = self.world.step(text.rpartition("Action: ")[2])
+        result = self.env.step(text.rpartition("Action: ")[2])
         self.step += 1
         self.messages = (*self.messages, Message("assistant", text), Message("user", LATER.format(self.step, result.observation)))
         return not result.done
@@ -329,14 +329,14 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:
 
 def own_row(run: Run) -> list[str]:
     total = max(1e-9, run.waits["total"])
-    waits = [f"{100 * run.latencies / total:.1f}"] + [f"{100 * run.waits[w] / total:.1f}" for w in ("engine", "worlds", "slots", "journal", "leafe")]
+    waits = [f"{100 * run.latencies / total:.1f}"] + [f"{100 * run.waits[w] / total:.1f}" for w in ("engine", "envs", "slots", "journal", "leafe")]
     figures = [f"{run.turns:,}", f"{run.per_s:,.0f}", f"{run.wall:.2f}", f"{run.slots:.2f}", f"{run.path:.2f}", f"{run.listed:.2f}"]
     shares = [f"{100 * run.ideal / run.wall:.0f}", f"{100 * run.listed / run.wall:.0f}", f"{1000 * run.cpu / run.turns:.2f}"]
     return [run.loop, run.latency, str(run.in_flight), *figures, *shares, f"{1000 * run.engine_cpu / run.requests:.2f}", *waits]
 
 
 OWN = ["run", "latency", "in flight", "turns", "turns/s", "wall s", "slots s", "path s", "list s", "of ideal %", "of list %", "cpu ms/turn", "engine's cpu"]
-OWN += ["drawn %", "engine %", "worlds %", "slots %", "journal %", "leafe %"]
+OWN += ["drawn %", "engine %", "environments %", "slots %", "journal %", "leafe %"]
 SIDE = ["loop", "latency", "in flight", "turns", "turns/s", "wall s", "of ideal %", "of list %", "cpu ms/turn", "leafe is: turns/s", "leafe is: cpu"]
 
 
@@ -359,11 +359,11 @@ def main() -> None:
     parser.add_argument("--latency", choices=["normal", "long"], nargs="+", default=["normal", "long"])
     parser.add_argument("--mean", type=float, default=0.15, help="seconds of a turn in the engine")
     parser.add_argument("--calls", type=int, default=30, help="policy calls a task, for the rollback tree")
-    parser.add_argument("--workers", type=int, default=16, help="world workers, for the worlds that block")
-    parser.add_argument("--step", type=float, default=0.005, help="seconds of a call into a world that blocks")
+    parser.add_argument("--workers", type=int, default=16, help="environment workers, for the environments that block")
+    parser.add_argument("--step", type=float, default=0.005, help="seconds of a call into an environment that blocks")
     parser.add_argument("--most", type=float, default=8.0, help="seconds of the openai client's work that are measured, once all places are at work")
     parser.add_argument("--peer-most", type=float, default=120.0, help="seconds after which a loop of another package is given up")
-    parser.add_argument("--parts", nargs="+", choices=["own", "worlds", "side"], default=["own", "worlds", "side"])
+    parser.add_argument("--parts", nargs="+", choices=["own", "envs", "side"], default=["own", "envs", "side"])
     parser.add_argument("--inspect-python", help="the interpreter of an environment that holds inspect-ai and openai")
     parser.add_argument("--verifiers-python", help="the interpreter of an environment that holds verifiers")
     parser.add_argument("--seed", type=int, default=0)
@@ -388,10 +388,10 @@ def main() -> None:
     own: list[Run] = []
     if "own" in args.parts:
         own += [note(leafe_run(args, kind, n, n, calls=args.calls)) for kind in args.latency for n in args.in_flight]
-    if "worlds" in args.parts:
+    if "envs" in args.parts:
         least = args.in_flight[0]
-        own.append(note(leafe_run(args, args.latency[0], least, least, calls=args.calls, world="threads")))
-        own.append(note(leafe_run(args, args.latency[0], least, min(least, 2 * args.workers), calls=args.calls, world="processes")))
+        own.append(note(leafe_run(args, args.latency[0], least, least, calls=args.calls, env="threads")))
+        own.append(note(leafe_run(args, args.latency[0], least, min(least, 2 * args.workers), calls=args.calls, env="processes")))
     if own:
         print("leafe.explore, rollback tree, journal on; slots, path and list are seconds that the latencies alone take")
         table([own_row(run) for run in own], OWN)

@@ -1,4 +1,4 @@
-"""GRPO on the embedded world: a sweep of the learning rate on validation tasks, and the chosen one on test tasks beside the base policy.
+"""GRPO on the embedded environment: a sweep of the learning rate on validation tasks, and the chosen one on test tasks beside the base policy.
 
     python bench/grpo.py OUT [--setting easy] [--rules habit] [--calls 12800] [--tasks 200] [--rates 2e-4 5e-4 1e-3] [--seeds 0] [--group 8] [--batch 16]
                          [--iterations 1] [--beta 0] [--loss grpo] [--eval-every 5] [--valid 100] [--test 200] [--samples 128] [--test-all]
@@ -27,9 +27,9 @@ import numpy as np
 from leafe.baselines.grpo import GrpoConfig, GrpoResult, train
 from leafe.core import Policy, derive_seed
 from leafe.embedded import base_path
-from leafe.envs import make_world
+from leafe.envs import make_env
 from leafe.evaluate import Counts, counts, evaluate, paired_difference, pass_estimate
-from leafe.explore import WorldPool
+from leafe.explore import EnvPool
 from leafe.policies.hf import HFPolicy
 from leafe.prompts import Prompts, load_prompt_set
 
@@ -39,7 +39,7 @@ PROMPTS = Prompts(load_prompt_set("gates"))
 
 
 async def sampled(policy: Policy, args: argparse.Namespace, split: str, count: int, samples: int, seed: int) -> Counts:
-    pool = WorldPool(partial(make_world, "gates", setting=args.setting, rules=args.rules), size=512)
+    pool = EnvPool(partial(make_env, "gates", setting=args.setting, rules=args.rules), size=512)
     try:
         tasks = list(pool.facts.tasks(split, count, seed))
         return counts(await evaluate(policy, pool, tasks, PROMPTS, samples=samples, seed=derive_seed(seed, split)))
@@ -48,7 +48,7 @@ async def sampled(policy: Policy, args: argparse.Namespace, split: str, count: i
 
 
 def trained(args: argparse.Namespace, rate: float, seed: int) -> GrpoResult:
-    make = partial(make_world, "gates", setting=args.setting, rules=args.rules)
+    make = partial(make_env, "gates", setting=args.setting, rules=args.rules)
     config = GrpoConfig(
         limits={"policy_calls": args.calls}, group=args.group, tasks_batch=args.batch, iterations=args.iterations, beta=args.beta, loss=args.loss,
         learning_rate=rate, eval_every=args.eval_every, seed=seed,
@@ -122,7 +122,7 @@ def main() -> None:
             course = [f"{row['step']}:{100 * row['valid_success']:.1f}" for row in lines if "valid_success" in row]
             print(
                 f"{name_of(args)} rate {rate:g} seed {seed}: {result.steps} steps, {result.spent['policy_calls']:.0f} calls, "
-                f"{result.spent['env_steps']:.0f} world steps, {result.spent['episodes']:.0f} episodes; kept step {result.kept_step}; validation "
+                f"{result.spent['env_steps']:.0f} environment steps, {result.spent['episodes']:.0f} episodes; kept step {result.kept_step}; validation "
                 f"{' '.join(course)}; last batch {100 * (result.reward or 0):.1f}; {result.seconds:.0f} s ({time.monotonic() - began:.0f} s now)",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""A newcomer's walk, by the documentation alone: from an empty folder to (a) the demo's report, (b) a tree of one's own world in the viewer, (c) a data
+"""A newcomer's walk, by the documentation alone: from an empty folder to (a) the demo's report, (b) a tree of one's own environment in the viewer, (c) a data
 set in TRL. Every block of the pages is played as it stands there, in one empty folder, and timed.
 
     python -m bench.newcomer                 # a, b and c, with the commands as the pages have them
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.pages import ROOT, Block, blocks, play
 
-WALK = {"a: the demo's report": "quickstart.md", "b: a tree of one's own world": "own-world.md", "c: a data set in TRL": "own-trainer.md"}
+WALK = {"a: the demo's report": "quickstart.md", "b: a tree of one's own environment": "own-environment.md", "c: a data set in TRL": "own-trainer.md"}
 
 
 def steps(page: Path, small: bool) -> list[Block]:

@@ -1,4 +1,4 @@
-"""What a process, a thread and the pool add to a step: the same world, whose steps do nothing, called in four ways.
+"""What a process, a thread and the pool add to a step: the same environment, whose steps do nothing, called in four ways.
 
     python bench/pool.py [--steps 2000] [--rounds 5]
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from leafe.core import Environment, StepResult, Task
-from leafe.envs import make_world
-from leafe.explore import WorldPool
+from leafe.envs import make_env
+from leafe.explore import EnvPool
 
 
 class Idle(Environment):
-    """A world whose steps cost nothing."""
+    """An environment whose steps cost nothing."""
 
     name = "idle"
     text: ClassVar[str] = "You are in the kitchen. " * 40
@@ -56,12 +56,12 @@ class IdleForked(Idle):
 TASK = Task("t", "idle", "train", "")
 
 
-def direct(world: Environment) -> Callable[[int], float]:
+def direct(env: Environment) -> Callable[[int], float]:
     def run(steps: int) -> float:
-        world.reset(TASK, 0)
+        env.reset(TASK, 0)
         began = time.perf_counter()
         for _ in range(steps):
-            world.step("look around")
+            env.step("look around")
         return (time.perf_counter() - began) / steps
 
     return run
@@ -69,13 +69,13 @@ def direct(world: Environment) -> Callable[[int], float]:
 
 def pooled(make: Callable[[], Environment]) -> Callable[[int], float]:
     async def main(steps: int) -> float:
-        pool = WorldPool(make, size=1)
+        pool = EnvPool(make, size=1)
         try:
-            async with pool.borrow() as world:
-                await world.reset(TASK, 0)
+            async with pool.borrow() as env:
+                await env.reset(TASK, 0)
                 began = time.perf_counter()
                 for _ in range(steps):
-                    await world.step("look around")
+                    await env.step("look around")
                 return (time.perf_counter() - began) / steps
         finally:
             pool.close()
@@ -83,25 +83,25 @@ def pooled(make: Callable[[], Environment]) -> Callable[[int], float]:
     return lambda steps: asyncio.run(main(steps))
 
 
-def forks(world: Environment) -> tuple[Callable[[int], float], Callable[[int], float]]:
+def forks(env: Environment) -> tuple[Callable[[int], float], Callable[[int], float]]:
     def snapshots(steps: int) -> float:
-        world.reset(TASK, 0)
+        env.reset(TASK, 0)
         spent = 0.0
         for _ in range(steps):
             began = time.perf_counter()
-            held = world.snapshot()
+            held = env.snapshot()
             spent += time.perf_counter() - began
-            world.release(held)
+            env.release(held)
         return spent / steps
 
     def restores(steps: int) -> float:
-        world.reset(TASK, 0)
-        held = world.snapshot()
+        env.reset(TASK, 0)
+        held = env.snapshot()
         began = time.perf_counter()
         for _ in range(steps):
-            world.restore(held)
+            env.restore(held)
         spent = (time.perf_counter() - began) / steps
-        world.release(held)
+        env.release(held)
         return spent
 
     return snapshots, restores
@@ -113,14 +113,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
-    process, forked = make_world("pool:IdleProcess"), make_world("pool:IdleForked")
+    process, forked = make_env("pool:IdleProcess"), make_env("pool:IdleForked")
     snapshots, restores = forks(forked)
     ways: dict[str, tuple[Callable[[int], Awaitable[float] | float], int]] = {
         "step, called directly": (direct(Idle()), args.steps),
-        "step, quick world in the pool": (pooled(IdleQuick), args.steps),
-        "step, thread world in the pool": (pooled(Idle), args.steps),
-        "step, process world called directly": (direct(process), args.steps),
-        "step, process world in the pool": (pooled(lambda: make_world("pool:IdleProcess")), args.steps),
+        "step, quick environment in the pool": (pooled(IdleQuick), args.steps),
+        "step, thread environment in the pool": (pooled(Idle), args.steps),
+        "step, process environment called directly": (direct(process), args.steps),
+        "step, process environment in the pool": (pooled(lambda: make_env("pool:IdleProcess")), args.steps),
         "snapshot by fork": (snapshots, max(1, args.steps // 20)),
         "restore by fork": (restores, max(1, args.steps // 20)),
     }

@@ -1,6 +1,6 @@
 """How many prompt tokens a rollback tree costs an engine with a prefix cache, by how its prompts are built.
 
-    python bench/prefix.py [--worlds gates sokoban ...] [--tasks 64] [--calls 64] [--flight 8 64] [--capacity 0 200000 50000] [--engine]
+    python bench/prefix.py [--envs gates sokoban ...] [--tasks 64] [--calls 64] [--flight 8 64] [--capacity 0 200000 50000] [--engine]
 
 A real exploration (20-turn episodes at most; the embedded model on gates, a random player with a random reflector elsewhere) gives trees. Their requests, the
 same episodes and the same answers, are then asked for in three ways: `append`, as leafe does; `system`, with the experience and the request to reflect in the
@@ -34,8 +34,8 @@ import numpy as np
 
 from bench.prefix_cache import PrefixCache
 from leafe.core import ChatTokens, Environment, Kind, Message, Policy, Request, Scope, Task, Tree
-from leafe.envs import make_world
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.envs import make_env
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies import make_policy
 from leafe.policies.hf import HFPolicy, load_tokenizer
 from leafe.policies.hf._engine import Engine, _Part
@@ -45,7 +45,7 @@ from leafe.prompts._set import fill
 
 HORIZON = 20
 WAYS = ("append", "system", "window")
-WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
+ENVS: dict[str, tuple[str, dict[str, Any]]] = {
     "gates": ("gates", {"setting": "hard"}),
     "sokoban": ("sokoban", {"size": "8x8", "boxes": 2, "horizon": HORIZON}),
     "lake": ("gymnasium", {"horizon": HORIZON}),
@@ -53,7 +53,7 @@ WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "scienceworld": ("scienceworld", {"horizon": HORIZON}),
     "textworld": ("textworld", {"make": "coin:level=10", "horizon": HORIZON}),
 }
-"""Row of the table -> world (and prompt set) and its options."""
+"""Row of the table -> environment (and prompt set) and its options."""
 WORDS = ("the", "a", "box", "key", "door", "room", "water", "left", "right", "near", "now", "then", "still", "first", "goal", "way", "maybe", "so", "I", "must")
 
 
@@ -64,28 +64,28 @@ class Player:
     """Plays random valid actions and reflects at random, in the forms that the prompt sets ask for."""
 
     def __init__(self) -> None:
-        self.worlds: dict[str, Environment] = {}
+        self.envs: dict[str, Environment] = {}
         """By task: where it is being played."""
 
     def make(self, name: str, options: dict[str, Any]) -> Environment:
-        """A world without snapshots, so that every episode tells where it is played."""
-        world: Any = make_world(name, **options)
-        world.can_snapshot = False
-        reset = world.reset
+        """An environment without snapshots, so that every episode tells where it is played."""
+        env: Any = make_env(name, **options)
+        env.can_snapshot = False
+        reset = env.reset
 
         def watched(task: Task, seed: int) -> str:
-            self.worlds[task.id] = world
+            self.envs[task.id] = env
             return str(reset(task, seed))
 
-        world.reset = watched
-        return world  # type: ignore[no-any-return]
+        env.reset = watched
+        return env  # type: ignore[no-any-return]
 
     def __call__(self, request: Request) -> str:
         rng = random.Random(request.seed)
         if request.schema is not None:
             step = rng.randint(0, int(request.schema["properties"]["step"]["maximum"]))
             return f'{{"step": {step}, "experience": "{self.words(rng, 20, 40)}"}}'
-        actions = self.worlds[request.cache_key].valid_actions() or ("look",)
+        actions = self.envs[request.cache_key].valid_actions() or ("look",)
         return f"Thought: {self.words(rng, 8, 20)}\nAction: {rng.choice(list(actions))}"
 
     def words(self, rng: random.Random, low: int, high: int) -> str:
@@ -93,19 +93,19 @@ class Player:
 
 
 async def grow(row: str, tasks: int, calls: int, scope: str, flight: int) -> tuple[list[Tree], Prompts, ChatTokens, Policy]:
-    name, options = WORLDS[row]
+    name, options = ENVS[row]
     if row == "gates":
         from leafe.embedded import base_path
 
         policy = make_policy("hf", model=str(base_path()), name="base", max_batch=64, threads=1)
-        pool, chat = WorldPool(lambda: make_world(name, **options), size=flight), ChatTokens(load_tokenizer(base_path()))
+        pool, chat = EnvPool(lambda: make_env(name, **options), size=flight), ChatTokens(load_tokenizer(base_path()))
     else:
         from leafe.policies import smollm2
 
         player = Player()
         policy, chat = ScriptedPolicy(player), ChatTokens(load_tokenizer(smollm2.path()))
         flight = flight if name == "sokoban" else min(flight, 4)
-        pool = WorldPool(lambda: player.make(name, options), size=flight)
+        pool = EnvPool(lambda: player.make(name, options), size=flight)
     try:
         prompts = Prompts(load_prompt_set(name), pool.facts.actions_help)
         config = ExploreConfig(limits={"policy_calls": calls}, until="budget", horizon=HORIZON, scope=Scope(scope), invalid_limit=HORIZON, concurrency=flight)
@@ -279,7 +279,7 @@ def ratio(of: np.ndarray, to: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
+    parser.add_argument("--envs", nargs="+", choices=ENVS, default=list(ENVS))
     parser.add_argument("--scopes", nargs="+", choices=list(Scope), default=["action"])
     parser.add_argument("--tasks", type=int, default=64)
     parser.add_argument("--calls", type=int, default=64, help="policy calls a task")
@@ -288,10 +288,10 @@ def main() -> None:
     parser.add_argument("--engine", action="store_true")
     args = parser.parse_args()
     say = partial(print, flush=True)
-    say("| world | scope | by | capacity | in flight | tokens a turn: append | system | window | system / append | window / append |")
+    say("| environment | scope | by | capacity | in flight | tokens a turn: append | system | window | system / append | window / append |")
     say("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     notes = []
-    for row in args.worlds:
+    for row in args.envs:
         for scope in args.scopes:
             began = time.perf_counter()
             trees, prompts, chat, _ = asyncio.run(grow(row, args.tasks, args.calls, scope, max(args.flight)))

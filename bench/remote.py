@@ -1,10 +1,10 @@
-"""What a step costs more when the world is on a server: the same steps here, over HTTP on 127.0.0.1, and there in the thread of a blocking world.
+"""What a step costs more when the environment is on a server: the same steps here, over HTTP on 127.0.0.1, and there in the thread of a blocking environment.
 
     python bench/remote.py [--steps 5000] [--sessions 1 8]
 
 Server and client are processes of their own on one machine. `ms a step` is the mean over blocks of 100 steps with its 95 % interval (blocks drawn with
 replacement), beside the median step and the 99th percentile. The sessions of one row play at once, each in a thread of the client.
-`overhead` is the mean less that of the same world at home; `cpu` is what client and server together computed a step, which other load does not change.
+`overhead` is the mean less that of the same environment at home; `cpu` is what client and server together computed a step, which other load does not change.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ def server(command: list[str]) -> Iterator[tuple[str, int]]:
         started.communicate()
 
 
-def play(action: str, steps: int, world: Environment) -> np.ndarray:
-    """Milliseconds of each step; a world that ends is reset, which is not counted."""
-    task = load_tasks(world, "train", 1)[0]
-    world.reset(task, 0)
+def play(action: str, steps: int, env: Environment) -> np.ndarray:
+    """Milliseconds of each step; an environment that ends is reset, which is not counted."""
+    task = load_tasks(env, "train", 1)[0]
+    env.reset(task, 0)
     out = np.empty(steps)
     for at in range(steps):
         began = time.perf_counter()
-        result = world.step(action)
+        result = env.step(action)
         out[at] = time.perf_counter() - began
         if result.done:
-            world.reset(task, 0)
+            env.reset(task, 0)
     return 1000 * out
 
 
@@ -74,18 +74,18 @@ def cpu(pid: int | None = None) -> float:
     return 1000 * (time.process_time() + there)
 
 
-def others(world: Environment, rounds: int) -> dict[str, float]:
+def others(env: Environment, rounds: int) -> dict[str, float]:
     """Median milliseconds of the other calls."""
-    task = load_tasks(world, "train", 1)[0]
+    task = load_tasks(env, "train", 1)[0]
     seen: dict[str, list[float]] = {"reset": [], "snapshot": [], "restore": []}
     for _ in range(rounds):
         mark: list[object] = []
-        calls = {"reset": partial(world.reset, task, 0), "snapshot": lambda m=mark: m.append(world.snapshot()), "restore": lambda m=mark: world.restore(m[0])}
+        calls = {"reset": partial(env.reset, task, 0), "snapshot": lambda m=mark: m.append(env.snapshot()), "restore": lambda m=mark: env.restore(m[0])}
         for name, call in calls.items():
             began = time.perf_counter()
             call()
             seen[name].append(1000 * (time.perf_counter() - began))
-        world.release(mark[0])
+        env.release(mark[0])
     return {name: float(np.median(values)) for name, values in seen.items()}
 
 
@@ -102,8 +102,8 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8])
     args = parser.parse_args()
     table = Table(box=box.SIMPLE, title=f"{args.steps} steps a row")
-    for column in ("world", "sessions", "ms a step", "95 %", "median", "p99", "overhead", "cpu", "steps/s", "reset", "snapshot", "restore"):
-        table.add_column(column, justify="left" if column == "world" else "right")
+    for column in ("env", "sessions", "ms a step", "95 %", "median", "p99", "overhead", "cpu", "steps/s", "reset", "snapshot", "restore"):
+        table.add_column(column, justify="left" if column == "env" else "right")
 
     def row(name: str, sessions: int, steps: np.ndarray, home: float, computed: float, rest: dict[str, float]) -> None:
         low, high = interval(steps)
@@ -119,7 +119,7 @@ def main() -> None:
         ]
         table.add_row(name, str(sessions), *figures, *(f"{rest[call]:.3f}" if call in rest else "" for call in ("reset", "snapshot", "restore")))
 
-    action = "walk on"  # valid nowhere at the start of a task: the world answers, and stays where it is
+    action = "walk on"  # valid nowhere at the start of a task: the environment answers, and stays where it is
     before = cpu()
     here = play(action, args.steps, Gates())
     row("gates, at home", 1, here, float(here.mean()), cpu() - before, others(Gates(), 500))
@@ -131,16 +131,16 @@ def main() -> None:
         with server(command) as (url, pid):
             for sessions in args.sessions:
                 with ThreadPoolExecutor(sessions) as threads:
-                    worlds = [Remote(url) for _ in range(sessions)]
+                    envs = [Remote(url) for _ in range(sessions)]
                     before = cpu(pid)
-                    parts = list(threads.map(partial(play, action, args.steps // sessions), worlds))
-                    row(name, sessions, np.concatenate(parts), float(here.mean()), cpu(pid) - before, others(worlds[0], 200) if sessions == 1 else {})
-                    for world in worlds:
-                        world.close()
-    with server(["docs/examples/remote_server.py"]) as (url, pid), Remote(url) as world:
+                    parts = list(threads.map(partial(play, action, args.steps // sessions), envs))
+                    row(name, sessions, np.concatenate(parts), float(here.mean()), cpu(pid) - before, others(envs[0], 200) if sessions == 1 else {})
+                    for env in envs:
+                        env.close()
+    with server(["docs/examples/remote_server.py"]) as (url, pid), Remote(url) as env:
         before = cpu(pid)
-        steps = play("guess 50", args.steps, world)
-        row("docs/examples/remote_server.py", 1, steps, 0.0, cpu(pid) - before, others(world, 200))
+        steps = play("guess 50", args.steps, env)
+        row("docs/examples/remote_server.py", 1, steps, 0.0, cpu(pid) - before, others(env, 200))
     Console(width=160).print(table)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from bench.walk import Walk
 from leafe.core import Completion, Episode, Kind, Request, Stop, Task, Tree, Turn, Usage, turn_id
-from leafe.explore import ExploreConfig, Progress, WorldPool, explore
+from leafe.explore import ExploreConfig, Progress, EnvPool, explore
 from leafe.prompts import Prompts, PromptSet
 from leafe.runs import Journal, load_trees, read_tasks, write_tasks
 
@@ -120,7 +120,7 @@ def _walked(task: Task, index: int) -> tuple[Turn, ...]:
 async def until_first_request(tasks: Sequence[Task], known: dict[str, Tree]) -> None:
     policy = FirstRequest()
     config = ExploreConfig(limits={"policy_calls": 10.0 * EPISODES * STEPS}, concurrency=128)
-    running = asyncio.ensure_future(explore(policy, WorldPool(Walk, 128), tasks, Prompts(PromptSet(name="walk")), config, known=known, keep=False))
+    running = asyncio.ensure_future(explore(policy, EnvPool(Walk, 128), tasks, Prompts(PromptSet(name="walk")), config, known=known, keep=False))
     await policy.asked.wait()
     running.cancel()
 
@@ -168,7 +168,7 @@ async def flat(turns: int, folder: Path, parts: int = 10) -> list[tuple[int, flo
 
     config = ExploreConfig(limits={"policy_calls": float(calls)}, concurrency=64)
     with Journal(folder) as journal:
-        pool = WorldPool(Walk, 64)
+        pool = EnvPool(Walk, 64)
         await explore(Scripted(), pool, tasks, Prompts(PromptSet(name="walk")), config, journal=journal, on_progress=look, keep=False)
     return seen
 

@@ -1,10 +1,10 @@
-"""Stage 1 at a size that no machine here has: the real scheduler, simulated servers and worlds, and a clock that jumps.
+"""Stage 1 at a size that no machine here has: the real scheduler, simulated servers and environments, and a clock that jumps.
 
     python bench/scale.py [--tasks 4000] [--servers 64] [--workers 1000] ...
 
 The event loop's clock moves to the next timer whenever nothing else is to be done, so that a day of waiting costs nothing and every order of events is one
 that could happen. What is simulated: inference servers that batch continuously (a request prefills what its server has not cached, then decodes at a
-speed that falls as the batch grows; beyond the batch limit it queues), and worlds whose steps take time in one of `workers` places. What is
+speed that falls as the batch grows; beyond the batch limit it queues), and environments whose steps take time in one of `workers` places. What is
 real: leafe.explore, its strategy, budget, prompts and pool. What is not in the clock: the processor time that leafe itself takes; it is
 measured beside it, as the calls a second that one process of this machine can do. docs/scale.md reads the table.
 """
@@ -23,7 +23,7 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 from leafe.core import Completion, Environment, Request, StepResult, Task, Usage, derive_seed
-from leafe.explore import BorrowedWorld, ExploreConfig, WorldPool, explore
+from leafe.explore import BorrowedEnv, ExploreConfig, EnvPool, explore
 from leafe.prompts import Prompts, PromptSet
 
 T = TypeVar("T")
@@ -147,20 +147,20 @@ class Errand(Environment):
         return StepResult(f"Step {self.at}: " + "the corridor goes on and on. " * 8, done=done, success=won, reward=float(won))
 
 
-class _Timed(BorrowedWorld):
+class _Timed(BorrowedEnv):
     """Calls take virtual time, in one of the pool's places."""
 
     async def _call(self, what: str, function: Any, *args: Any) -> Any:
         pool = self._pool
         assert isinstance(pool, TimedPool)
-        with pool.waits.on("worlds"):
+        with pool.waits.on("envs"):
             async with pool.places:
                 await asyncio.sleep(pool.seconds[what])
                 pool.busy += pool.seconds[what]
         return function(*args)
 
 
-class TimedPool(WorldPool):
+class TimedPool(EnvPool):
     def __init__(self, size: int, workers: int, reset: float, step: float) -> None:
         super().__init__(Errand, size)
         self.places = asyncio.Semaphore(workers)
@@ -196,9 +196,9 @@ def simulate(args: argparse.Namespace, **changes: Any) -> dict[str, Any]:
     cpu = time.process_time() - began
     spent = found.spent
     return {
-        "tasks": a.tasks, "in flight": in_flight, "servers": a.servers, "world workers": a.workers, "heavy worlds": a.heavy, "affine": a.affine,
+        "tasks": a.tasks, "in flight": in_flight, "servers": a.servers, "environment workers": a.workers, "heavy environments": a.heavy, "affine": a.affine,
         "calls": spent.policy_calls, "virtual s": seconds, "calls/s": spent.policy_calls / seconds,
-        "server use": sum(s.busy for s in servers) / (a.servers * a.batch * seconds), "world use": pool.busy / (a.workers * seconds),
+        "server use": sum(s.busy for s in servers) / (a.servers * a.batch * seconds), "environment use": pool.busy / (a.workers * seconds),
         "cached": spent.cached_tokens / max(1, spent.prompt_tokens), "wait s": statistics.median(policy.waits),
         "leafe calls/s": spent.policy_calls / cpu,
     }  # fmt: skip
@@ -229,9 +229,9 @@ def main() -> None:
         "as asked": {},
         "routed anyhow": {"affine": False},
         "a quarter of the servers": {"servers": max(1, args.servers // 4)},
-        "a tenth of the world workers": {"workers": max(1, args.workers // 10)},
-        "worlds that hold a process": {"heavy": True},
-        "slow worlds (0.2 s a step)": {"step_seconds": 0.2, "reset_seconds": 2.0},
+        "a tenth of the environment workers": {"workers": max(1, args.workers // 10)},
+        "environments that hold a process": {"heavy": True},
+        "slow environments (0.2 s a step)": {"step_seconds": 0.2, "reset_seconds": 2.0},
     }
     columns: list[str] = []
     for name, changes in cases.items():

@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from leafe.envs import make_world
+from leafe.envs import make_env
 from tests.envs.sokoban_solver import solve
 
 SETTINGS = ("6x6:1:15", "6x6:2:20", "8x8:1:20", "8x8:2:30", "10x10:2:40")
@@ -40,9 +40,9 @@ def main() -> None:
         table.add_column(column, justify="right")
     for setting in args.setting:
         size, boxes, horizon = setting.split(":")
-        world = make_world("sokoban", size=size, boxes=int(boxes), horizon=int(horizon))
+        env = make_env("sokoban", size=size, boxes=int(boxes), horizon=int(horizon))
         begun = time.perf_counter()
-        tasks = world.tasks(args.split, args.count, args.seed)
+        tasks = env.tasks(args.split, args.count, args.seed)
         seconds = time.perf_counter() - begun
         moves = [task.payload["moves"] for task in tasks]
         agree = sum(len(solve(task.payload["level"]) or ()) == task.payload["moves"] for task in tasks)

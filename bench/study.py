@@ -63,7 +63,7 @@ def run(recipe: str, cell: str, source: str, seed: int, out: Path, more: Sequenc
 
 
 def transfer(trained: Path, base: str, suffix: str, seed: int, out: Path, more: Sequence[str]) -> None:
-    """The policies of a trained cell in the worlds that they were not trained in."""
+    """The policies of a trained cell in the environments that they were not trained in."""
     kept = [change for change in more if change.startswith(("tasks.test", "evaluate."))]
     for recipe in TESTED:
         for row in TRANSFERRED:

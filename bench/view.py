@@ -71,7 +71,7 @@ def write_run(folder: Path, tasks: int, turns: int, text: int) -> int:
 
 
 def task(nth: int) -> Task:
-    return Task(f"world-train-{nth}", "gates", "train", f"find {WORDS[nth % len(WORDS)]} number {nth}", {"nth": nth})
+    return Task(f"environment-train-{nth}", "gates", "train", f"find {WORDS[nth % len(WORDS)]} number {nth}", {"nth": nth})
 
 
 def episodes(nth: int, number: int, text: int, chance: random.Random) -> Iterator[Episode]:
@@ -121,7 +121,7 @@ def measure(folder: Path, cache: Path, tasks: int) -> None:
         base = next(word for word in server.stdout.readline().split() if word.startswith("http://")).rstrip("/")
         print(f"answers after {time.monotonic() - began:.1f} s", flush=True)
         chance = random.Random(1)
-        some = [f"world-train-{chance.randrange(tasks // 20)}" for _ in range(REPEATS)]
+        some = [f"environment-train-{chance.randrange(tasks // 20)}" for _ in range(REPEATS)]
         while json.loads(get(base + "/pulse"))["read"] == 0:
             time.sleep(0.05)
         rows = [
@@ -137,7 +137,7 @@ def measure(folder: Path, cache: Path, tasks: int) -> None:
             f"index: {took:.0f} s for {state['of'] / 1e6:,.0f} MB, {size / 1e6:,.0f} MB on disk; the viewer's memory {memory(server.pid):,.0f} MB", flush=True
         )
         time.sleep(5)  # the tokenizer, in the background
-        some = [f"world-train-{chance.randrange(tasks)}" for _ in range(REPEATS)]
+        some = [f"environment-train-{chance.randrange(tasks)}" for _ in range(REPEATS)]
         starts = [chance.randrange(tasks) for _ in range(REPEATS)]
         sorts = ("episodes", "turns", "saved", "branches", "tokens", "rate", "task")
         shows = ("all", "solved", "rescued", "never", "diverged", "unusable", "saved")
@@ -148,7 +148,7 @@ def measure(folder: Path, cache: Path, tasks: int) -> None:
             row("list, far down", base, server.pid, [f"/tasks/explore/tree?from={start}" for start in starts]),
             row("list, by name", base, server.pid, [f"/tasks/explore/tree?named=number+{start}" for start in starts]),
             row("tree and turn", base, server.pid, [tree(name) for name in some]),
-            row("the largest tree", base, server.pid, [tree(f"world-train-{tasks // 2}")] * REPEATS),
+            row("the largest tree", base, server.pid, [tree(f"environment-train-{tasks // 2}")] * REPEATS),
             row("search, a rare text", base, server.pid, [f"/search?q={urllib.parse.quote(f'number {start}')}" for start in starts]),
             row("search, in every turn", base, server.pid, [f"/search?q={word}&stage=explore/tree" for word in WORDS[:REPEATS]]),
             row("search, a phrase", base, server.pid, ["/search?q=%22iron+gate%22+dust"] * REPEATS),

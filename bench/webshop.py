@@ -68,21 +68,21 @@ def use(folder: str) -> dict[str, float]:
     import bm25s  # noqa: F401 (what importing costs is told apart)
 
     before, began = memory(), time.perf_counter()
-    world = WebShop(products=folder, cache=f"{folder}/cache")
+    env = WebShop(products=folder, cache=f"{folder}/cache")
     opened = time.perf_counter() - began
-    tasks = world.tasks("test", 100)
+    tasks = env.tasks("test", 100)
     drawn = time.perf_counter() - began - opened
     searches, clicks = [], []
     for task in tasks:
-        world.reset(task, 0)
+        env.reset(task, 0)
         for action in (f"search[{task.payload['query']} {' '.join(task.payload['attributes'])}]", f"search[{task.instruction}]"):
             began = time.perf_counter()
-            world.step(action)
+            env.step(action)
             searches.append(time.perf_counter() - began)
         for _ in range(3):
-            action = random.Random(task.id).choice([a for a in world.valid_actions() if "search" not in a and "buy" not in a])
+            action = random.Random(task.id).choice([a for a in env.valid_actions() if "search" not in a and "buy" not in a])
             began = time.perf_counter()
-            world.step(action)
+            env.step(action)
             clicks.append(time.perf_counter() - began)
     after = memory()
     search, click = (1000 * statistics.median(seconds) for seconds in (searches, clicks))

@@ -1,4 +1,4 @@
-"""A small sound world and some that break their contract where only another process can see it; they import nothing beside leafe's core."""
+"""A small sound environment and some that break their contract where only another process can see it; they import nothing beside leafe's core."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TASKS = [Task(f"count-{n}", "count", "train", f"Count to {n}.", {"to": n}) for n
 
 
 class Count(Environment):
-    """A user's own world, in twenty lines."""
+    """A user's own environment, in twenty lines."""
 
     name = "count"
     can_snapshot = True

@@ -3,7 +3,7 @@
     python tests/fake_server.py CHECKPOINT PORT [--delay S] [--dies MESSAGE] [--stubborn] [--gates] [--lora vllm|sglang|llama.cpp] [--child]
 
 --dies: it writes the message and ends with code 3. --stubborn: it ignores SIGTERM. --child: it starts another process, which sleeps. --gates: it plays
-the world gates, and knows every rule. LORA_FILES: what llama.cpp was started with, separated by colons. It writes the environment variable
+the environment gates, and knows every rule. LORA_FILES: what llama.cpp was started with, separated by colons. It writes the environment variable
 FAKE_KEY to its output, as careless servers do.
 """
 

@@ -1,4 +1,4 @@
-"""A policy for the embedded world that needs no model: it knows the rules and slips now and then, by the request's seed alone, so that its trees have all
+"""A policy for the embedded environment that needs no model: it knows the rules and slips now and then, by the request's seed alone, so that its trees have all
 shapes and are the same wherever they grow. Recipes name it `tests.gates_policy:Fickle`."""
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Both stages on a world, in small: a scripted policy fails, reflects, goes back and wins; what it learnt goes into a tiny model.
+"""Both stages on an environment, in small: a scripted policy fails, reflects, goes back and wins; what it learnt goes into a tiny model.
 
     trees = both_stages("sokoban", tmp_path, solve=my_solver, wrong="up")
 
-The world, its options, the prompt set and what is trained on are the recipe's; the policy is a script, the model a random one of two layers.
+The environment, its options, the prompt set and what is trained on are the recipe's; the policy is a script, the model a random one of two layers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from leafe.core import Environment, Request, Stop, Tree
 from leafe.core import Task as LeafeTask
 from leafe.distill import build, preset, train
-from leafe.envs import load_tasks, make_world
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.envs import load_tasks, make_env
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import load_recipe
@@ -37,22 +37,22 @@ def both_stages(
     split: str | None = None,
     horizon: int = 4,
 ) -> dict[str, Tree]:
-    """Explore `tasks` tasks of the recipe's world and distil the trees; returns them. AssertionError where any of it does not come out.
+    """Explore `tasks` tasks of the recipe's environment and distil the trees; returns them. AssertionError where any of it does not come out.
 
     `solve` gives the actions that win, from the start; `wrong` is an action that never does: the first attempt is nothing else, `horizon` times.
-    `options` are laid over the recipe's world options.
+    `options` are laid over the recipe's environment options.
     """
     setup = load_recipe(recipe)
-    world_options = setup.world.options | dict(options or {})
+    env_options = setup.env.options | dict(options or {})
     prompts_set = load_prompt_set(setup.prompts)
 
     def make() -> Environment:
-        return make_world(setup.world.name, **world_options)
+        return make_env(setup.env.name, **env_options)
 
-    with make() as world:
-        chosen = load_tasks(world, split or setup.tasks.train_split, tasks)
-        solutions = {task.id: list(solve(world, task)) for task in chosen}
-        prompts = Prompts(prompts_set, world.actions_help, setup.history)
+    with make() as env:
+        chosen = load_tasks(env, split or setup.tasks.train_split, tasks)
+        solutions = {task.id: list(solve(env, task)) for task in chosen}
+        prompts = Prompts(prompts_set, env.actions_help, setup.history)
     assert all(solutions.values()), "the solver found nothing"
     longest = max(horizon, *(len(s) for s in solutions.values()))
     shots = sum(m.role == "assistant" for m in prompts_set.shots)
@@ -95,7 +95,7 @@ def both_stages(
 async def _explore(
     script: Callable[[Request], str], make: Callable[[], Environment], chosen: Sequence[LeafeTask], prompts: Prompts, config: ExploreConfig
 ) -> dict[str, Tree]:
-    pool = WorldPool(make, size=2)
+    pool = EnvPool(make, size=2)
     try:
         return (await explore(ScriptedPolicy(script), pool, chosen, prompts, config)).trees
     finally:

@@ -60,7 +60,7 @@ def shares(line: str) -> Sequence[float]:
 
 @needs_sandbox
 def test_the_strategies_play_the_same_tasks_within_the_same_executions(problems: str, capsys: pytest.CaptureFixture[str]) -> None:
-    changes = [f"{part}problems={problems}" for part in ("", "world.")]
+    changes = [f"{part}problems={problems}" for part in ("", "env.")]
     runs = explored(FEW, changes)
     assert words(runs) == words(explored(argparse.Namespace(**vars(FEW) | {"remember": False}), changes))
     assert words(runs) != words(explored(FEW, [*changes, "heed=1", "insight=1"]))
@@ -88,12 +88,12 @@ def test_a_difference_is_paired_by_task() -> None:
 
 @needs_sandbox
 def test_a_run_folder_gives_the_figures_of_its_trees(problems: str, tmp_path: Path) -> None:
-    overrides = [f'{part}.options.problems="{problems}"' for part in ("world", "policy")]
+    overrides = [f'{part}.options.problems="{problems}"' for part in ("env", "policy")]
     run_recipe(load_recipe("mbpp-weak", [*overrides, "seeds=[0, 1]", "tasks.train=2", "explore.limits={env_steps=8}"]), tmp_path / "run", only="explore")
     runs = stored(tmp_path / "run")
     assert set(runs) == set(STRATEGIES)
     assert all(len(runs[name]) == 2 and len(trees) == 2 for name in STRATEGIES for trees in runs[name])
-    of_one_programmer = explored(FEW, [f"{part}problems={problems}" for part in ("", "world.")] + ["seed=0"])
+    of_one_programmer = explored(FEW, [f"{part}problems={problems}" for part in ("", "env.")] + ["seed=0"])
     assert words(runs) == words(of_one_programmer)
 
 
@@ -101,4 +101,4 @@ def test_a_run_folder_gives_the_figures_of_its_trees(problems: str, tmp_path: Pa
 def test_every_setting_of_the_sweep_is_one_that_there_is(problems: str) -> None:
     tiny = argparse.Namespace(**vars(FEW) | {"tasks": 1, "executions": 2, "seeds": 1})
     for _, changes in SWEEP:
-        explored(tiny, [*changes.split(), f"problems={problems}", f"world.problems={problems}"])
+        explored(tiny, [*changes.split(), f"problems={problems}", f"env.problems={problems}"])

@@ -252,8 +252,8 @@ def test_a_page_plays(page: Path, tmp_path: Path) -> None:
     play(blocks(page), tmp_path)
 
 
-def test_the_world_in_twenty_lines_has_twenty_lines() -> None:
-    found = [b for b in blocks(DOCS / "own-world.md") if b.title and b.title.endswith(".py")]
+def test_the_env_in_twenty_lines_has_twenty_lines() -> None:
+    found = [b for b in blocks(DOCS / "own-environment.md") if b.title and b.title.endswith(".py")]
     lines = [line for line in found[0].text.splitlines() if line.strip()]
     assert len(lines) <= 20, f"{found[0].title} has {len(lines)} lines that are not blank"
 

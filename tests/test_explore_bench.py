@@ -57,12 +57,12 @@ def test_every_loop_plays_the_same_episodes_and_waits_for_the_same_latencies() -
     assert {task: len(waits) for task, waits in runs[0].drawn.items()} == {int(t.id.removeprefix("task-")): t.payload["length"] for t in tasks}
 
 
-@pytest.mark.parametrize("world", ["walk", "threads"])
-def test_the_rollback_tree_is_asked_for_what_it_is_charged(world: str) -> None:
-    run = leafe_run(ARGS, "normal", 4, 4, calls=25, world=world)
+@pytest.mark.parametrize("env", ["walk", "threads"])
+def test_the_rollback_tree_is_asked_for_what_it_is_charged(env: str) -> None:
+    run = leafe_run(ARGS, "normal", 4, 4, calls=25, env=env)
     assert run.turns == run.requests == 4 * 25
     assert run.wall >= run.ideal
-    assert run.waits["worlds"] > 0 or world == "walk"
+    assert run.waits["envs"] > 0 or env == "walk"
 
 
 def test_the_engine_ends_with_its_standard_input() -> None:

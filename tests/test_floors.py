@@ -37,7 +37,7 @@ ONLY: dict[str, set[str]] = {
     "explore": {"prompts", "runs", "core"},
     "distill": {"prompts", "runs", "core"},
 }
-"""Parts that may import less than the floors below: worlds and policies are never named below the pipeline."""
+"""Parts that may import less than the floors below: environments and policies are never named below the pipeline."""
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "gguf", "ray", "matplotlib", "scipy", "pandas"}
 HEAVY_AT_HOME = {"policies.hf", "policies._hf", "distill", "embedded", "baselines.grpo"}
 """Where a module may import a heavy package at its top; such a module is itself imported lazily (tests/test_imports.py)."""

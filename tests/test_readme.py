@@ -1,4 +1,4 @@
-"""The README's own example is a world that keeps the contract and a recipe that is valid; the files that it points to are there."""
+"""The README's own example is an environment that keeps the contract and a recipe that is valid; the files that it points to are there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leafe.envs import load_tasks, make_world
+from leafe.envs import load_tasks, make_env
 from leafe.pipeline import run_recipe
 from leafe.recipes import load_recipe
 from leafe.testing import check_environment
@@ -24,16 +24,16 @@ def block(language: str, nth: int = 0) -> str:
     return str(found[nth])
 
 
-def test_the_example_is_a_sound_world_and_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_is_a_sound_env_and_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "doors.py").write_text(block("python"))
     (tmp_path / "doors.toml").write_text(block("toml"))
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = load_recipe(str(tmp_path / "doors.toml"))
-    world = make_world(recipe.world.name, **recipe.world.options)
+    env = make_env(recipe.env.name, **recipe.env.options)
     try:
-        tasks = load_tasks(world, recipe.tasks.train_split, recipe.tasks.train, 0)
+        tasks = load_tasks(env, recipe.tasks.train_split, recipe.tasks.train, 0)
         assert len(tasks) == 20
-        report = check_environment(world, tasks[:5])
+        report = check_environment(env, tasks[:5])
         assert not report.problems, report
         assert "leafe+" in recipe.arms
     finally:

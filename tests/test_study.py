@@ -26,14 +26,14 @@ def test_every_cell_once_and_diagonals_first(bases: int, seeds: int) -> None:
         assert {(recipe, seed) for recipe, _, seed in first} == {(recipe, seed) for recipe in "ab" for seed in range(seeds)}
 
 
-def test_its_recipes_are_there_and_differ_in_the_world_alone() -> None:
+def test_its_recipes_are_there_and_differ_in_the_env_alone() -> None:
     for name in (*study.RECIPES, study.TRAINED, *study.TESTED):
         load_recipe(name)
     arms = [set(load_recipe(name).arms) for name in study.RECIPES]
     assert arms[0] == arms[1] == arms[2]
     assert set(study.TRANSFERRED) <= {"base", *load_recipe(study.TRAINED).arms}
-    worlds = [load_recipe(name).world.options for name in (study.TRAINED, *study.TESTED)]
-    assert all(worlds.count(world) == 1 for world in worlds)
+    envs = [load_recipe(name).env.options for name in (study.TRAINED, *study.TESTED)]
+    assert all(envs.count(env) == 1 for env in envs)
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_a_cell_its_transfer_and_the_tables(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert f"{study.TRAINED}-b0-s0: done" in said, (out / f"{study.TRAINED}-b0-s0.log").read_text()[-2000:]
     assert RunFolder.read(out / f"{study.TRAINED}-b0-s0").done("evaluate/leafe+") is not None
-    assert {p.name for p in out.iterdir() if p.is_dir()} >= {f"{world}-b0-s0.{row}" for world in study.TESTED for row in ("base", "leafe+")}
+    assert {p.name for p in out.iterdir() if p.is_dir()} >= {f"{env}-b0-s0.{row}" for env in study.TESTED for row in ("base", "leafe+")}
     table = (tmp_path / "docs/table5.md").read_text()
     assert "(transfer)" in table
     assert "LEAFE+" in table

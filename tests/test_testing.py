@@ -1,4 +1,4 @@
-"""The world check sees what it is there to see: sound worlds pass it, and a world with each fault does not."""
+"""The environment check sees what it is there to see: sound environments pass it, and an environment with each fault does not."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import ClassVar
 import pytest
 
 from leafe.core import Environment, StepResult, Task, UserError
-from leafe.envs import load_tasks, make_world
+from leafe.envs import load_tasks, make_env
 from leafe.testing import check_environment, reports_table
 from tests.counting import TASKS, Count, Dies, Hashes, Keeps, Leaves, Numbers, Shares
 from tests.envs.data import BOXOBAN, needs_boxoban
 
 
-def test_a_sound_world_has_no_problem() -> None:
+def test_a_sound_env_has_no_problem() -> None:
     report = check_environment(Count(), TASKS, ["more", "less", "more"])
     assert report.problems == []
     assert report.episodes == 2
@@ -155,7 +155,7 @@ class OneUse(Count):
 
 
 @pytest.mark.parametrize(
-    ("world", "says"),
+    ("env", "says"),
     [
         (ComesAndGoes, "give one always or never"),
         (Endless, "the horizon is 0"),
@@ -178,13 +178,13 @@ class OneUse(Count):
         (WinsWithoutEnd, "a success, but not done"),
     ],
 )
-def test_each_fault_is_seen(world: type[Environment], says: str) -> None:
-    report = check_environment(world(), TASKS, ["more", "less", "less"])
+def test_each_fault_is_seen(env: type[Environment], says: str) -> None:
+    report = check_environment(env(), TASKS, ["more", "less", "less"])
     assert any(says in problem for problem in report.problems), report
 
 
 @pytest.mark.parametrize(
-    ("world", "check", "says"),
+    ("env", "check", "says"),
     [
         (Hashes, "other processes", ") the answer to step 0 ('"),  # under hash seed 1 or 2: this process's own may be like one of them
         (Numbers, "other processes", "the answer to reset is another one"),
@@ -194,8 +194,8 @@ def test_each_fault_is_seen(world: type[Environment], says: str) -> None:
         (Keeps, "instances", "a snapshot of one instance is another state in a second one"),
     ],
 )
-def test_what_shows_in_another_process_only(world: type[Environment], check: str, says: str) -> None:
-    report = check_environment(world, TASKS, ["more", "less", "more"])
+def test_what_shows_in_another_process_only(env: type[Environment], check: str, says: str) -> None:
+    report = check_environment(env, TASKS, ["more", "less", "more"])
     assert any(says in problem for problem in report.problems), report
     assert set(report.failed) == {check}
 
@@ -215,7 +215,7 @@ def test_a_class_or_a_name_is_made_anew_in_other_processes() -> None:
     assert rows[0][1:3] == ["kept", "6 of 6"]
 
 
-def test_a_world_in_its_own_process() -> None:
+def test_an_env_in_its_own_process() -> None:
     report = check_environment("tests.envs.hosted:Forked", count=3, steps=6, options={"horizon": 6})
     assert report.problems == []
     assert report.way_back == "fork"
@@ -224,14 +224,14 @@ def test_a_world_in_its_own_process() -> None:
     assert report.memory > 1 << 20
 
 
-def test_a_broken_world_is_named_in_the_table() -> None:
+def test_a_broken_env_is_named_in_the_table() -> None:
     row = reports_table([check_environment(Rolls(), TASKS, ["more", "less"])], ["mine"])[1][0]
     assert row[0] == "mine"
     assert row[1].startswith("BROKEN: ")
     assert "replay (2)" in row[1]
 
 
-def test_a_world_without_a_list_of_actions_needs_one() -> None:
+def test_an_env_without_a_list_of_actions_needs_one() -> None:
     with pytest.raises(UserError, match="does not say which actions can be taken"):
         check_environment(Count(), TASKS)
 
@@ -245,7 +245,7 @@ def test_faulty_tasks_are_seen() -> None:
 
 @pytest.mark.parametrize("setting", ["easy", "hard", "random"])
 def test_gates(setting: str) -> None:
-    world = make_world("gates", setting=setting)
+    env = make_env("gates", setting=setting)
 
     def act(task: Task, observation: str, draw: random.Random) -> str:
         for kind, name, right, _ in task.payload["stages"]:
@@ -254,12 +254,12 @@ def test_gates(setting: str) -> None:
         held = observation.rpartition("hold ")[2]
         return draw.choice([f"use {held}", "walk on", f"take {task.payload['object']}"])
 
-    report = check_environment(world, load_tasks(world, "train", 12), act, steps=world.horizon)
+    report = check_environment(env, load_tasks(env, "train", 12), act, steps=env.horizon)
     assert report.problems == []
 
 
 @needs_boxoban
 def test_sokoban() -> None:
-    world = make_world("sokoban", levels=str(BOXOBAN))
-    report = check_environment(world, load_tasks(world, "train", 3), ["up", "down", "left", "right", "jump"])
+    env = make_env("sokoban", levels=str(BOXOBAN))
+    report = check_environment(env, load_tasks(env, "train", 3), ["up", "down", "left", "right", "jump"])
     assert report.problems == []

@@ -20,7 +20,7 @@ from leafe.core import Episode, Kind, Scope, Stop, Task, Tree, Turn, turn_id
 class Ep:
     """One episode to be. `branch_of` names the episode whose (last) reflection asked for this one; `actions` are its own, from the revised action on.
 
-    An action that begins with "!" is invalid. `progress` has one number an own action; None: the world reports none. `blame` and `note` are the
+    An action that begins with "!" is invalid. `progress` has one number an own action; None: the environment reports none. `blame` and `note` are the
     reflection at its end; `blame=-1` makes an unusable one. `counts` has one number an own action.
     """
 

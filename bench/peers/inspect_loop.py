@@ -1,4 +1,4 @@
-"""The walk's episodes in Inspect AI: samples with a solver that generates, steps the world and appends, as its own agent loops do.
+"""The walk's episodes in Inspect AI: samples with a solver that generates, steps the environment and appends, as its own agent loops do.
 
 Runs in an environment of its own, without leafe; reads the job from standard input, prints {"version", "turns", "wall", "cpu"}. The clock runs from the call
 of `eval` to its end; imports are not counted. The log is written where Inspect writes it, without samples, and nothing is shown.

@@ -82,5 +82,5 @@ async def main():
 
 
 wall, cpu = asyncio.run(main())
-# the last turn of an episode has no answer of the world here
+# the last turn of an episode has no answer of the environment here
 print(json.dumps({"version": version("verifiers"), "turns": turns + len(JOB["lengths"]), "wall": wall, "cpu": cpu}))

@@ -1,4 +1,4 @@
-"""A world server without leafe, for `Remote(url)`: guess a number. Standard library only; docs/remote.md says what each call means.
+"""An environment server without leafe, for `Remote(url)`: guess a number. Standard library only; docs/remote.md says what each call means.
 
     python docs/examples/remote_server.py [PORT]
 """
@@ -10,7 +10,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NUMBERS = [str(n) for n in range(1, 51)]
-LOCK = threading.Lock()  # one world call at a time is enough here
+LOCK = threading.Lock()  # one environment call at a time is enough here
 SESSIONS = {}  # name -> {"call": number of the last call, "answer": its answer, "state": (secret number, guesses left)}
 SNAPSHOTS = {}  # name -> state; names are random, so that none means another state after a restart
 

@@ -1,4 +1,4 @@
-"""What the tests of the baselines share: the world of doors, and policies with known behaviour for it."""
+"""What the tests of the baselines share: the environment of doors, and policies with known behaviour for it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from leafe.core import Budget, Completion, Episode, Request, Spent, Tree, Usage
-from leafe.explore import WorldPool, cost_of
+from leafe.explore import EnvPool, cost_of
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet
-from tests.explore.worlds import Doors
+from tests.explore.envs import Doors
 
 PROMPTS = Prompts(PromptSet(name="doors"))
 KEYS = "abc"
 
 
-def pool(make: Callable[[], Doors] = Doors, size: int = 4) -> WorldPool:
-    return WorldPool(make, size)
+def pool(make: Callable[[], Doors] = Doors, size: int = 4) -> EnvPool:
+    return EnvPool(make, size)
 
 
 def asked_for(request: Request) -> str:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from leafe.baselines.ace import Ace, AceConfig, ace
 from leafe.baselines.early_experience import Collected, EarlyConfig, by_task, collect
-from leafe.explore import ExploreConfig, WorldPool
+from leafe.explore import ExploreConfig, EnvPool
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.runs import Journal, load_trees, read_journal, write_tasks
 from tests.baselines.doors import PROMPTS, pupil
 from tests.baselines.test_ace import tasks
 from tests.baselines.test_early_experience import forest, script
-from tests.explore.worlds import Doors
+from tests.explore.envs import Doors
 
 
 def grow(folder: Path, latency: float = 0.0) -> Ace:
     async def main() -> Ace:
-        pool = WorldPool(Doors, size=4)
+        pool = EnvPool(Doors, size=4)
         write_tasks(folder, tasks(8))
         try:
             with Journal(folder) as journal:
@@ -34,7 +34,7 @@ def grow(folder: Path, latency: float = 0.0) -> Ace:
 
 def gather(folder: Path, latency: float = 0.0) -> Collected:
     async def main() -> Collected:
-        pool = WorldPool(lambda: Doors(snapshots=False), size=4)
+        pool = EnvPool(lambda: Doors(snapshots=False), size=4)
         try:
             with Journal(folder) as journal:
                 config = ExploreConfig(limits={}, seed=5)

@@ -1,4 +1,4 @@
-"""ACE on a world whose rules repeat: it learns them, spends what it says, is cut off and goes on to the same playbook."""
+"""ACE on an environment whose rules repeat: it learns them, spends what it says, is cut off and goes on to the same playbook."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from leafe.baselines.ace import Ace, AceConfig, Playbook, ace, with_playbook
 from leafe.core import ContextFull, Environment, ForeignFailure, Kind, Policy, PolicyError, Request, Task, Tree, UserError
 from leafe.evaluate import counts, evaluate
-from leafe.explore import ExploreConfig, WorldPool
+from leafe.explore import ExploreConfig, EnvPool
 from tests.baselines.doors import PROMPTS, Killed, Sink, asked_for, episodes, plain, pupil, scripted, seeded_key, total
-from tests.explore.worlds import Doors, Raising
+from tests.explore.envs import Doors, Raising
 
 
 def tasks(number: int, word: str = "abcb") -> list[Task]:
@@ -28,11 +28,11 @@ def grow(
     config = ExploreConfig(**({"limits": limits or {"policy_calls": 30}, "seed": 3} | settings))  # type: ignore[arg-type]
 
     async def main() -> Ace:
-        worlds = WorldPool(make, size=4)
+        envs = EnvPool(make, size=4)
         try:
-            return await ace(policy or scripted(pupil), worlds, tasks(number), PROMPTS, config, own or AceConfig(batch=2), journal=journal, known=known)
+            return await ace(policy or scripted(pupil), envs, tasks(number), PROMPTS, config, own or AceConfig(batch=2), journal=journal, known=known)
         finally:
-            worlds.close()
+            envs.close()
 
     return asyncio.run(main())
 
@@ -46,10 +46,10 @@ def test_the_playbook_comes_to_hold_the_rules_and_then_tasks_are_solved_at_once(
     assert len(last.acts) == 4
 
     async def tested(playbook: Playbook) -> float:
-        worlds = WorldPool(Doors, size=2)
+        envs = EnvPool(Doors, size=2)
         policy = scripted(lambda r: pupil(r) if "Lessons" in r.messages[0].content else f"Action: {seeded_key(r)}")
-        trees = await evaluate(policy, worlds, tasks(3), with_playbook(PROMPTS, playbook), samples=4)
-        worlds.close()
+        trees = await evaluate(policy, envs, tasks(3), with_playbook(PROMPTS, playbook), samples=4)
+        envs.close()
         return float(counts(trees).pass_at(1).mean())
 
     assert asyncio.run(tested(found.playbook)) == 1.0

@@ -1,4 +1,4 @@
-"""Early Experience: what is collected is what the world would say, costs what it costs, and becomes the samples that the paper trains on."""
+"""Early Experience: what is collected is what the environment would say, costs what it costs, and becomes the samples that the paper trains on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from leafe.baselines.early_experience import Collected, EarlyConfig, by_task, collect, early_data, expert_turns, train_early
 from leafe.core import Completion, Environment, Episode, ForeignFailure, Kind, PolicyError, Request, StepResult, Stop, Task, Tree, Turn, UserError
 from leafe.distill import DistillConfig, encode, preset
-from leafe.explore import ExploreConfig, WorldPool
+from leafe.explore import ExploreConfig, EnvPool
 from leafe.prompts import Prompts, PromptSet, load_prompt_set
 from tests.baselines.doors import PROMPTS, Killed, Sink, asked_for, counted, episodes, plain, scripted, total
-from tests.explore.worlds import Doors
+from tests.explore.envs import Doors
 
 WORD = "abcb"
 
@@ -26,13 +26,13 @@ def task(number: int) -> Task:
 
 
 def played(actions: Sequence[str], number: int = 0, index: int = 0, tree: Tree | None = None) -> Episode:
-    """An episode of these actions as the world plays it; its texts are plain actions in the react form."""
-    world = Doors()
-    first = world.reset(task(number), 0)
+    """An episode of these actions as the environment plays it; its texts are plain actions in the react form."""
+    env = Doors()
+    first = env.reset(task(number), 0)
     turns: list[Turn] = []
     result = StepResult("")
     for step, action in enumerate(actions):
-        result = world.step(action)
+        result = env.step(action)
         parent = turns[-1].id if turns else None
         turns.append(
             Turn(f"t{number}/{index}.{step}", parent, f"t{number}", step, Kind.act, f"Thought: so.\nAction: {action}", action, "so.", result.observation,
@@ -70,13 +70,13 @@ def gather(
     config = ExploreConfig(**({"limits": {"policy_calls": 1000}, "seed": 0, "concurrency": 2} | settings))  # type: ignore[arg-type]
 
     async def main() -> Collected:
-        worlds = WorldPool(make, size=2)
+        envs = EnvPool(make, size=2)
         try:
             return await collect(
-                scripted(policy), worlds, trees or forest(), prompts, config, own or EarlyConfig(), journal=journal, known=known,
+                scripted(policy), envs, trees or forest(), prompts, config, own or EarlyConfig(), journal=journal, known=known,
             )  # fmt: skip
         finally:
-            worlds.close()
+            envs.close()
 
     return asyncio.run(main())
 
@@ -86,7 +86,7 @@ def without_snapshots() -> Doors:
 
 
 @pytest.mark.parametrize("make", [Doors, without_snapshots])
-def test_every_alternative_is_what_the_world_says_there(make: Callable[[], Environment]) -> None:
+def test_every_alternative_is_what_the_env_says_there(make: Callable[[], Environment]) -> None:
     found = gather(make=make)
     assert set(found.trees) == {"t0", "t2"}
     asked = 0
@@ -99,11 +99,11 @@ def test_every_alternative_is_what_the_world_says_there(make: Callable[[], Envir
             asked += 1
             [turn] = episode.acts
             assert turn.action != experts[episode.start].action
-            world = Doors()
-            world.reset(task(0), 0)
+            env = Doors()
+            env.reset(task(0), 0)
             for action in [t.action for t in tree.path(episode.start)]:
-                world.step(action)
-            result = world.step(turn.action)
+                env.step(action)
+            result = env.step(turn.action)
             assert (turn.observation, turn.done, turn.success, turn.valid) == (result.observation, result.done, result.success, result.valid)
     assert asked == found.counts["alternatives"] == 16
     assert found.counts["states"] == 8
@@ -155,9 +155,9 @@ def test_the_samples_of_both_variants() -> None:
     found = gather(own=own)
     data = early_data(forest(), found.trees, PROMPTS, own)
     assert len(data.expert.samples) == 8
-    assert len(data.world.samples) == 16 + 8
-    assert {s.part for s in (*data.world.samples, *data.mixed.samples)} == {"rehearsal"}
-    for sample in data.world.samples:
+    assert len(data.env.samples) == 16 + 8
+    assert {s.part for s in (*data.env.samples, *data.mixed.samples)} == {"rehearsal"}
+    for sample in data.env.samples:
         turn = found.trees[sample.task_id][sample.turn_id]
         assert sample.messages[-1].content.endswith(f"if you do this: {turn.action}")
         assert sample.answer.content == turn.observation
@@ -205,7 +205,7 @@ def test_a_cut_answer_is_no_sample() -> None:
         return Tree(tree.task, [replace(e, turns=tuple(replace(t, finish="length") if t.kind is kind else t for t in e.turns)) for e in tree.episodes])
 
     acts, asides = (early_data(forest(), {k: half(t, kind) for k, t in found.trees.items()}, PROMPTS, own) for kind in (Kind.act, Kind.aside))
-    assert acts.world.samples == asides.world.samples == whole.world.samples  # what the world said is whole
+    assert acts.env.samples == asides.env.samples == whole.env.samples  # what the environment said is whole
     assert (acts.expert.samples, acts.reasoned.samples, asides.reasoned.samples) == ((), (), ())
     assert asides.expert.samples == whole.expert.samples
     assert acts.expert.skipped == {"expert: the answer was cut at its limit of tokens": len(whole.expert.samples)}
@@ -262,13 +262,13 @@ def test_both_phases_are_trained_and_gone_on_with(tmp_path: Path) -> None:
     own = EarlyConfig(explanations=1)
     found = gather(own=own, prompts=prompts)
     data = early_data(forest(), found.trees, prompts, own)
-    encoded = encode(data.world.samples, ChatTokens(tiny_tokenizer(vocabulary), "tiny"), 128)
-    assert encoded.counts["rehearsal"]["spans"] == len(data.world.samples)
+    encoded = encode(data.env.samples, ChatTokens(tiny_tokenizer(vocabulary), "tiny"), 128)
+    assert encoded.counts["rehearsal"]["spans"] == len(data.env.samples)
     config: DistillConfig = preset("rehearsal", steps=6, rehearsal_batch=4, learning_rate=1e-2, eval_every=2, valid_fraction=0.5)
-    results = train_early(model, tmp_path / "w", data, "world", config)
-    assert list(results) == ["world", "expert"]
-    assert json.loads((tmp_path / "w" / "world" / "train.json").read_text())
+    results = train_early(model, tmp_path / "w", data, "env", config)
+    assert list(results) == ["env", "expert"]
+    assert json.loads((tmp_path / "w" / "env" / "train.json").read_text())
     assert (tmp_path / "w" / "checkpoint" / "model.safetensors").is_file()
-    assert results["world"].valid_loss is None
+    assert results["env"].valid_loss is None
     assert results["expert"].valid_loss is not None
-    assert train_early(model, tmp_path / "w", data, "world", config)["expert"] == results["expert"]
+    assert train_early(model, tmp_path / "w", data, "env", config)["expert"] == results["expert"]

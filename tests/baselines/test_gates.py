@@ -1,4 +1,4 @@
-"""The baselines on the embedded world and model: they run through, within their budgets, and learn what can be learnt."""
+"""The baselines on the embedded environment and model: they run through, within their budgets, and learn what can be learnt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from leafe.embedded import base_path
 from leafe.envs.gates import Gates
 from leafe.envs.gates.rules import TARGET
 from leafe.evaluate import evaluate
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies import make_policy
 from leafe.prompts import Prompts, load_prompt_set
 
@@ -25,7 +25,7 @@ PROMPTS = Prompts(load_prompt_set("gates"))
 def test_all_three_with_the_embedded_model() -> None:
     async def main() -> tuple[Ace, list[Tree], Attempts, dict[str, Tree], Collected]:
         policy = make_policy("hf", model=str(base_path()), max_batch=64, threads=1)
-        pool = WorldPool(lambda: Gates("easy"), size=32)
+        pool = EnvPool(lambda: Gates("easy"), size=32)
         tasks = Gates("easy").tasks("train", 16, 0)
         config = ExploreConfig(limits={"policy_calls": 20})
         try:
@@ -45,7 +45,7 @@ def test_all_three_with_the_embedded_model() -> None:
     said = [i for i in (*grown.playbook.items, *(g.item for g in grown.playbook.gone)) if " needs " in i.text]
     assert said
     right = [i.text == f"{i.section} needs {TARGET[i.section]}" for i in said if i.section in TARGET]
-    assert sum(right) > len(said) / 2  # the reflector mostly says what the world said
+    assert sum(right) > len(said) / 2  # the reflector mostly says what the environment said
     plain_prompt, with_it = (Prompts(load_prompt_set("gates"), playbook=p) for p in ("", grown.playbook.render(PROMPTS.set)))
     assert with_it.playbook.startswith("earlier ")
     assert not plain_prompt.playbook
@@ -55,5 +55,5 @@ def test_all_three_with_the_embedded_model() -> None:
     assert all(1 <= len(s.after) <= 3 for s in tried.samples)
     data = early_data(found, collected.trees, PROMPTS, EarlyConfig(alternatives=3))
     assert data.expert.samples
-    assert {s.answer.content.split()[0] for s in data.world.samples} & {"hold", "path", "no", "gate"}
-    assert all(s.messages[-1].content.split()[-3:-2] == ["say"] for s in data.world.samples)
+    assert {s.answer.content.split()[0] for s in data.env.samples} & {"hold", "path", "no", "gate"}
+    assert all(s.messages[-1].content.split()[-3:-2] == ["say"] for s in data.env.samples)

@@ -25,7 +25,7 @@ from leafe.distill import Lora  # noqa: E402
 from leafe.embedded import base_path  # noqa: E402
 from leafe.envs.gates import Gates  # noqa: E402
 from leafe.evaluate import counts, evaluate  # noqa: E402
-from leafe.explore import WorldPool  # noqa: E402
+from leafe.explore import EnvPool  # noqa: E402
 from leafe.policies.hf import load_model, load_tokenizer  # noqa: E402
 from leafe.prompts import Prompts, load_prompt_set  # noqa: E402
 
@@ -34,26 +34,26 @@ TASKS = Gates("easy", "habit").tasks("train", 12, 0)
 SMALL: Mapping[str, Any] = {"group": 4, "tasks_batch": 4, "learning_rate": 1e-3, "horizon": 12, "steps": 2}
 
 
-class World(Gates):
+class Env(Gates):
     """As gates, and counts its steps; half a point is paid for every stage that is passed, so that groups differ early on."""
 
     steps = 0
 
     def step(self, action: str) -> StepResult:
-        World.steps += 1
+        Env.steps += 1
         at = self._at
         result = super().step(action)
         return StepResult(result.observation, 0.5 * (self._at - at), result.done, result.success, result.valid, result.progress)
 
 
 def learn(out: Path, tasks: Sequence[Task] = TASKS, progress: Any = None, validate: Any = None, model: Path | None = None, **options: Any) -> GrpoResult:
-    config = GrpoConfig(**({"reward": "world"} | dict(SMALL) | options))
-    return train(model or base_path(), out, lambda: World("easy", "habit"), tasks, PROMPTS, config, validate=validate, progress=progress)
+    config = GrpoConfig(**({"reward": "env"} | dict(SMALL) | options))
+    return train(model or base_path(), out, lambda: Env("easy", "habit"), tasks, PROMPTS, config, validate=validate, progress=progress)
 
 
 def success_on(tasks: Sequence[Task], samples: int) -> Any:
     async def validate(policy: Policy) -> float:
-        pool = WorldPool(lambda: Gates("easy", "habit"), size=64)
+        pool = EnvPool(lambda: Gates("easy", "habit"), size=64)
         found = counts(await evaluate(policy, pool, tasks, PROMPTS, samples=samples))
         return float(found.c.sum() / found.n.sum())
 
@@ -139,7 +139,7 @@ def test_the_loss_is_the_definition_in_float64(tmp_path: Path, monkeypatch: pyte
     spy = Spy(monkeypatch)
     options = {"iterations": 2, "beta": 0.3, "clip_ratio": 0.05, "loss": loss, "micro_batch": 16, "temperature": temperature}
     learn(tmp_path, **options)
-    config = GrpoConfig(reward="world", **(dict(SMALL) | options))
+    config = GrpoConfig(reward="env", **(dict(SMALL) | options))
     start = load_model(base_path()).double()
     assert [p["batch"] for p in spy.passes] == [0, 0, 1, 1]
     moved = []
@@ -203,8 +203,8 @@ def test_on_the_same_rollouts_it_is_trls_own_step(tmp_path: Path, monkeypatch: p
     assert apart(weights(base_path()), weights(tmp_path / "ours")) > 5e-4
 
 
-def test_what_the_world_said_carries_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss as a function of every completion token's log-probability: its derivative is 0 at the world's tokens, and where the group agrees."""
+def test_what_the_env_said_carries_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss as a function of every completion token's log-probability: its derivative is 0 at the environment's tokens, and where the group agrees."""
     seen: list[tuple[Any, Any, Any]] = []
     compute, score = inside._Trainer._compute_loss, inside._Trainer._get_per_token_logps_and_entropies
 
@@ -267,10 +267,10 @@ def test_groups_that_agree_teach_nothing(tmp_path: Path) -> None:
 
 
 def test_the_budget_is_met_to_the_call(tmp_path: Path) -> None:
-    World.steps = 0
+    Env.steps = 0
     rows: list[Mapping[str, Any]] = []
     result = learn(tmp_path, steps=None, limits={"policy_calls": 333}, progress=rows.append)
-    assert result.spent["policy_calls"] == result.spent["env_steps"] == World.steps == 333
+    assert result.spent["policy_calls"] == result.spent["env_steps"] == Env.steps == 333
     assert result.steps == len(rows) >= 3
     assert sum(result.stops.values()) == result.spent["episodes"]
     assert result.stops["budget"] >= 1
@@ -358,8 +358,8 @@ def test_with_lora_the_adapter_alone_is_trained(tmp_path: Path, monkeypatch: pyt
     assert len(first) == 16
 
 
-def test_worlds_that_fail_end_the_training_and_it_goes_on_where_it_was(tmp_path: Path) -> None:
-    class Breaks(World):
+def test_envs_that_fail_end_the_training_and_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    class Breaks(Env):
         broken = False
 
         def step(self, action: str) -> StepResult:
@@ -367,7 +367,7 @@ def test_worlds_that_fail_end_the_training_and_it_goes_on_where_it_was(tmp_path:
                 raise RuntimeError("the floor gave way")
             return super().step(action)
 
-    config = GrpoConfig(reward="world", **(dict(SMALL) | {"steps": 3, "checkpoint_every": 1}))
+    config = GrpoConfig(reward="env", **(dict(SMALL) | {"steps": 3, "checkpoint_every": 1}))
     rows: list[Mapping[str, Any]] = []
 
     def notice(row: Mapping[str, Any]) -> None:
@@ -432,12 +432,12 @@ def test_users_mistakes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_improves_the_policy(tmp_path: Path) -> None:
     """Held-out tasks, where no rule is shifted: what bench/grpo.py measures, in small."""
-    world = Gates("easy", "habit")
+    env = Gates("easy", "habit")
     rows: list[Mapping[str, Any]] = []
     config = GrpoConfig(limits={"policy_calls": 8000}, learning_rate=1e-3, eval_every=100)
     train(
-        base_path(), tmp_path, lambda: Gates("easy", "habit"), world.tasks("train", 200, 0), PROMPTS, config,
-        validate=success_on(world.tasks("test", 100, 0), 32), progress=rows.append,
+        base_path(), tmp_path, lambda: Gates("easy", "habit"), env.tasks("train", 200, 0), PROMPTS, config,
+        validate=success_on(env.tasks("test", 100, 0), 32), progress=rows.append,
     )  # fmt: skip
     first, last = rows[0]["valid_success"], rows[-1]["valid_success"]
     assert last > first + 0.04, (first, last)

@@ -20,7 +20,7 @@ from leafe.baselines.grpo._rollouts import Batch, Rollouts
 from leafe.core import Budget, ChatTokens, Completion, Environment, Request, StepResult, Stop, Task, Tree, UserError
 from leafe.embedded import base_path
 from leafe.envs.gates import Gates, GatesReference
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies.hf import load_tokenizer
 from leafe.prompts import Prompts, load_prompt_set
 
@@ -62,7 +62,7 @@ def grown(policy: Babbler, seed: int, count: int = 3, episodes: int = 3) -> dict
     config = ExploreConfig(strategy="independent", limits={"episodes": episodes}, until="budget", seed=seed)
 
     async def main() -> dict[str, Tree]:
-        pool = WorldPool(lambda: Gates("easy", "habit"), size=9)
+        pool = EnvPool(lambda: Gates("easy", "habit"), size=9)
         return (await explore(policy, pool, Gates("easy", "habit").tasks("train", count, seed), PROMPTS, config)).trees
 
     return asyncio.run(main())
@@ -102,13 +102,13 @@ def test_observations_are_never_marked() -> None:
             assert unmarked.replace(" <end>", "").replace("<end> ", "").split() == said.split()
 
 
-def test_the_worlds_reward_is_summed_and_a_lost_rollout_has_none() -> None:
+def test_the_envs_reward_is_summed_and_a_lost_rollout_has_none() -> None:
     (tree, *_) = grown(Babbler(0.0), 1).values()
     episode = next(e for e in tree.episodes if e.acts)
     turns = tuple(replace(t, reward=0.25) for t in episode.acts)
     paid = replace(episode, turns=turns)
     other = Tree(tree.task, [replace(paid, index=0)])
-    assert row_of(other, other.episodes[0], PROMPTS, CHAT, "world").reward == 0.25 * len(turns)
+    assert row_of(other, other.episodes[0], PROMPTS, CHAT, "env").reward == 0.25 * len(turns)
     for stop in Stop:
         lost = Tree(tree.task, [replace(paid, stop=stop)])
         reward = row_of(lost, lost.episodes[0], PROMPTS, CHAT).reward
@@ -140,7 +140,7 @@ def batches(
     out: list[Batch] = []
 
     async def main() -> None:
-        pool = WorldPool(make, size=64)
+        pool = EnvPool(make, size=64)
         rollouts = Rollouts(policy, CHAT, pool, tasks or Gates("easy", "habit").tasks("train", 7, 0), PROMPTS, config, budget)
         while budget.reached() is None and len(out) < most:
             out.append(await rollouts.batch(len(out)))
@@ -178,14 +178,14 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 
 def test_every_epoch_has_every_task_once() -> None:
     tasks = Gates("easy").tasks("train", 12, 0)
-    rollouts = Rollouts(Babbler(), CHAT, WorldPool(Gates), tasks, PROMPTS, GrpoConfig(steps=1, tasks_batch=4), Budget())
+    rollouts = Rollouts(Babbler(), CHAT, EnvPool(Gates), tasks, PROMPTS, GrpoConfig(steps=1, tasks_batch=4), Budget())
     epochs = [[t.id for step in range(3 * e, 3 * e + 3) for t in rollouts.chosen(step)] for e in range(4)]
     assert all(Counter(e) == Counter(t.id for t in tasks) for e in epochs)
     assert len({tuple(e) for e in epochs}) == 4
     assert len(rollouts.chosen(1000)) == 4
 
 
-def test_the_rollouts_of_a_group_begin_in_the_same_world() -> None:
+def test_the_rollouts_of_a_group_begin_in_the_same_env() -> None:
     began: dict[str, set[int]] = {}
 
     class Random(Gates):
@@ -200,7 +200,7 @@ def test_the_rollouts_of_a_group_begin_in_the_same_world() -> None:
     assert all(len(seeds) == 1 for seeds in began.values())
 
 
-def test_a_rollout_that_the_world_lost_leaves_the_others_their_group() -> None:
+def test_a_rollout_that_the_env_lost_leaves_the_others_their_group() -> None:
     class Breaks(Gates):
         deterministic = False
 

@@ -12,10 +12,10 @@ import pytest
 from leafe.baselines.test_time import Attempts, Method, read, sample_attempts, samples_of
 from leafe.core import Kind, PolicyError, Request, Stop, Task, Tree, UserError
 from leafe.evaluate import Counts
-from leafe.explore import ExploreConfig, WorldPool
+from leafe.explore import ExploreConfig, EnvPool
 from leafe.policies.scripted import ScriptedPolicy
 from tests.baselines.doors import PROMPTS, Killed, Sink, asked_for, episodes, plain, seeded_key, total
-from tests.explore.worlds import Doors, answer
+from tests.explore.envs import Doors, answer
 
 
 def tasks(number: int) -> list[Task]:
@@ -27,13 +27,13 @@ def attempt(
     known: Mapping[str, Tree] | None = None,
 ) -> Attempts:  # fmt: skip
     async def main() -> Attempts:
-        worlds = WorldPool(Doors, size=4)
+        envs = EnvPool(Doors, size=4)
         try:
             return await sample_attempts(
-                policy, worlds, tasks(number), PROMPTS, ExploreConfig(seed=1), method=method, attempts=attempts, samples=samples, journal=journal, known=known
+                policy, envs, tasks(number), PROMPTS, ExploreConfig(seed=1), method=method, attempts=attempts, samples=samples, journal=journal, known=known
             )
         finally:
-            worlds.close()
+            envs.close()
 
     return asyncio.run(main())
 

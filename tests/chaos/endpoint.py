@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import Message
-from tests.chaos.worlds import reply
+from tests.chaos.envs import reply
 
 RATES: Mapping[str, float] = {
     "500": 0.015, "503": 0.01, "429 with Retry-After": 0.02, "connection reset": 0.015, "closed without a word": 0.005, "garbage for HTTP": 0.005,

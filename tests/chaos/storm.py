@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leafe.core import Tree
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.prompts import Prompts, PromptSet
 from leafe.recipes import Recipe, load_recipe
 from leafe.runs import load_trees
 from tests.chaos.endpoint import PLACES, RATES, Counters
 from tests.chaos.verify import Verdict, tasks_of, verify
-from tests.chaos.worlds import Oracle, Quick
+from tests.chaos.envs import Oracle, Quick
 
 ROOT = Path(__file__).parents[2]
 MARK = "LEAFE_CHAOS"
@@ -39,7 +39,7 @@ CONCURRENCY = 24
 BODIES = ("Forked", "Hosted", "Quick")
 OUTAGE = "outage beyond the deadline"
 EVERY_S = {
-    "kill a world's process": 1.0, "stop a world's process (hangs)": 9.0, "kill the run": 14.0, "interrupt the run": 45.0, "suspend the run": 15.0,
+    "kill an environment's process": 1.0, "stop an environment's process (hangs)": 9.0, "kill the run": 14.0, "interrupt the run": 45.0, "suspend the run": 15.0,
     "kill the endpoint and start it again": 8.0, "stop the endpoint (hangs)": 20.0, OUTAGE: 50.0, "disk full": 20.0,
     "file may not grow": 20.0,
 }  # fmt: skip
@@ -50,7 +50,7 @@ CALM_S = 240.0
 RECIPE = """
 name = "chaos"
 strategies = ["{strategy}"]
-world = {{ name = "tests.chaos.worlds:{body}", workers = 4, timeout = 2.0 }}
+env = {{ name = "tests.chaos.environments:{body}", workers = 4, timeout = 2.0 }}
 tasks = {{ train = {tasks} }}
 prompts = "{prompts}"
 
@@ -250,9 +250,9 @@ class Wave:
                 raise Failure(f"the disk was never full: {words}")
             self.storm.ends["no room on the disk"] += 1
         elif code == 1 and "in a row failed" in words:
-            self.storm.ends["the endpoint or the worlds failed again and again"] += 1
+            self.storm.ends["the endpoint or the environments failed again and again"] += 1
         elif code == 1 and ("died at its start" in words or "died in tasks" in words):
-            self.storm.ends["no world at its start"] += 1
+            self.storm.ends["no environment at its start"] += 1
         elif code == 2 and ("start the server" in words or "does not work" in words):
             self.storm.ends["no endpoint at its start"] += 1
         else:
@@ -280,10 +280,10 @@ class Wave:
             return
         chance, done = self.chance, True
         match kind:
-            case "kill a world's process":
-                done = self._signal_a_world(signal.SIGKILL) is not None
-            case "stop a world's process (hangs)":
-                handle = self._signal_a_world(signal.SIGSTOP, keep=True)
+            case "kill an environment's process":
+                done = self._signal_an_env(signal.SIGKILL) is not None
+            case "stop an environment's process (hangs)":
+                handle = self._signal_an_env(signal.SIGSTOP, keep=True)
                 done = handle is not None
                 if handle is not None:
                     self._later(6.0, lambda: _signal_and_close(handle, signal.SIGCONT))
@@ -336,7 +336,7 @@ class Wave:
         (self.disk / "ballast").unlink(missing_ok=True)
         self.disk_trouble = time.monotonic()
 
-    def _signal_a_world(self, what: signal.Signals, keep: bool = False) -> int | None:
+    def _signal_an_env(self, what: signal.Signals, keep: bool = False) -> int | None:
         """A handle of the process that got the signal, if there was one."""
         found = [pid for pid in _marked(self.mark) if b"leafe.envs.worker._side" in _read(pid, "cmdline")]
         if not found:
@@ -397,10 +397,10 @@ class Wave:
 
 
 def fault_free(config: ExploreConfig, prompts: Prompts, tasks: int) -> dict[str, Tree]:
-    """The same exploration with the model and the world in this process."""
+    """The same exploration with the model and the environment in this process."""
 
     async def main() -> dict[str, Tree]:
-        pool = WorldPool(Quick, size=config.concurrency)
+        pool = EnvPool(Quick, size=config.concurrency)
         return (await explore(Oracle(), pool, tasks_of(tasks), prompts, config)).trees
 
     return asyncio.run(main())

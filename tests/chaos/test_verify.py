@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from leafe.core import Completion, Episode, PolicyError, Request, Stop, Task, Tree
-from leafe.explore import ExploreConfig, WorldPool, cost_of, explore
+from leafe.explore import ExploreConfig, EnvPool, cost_of, explore
 from leafe.prompts import Prompts, PromptSet
 from tests.chaos.run import digest
 from tests.chaos.storm import fault_free
 from tests.chaos.verify import Verdict, tasks_of, verify
-from tests.chaos.worlds import Oracle, Quick
+from tests.chaos.envs import Oracle, Quick
 
 CONFIG = ExploreConfig(limits={"policy_calls": 40}, until="budget", width=2, horizon=12, seed=5, concurrency=3)
 PROMPTS = Prompts(PromptSet(name="doors"), Quick.actions_help)
@@ -39,7 +39,7 @@ class Flaky(Oracle):
 
 def explored() -> dict[str, Tree]:
     async def main() -> dict[str, Tree]:
-        return (await explore(Flaky(), WorldPool(Quick, size=3), tasks_of(TASKS), PROMPTS, CONFIG)).trees
+        return (await explore(Flaky(), EnvPool(Quick, size=3), tasks_of(TASKS), PROMPTS, CONFIG)).trees
 
     return asyncio.run(main())
 

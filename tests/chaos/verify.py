@@ -2,7 +2,7 @@
 
 An episode may differ from the fault-free run's in two ways only, and only where what is outside failed for longer than it is retried: it ended there
 (policy_error, env_error), or a reflection got no answer. Its turns up to there are the fault-free run's. What comes after it in its task has other numbers, so
-other seeds: there every prompt is built again, the model asked, the world played.
+other seeds: there every prompt is built again, the model asked, the environment played.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from leafe.core import Episode, Kind, Stop, Task, Tree, Turn, derive_seed
 from leafe.explore import ExploreConfig, Plan, cost_of, make_strategy
 from leafe.prompts import Prompts, UnusableReflection, history_before
 from tests.chaos.run import digest
-from tests.chaos.worlds import Quick, reply
+from tests.chaos.envs import Quick, reply
 
 ERRORS = (Stop.policy_error, Stop.env_error)
 
@@ -131,16 +131,16 @@ def _is_cut(episode: Episode, true: Episode) -> bool:
 
 
 def _replay(verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, prompts: Prompts) -> None:
-    """Ask the strategy, the model and the world again."""
+    """Ask the strategy, the model and the environment again."""
     episode, say = tree.episodes[index], verdict.problems.append
     where = f"episode {index} of {tree.task.id}"
     plan = make_strategy(config, prompts.set).next(Tree(tree.task, tree.episodes[:index]))
     if plan != Plan(episode.start, episode.experience, episode.depth, episode.preamble):
         say(f"{where} is not what the strategy asks for")
-    world = Quick()
-    first = world.reset(tree.task, 0)
+    env = Quick()
+    first = env.reset(tree.task, 0)
     for turn in tree.path(episode.start):
-        world.step(turn.action)
+        env.step(turn.action)
     tries: Counter[int] = Counter()
     for turn in episode.turns:
         if unanswered(turn):
@@ -155,10 +155,10 @@ def _replay(verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, pro
         if turn.action_text != reply(messages, derive_seed(*names)).text:
             say(f"the turn {turn.id} is not what the model says")
         if turn.kind is Kind.act:
-            result = world.step(turn.action)
+            result = env.step(turn.action)
             told = (turn.observation, turn.done, turn.success, turn.valid, turn.progress)
             if told != (result.observation, result.done, result.success, result.valid, result.progress):
-                say(f"the turn {turn.id} is not what the world says")
+                say(f"the turn {turn.id} is not what the environment says")
         elif turn.valid:
             try:
                 if prompts.parse_reflection(turn.action_text, turn.step) != (turn.target, turn.note):

@@ -39,9 +39,9 @@ def test_help_lists_every_command() -> None:
         (("run", "nothing"), "There is no recipe 'nothing'"),
         (("run", "demo", "explore.depht=3"), "did you mean 'depth'"),
         (("run", "demo", "tasks.train=many"), "tasks.train"),
-        (("run", "demo", "world.name=mars", "jobs=1"), "There is no world 'mars'"),
-        (("run", "demo", "world.options.setting=huge", "jobs=1"), "no setting 'huge'"),
-        (("run", "demo", "world.options.size=3", "jobs=1"), "no option 'size'"),
+        (("run", "demo", "env.name=mars", "jobs=1"), "There is no environment 'mars'"),
+        (("run", "demo", "env.options.setting=huge", "jobs=1"), "no setting 'huge'"),
+        (("run", "demo", "env.options.size=3", "jobs=1"), "no option 'size'"),
         (("run", "demo", "tasks.train_split=dev", "jobs=1"), "has no such split; its splits are train, valid, test"),
         (("run", "demo", "policy.kind=oracle", "jobs=1"), "oracle"),
         (("run", "demo", "policy.options.colour=red", "jobs=1"), "colour"),
@@ -66,23 +66,23 @@ def test_no_endpoint_is_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_envs_lists_every_world(tmp_path: Path) -> None:
+def test_envs_lists_every_env(tmp_path: Path) -> None:
     listed = leafe("envs", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert all(name in listed.stdout for name in ("gates", "sokoban", "mbpp", "scienceworld", "alfworld", "webshop", "codecontests", "remote"))
 
 
-def test_a_world_is_checked_by_name_and_options(tmp_path: Path) -> None:
+def test_an_env_is_checked_by_name_and_options(tmp_path: Path) -> None:
     checked = leafe("envs", "check", "gates", "setting=easy", "--tasks", "3", "--markdown", "table.md", cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "gates setting=easy" in checked.stdout
     assert "9 of 9" in checked.stdout
     head, _, row = (tmp_path / "table.md").read_text().splitlines()
-    assert head.startswith("| world | contract |")
+    assert head.startswith("| environment | contract |")
     assert row.startswith("| gates setting=easy | kept | 9 of 9 | snapshot |")
 
 
-def test_a_broken_world_is_said_and_ends_with_1(tmp_path: Path) -> None:
+def test_a_broken_env_is_said_and_ends_with_1(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(
         "import os\nfrom leafe import Environment, StepResult, Task\n"
         "class Broken(Environment):\n"
@@ -101,16 +101,16 @@ def test_a_broken_world_is_said_and_ends_with_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("check", "mars"), "There is no world 'mars'"),
+        (("check", "mars"), "There is no environment 'mars'"),
         (("check", "gates", "size=3"), "no option 'size'"),
         (("check", "gates", "size"), "'size' is not an override"),
         (("check", "remote"), "needs the option 'url'"),
-        (("serve", "mars"), "There is no world 'mars'"),
+        (("serve", "mars"), "There is no environment 'mars'"),
         (("serve", "gates", "--token-env", "SURELY_NOT_SET"), "SURELY_NOT_SET holds no token"),
         (("serve", "gates", "--host", "0.0.0.0"), "token"),
     ],
 )
-def test_mistakes_with_worlds(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_mistakes_with_envs(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     done = leafe("envs", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
@@ -118,12 +118,12 @@ def test_mistakes_with_worlds(arguments: tuple[str, ...], message: str, tmp_path
 
 
 @pytest.mark.real
-def test_doctor_plays_in_every_world_that_is_ready(tmp_path: Path) -> None:
+def test_doctor_plays_in_every_env_that_is_ready(tmp_path: Path) -> None:
     examined = leafe("doctor", cwd=tmp_path)
     assert examined.returncode == 0, examined.stdout + examined.stderr
     assert examined.stdout.count("kept") >= 5
     assert "Not ready here:" in examined.stdout
-    assert "remote: The world 'remote' needs the option 'url'" in examined.stdout
+    assert "remote: The environment 'remote' needs the option 'url'" in examined.stdout
 
 
 SILENT = """

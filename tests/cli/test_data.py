@@ -61,13 +61,13 @@ def test_a_recipes_run_goes_on_with_the_import(log: Path, tmp_path: Path) -> Non
         leafe("import", log, "--format", "chat", "--out", out)
 
 
-@pytest.mark.parametrize("where", [(), ("--world", "gates", "--option", "setting=easy", "--prompts", "gates")])
+@pytest.mark.parametrize("where", [(), ("--env", "gates", "--option", "setting=easy", "--prompts", "gates")])
 def test_an_import_can_be_exported(where: tuple[str, ...], log: Path, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     out = tmp_path / "logged"
     leafe("import", log, "--format", "chat", "--out", out, *where)
     run = RunFolder.read(out)
-    assert recipe_of(run).world.name == ("gates" if where else "imported")
+    assert recipe_of(run).env.name == ("gates" if where else "imported")
     assert (run.done("explore/tree") or {})["imported"]["verified"] == bool(where)
     said = leafe("export", out, "--stage", "explore/tree", "--preset", "rft", "--to", "axolotl", "--out", tmp_path / "axolotl")
     assert "rehearsal.jsonl" in said
@@ -87,11 +87,11 @@ def test_an_import_can_be_exported(where: tuple[str, ...], log: Path, tmp_path: 
         (("import", "absent.jsonl", "--format", "chat", "--out", "OUT"), "absent.jsonl is not there"),
         (("import", "LOG", "--format", "inspect", "--out", "OUT"), "is no Inspect log"),
         (("import", "LOG", "--format", "verifiers", "--out", "OUT"), "holds no episode in the format 'verifiers'"),
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--recipe", SMALL, "--world", "gates"), "give --recipe or --world"),
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--option", "a=1"), "give --world too"),
+        (("import", "LOG", "--format", "chat", "--out", "OUT", "--recipe", SMALL, "--env", "gates"), "give --recipe or --env"),
+        (("import", "LOG", "--format", "chat", "--out", "OUT", "--option", "a=1"), "give --env too"),
         (("import", "LOG", "--format", "chat", "--out", "OUT", "--set", "a=1"), "give --recipe too"),
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--world", "mars"), "There is no world 'mars'"),
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--world", "gates"), "No episode of"),  # the tasks of another setting
+        (("import", "LOG", "--format", "chat", "--out", "OUT", "--env", "mars"), "There is no environment 'mars'"),
+        (("import", "LOG", "--format", "chat", "--out", "OUT", "--env", "gates"), "No episode of"),  # the tasks of another setting
         (("import", "LOG", "--format", "chat", "--out", "OUT", "--recipe", SMALL, *REFINE), "does not explore by tree"),
         (("export", "absent", "a", "--out", "OUT"), "is not a run folder"),
         (("export", "absent", "a", "--to", "csv", "--out", "OUT"), "There is no export to 'csv'"),

@@ -32,7 +32,7 @@ from leafe.cli._display import Display
 from leafe.cli._encoding import plain_where_needed
 from leafe.cli._json import JsonLines
 from leafe.cli._watch import Course, clock_time, short
-from leafe.core import Spent, UserError, WorldError
+from leafe.core import Spent, UserError, EnvError
 from leafe.core.text import HOSTILE
 from leafe.explore import Progress
 from leafe.pipeline import Leg, Stage
@@ -354,7 +354,7 @@ def test_nothing_that_is_printed_steers_the_terminal(terminal: bool, words: str)
         assert "␛" in shown
 
 
-@pytest.mark.parametrize("error", [UserError, WorldError])
+@pytest.mark.parametrize("error", [UserError, EnvError])
 def test_errors_that_quote_others_steer_nothing(
     error: type[Exception], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from leafe.core import Episode, Kind, Scope, Stop, Task, Tree, Turn, Usage, turn_id
 
 anything = st.text(st.characters(exclude_categories=()), max_size=8)
-"""Any text that a model or a world can come up with: newlines, NUL, line separators, lone surrogates."""
+"""Any text that a model or an environment can come up with: newlines, NUL, line separators, lone surrogates."""
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-3, 3).map(float)
 counts = st.integers(1, 128)
 leaves = st.none() | st.booleans() | st.integers() | numbers | anything

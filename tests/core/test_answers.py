@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.core import Environment, Kind, StepResult, Task, Turn, UserError, WorldError
+from leafe.core import Environment, Kind, StepResult, Task, Turn, UserError, EnvError
 from leafe.core.answers import check_facts, observation_text, plain_json, plain_task, step_result, versions_of
 
 
@@ -48,9 +48,9 @@ def strict(value: object) -> Any:
 def test_any_answer_is_plain_or_refused_in_one_sentence(values: dict[str, Any]) -> None:
     try:
         result = step_result(StepResult(**values), "w")
-    except WorldError as error:
+    except EnvError as error:
         said = str(error)
-        assert said.startswith("The world w breaks its contract: ")
+        assert said.startswith("The environment w breaks its contract: ")
         assert said.endswith(".")
         assert "\n" not in said
         assert any(name in said for name in values)
@@ -71,14 +71,14 @@ def test_a_number_keeps_its_value(kind: Any, number: int) -> None:
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "1", [1.0], np.array([1.0, 2.0])])
 def test_what_is_no_number_is_no_reward(value: Any) -> None:
-    with pytest.raises(WorldError, match=r"whose reward is .*, not a finite number"):
+    with pytest.raises(EnvError, match=r"whose reward is .*, not a finite number"):
         step_result(StepResult("x", reward=value), "w")
 
 
 @pytest.mark.parametrize("value", [None, "False", 2, [False], np.array([True, False])])
 def test_what_is_no_flag_is_not_taken_for_one(value: Any) -> None:
     for name in ("done", "success", "valid"):
-        with pytest.raises(WorldError, match=f"whose {name} is .*, not True or False"):
+        with pytest.raises(EnvError, match=f"whose {name} is .*, not True or False"):
             step_result(replace(StepResult("x"), **{name: value}), "w")
 
 
@@ -86,12 +86,12 @@ def test_texts_are_cleaned_and_other_things_are_no_texts() -> None:
     assert observation_text("a\udcffb", "w") == "a\ufffdb"
     assert step_result(StepResult("\ud83d\ude00 \ud800"), "w").observation == "\U0001f600 \ufffd"
     for value in (None, b"x", 5, ["x"]):
-        with pytest.raises(WorldError, match="reset returned"):
+        with pytest.raises(EnvError, match="reset returned"):
             observation_text(value, "w")
-        with pytest.raises(WorldError, match="observation is"):
+        with pytest.raises(EnvError, match="observation is"):
             step_result(StepResult(value), "w")  # type: ignore[arg-type]
     for value in (None, ("x", 1.0, True), {"observation": "x"}):
-        with pytest.raises(WorldError, match="not a StepResult"):
+        with pytest.raises(EnvError, match="not a StepResult"):
             step_result(value, "w")
 
 
@@ -141,7 +141,7 @@ def test_what_json_does_not_hold_is_named(value: object) -> None:
         plain_json(value, "x")
 
 
-def world(**facts: Any) -> Environment:
+def env(**facts: Any) -> Environment:
     class Odd(Environment):
         def reset(self, task: Task, seed: int) -> str:
             return ""
@@ -156,11 +156,11 @@ def world(**facts: Any) -> Environment:
 
 
 def test_what_an_environment_says_of_itself() -> None:
-    made = check_facts(world(horizon=np.int64(4), actions_help="go\ud800", name=np.str_("w")))
+    made = check_facts(env(horizon=np.int64(4), actions_help="go\ud800", name=np.str_("w")))
     assert (type(made.horizon), made.horizon, made.actions_help, made.name) == (int, 4, "go\ufffd", "w")
     for facts in ({"horizon": None}, {"horizon": math.inf}, {"horizon": 0}, {"horizon": "3"}, {"name": 3}, {"actions_help": None}, {"name": b"\xff"}):
         with pytest.raises(UserError, match="give its class"):
-            check_facts(world(**facts))
+            check_facts(env(**facts))
     made.versions = lambda: {"rom": np.int64(3), "data": None}  # type: ignore[method-assign,dict-item]
     assert versions_of(made) == {"rom": "3", "data": "None"}
 

@@ -77,13 +77,13 @@ def test_refused_actions_stay_in_the_history_and_are_no_targets() -> None:
     (only,) = data.part("rehearsal")
     assert only.answer.content == "go"
     assert Message("assistant", "!fly") in only.messages
-    assert data.skipped == {"rehearsal: the world refused the action": 1}
+    assert data.skipped == {"rehearsal: the environment refused the action": 1}
 
 
 @pytest.mark.parametrize(
     ("episode", "expected"),
     [
-        (Ep("a", "b", "c", "d", stop=Stop.failure, blame=2, note="x"), ["a", "b"]),  # the world reports no progress
+        (Ep("a", "b", "c", "d", stop=Stop.failure, blame=2, note="x"), ["a", "b"]),  # the environment reports no progress
         (Ep("a", "b", "c", "d", stop=Stop.failure, blame=3, note="x", progress=(1, 2, 2, 2)), ["a", "b"]),  # not past the last rise
         (Ep("a", "b", "c", "d", stop=Stop.failure, blame=1, note="x", progress=(1, 2, 3, 3)), ["a"]),  # not the blamed step
         (Ep("a", "b", "c", "d", stop=Stop.failure, progress=(0, 2, 1, 2)), ["a", "b"]),  # no reflection: up to the last rise
@@ -154,7 +154,7 @@ def test_fraction_and_samples_per_task_are_drawn_by_the_seed() -> None:
 
 
 def _said(tree: Tree, **texts: str) -> Tree:
-    """The tree with other words of the policy for some actions; what the world was given stays."""
+    """The tree with other words of the policy for some actions; what the environment was given stays."""
     episodes = []
     for e in tree.episodes:
         turns = [replace(t, action_text=texts.get(t.id.rpartition("/")[2].replace(".", "_"), t.action_text)) for t in e.turns]
@@ -201,7 +201,7 @@ def test_paper_draws_its_events_among_those_that_teach_something(seed: int) -> N
     tree = make_tree(Ep("go left", "take lamp", stop=Stop.failure, blame=1, note="use key"), *repeats, *equal, *teach, *refused)
     data = build({"t0": tree}, PROMPTS, preset("paper"), seed)
     assert sorted(s.answer.content for s in data.part("counterfactual")) == ["use box", "use key", "use lamp"]
-    assert data.skipped == {SAME: 6, "counterfactual: the world refused the action": 6}
+    assert data.skipped == {SAME: 6, "counterfactual: the environment refused the action": 6}
     assert data.duplicates == {"counterfactual": 6}
 
 
@@ -351,7 +351,7 @@ def test_the_rule_of_improvement_governs_branches_and_prefixes() -> None:
 
 
 @given(trees())
-def test_blame_judges_a_world_with_progress_as_one_without(tree: Tree) -> None:
+def test_blame_judges_an_env_with_progress_as_one_without(tree: Tree) -> None:
     silent = Tree(tree.task, [replace(e, turns=tuple(replace(t, progress=None) for t in e.turns)) for e in tree.episodes])
     options = {"rehearsal": "progress_prefix", "counterfactuals": "improved", "counterfactual_scope": "branch", "reflections": True}
     blamed = select(tree, improvement="blame", **options)

@@ -18,7 +18,7 @@ from leafe.embedded.build import build, make_tokenizer
 from leafe.embedded.gauge import LIMITS, gauge
 from leafe.envs.gates import Gates
 from leafe.envs.gates.rules import WORDS
-from leafe.explore import Exploration, ExploreConfig, WorldPool, explore
+from leafe.explore import Exploration, ExploreConfig, EnvPool, explore
 from leafe.policies.hf import HFPolicy
 from leafe.policies.hf.loading import load_model, load_tokenizer
 from leafe.prompts import Prompts, load_prompt_set
@@ -69,7 +69,7 @@ def grown(strategy: str) -> Exploration:
         policy = HFPolicy(base_path(), threads=1)
         try:
             config = ExploreConfig(strategy=strategy, limits={"policy_calls": 24}, seed=1)
-            return await explore(policy, WorldPool(lambda: Gates("hard"), 16), Gates("hard").tasks("valid", 16, seed=4), PROMPTS, config)
+            return await explore(policy, EnvPool(lambda: Gates("hard"), 16), Gates("hard").tasks("valid", 16, seed=4), PROMPTS, config)
         finally:
             await policy.close()
 
@@ -77,7 +77,7 @@ def grown(strategy: str) -> Exploration:
 
 
 @pytest.mark.parametrize("strategy", ["tree", "refine"])
-def test_no_prompt_holds_a_rule_that_the_world_did_not_say_in_that_task(strategy: str) -> None:
+def test_no_prompt_holds_a_rule_that_the_env_did_not_say_in_that_task(strategy: str) -> None:
     told = 0
     for tree in grown(strategy).trees.values():
         right = {name: answer for _, name, answer, _ in tree.task.payload["stages"]}

@@ -65,7 +65,7 @@ def test_a_note_decides_the_next_choice() -> None:
     assert abs(heeded / followed - HEED) < 4 * (HEED * (1 - HEED) / followed) ** 0.5
 
 
-def test_a_reflection_names_the_step_of_the_mistake_and_what_the_world_said() -> None:
+def test_a_reflection_names_the_step_of_the_mistake_and_what_the_env_said() -> None:
     reflections = 0
     for lesson in SOME:
         *_, asked, answer = lesson.messages

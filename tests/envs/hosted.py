@@ -1,4 +1,4 @@
-"""Worlds for the tests of worlds in processes of their own: they hang, die, print, count, and keep files."""
+"""Environments for the tests of environments in processes of their own: they hang, die, print, count, and keep files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Hosted(Environment):
 
     def __init__(self, horizon: int = 7, mood: str = "", folder: str = "") -> None:
         if mood == "picky":
-            raise UserError("The world 'hosted' is never picky: choose another mood.")
+            raise UserError("The environment 'hosted' is never picky: choose another mood.")
         if mood == "stillborn":
             print("could not find the heart", file=sys.stderr, flush=True)
             os._exit(3)

@@ -1,4 +1,4 @@
-"""Sokoban solved forwards, by A* over text boards: an oracle that shares nothing with the world or its generator but the rules."""
+"""Sokoban solved forwards, by A* over text boards: an oracle that shares nothing with the environment or its generator but the rules."""
 
 from __future__ import annotations
 

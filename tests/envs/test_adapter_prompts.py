@@ -1,4 +1,4 @@
-"""The few-shot examples of the adapters' prompt sets are what the worlds really say."""
+"""The few-shot examples of the adapters' prompt sets are what the environments really say."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from leafe.prompts import History, Prompts, load_prompt_set
 
 def test_gymnasium_examples() -> None:
     pytest.importorskip("gymnasium", reason="needs pip install 'leafe[gymnasium]'")
-    from leafe.envs.adapters.gymnasium import GymnasiumWorld
+    from leafe.envs.adapters.gymnasium import GymnasiumEnv
     from tests.envs.test_prompt_sets import replay
 
-    world = GymnasiumWorld()
-    task = Task("x", "gymnasium", "train", world.instruction, {"seed": 0})
-    assert replay(load_prompt_set("gymnasium"), world, [task, task]) == [(True, False), (True, True)]
+    env = GymnasiumEnv()
+    task = Task("x", "gymnasium", "train", env.instruction, {"seed": 0})
+    assert replay(load_prompt_set("gymnasium"), env, [task, task]) == [(True, False), (True, True)]
 
 
 def test_textarena_examples() -> None:

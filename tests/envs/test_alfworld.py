@@ -90,32 +90,32 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def world(data: Path) -> Iterator[AlfWorld]:
-    world = AlfWorld(data=str(data))
-    yield world
-    world.close()
+def env(data: Path) -> Iterator[AlfWorld]:
+    env = AlfWorld(data=str(data))
+    yield env
+    env.close()
 
 
-def task_of(world: Environment, name: str) -> Task:
-    return next(t for t in world.tasks("train") if t.payload["goal"]["type"] == GOALS[name].task_type)
+def task_of(env: Environment, name: str) -> Task:
+    return next(t for t in env.tasks("train") if t.payload["goal"]["type"] == GOALS[name].task_type)
 
 
 @pytest.mark.parametrize("name", list(GOALS))
-def test_each_task_type_is_won_by_doing_what_it_says(world: AlfWorld, name: str) -> None:
-    task = task_of(world, name)
+def test_each_task_type_is_won_by_doing_what_it_says(env: AlfWorld, name: str) -> None:
+    task = task_of(env, name)
     assert task.instruction == f"Your task is to: do the {name} thing."
-    first = world.reset(task, 0)
+    first = env.reset(task, 0)
     assert first.endswith(f"\n\n{task.instruction}")
     assert "a cabinet 2, a cabinet 1, a countertop 1, a fridge 1, a microwave 1, a sidetable 1, and a sinkbasin 1." in first
     for at, (action, progress) in enumerate(steps(name)):
-        assert action in world.valid_actions()
-        result = world.step(action)
+        assert action in env.valid_actions()
+        result = env.step(action)
         last = at == len(steps(name)) - 1
         assert (result.valid, result.done, result.success, result.reward, result.progress) == (True, last, last, float(last), progress), action
-    over = world.step("look")
+    over = env.step("look")
     assert (over.valid, over.done, over.success, over.progress) == (False, True, False, progress)
-    assert world.valid_actions() == []
-    assert world.reset(task, 0) == first
+    assert env.valid_actions() == []
+    assert env.reset(task, 0) == first
 
 
 @pytest.mark.parametrize(
@@ -147,25 +147,25 @@ def test_each_task_type_is_won_by_doing_what_it_says(world: AlfWorld, name: str)
         ("go to countertop 1", "slice apple 2 with knife 1", "You cannot slice 'apple 2' now"),
     ],
 )
-def test_nothing_happens_is_followed_by_the_reason(world: AlfWorld, before: str, action: str, why: str) -> None:
-    world.reset(task_of(world, "two"), 0)
+def test_nothing_happens_is_followed_by_the_reason(env: AlfWorld, before: str, action: str, why: str) -> None:
+    env.reset(task_of(env, "two"), 0)
     for short, whole in (("KNIFE", "knife 1"), ("APPLE", "apple 2")):
         before = before.replace(short, f"go to countertop 1, take {whole} from countertop 1")
     for each in filter(None, before.split(", ")):
-        assert world.step(each).valid, each
-    possible = world.valid_actions()
-    result = world.step(action)
+        assert env.step(each).valid, each
+    possible = env.valid_actions()
+    result = env.step(action)
     assert result.observation.startswith("Nothing happens. ")
     assert why in result.observation
     assert (result.valid, result.done) == (False, False)
-    assert world.valid_actions() == possible
+    assert env.valid_actions() == possible
 
 
-def test_reasons_do_not_tell_where_hidden_things_lie(world: AlfWorld) -> None:
-    world.reset(task_of(world, "heat"), 0)
-    world.step("go to cabinet 2")
+def test_reasons_do_not_tell_where_hidden_things_lie(env: AlfWorld) -> None:
+    env.reset(task_of(env, "heat"), 0)
+    env.step("go to cabinet 2")
     for thing in ("mug 1", "mug 9"):  # one lies behind the door, one is nowhere
-        said = [world.step(f"{verb} {thing}{rest}").observation for verb, rest in (("take", " from cabinet 2"), ("examine", ""), ("use", ""))]
+        said = [env.step(f"{verb} {thing}{rest}").observation for verb, rest in (("take", " from cabinet 2"), ("examine", ""), ("use", ""))]
         assert [line.replace(thing, "X") for line in said] == [
             "Nothing happens. The cabinet 2 is closed: open cabinet 2 first.",
             "Nothing happens. You do not see 'X' from where you are: you can examine what you carry, the receptacle before you and what lies in or on it.",
@@ -173,18 +173,18 @@ def test_reasons_do_not_tell_where_hidden_things_lie(world: AlfWorld) -> None:
         ]
 
 
-def test_case_and_spaces_do_not_matter(world: AlfWorld) -> None:
-    world.reset(task_of(world, "simple"), 0)
-    assert world.step("  Go to   CounterTop 1 ").observation.startswith("You arrive at countertop 1.")
+def test_case_and_spaces_do_not_matter(env: AlfWorld) -> None:
+    env.reset(task_of(env, "simple"), 0)
+    assert env.step("  Go to   CounterTop 1 ").observation.startswith("You arrive at countertop 1.")
 
 
 def test_possible_actions_are_listed_where_they_are_asked_for(data: Path) -> None:
-    with AlfWorld(data=str(data), list_actions=True) as world:
+    with AlfWorld(data=str(data), list_actions=True) as env:
         plain = AlfWorld(data=str(data))
-        task = task_of(world, "simple")
-        assert world.reset(task, 0) == f"{plain.reset(task, 0)}\nPossible actions: {', '.join(plain.valid_actions())}."
+        task = task_of(env, "simple")
+        assert env.reset(task, 0) == f"{plain.reset(task, 0)}\nPossible actions: {', '.join(plain.valid_actions())}."
         for action in ("go to countertop 1", "nonsense"):
-            assert world.step(action).observation == f"{plain.step(action).observation}\nPossible actions: {', '.join(plain.valid_actions())}."
+            assert env.step(action).observation == f"{plain.step(action).observation}\nPossible actions: {', '.join(plain.valid_actions())}."
         plain.close()
 
 
@@ -234,22 +234,22 @@ def test_the_official_filter(tmp_path: Path) -> None:
     (put(root, "train", good, "pick_and_place_simple-C-None-Cabinet-1") / GAME).unlink()
     other = put(root, "train", good, "pick_and_place_simple-D-None-Cabinet-1") / TRAJECTORY
     _write(other, json.loads(other.read_text()) | {"task_type": "another"})
-    world = AlfWorld(data=str(root.parent))
-    assert [t.id for t in world.tasks("train")] == ["alfworld-train-pick_and_place_simple-Apple-None-Cabinet-1-trial_T1"]
-    assert world.versions()["games"] == "official"
-    assert world.versions()["wording"] == "move {o} to {r}"
+    env = AlfWorld(data=str(root.parent))
+    assert [t.id for t in env.tasks("train")] == ["alfworld-train-pick_and_place_simple-Apple-None-Cabinet-1-trial_T1"]
+    assert env.versions()["games"] == "official"
+    assert env.versions()["wording"] == "move {o} to {r}"
 
 
 def test_splits_have_the_fields_names_and_ours(data: Path) -> None:
-    world = AlfWorld(data=str(data))
+    env = AlfWorld(data=str(data))
     for ours, field in (("valid", "valid_seen"), ("test", "valid_unseen")):
-        assert [t.id for t in world.tasks(ours)] == [t.id for t in world.tasks(field)]
-        assert {t.split for t in world.tasks(ours)} == {ours}
-    everything = [t.id for t in world.tasks("train", seed=3)]
+        assert [t.id for t in env.tasks(ours)] == [t.id for t in env.tasks(field)]
+        assert {t.split for t in env.tasks(ours)} == {ours}
+    everything = [t.id for t in env.tasks("train", seed=3)]
     assert len(everything) == 6
     for count in range(1, 7):
-        assert [t.id for t in world.tasks("train", count, seed=3)] == everything[:count]
-    assert any([t.id for t in world.tasks("train", seed=s)] != everything for s in range(4, 9))
+        assert [t.id for t in env.tasks("train", count, seed=3)] == everything[:count]
+    assert any([t.id for t in env.tasks("train", seed=s)] != everything for s in range(4, 9))
 
 
 def test_generated_and_official_games_are_told_apart(data: Path, tmp_path: Path) -> None:
@@ -266,29 +266,29 @@ def test_older_wording_is_recorded_and_taught(data: Path, tmp_path: Path) -> Non
     game = _contents(kitchen(GOALS["simple"]))
     game["grammar"] = game["grammar"].replace('"move {o} to {r}"', '"put {o} in/on {r}"')
     put(tmp_path, "train", kitchen(GOALS["simple"]), grammar=game["grammar"])
-    with AlfWorld(data=str(tmp_path)) as world:
-        assert world.versions()["wording"] == "put {o} in/on {r}"
-        assert "put OBJECT in/on RECEPTACLE" in world.actions_help
-        assert "move OBJECT" not in world.actions_help
-        world.reset(world.tasks("train")[0], 0)
-        assert world.step("put apple 2 in/on sidetable 1").observation == "Nothing happens. You do not carry 'apple 2': take it first."
+    with AlfWorld(data=str(tmp_path)) as env:
+        assert env.versions()["wording"] == "put {o} in/on {r}"
+        assert "put OBJECT in/on RECEPTACLE" in env.actions_help
+        assert "move OBJECT" not in env.actions_help
+        env.reset(env.tasks("train")[0], 0)
+        assert env.step("put apple 2 in/on sidetable 1").observation == "Nothing happens. You do not carry 'apple 2': take it first."
         for action, _ in steps("simple")[:-1]:
-            assert world.step(action).valid
-        assert world.step("put apple 2 in/on sidetable 1").success
+            assert env.step(action).valid
+        assert env.step("put apple 2 in/on sidetable 1").success
 
 
 def test_a_game_that_nobody_can_win_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "train", kitchen(Goal("pick_and_place_simple", "Apple", "Cabinet")))  # no apple belongs in a cabinet
-    world = AlfWorld(data=str(tmp_path))
+    env = AlfWorld(data=str(tmp_path))
     with pytest.raises(UserError, match=r"cannot be won: its goal is out of reach"):
-        world.reset(world.tasks("train")[0], 0)
+        env.reset(env.tasks("train")[0], 0)
 
 
-def test_examples_are_what_the_world_says(tmp_path: Path) -> None:
+def test_examples_are_what_the_env_says(tmp_path: Path) -> None:
     put(tmp_path, "train", draw_game("pick_clean_then_place_in_recep", floor_plans(seen=True), 27))
-    with AlfWorld(data=str(tmp_path)) as world:
-        task = world.tasks("train")[0]
-        assert replay(load_prompt_set("alfworld"), world, [task, task]) == [(False, False), (True, True)]
+    with AlfWorld(data=str(tmp_path)) as env:
+        task = env.tasks("train")[0]
+        assert replay(load_prompt_set("alfworld"), env, [task, task]) == [(False, False), (True, True)]
 
 
 def cut(path: Path) -> None:
@@ -326,29 +326,29 @@ def test_faults_of_the_data_are_one_sentence(tmp_path: Path, harm: Any, message:
 def test_a_half_downloaded_split_is_named(tmp_path: Path) -> None:
     put(tmp_path, "valid_seen", kitchen(GOALS["simple"]))
     (put(tmp_path, "train", kitchen(GOALS["simple"])) / GAME).unlink()
-    world = AlfWorld(data=str(tmp_path))
+    env = AlfWorld(data=str(tmp_path))
     with pytest.raises(UserError, match=r"train has 1 traj_data.json and no game.tw-pddl: it was half-downloaded"):
-        world.tasks("train", 1)
+        env.tasks("train", 1)
     with pytest.raises(UserError, match=r"valid_unseen holds no ALFWorld game"):
-        world.tasks("test", 1)
+        env.tasks("test", 1)
 
 
 def test_a_game_that_went_away_or_broke_since_it_was_listed(tmp_path: Path) -> None:
     trial = put(tmp_path, "train", kitchen(GOALS["simple"]))
-    with AlfWorld(data=str(tmp_path)) as world:
-        task = world.tasks("train")[0]
-        world.reset(task, 0)
+    with AlfWorld(data=str(tmp_path)) as env:
+        task = env.tasks("train")[0]
+        env.reset(task, 0)
         whole = json.loads((trial / GAME).read_text())
         broken = [("pddl_problem", "(define (problem x)", "PDDL that cannot be translated"), ("grammar", 'Your task is to: x." (', "grammar that cannot")]
         for key, wrong, message in broken:
             _write(trial / GAME, whole | {key: wrong})
             with pytest.raises(UserError, match=message):
-                world.reset(task, 0)
+                env.reset(task, 0)
         (trial / GAME).unlink()
         with pytest.raises(UserError, match="is not there: correct the option data"):
-            world.reset(task, 0)
+            env.reset(task, 0)
         _write(trial / GAME, whole)
-        assert world.reset(task, 0)
+        assert env.reset(task, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""ALFWorld's generator and planner, and the world on generated games: the words are textworld's own, and every way back leads to the same state."""
+"""ALFWorld's generator and planner, and the environment on generated games: the words are textworld's own, and every way back leads to the same state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("alfworld", reason="alfworld is not installed: pip install 'leafe[alfworld]'")
 
 from leafe.core import Environment, Task, UserError
-from leafe.envs import make_world
+from leafe.envs import make_env
 from leafe.envs.alfworld import AlfWorld, make_games
 from leafe.envs.alfworld._make import TRIES, _contents, _write
 from leafe.envs.alfworld._planner import Planner
@@ -129,24 +129,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.real
 def test_every_made_game_is_won_by_its_walkthrough(made: Path) -> None:
-    world = AlfWorld(data=str(made))
+    env = AlfWorld(data=str(made))
     kinds: dict[str, set[str]] = {}
     rooms: dict[str, set[int]] = {}
     for split in FOLDERS:
-        for task in world.tasks(split):
+        for task in env.tasks(split):
             game = json.loads((made / task.payload["game"]).read_text())
             trajectory = json.loads((made / task.payload["game"]).with_name(TRAJECTORY).read_text())
             kinds.setdefault(split, set()).add(trajectory["task_type"])
             rooms.setdefault(split, set()).add(trajectory["scene"]["scene_num"])
             assert "walkthrough" not in json.dumps(task.to_json())
-            assert world.reset(task, 0).endswith(task.instruction)
-            results = [world.step(action) for action in game["walkthrough"]]
+            assert env.reset(task, 0).endswith(task.instruction)
+            results = [env.step(action) for action in game["walkthrough"]]
             assert all(r.valid for r in results)
             assert [r.success for r in results] == [False] * (len(results) - 1) + [True]
             progress = [r.progress for r in results]
             assert progress == sorted(progress)  # type: ignore[type-var]
-            assert len(results) <= world.horizon
-    world.close()
+            assert len(results) <= env.horizon
+    env.close()
     assert kinds["train"] == set(TASK_TYPES)
     assert rooms["train"] | rooms["valid_seen"] <= set(floor_plans(seen=True))
     assert rooms["valid_unseen"] <= set(floor_plans(seen=False))
@@ -195,8 +195,8 @@ def test_words_and_possible_commands_are_those_of_textworld(task_type: str, tmp_
 
 @pytest.fixture
 def worker(made: Path) -> Iterator[Environment]:
-    with make_world("alfworld", data=str(made)) as world:
-        yield world
+    with make_env("alfworld", data=str(made)) as env:
+        yield env
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_the_contract(made: Path) -> None:
 
 
 @pytest.mark.real
-def test_the_world_has_one_thread_and_no_children(worker: Environment) -> None:
+def test_the_env_has_one_thread_and_no_children(worker: Environment) -> None:
     task = worker.tasks("train", 1)[0]
     worker.reset(task, 0)
     pid = worker.pid  # type: ignore[attr-defined]
@@ -222,19 +222,19 @@ def test_the_world_has_one_thread_and_no_children(worker: Environment) -> None:
 
 
 @pytest.mark.real
-def test_a_killed_world_begins_anew(worker: Environment) -> None:
-    from leafe.core import WorldError
+def test_a_killed_env_begins_anew(worker: Environment) -> None:
+    from leafe.core import EnvError
 
     task = worker.tasks("train", 1)[0]
     first = worker.reset(task, 0)
     os.kill(worker.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    with pytest.raises(WorldError, match="died in step"):
+    with pytest.raises(EnvError, match="died in step"):
         worker.step("look")
     assert worker.reset(task, 0) == first
 
 
-def walkthrough(world: Environment, task: Task) -> Sequence[str]:
-    root = Path(world.options["data"])  # type: ignore[attr-defined]
+def walkthrough(env: Environment, task: Task) -> Sequence[str]:
+    root = Path(env.options["data"])  # type: ignore[attr-defined]
     return list(json.loads((root / task.payload["game"]).read_text())["walkthrough"])
 
 

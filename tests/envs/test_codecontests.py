@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leafe.core import Environment, Task, UserError
-from leafe.envs import make_world
+from leafe.envs import make_env
 from leafe.envs.code._compare import excerpt, first_difference
 from leafe.envs.code.codecontests import CodeContests, hash_split
 from leafe.envs.sandbox import Limits, Outcome, Run
@@ -51,7 +51,7 @@ def write(path: Path, *rows: Any) -> str:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> CodeContests:
+def env(tmp_path: Path) -> CodeContests:
     return CodeContests(write(tmp_path / "train.jsonl", row()))
 
 
@@ -122,16 +122,16 @@ class TestCompare:
 
 @needs_sandbox
 class TestVerdicts:
-    def submit(self, world: CodeContests, program: str) -> tuple[str, bool]:
-        world.reset(world.tasks("train")[0], 0)
-        result = world.step(program)
+    def submit(self, env: CodeContests, program: str) -> tuple[str, bool]:
+        env.reset(env.tasks("train")[0], 0)
+        result = env.step(program)
         assert result.valid
         assert result.observation.endswith("You have 3 submissions left.") or result.success
         return result.observation.removesuffix("\nYou have 3 submissions left."), result.success
 
-    def test_accepted(self, world: CodeContests) -> None:
-        assert self.submit(world, SUM) == ("Accepted: all 3 hidden tests passed.", True)
-        assert self.submit(world, SUM + "\nexit()") == ("Accepted: all 3 hidden tests passed.", True)
+    def test_accepted(self, env: CodeContests) -> None:
+        assert self.submit(env, SUM) == ("Accepted: all 3 hidden tests passed.", True)
+        assert self.submit(env, SUM + "\nexit()") == ("Accepted: all 3 hidden tests passed.", True)
 
     @pytest.mark.parametrize(
         ("program", "said"),
@@ -159,11 +159,11 @@ class TestVerdicts:
             ("print(object())", "Wrong answer on public test 1 (0 of 2 public tests passed).\nInput:\n2\n1 2\nExpected:\n3\nGot:\n<object object at 0x...>"),
         ],
     )
-    def test_public_tests_are_explained(self, world: CodeContests, program: str, said: str) -> None:
+    def test_public_tests_are_explained(self, env: CodeContests, program: str, said: str) -> None:
         if program:
-            assert self.submit(world, program) == (said, False)
+            assert self.submit(env, program) == (said, False)
         else:
-            assert "no whole program in this answer" in world.step(program).observation if world.reset(world.tasks("train")[0], 0) else False
+            assert "no whole program in this answer" in env.step(program).observation if env.reset(env.tasks("train")[0], 0) else False
 
     @pytest.mark.parametrize(
         ("what", "kind"),
@@ -179,40 +179,40 @@ class TestVerdicts:
             ("while True: pass", "Time limit exceeded"),
         ],
     )
-    def test_of_hidden_tests_nothing_is_shown_but_the_kind(self, world: CodeContests, what: str, kind: str) -> None:
+    def test_of_hidden_tests_nothing_is_shown_but_the_kind(self, env: CodeContests, what: str, kind: str) -> None:
         program = f"import os, sys\ninput()\ns = sum(map(int, input().split()))\nif s < 9: print(s)\nelse:\n    s = abs(s)\n    {what}"
-        said, success = self.submit(world, program)
+        said, success = self.submit(env, program)
         assert not success
         assert said == f"All 2 public tests passed. {kind} on a hidden test."
 
     def test_long_outputs_say_where_they_differ(self, tmp_path: Path) -> None:
         many = " ".join(map(str, range(1000)))
-        world = CodeContests(write(tmp_path / "train.jsonl", row(public_tests={"input": ["1\n"], "output": [many]})))
-        said, _ = self.submit(world, "print(*range(500), 7, *range(501, 1000))")
+        env = CodeContests(write(tmp_path / "train.jsonl", row(public_tests={"input": ["1\n"], "output": [many]})))
+        said, _ = self.submit(env, "print(*range(500), 7, *range(501, 1000))")
         assert said.endswith("First difference: word 501 should be 500, and is 7.")
         assert len(said) < 1200
 
     def test_a_right_program_may_differ_from_a_public_test(self, tmp_path: Path) -> None:
         """Hidden tests decide: the statement's example may be one answer of several."""
-        world = CodeContests(write(tmp_path / "train.jsonl", row(public_tests={"input": ["1\n5\n"], "output": ["6\n"]})))
-        assert self.submit(world, SUM) == ("Accepted: all 3 hidden tests passed.", True)
-        said, success = self.submit(world, "print(5)")
+        env = CodeContests(write(tmp_path / "train.jsonl", row(public_tests={"input": ["1\n5\n"], "output": ["6\n"]})))
+        assert self.submit(env, SUM) == ("Accepted: all 3 hidden tests passed.", True)
+        said, success = self.submit(env, "print(5)")
         assert not success
         assert said.startswith("Wrong answer on public test 1")
 
     def test_without_hidden_tests_the_public_ones_decide(self, tmp_path: Path) -> None:
         none: dict[str, list[str]] = {"input": [], "output": []}
-        world = CodeContests(write(tmp_path / "train.jsonl", row(private_tests=none, generated_tests=none)))
-        assert self.submit(world, SUM) == ("Accepted: all 2 tests passed.", True)
-        assert not self.submit(world, "print(3)")[1]
+        env = CodeContests(write(tmp_path / "train.jsonl", row(private_tests=none, generated_tests=none)))
+        assert self.submit(env, SUM) == ("Accepted: all 2 tests passed.", True)
+        assert not self.submit(env, "print(3)")[1]
 
-    def test_progress_and_four_submissions(self, world: CodeContests) -> None:
-        world.reset(world.tasks("train")[0], 0)
-        results = [world.step(p) for p in ("print(3)", "print(0)", SUM.replace("print", "x ="), "print(150 if '40' in open(0).read() else 3)")]
+    def test_progress_and_four_submissions(self, env: CodeContests) -> None:
+        env.reset(env.tasks("train")[0], 0)
+        results = [env.step(p) for p in ("print(3)", "print(0)", SUM.replace("print", "x ="), "print(150 if '40' in open(0).read() else 3)")]
         assert [r.progress for r in results] == [1.0, 1.0, 1.0, 1.0], "the last is right on a hidden test, and not on all public ones"
         assert [r.done for r in results] == [False, False, False, True]
         assert results[-1].observation.endswith("That was the last submission: the task is lost.")
-        again = world.step(SUM)
+        again = env.step(SUM)
         assert (again.valid, again.done, again.observation) == (False, True, "The task is over: nothing was run.")
 
     @settings(max_examples=12, deadline=None)
@@ -240,22 +240,22 @@ class TestVerdicts:
         for hidden in (1, 2, 5):
             tests = {"input": [f"{n}\n" for n in range(10, 10 + hidden)], "output": ["x\n"] * hidden}
             public = {"input": ["1\n"], "output": ["x\n"]}
-            world = CodeContests(write(tmp_path / "train.jsonl", row(public_tests=public, private_tests=tests, generated_tests=None)))
+            env = CodeContests(write(tmp_path / "train.jsonl", row(public_tests=public, private_tests=tests, generated_tests=None)))
             for fails in range(10, 10 + hidden):
-                said.add(self.submit(world, f"print('y' if int(input()) == {fails} else 'x')")[0])
+                said.add(self.submit(env, f"print('y' if int(input()) == {fails} else 'x')")[0])
         assert said == {"All 1 public test passed. Wrong answer on a hidden test."}
 
-    def test_a_shown_test_never_runs_where_a_hidden_one_did(self, world: CodeContests, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_shown_test_never_runs_where_a_hidden_one_did(self, env: CodeContests, monkeypatch: pytest.MonkeyPatch) -> None:
         runs = []
-        run_script = world.sandbox.run_script
+        run_script = env.sandbox.run_script
 
         def noted(program: str, stdin: bytes, limits: Limits | None = None, *, hidden: bool = False) -> Run:
             runs.append((stdin, hidden))
             return run_script(program, stdin, limits, hidden=hidden)
 
-        monkeypatch.setattr(world.sandbox, "run_script", noted)
+        monkeypatch.setattr(env.sandbox, "run_script", noted)
         for program in (SUM, "print(3)", SUM.replace("sum", "max")):
-            self.submit(world, program)
+            self.submit(env, program)
         public = [text.encode() for text in ROW["public_tests"]["input"]]
         assert all(hidden == (stdin not in public) for stdin, hidden in runs)
         assert any(hidden for _, hidden in runs)
@@ -291,9 +291,9 @@ class TestVerdicts:
         assert self.submit(CodeContests(path, memory_factor=4, time_factor=5), big)[1]
         assert "Time limit: 0.4 s. Memory limit: 64 MB." in CodeContests(path).tasks("train")[0].instruction
 
-    def test_contract(self, world: CodeContests) -> None:
-        actions = [*world.valid_actions(), SUM, "print({'a', 'b', 'c'})", "print(hash('a'))", "", "no such action at all"]
-        report = check_environment(world, world.tasks("train"), actions, invalid=["", "no such action at all", "#" * 60_001], steps=4)
+    def test_contract(self, env: CodeContests) -> None:
+        actions = [*env.valid_actions(), SUM, "print({'a', 'b', 'c'})", "print(hash('a'))", "", "no such action at all"]
+        report = check_environment(env, env.tasks("train"), actions, invalid=["", "no such action at all", "#" * 60_001], steps=4)
         assert not report.problems, report
 
     def test_prompt_examples(self) -> None:
@@ -311,8 +311,8 @@ class TestVerdicts:
             "The first line contains t (1 ≤ t ≤ 1000). Each of the next t lines contains a and b.",
             "Print t lines.", "Time limit: 1 s. Memory limit: 256 MB.", [["2\n1 2\n4 3\n", "2\n4\n"]], [["1\n0 0\n", "0\n"]],
         )  # fmt: skip
-        world = CodeContests("unused")
-        assert replay(load_prompt_set("codecontests"), world, [even, even, larger]) == [(False, False), (True, True), (True, True)]
+        env = CodeContests("unused")
+        assert replay(load_prompt_set("codecontests"), env, [even, even, larger]) == [(False, False), (True, True), (True, True)]
 
 
 @needs_sandbox
@@ -320,21 +320,21 @@ class TestData:
     def test_splits_by_file_and_by_hash(self, tmp_path: Path) -> None:
         rows = [row(name=f"{n}") for n in range(200)]
         (one := tmp_path / "one").mkdir()
-        world = CodeContests(write(one / "mine.jsonl.gz", *rows))
-        by_hash = {split: {t.id for t in world.tasks(split)} for split in world.splits}
+        env = CodeContests(write(one / "mine.jsonl.gz", *rows))
+        by_hash = {split: {t.id for t in env.tasks(split)} for split in env.splits}
         assert sum(map(len, by_hash.values())) == len(set().union(*by_hash.values())) == 200
         assert all(hash_split(i.removeprefix("codecontests-")) == split for split, ids in by_hash.items() for i in ids)
         assert 110 < len(by_hash["train"]) < 170
         (three := tmp_path / "three" / "data").mkdir(parents=True)
         for split, part in (("train", rows[:5]), ("valid", rows[5:7]), ("test", rows[7:10])):
             write(three / f"{split}-00000-of-00001.jsonl", *part)
-        world = CodeContests(str(three.parent))
-        assert {split: len(world.tasks(split)) for split in world.splits} == {"train": 5, "valid": 2, "test": 3}
-        assert [t.id for t in world.tasks("train", 3, 7)] == [t.id for t in world.tasks("train", None, 7)][:3]
-        assert [t.id for t in world.tasks("train", None, 7)] != [t.id for t in world.tasks("train", None, 8)]
-        assert sorted(name for name in world.versions() if name.startswith("data")) == [f"data {s}-00000-of-00001.jsonl" for s in ("test", "train", "valid")]
+        env = CodeContests(str(three.parent))
+        assert {split: len(env.tasks(split)) for split in env.splits} == {"train": 5, "valid": 2, "test": 3}
+        assert [t.id for t in env.tasks("train", 3, 7)] == [t.id for t in env.tasks("train", None, 7)][:3]
+        assert [t.id for t in env.tasks("train", None, 7)] != [t.id for t in env.tasks("train", None, 8)]
+        assert sorted(name for name in env.versions() if name.startswith("data")) == [f"data {s}-00000-of-00001.jsonl" for s in ("test", "train", "valid")]
         with pytest.raises(UserError, match="no split 'dev': its splits are train, valid, test"):
-            world.tasks("dev")
+            env.tasks("dev")
         with pytest.raises(UserError, match=r"holds no file of the split 'valid': there is test-0\.jsonl"):
             CodeContests(write(tmp_path / "test-0.jsonl", row())).tasks("valid")
 
@@ -419,7 +419,7 @@ class TestData:
     @pytest.mark.parametrize("options", [{"time_factor": 0}, {"memory_factor": -1}, {"time_factor": "fast"}, {"horizon": 0}, {"horizon": True}])
     def test_wrong_options(self, options: dict[str, Any]) -> None:
         with pytest.raises(UserError, match=f"cannot have {next(iter(options))}"):
-            make_world("codecontests", **options)
+            make_env("codecontests", **options)
 
 
 def _references() -> dict[str, str]:
@@ -427,8 +427,8 @@ def _references() -> dict[str, str]:
     return {f"codecontests-{r['name']}": r["solutions"]["solution"][0] for r in rows}
 
 
-def _all(world: CodeContests) -> list[Task]:
-    return sorted((t for split in world.splits for t in world.tasks(split)), key=lambda t: t.id)
+def _all(env: CodeContests) -> list[Task]:
+    return sorted((t for split in env.splits for t in env.tasks(split)), key=lambda t: t.id)
 
 
 @needs_sample
@@ -446,28 +446,28 @@ class TestRealProblems:
 
     @pytest.mark.real
     def test_a_sample_of_references_is_accepted(self) -> None:
-        world, references = CodeContests(str(FOLDER), time_factor=3), _references()
-        for task in random.Random(0).sample(_all(world), 12):
-            assert world.judge(task, references[task.id]).outcome is Outcome.passed, task.id
+        env, references = CodeContests(str(FOLDER), time_factor=3), _references()
+        for task in random.Random(0).sample(_all(env), 12):
+            assert env.judge(task, references[task.id]).outcome is Outcome.passed, task.id
 
     @pytest.mark.slow
     def test_all_references_are_accepted(self) -> None:
-        world, references = CodeContests(str(FOLDER), time_factor=3), _references()
-        assert [t.id for t in _all(world) if world.judge(t, references[t.id]).outcome is not Outcome.passed] == []
+        env, references = CodeContests(str(FOLDER), time_factor=3), _references()
+        assert [t.id for t in _all(env) if env.judge(t, references[t.id]).outcome is not Outcome.passed] == []
 
     @pytest.mark.slow
     def test_mutants_are_rejected(self) -> None:
-        """Those of 40 problems, 2 each; bench/code_worlds.py has all and says which of the accepted ones are alike."""
-        world, references = CodeContests(str(FOLDER)), _references()
-        jobs = [(t, program) for t in _all(world)[::4] for _, program in mutants(references[t.id], 2, 1)]
-        rejected = sum(world.judge(task, program).outcome is not Outcome.passed for task, program in jobs)
+        """Those of 40 problems, 2 each; bench/code_envs.py has all and says which of the accepted ones are alike."""
+        env, references = CodeContests(str(FOLDER)), _references()
+        jobs = [(t, program) for t in _all(env)[::4] for _, program in mutants(references[t.id], 2, 1)]
+        rejected = sum(env.judge(task, program).outcome is not Outcome.passed for task, program in jobs)
         assert rejected > 0.6 * len(jobs)
 
     @pytest.mark.real
     def test_both_stages(self, tmp_path: Path) -> None:
         references = _references()
 
-        def solve(world: Environment, task: Task) -> list[str]:
+        def solve(env: Environment, task: Task) -> list[str]:
             return [references[task.id].strip()]
 
         both_stages("codecontests", tmp_path, solve=solve, wrong="print('no')", options={"problems": str(FOLDER), "time_factor": 3})

@@ -1,4 +1,4 @@
-"""The embedded world: its contract, its splits, its words, and that it keeps its rules to itself until a mistake shows."""
+"""The embedded environment: its contract, its splits, its words, and that it keeps its rules to itself until a mistake shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from leafe.core import Message, PolicyError, Request, Task, UserError
 from leafe.envs.gates import SETTINGS, Gates, GatesReference
 from leafe.envs.gates.rules import ADJECTIVES, FAMILIES, HABIT, HELD_OUT, HORIZON, OBJECTS, PLACES, RULES, SHIFTED, TARGET, TOOLS, WAYS, WORDS
-from leafe.envs.gates.world import draw_stages
+from leafe.envs.gates.env import draw_stages
 from leafe.testing import check_environment
 
 STAGES = [["gate", "mossy", "mirror", 0], ["fork", "attic", "down", 2], ["fork", "cellar", "left", 1]]
@@ -29,7 +29,7 @@ def winning(task: Task) -> list[str]:
 
 
 def sensible(task: Task, observation: str, rng: random.Random) -> str:
-    """What a policy that knows nothing but the manners of the world would do."""
+    """What a policy that knows nothing but the manners of the environment would do."""
     last = observation.split(" ; ")[-1].split()
     if last[-1] == "gate":
         return f"take {rng.choice(TOOLS)}"
@@ -39,9 +39,9 @@ def sensible(task: Task, observation: str, rng: random.Random) -> str:
 
 
 def test_the_right_actions_win_and_count_up_the_stages() -> None:
-    world = Gates()
-    assert world.reset(TASK, 0) == "mossy gate"
-    results = [world.step(action) for action in WIN]
+    env = Gates()
+    assert env.reset(TASK, 0) == "mossy gate"
+    results = [env.step(action) for action in WIN]
     assert [r.observation for r in results] == ["hold mirror", "attic fork", "path", "path", "cellar fork", "path", "crown here", "you have crown"]
     assert [r.progress for r in results] == [0, 1, 1, 1, 2, 2, 3, 3]
     assert results[-1].success
@@ -55,14 +55,14 @@ def test_the_right_actions_win_and_count_up_the_stages() -> None:
     [(["take rope", "use rope"], "gate breaks ; mossy needs mirror"), ([*WIN[:2], "go up", "walk on", "walk on"], "dead end ; attic go down")],
 )
 def test_a_mistake_shows_later_ends_the_episode_and_is_named(actions: list[str], said: str) -> None:
-    world = Gates()
-    world.reset(TASK, 0)
-    results = [world.step(action) for action in actions]
+    env = Gates()
+    env.reset(TASK, 0)
+    results = [env.step(action) for action in actions]
     assert not any(r.done for r in results[:-1])
     assert results[-1].done
     assert not results[-1].success
     assert results[-1].observation == said
-    after = world.step("walk on")
+    after = env.step("walk on")
     assert after.done
     assert not after.valid
 
@@ -85,36 +85,36 @@ def test_a_mistake_shows_later_ends_the_episode_and_is_named(actions: list[str],
     ],
 )
 def test_an_invalid_action_is_told_why_and_changes_nothing(before: list[str], action: str, why: str) -> None:
-    world = Gates()
-    world.reset(TASK, 0)
+    env = Gates()
+    env.reset(TASK, 0)
     for step in before:
-        assert world.step(step).valid
-    state = world.snapshot()
-    result = world.step(action)
+        assert env.step(step).valid
+    state = env.snapshot()
+    result = env.step(action)
     assert not result.valid
     assert result.observation.startswith(why)
-    assert world.snapshot() == state
+    assert env.snapshot() == state
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_contract_holds(setting: str) -> None:
-    world = Gates(setting)
-    tasks = world.tasks("train", 40)
+    env = Gates(setting)
+    tasks = env.tasks("train", 40)
     for actions in (ACTIONS, sensible):
-        report = check_environment(world, tasks, actions)
+        report = check_environment(env, tasks, actions)
         assert not report.problems, report
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_task_can_be_won_within_the_horizon(setting: str) -> None:
-    world = Gates(setting)
+    env = Gates(setting)
     least, most = SETTINGS[setting]
-    for task in world.tasks("valid", 300):
-        world.reset(task, 0)
+    for task in env.tasks("valid", 300):
+        env.reset(task, 0)
         actions = winning(task)
-        assert world.step(actions[0]).valid
-        assert [world.step(a) for a in actions[1:]][-1].success
-        assert len(actions) <= world.horizon
+        assert env.step(actions[0]).valid
+        assert [env.step(a) for a in actions[1:]][-1].success
+        assert len(actions) <= env.horizon
         assert least <= len(task.payload["stages"]) <= most
     longest = [["fork", place, "up", 2] for place in PLACES[:most]]
     assert len(winning(Task("l", "gates", "test", "get orb", {"stages": longest, "object": "orb"}))) <= HORIZON
@@ -153,7 +153,7 @@ BEFORE_FAMILIES = {
     ("easy", "habit"): ("4d6106f0706f98a7", "c8651efd94188b16", "2cf35d9b83949c75", "89576fa309fdcd1e", "01435042f0296bb1", "0d8c114acc718f29"),
     ("hard", "habit"): ("f0b741a9d360b22c", "6f1352b2563b3301", "5c6cf316c03f0f1b", "deda5507fdd981ed", "83dc7b128913f217", "4abcf101bbf9789d"),
 }
-"""Of 300 tasks of train, valid and test, task seeds 0 and 1 each: recorded before the world had the option `words`."""
+"""Of 300 tasks of train, valid and test, task seeds 0 and 1 each: recorded before the environment had the option `words`."""
 
 
 @pytest.mark.parametrize(("setting", "rules"), list(BEFORE_FAMILIES))
@@ -192,29 +192,29 @@ def test_families_part_every_word_but_tools_and_ways() -> None:
 def test_a_familys_tasks_hold_its_words_alone(setting: str, words: str) -> None:
     own, other = FAMILIES[words], FAMILIES["second" if words == "first" else "first"]
     theirs = {*other.adjectives, *other.places, *other.objects}
-    world = Gates(setting, words=words)
+    env = Gates(setting, words=words)
     lists, rng = [], random.Random(2)
     for split, count in (("train", 240), ("valid", 60), ("test", 300)):
-        tasks = world.tasks(split, count, 1)
+        tasks = env.tasks(split, count, 1)
         assert tasks[0].id == f"gates-{setting}-{words}-{split}-1-0"
         lists += [tuple(stage[1] for stage in task.payload["stages"]) for task in tasks]
         for task in tasks:
             assert set(lists[-1]) <= {*own.adjectives, *own.places}
             if setting != "random":
                 assert all(tool == TARGET[name] for kind, name, tool, _ in task.payload["stages"] if kind == "gate")
-            said, heard = world.reset(task), [task.instruction]
-            for _ in range(world.horizon):
+            said, heard = env.reset(task), [task.instruction]
+            for _ in range(env.horizon):
                 heard.append(said)
-                said = world.step(sensible(task, said, rng)).observation
+                said = env.step(sensible(task, said, rng)).observation
             assert not theirs & set(" ".join(heard).split())
     assert len(set(lists)) == 600
     assert {name for names in lists for name in names} == {*own.adjectives, *own.places}
-    report = check_environment(world, world.tasks("train", 10), ACTIONS)
+    report = check_environment(env, env.tasks("train", 10), ACTIONS)
     assert not report.problems, report
 
 
-def test_families_keep_the_shape_of_the_world() -> None:
-    """As many stages, forks and long walks as in the whole world, so that it is the words that differ."""
+def test_families_keep_the_shape_of_the_env() -> None:
+    """As many stages, forks and long walks as in the whole environment, so that it is the words that differ."""
 
     def shape(words: str) -> tuple[float, float, float]:
         stages = [task.payload["stages"] for task in Gates("hard", words=words).tasks("train", 1000)]
@@ -242,7 +242,7 @@ def test_more_tasks_than_there_are_is_the_users_mistake(setting: str, words: str
 
 def test_a_split_that_is_used_up_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hash gives a split a few lists more or less than its tenths: then drawing ends all the same."""
-    monkeypatch.setattr("leafe.envs.gates.world.STALE", 500)
+    monkeypatch.setattr("leafe.envs.gates.env.STALE", 500)
     with pytest.raises(UserError, match=r"gates easy-second has hardly more than \d+ tasks in the split test, and 2640 are asked for"):
         Gates("easy", words="second").tasks("test", 2640)
 
@@ -273,8 +273,8 @@ def test_under_habits_rules_the_tasks_are_the_same_but_for_their_tools() -> None
             stages = [[kind, name, HABIT[name] if kind == "gate" else right, walks] for kind, name, right, walks in plain.payload["stages"]]
             assert control.payload == {"stages": stages, "object": plain.payload["object"]}
             assert control.id == plain.id.replace(setting, f"{setting}-habit")
-    world = Gates("easy", "habit")
-    report = check_environment(world, world.tasks("train", 10), ACTIONS)
+    env = Gates("easy", "habit")
+    report = check_environment(env, env.tasks("train", 10), ACTIONS)
     assert not report.problems, report
 
 
@@ -286,16 +286,16 @@ def test_five_rules_differ_from_habit_and_are_held_out_of_pretraining() -> None:
     assert {a for a, _ in HELD_OUT} == set(ADJECTIVES)
 
 
-def test_the_world_says_a_rule_only_where_it_was_broken() -> None:
+def test_the_env_says_a_rule_only_where_it_was_broken() -> None:
     rng = random.Random(3)
-    world = Gates()
+    env = Gates()
     told = 0
-    for task in world.tasks("train", 300):
-        said = world.reset(task, 0)
+    for task in env.tasks("train", 300):
+        said = env.reset(task, 0)
         stages = {name: right for _, name, right, _ in task.payload["stages"]}
-        for _ in range(world.horizon):
+        for _ in range(env.horizon):
             assert "needs" not in said
-            result = world.step(sensible(task, said, rng) if rng.random() < 0.8 else rng.choice(ACTIONS))
+            result = env.step(sensible(task, said, rng) if rng.random() < 0.8 else rng.choice(ACTIONS))
             said = result.observation
             if result.done:
                 break
@@ -304,18 +304,18 @@ def test_the_world_says_a_rule_only_where_it_was_broken() -> None:
             assert stages[name] == right
             told += 1
     assert told > 100
-    assert not any(word in task.instruction.split() for task in world.tasks("train", 50) for word in (*TOOLS, *WAYS, *ADJECTIVES))
+    assert not any(word in task.instruction.split() for task in env.tasks("train", 50) for word in (*TOOLS, *WAYS, *ADJECTIVES))
 
 
-def test_all_that_the_world_says_is_in_the_vocabulary() -> None:
+def test_all_that_the_env_says_is_in_the_vocabulary() -> None:
     rng = random.Random(4)
-    world = Gates()
+    env = Gates()
     said: set[str] = set()
-    for task in world.tasks("train", 300):
-        said |= {*task.instruction.split(), *world.reset(task, 0).split()}
-        observation = world.reset(task, 0)
-        for _ in range(world.horizon):
-            observation = world.step(sensible(task, observation, rng) if rng.random() < 0.7 else rng.choice([*ACTIONS, "sing"])).observation
+    for task in env.tasks("train", 300):
+        said |= {*task.instruction.split(), *env.reset(task, 0).split()}
+        observation = env.reset(task, 0)
+        for _ in range(env.horizon):
+            observation = env.step(sensible(task, observation, rng) if rng.random() < 0.7 else rng.choice([*ACTIONS, "sing"])).observation
             said |= set(observation.split())
     assert said <= set(WORDS)
     assert len(set(WORDS)) == len(WORDS)
@@ -358,15 +358,15 @@ def test_the_reference_knows_the_rules_and_guesses_the_ways() -> None:
 
 
 def test_the_reference_wins_as_often_as_its_guesses_allow() -> None:
-    world, rng, wins, due = Gates(), random.Random(5), 0.0, 0.0
-    for task in world.tasks("train", 200):
+    env, rng, wins, due = Gates(), random.Random(5), 0.0, 0.0
+    for task in env.tasks("train", 200):
         forks = sum(s[0] == "fork" for s in task.payload["stages"])
         due += 0.25**forks
         for _ in range(10):
-            said, done = world.reset(task, 0), False
+            said, done = env.reset(task, 0), False
             while not done:
                 (action,) = ask(said, 1, rng.randrange(2**31))
-                result = world.step(action)
+                result = env.step(action)
                 said, done = result.observation, result.done
             wins += result.success / 10
     assert abs(wins - due) < 8

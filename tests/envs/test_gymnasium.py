@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leafe.core import Environment, Task, UserError, WorldError
-from leafe.envs import make_world
+from leafe.core import Environment, Task, UserError, EnvError
+from leafe.envs import make_env
 from leafe.testing import check_environment
 
 pytest.importorskip("gymnasium", reason="needs pip install 'leafe[gymnasium]'")
 
-from leafe.envs.adapters.gymnasium import GymnasiumWorld, frozen_lake, marked
+from leafe.envs.adapters.gymnasium import GymnasiumEnv, frozen_lake, marked
 
-RIDDLE = {"id": "tests.envs.gym_worlds:Riddle", "text_key": "text", "success": "solved", "invalid": "refused", "actions_help": "Say a colour."}
+RIDDLE = {"id": "tests.envs.gym_envs:Riddle", "text_key": "text", "success": "solved", "invalid": "refused", "actions_help": "Say a colour."}
 
 
 def lake_path(observation: str) -> list[str]:
@@ -38,46 +38,46 @@ def lake_path(observation: str) -> list[str]:
     raise AssertionError(observation)
 
 
-def solve_lake(world: Environment, task: Task) -> list[str]:
-    return lake_path(world.reset(task, 0))
+def solve_lake(env: Environment, task: Task) -> list[str]:
+    return lake_path(env.reset(task, 0))
 
 
 def test_frozen_lake_is_crossed() -> None:
-    world = GymnasiumWorld()
-    tasks = world.tasks("train", 20)
-    assert len({world.reset(task, 0) for task in tasks}) > 10, "each task has a lake of its own"
+    env = GymnasiumEnv()
+    tasks = env.tasks("train", 20)
+    assert len({env.reset(task, 0) for task in tasks}) > 10, "each task has a lake of its own"
     for task in tasks:
-        path = solve_lake(world, task)
-        assert world.reset(task, 1).startswith("[S]")
-        results = [world.step(move) for move in path]
+        path = solve_lake(env, task)
+        assert env.reset(task, 1).startswith("[S]")
+        results = [env.step(move) for move in path]
         assert [r.success for r in results] == [False] * (len(path) - 1) + [True]
         assert results[-1].reward == 1.0
         assert results[-1].observation.endswith("The episode is over. You have succeeded.")
-        after = world.step("up")
+        after = env.step("up")
         assert (after.valid, after.done) == (False, True)
 
 
 def test_a_hole_is_a_loss() -> None:
-    world = GymnasiumWorld(id="FrozenLake-v1", kwargs={"is_slippery": False})
-    assert world.horizon == 100
-    assert world.reset(world.tasks("test", 1)[0], 0) == "[S]FFF\nFHFH\nFFFH\nHFFG"
-    world.step("down")
-    result = world.step("Right.")
+    env = GymnasiumEnv(id="FrozenLake-v1", kwargs={"is_slippery": False})
+    assert env.horizon == 100
+    assert env.reset(env.tasks("test", 1)[0], 0) == "[S]FFF\nFHFH\nFFFH\nHFFG"
+    env.step("down")
+    result = env.step("Right.")
     assert (result.done, result.success) == (True, False)
     assert result.observation == "  (Right)\nSFFF\nF[H]FH\nFFFH\nHFFG\nThe episode is over. You have failed."
 
 
 def test_chance_is_part_of_the_task() -> None:
     """On slippery ice: the same task slips alike, tasks slip differently, and nobody else's draws move."""
-    world = GymnasiumWorld(id="FrozenLake-v1", kwargs={"is_slippery": True})
+    env = GymnasiumEnv(id="FrozenLake-v1", kwargs={"is_slippery": True})
     random.seed(5)
     np.random.seed(5)
     before = (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
 
     def play(task: Task, seed: int) -> list[str]:
-        return [world.reset(task, seed), *(world.step(a).observation for a in ("right", "down", "right", "down"))]
+        return [env.reset(task, seed), *(env.step(a).observation for a in ("right", "down", "right", "down"))]
 
-    tasks = world.tasks("train", 8)
+    tasks = env.tasks("train", 8)
     first = [play(task, 0) for task in tasks]
     assert [play(task, 9) for task in tasks] == first
     assert len({tuple(seen) for seen in first}) > 1
@@ -103,12 +103,12 @@ def test_contract_in_a_process_of_its_own(options: dict[str, object]) -> None:
 
 
 def test_taxi_drives_a_passenger() -> None:
-    world = GymnasiumWorld(id="Taxi", show_reward=True)
-    task = world.tasks("valid", 1)[0]
+    env = GymnasiumEnv(id="Taxi", show_reward=True)
+    task = env.tasks("valid", 1)[0]
     assert task.payload["seed"] >= 1_000_000
-    seen = world.reset(task, 0)
+    seen = env.reset(task, 0)
     assert all(mark in seen for mark in "[({"), seen
-    unwrapped = world.env.unwrapped
+    unwrapped = env.env.unwrapped
     stands = unwrapped.locs
 
     def drive(to: tuple[int, int]) -> None:
@@ -120,9 +120,9 @@ def test_taxi_drives_a_passenger() -> None:
             at, path = todo.popleft()
             if at == to:
                 for move in path:
-                    assert world.step(move).observation.endswith("Reward: -1.")
+                    assert env.step(move).observation.endswith("Reward: -1.")
                 return
-            for action, word in enumerate(world.actions[:4]):
+            for action, word in enumerate(env.actions[:4]):
                 _, _, passenger, goal = unwrapped.decode(state)
                 after = unwrapped.P[unwrapped.encode(*at, passenger, goal)][action][0][1]
                 cell = tuple(unwrapped.decode(after))[:2]
@@ -133,52 +133,52 @@ def test_taxi_drives_a_passenger() -> None:
 
     _, _, passenger, goal = unwrapped.decode(unwrapped.s)
     drive(stands[passenger])
-    assert "(" not in world.step("pickup").observation.split("\n  (")[0], "on board"
-    assert world.step("pickup").observation.endswith("Reward: -10.")
+    assert "(" not in env.step("pickup").observation.split("\n  (")[0], "on board"
+    assert env.step("pickup").observation.endswith("Reward: -10.")
     drive(stands[goal])
-    result = world.step("dropoff")
+    result = env.step("dropoff")
     assert (result.success, result.reward) == (True, 20.0)
 
 
 def test_cliff_walk_succeeds_with_a_negative_reward() -> None:
-    world = GymnasiumWorld(id="CliffWalking-v1")
-    world.reset(world.tasks("train", 1)[0], 0)
-    results = [world.step(move) for move in ("up", *["right"] * 11, "down")]
+    env = GymnasiumEnv(id="CliffWalking-v1")
+    env.reset(env.tasks("train", 1)[0], 0)
+    results = [env.step(move) for move in ("up", *["right"] * 11, "down")]
     assert (results[-1].success, results[-1].reward, results[-2].done) == (True, -1.0, False)
 
 
 def test_text_actions_of_a_users_own() -> None:
-    world = GymnasiumWorld(**RIDDLE)  # type: ignore[arg-type]
-    task = world.tasks("train", 1)[0]
-    assert world.reset(task, 0) == "Three words, in order."
-    long = world.step("x" * 50)
+    env = GymnasiumEnv(**RIDDLE)  # type: ignore[arg-type]
+    task = env.tasks("train", 1)[0]
+    assert env.reset(task, 0) == "Three words, in order."
+    long = env.step("x" * 50)
     assert not long.valid
     assert "is no action of this environment. Say a colour. Nothing changed." in long.observation
-    refused = world.step("purple")
+    refused = env.step("purple")
     assert (refused.valid, refused.observation) == (False, "I do not know purple.")
-    riddle = world.env.unwrapped
-    won = [world.step(word) for word in riddle.order][-1]
+    riddle = env.env.unwrapped
+    won = [env.step(word) for word in riddle.order][-1]
     assert (won.done, won.success, won.valid) == (True, True, True)
 
 
 def test_numbers_where_no_names_are_given() -> None:
-    world = GymnasiumWorld(id="tests.envs.gym_worlds:Pixels")
-    assert world.actions == ("1", "2")
-    assert world._read("2") == 2, "the space starts at 1"
-    with pytest.raises(WorldError, match="is ndarray, not a text: set text_key or render"):
-        world.reset(world.tasks("train", 1)[0], 0)
-    odd = GymnasiumWorld(**RIDDLE | {"text_key": "words"})  # type: ignore[arg-type]
-    with pytest.raises(WorldError, match="no entry 'words', only text, left"):
+    env = GymnasiumEnv(id="tests.envs.gym_envs:Pixels")
+    assert env.actions == ("1", "2")
+    assert env._read("2") == 2, "the space starts at 1"
+    with pytest.raises(EnvError, match="is ndarray, not a text: set text_key or render"):
+        env.reset(env.tasks("train", 1)[0], 0)
+    odd = GymnasiumEnv(**RIDDLE | {"text_key": "words"})  # type: ignore[arg-type]
+    with pytest.raises(EnvError, match="no entry 'words', only text, left"):
         odd.reset(odd.tasks("train", 1)[0], 0)
 
 
 def test_tasks_are_seeds() -> None:
-    world = GymnasiumWorld(tasks=50)
-    seeds = {split: [t.payload["seed"] for t in world.tasks(split)] for split in world.splits}
+    env = GymnasiumEnv(tasks=50)
+    seeds = {split: [t.payload["seed"] for t in env.tasks(split)] for split in env.splits}
     assert {split: len(set(found)) for split, found in seeds.items()} == {"train": 50, "valid": 50, "test": 50}
     assert not set(seeds["train"]) & set(seeds["test"])
-    assert world.tasks("train", 7, 3) == world.tasks("train", None, 3)[:7]
-    assert world.tasks("train", 7, 3) != world.tasks("train", 7, 4)
+    assert env.tasks("train", 7, 3) == env.tasks("train", None, 3)[:7]
+    assert env.tasks("train", 7, 3) != env.tasks("train", 7, 4)
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_tasks_are_seeds() -> None:
         ({"id": "NoSuch-v0"}, "cannot make 'NoSuch-v0'"),
         ({"id": "no_module_here:NoSuch-v0"}, "cannot make 'no_module_here:NoSuch-v0'"),
         ({"id": "no_module_here:factory"}, "package 'no_module_here' cannot be found"),
-        ({"id": "tests.envs.gym_worlds:nothing"}, "has no function or class 'nothing'"),
-        ({"id": "tests.envs.gym_worlds:not_an_env"}, "gave str, not a gymnasium.Env"),
-        ({"id": "tests.envs.gym_worlds:Pixels", "kwargs": {"actions": 0}}, "wrap it so that its actions are Discrete or Text"),
-        ({"id": "tests.envs.gym_worlds:Pixels", "kwargs": {"colour": 1}}, "correct id or kwargs"),
-        ({"id": "tests.envs.gym_worlds:Pixels", "render": "ansi"}, "does not render 'ansi'"),
+        ({"id": "tests.envs.gym_envs:nothing"}, "has no function or class 'nothing'"),
+        ({"id": "tests.envs.gym_envs:not_an_env"}, "gave str, not a gymnasium.Env"),
+        ({"id": "tests.envs.gym_envs:Pixels", "kwargs": {"actions": 0}}, "wrap it so that its actions are Discrete or Text"),
+        ({"id": "tests.envs.gym_envs:Pixels", "kwargs": {"colour": 1}}, "correct id or kwargs"),
+        ({"id": "tests.envs.gym_envs:Pixels", "render": "ansi"}, "does not render 'ansi'"),
         ({"actions": ["left", "right"]}, "has 4 actions: give so many different names"),
         ({"actions": ["left", "right", "up", "Up"]}, "has 4 actions: give so many different names"),
         (RIDDLE | {"actions": ["red"]}, "need no names"),
@@ -206,7 +206,7 @@ def test_tasks_are_seeds() -> None:
 )
 def test_mistakes_are_named(options: dict[str, object], says: str) -> None:
     with pytest.raises(UserError) as caught:
-        GymnasiumWorld(**options)  # type: ignore[arg-type]
+        GymnasiumEnv(**options)  # type: ignore[arg-type]
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -220,7 +220,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(UserError, match=r"pip install 'leafe\[gymnasium\]'"):
-        GymnasiumWorld()
+        GymnasiumEnv()
 
 
 def test_the_factory_draws_from_its_seed() -> None:
@@ -228,16 +228,16 @@ def test_the_factory_draws_from_its_seed() -> None:
 
 
 def test_rollback_by_a_copy_of_the_process() -> None:
-    with make_world("gymnasium", id="FrozenLake-v1", kwargs={"is_slippery": True}) as world:
-        assert world.can_snapshot
-        task = world.tasks("train", 1)[0]
-        world.reset(task, 0)
-        here = world.snapshot()
+    with make_env("gymnasium", id="FrozenLake-v1", kwargs={"is_slippery": True}) as env:
+        assert env.can_snapshot
+        task = env.tasks("train", 1)[0]
+        env.reset(task, 0)
+        here = env.snapshot()
         actions = ("right", "down", "right")
-        first = [world.step(a).observation for a in actions]
-        world.restore(here)
-        assert [world.step(a).observation for a in actions] == first
-        world.release(here)
+        first = [env.step(a).observation for a in actions]
+        env.restore(here)
+        assert [env.step(a).observation for a in actions] == first
+        env.release(here)
 
 
 @pytest.mark.slow

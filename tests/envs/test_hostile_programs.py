@@ -41,7 +41,7 @@ HOSTILE = {
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Mbpp]:
+def env() -> Iterator[Mbpp]:
     try:
         made = Mbpp(problems="-", shown_tests=1)
     except UserError as error:
@@ -51,8 +51,8 @@ def world() -> Iterator[Mbpp]:
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_one_program_never_ends_a_run(world: Mbpp, what: str) -> None:
-    world.reset(
+def test_one_program_never_ends_a_run(env: Mbpp, what: str) -> None:
+    env.reset(
         Task(
             "t",
             "mbpp",
@@ -62,7 +62,7 @@ def test_one_program_never_ends_a_run(world: Mbpp, what: str) -> None:
         ),
         0,
     )
-    result = world.step(HOSTILE[what])
+    result = env.step(HOSTILE[what])
     assert not result.success
     assert result.valid
     assert len(result.observation) < 3000

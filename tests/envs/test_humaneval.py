@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from leafe.core import Environment, Task, UserError
-from leafe.envs import make_world
+from leafe.envs import make_env
 from leafe.envs.code.humaneval import HumanEval, hash_split, part, read_problems
 from leafe.envs.sandbox import Outcome, Verdict
 from leafe.prompts import load_prompt_set
@@ -76,9 +76,9 @@ def test_helpers_that_assert() -> None:
 
 
 @needs_sandbox
-class TestWorld:
+class TestEnv:
     @pytest.fixture
-    def world(self, tmp_path: Path) -> HumanEval:
+    def env(self, tmp_path: Path) -> HumanEval:
         return HumanEval(problems(tmp_path, ROW))
 
     @pytest.mark.parametrize(
@@ -102,39 +102,39 @@ class TestWorld:
             ("half = lambda x: 0\ncandidate = lambda x: x\nabs = None\ndef twice(x): return 2 * x", "All 4 tests passed."),
         ],
     )
-    def test_feedback(self, world: HumanEval, program: str, said: str | None) -> None:
-        task = world.tasks("test")[0]
+    def test_feedback(self, env: HumanEval, program: str, said: str | None) -> None:
+        task = env.tasks("test")[0]
         assert task.id == "HumanEval-7"
         assert task.instruction == f"Write this function:\n\n{PROMPT.strip()}"
-        world.reset(task, 0)
-        result = world.step(program)
+        env.reset(task, 0)
+        result = env.step(program)
         if said is None:
             assert not result.success, "the helpers of the tests are not the program's"
         else:
             assert result.observation.removesuffix("\nYou have 3 submissions left.") == said
             assert result.success == said.startswith("All")
 
-    def test_hidden_tests_run_last_and_say_nothing_of_how_many_pass(self, world: HumanEval, monkeypatch: pytest.MonkeyPatch) -> None:
-        task = world.tasks("test")[0]
+    def test_hidden_tests_run_last_and_say_nothing_of_how_many_pass(self, env: HumanEval, monkeypatch: pytest.MonkeyPatch) -> None:
+        task = env.tasks("test")[0]
         runs = []
-        run = world.sandbox.run
+        run = env.sandbox.run
 
         def noted(program: str, tests: list[str], *args: Any, hidden: bool = False, **options: Any) -> Verdict:
             runs.append((tests == task.payload["examples"], hidden))
             return run(program, tests, *args, hidden=hidden, **options)
 
-        monkeypatch.setattr(world.sandbox, "run", noted)
+        monkeypatch.setattr(env.sandbox, "run", noted)
         said = set()
         for wrong in (0, 5, "inf", "x > 1.5 and x != 2"):
-            judged = world.judge(task, f"def twice(x): return -1 if {wrong if isinstance(wrong, str) and ' ' in wrong else f'x == {wrong}'} else 2 * x")
+            judged = env.judge(task, f"def twice(x): return -1 if {wrong if isinstance(wrong, str) and ' ' in wrong else f'x == {wrong}'} else 2 * x")
             assert judged.outcome is Outcome.failed
             said.add(judged.said)
         assert said == {"A hidden test failed."}
         assert runs == [(True, False), (False, True)] * 4
 
-    def test_contract(self, world: HumanEval) -> None:
-        actions = [*world.valid_actions(), "def twice(x): return {str(x), 'a', 'b'}", "def twice(x): return object()", ""]
-        report = check_environment(world, world.tasks("test"), actions, invalid=["", "no such action at all"], steps=4)
+    def test_contract(self, env: HumanEval) -> None:
+        actions = [*env.valid_actions(), "def twice(x): return {str(x), 'a', 'b'}", "def twice(x): return object()", ""]
+        report = check_environment(env, env.tasks("test"), actions, invalid=["", "no such action at all"], steps=4)
         assert not report.problems, report
 
     @pytest.mark.parametrize("form", ["lines", "array", "parquet"])
@@ -146,10 +146,10 @@ class TestWorld:
             parquet.write_table(pyarrow.Table.from_pylist([row]), file := tmp_path / "test.parquet")
         else:
             file.write_text(json.dumps([row]) if form == "array" else json.dumps(row))
-        world = HumanEval(str(file))
-        task = world.tasks("test")[0]
+        env = HumanEval(str(file))
+        task = env.tasks("test")[0]
         for program, passed in (("def twice(x): return 2 * x", 2), ("def twice(x): return 2 * x + 1e-9 * (x != 2)", 2), ("def twice(x): return 4", 0)):
-            assert world.judge(task, program).passed == passed, program
+            assert env.judge(task, program).passed == passed, program
 
     def test_a_problem_whose_reference_does_not_pass_is_left_out_by_name(self, tmp_path: Path) -> None:
         bad = ROW | {"task_id": "HumanEval/8", "canonical_solution": "    return x\n"}
@@ -173,8 +173,8 @@ class TestWorld:
             "last_positive",
             ["candidate([1, 2, -3]) == 2", "candidate([]) == 0"],
         )
-        with HumanEval("unused") as world:
-            assert replay(load_prompt_set("humaneval"), world, [vowels, vowels, last]) == [(False, False), (True, True), (True, True)]
+        with HumanEval("unused") as env:
+            assert replay(load_prompt_set("humaneval"), env, [vowels, vowels, last]) == [(False, False), (True, True), (True, True)]
 
     @pytest.mark.parametrize(
         ("line", "says"),
@@ -195,7 +195,7 @@ class TestWorld:
 
     def test_missing_files(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be read"):
-            make_world("humaneval", problems=str(tmp_path / "none")).tasks("test")
+            make_env("humaneval", problems=str(tmp_path / "none")).tasks("test")
         with pytest.raises(UserError, match="its splits are test, train, valid, rest"):
             HumanEval(problems(tmp_path, ROW)).tasks("dev")
 
@@ -204,29 +204,29 @@ class TestWorld:
 @needs_sandbox
 class TestRealProblems:
     def test_splits(self) -> None:
-        world = HumanEval()
-        ids = {split: {t.id for t in world.tasks(split)} for split in world.splits}
+        env = HumanEval()
+        ids = {split: {t.id for t in env.tasks(split)} for split in env.splits}
         assert len(ids["test"]) == 164
         assert ids["train"] | ids["valid"] | ids["rest"] == ids["test"]
         assert len(ids["train"]) + len(ids["valid"]) + len(ids["rest"]) == 164
         assert all(hash_split(i.replace("-", "/")) == "rest" for i in ids["rest"])
-        assert [t.id for t in world.tasks("test", 5, 1)] == [t.id for t in world.tasks("test", None, 1)][:5]
+        assert [t.id for t in env.tasks("test", 5, 1)] == [t.id for t in env.tasks("test", None, 1)][:5]
 
     def test_the_policy_sees_neither_tests_nor_solutions(self) -> None:
-        world = HumanEval()
-        solutions = {row["task_id"].replace("/", "-"): row["canonical_solution"].strip() for _, row in read_problems(world.problems)}
-        for task in world.tasks("test"):
+        env = HumanEval()
+        solutions = {row["task_id"].replace("/", "-"): row["canonical_solution"].strip() for _, row in read_problems(env.problems)}
+        for task in env.tasks("test"):
             assert solutions[task.id] not in json.dumps(task.to_json())
             assert "candidate" not in task.instruction
 
     @pytest.mark.real
     def test_references_pass_and_mutants_do_not(self) -> None:
-        world = HumanEval()
-        references = {row["task_id"].replace("/", "-"): row["prompt"] + row["canonical_solution"] for _, row in read_problems(world.problems)}
-        tasks = world.tasks("test")
-        assert [t.id for t in tasks if world.judge(t, references[t.id]).outcome is not Outcome.passed] == []
+        env = HumanEval()
+        references = {row["task_id"].replace("/", "-"): row["prompt"] + row["canonical_solution"] for _, row in read_problems(env.problems)}
+        tasks = env.tasks("test")
+        assert [t.id for t in tasks if env.judge(t, references[t.id]).outcome is not Outcome.passed] == []
         jobs = [(t, program) for t in tasks[:40] for _, program in mutants(references[t.id], 2, 0)]
-        rejected = sum(world.judge(task, program).outcome is not Outcome.passed for task, program in jobs)
+        rejected = sum(env.judge(task, program).outcome is not Outcome.passed for task, program in jobs)
         assert rejected > 0.7 * len(jobs)
 
     @pytest.mark.real
@@ -235,7 +235,7 @@ class TestRealProblems:
         references = {row["task_id"].replace("/", "-"): (row["prompt"] + row["canonical_solution"]).strip() for _, row in read_problems(human_eval.problems)}
         human_eval.close()
 
-        def solve(world: Environment, task: Task) -> list[str]:
+        def solve(env: Environment, task: Task) -> list[str]:
             return [references[task.id]]
 
         both_stages("humaneval", tmp_path, solve=solve, wrong="print('no')")

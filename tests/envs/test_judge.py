@@ -186,7 +186,7 @@ class TestCodec:
 @needs_sandbox
 class TestTasksThatCannotBeJudged:
     @staticmethod
-    def world(tmp_path: Path, *pairs: tuple[str, str]) -> Mbpp:
+    def env(tmp_path: Path, *pairs: tuple[str, str]) -> Mbpp:
         rows = [{"task_id": 601 + n, "text": "t", "code": code, "test_list": [test], "test_setup_code": ""} for n, (code, test) in enumerate(pairs)]
         (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
         return Mbpp(problems=str(tmp_path / "mine.jsonl"))
@@ -206,27 +206,27 @@ class TestTasksThatCannotBeJudged:
         ],
     )
     def test_it_is_left_out_by_name(self, tmp_path: Path, code: str, test: str) -> None:
-        world = self.world(tmp_path, self.GOOD, (code, test))
+        env = self.env(tmp_path, self.GOOD, (code, test))
         with pytest.warns(UserWarning, match=r"mine\.jsonl: 1 of 2 tasks cannot be judged here \(.*: mbpp-602 \(\w+\)\. They are left out"):
-            assert [t.id for t in world.tasks("train")] == ["mbpp-601"]
+            assert [t.id for t in env.tasks("train")] == ["mbpp-601"]
         with pytest.raises(UserError, match=r"1 of 1 task cannot be judged here \(.*mbpp-601"):
-            self.world(tmp_path, (code, test)).tasks("train")
+            self.env(tmp_path, (code, test)).tasks("train")
 
     def test_a_smaller_count_is_a_prefix_of_a_larger_one(self, tmp_path: Path) -> None:
-        world = self.world(tmp_path, *[self.GOOD if n % 3 else ("def f(): return 2", "assert max([f()]) == 3") for n in range(12)])
+        env = self.env(tmp_path, *[self.GOOD if n % 3 else ("def f(): return 2", "assert max([f()]) == 3") for n in range(12)])
         with pytest.warns(UserWarning, match=r"4 of 12 tasks"):
-            whole = [t.id for t in world.tasks("train", None, 5)]
+            whole = [t.id for t in env.tasks("train", None, 5)]
         assert len(whole) == 8
         for count in range(1, 8):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                assert [t.id for t in world.tasks("train", count, 5)] == whole[:count]
+                assert [t.id for t in env.tasks("train", count, 5)] == whole[:count]
 
     def test_what_can_be_judged_is_kept(self, tmp_path: Path) -> None:
-        world = self.world(tmp_path, *KINDS["operators"].values())
-        assert len(world.tasks("train")) == len(KINDS["operators"])
+        env = self.env(tmp_path, *KINDS["operators"].values())
+        assert len(env.tasks("train")) == len(KINDS["operators"])
 
     def test_what_has_no_reference_that_runs_is_taken_at_its_word(self, tmp_path: Path) -> None:
-        assert len(self.world(tmp_path, ("def f(: return 2", "assert max([f()]) == 3")).tasks("train")) == 1
+        assert len(self.env(tmp_path, ("def f(: return 2", "assert max([f()]) == 3")).tasks("train")) == 1
         (tmp_path / "mine.jsonl").write_text(json.dumps({"task_id": 601, "text": "t", "test_list": ["assert max([f()]) == 3"]}))
         assert len(Mbpp(problems=str(tmp_path / "mine.jsonl")).tasks("train")) == 1

@@ -36,30 +36,30 @@ def problems(tmp_path: Path) -> str:
 
 @needs_sandbox
 def test_a_task_is_solved_at_the_third_submission(problems: str) -> None:
-    world = Mbpp(problems=problems, shown_tests=3)
-    task = world.tasks("train", 1)[0]
+    env = Mbpp(problems=problems, shown_tests=3)
+    task = env.tasks("train", 1)[0]
     shown = "assert double(2) == 4\nassert double(3) == 6\nassert double(0) == 0"
     assert task.instruction == f"Write a function to double a number.\nYour code should pass these tests:\n{shown}"
     assert "2 * x" not in json.dumps(task.to_json())
-    assert world.reset(task, 0) == "Nothing is submitted yet. You have 4 submissions."
-    result = world.step("def double(x): return 4")
+    assert env.reset(task, 0) == "Nothing is submitted yet. You have 4 submissions."
+    result = env.step("def double(x): return 4")
     assert result.observation == "1 of 3 tests passed. This test failed:\nassert double(3) == 6\ndouble(3) is 4\nYou have 3 submissions left."
     assert (result.valid, result.done, result.reward, result.progress) == (True, False, 0.0, 1.0)
-    result = world.step("def double(x): return x / 0")
+    result = env.step("def double(x): return x / 0")
     assert result.observation == (
         "0 of 3 tests passed. This test raised an exception:\nassert double(2) == 4\n"
         "line 1, in double: def double(x): return x / 0\nZeroDivisionError: division by zero\nYou have 2 submissions left."
     )
     assert result.progress == 1.0
-    result = world.step(ROW["code"])  # type: ignore[arg-type]
+    result = env.step(ROW["code"])  # type: ignore[arg-type]
     assert (result.observation, result.done, result.success, result.reward, result.progress) == ("All 3 tests passed.", True, True, 1.0, 3.0)
-    assert not world.step(ROW["code"]).valid  # type: ignore[arg-type]
+    assert not env.step(ROW["code"]).valid  # type: ignore[arg-type]
 
 
 @needs_sandbox
 def test_of_a_hidden_test_only_the_kind_of_its_failure_is_said(problems: str) -> None:
-    world = Mbpp(problems=problems)
-    task = world.tasks("train", 1)[0]
+    env = Mbpp(problems=problems)
+    task = env.tasks("train", 1)[0]
     assert task.instruction == "Write a function to double a number.\nYour code should pass this test:\nassert double(2) == 4"
     for program, kind in (
         ("def double(x): return 4", "failed"),
@@ -67,28 +67,28 @@ def test_of_a_hidden_test_only_the_kind_of_its_failure_is_said(problems: str) ->
         ("import sys\ndef double(x): return 4 if x == 2 else sys.exit(x)", "ended the process"),
         ("import os\ndef double(x): return 4 if x == 2 else os._exit(x)", "ended the process"),
     ):
-        world.reset(task, 0)
-        result = world.step(program)
+        env.reset(task, 0)
+        result = env.step(program)
         assert result.observation == f"All 1 shown test passed. A hidden test {kind}.\nYou have 3 submissions left."
         assert result.progress == 1.0
-    world.reset(task, 0)
-    said = world.step("def double(x): return 5").observation
+    env.reset(task, 0)
+    said = env.step("def double(x): return 5").observation
     assert said == "0 of 1 shown test passed. This test failed:\nassert double(2) == 4\ndouble(2) is 5\nYou have 3 submissions left."
 
 
 @needs_sandbox
 def test_hidden_tests_run_last_and_in_boxes_of_their_own(problems: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a program leaves behind in a box where hidden tests ran is found by no shown test; and where a shown one fails, no hidden one runs."""
-    world = Mbpp(problems=problems)
-    world.reset(world.tasks("train", 1)[0], 0)
+    env = Mbpp(problems=problems)
+    env.reset(env.tasks("train", 1)[0], 0)
     runs: list[tuple[int, bool]] = []
-    run = world.sandbox.run
+    run = env.sandbox.run
 
     def noted(program: str, tests: list[str], *args: Any, hidden: bool = False, **options: Any) -> Verdict:
         runs.append((len(tests), hidden))
         return run(program, tests, *args, hidden=hidden, **options)
 
-    monkeypatch.setattr(world.sandbox, "run", noted)
+    monkeypatch.setattr(env.sandbox, "run", noted)
     for program, expected in (
         (ROW["code"], [(1, False), (3, True)]),
         ("def double(x): return 5", [(1, False)]),
@@ -96,8 +96,8 @@ def test_hidden_tests_run_last_and_in_boxes_of_their_own(problems: str, monkeypa
         ("def double(x)", [(1, False)]),
     ):
         runs.clear()
-        world.reset(world.tasks("train", 1)[0], 0)
-        world.step(str(program))
+        env.reset(env.tasks("train", 1)[0], 0)
+        env.step(str(program))
         assert runs == expected
 
 
@@ -106,11 +106,11 @@ def test_how_many_hidden_tests_pass_is_not_told(tmp_path: Path) -> None:
     """A program could choose that number, and which test fails, by what it reads in one."""
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps(ROW | {"test_list": [f"assert double({n}) == {2 * n}" for n in range(6)]}))
-    world = Mbpp(problems=str(file))
+    env = Mbpp(problems=str(file))
     said = set()
     for wrong in ({1}, {5}, {1, 2, 3}, {1, 2, 3, 4, 5}):
-        world.reset(world.tasks("train")[0], 0)
-        result = world.step(f"def double(x): return -1 if x in {wrong} else 2 * x")
+        env.reset(env.tasks("train")[0], 0)
+        result = env.step(f"def double(x): return -1 if x in {wrong} else 2 * x")
         said.add(result.observation)
         assert result.progress == 6.0 - len(wrong)
     assert said == {"All 1 shown test passed. A hidden test failed.\nYou have 3 submissions left."}
@@ -120,11 +120,11 @@ def test_how_many_hidden_tests_pass_is_not_told(tmp_path: Path) -> None:
 def test_progress_is_shown_tests_first(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps(ROW | {"test_list": [f"assert double({n}) == {2 * n}" for n in range(6)]}))
-    world = Mbpp(problems=str(file), shown_tests=2)
+    env = Mbpp(problems=str(file), shown_tests=2)
     found = []
     for wrong in ({0}, {0, 1}, {2, 3, 4, 5}, {5}, set()):
-        world.reset(world.tasks("train")[0], 0)
-        found.append(world.step(f"def double(x): return -1 if x in {wrong or {99}} else 2 * x").progress)
+        env.reset(env.tasks("train")[0], 0)
+        found.append(env.step(f"def double(x): return -1 if x in {wrong or {99}} else 2 * x").progress)
     assert found == [1.0, 0.0, 2.0, 5.0, 6.0]
 
 
@@ -163,16 +163,16 @@ class TestFiles:
     @needs_sandbox
     def test_they_are_judged(self, tmp_path: Path) -> None:
         (tmp_path / "mine.json").write_text(json.dumps([self.SANITIZED, self.PLUS | {"task_id": 11}]))
-        world = Mbpp(problems=str(tmp_path / "mine.json"), shown_tests=3)
-        (plain,), (plus,) = world.tasks("train"), world.tasks("test")
+        env = Mbpp(problems=str(tmp_path / "mine.json"), shown_tests=3)
+        (plain,), (plus,) = env.tasks("train"), env.tasks("test")
         assert plain.instruction.startswith("Write a function to find a root.\nYour code should pass these tests:\nassert math.isclose(root(2)")
         for task, total in ((plain, 3), (plus, 4)):
-            assert world.judge(task, str(self.SANITIZED["code"])).passed == total
-            assert world.judge(task, "def root(n): return n ** 0.5").outcome is Outcome.passed
-            assert world.judge(task, "def root(n): return n").outcome is Outcome.failed
+            assert env.judge(task, str(self.SANITIZED["code"])).passed == total
+            assert env.judge(task, "def root(n): return n ** 0.5").outcome is Outcome.passed
+            assert env.judge(task, "def root(n): return n").outcome is Outcome.failed
         special = "import math\ndef root(n): return math.sqrt(n) if n != 9 else 4"
-        assert world.judge(plain, special).outcome is Outcome.passed
-        judged = world.judge(plus, special)
+        assert env.judge(plain, special).outcome is Outcome.passed
+        judged = env.judge(plus, special)
         assert (judged.said, judged.passed, judged.outcome) == ("All 3 shown tests passed. A hidden test failed.", 3, Outcome.failed)
 
     @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ class TestFiles:
 
 @needs_sandbox
 def test_four_submissions_and_no_more(problems: str) -> None:
-    world = Mbpp(problems=problems, seconds=1)
-    world.reset(world.tasks("train", 1)[0], 0)
+    env = Mbpp(problems=problems, seconds=1)
+    env.reset(env.tasks("train", 1)[0], 0)
     for nothing in ("", " \n ", "x" * (LONGEST + 1)):
-        assert not world.step(nothing).valid
-    said = [world.step(p) for p in ("def double(x)", "print('x' * 100_000)", "while True: pass", "import os; os._exit(0)")]
+        assert not env.step(nothing).valid
+    said = [env.step(p) for p in ("def double(x)", "print('x' * 100_000)", "while True: pass", "import os; os._exit(0)")]
     first_lines = [r.observation.split("\n")[0] for r in said]
     assert first_lines == [
         "Loading the program raised an exception.",
@@ -208,20 +208,20 @@ def test_four_submissions_and_no_more(problems: str) -> None:
 
 @needs_sandbox
 def test_contract(problems: str) -> None:
-    world = Mbpp(problems=problems)
+    env = Mbpp(problems=problems)
     actions = ["def double(x): return 4", "def double(x): return {str(x), 'a', 'b'}", "def double(x): return object()", "", "nonsense here"]
-    report = check_environment(world, world.tasks("test"), actions, invalid=["", "#" * (LONGEST + 1)], steps=4)
+    report = check_environment(env, env.tasks("test"), actions, invalid=["", "#" * (LONGEST + 1)], steps=4)
     assert not report.problems, report
 
 
 @needs_sandbox
 def test_splits_and_shown_tests(problems: str) -> None:
-    world = Mbpp(problems=problems, shown_tests=3)
-    assert {split: len(world.tasks(split)) for split in world.splits} == {"shots": 1, "test": 2, "valid": 1, "train": 2}
-    assert world.tasks("train")[0].instruction.endswith("these tests:\nassert double(2) == 4\nassert double(3) == 6\nassert double(0) == 0")
+    env = Mbpp(problems=problems, shown_tests=3)
+    assert {split: len(env.tasks(split)) for split in env.splits} == {"shots": 1, "test": 2, "valid": 1, "train": 2}
+    assert env.tasks("train")[0].instruction.endswith("these tests:\nassert double(2) == 4\nassert double(3) == 6\nassert double(0) == 0")
     assert Mbpp(problems=problems, shown_tests=0).tasks("train")[0].instruction == ROW["text"]
     with pytest.raises(UserError, match="no split 'dev': its splits are shots, test, valid, train"):
-        world.tasks("dev")
+        env.tasks("dev")
     for wrong in ({"shown_tests": -1}, {"horizon": 0}, {"seconds": 0.5}):
         with pytest.raises(UserError, match="give a whole number from"):
             Mbpp(**wrong)  # type: ignore[arg-type]
@@ -277,7 +277,7 @@ def test_setup_code_runs_after_the_program() -> None:
 def test_both_stages(tmp_path: Path) -> None:
     codes = {f"mbpp-{row['task_id']}": row["code"].strip() for row in read_problems(MBPP)}
 
-    def solve(world: Environment, task: Task) -> list[str]:
+    def solve(env: Environment, task: Task) -> list[str]:
         return [codes[task.id]]
 
     both_stages("mbpp-smollm2", tmp_path, solve=solve, wrong="print('no')", options={"problems": str(MBPP)})
@@ -297,11 +297,11 @@ def test_references_pass() -> None:
 @needs_mbpp
 @needs_sandbox
 def test_real_tasks_keep_the_contract() -> None:
-    world = Mbpp(problems=str(MBPP))
+    env = Mbpp(problems=str(MBPP))
     codes = {f"mbpp-{row['task_id']}": row["code"] for row in read_problems(MBPP)}
 
     def act(task: Task, observation: str, draw: random.Random) -> str:
         return draw.choice([codes[task.id], "def f(): pass", "import os; os._exit(1)"])
 
-    report = check_environment(world, world.tasks("valid", 3), act, invalid=[""], steps=4)
+    report = check_environment(env, env.tasks("valid", 3), act, invalid=[""], steps=4)
     assert not report.problems, report

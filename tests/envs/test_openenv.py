@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from leafe.core import Task, UserError, WorldError
+from leafe.core import Task, UserError, EnvError
 from leafe.envs.adapters.openenv import OpenEnv, _only
 from leafe.testing import check_environment
 from tests.envs.openenv_server import PONGS, SCHEMA, serving
@@ -21,74 +21,74 @@ def url() -> Iterator[str]:
 
 
 def start(url: str, **options: Any) -> tuple[OpenEnv, Task]:
-    world = OpenEnv(url, **options)
-    task = world.tasks("train", 1)[0]
-    assert world.reset(task, 0) == "Guess a number from 1 to 10."
-    return world, task
+    env = OpenEnv(url, **options)
+    task = env.tasks("train", 1)[0]
+    assert env.reset(task, 0) == "Guess a number from 1 to 10."
+    return env, task
 
 
 def test_fields_are_found_and_a_game_is_won(url: str) -> None:
-    world, task = start(url)
-    assert (world.action_field, world.text_field) == ("guess", "hint")
+    env, task = start(url)
+    assert (env.action_field, env.text_field) == ("guess", "hint")
     for guess in range(1, 11):
-        if (result := world.step(str(guess))).done:
+        if (result := env.step(str(guess))).done:
             break
     assert result.success or guess == 6
     assert "The episode is over." in result.observation
-    assert not world.step("3").valid
-    world.reset(task, 0)
-    long = world.step("x" * 30)
+    assert not env.step("3").valid
+    env.reset(task, 0)
+    long = env.step("x" * 30)
     assert (long.valid, long.done) == (False, False)
     assert "does not take this action (String should have at most 20 characters)" in long.observation
-    assert not world.step(" ").valid
-    world.close()
-    world.close()
+    assert not env.step(" ").valid
+    env.close()
+    env.close()
 
 
 def test_contract(url: str) -> None:
-    with OpenEnv(url, reset={"tries": 30}) as world:
+    with OpenEnv(url, reset={"tries": 30}) as env:
         numbers = [str(n) for n in range(1, 11)]
-        report = check_environment(world, world.tasks("train", 5), numbers, invalid=("", "no such action at all"), steps=20)
+        report = check_environment(env, env.tasks("train", 5), numbers, invalid=("", "no such action at all"), steps=20)
     assert not report.problems, report
 
 
 def test_success_by_a_field_or_a_threshold(url: str) -> None:
     for rule, wins in (("solved", True), ("unheard of", False), (2.0, False), (0.5, True)):
-        world, _ = start(url, success=rule, reset={"tries": 10})
-        results = [world.step(str(n)) for n in range(1, 11)]
+        env, _ = start(url, success=rule, reset={"tries": 10})
+        results = [env.step(str(n)) for n in range(1, 11)]
         assert any(r.success for r in results) is wins
-        world.close()
+        env.close()
 
 
 def test_an_idle_session_stays_open(url: str) -> None:
-    """The server pings after the reset; the pong must come though nobody calls the world."""
+    """The server pings after the reset; the pong must come though nobody calls the environment."""
     while PONGS.acquire(blocking=False):
         pass
-    world, _ = start(url)
+    env, _ = start(url)
     assert PONGS.acquire(timeout=120)
-    assert world.step("5").valid
-    world.close()
+    assert env.step("5").valid
+    env.close()
 
 
 def test_a_reset_finds_a_new_session_where_the_server_closed_the_kept_one(url: str) -> None:
-    world, task = start(url)
+    env, task = start(url)
     for _ in range(20):  # whether the end of the session has been heard of by then or not
-        assert world.step("leave").valid
-        assert world.reset(task, 0) == "Guess a number from 1 to 10."
-    assert world.step("leave").valid
-    with pytest.raises(WorldError):  # a step needs the session: it is the caller who replays
-        world.step("5")
-    world.close()
+        assert env.step("leave").valid
+        assert env.reset(task, 0) == "Guess a number from 1 to 10."
+    assert env.step("leave").valid
+    with pytest.raises(EnvError):  # a step needs the session: it is the caller who replays
+        env.step("5")
+    env.close()
 
 
 def test_from_another_thread(url: str) -> None:
-    world, _ = start(url)
+    env, _ = start(url)
     said: list[str] = []
-    thread = threading.Thread(target=lambda: said.append(world.step("0").observation))
+    thread = threading.Thread(target=lambda: said.append(env.step("0").observation))
     thread.start()
     thread.join()
     assert said == ["Higher."]
-    world.close()
+    env.close()
 
 
 @pytest.mark.parametrize(
@@ -100,36 +100,36 @@ def test_from_another_thread(url: str) -> None:
         ("boom", r"failed: it broke \(EXECUTION_ERROR\)"),
     ],
 )
-def test_faults_are_the_worlds_and_pass(url: str, guess: str, says: str) -> None:
-    world, task = start(url)
+def test_faults_are_the_envs_and_pass(url: str, guess: str, says: str) -> None:
+    env, task = start(url)
     if guess == "hang":
-        world.line.timeout = 0.05
-    with pytest.raises(WorldError, match=says):
-        world.step(guess)
-    world.line.timeout = 60.0
+        env.line.timeout = 0.05
+    with pytest.raises(EnvError, match=says):
+        env.step(guess)
+    env.line.timeout = 60.0
     if guess in ("hang", "die"):
-        with pytest.raises(WorldError, match="the session is lost"):
-            world.step("5")
-    world.reset(task, 0)
-    assert world.step("0").observation == "Higher."
-    world.close()
+        with pytest.raises(EnvError, match="the session is lost"):
+            env.step("5")
+    env.reset(task, 0)
+    assert env.step("0").observation == "Higher."
+    env.close()
 
 
 def test_a_server_that_goes_away() -> None:
     with serving() as url:
-        world, task = start(url)
-    with pytest.raises(WorldError, match="gave no answer"):
-        world.step("5")
-    with pytest.raises(WorldError, match="gave no answer"):
-        world.reset(task, 0)
-    world.close()
+        env, task = start(url)
+    with pytest.raises(EnvError, match="gave no answer"):
+        env.step("5")
+    with pytest.raises(EnvError, match="gave no answer"):
+        env.reset(task, 0)
+    env.close()
 
 
 def test_missing_field_is_named(url: str) -> None:
-    world = OpenEnv(url, text_field="words")
-    with pytest.raises(WorldError, match="no field 'words', only hint, left, metadata: set the option text_field"):
-        world.reset(world.tasks("train", 1)[0], 0)
-    world.close()
+    env = OpenEnv(url, text_field="words")
+    with pytest.raises(EnvError, match="no field 'words', only hint, left, metadata: set the option text_field"):
+        env.reset(env.tasks("train", 1)[0], 0)
+    env.close()
 
 
 @pytest.mark.parametrize(

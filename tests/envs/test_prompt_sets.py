@@ -1,4 +1,4 @@
-"""The few-shot examples of the worlds' prompt sets are what the worlds really say."""
+"""The few-shot examples of the environments' prompt sets are what the environments really say."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EVEN = ["assert even_squares([1, 2, 3, 4]) == 20", "assert even_squares([]) == 0
 WORDS = ["assert reverse_words('one two three') == 'three two one'"]
 
 
-def replay(prompt_set: PromptSet, world: Environment, tasks: list[Task]) -> list[tuple[bool, bool]]:
-    """Play the examples on the world; (done, success) of each episode. Every user message must be the world's own words."""
-    prompts = Prompts(prompt_set, world.actions_help)
+def replay(prompt_set: PromptSet, env: Environment, tasks: list[Task]) -> list[tuple[bool, bool]]:
+    """Play the examples on the environment; (done, success) of each episode. Every user message must be the environment's own words."""
+    prompts = Prompts(prompt_set, env.actions_help)
     ends: list[tuple[bool, bool]] = []
     said, step, left = "", 0, list(tasks)
     reflected = True
@@ -25,7 +25,7 @@ def replay(prompt_set: PromptSet, world: Environment, tasks: list[Task]) -> list
         if message.role == "user":
             if reflected or (ends and ends[-1][1]):
                 task = left.pop(0)
-                first = prompts.act(History(task, world.reset(task, 0)))[-1].content
+                first = prompts.act(History(task, env.reset(task, 0)))[-1].content
                 assert message.content == first
                 step, reflected = 0, False
                 ends.append((False, False))
@@ -38,7 +38,7 @@ def replay(prompt_set: PromptSet, world: Environment, tasks: list[Task]) -> list
             assert 0 <= target < step
             assert note
         else:
-            result = world.step(prompts.parse_action(message.content)[1])
+            result = env.step(prompts.parse_action(message.content)[1])
             assert result.valid
             said, step, ends[-1] = result.observation, step + 1, (result.done, result.success)
     assert not left

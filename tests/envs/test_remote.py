@@ -1,4 +1,4 @@
-"""A remote world is the world: turn by turn, from snapshots, in many sessions at once, over a server of ours and over one without leafe."""
+"""A remote environment is the environment: turn by turn, from snapshots, in many sessions at once, over a server of ours and over one without leafe."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, WorldError
+from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, EnvError
 from leafe.core.answers import step_result
-from leafe.envs import load_tasks, make_world
+from leafe.envs import load_tasks, make_env
 from leafe.envs.remote import PROTOCOL, Remote, check_server
 from leafe.envs.remote._wire import Malformed, decode, encode, result_from_json
 from leafe.testing import check_environment
-from tests.envs.remote_worlds import ROOT, TALLY, Served, Tally, process, serving
+from tests.envs.remote_envs import ROOT, TALLY, Served, Tally, process, serving
 
 GATES = ["take mirror", "use mirror", "take rope", "use rope", "go left", "go up", "walk on", "walk on", "walk on", "dance", ""]
 MOVES = ["up", "down", "left", "right", "jump", ""]
-WORLDS = [("gates", {"setting": "easy"}, GATES), ("gates", {"setting": "random"}, GATES), ("sokoban", {}, MOVES)]
+ENVS = [("gates", {"setting": "easy"}, GATES), ("gates", {"setting": "random"}, GATES), ("sokoban", {}, MOVES)]
 
 texts = st.text(st.characters(exclude_categories=[]))  # lone surrogates too
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -37,8 +37,8 @@ results = st.builds(
 )
 
 
-def play(world: Environment, task: Task, actions: list[str]) -> list[Any]:
-    return [world.reset(task, 5), *(world.step(action) for action in actions)]
+def play(env: Environment, task: Task, actions: list[str]) -> list[Any]:
+    return [env.reset(task, 5), *(env.step(action) for action in actions)]
 
 
 @given(results)
@@ -69,14 +69,14 @@ def test_an_answer_is_read_or_refused_by_name(answer: Any) -> None:
         assert read == {**asdict(StepResult("")), **{k: v for k, v in answer.items() if k in NAMES and v is not None}, "info": read["info"]}
 
 
-@pytest.mark.parametrize(("name", "options", "actions"), WORLDS)
-def test_a_served_world_is_the_local_one(name: str, options: dict[str, Any], actions: list[str]) -> None:
+@pytest.mark.parametrize(("name", "options", "actions"), ENVS)
+def test_a_served_env_is_the_local_one(name: str, options: dict[str, Any], actions: list[str]) -> None:
     chance = random.Random(name)
-    local = make_world(name, **options)
+    local = make_env(name, **options)
     with Served(name, **options) as served, Remote(served.url) as one, Remote(served.url) as other:
         for fact in ("name", "deterministic", "horizon", "actions_help", "splits", "can_snapshot"):
             assert getattr(one, fact) == getattr(local, fact), fact
-        assert one.versions() == {"remote protocol": str(PROTOCOL), "world": name, "options": json.dumps(options), **local.versions()}
+        assert one.versions() == {"remote protocol": str(PROTOCOL), "env": name, "options": json.dumps(options), **local.versions()}
         tasks = load_tasks(local, "train", 8, seed=3)
         assert load_tasks(one, "train", 8, seed=3) == tasks
         assert pickle.loads(pickle.dumps(load_tasks(one, "test", 2))) == load_tasks(local, "test", 2)
@@ -89,26 +89,26 @@ def test_a_served_world_is_the_local_one(name: str, options: dict[str, Any], act
                 action = chance.choice(actions)
                 assert one.step(action) == local.step(action)
         for here, there, _ in chance.sample(marks, 40):  # any snapshot, any number of times, in either session
-            world = chance.choice([one, other])
-            world.restore(here)
+            env = chance.choice([one, other])
+            env.restore(here)
             local.restore(there)
             for action in chance.choices(actions, k=3):
-                assert world.step(action) == local.step(action)
+                assert env.step(action) == local.step(action)
 
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_many_sessions_at_once_do_not_mix(quick: bool) -> None:
     def episodes(number: int) -> bool:
         chance = random.Random(number)
-        with Remote(served.url) as world:
+        with Remote(served.url) as env:
             for _ in range(5):
                 task = Task("t", "tally", "train", "Add up.", {"from": chance.randrange(1000)})
                 actions = [f"add {chance.randrange(1000)}" for _ in range(15)]
-                got, again = play(world, task, actions), play(world, task, actions[:7])
-                mark = world.snapshot()
-                world.step("add 5")
-                world.restore(mark)
-                again += [world.step(action) for action in actions[7:]]
+                got, again = play(env, task, actions), play(env, task, actions[:7])
+                mark = env.snapshot()
+                env.step("add 5")
+                env.restore(mark)
+                again += [env.step(action) for action in actions[7:]]
                 if not got == again == play(Tally(), task, actions):
                     return False
         return True
@@ -117,9 +117,9 @@ def test_many_sessions_at_once_do_not_mix(quick: bool) -> None:
         assert all(threads.map(episodes, range(16)))
 
 
-def test_check_environment_finds_no_fault_in_a_served_world() -> None:
-    with Served("gates", setting="easy") as served, Remote(served.url) as world:
-        report = check_environment(world, load_tasks(world, "train", 4), GATES)
+def test_check_environment_finds_no_fault_in_a_served_env() -> None:
+    with Served("gates", setting="easy") as served, Remote(served.url) as env:
+        report = check_environment(env, load_tasks(env, "train", 4), GATES)
         assert report.problems == []
         assert set(report.milliseconds) >= {"reset", "step", "snapshot", "restore"}
 
@@ -127,24 +127,24 @@ def test_check_environment_finds_no_fault_in_a_served_world() -> None:
 def test_the_example_server_keeps_the_contract_without_leafe() -> None:
     example = ROOT / "docs" / "examples" / "remote_server.py"
     assert "leafe." not in example.read_text("utf-8").partition('"""\n\n')[2]
-    with process([str(example)]) as (_, url), Remote(url) as world, Remote(url) as other:
-        tasks = load_tasks(world, "train", 4)
-        assert tasks == load_tasks(world, "train")[:4]
-        report = check_environment(world, tasks, [f"guess {n}" for n in range(1, 51)])
+    with process([str(example)]) as (_, url), Remote(url) as env, Remote(url) as other:
+        tasks = load_tasks(env, "train", 4)
+        assert tasks == load_tasks(env, "train")[:4]
+        report = check_environment(env, tasks, [f"guess {n}" for n in range(1, 51)])
         assert report.problems == []
-        assert world.horizon == 7
+        assert env.horizon == 7
         task = tasks[0]
-        world.reset(task, 0)
+        env.reset(task, 0)
         low, high = 1, 50
-        mark = world.snapshot()
-        while (result := world.step(f"guess {(low + high) // 2}")).observation != "Right!":
+        mark = env.snapshot()
+        while (result := env.step(f"guess {(low + high) // 2}")).observation != "Right!":
             low, high = ((low + high) // 2 + 1, high) if "low" in result.observation else (low, (low + high) // 2 - 1)
         assert result == StepResult("Right!", 1.0, True, True)
-        assert world.step("guess 1").valid is False
+        assert env.step("guess 1").valid is False
         other.restore(mark)
         assert other.step("guess 50").done is False
-        world.release(mark)
-        world.reset(task, 0)
+        env.release(mark)
+        env.reset(task, 0)
         with pytest.raises(SnapshotGone):
             other.restore(mark)
         with pytest.raises(NotImplementedError):
@@ -159,11 +159,11 @@ def test_servers_that_keep_the_protocol() -> None:
         assert check_server(url, actions=GUESSES) == []
         with pytest.raises(UserError, match="give check_server some"):
             check_server(url)
-    for name, options, _ in WORLDS:
+    for name, options, _ in ENVS:
         with Served(name, **options) as served:
             assert check_server(served.url) == []
             assert served.server._sessions == {}
-    with Served("tests.envs.remote_worlds:Loose") as served, pytest.raises(UserError, match="not deterministic"):
+    with Served("tests.envs.remote_envs:Loose") as served, pytest.raises(UserError, match="not deterministic"):
         check_server(served.url)
 
 
@@ -177,7 +177,7 @@ def test_servers_that_keep_the_protocol() -> None:
         ('SESSIONS.pop(body.get("session"), None)', "pass", "a step in a closed session was accepted"),
         ('"/close", "/release"', '"/release",', "close was refused"),
         ('return {"error": {"kind": "absent"', 'return {"none": {"kind": "absent"', "a call of no version was accepted"),
-        ('"kind": "gone"', '"kind": "world"', "a snapshot that was never taken was refused as 'world'"),
+        ('"kind": "gone"', '"kind": "environment"', "a snapshot that was never taken was refused as 'environment'"),
         ('"kind": "lost"', '"kind": "gone"', "in a session that nobody opened was refused as 'gone'"),
         ('session["state"] = SNAPSHOTS[body["snapshot"]]', "session.setdefault('state', (1, 7))", "after a restore in another session"),
         ('= SNAPSHOTS[body["snapshot"]]', '= SNAPSHOTS.pop(body["snapshot"])', "restore, was refused .gone"),
@@ -191,7 +191,7 @@ def test_servers_that_do_not_are_found_out(line: str, instead: str, says: str, t
     with process([str(tmp_path / "server.py")]) as (_, url):
         try:
             problems = check_server(url, actions=GUESSES)
-        except WorldError as error:
+        except EnvError as error:
             problems = [str(error)]
     assert any(re.search(says, problem) for problem in problems), problems
 
@@ -205,41 +205,41 @@ def test_a_server_that_closes_every_connection_will_do(tmp_path: Path) -> None:
         assert check_server(url, actions=GUESSES) == []
 
 
-def test_what_a_world_has_not_is_told_as_it_would_be_at_home() -> None:
+def test_what_an_env_has_not_is_told_as_it_would_be_at_home() -> None:
     task = Task("t", "loose", "train", "Go.")
-    with Served("tests.envs.remote_worlds:Loose") as served, Remote(served.url) as world:
-        assert (world.name, world.deterministic, world.can_snapshot, world.splits) == ("loose", False, False, ())
+    with Served("tests.envs.remote_envs:Loose") as served, Remote(served.url) as env:
+        assert (env.name, env.deterministic, env.can_snapshot, env.splits) == ("loose", False, False, ())
         with pytest.raises(UserError, match="has no task list"):
-            load_tasks(world, "train")
-        assert world.reset(task, 0) == "Loose."
-        for missing in (world.valid_actions, world.snapshot):
+            load_tasks(env, "train")
+        assert env.reset(task, 0) == "Loose."
+        for missing in (env.valid_actions, env.snapshot):
             with pytest.raises(NotImplementedError):
                 missing()
-        assert world.step("x") == StepResult("So.", done=True)  # and it is still there
-    with Served() as served, Remote(served.url) as world:
-        assert world.tasks("train") == Tally().tasks("train")
+        assert env.step("x") == StepResult("So.", done=True)  # and it is still there
+    with Served() as served, Remote(served.url) as env:
+        assert env.tasks("train") == Tally().tasks("train")
         with pytest.raises(UserError, match="no split 'elsewhere'"):
-            world.tasks("elsewhere")
+            env.tasks("elsewhere")
         with pytest.raises(UserError, match="no seed 13"):
-            world.reset(Tally().tasks("train")[0], 13)
-        world.reset(Tally().tasks("train")[0], 14)
-        assert world.valid_actions() == ["add 1", "add 2"]
-        assert world.step("odd").info == {"path": "x", "nan": "nan"}
+            env.reset(Tally().tasks("train")[0], 13)
+        env.reset(Tally().tasks("train")[0], 14)
+        assert env.valid_actions() == ["add 1", "add 2"]
+        assert env.step("odd").info == {"path": "x", "nan": "nan"}
 
 
 def test_a_released_snapshot_is_freed_there_and_gone() -> None:
     task = Tally().tasks("train")[0]
-    with Served() as served, Remote(served.url) as world, Remote(served.url) as other:
-        world.reset(task, 0)
-        kept, freed = world.snapshot(), world.snapshot()
-        world.release(freed)
+    with Served() as served, Remote(served.url) as env, Remote(served.url) as other:
+        env.reset(task, 0)
+        kept, freed = env.snapshot(), env.snapshot()
+        env.release(freed)
         before = Tally.happened["release"]
-        world.reset(task, 0)
-        world.step("add 1")
+        env.reset(task, 0)
+        env.step("add 1")
         assert Tally.happened["release"] == before + 1
         with pytest.raises(SnapshotGone):
-            world.restore(freed)
-        world.close()
+            env.restore(freed)
+        env.close()
         other.restore(kept)  # it outlives the session in which it was taken
         assert other.step("add 1").info == {"total": 1}
         other.release(kept)
@@ -251,14 +251,14 @@ def test_a_released_snapshot_is_freed_there_and_gone() -> None:
         assert Tally.happened["release"] == before + 2
 
 
-def test_a_closed_world_frees_its_place_and_can_be_used_again() -> None:
+def test_a_closed_env_frees_its_place_and_can_be_used_again() -> None:
     task = Tally().tasks("train")[0]
     with Served(workers=1) as served, Remote(served.url) as one, Remote(served.url) as two:
         for _ in range(4):
-            for world in (one, two):
-                assert world.reset(task, 0).startswith("You have 0")
-                world.close()
-                world.close()
+            for env in (one, two):
+                assert env.reset(task, 0).startswith("You have 0")
+                env.close()
+                env.close()
         assert served.server._sessions == {}
 
 
@@ -287,8 +287,8 @@ def test_importing_the_client_brings_no_server() -> None:
 
 
 def test_step_before_reset_says_what_to_do() -> None:
-    with Served() as served, Remote(served.url) as world, pytest.raises(WorldError, match="reset the world first"):
-        world.step("add 1")
+    with Served() as served, Remote(served.url) as env, pytest.raises(EnvError, match="reset the environment first"):
+        env.step("add 1")
 
 
 @settings(max_examples=20)
@@ -297,25 +297,25 @@ def test_any_walk_over_snapshots_ends_where_the_local_one_does(walk: st.DataObje
     """Reset, step, snapshot and restore in any order on two sessions, against plain numbers."""
     task = Task("t", "tally", "train", "Add up.", {"from": 0})
     with Remote(_shared().url) as one, Remote(_shared().url) as other:  # closed too where hypothesis gives an example up
-        worlds = [one, other]
+        envs = [one, other]
         totals: list[int | None] = [None, None]
         marks: list[tuple[object, int]] = []
         for _ in range(walk.draw(st.integers(1, 25))):
             which = walk.draw(st.integers(0, 1))
-            world, total = worlds[which], totals[which]
+            env, total = envs[which], totals[which]
             match walk.draw(st.sampled_from(["reset", "step", "snapshot", "restore"])):
                 case "reset":
-                    world.reset(task, 0)
+                    env.reset(task, 0)
                     totals[which] = 0
                 case "step" if total is not None:
                     add = walk.draw(st.integers(-5, 5))
                     totals[which] = total + add
-                    assert world.step(f"add {add}").info == {"total": total + add}
+                    assert env.step(f"add {add}").info == {"total": total + add}
                 case "snapshot" if total is not None:
-                    marks.append((world.snapshot(), total))
+                    marks.append((env.snapshot(), total))
                 case "restore" if marks:
                     mark, totals[which] = walk.draw(st.sampled_from(marks))
-                    world.restore(mark)
+                    env.restore(mark)
 
 
 _server: list[Served] = []
@@ -333,7 +333,7 @@ def teardown_module() -> None:
 
 
 @pytest.mark.slow
-def test_both_stages_in_a_remote_world(tmp_path: Path) -> None:
+def test_both_stages_in_a_remote_env(tmp_path: Path) -> None:
     from tests.envs.test_gates import winning
     from tests.loop import both_stages
 
@@ -341,7 +341,7 @@ def test_both_stages_in_a_remote_world(tmp_path: Path) -> None:
         recipe = tmp_path / "far.toml"
         recipe.write_text(
             f'name = "far"\nprompts = "plain"\nstrategies = ["tree"]\npolicy = {{ model = "embedded" }}\ntasks = {{ train = 2, test = 2 }}\n'
-            f'world = {{ name = "remote", options = {{ url = "{url}" }} }}\n[arms.leafe]\npreset = "paper"\n',
+            f'env = {{ name = "remote", options = {{ url = "{url}" }} }}\n[arms.leafe]\npreset = "paper"\n',
             "utf-8",
         )
         trees = both_stages(str(recipe), tmp_path, solve=lambda _, task: winning(task), wrong="walk on")

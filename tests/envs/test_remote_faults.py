@@ -1,4 +1,4 @@
-"""What goes wrong between a remote world and its server: nothing steps twice, everything is said in a sentence, nothing waits for ever."""
+"""What goes wrong between a remote environment and its server: nothing steps twice, everything is said in a sentence, nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import Completion, LeafeError, Request, SnapshotGone, StepResult, Stop, Task, Tree, UserError, WorldError
-from leafe.envs import make_world
+from leafe.core import Completion, LeafeError, Request, SnapshotGone, StepResult, Stop, Task, Tree, UserError, EnvError
+from leafe.envs import make_env
 from leafe.envs.gates import GatesReference
 from leafe.envs.remote import PROTOCOL, Remote, _server, _transport, serve
 from leafe.evaluate import evaluate
-from leafe.explore import WorldPool
+from leafe.explore import EnvPool
 from leafe.prompts import Prompts, load_prompt_set
-from tests.envs.remote_worlds import TALLY, BadNetwork, Served, Stuck, Tally, process, serving
+from tests.envs.remote_envs import TALLY, BadNetwork, Served, Stuck, Tally, process, serving
 
 TASK = Task("t", "tally", "train", "Add up.", {"from": 0})
 PASSING = ["before", "after", "half", "500", "503", "garbage", "list", "html"]
@@ -65,16 +65,16 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize("at", ["reset", "step", "snapshot", "restore"])
 def test_whatever_is_lost_on_the_way_happens_once(fault: str, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_transport, "_BACKOFF_S", 0.001)
-    with Served() as served, BadNetwork(served.url) as network, Remote(network.url) as world:
+    with Served() as served, BadNetwork(served.url) as network, Remote(network.url) as env:
         calls = ["reset", "step", "snapshot", "step", "restore", "step"]
         before = Tally.happened.copy()
         network.script = [*(["ok"] * calls.index(at)), fault, fault]
-        assert world.reset(TASK, 1).startswith("You have 0")
-        assert world.step("add 3").info == {"total": 3}
-        mark = world.snapshot()
-        assert world.step("add 4").info == {"total": 7}
-        world.restore(mark)
-        assert world.step("add 5").info == {"total": 8}
+        assert env.reset(TASK, 1).startswith("You have 0")
+        assert env.step("add 3").info == {"total": 3}
+        mark = env.snapshot()
+        assert env.step("add 4").info == {"total": 7}
+        env.restore(mark)
+        assert env.step("add 5").info == {"total": 8}
         assert Tally.happened - before == {"made": 1, "reset": 1, "step": 3, "snapshot": 1}
         assert network.script == []
 
@@ -84,13 +84,13 @@ def test_whatever_is_lost_on_the_way_happens_once(fault: str, at: str, monkeypat
 def test_an_episode_over_a_bad_network_is_the_episode(script: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_transport, "_BACKOFF_S", 0.0005)
-        with Served(quick=True) as served, BadNetwork(served.url) as network, Remote(network.url) as world:
+        with Served(quick=True) as served, BadNetwork(served.url) as network, Remote(network.url) as env:
             network.script = list(script)
             local, chance, before = Tally(), random.Random(len(script)), Tally.happened["step"]
-            assert world.reset(TASK, 1) == local.reset(TASK, 1)
+            assert env.reset(TASK, 1) == local.reset(TASK, 1)
             for n in range(12):
                 action = chance.choice(["add 1", "add -7", "sing"])
-                assert world.step(action) == local.step(action), n
+                assert env.step(action) == local.step(action), n
             assert Tally.happened["step"] == before + 24
 
 
@@ -133,124 +133,124 @@ def ask(connection: HTTPConnection, path: str, **body: Any) -> tuple[int, dict[s
 def test_a_server_killed_in_mid_episode_and_started_again() -> None:
     port = free_port()
     with process(serving("gates", port, setting="easy")) as (server, url):
-        world = Remote(url, retries=1)
-        task = world.tasks("train", 1)[0]
-        local = make_world("gates", setting="easy")
-        first = world.reset(task, 0)
-        assert (first, world.step("walk on")) == (local.reset(task, 0), local.step("walk on"))
-        mark = world.snapshot()
+        env = Remote(url, retries=1)
+        task = env.tasks("train", 1)[0]
+        local = make_env("gates", setting="easy")
+        first = env.reset(task, 0)
+        assert (first, env.step("walk on")) == (local.reset(task, 0), local.step("walk on"))
+        mark = env.snapshot()
         server.send_signal(signal.SIGKILL)
         server.wait()
-        with pytest.raises(WorldError, match=f"127.0.0.1:{port} gave no answer to step after 2 tries"):
-            world.step("walk on")
-        for call in (lambda: world.step("walk on"), world.snapshot, lambda: world.restore(mark), lambda: world.reset(task, 0)):
-            with pytest.raises(WorldError):
+        with pytest.raises(EnvError, match=f"127.0.0.1:{port} gave no answer to step after 2 tries"):
+            env.step("walk on")
+        for call in (lambda: env.step("walk on"), env.snapshot, lambda: env.restore(mark), lambda: env.reset(task, 0)):
+            with pytest.raises(EnvError):
                 call()
     with process(serving("gates", port, setting="easy")):
-        with pytest.raises(WorldError, match="reset the world first"):
-            world.step("walk on")
+        with pytest.raises(EnvError, match="reset the environment first"):
+            env.step("walk on")
         with pytest.raises(SnapshotGone):
-            world.restore(mark)
-        assert world.reset(task, 0) == first
+            env.restore(mark)
+        assert env.reset(task, 0) == first
         local.reset(task, 0)
-        assert world.step("take rope") == local.step("take rope")
-        world.close()
+        assert env.step("take rope") == local.step("take rope")
+        env.close()
     with process(serving("gates", port, setting="easy")) as (server, _):
-        assert world.reset(task, 0) == first
+        assert env.reset(task, 0) == first
         server.kill()
         server.wait()
     with process(serving("sokoban", port)):
-        with pytest.raises(WorldError, match="not known here"):
-            world.step("walk on")
-        with pytest.raises(UserError, match=r"now offers another world than before \(other: .*name"):
-            world.reset(task, 0)
-    world.close()
+        with pytest.raises(EnvError, match="not known here"):
+            env.step("walk on")
+        with pytest.raises(UserError, match=r"now offers another environment than before \(other: .*name"):
+            env.reset(task, 0)
+    env.close()
 
 
 def test_a_hung_step_ends_at_the_time_out_and_its_place_is_free_when_it_ends() -> None:
     Tally.go_on.clear()
-    with Served(workers=2) as served, Remote(served.url, retries=1) as world, Remote(served.url) as other:
-        world.reset(TASK, 0)
-        world._transport.timeout = 0.3
+    with Served(workers=2) as served, Remote(served.url, retries=1) as env, Remote(served.url) as other:
+        env.reset(TASK, 0)
+        env._transport.timeout = 0.3
         other.reset(TASK, 0)
         before = Tally.happened["close"]
-        with pytest.raises(WorldError, match=r"no answer to step within 0\.3 s"):
-            world.step("wait")
-        world._transport.timeout = 20.0
+        with pytest.raises(EnvError, match=r"no answer to step within 0\.3 s"):
+            env.step("wait")
+        env._transport.timeout = 20.0
         assert other.step("add 1").info == {"total": 1}  # nobody else waits
-        with pytest.raises(WorldError, match="All 2 worlds of this server are in use"):
-            world.reset(TASK, 0)
+        with pytest.raises(EnvError, match="All 2 environments of this server are in use"):
+            env.reset(TASK, 0)
         Tally.go_on.set()
         assert until(lambda: Tally.happened["close"] > before)
-        assert world.reset(TASK, 0).startswith("You have 0")
+        assert env.reset(TASK, 0).startswith("You have 0")
 
 
 @pytest.mark.slow
-def test_a_hung_world_with_a_process_of_its_own_frees_its_place_at_once() -> None:
-    with Served(f"{Stuck.__module__}:Stuck", workers=1) as served, Remote(served.url, timeout=20.0) as world:
-        world.reset(TASK, 0)
-        world.step("add 2")
-        mark = world.snapshot()
-        pid = next(iter(served.server._sessions.values())).world.pid  # type: ignore[union-attr]
-        world._transport.timeout = 0.3
-        with pytest.raises(WorldError, match=r"within 0\.3 s"):
-            world.step("hang")
+def test_a_hung_env_with_a_process_of_its_own_frees_its_place_at_once() -> None:
+    with Served(f"{Stuck.__module__}:Stuck", workers=1) as served, Remote(served.url, timeout=20.0) as env:
+        env.reset(TASK, 0)
+        env.step("add 2")
+        mark = env.snapshot()
+        pid = next(iter(served.server._sessions.values())).env.pid  # type: ignore[union-attr]
+        env._transport.timeout = 0.3
+        with pytest.raises(EnvError, match=r"within 0\.3 s"):
+            env.step("hang")
         assert until(lambda: not alive(pid))
-        world._transport.timeout = 20.0
-        world.restore(mark)
-        assert world.step("add 1").info == {"total": 3}
+        env._transport.timeout = 20.0
+        env.restore(mark)
+        assert env.step("add 1").info == {"total": 3}
 
 
 def test_an_idle_session_expires_and_a_reset_opens_another() -> None:
-    with Served(idle=0.2) as served, Remote(served.url) as world:
-        world.reset(TASK, 0)
-        world.step("add 2")
-        mark = world.snapshot()
+    with Served(idle=0.2) as served, Remote(served.url) as env:
+        env.reset(TASK, 0)
+        env.step("add 2")
+        mark = env.snapshot()
         before = Tally.happened["close"]
         assert until(lambda: Tally.happened["close"] == before + 1)
-        with pytest.raises(WorldError, match="expired"):
-            world.step("add 1")
-        world.restore(mark)
-        assert world.step("add 1").info == {"total": 3}
+        with pytest.raises(EnvError, match="expired"):
+            env.step("add 1")
+        env.restore(mark)
+        assert env.step("add 1").info == {"total": 3}
         assert until(lambda: not served.server._sessions)
-        assert world.reset(TASK, 0).startswith("You have 0")
-        assert world.step("add 1").info == {"total": 1}
+        assert env.reset(TASK, 0).startswith("You have 0")
+        assert env.step("add 1").info == {"total": 1}
 
 
 def test_snapshots_make_room_for_newer_ones_and_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_server, "MAX_SNAPSHOTS", 3)
-    with Served() as served, Remote(served.url) as world:
-        world.reset(TASK, 0)
+    with Served() as served, Remote(served.url) as env:
+        env.reset(TASK, 0)
         marks = []
         for n in range(3):
-            world.step("add 1")
-            marks.append((n + 1, world.snapshot()))
-        world.restore(marks[0][1])
+            env.step("add 1")
+            marks.append((n + 1, env.snapshot()))
+        env.restore(marks[0][1])
         before = Tally.happened["release"]
-        marks.append((1, world.snapshot()))
-        assert world.step("add 1").info == {"total": 2}
+        marks.append((1, env.snapshot()))
+        assert env.step("add 1").info == {"total": 2}
         assert Tally.happened["release"] == before + 1
         with pytest.raises(SnapshotGone, match="no longer held"):
-            world.restore(marks[1][1])  # the least recently used
+            env.restore(marks[1][1])  # the least recently used
         for total, mark in (marks[0], marks[2], marks[3]):
-            world.restore(mark)
-            assert world.step("add 1").info == {"total": total + 1}
+            env.restore(mark)
+            assert env.step("add 1").info == {"total": total + 1}
 
 
 def test_a_full_server_says_so_and_has_room_again_when_a_client_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Served(workers=1) as served, Remote(served.url, retries=1) as world:
+    with Served(workers=1) as served, Remote(served.url, retries=1) as env:
         other = Remote(served.url, retries=1)
         other.reset(TASK, 0)
-        with pytest.raises(WorldError, match="start it with more workers"):
-            world.reset(TASK, 0)
+        with pytest.raises(EnvError, match="start it with more workers"):
+            env.reset(TASK, 0)
         other._transport.close()  # as a killed client would
-        with pytest.raises(WorldError, match="start it with more workers"):
-            world.reset(TASK, 0)
+        with pytest.raises(EnvError, match="start it with more workers"):
+            env.reset(TASK, 0)
         monkeypatch.setattr(_server, "_ORPHAN_S", 0.0)
-        assert world.reset(TASK, 0).startswith("You have 0")
-        with pytest.raises(WorldError):
+        assert env.reset(TASK, 0).startswith("You have 0")
+        with pytest.raises(EnvError):
             other.step("add 1")
-        with pytest.raises(WorldError, match="start it with more workers"):  # a connected client keeps its place
+        with pytest.raises(EnvError, match="start it with more workers"):  # a connected client keeps its place
             other.reset(TASK, 0)
 
 
@@ -266,39 +266,39 @@ def test_a_full_server_says_so_and_has_room_again_when_a_client_has_left(monkeyp
     ],
 )
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_world_that_fails_is_a_world_error_and_begins_anew(action: str, says: str, quick: bool) -> None:
-    with Served(quick=quick) as served, Remote(served.url) as world:
-        world.reset(TASK, 0)
-        with pytest.raises(WorldError, match=says) as raised:
-            world.step(action)
+def test_an_env_that_fails_is_an_env_error_and_begins_anew(action: str, says: str, quick: bool) -> None:
+    with Served(quick=quick) as served, Remote(served.url) as env:
+        env.reset(TASK, 0)
+        with pytest.raises(EnvError, match=says) as raised:
+            env.step(action)
         assert "\n" not in str(raised.value)
-        with pytest.raises(WorldError, match="reset the world first"):
-            world.step("add 1")
-        world.reset(TASK, 0)
-        assert world.step("add 1").info == {"total": 1}
+        with pytest.raises(EnvError, match="reset the environment first"):
+            env.step("add 1")
+        env.reset(TASK, 0)
+        assert env.step("add 1").info == {"total": 1}
 
 
 def test_a_fresh_instance_in_mid_run_takes_a_dead_server_for_a_failure_that_may_pass() -> None:
     port = free_port()
     with process(serving("gates", port)) as (_, url):
         first = Remote(url, retries=0)
-    second = Remote(url, retries=0)  # as the pool makes one for a world that failed
+    second = Remote(url, retries=0)  # as the pool makes one for an environment that failed
     task = Task("t", "gates", "train", "get orb", {"stages": [["gate", "golden", "axe", 0]], "object": "orb"})
-    for world in (first, second):
-        with pytest.raises(WorldError, match="gave no answer"):
-            world.reset(task, 0)
+    for env in (first, second):
+        with pytest.raises(EnvError, match="gave no answer"):
+            env.reset(task, 0)
     with process(serving("gates", port)):
         assert first.reset(task, 0) == second.reset(task, 0) == "golden gate"
         first.release(second.snapshot())
         first.close()
     with process(serving("gates", port, setting="easy")):
-        for world in (first, second):
-            with pytest.raises(UserError, match=r"now offers another world than before \(other: versions\)"):
-                world.reset(task, 0)
+        for env in (first, second):
+            with pytest.raises(UserError, match=r"now offers another environment than before \(other: versions\)"):
+                env.reset(task, 0)
     second.close()
     with process(serving("sokoban", port)) as (_, url):
         assert Remote(url).name == "sokoban"  # all others are gone
-    with pytest.raises(UserError, match="no world server to be reached"):
+    with pytest.raises(UserError, match="no environment server to be reached"):
         Remote(url, retries=0)
 
 
@@ -308,52 +308,52 @@ def test_a_fresh_instance_in_mid_run_takes_a_dead_server_for_a_failure_that_may_
 @pytest.mark.parametrize("fault", ["before", "500", "garbage", "list", "html", "half"])
 def test_what_does_not_pass_is_given_up_after_the_retries(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_transport, "_BACKOFF_S", 0.001)
-    with Served() as served, BadNetwork(served.url) as network, Remote(network.url, retries=2) as world:
-        world.reset(TASK, 0)
+    with Served() as served, BadNetwork(served.url) as network, Remote(network.url, retries=2) as env:
+        env.reset(TASK, 0)
         network.paths.clear()
         network.script = [fault] * 99
-        with pytest.raises(WorldError, match="gave no answer to step after 3 tries"):
-            world.step("add 1")
+        with pytest.raises(EnvError, match="gave no answer to step after 3 tries"):
+            env.step("add 1")
         # one more where the kept connection was found closed, and the farewell
         assert 3 <= network.paths.count("/step") <= 4
         assert network.paths.count("/close") <= 2
         network.script = []
-        world.reset(TASK, 0)
+        env.reset(TASK, 0)
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip", "drip-head"])
 def test_no_answer_takes_longer_than_the_time_out(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Served() as served, BadNetwork(served.url) as network, Remote(network.url, timeout=20.0) as world:
-        world.reset(TASK, 0)
+    with Served() as served, BadNetwork(served.url) as network, Remote(network.url, timeout=20.0) as env:
+        env.reset(TASK, 0)
         network.script = [fault]
-        world._transport.timeout = 0.4
-        with pytest.raises(WorldError, match=r"gave no answer to step within 0\.4 s"):
-            world.step("add 1")
+        env._transport.timeout = 0.4
+        with pytest.raises(EnvError, match=r"gave no answer to step within 0\.4 s"):
+            env.step("add 1")
 
 
 @pytest.mark.parametrize("fault", ["declared", "endless"])
 def test_an_answer_without_bounds_is_not_read(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_transport, "MAX_BODY", 2**22)
-    with Served() as served, BadNetwork(served.url) as network, Remote(network.url) as world:
-        world.reset(TASK, 0)
+    with Served() as served, BadNetwork(served.url) as network, Remote(network.url) as env:
+        env.reset(TASK, 0)
         network.script = [fault]
-        with pytest.raises(WorldError, match="longer than the 4 MiB"):
-            world.step("add 1")
+        with pytest.raises(EnvError, match="longer than the 4 MiB"):
+            env.step("add 1")
 
 
 def test_a_request_or_a_task_list_without_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_server, "MAX_BODY", 2**20)
-    with Served() as served, Remote(served.url) as world:
-        world.reset(TASK, 0)
+    with Served() as served, Remote(served.url) as env:
+        env.reset(TASK, 0)
         with pytest.raises(UserError, match="longer than 1 MiB"):
-            world.step("add 1" + " " * 2**20)
-        world.reset(TASK, 0)
-        assert world.step("add 1").info == {"total": 1}
+            env.step("add 1" + " " * 2**20)
+        env.reset(TASK, 0)
+        assert env.step("add 1").info == {"total": 1}
         with pytest.raises(UserError, match="ask for fewer"):
-            world.tasks("train", 20_000)
+            env.tasks("train", 20_000)
         monkeypatch.setattr(_transport, "MAX_BODY", 2**20)
         with pytest.raises(UserError, match="a request of 1 MiB is longer"):
-            world.step("add 1" + " " * 2**20)
+            env.step("add 1" + " " * 2**20)
 
 
 @pytest.mark.parametrize(
@@ -370,21 +370,21 @@ def test_a_request_or_a_task_list_without_bounds_is_refused(monkeypatch: pytest.
     ],
 )
 def test_an_answer_against_the_protocol_is_named(answer: dict[str, Any], says: str) -> None:
-    with BadNetwork(script=[FACTS, {"observation": "Go."}, answer, {}, FACTS, {"observation": "Go."}]) as network, Remote(network.url) as world:
-        assert world.reset(TASK, 0) == "Go."
-        with pytest.raises(WorldError, match=says):
-            world.step("x")
-        assert world.reset(TASK, 0) == "Go."
+    with BadNetwork(script=[FACTS, {"observation": "Go."}, answer, {}, FACTS, {"observation": "Go."}]) as network, Remote(network.url) as env:
+        assert env.reset(TASK, 0) == "Go."
+        with pytest.raises(EnvError, match=says):
+            env.step("x")
+        assert env.reset(TASK, 0) == "Go."
 
 
 def test_unknown_fields_are_ignored_and_absent_ones_have_defaults() -> None:
     with BadNetwork(script=[FACTS | {"colour": "red"}, {"observation": "Go.", "more": 1}, {"observation": "So.", "else": [1]}]) as network:
-        world = Remote(network.url)
-        assert (world.name, world.actions_help, world.splits) == ("tally", "", ())
-        assert world.reset(TASK, 0) == "Go."
-        assert world.step("x") == StepResult("So.")
+        env = Remote(network.url)
+        assert (env.name, env.actions_help, env.splits) == ("tally", "", ())
+        assert env.reset(TASK, 0) == "Go."
+        assert env.step("x") == StepResult("So.")
         network.script = [{}]
-        world.close()
+        env.close()
 
 
 # At construction
@@ -395,16 +395,16 @@ def test_unknown_fields_are_ignored_and_absent_ones_have_defaults() -> None:
     [
         ([FACTS | {"protocol": 7}], rf"speaks version 7 of the protocol and this leafe version {PROTOCOL}"),
         ([FACTS | {"protocol": "1"}], "speaks version '1'"),
-        ([{"hello": "world"}], "no world server .'protocol' is absent"),
+        ([{"hello": "env"}], "no environment server .'protocol' is absent"),
         ([FACTS | {"horizon": 0}], "'horizon' is 0"),
         ([{k: v for k, v in FACTS.items() if k != "deterministic"}], "'deterministic' is absent"),
         ([FACTS | {"name": 3}], "'name' is a JSON int"),
-        (["404"], "no world server .*404"),
+        (["404"], "no environment server .*404"),
         (["302"], "302"),
         (["html"] * 3, "does not work: .* no JSON"),
         (["500"] * 3, "does not work: .* status 500"),
-        (["before"] * 4, "no world server to be reached: .* after 3 tries"),
-        (["hang"], r"no world server to be reached: .* within 0\.5 s"),
+        (["before"] * 4, "no environment server to be reached: .* after 3 tries"),
+        (["hang"], r"no environment server to be reached: .* within 0\.5 s"),
         (["drip-head"], r"within 0\.5 s"),
     ],
 )
@@ -419,7 +419,7 @@ def test_a_server_that_is_none_is_the_users_to_mend(script: list[Any], says: str
 def test_nobody_there_names_the_address_and_the_command() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=rf"{url} gave no answer .*start it \(leafe envs serve NAME --port N\)"):
-        make_world("remote", url=url, retries=0)
+        make_env("remote", url=url, retries=0)
 
 
 def test_a_server_that_starts_slowly_is_waited_for() -> None:
@@ -428,8 +428,8 @@ def test_a_server_that_starts_slowly_is_waited_for() -> None:
     starting = threading.Timer(0.7, served.__enter__)
     starting.start()
     try:
-        with Remote(f"http://127.0.0.1:{port}") as world:
-            assert world.reset(TASK, 0).startswith("You have 0")
+        with Remote(f"http://127.0.0.1:{port}") as env:
+            assert env.reset(TASK, 0).startswith("You have 0")
     finally:
         starting.join()
         served.__exit__()
@@ -448,7 +448,7 @@ def test_a_server_that_starts_slowly_is_waited_for() -> None:
         ({"url": "http://localhöst:1"}, "no web address"),
         ({"url": "http://localhost:1/\r\nX: y"}, "no web address"),
         ({"url": f"http://{'a' * 64}:1", "retries": 0}, "no host can have that name"),
-        ({"url": "http://no-such-host.invalid:1", "retries": 0}, "no world server to be reached"),
+        ({"url": "http://no-such-host.invalid:1", "retries": 0}, "no environment server to be reached"),
         ({"url": "http://me:secret@localhost:1"}, "token_env"),
         ({"url": "http://localhost:1/?key=secret"}, "token_env"),
         ({"url": "http://localhost:1", "timeout": 0}, "timeout 0"),
@@ -460,7 +460,7 @@ def test_a_server_that_starts_slowly_is_waited_for() -> None:
 )
 def test_options_that_cannot_be_are_named(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says) as raised:
-        make_world("remote", **options)
+        make_env("remote", **options)
     assert "secret" not in str(raised.value)
 
 
@@ -476,11 +476,11 @@ def test_the_token_opens_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) 
             with pytest.raises(UserError, match="token is missing or wrong"):
                 Remote(served.url, token_env="DOOR")
         monkeypatch.setenv("DOOR", "s3same-open\n")
-        with Remote(served.url, token_env="DOOR") as world:
-            world.reset(TASK, 0)
+        with Remote(served.url, token_env="DOOR") as env:
+            env.reset(TASK, 0)
             monkeypatch.setenv("DOOR", "changed")
             with pytest.raises(UserError, match="token is missing or wrong"):
-                world.step("add 1")
+                env.step("add 1")
         monkeypatch.setenv("DOOR", "two\nlines")
         with pytest.raises(UserError, match="characters that no token has"):
             Remote(served.url, token_env="DOOR")
@@ -501,15 +501,15 @@ def test_a_token_that_is_echoed_stays_hidden(monkeypatch: pytest.MonkeyPatch) ->
         ) as network:
             assert Remote(network.url, token_env="DOOR").reset(TASK, 0) == "the key is ***"
     with BadNetwork(script=[FACTS, *[b"key s3same-o"] * 9]) as network:
-        with pytest.raises(WorldError) as cut:
+        with pytest.raises(EnvError) as cut:
             Remote(network.url, token_env="DOOR").reset(TASK, 0)
         assert "s3same" not in str(cut.value)
-    with BadNetwork(script=[FACTS, {"observation": "Go."}, {"error": {"kind": "world", "message": "key s3same-open"}}]) as network:
-        world = Remote(network.url, token_env="DOOR")
-        world.reset(TASK, 0)
-        with pytest.raises(WorldError, match=r"key \*\*\*"):
-            world.step("x")
-        assert "s3same" not in json.dumps([repr(world), repr(vars(world)), str(world.versions())])
+    with BadNetwork(script=[FACTS, {"observation": "Go."}, {"error": {"kind": "env", "message": "key s3same-open"}}]) as network:
+        env = Remote(network.url, token_env="DOOR")
+        env.reset(TASK, 0)
+        with pytest.raises(EnvError, match=r"key \*\*\*"):
+            env.step("x")
+        assert "s3same" not in json.dumps([repr(env), repr(vars(env)), str(env.versions())])
 
 
 # The server's own settings
@@ -534,7 +534,7 @@ def test_settings_that_cannot_be_are_refused(arguments: dict[str, Any], says: st
         serve(TALLY, {}, **arguments)
 
 
-def test_a_world_or_a_port_that_cannot_be_had_is_said_at_the_start() -> None:
+def test_an_env_or_a_port_that_cannot_be_had_is_said_at_the_start() -> None:
     with pytest.raises(UserError, match="no option 'colour'"):
         serve("gates", {"colour": "red"})
     with pytest.raises(UserError, match="tally is broken"):
@@ -550,15 +550,15 @@ def test_a_world_or_a_port_that_cannot_be_had_is_said_at_the_start() -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("hung", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_signal_ends_the_server_and_its_worlds(how: signal.Signals, hung: bool) -> None:
-    with process(serving(f"{Stuck.__module__}:Stuck")) as (server, url), Remote(url, retries=0) as world:
-        world.reset(TASK, 0)
-        mark = world.snapshot()
+def test_a_signal_ends_the_server_and_its_envs(how: signal.Signals, hung: bool) -> None:
+    with process(serving(f"{Stuck.__module__}:Stuck")) as (server, url), Remote(url, retries=0) as env:
+        env.reset(TASK, 0)
+        mark = env.snapshot()
         pids = [int(p) for p in subprocess.run(["ps", "-eo", "pid="], capture_output=True, text=True, check=True).stdout.split()]
         children = [pid for pid in pids if descends(pid, server.pid)]
-        assert len(children) >= 3  # the first world, this one, and its snapshot
+        assert len(children) >= 3  # the first environment, this one, and its snapshot
         errors: list[str] = []
-        waiting = threading.Thread(target=lambda: errors.append(error_of(lambda: world.step("hang" if hung else "add 1"))))
+        waiting = threading.Thread(target=lambda: errors.append(error_of(lambda: env.step("hang" if hung else "add 1"))))
         waiting.start()
         time.sleep(0.3)
         server.send_signal(how)
@@ -566,11 +566,11 @@ def test_a_signal_ends_the_server_and_its_worlds(how: signal.Signals, hung: bool
         waiting.join(30)
         assert errors == [errors[0]] if hung else [""]
         assert until(lambda: not any(alive(pid) for pid in children))
-        for call in (lambda: world.restore(mark), lambda: world.reset(TASK, 0)):
+        for call in (lambda: env.restore(mark), lambda: env.reset(TASK, 0)):
             assert error_of(call)
 
 
-def test_a_signal_ends_a_server_that_is_still_making_its_world() -> None:
+def test_a_signal_ends_a_server_that_is_still_making_its_env() -> None:
     with process(serving(TALLY, broken="slow")) as (server, word):
         assert word == "making"
         server.terminate()
@@ -580,7 +580,7 @@ def test_a_signal_ends_a_server_that_is_still_making_its_world() -> None:
 def error_of(call: Callable[[], object]) -> str:
     try:
         call()
-    except WorldError as error:
+    except EnvError as error:
         return str(error)
     return ""
 
@@ -597,12 +597,12 @@ def descends(pid: int, ancestor: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_world_that_never_returns_cannot_keep_the_server_alive() -> None:
-    with process(serving(TALLY)) as (server, url), Remote(url, retries=0) as world:
-        world.reset(TASK, 0)
-        world._transport.timeout = 0.3
-        with pytest.raises(WorldError):
-            world.step("wait")
+def test_an_env_that_never_returns_cannot_keep_the_server_alive() -> None:
+    with process(serving(TALLY)) as (server, url), Remote(url, retries=0) as env:
+        env.reset(TASK, 0)
+        env._transport.timeout = 0.3
+        with pytest.raises(EnvError):
+            env.step("wait")
         server.terminate()
         assert server.wait(25) == 0
 
@@ -650,11 +650,11 @@ def test_no_request_breaks_the_server(requests: list[tuple[str, dict[str, Any]]]
         for path, body in requests:
             status, answer = ask(connection, path, **body)
             if status != 200:
-                assert answer["error"]["kind"] in ("user", "world", "lost", "gone", "absent"), (path, body)
+                assert answer["error"]["kind"] in ("user", "env", "lost", "gone", "absent"), (path, body)
                 assert answer["error"]["message"].endswith("."), answer
         ask(connection, "close", session="s")
-        with Remote(served.url) as world:
-            assert world.reset(TASK, 0).startswith("You have 0")
+        with Remote(served.url) as env:
+            assert env.reset(TASK, 0).startswith("You have 0")
     finally:
         connection.close()
 
@@ -683,17 +683,17 @@ def teardown_module() -> None:
 
 @pytest.mark.slow
 def test_random_faults_and_kills_never_change_an_episode() -> None:
-    """A server that is killed at random moments, and a network that loses answers: after each WorldError reset and replay, as the pool does."""
+    """A server that is killed at random moments, and a network that loses answers: after each EnvError reset and replay, as the pool does."""
     chance, port, deaths = random.Random(7), free_port(), 0
-    local = make_world("gates", setting="hard")
+    local = make_env("gates", setting="hard")
     environment = {**os.environ, "PYTHONPATH": "."}
     command = [sys.executable, "-c", serving("gates", port, setting="hard")]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stdout is not None
         server.stdout.readline()
-        with BadNetwork(f"http://127.0.0.1:{port}") as network, Remote(network.url, retries=5) as world:
-            task = world.tasks("train", 1)[0]
+        with BadNetwork(f"http://127.0.0.1:{port}") as network, Remote(network.url, retries=5) as env:
+            task = env.tasks("train", 1)[0]
             for _ in range(12):
                 network.script = [chance.choice([*PASSING, *["ok"] * 12]) for _ in range(20)]
                 first, actions = local.reset(task, 0), [chance.choice(["take rope", "use rope", "go left", "walk on", "go up"]) for _ in range(10)]
@@ -703,15 +703,15 @@ def test_random_faults_and_kills_never_change_an_episode() -> None:
                 while len(got) < len(actions):
                     try:
                         if not played:
-                            assert world.reset(task, 0) == first
-                            assert [world.step(action) for action in actions[: len(got)]] == got
+                            assert env.reset(task, 0) == first
+                            assert [env.step(action) for action in actions[: len(got)]] == got
                             played = True
                         if chance.random() < 0.02:
                             server.kill()
                             server.wait()
                             deaths += 1
                             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-                        got.append(world.step(actions[len(got)]))
+                        got.append(env.step(actions[len(got)]))
                     except LeafeError:
                         played = False
                 assert got == wanted
@@ -733,21 +733,21 @@ def test_https_is_spoken_with_a_certificate_that_is_trusted_and_no_other(tmp_pat
         with pytest.raises(UserError, match="certificate verify failed"):
             Remote(url, retries=0)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-        with Remote(f"{url}/") as world:
-            world.reset(TASK, 0)
-            assert world.step("add 1").info == {"total": 1}
+        with Remote(f"{url}/") as env:
+            env.reset(TASK, 0)
+            assert env.step("add 1").info == {"total": 1}
             network.script = ["hang"]
-            world._transport.timeout = 0.3
-            with pytest.raises(WorldError, match=r"within 0\.3 s"):
-                world.step("add 1")
+            env._transport.timeout = 0.3
+            with pytest.raises(EnvError, match=r"within 0\.3 s"):
+                env.step("add 1")
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1"])
 def test_the_address_that_is_printed_is_the_one_to_use(host: str) -> None:
     code = f"from leafe.envs.remote import serve; serve('gates', {{}}, host={host!r})"
-    with process(code) as (_, url), Remote(url) as world:
+    with process(code) as (_, url), Remote(url) as env:
         assert host in url
-        assert world.reset(world.tasks("train", 1)[0], 0)
+        assert env.reset(env.tasks("train", 1)[0], 0)
 
 
 @pytest.mark.slow
@@ -758,7 +758,7 @@ def test_an_evaluation_outlives_its_server_and_finds_the_same() -> None:
 
     def look(url: str | None) -> list[tuple[Any, ...]]:
         async def run() -> list[Tree]:
-            pool = WorldPool((lambda: Remote(url, retries=6)) if url else (lambda: make_world("gates", **options)), size=4)
+            pool = EnvPool((lambda: Remote(url, retries=6)) if url else (lambda: make_env("gates", **options)), size=4)
             prompts = Prompts(load_prompt_set("gates"), "")
             try:
                 return await evaluate(Slowly(begun if url else None), pool, pool.facts.tasks("test", 6, 1), prompts, samples=12, seed=3)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.envs.remote_worlds import Served
+from tests.envs.remote_envs import Served
 
 CALLS = ("tasks", "reset", "step", "valid_actions", "snapshot", "restore", "release", "close")
 GOOD: dict[str, dict[str, Any]] = {

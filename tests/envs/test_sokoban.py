@@ -24,25 +24,25 @@ def level(*rows: str) -> Task:
 
 
 def play(task: Task, actions: str | Sequence[str]) -> list[str]:
-    world = Sokoban()
-    world.reset(task, 0)
+    env = Sokoban()
+    env.reset(task, 0)
     words = dict(zip("udlr", MOVES, strict=True))
-    return [world.step(words.get(a, a)).observation.split("\n")[0] for a in actions]
+    return [env.step(words.get(a, a)).observation.split("\n")[0] for a in actions]
 
 
 ROOM = level("######", "#@   #", "# $  #", "#  . #", "######")
 
 
 def test_a_level_is_solved() -> None:
-    world = Sokoban()
-    assert world.reset(ROOM, 0) == "# # # # # #\n# P _ _ _ #\n# _ X _ _ #\n# _ _ O _ #\n# # # # # #\nBoxes on goals: 0 of 1."
+    env = Sokoban()
+    assert env.reset(ROOM, 0) == "# # # # # #\n# P _ _ _ #\n# _ X _ _ #\n# _ _ O _ #\n# # # # # #\nBoxes on goals: 0 of 1."
     for action in ("down", "Right", "move up", "go right!"):
-        result = world.step(action)
+        result = env.step(action)
         assert (result.valid, result.done, result.reward, result.progress) == (True, False, 0.0, 0.0)
-    result = world.step("push down")
+    result = env.step("push down")
     assert (result.done, result.success, result.reward, result.progress) == (True, True, 1.0, 1.0)
     assert result.observation.startswith("You pushed a box down, onto a goal. All boxes are on goals: the level is solved.")
-    assert not world.step("up").valid
+    assert not env.step("up").valid
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_corner_and_block_lose() -> None:
 
 
 def solvable(rows: tuple[str, ...], player: tuple[int, int], boxes: frozenset[tuple[int, int]]) -> bool:
-    """By exhaustion: the slow truth that the world's claims are held against."""
+    """By exhaustion: the slow truth that the environment's claims are held against."""
     fixed = build(rows)
     seen, todo = {(player, boxes)}, [(player, boxes)]
     while todo:
@@ -113,13 +113,13 @@ def test_a_claimed_loss_is_certain(data: st.DataObject) -> None:
     symbols = dict.fromkeys(order[:boxes], "$") | dict.fromkeys(order[boxes : 2 * boxes], ".") | {order[2 * boxes]: "@"}
     symbols |= dict.fromkeys(order[2 * boxes + 1 : 2 * boxes + 1 + data.draw(st.integers(0, 2))], "#")
     rows = ("#" * (width + 2), *("#" + "".join(symbols.get((r, c), " ") for c in range(width)) + "#" for r in range(height)), "#" * (width + 2))
-    world = Sokoban()
-    world.reset(level(*rows), 0)
+    env = Sokoban()
+    env.reset(level(*rows), 0)
     for move in data.draw(st.lists(st.sampled_from(list(MOVES)), max_size=25)):
-        result = world.step(move)
+        result = env.step(move)
         if result.done and not result.success:
-            assert world._state is not None
-            assert not solvable(rows, world._state.player, world._state.boxes)
+            assert env._state is not None
+            assert not solvable(rows, env._state.player, env._state.boxes)
         if result.done:
             return
 
@@ -148,12 +148,12 @@ def test_bad_level_files_are_named_by_line(tmp_path: Path, text: str, line: int,
 def test_level_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = "######\n#@ $.#\n######\n"
     (tmp_path / "mine.txt").write_text("\n".join(f"; {n}\n{one}" for n in range(20)))
-    world = Sokoban(levels=str(tmp_path / "mine.txt"))
-    ids = {split: [t.id for t in world.tasks(split)] for split in world.splits}
+    env = Sokoban(levels=str(tmp_path / "mine.txt"))
+    ids = {split: [t.id for t in env.tasks(split)] for split in env.splits}
     assert {split: len(found) for split, found in ids.items()} == {"train": 16, "valid": 2, "test": 2}
     assert sorted(ids["valid"]) == ["sokoban-mine-18", "sokoban-mine-8"]
-    assert [t.id for t in world.tasks("train", 5, seed=3)] == [t.id for t in world.tasks("train", None, seed=3)][:5]
-    assert [t.id for t in world.tasks("train", seed=3)] != [t.id for t in world.tasks("train", seed=4)]
+    assert [t.id for t in env.tasks("train", 5, seed=3)] == [t.id for t in env.tasks("train", None, seed=3)][:5]
+    assert [t.id for t in env.tasks("train", seed=3)] != [t.id for t in env.tasks("train", seed=4)]
     with pytest.raises(UserError, match="'unfiltered' in its name"):
         Sokoban(levels=str(tmp_path)).tasks("train")
     assert len(Sokoban(levels=str(tmp_path), difficulty="any").tasks("train")) == 16
@@ -173,16 +173,16 @@ def test_level_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_outside_of_a_level_is_cut_off() -> None:
-    world = Sokoban()
-    shown = world.reset(level("##########", "##########", "###@ $.###", "##########", "   ####   "), 0)
+    env = Sokoban()
+    shown = env.reset(level("##########", "##########", "###@ $.###", "##########", "   ####   "), 0)
     assert shown.split("\n")[:-1] == ["# # # # # #", "# P _ X O #", "# # # # # #"]
 
 
 @needs_boxoban
 @pytest.mark.parametrize("difficulty", ["unfiltered", "medium", "hard"])
 def test_boxoban_levels(difficulty: str) -> None:
-    world = Sokoban(levels=str(BOXOBAN), difficulty=difficulty)
-    splits = {split: world.tasks(split) for split in world.splits}
+    env = Sokoban(levels=str(BOXOBAN), difficulty=difficulty)
+    splits = {split: env.tasks(split) for split in env.splits}
     ids = [t.id for found in splits.values() for t in found]
     assert len(set(ids)) == len(ids) == (1000 if difficulty == "hard" else 2000)
     for task in (*splits["train"], *splits["test"]):
@@ -190,29 +190,29 @@ def test_boxoban_levels(difficulty: str) -> None:
         assert len(fixed.start.boxes) == len(fixed.goals) == 4
         # published levels can be solved, so that no claim of a loss may hold at their start
         assert not any(deadlock(fixed, fixed.start.boxes, box) for box in fixed.start.boxes)
-    report = check_environment(world, splits["valid"][:8], list(MOVES), steps=40)
+    report = check_environment(env, splits["valid"][:8], list(MOVES), steps=40)
     assert not report.problems, report
 
 
 @needs_boxoban
 def test_moves_agree_with_a_second_implementation() -> None:
-    """A string-based stepper, written apart from the world's, over random play on real levels."""
+    """A string-based stepper, written apart from the environment's, over random play on real levels."""
     task = Sokoban(levels=str(BOXOBAN)).tasks("train", 1)[0]
     number = int(task.id.rsplit("-", 1)[1])
     rows = dict(read_levels(BOXOBAN / "unfiltered-train-000.txt.gz"))[number]
     assert list(rows) == task.payload["level"]
     for seed in range(30):
         draw = random.Random(seed)
-        world = Sokoban()
-        world.reset(task, 0)
+        env = Sokoban()
+        env.reset(task, 0)
         board = {(r, c): s for r, row in enumerate(rows) for c, s in enumerate(row)}
         for _ in range(60):
             move = draw.choice(list(MOVES))
-            result = world.step(move)
+            result = env.step(move)
             moved = _reference_step(board, MOVES[move])
             assert result.valid is moved
             assert result.observation.count("√") == sum(s == "*" for s in board.values())
-            assert world._state is not None
+            assert env._state is not None
             if result.done:
                 break
 

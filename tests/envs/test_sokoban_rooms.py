@@ -41,8 +41,8 @@ def without_player(rows: Sequence[str]) -> list[str]:
     [("6x6", 1, 15, 150), ("6x6", 2, 20, 40), ("7x5", 1, 9, 40), ("8x8", 2, 25, 8), ("10x10", 3, 40, 1)],
 )
 def test_every_level_is_solved_within_the_horizon(size: str, boxes: int, horizon: int, count: int) -> None:
-    world = Sokoban(size=size, boxes=boxes, horizon=horizon)
-    tasks = world.tasks("train", count)
+    env = Sokoban(size=size, boxes=boxes, horizon=horizon)
+    tasks = env.tasks("train", count)
     assert len(tasks) == count
     height, width = map(int, size.split("x"))
     for task in tasks:
@@ -53,9 +53,9 @@ def test_every_level_is_solved_within_the_horizon(size: str, boxes: int, horizon
         path = solve(rows)
         assert path is not None
         assert len(path) == task.payload["moves"] <= horizon
-        shown = world.reset(task, 0).split("\n")[:-1]
+        shown = env.reset(task, 0).split("\n")[:-1]
         assert [len(line.split(" ")) for line in shown] == [width] * height  # nothing is cropped: a room is shown in its full size
-        results = [world.step(move) for move in path]
+        results = [env.step(move) for move in path]
         assert [r.done for r in results] == [False] * (len(path) - 1) + [True]
         assert results[-1].success
 
@@ -84,14 +84,14 @@ def test_lengths_are_those_of_a_forward_search(data: st.DataObject) -> None:
 
 
 def test_levels_are_distinct_and_in_one_split() -> None:
-    world = Sokoban()
-    found = {(split, seed): world.tasks(split, 200, seed) for split in world.splits for seed in (0, 1)}
+    env = Sokoban()
+    found = {(split, seed): env.tasks(split, 200, seed) for split in env.splits for seed in (0, 1)}
     for tasks in found.values():
         assert len({min(variants(t.payload["level"])) for t in tasks}) == len(tasks) == 200
     for bare in (False, True):  # not even with the player elsewhere
         keys = {
             split: {min(variants(without_player(t.payload["level"]) if bare else t.payload["level"])) for seed in (0, 1) for t in found[split, seed]}
-            for split in world.splits
+            for split in env.splits
         }
         assert not keys["train"] & keys["valid"]
         assert not keys["train"] & keys["test"]
@@ -101,7 +101,7 @@ def test_levels_are_distinct_and_in_one_split() -> None:
         for task in tasks:  # an id is a level's, up to turning and mirroring, in every split and for every seed
             key = min(variants(task.payload["level"]))
             assert by_id.setdefault(task.id, key) == key
-    assert world.tasks("test", 20, 1) == found["test", 1][:20]
+    assert env.tasks("test", 20, 1) == found["test", 1][:20]
     assert found["test", 0] != found["test", 1]
 
 
@@ -115,29 +115,29 @@ def test_same_levels_in_another_process() -> None:
 
 
 def test_contract() -> None:
-    world = Sokoban()
+    env = Sokoban()
 
     def valid(task: Task, observation: str, draw: object) -> str:
-        actions = world.valid_actions()
+        actions = env.valid_actions()
         assert set(actions) <= {"up", "down", "left", "right"}
         return draw.choice(list(actions))  # type: ignore[attr-defined, no-any-return]
 
-    report = check_environment(world, world.tasks("valid", 10), valid, steps=20)
+    report = check_environment(env, env.tasks("valid", 10), valid, steps=20)
     assert not report.problems, report
 
 
 def test_valid_actions_are_those_that_are_taken() -> None:
     for task in Sokoban(boxes=2, size="5x6").tasks("train", 30):
-        world = Sokoban()
-        world.reset(task, 0)
+        env = Sokoban()
+        env.reset(task, 0)
         for move in ("left", "left", "down"):
-            actions = set(world.valid_actions())
-            here = world.snapshot()
+            actions = set(env.valid_actions())
+            here = env.snapshot()
             for word in ("up", "down", "left", "right"):
-                world.restore(here)
-                assert world.step(word).valid is (word in actions)
-            world.restore(here)
-            if world.step(move).done:
+                env.restore(here)
+                assert env.step(word).valid is (word in actions)
+            env.restore(here)
+            if env.step(move).done:
                 break
 
 
@@ -191,7 +191,7 @@ def test_horizons() -> None:
 
 @pytest.mark.slow
 def test_both_stages(tmp_path: Path) -> None:
-    def solution(world: Environment, task: Task) -> list[str]:
+    def solution(env: Environment, task: Task) -> list[str]:
         return solve(task.payload["level"]) or []
 
     both_stages("sokoban", tmp_path, solve=solution, wrong="stay")

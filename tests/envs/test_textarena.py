@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from leafe.core import Environment, StepResult, Task, UserError
-from leafe.envs import make_world
+from leafe.envs import make_env
 from leafe.testing import check_environment
 
 pytest.importorskip("textarena", reason="needs pip install 'leafe[textarena]'")
@@ -24,13 +24,13 @@ GAMES = [
 ]  # fmt: skip
 
 
-def hidden(world: TextArena, mine: bool) -> list[str]:
+def hidden(env: TextArena, mine: bool) -> list[str]:
     """Cells that are still hidden, mines or others: by the game's own board, which no observation shows."""
-    grid, shown = world.env.grid, world.env.revealed
+    grid, shown = env.env.grid, env.env.revealed
     return [f"{r} {c}" for r, row in enumerate(grid) for c, value in enumerate(row) if not shown[r][c] and (value == -1) is mine]
 
 
-def solve_mines(world: Environment, task: Task) -> list[str]:
+def solve_mines(env: Environment, task: Task) -> list[str]:
     own = TextArena()
     own.reset(task, 0)
     moves = ["2 2"]
@@ -43,63 +43,63 @@ def solve_mines(world: Environment, task: Task) -> list[str]:
 
 
 def test_minesweeper_is_won_and_lost() -> None:
-    world = TextArena()
-    for task in world.tasks("train", 10):
-        moves = solve_mines(world, task)
-        assert world.reset(task, 5).startswith("You are playing the Minesweeper game.")
-        results = [world.step(f"[{move}]") for move in moves]
+    env = TextArena()
+    for task in env.tasks("train", 10):
+        moves = solve_mines(env, task)
+        assert env.reset(task, 5).startswith("You are playing the Minesweeper game.")
+        results = [env.step(f"[{move}]") for move in moves]
         assert [r.done for r in results] == [False] * (len(moves) - 1) + [True]
         assert (results[-1].success, results[-1].reward) == (True, 1.0)
         assert results[-1].observation.endswith("The game is over. You have won.")
-        assert world.step("0 0") == StepResult("The game is over. You have won. Nothing changed.", valid=False, done=True)
-        world.reset(task, 5)
+        assert env.step("0 0") == StepResult("The game is over. You have won. Nothing changed.", valid=False, done=True)
+        env.reset(task, 5)
         if len(moves) > 1:
-            world.step("2 2")
-            mine = hidden(world, mine=True)[0]
-            lost = world.step(mine)
+            env.step("2 2")
+            mine = hidden(env, mine=True)[0]
+            lost = env.step(mine)
             where = mine.replace(" ", ", ")
             assert lost == StepResult(f"You hit a mine at ({where}).\n\nThe game is over. You have lost.", done=True)
 
 
 def test_observations_hold_what_is_new() -> None:
-    world = TextArena("Mastermind-v0")
-    task = world.tasks("train", 1)[0]
-    rules = world.reset(task, 0)
+    env = TextArena("Mastermind-v0")
+    task = env.tasks("train", 1)[0]
+    rules = env.reset(task, 0)
     assert "You are playing Mastermind" in rules
     for guess in ("[1 2 3 4]", "4 3 2 1"):
-        said = world.step(guess).observation
+        said = env.step(guess).observation
         assert "You are playing" not in said
         assert said.startswith("Submitted")
-    world.reset(task, 0)
-    code = " ".join(map(str, world.env.state.game_state["secret_code"]))
+    env.reset(task, 0)
+    code = " ".join(map(str, env.env.state.game_state["secret_code"]))
     assert code not in rules
-    assert world.step(code).success
+    assert env.step(code).success
 
 
 def test_invalid_moves_never_end_or_change_a_game() -> None:
     """TextArena ends a game at the second one in a row."""
-    world = TextArena("GuessTheNumber-v0")
-    task = world.tasks("train", 1)[0]
-    world.reset(task, 0)
-    secret = world.env.game_number
+    env = TextArena("GuessTheNumber-v0")
+    task = env.tasks("train", 1)[0]
+    env.reset(task, 0)
+    secret = env.env.game_number
     other = secret % 20 + 1
-    first = world.step(f"[{other}]").observation
+    first = env.step(f"[{other}]").observation
     for move in ("no idea", "[99]", "", f"[{other}]", "[" * 5000, "[²]") * 3:
-        refused = world.step(move)
+        refused = env.step(move)
         assert (refused.valid, refused.done) == (False, False)
         assert refused.observation.endswith(" Nothing changed.")
         assert len(refused.observation) < 200
-    world.reset(task, 0)
-    assert world.step(f"[{other}]").observation == first
-    assert world.step(str(secret)).success
+    env.reset(task, 0)
+    assert env.step(f"[{other}]").observation == first
+    assert env.step(str(secret)).success
 
 
 def test_a_part_of_the_way_is_no_success() -> None:
-    world = TextArena("GuessTheNumber-v0", horizon=12)
+    env = TextArena("GuessTheNumber-v0", horizon=12)
     assert TextArena("GuessTheNumber-v0").horizon == 10
-    world.reset(world.tasks("test", 1)[0], 0)
-    guesses = [n for n in range(1, 21) if n != world.env.game_number][:11]  # its limit of 10 ends the 11th
-    results = [world.step(str(n)) for n in guesses]
+    env.reset(env.tasks("test", 1)[0], 0)
+    guesses = [n for n in range(1, 21) if n != env.env.game_number][:11]  # its limit of 10 ends the 11th
+    results = [env.step(str(n)) for n in guesses]
     assert (results[-1].done, results[-1].success) == (True, False)
     assert 0 < results[-1].reward < 1
     assert "The turn limit has been reached." in results[-1].observation
@@ -111,21 +111,21 @@ def test_a_part_of_the_way_is_no_success() -> None:
 def test_global_chance_is_left_alone() -> None:
     random.seed(3)
     before = random.getstate()
-    world = TextArena("2048-v0")
-    task = world.tasks("train", 1)[0]
-    seen = [world.reset(task, 0), *(world.step(move).observation for move in ("up", "left", "down", "right") * 3)]
+    env = TextArena("2048-v0")
+    task = env.tasks("train", 1)[0]
+    seen = [env.reset(task, 0), *(env.step(move).observation for move in ("up", "left", "down", "right") * 3)]
     assert random.getstate() == before
     random.seed(4)
-    assert [world.reset(task, 1), *(world.step(move).observation for move in ("up", "left", "down", "right") * 3)] == seen
+    assert [env.reset(task, 1), *(env.step(move).observation for move in ("up", "left", "down", "right") * 3)] == seen
 
 
 def test_games_whose_notes_are_no_texts() -> None:
     """Countdown notes the player's number for what he said, and its score for the reason of a refusal."""
-    world = TextArena("Countdown-v0")
-    world.reset(world.tasks("train", 1)[0], 0)
-    refused = world.step("add them")
+    env = TextArena("Countdown-v0")
+    env.reset(env.tasks("train", 1)[0], 0)
+    refused = env.step("add them")
     assert refused.observation == "This is no valid move: the game's first message has its rules. Nothing changed."
-    taken = world.step("[0 1 +]")
+    taken = env.step("[0 1 +]")
     assert taken.valid
     assert "add them" not in taken.observation
 
@@ -191,13 +191,13 @@ def test_a_word_game_is_played_where_its_list_is(tmp_path: Path, monkeypatch: py
     program = """
 import nltk
 from leafe.envs.adapters.textarena import TextArena
-world = TextArena("Hangman-v0")
-task = world.tasks("train", 1)[0]
-print(world.reset(task, 0))
-wrong = world.step("[z]")
+env = TextArena("Hangman-v0")
+task = env.tasks("train", 1)[0]
+print(env.reset(task, 0))
+wrong = env.step("[z]")
 assert "not in the word" in wrong.observation, wrong
-assert not world.step("[z]").valid, "guessed already"
-won = world.step(world.env.state.game_state["target_word"])
+assert not env.step("[z]").valid, "guessed already"
+won = env.step(env.env.state.game_state["target_word"])
 assert won.success, won
 """
     done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"NLTK_DATA": str(tmp_path)}, capture_output=True, text=True, check=False)
@@ -224,14 +224,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rollback_by_a_copy_of_the_process() -> None:
     """The mines are laid by the first move: a copy from before it lays them anew, in the same places."""
-    with make_world("textarena") as world:
-        world.reset(world.tasks("train", 1)[0], 0)
-        here = world.snapshot()
-        seen = [world.step(move).observation for move in ("2 2", "nothing")]
+    with make_env("textarena") as env:
+        env.reset(env.tasks("train", 1)[0], 0)
+        here = env.snapshot()
+        seen = [env.step(move).observation for move in ("2 2", "nothing")]
         for _ in range(2):
-            world.restore(here)
-            assert [world.step(move).observation for move in ("2 2", "nothing")] == seen
-        world.release(here)
+            env.restore(here)
+            assert [env.step(move).observation for move in ("2 2", "nothing")] == seen
+        env.release(here)
 
 
 @pytest.mark.slow

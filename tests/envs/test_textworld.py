@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("textworld", reason="textworld is not installed: pip install 'leafe[textworld]'")
 
-from leafe.core import Environment, Task, UserError, WorldError
+from leafe.core import Environment, Task, UserError, EnvError
 from leafe.envs.adapters import textworld as adapter
 from leafe.envs.adapters.textworld import TextWorld
 from leafe.prompts import load_prompt_set
@@ -33,9 +33,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def coin(cache: Path) -> Iterator[TextWorld]:
-    world = TextWorld(make="coin:level=2", cache=str(cache))
-    yield world
-    world.close()
+    env = TextWorld(make="coin:level=2", cache=str(cache))
+    yield env
+    env.close()
 
 
 @pytest.mark.parametrize(
@@ -78,43 +78,43 @@ def test_splits_of_files(tmp_path: Path) -> None:
     (tmp_path / "valid").mkdir()
     for suffix in ("z8", "json"):
         shutil.copy(tmp_path / f"game00.{suffix}", tmp_path / "valid" / f"one.{suffix}")
-    world = TextWorld(games=str(tmp_path))
-    ids = {split: sorted(t.id for t in world.tasks(split)) for split in world.splits}
+    env = TextWorld(games=str(tmp_path))
+    ids = {split: sorted(t.id for t in env.tasks(split)) for split in env.splits}
     assert ids["valid"] == ["textworld-game08", "textworld-game18", "textworld-valid-one"]
     assert ids["test"] == ["textworld-game09", "textworld-game19"]
     assert len(ids["train"]) == 16
-    assert {t.instruction for t in world.tasks("test")} == {"Win game09.", "Win game19."}
+    assert {t.instruction for t in env.tasks("test")} == {"Win game09.", "Win game19."}
     some = TextWorld(games=str(tmp_path / "game0*.z8"))
     assert sum(len(some.tasks(split)) for split in some.splits) == 10
 
 
 def test_made_games_have_lists_before_they_are_made(cache: Path) -> None:
-    world = TextWorld(make="treasure:level=3", cache=str(cache))
+    env = TextWorld(make="treasure:level=3", cache=str(cache))
     for split, size in adapter.SIZES.items():
-        everything = world.tasks(split, seed=1)
+        everything = env.tasks(split, seed=1)
         assert len({t.id for t in everything}) == size
-        assert list(world.tasks(split, 7, seed=1)) == list(everything[:7])
+        assert list(env.tasks(split, 7, seed=1)) == list(everything[:7])
     assert not list(cache.rglob("treasure*/*.z8"))
 
 
 def test_a_setting_that_tw_make_does_not_know(cache: Path) -> None:
-    world = TextWorld(make="coin:levle=5", cache=str(cache))
+    env = TextWorld(make="coin:levle=5", cache=str(cache))
     with pytest.raises(UserError, match=r"tw-make cannot make a game 'coin:levle=5' \(.*--level\): correct the option make"):
-        world.reset(world.tasks("train", 1)[0], 0)
+        env.reset(env.tasks("train", 1)[0], 0)
 
 
 def test_a_maker_that_hangs_is_ended(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "MAKE_SECONDS", 0.05)
-    world = TextWorld(make="coin:level=9", cache=str(cache))
-    with pytest.raises(WorldError, match=r"did not make the game 'coin:level=9' within 0.05 s"):
-        world.reset(world.tasks("train", 1)[0], 0)
+    env = TextWorld(make="coin:level=9", cache=str(cache))
+    with pytest.raises(EnvError, match=r"did not make the game 'coin:level=9' within 0.05 s"):
+        env.reset(env.tasks("train", 1)[0], 0)
     assert not list(cache.rglob("*.z8.part"))
 
 
-def solution(world: Environment, task: Task) -> Sequence[str]:
-    """What the game's own file says wins; the worker's world has made it by then."""
-    options = getattr(world, "options", None)
-    inner = TextWorld(**options) if options is not None else world
+def solution(env: Environment, task: Task) -> Sequence[str]:
+    """What the game's own file says wins; the worker's environment has made it by then."""
+    options = getattr(env, "options", None)
+    inner = TextWorld(**options) if options is not None else env
     assert isinstance(inner, TextWorld)
     inner.reset(task, 0)
     assert inner._playing is not None
@@ -170,39 +170,39 @@ def test_what_is_not_taken_changes_nothing_not_even_the_count_of_turns(coin: Tex
 
 @pytest.mark.real
 def test_lost_games_and_partial_scores(cache: Path) -> None:
-    with TextWorld(make=COOKING, cache=str(cache)) as world:
-        task = next(t for t in world.tasks("train") if t.payload["number"] == 375)
-        actions = solution(world, task)
-        world.reset(task, 0)
-        progress = [world.step(action).progress for action in actions]
+    with TextWorld(make=COOKING, cache=str(cache)) as env:
+        task = next(t for t in env.tasks("train") if t.payload["number"] == 375)
+        actions = solution(env, task)
+        env.reset(task, 0)
+        progress = [env.step(action).progress for action in actions]
         assert progress == sorted(progress)  # type: ignore[type-var]
         assert progress[-1] == 3.0
-        world.reset(task, 0)
-        world.step("take knife from counter")
-        assert world.step("dice parsley with knife").progress == 1.0
-        lost = world.step("eat parsley")
+        env.reset(task, 0)
+        env.step("take knife from counter")
+        assert env.step("dice parsley with knife").progress == 1.0
+        lost = env.step("eat parsley")
         assert (lost.done, lost.success, lost.reward, lost.progress) == (True, False, 0.0, 1.0)
         assert "You lost!" in lost.observation
 
 
 @pytest.mark.real
 def test_examples_are_what_the_game_says(cache: Path) -> None:
-    with TextWorld(make=COOKING, cache=str(cache)) as world:
-        task = next(t for t in world.tasks("train") if t.payload["number"] == 375)
-        assert replay(load_prompt_set("textworld"), world, [task, task]) == [(True, False), (True, True)]
+    with TextWorld(make=COOKING, cache=str(cache)) as env:
+        task = next(t for t in env.tasks("train") if t.payload["number"] == 375)
+        assert replay(load_prompt_set("textworld"), env, [task, task]) == [(True, False), (True, True)]
 
 
 @pytest.mark.real
 def test_a_game_is_the_same_wherever_it_is_made(cache: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from leafe.envs.adapters.textworld import TextWorld\n"
-        f"world = TextWorld(make={COOKING!r}, cache=sys.argv[1]); task = [t for t in world.tasks('train') if t.payload['number'] == 375][0]\n"
-        "print(world.reset(task, 0))"
+        f"env = TextWorld(make={COOKING!r}, cache=sys.argv[1]); task = [t for t in env.tasks('train') if t.payload['number'] == 375][0]\n"
+        "print(env.reset(task, 0))"
     )
     said = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "5"})
-    with TextWorld(make=COOKING, cache=str(cache)) as world:
-        task = next(t for t in world.tasks("train") if t.payload["number"] == 375)
-        assert said.stdout.strip() == world.reset(task, 0)
+    with TextWorld(make=COOKING, cache=str(cache)) as env:
+        task = next(t for t in env.tasks("train") if t.payload["number"] == 375)
+        assert said.stdout.strip() == env.reset(task, 0)
     (theirs,), (ours,) = ([p for p in root.rglob("train-375.z8") if "cooking" in str(p)] for root in (tmp_path, cache))
     assert theirs.read_bytes() == ours.read_bytes()
 

@@ -64,14 +64,14 @@ def problems(tmp_path: Path) -> str:
 
 
 class Desk:
-    """One programmer and the world; what was submitted so far is the history."""
+    """One programmer and the environment; what was submitted so far is the history."""
 
     def __init__(self, problems: str, shown: int = 3, **options: Any) -> None:
         self.policy = WeakProgrammer(problems=problems, **options)
-        self.world = Mbpp(problems=problems, shown_tests=shown)
-        self.task: Task = self.world.tasks("train")[0]
-        self.prompts = Prompts(load_prompt_set("mbpp"), self.world.actions_help)
-        self.said = [self.world.reset(self.task, 0)]
+        self.env = Mbpp(problems=problems, shown_tests=shown)
+        self.task: Task = self.env.tasks("train")[0]
+        self.prompts = Prompts(load_prompt_set("mbpp"), self.env.actions_help)
+        self.said = [self.env.reset(self.task, 0)]
         self.written: list[str] = []
 
     def messages(self, note: str = "", preamble: tuple[str, ...] = ()) -> tuple[Message, ...]:
@@ -87,7 +87,7 @@ class Desk:
         return [a.text for a in answers for _ in range(a.count)]
 
     def submit(self, text: str) -> str:
-        self.said.append(self.world.step(self.prompts.parse_action(text)[1]).observation)
+        self.said.append(self.env.step(self.prompts.parse_action(text)[1]).observation)
         self.written.append(text)
         return self.said[-1]
 
@@ -116,14 +116,14 @@ def test_without_mistakes_it_is_right_and_with_all_of_them_wrong(problems: str) 
 
 
 @needs_sandbox
-def test_every_place_alone_fails_in_the_world(problems: str) -> None:
+def test_every_place_alone_fails_in_the_env(problems: str) -> None:
     desk = Desk(problems, places=6, **ALWAYS)
     desk.ask()
     versions = desk.policy._known.problem(desk.task.id).versions
     assert len(versions.places) == 6
     for place in range(6):
-        desk.world.reset(desk.task, 0)
-        assert not desk.world.step(versions.text(frozenset([place]))).success
+        desk.env.reset(desk.task, 0)
+        assert not desk.env.step(versions.text(frozenset([place]))).success
 
 
 @needs_sandbox
@@ -190,8 +190,8 @@ def test_a_verdict_without_its_program_is_understood_by_its_simplest_explanation
     desk.ask()
     problem = desk.policy._known.problem(desk.task.id)
     for place, _ in enumerate(problem.versions.places):
-        desk.world.reset(desk.task, 0)
-        verdict = desk.world.step(problem.versions.text(frozenset([place]))).observation
+        desk.env.reset(desk.task, 0)
+        verdict = desk.env.step(problem.versions.text(frozenset([place]))).observation
         same = {frozenset([p]) for p in range(5) if problem.said(frozenset([p]), 3) == problem.said(frozenset([place]), 3)}
         avoided = {frozenset(range(5)) - (problem.versions.read(desk.prompts.parse_action(t)[1]) or set()) for t in desk.ask(preamble=(verdict,), n=60)}
         assert avoided == same

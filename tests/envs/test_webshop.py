@@ -36,8 +36,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[WebShop]:
-    with WebShop(products=str(shop_files(tmp_path / "shop"))) as world:
-        yield world  # type: ignore[misc]
+    with WebShop(products=str(shop_files(tmp_path / "shop"))) as env:
+        yield env  # type: ignore[misc]
 
 
 def test_the_pages_are_the_published_ones(shop: WebShop) -> None:
@@ -88,22 +88,22 @@ def test_the_pages_are_the_published_ones(shop: WebShop) -> None:
 
 def test_more_pages(tmp_path: Path) -> None:
     folder = shop_files(tmp_path / "shop")
-    with WebShop(products=str(folder), show_attributes=True, details=True) as world:
-        task = goal_task(world, {"color": "navy blue", "size": "small"})
-        world.reset(task, 0)
+    with WebShop(products=str(folder), show_attributes=True, details=True) as env:
+        task = goal_task(env, {"color": "navy blue", "size": "small"})
+        env.reset(task, 0)
         for action in ("search[lamp]", "click[b00lamp001]", "click[attributes]"):
-            said = world.step(action).observation
+            said = env.step(action).observation
         assert said.endswith("< Prev [SEP] long lasting [SEP] touch control [SEP] garden [SEP] desk lamps [SEP] Home › Lighting › Lamps › Desk Lamps")
-        world.step("click[< prev]")
-        said = world.step("click[buy now]").observation
+        env.step("click[< prev]")
+        said = env.step("click[buy now]").observation
         assert said.endswith("0.5 [SEP] Reward details [SEP] the right type of product; missed: color: navy blue, size: small")
-        world.reset(task, 0)
+        env.reset(task, 0)
         for action in ("search[shirt]", "click[b00shirt02]"):
-            said = world.step(action).observation
+            said = env.step(action).observation
         assert "Price: $100.0" in said
-        assert world.step("click[description]").observation.endswith("No Description")
-        world.step("click[< prev]")
-        assert world.step("click[features]").observation.endswith("No Features")
+        assert env.step("click[description]").observation.endswith("No Description")
+        env.step("click[< prev]")
+        assert env.step("click[features]").observation.endswith("No Features")
 
 
 def test_an_invalid_action_says_which_buttons_there_are(shop: WebShop) -> None:
@@ -134,16 +134,16 @@ def test_an_invalid_action_says_which_buttons_there_are(shop: WebShop) -> None:
 
 def test_an_option_with_brackets_or_wide_spaces_can_be_clicked(tmp_path: Path) -> None:
     item = LAMP | {"customization_options": {"Style": [{"value": "Red [2  pack]"}, {"value": "buy now"}, {"value": ""}]}}
-    world = WebShop(products=str(shop_files(tmp_path / "shop", [item])))
-    task = goal_task(world, {"style": "red [2 pack]"})
-    world.reset(task, 0)
+    env = WebShop(products=str(shop_files(tmp_path / "shop", [item])))
+    task = goal_task(env, {"style": "red [2 pack]"})
+    env.reset(task, 0)
     for action in ("search[lamp]", "click[b00lamp001]"):
-        assert world.step(action).progress in (0.0, 2 / 3)
-    result = world.step("click[red [2 pack]]")
+        assert env.step(action).progress in (0.0, 2 / 3)
+    result = env.step("click[red [2 pack]]")
     assert (result.valid, result.progress) == (True, 1.0)
-    assert not world.step("search[red [2 pack]]").valid
-    assert "click[]" not in world.valid_actions()
-    assert world.step("click[buy now]").done  # a button before an option of the same name
+    assert not env.step("search[red [2 pack]]").valid
+    assert "click[]" not in env.valid_actions()
+    assert env.step("click[buy now]").done  # a button before an option of the same name
 
 
 def test_searching_is_possible_from_every_page_as_published(shop: WebShop) -> None:
@@ -162,14 +162,14 @@ def test_contract(tmp_path: Path) -> None:
 
 
 def test_a_random_shopper_meets_no_error_and_knows_his_progress(tmp_path: Path) -> None:
-    world = WebShop(size=50)
-    for number, task in enumerate(world.tasks("train", 60)):
+    env = WebShop(size=50)
+    for number, task in enumerate(env.tasks("train", 60)):
         chance = random.Random(number)
-        world.reset(task, 0)
+        env.reset(task, 0)
         best = 0.0
         for _ in range(20):
-            action = chance.choice(list(world.valid_actions()))
-            result = world.step(action)
+            action = chance.choice(list(env.valid_actions()))
+            result = env.step(action)
             assert result.valid, action
             assert result.progress is not None
             assert best <= result.progress <= 1
@@ -180,10 +180,10 @@ def test_a_random_shopper_meets_no_error_and_knows_his_progress(tmp_path: Path) 
 
 
 def test_synthetic_goals_of_the_embedded_catalogue_can_be_met() -> None:
-    world = WebShop(size=300)
-    for task in world.tasks("train", 150):
-        world.reset(task, 0)
-        results = [world.step(action) for action in solve(world, task)]
+    env = WebShop(size=300)
+    for task in env.tasks("train", 150):
+        env.reset(task, 0)
+        results = [env.step(action) for action in solve(env, task)]
         assert all(r.valid for r in results)
         assert (results[-1].success, results[-1].reward, results[-1].progress) == (True, 1.0, 1.0), task
 
@@ -247,17 +247,17 @@ def test_goals_and_their_order_are_the_published_ones(tmp_path: Path) -> None:
         if number % 4 == 0:
             del instruction["instruction"]
     folder = shop_files(tmp_path / "shop", [item for item, _ in items], {item["asin"]: instruction for item, instruction in items})
-    world = WebShop(products=str(folder))
+    env = WebShop(products=str(folder))
     options = [(i["asin"], read(i).options) for n, (i, _) in enumerate(items) if n % 4]
     wanted = published_order(options)
     got = []
-    for number in world.store.order["synthetic"]:
-        name, text, goal = world.store.goal("synthetic", int(number))
+    for number in env.store.order["synthetic"]:
+        name, text, goal = env.store.goal("synthetic", int(number))
         assert name.startswith(goal.asin)
         assert text.startswith("Find me ")
         got.append((goal.asin, dict(goal.options)))
     assert got == wanted
-    tasks = {split: world.tasks(split) for split in world.splits}
+    tasks = {split: env.tasks(split) for split in env.splits}
     assert len(tasks["test"]) == len(tasks["valid"]) == len(wanted) // 5
     assert sorted((t.payload["asin"], sorted(t.payload["options"].items())) for part in tasks.values() for t in part) == sorted(
         (asin, sorted(options.items())) for asin, options in wanted
@@ -266,12 +266,12 @@ def test_goals_and_their_order_are_the_published_ones(tmp_path: Path) -> None:
 
 
 def test_splits_of_the_published_size(tmp_path: Path) -> None:
-    world = WebShop(size=600)
-    assert world.store.about["goals"]["synthetic"] > 5000
-    assert [len(world.tasks(s)) for s in ("test", "valid")] == [500, 1000]
-    assert [t.id for t in world.tasks("train", 20, seed=3)] == [t.id for t in world.tasks("train", seed=3)][:20]
-    assert [t.id for t in world.tasks("train", 20, seed=3)] != [t.id for t in world.tasks("train", 20, seed=4)]
-    ids = [t.id for s in world.splits for t in world.tasks(s)]
+    env = WebShop(size=600)
+    assert env.store.about["goals"]["synthetic"] > 5000
+    assert [len(env.tasks(s)) for s in ("test", "valid")] == [500, 1000]
+    assert [t.id for t in env.tasks("train", 20, seed=3)] == [t.id for t in env.tasks("train", seed=3)][:20]
+    assert [t.id for t in env.tasks("train", 20, seed=3)] != [t.id for t in env.tasks("train", 20, seed=4)]
+    ids = [t.id for s in env.splits for t in env.tasks(s)]
     assert len(set(ids)) == len(ids)
 
 
@@ -297,25 +297,25 @@ def test_price_caps_are_above_the_price_and_drawn_once(tmp_path: Path) -> None:
 
 
 def test_goals_by_people(tmp_path: Path) -> None:
-    world = WebShop(products=str(shop_files(tmp_path / "shop")), goals="human")
-    (task,) = world.tasks("train")
+    env = WebShop(products=str(shop_files(tmp_path / "shop")), goals="human")
+    (task,) = env.tasks("train")
     assert task.instruction.startswith("i want a black lamp that lasts, and price lower than ")
     assert task.payload["options"] == ["black | white"]
-    world.reset(task, 0)
-    results = [world.step(a) for a in solve(world, task)]
+    env.reset(task, 0)
+    results = [env.step(a) for a in solve(env, task)]
     assert results[-1].success, results
-    assert world.versions()["webshop-data"].startswith("2 products, 1 human goals, ")
+    assert env.versions()["webshop-data"].startswith("2 products, 1 human goals, ")
 
 
 def test_goals_by_people_with_options_by_name_and_twice_the_same(tmp_path: Path) -> None:
     written = {"instruction": "a lamp", "instruction_attributes": ["long lasting"]}
     human = {"B00LAMP001": [written | {"instruction_options": {"size": "small"}}, written | {"instruction_options": ["red", "red"]}]}
-    world = WebShop(products=str(shop_files(tmp_path / "shop", human=human)), goals="human", details=True)
-    for task in world.tasks("train"):
-        world.reset(task, 0)
+    env = WebShop(products=str(shop_files(tmp_path / "shop", human=human)), goals="human", details=True)
+    for task in env.tasks("train"):
+        env.reset(task, 0)
         for action in ("search[lamp]", "click[b00lamp001]", "click[small]"):
-            world.step(action)
-        result = world.step("click[buy now]")
+            env.step(action)
+        result = env.step("click[buy now]")
         assert result.reward == (1.0 if isinstance(task.payload["options"], dict) else 0.5)
         assert result.observation.endswith("missed: nothing" if result.success else "missed: red, red")
 
@@ -324,13 +324,13 @@ def test_texts_that_are_no_text_and_rows_that_are_no_product(tmp_path: Path) -> 
     nan = {"asin": "nan", "name": float("nan"), "category": float("nan")}
     odd = LAMP | {"name": "Lamp \ud83d X", "full_description": None, "small_description": [None, "a\u0000b"]}
     instructions = {"B00LAMP001": {"attributes": ["x\ud83d"], "instruction": "Find \ud83d", "instruction_attributes": ["x\ud83d"]}}
-    world = WebShop(products=str(shop_files(tmp_path / "shop", [nan, {"asin": float("nan")}, odd], instructions)))
-    assert (len(world.store), world.store.about["skipped_products"]) == (1, 2)
-    for split in world.splits:
-        for task in world.tasks(split):
-            world.reset(task, 0)
+    env = WebShop(products=str(shop_files(tmp_path / "shop", [nan, {"asin": float("nan")}, odd], instructions)))
+    assert (len(env.store), env.store.about["skipped_products"]) == (1, 2)
+    for split in env.splits:
+        for task in env.tasks(split):
+            env.reset(task, 0)
             for action in ("search[lamp x]", "click[b00lamp001]", "click[description]"):
-                world.step(action).observation.encode("utf-8")
+                env.step(action).observation.encode("utf-8")
 
 
 def test_versions_tell_the_data_and_not_where_it_lies(tmp_path: Path) -> None:
@@ -341,10 +341,10 @@ def test_versions_tell_the_data_and_not_where_it_lies(tmp_path: Path) -> None:
     assert one["webshop-data"] != other["webshop-data"]
 
 
-def test_the_prompt_sets_examples_were_printed_by_the_world() -> None:
-    world = WebShop(size=6, seed=2)
-    task = next(t for t in world.tasks("train") if t.payload["options"] == {"scent": "citrus", "size": "8 fl oz"})
-    assert replay(load_prompt_set("webshop"), world, [task, task]) == [(True, False), (True, True)]
+def test_the_prompt_sets_examples_were_printed_by_the_env() -> None:
+    env = WebShop(size=6, seed=2)
+    task = next(t for t in env.tasks("train") if t.payload["options"] == {"scent": "citrus", "size": "8 fl oz"})
+    assert replay(load_prompt_set("webshop"), env, [task, task]) == [(True, False), (True, True)]
     window = Prompts(load_prompt_set("webshop"), "HELP", history="window:2").act(History(task, "SEEN"))
     assert "HELP" in window[0].content
     assert all(word in window[-1].content for word in (task.instruction, "SEEN"))
@@ -366,26 +366,26 @@ def test_rewards_of_real_shopping_are_the_published_ones(tmp_path: Path) -> None
     """300 episodes over the real products, scripted and random, held against the rules written a second time on the raw files."""
     raw = {row["id"]: row["product"] for row in map(json.loads, (DATA / "documents_100.jsonl").read_text().splitlines())}
     instructions = json.loads((DATA / "items_ins_v2_1000.json").read_text())
-    world = WebShop(products=str(DATA))
-    tasks = [t for s in world.splits for t in world.tasks(s)]
+    env = WebShop(products=str(DATA))
+    tasks = [t for s in env.splits for t in env.tasks(s)]
     assert len(tasks) == 501
     won = 0
     for number, task in enumerate(tasks[:300]):
         chance = random.Random(number)
-        world.reset(task, 0)
-        world.step(solve(world, task)[0] if number % 2 else f"search[{task.payload['query']} {' '.join(task.payload['attributes'])}]")
-        products = [a for a in world.valid_actions() if a.startswith("click[") and "search" not in a and ">" not in a]
-        world.step(solve(world, task)[1] if number % 2 and solve(world, task)[1] in products else chance.choice(products))
-        for value in (v for values in world.store.product(world._session.row).options.values() for v in chance.sample(values, min(1, len(values)))):
-            assert world.step(f"click[{value}]").valid
+        env.reset(task, 0)
+        env.step(solve(env, task)[0] if number % 2 else f"search[{task.payload['query']} {' '.join(task.payload['attributes'])}]")
+        products = [a for a in env.valid_actions() if a.startswith("click[") and "search" not in a and ">" not in a]
+        env.step(solve(env, task)[1] if number % 2 and solve(env, task)[1] in products else chance.choice(products))
+        for value in (v for values in env.store.product(env._session.row).options.values() for v in chance.sample(values, min(1, len(values)))):
+            assert env.step(f"click[{value}]").valid
         if number % 4 == 1:
-            for action in solve(world, task)[2:-1]:
-                world.step(action)
-        row, chosen = world._session.row, [value for _, value in world._session.options]
-        bought = world.step("click[buy now]")
-        asin = world.store.product(row).asin
+            for action in solve(env, task)[2:-1]:
+                env.step(action)
+        row, chosen = env._session.row, [value for _, value in env._session.options]
+        bought = env.step("click[buy now]")
+        asin = env.store.product(row).asin
         own = instructions[asin].get("attributes", ["DUMMY_ATTR"])
-        met = parts(raw[asin], own, world.store.price(row), chosen, task.payload, nouns_of)
+        met = parts(raw[asin], own, env.store.price(row), chosen, task.payload, nouns_of)
         assert bought.reward == reward(met, task.payload)
         assert bought.success == (bought.reward == 1)
         won += bought.success
@@ -396,11 +396,11 @@ def test_rewards_of_real_shopping_are_the_published_ones(tmp_path: Path) -> None
 @needs_data
 def test_what_can_be_won_of_the_real_goals(tmp_path: Path) -> None:
     """Buying the very product with the very options does not always score 1: the published rule shortens the bought value to a colour name, `dash` to `ash`."""
-    world = WebShop(products=str(DATA))
+    env = WebShop(products=str(DATA))
     won = 0
-    for task in (t for split in world.splits for t in world.tasks(split)):
-        world.reset(task, 0)
-        results = [world.step(action) for action in solve(world, task)]
+    for task in (t for split in env.splits for t in env.tasks(split)):
+        env.reset(task, 0)
+        results = [env.step(action) for action in solve(env, task)]
         assert all(result.valid for result in results)
         assert results[-1].success or task.payload["options"]
         won += results[-1].success

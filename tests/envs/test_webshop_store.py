@@ -73,10 +73,10 @@ def test_equal_scores_are_ordered_by_product(tmp_path: Path) -> None:
 
 def test_a_product_that_no_word_describes(tmp_path: Path) -> None:
     bare = SHIRT | {"name": "!!", "asin": "B1"}
-    world = WebShop(products=str(shop_files(tmp_path / "shop", [bare], {"B1": INSTRUCTIONS["B00LAMP001"]})))
-    task = world.tasks("train")[0]
-    world.reset(task, 0)
-    assert "Total results: 0" in world.step("search[lamp]").observation
+    env = WebShop(products=str(shop_files(tmp_path / "shop", [bare], {"B1": INSTRUCTIONS["B00LAMP001"]})))
+    task = env.tasks("train")[0]
+    env.reset(task, 0)
+    assert "Total results: 0" in env.step("search[lamp]").observation
 
 
 # Files
@@ -206,11 +206,11 @@ def test_missing_paths_and_wrong_options(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_instructions_that_name_unknown_products(tmp_path: Path) -> None:
-    world = WebShop(products=str(shop_files(tmp_path / "shop")))
-    assert world.store.about["unknown_instructions"] == 1
-    assert len([t for s in world.splits for t in world.tasks(s)]) == 2
+    env = WebShop(products=str(shop_files(tmp_path / "shop")))
+    assert env.store.about["unknown_instructions"] == 1
+    assert len([t for s in env.splits for t in env.tasks(s)]) == 2
     with pytest.raises(UserError, match="no split 'dev'"):
-        world.tasks("dev")
+        env.tasks("dev")
     strangers = {f"B{n}": INSTRUCTIONS["B00LAMP001"] for n in range(7)}
     lost = WebShop(products=str(shop_files(tmp_path / "lost", instructions=strangers)))
     with pytest.raises(UserError, match=r"No synthetic goal can be made for the 2 products .*7 instructions name products"):
@@ -220,17 +220,17 @@ def test_instructions_that_name_unknown_products(tmp_path: Path) -> None:
 def test_duplicates_and_overlong_numbers_are_skipped_and_limit_counts_before(tmp_path: Path) -> None:
     items = [LAMP, LAMP, LAMP | {"asin": "B0000000001"}, SHIRT, SHIRT | {"asin": "B00SHIRT03"}]
     folder = shop_files(tmp_path / "shop", items)
-    world = WebShop(products=str(folder))
-    assert (len(world.store), world.store.about["skipped_products"]) == (3, 2)
-    assert [world.store.row_of(a) for a in ("B00LAMP001", "B00SHIRT02", "B00SHIRT03", "B00SHIRT04", "", "B00SHIRT021")] == [0, 1, 2, None, None, None]
+    env = WebShop(products=str(folder))
+    assert (len(env.store), env.store.about["skipped_products"]) == (3, 2)
+    assert [env.store.row_of(a) for a in ("B00LAMP001", "B00SHIRT02", "B00SHIRT03", "B00SHIRT04", "", "B00SHIRT021")] == [0, 1, 2, None, None, None]
     assert len(WebShop(products=str(folder), limit=4).store) == 2
 
 
 # The cache
 
 
-def build_folder(world: WebShop) -> Path:
-    return world.store.folder
+def build_folder(env: WebShop) -> Path:
+    return env.store.folder
 
 
 def test_a_build_is_used_again_and_a_bad_one_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,9 +240,9 @@ def test_a_build_is_used_again_and_a_bad_one_is_made_anew(tmp_path: Path, monkey
     monkeypatch.setattr(_store, "_build", lambda source, making: (built.append(making), real(source, making)))
 
     def answers() -> list[str]:
-        world = WebShop(products=str(folder))
-        task = goal_task(world, {"color": "navy blue", "size": "small"})
-        return [str(world.store.folder), world.reset(task, 0), *(world.step(a).observation for a in solve(world, task))]
+        env = WebShop(products=str(folder))
+        task = goal_task(env, {"color": "navy blue", "size": "small"})
+        return [str(env.store.folder), env.reset(task, 0), *(env.step(a).observation for a in solve(env, task))]
 
     first = answers()
     assert answers() == first
@@ -290,8 +290,8 @@ def _open_in_process(products: str, cache: str, log: str, slowly: bool) -> None:
         real(source, making)
 
     _store._build = build  # type: ignore[assignment]
-    world = WebShop(products=products, cache=cache)
-    assert world.store.search("lamp") == (0,)
+    env = WebShop(products=products, cache=cache)
+    assert env.store.search("lamp") == (0,)
 
 
 def test_many_workers_build_once_and_a_killed_build_is_no_build(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
         WebShop(size=5, cache=str(tmp_path / "file" / "cache"))
 
 
-def test_worlds_of_one_process_share_a_store(tmp_path: Path) -> None:
+def test_envs_of_one_process_share_a_store(tmp_path: Path) -> None:
     one, other = WebShop(size=20), WebShop(size=20)
     assert one.store is other.store
     task = one.tasks("train", 1)[0]
@@ -335,15 +335,15 @@ def test_worlds_of_one_process_share_a_store(tmp_path: Path) -> None:
     other.close()
     del one, other
     gc.collect()
-    assert not _store._stores  # with the last world its files are let go
+    assert not _store._stores  # with the last environment its files are let go
 
 
-def test_worlds_in_many_threads_see_what_one_sees(tmp_path: Path) -> None:
+def test_envs_in_many_threads_see_what_one_sees(tmp_path: Path) -> None:
     tasks = WebShop(size=80).tasks("train", 24)
 
     def play(task: Task) -> list[str]:
-        world = WebShop(size=80)
-        return [world.reset(task, 0), *(world.step(action).observation for action in ("search[lamp dress shampoo with light]", *solve(world, task)))]
+        env = WebShop(size=80)
+        return [env.reset(task, 0), *(env.step(action).observation for action in ("search[lamp dress shampoo with light]", *solve(env, task)))]
 
     alone = [play(task) for task in tasks]
     with ThreadPoolExecutor(8) as pool:

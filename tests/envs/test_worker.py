@@ -1,4 +1,4 @@
-"""A world in its own process is the world it hosts, and its end is never ours."""
+"""An environment in its own process is the environment it hosts, and its end is never ours."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import SnapshotGone, UserError, WorldError
-from leafe.envs import load_tasks, make_world
-from leafe.envs.worker import WorkerWorld, _proxy
+from leafe.core import SnapshotGone, UserError, EnvError
+from leafe.envs import load_tasks, make_env
+from leafe.envs.worker import WorkerEnv, _proxy
 from tests.envs.hosted import Forked, Hosted
 
 HOSTED, FORKED = "tests.envs.hosted:Hosted", "tests.envs.hosted:Forked"
 
 
-def hosted(**options: object) -> WorkerWorld:
-    world = make_world(HOSTED, **options)
-    assert isinstance(world, WorkerWorld)
-    return world
+def hosted(**options: object) -> WorkerEnv:
+    env = make_env(HOSTED, **options)
+    assert isinstance(env, WorkerEnv)
+    return env
 
 
-def forked() -> WorkerWorld:
-    world = make_world(FORKED)
-    assert isinstance(world, WorkerWorld)
-    return world
+def forked() -> WorkerEnv:
+    env = make_env(FORKED)
+    assert isinstance(env, WorkerEnv)
+    return env
 
 
 def gone(pid: int) -> bool:
@@ -48,102 +48,102 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_it_is_the_world_that_it_hosts() -> None:
-    with hosted(horizon=9, mood="calm") as world:
-        assert (world.name, world.horizon, world.actions_help, world.versions()) == ("hosted", 9, "say add (calm)", {"hosted": "1"})
-        assert not world.quick
-        tasks = load_tasks(world, "train", 3)
+def test_it_is_the_env_that_it_hosts() -> None:
+    with hosted(horizon=9, mood="calm") as env:
+        assert (env.name, env.horizon, env.actions_help, env.versions()) == ("hosted", 9, "say add (calm)", {"hosted": "1"})
+        assert not env.quick
+        tasks = load_tasks(env, "train", 3)
         here = Hosted()
         assert tasks == list(here.tasks("train", 3))
         with pytest.raises(UserError, match="no split 'test'"):
-            load_tasks(world, "test")
+            load_tasks(env, "test")
         for task in tasks:
-            assert world.reset(task, 5) == here.reset(task, 5)
+            assert env.reset(task, 5) == here.reset(task, 5)
             for action in ("add", "", "add"):
-                there, local = world.step(action), here.step(action)
-                assert there.info.get("pid", world.pid) == world.pid != os.getpid()
+                there, local = env.step(action), here.step(action)
+                assert there.info.get("pid", env.pid) == env.pid != os.getpid()
                 assert (there.observation, there.valid, there.done) == (local.observation, local.valid, local.done)
-            assert world.valid_actions() == ["add", "add more"]
+            assert env.valid_actions() == ["add", "add more"]
 
 
 def test_text_of_any_kind_travels() -> None:
-    with hosted() as world:
-        world.reset(load_tasks(world, "train", 1)[0], 0)
+    with hosted() as env:
+        env.reset(load_tasks(env, "train", 1)[0], 0)
         for action in ("x" * 3_000_000, "\ud800 half a pair", "\x00\x1b[31m", "no such \u202e thing"):
-            assert world.step(action).observation
+            assert env.step(action).observation
 
 
 def test_mistakes_and_failures_keep_their_kind() -> None:
     with pytest.raises(UserError, match="never picky"):
         hosted(mood="picky")
-    with pytest.raises(WorldError, match=r"died at its start \(status 3\); its last words: could not find the heart"):
+    with pytest.raises(EnvError, match=r"died at its start \(status 3\); its last words: could not find the heart"):
         hosted(mood="stillborn")
     with pytest.raises(UserError, match="no option 'colour'"):
         hosted(colour="red")
     with pytest.raises(UserError, match="plain values"):
         hosted(mood=object())
-    with hosted() as world:
-        task = load_tasks(world, "train", 1)[0]
-        world.reset(task, 0)
-        with pytest.raises(WorldError, match="KeyError: 'no such thing'"):
-            world.step("raise")
-        assert world.step("add").valid, "an exception is not the end of the process"
-        pid = world.pid
-        with pytest.raises(WorldError, match=r"died in step \(status 9\); its last words: the dam broke"):
-            world.step("die")
-        with pytest.raises(WorldError, match="reset it first"):
-            world.step("add")
-        assert world.reset(task, 0) == "You are at 0."
-        assert world.pid != pid
+    with hosted() as env:
+        task = load_tasks(env, "train", 1)[0]
+        env.reset(task, 0)
+        with pytest.raises(EnvError, match="KeyError: 'no such thing'"):
+            env.step("raise")
+        assert env.step("add").valid, "an exception is not the end of the process"
+        pid = env.pid
+        with pytest.raises(EnvError, match=r"died in step \(status 9\); its last words: the dam broke"):
+            env.step("die")
+        with pytest.raises(EnvError, match="reset it first"):
+            env.step("add")
+        assert env.reset(task, 0) == "You are at 0."
+        assert env.pid != pid
 
 
 def test_a_killed_process_is_named_by_its_signal() -> None:
-    with hosted() as world:
-        world.reset(load_tasks(world, "train", 1)[0], 0)
-        assert world.pid is not None
-        os.kill(world.pid, signal.SIGKILL)
-        with pytest.raises(WorldError, match="SIGKILL"):
-            world.step("add")
+    with hosted() as env:
+        env.reset(load_tasks(env, "train", 1)[0], 0)
+        assert env.pid is not None
+        os.kill(env.pid, signal.SIGKILL)
+        with pytest.raises(EnvError, match="SIGKILL"):
+            env.step("add")
 
 
 def test_a_process_that_died_before_the_tasks_were_asked_for_is_made_anew() -> None:
-    with hosted() as world:
-        assert world.pid is not None
-        os.kill(world.pid, signal.SIGKILL)
-        assert len(world.tasks("train", 3)) == 3
+    with hosted() as env:
+        assert env.pid is not None
+        os.kill(env.pid, signal.SIGKILL)
+        assert len(env.tasks("train", 3)) == 3
 
 
 def test_a_hang_is_ended() -> None:
-    with hosted() as world:
-        world.reset(load_tasks(world, "train", 1)[0], 0)
-        pid = world.pid
-        world.timeout = 0.3
-        with pytest.raises(WorldError, match=r"no answer to step within 0\.3 s"):
-            world.step("hang")
+    with hosted() as env:
+        env.reset(load_tasks(env, "train", 1)[0], 0)
+        pid = env.pid
+        env.timeout = 0.3
+        with pytest.raises(EnvError, match=r"no answer to step within 0\.3 s"):
+            env.step("hang")
         assert pid is not None
         assert gone(pid)
 
 
 def test_closed_while_it_hangs_in_another_thread() -> None:
-    world = hosted()
-    world.reset(load_tasks(world, "train", 1)[0], 0)
-    pid = world.pid
+    env = hosted()
+    env.reset(load_tasks(env, "train", 1)[0], 0)
+    pid = env.pid
     with ThreadPoolExecutor(1) as threads:
-        hanging = threads.submit(world.step, "hang")
+        hanging = threads.submit(env.step, "hang")
         threading.Event().wait(0.2)
-        world.close()
-        with pytest.raises(WorldError):
+        env.close()
+        with pytest.raises(EnvError):
             hanging.result(20)
     assert pid is not None
     assert gone(pid)
-    world.close()
-    world.close()
+    env.close()
+    env.close()
 
 
-def test_close_lets_the_world_close(tmp_path: Path) -> None:
-    world = hosted(folder=str(tmp_path))
-    pid = world.pid
-    world.close()
+def test_close_lets_the_env_close(tmp_path: Path) -> None:
+    env = hosted(folder=str(tmp_path))
+    pid = env.pid
+    env.close()
     assert (tmp_path / f"closed-{pid}").exists()
     assert pid is not None
     assert gone(pid)
@@ -151,8 +151,8 @@ def test_close_lets_the_world_close(tmp_path: Path) -> None:
 
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = (
-        f"from leafe.envs import make_world; import os, signal\n"
-        f"w = make_world({FORKED!r}, folder={str(tmp_path)!r}); w.reset(w.tasks('train', 1)[0], 0); w.step('add'); s = w.snapshot(); w.restore(s)\n"
+        f"from leafe.envs import make_env; import os, signal\n"
+        f"w = make_env({FORKED!r}, folder={str(tmp_path)!r}); w.reset(w.tasks('train', 1)[0], 0); w.step('add'); s = w.snapshot(); w.restore(s)\n"
         f"print(w.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -164,9 +164,9 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 def test_hung_it_still_ends_with_the_process_that_started_it(copied: bool, tmp_path: Path) -> None:
     """And so does what it started: nobody is left to kill it from outside."""
     program = f"""
-from leafe.envs import make_world; import os, pathlib, signal, threading, time
+from leafe.envs import make_env; import os, pathlib, signal, threading, time
 folder = pathlib.Path({str(tmp_path)!r})
-w = make_world({FORKED if copied else HOSTED!r}, folder=str(folder)); w.reset(w.tasks('train', 1)[0], 0); w.step('add')
+w = make_env({FORKED if copied else HOSTED!r}, folder=str(folder)); w.reset(w.tasks('train', 1)[0], 0); w.step('add')
 if {copied}: w.restore(w.snapshot())
 threading.Thread(target=w.step, args=['hang with a child'], daemon=True).start()
 while not list(folder.glob('child-*')): time.sleep(0.01)
@@ -186,42 +186,42 @@ print(w.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)
 @settings(max_examples=15)
 @given(st.lists(st.sampled_from(["add", "snapshot", "restore", "release"]), max_size=25), st.randoms(use_true_random=False))
 def test_a_fork_is_a_snapshot(moves: list[str], chance: object) -> None:
-    """Against the same world here, brought back by replay."""
+    """Against the same environment here, brought back by replay."""
     import random
 
     assert isinstance(chance, random.Random)
     global _shared
-    world, local = _world(), Forked()
+    env, local = _env(), Forked()
     task = Forked().tasks("train", 1)[0]
-    world.reset(task, 3)
+    env.reset(task, 3)
     local.reset(task, 3)
     played = 0
     held: list[tuple[object, int]] = []
     for move in moves:
         if move == "add":
-            assert world.step("add").observation == local.step("add").observation
+            assert env.step("add").observation == local.step("add").observation
             played += 1
         elif move == "snapshot":
-            held.append((world.snapshot(), played))
+            held.append((env.snapshot(), played))
         elif held and move == "restore":
             snapshot, played = chance.choice(held)
-            world.restore(snapshot)
+            env.restore(snapshot)
             local.reset(task, 3)
             for _ in range(played):
                 local.step("add")
         elif held:
             snapshot, _ = held.pop(chance.randrange(len(held)))
-            world.release(snapshot)
+            env.release(snapshot)
             with pytest.raises(SnapshotGone):
-                world.restore(snapshot)
+                env.restore(snapshot)
     for snapshot, _ in held:
-        world.release(snapshot)
+        env.release(snapshot)
 
 
-_shared: WorkerWorld | None = None
+_shared: WorkerEnv | None = None
 
 
-def _world() -> WorkerWorld:
+def _env() -> WorkerEnv:
     global _shared
     if _shared is None:
         _shared = forked()
@@ -235,7 +235,7 @@ def _close_shared() -> object:
         _shared.close()
 
 
-def test_a_snapshot_outlives_its_world_and_serves_another() -> None:
+def test_a_snapshot_outlives_its_env_and_serves_another() -> None:
     first, second = forked(), forked()
     task = first.tasks("train", 1)[0]
     first.reset(task, 3)
@@ -252,14 +252,14 @@ def test_a_snapshot_outlives_its_world_and_serves_another() -> None:
     assert third.step("add").observation == after
     pid = third.pid
     third.release(snapshot)
-    assert third.step("add").valid, "a world goes on without the snapshot that it came from"
+    assert third.step("add").valid, "an environment goes on without the snapshot that it came from"
     third.close()
     assert pid is not None
     assert gone(pid)
 
 
-def test_a_snapshot_taken_in_the_last_moment_outlives_its_world_too() -> None:
-    """The copy must have left the world's process group before anybody is told that there is one."""
+def test_a_snapshot_taken_in_the_last_moment_outlives_its_env_too() -> None:
+    """The copy must have left the environment's process group before anybody is told that there is one."""
     with forked() as second:
         task = second.tasks("train", 1)[0]
         for _ in range(8):
@@ -274,42 +274,42 @@ def test_a_snapshot_taken_in_the_last_moment_outlives_its_world_too() -> None:
 
 def test_snapshots_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_proxy, "FROZEN", 3)
-    with forked() as world:
-        world.reset(world.tasks("train", 1)[0], 3)
+    with forked() as env:
+        env.reset(env.tasks("train", 1)[0], 3)
         held = []
         for _ in range(5):
-            held.append(world.snapshot())
-            world.step("add")
+            held.append(env.snapshot())
+            env.step("add")
         for snapshot in held[:2]:
             with pytest.raises(SnapshotGone, match="made room"):
-                world.restore(snapshot)
+                env.restore(snapshot)
         for snapshot in held[2:]:
-            world.restore(snapshot)
-            world.release(snapshot)
+            env.restore(snapshot)
+            env.release(snapshot)
 
 
-def test_a_killed_snapshot_is_gone_and_the_world_plays_on() -> None:
-    with forked() as world:
-        world.reset(world.tasks("train", 1)[0], 3)
-        snapshot = world.snapshot()
+def test_a_killed_snapshot_is_gone_and_the_env_plays_on() -> None:
+    with forked() as env:
+        env.reset(env.tasks("train", 1)[0], 3)
+        snapshot = env.snapshot()
         assert isinstance(snapshot, int)
         os.kill(_proxy._held[snapshot].pid, signal.SIGKILL)
         with pytest.raises(SnapshotGone):
-            world.restore(snapshot)
-        assert world.step("add").valid
+            env.restore(snapshot)
+        assert env.step("add").valid
 
 
 def test_many_restores_leave_no_processes_behind() -> None:
-    with forked() as world:
-        world.reset(world.tasks("train", 1)[0], 3)
-        snapshot = world.snapshot()
+    with forked() as env:
+        env.reset(env.tasks("train", 1)[0], 3)
+        snapshot = env.snapshot()
         pids = []
         for _ in range(20):
-            world.restore(snapshot)
-            pids.append(world.pid)
+            env.restore(snapshot)
+            pids.append(env.pid)
         assert len(set(pids)) == 20
         assert all(gone(pid) for pid in pids[:-1] if pid is not None)
-        world.release(snapshot)
+        env.release(snapshot)
 
 
 SHOWS = "tests.envs.shows_environment:Shows"
@@ -318,21 +318,21 @@ SHOWS = "tests.envs.shows_environment:Shows"
 def test_its_process_inherits_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "MY_OWN", "MY_KEY"):
         monkeypatch.setenv(name, f"hush-{name}-0123456789")
-    with make_world(SHOWS) as world:
-        (task,) = load_tasks(world, "train")
-        shown = world.reset(task, 0)
+    with make_env(SHOWS) as env:
+        (task,) = load_tasks(env, "train")
+        shown = env.reset(task, 0)
         assert "hush" not in shown
         assert f"PATH={os.environ['PATH']}" in shown
-        assert world.step("PYTHONPATH").observation == os.environ.get("PYTHONPATH", "unset")
-    with make_world(SHOWS, env_vars=["MY_OWN", "MY_KEY", "ABSENT"]) as world:
-        shown = world.reset(task, 0)
+        assert env.step("PYTHONPATH").observation == os.environ.get("PYTHONPATH", "unset")
+    with make_env(SHOWS, env_vars=["MY_OWN", "MY_KEY", "ABSENT"]) as env:
+        shown = env.reset(task, 0)
         assert "MY_OWN=hush-MY_OWN-0123456789" in shown
         assert "MY_KEY=hush" in shown
         assert "HF_TOKEN" not in shown
 
 
 @pytest.mark.parametrize(
-    ("world", "names", "says"),
+    ("env", "names", "says"),
     [
         (SHOWS, "MY_OWN", "no list of names"),
         (SHOWS, [3], "no list of names"),
@@ -341,12 +341,12 @@ def test_its_process_inherits_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gates", ["MY_OWN"], "leafe's own process"),
     ],
 )
-def test_names_of_variables_that_do_not_fit(world: str, names: object, says: str) -> None:
+def test_names_of_variables_that_do_not_fit(env: str, names: object, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        make_world(world, env_vars=names)
+        make_env(env, env_vars=names)
 
 
-def test_the_checks_of_a_world_pass_its_variables_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checks_of_an_env_pass_its_variables_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from leafe.testing import check_environment
 
     monkeypatch.setenv("MY_OWN", "hush-hush-hush")

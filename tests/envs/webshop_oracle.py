@@ -1,6 +1,6 @@
-"""WebShop's published rules a second time, on the published files as plain JSON: what the world's goals and rewards are held against.
+"""WebShop's published rules a second time, on the published files as plain JSON: what the environment's goals and rewards are held against.
 
-Written from the rules (Yao et al. 2022; princeton-nlp/WebShop, goal.py and engine.py) in another way than the world: everything in memory, similarity by a
+Written from the rules (Yao et al. 2022; princeton-nlp/WebShop, goal.py and engine.py) in another way than the environment: everything in memory, similarity by a
 table of common subsequences, goals listed one by one. The nouns of a title are handed in: which tagger finds them is another question.
 """
 

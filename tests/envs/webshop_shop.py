@@ -61,12 +61,12 @@ def read(item: Mapping[str, Any]) -> Product:
     return found[0]
 
 
-def goal_task(world: WebShop, options: Mapping[str, str]) -> Task:
-    tasks = (t for split in world.splits for t in world.tasks(split))
+def goal_task(env: WebShop, options: Mapping[str, str]) -> Task:
+    tasks = (t for split in env.splits for t in env.tasks(split))
     return next(t for t in tasks if {name: " ".join(value.split()) for name, value in t.payload["options"].items()} == options)
 
 
-def solve(world: Environment, task: Task) -> list[str]:
+def solve(env: Environment, task: Task) -> list[str]:
     """Search for the goal's own title, open the product, choose the options, buy."""
     options = task.payload["options"]
     chosen = options.values() if isinstance(options, dict) else options

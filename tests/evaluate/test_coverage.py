@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from leafe.core import Kind, Stop, Tree
 from leafe.evaluate import coverage, coverage_curve, measure, spent
-from tests.evaluate.worlds import Chance, Plain, Spell, play
+from tests.evaluate.envs import Chance, Plain, Spell, play
 from tests.trees import Ep, make_tree, trees
 
 

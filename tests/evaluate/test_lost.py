@@ -22,7 +22,7 @@ from leafe.core import (
     derive_seed,
 )
 from leafe.evaluate import Evaluated, counts, pass_at_k, summarise
-from tests.evaluate.worlds import (
+from tests.evaluate.envs import (
     Chance,
     Fragile,
     ListSink,
@@ -34,7 +34,7 @@ from tests.evaluate.worlds import (
     said,
 )  # fmt: skip
 
-WORLDS = [Spell, Replayed, Plain]
+ENVS = [Spell, Replayed, Plain]
 
 
 class Flaky(Chance):
@@ -51,10 +51,10 @@ class Flaky(Chance):
         return await super().complete(request)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_lost_requests_leave_n_whole_and_the_draws_as_they_are(world: type[Spell]) -> None:
+@pytest.mark.parametrize("env", ENVS)
+def test_lost_requests_leave_n_whole_and_the_draws_as_they_are(env: type[Spell]) -> None:
     policy = Flaky(0.15)
-    trees = play(world, policy, number=30, samples=32)
+    trees = play(env, policy, number=30, samples=32)
     assert policy.failed > 10
     found = counts(trees)
     assert found.n.tolist() == [32] * 30
@@ -64,12 +64,12 @@ def test_lost_requests_leave_n_whole_and_the_draws_as_they_are(world: type[Spell
     assert abs(found.c.sum() / 960 - exact) < 4 * np.sqrt(exact * (1 - exact) / 960)
 
 
-@pytest.mark.parametrize("world", [Spell, Replayed])
-def test_what_is_lost_most_is_not_what_is_drawn_least(world: type[Spell]) -> None:
-    """A world that mostly breaks on the winning action: to begin such samples anew would halve the rate."""
+@pytest.mark.parametrize("env", [Spell, Replayed])
+def test_what_is_lost_most_is_not_what_is_drawn_least(env: type[Spell]) -> None:
+    """An environment that mostly breaks on the winning action: to begin such samples anew would halve the rate."""
     chance = random.Random(7)
 
-    class Breaks(world):  # type: ignore[misc, valid-type]
+    class Breaks(env):  # type: ignore[misc, valid-type]
         def step(self, action: str) -> StepResult:
             result = super().step(action)
             if result.success and chance.random() < 0.7:
@@ -79,13 +79,13 @@ def test_what_is_lost_most_is_not_what_is_drawn_least(world: type[Spell]) -> Non
     def rate_of(trees: Sequence[Tree]) -> float:
         return float(counts(trees).c.sum() / counts(trees).n.sum())
 
-    healthy, broken = play(world, number=40, samples=32), play(Breaks, number=40, samples=32)
+    healthy, broken = play(env, number=40, samples=32), play(Breaks, number=40, samples=32)
     assert counts(broken).n.sum() >= 0.98 * 40 * 32
     assert rate_of(broken) == pytest.approx(rate_of(healthy), abs=0.05)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_resumed_at_any_task_it_is_the_unbroken_evaluation(world: type[Spell]) -> None:
+@pytest.mark.parametrize("env", ENVS)
+def test_resumed_at_any_task_it_is_the_unbroken_evaluation(env: type[Spell]) -> None:
     def plain(trees: Sequence[Tree]) -> list[Any]:
         out = [[e.to_json() for e in t.episodes] for t in trees]
         for tree in out:
@@ -96,23 +96,23 @@ def test_resumed_at_any_task_it_is_the_unbroken_evaluation(world: type[Spell]) -
         return out
 
     sink = ListSink()
-    whole = play(world, Flaky(0.2), number=4, samples=8, journal=sink)
+    whole = play(env, Flaky(0.2), number=4, samples=8, journal=sink)
     assert all(sum(e.count for e in t.episodes) == 8 for t in whole)
     for cut in range(len(sink.writes)):
         held = {w[0].task_id: w for w in sink.writes[:cut]}
         known = {t.task.id: Tree(t.task, held[t.task.id]) for t in whole if t.task.id in held}
-        assert plain(play(world, Flaky(0.2), number=4, samples=8, known=known)) == plain(whole)
+        assert plain(play(env, Flaky(0.2), number=4, samples=8, known=known)) == plain(whole)
 
 
-@pytest.mark.parametrize("world", [Spell, Replayed])
-def test_a_journal_that_lacks_samples_is_filled_up(world: type[Spell]) -> None:
+@pytest.mark.parametrize("env", [Spell, Replayed])
+def test_a_journal_that_lacks_samples_is_filled_up(env: type[Spell]) -> None:
     sink = ListSink()
-    short = play(world, Chance(down="said a"), number=3, word="aba", samples=24, journal=sink)
+    short = play(env, Chance(down="said a"), number=3, word="aba", samples=24, journal=sink)
     assert counts(short).lost.min() > 0
     assert counts(short).asked == 24
     more = ListSink()
     known = {t.task.id: t for t in short}
-    filled = play(world, Chance(), number=3, word="aba", samples=24, journal=more, known=known)
+    filled = play(env, Chance(), number=3, word="aba", samples=24, journal=more, known=known)
     found = counts(filled)
     assert (found.n.tolist(), found.lost.tolist(), found.asked) == ([24] * 3, [0] * 3, 24)
     writes = {w[0].task_id: w for w in more.writes}
@@ -125,7 +125,7 @@ def test_a_journal_that_lacks_samples_is_filled_up(world: type[Spell]) -> None:
         lost = {e.index: said(before, e) for e in before.episodes}
         assert all(said(after, e).startswith(lost[e.again or 0]) for e in written)
     third = ListSink()
-    play(world, Chance(down="said a"), number=3, word="aba", samples=24, journal=third, known=known)
+    play(env, Chance(down="said a"), number=3, word="aba", samples=24, journal=third, known=known)
     assert third.writes == [], "nothing sound came of it"
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from leafe.core import Episode, Stop, Tree
 from leafe.evaluate import counts, pass_at_k
-from tests.evaluate.worlds import Chance, Spell, play
+from tests.evaluate.envs import Chance, Spell, play
 from tests.trees import make_task
 
 

@@ -1,4 +1,4 @@
-"""The probe finds what a policy does with an experience, whatever the world: policies that are known to follow, to know by heart, to reflect or not."""
+"""The probe finds what a policy does with an experience, whatever the environment: policies that are known to follow, to know by heart, to reflect or not."""
 
 from __future__ import annotations
 
@@ -158,9 +158,9 @@ def test_any_trees_give_plain_values_and_the_same_questions_to_every_policy(grow
     assert not (diverged and (one.scored or one.asked)), "a branch that diverged says nothing"
 
 
-def test_the_worlds_own_gauge_stands_beside() -> None:
+def test_the_envs_own_gauge_stands_beside() -> None:
     got = asyncio.run(probe(Toy(), forest(), PROMPTS, seed=0, gauge="tests.evaluate.test_probe:own_gauge"))
-    assert got.world == {"heeds": 0.9}
+    assert got.env == {"heeds": 0.9}
 
 
 async def own_gauge(policy: Toy, prompts: Prompts) -> dict[str, float]:

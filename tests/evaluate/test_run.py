@@ -12,7 +12,7 @@ import pytest
 from leafe.core import Episode, ForeignFailure, JournalError, Kind, Stop, Tree, UserError
 from leafe.evaluate import counts, measure
 from leafe.runs import Journal, load_trees, write_tasks
-from tests.evaluate.worlds import Chance, Fickle, Fragile, ListSink, Plain, Replayed, Spell, path_chances, play, said
+from tests.evaluate.envs import Chance, Fickle, Fragile, ListSink, Plain, Replayed, Spell, path_chances, play, said
 
 
 def chi_square_p(observed: list[float], expected: list[float]) -> float:
@@ -40,28 +40,28 @@ def _timeless(episode: Episode) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("counted", [True, False])
-@pytest.mark.parametrize("world", [Spell, Replayed, Plain])
-def test_counts_add_up(world: type[Spell], counted: bool) -> None:
-    for tree in play(world, Chance(counted), word="aba"):
+@pytest.mark.parametrize("env", [Spell, Replayed, Plain])
+def test_counts_add_up(env: type[Spell], counted: bool) -> None:
+    for tree in play(env, Chance(counted), word="aba"):
         assert sum(e.count for e in tree.episodes) == 64
         through: Counter[str] = Counter()
         for episode in tree.episodes:
-            assert episode.count == (1 if world is Plain else episode.count)
+            assert episode.count == (1 if env is Plain else episode.count)
             for turn in tree.trajectory(episode):
                 through[turn.id] += episode.count
         assert {t.id: t.count for t in tree} == dict(through)
         paths = [said(tree, e) for e in tree.episodes]
-        if world is Plain:
+        if env is Plain:
             assert len(paths) == 64
         else:
             assert len(set(paths)) == len(paths) < 64
         assert Tree(tree.task, [Episode.from_json(e.to_json()) for e in tree.episodes]).episodes == tree.episodes
 
 
-@pytest.mark.parametrize("world", [Spell, Replayed])
-def test_each_distinct_history_is_asked_and_stepped_once(world: type[Spell]) -> None:
+@pytest.mark.parametrize("env", [Spell, Replayed])
+def test_each_distinct_history_is_asked_and_stepped_once(env: type[Spell]) -> None:
     policy = Chance()
-    (tree,) = play(world, policy, number=1, word="aba", samples=200)
+    (tree,) = play(env, policy, number=1, word="aba", samples=200)
     inner = {()} | {tuple(t.action for t in tree.path(turn.parent)) for turn in tree}
     assert len(policy.requests) == len(inner)
     assert sum(r.n for r in policy.requests) == sum(t.count for t in tree)
@@ -70,12 +70,12 @@ def test_each_distinct_history_is_asked_and_stepped_once(world: type[Spell]) -> 
     assert len(steps) == len(tree) == measure([tree]).computed.env_steps
 
 
-def test_a_replayed_world_gives_the_tree_of_one_with_snapshots_and_charges_the_replays() -> None:
+def test_a_replayed_env_gives_the_tree_of_one_with_snapshots_and_charges_the_replays() -> None:
     quick, slow = play(Spell, word="aba"), play(Replayed, word="aba")
     assert [[(said(t, e), e.count, e.stop) for e in t.episodes] for t in quick] == [[(said(t, e), e.count, e.stop) for e in t.episodes] for t in slow]
     assert measure(quick).computed.replayed_steps == 0
     for tree in slow:
-        # every branch but the one that stayed in its world walked to where it left
+        # every branch but the one that stayed in its environment walked to where it left
         expected = sum(len(tree.path(e.start)) for e in tree.episodes if e.start is not None)
         assert sum(e.replayed for e in tree.episodes) == expected > 0
 
@@ -87,13 +87,13 @@ def test_the_tree_does_not_depend_on_timing_or_concurrency() -> None:
     assert shape(play(Replayed, number=5, word="aba", seed=1)) != base
 
 
-@pytest.mark.parametrize(("world", "counted"), [(Spell, True), (Spell, False), (Plain, True)])
-def test_paths_have_the_distribution_of_independent_samples(world: type[Spell], counted: bool) -> None:
+@pytest.mark.parametrize(("env", "counted"), [(Spell, True), (Spell, False), (Plain, True)])
+def test_paths_have_the_distribution_of_independent_samples(env: type[Spell], counted: bool) -> None:
     chances = path_chances("aba", horizon=5)
     assert math.isclose(sum(chances.values()), 1.0)
     drawn: Counter[str] = Counter()
-    number, samples = (1, 20_000) if world is Spell else (20, 100)
-    for tree in play(world, Chance(counted), number=number, word="aba", samples=samples, horizon=5):
+    number, samples = (1, 20_000) if env is Spell else (20, 100)
+    for tree in play(env, Chance(counted), number=number, word="aba", samples=samples, horizon=5):
         for episode in tree.episodes:
             drawn[said(tree, episode)] += episode.count
     assert set(drawn) <= set(chances)
@@ -104,11 +104,11 @@ def test_paths_have_the_distribution_of_independent_samples(world: type[Spell], 
     assert chi_square_p([drawn[p] for p in chances], [total * c / norm for c in skewed.values()]) < 0.001  # the test can tell
 
 
-@pytest.mark.parametrize("world", [Spell, Plain])
-def test_successes_of_a_task_scatter_as_independent_samples_do(world: type[Spell]) -> None:
+@pytest.mark.parametrize("env", [Spell, Plain])
+def test_successes_of_a_task_scatter_as_independent_samples_do(env: type[Spell]) -> None:
     """Counts that were right on average but not independent (an even split, say) would give another spread over tasks."""
     rate = sum(c for p, c in path_chances("ab", horizon=8).items() if p.replace("x", "") == "ab")
-    got = counts(play(world, number=600, samples=6, concurrency=64)).c
+    got = counts(play(env, number=600, samples=6, concurrency=64)).c
     binomial = [math.comb(6, c) * rate**c * (1 - rate) ** (6 - c) for c in range(7)]
     assert chi_square_p([float(np.sum(got == c)) for c in range(7)], [600 * p for p in binomial]) > 0.01
 
@@ -133,7 +133,7 @@ def test_a_failing_policy_loses_its_samples_and_no_others() -> None:
     assert 0 <= whole.pass_at(1)[0] <= 1
 
 
-def test_a_breaking_world_loses_its_samples_and_no_others() -> None:
+def test_a_breaking_env_loses_its_samples_and_no_others() -> None:
     (tree,) = play(Fragile, number=1, word="aba")
     lost = [e for e in tree.episodes if e.stop is Stop.env_error]
     assert lost

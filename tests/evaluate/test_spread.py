@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from leafe.core import Completion, Request, Stop, Tree
 from leafe.evaluate import LOST, spread
-from tests.evaluate.worlds import LETTERS, Chance, Spell, path_chances, play
+from tests.evaluate.envs import LETTERS, Chance, Spell, path_chances, play
 from tests.trees import Ep, make_tree, trees
 
 

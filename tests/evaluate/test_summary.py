@@ -9,7 +9,7 @@ import pytest
 
 from leafe.core import UserError
 from leafe.evaluate import Evaluated, Explored, Summary, counts, coverage, pass_estimate, summarise
-from tests.evaluate.worlds import Chance, Spell, play
+from tests.evaluate.envs import Chance, Spell, play
 from tests.trees import Ep, make_tree
 
 
@@ -71,8 +71,8 @@ def test_several_runs_are_one_row() -> None:
 def test_what_was_probed_stands_beside_pass_at_k_as_the_mean_of_the_runs() -> None:
     runs = [play(Spell, Chance(), number=3, samples=8, seed=s) for s in range(2)]
     probes = [
-        {"following": 0.8, "unaided": None, "kind": "swapped", "pairs": 10, "reflection": 1.0, "world": {"heeds": 0.5, "parses": 1.0}},
-        {"following": 0.6, "unaided": None, "kind": "own", "pairs": 20, "reflection": None, "world": {"heeds": 0.7}},
+        {"following": 0.8, "unaided": None, "kind": "swapped", "pairs": 10, "reflection": 1.0, "env": {"heeds": 0.5, "parses": 1.0}},
+        {"following": 0.6, "unaided": None, "kind": "own", "pairs": 20, "reflection": None, "env": {"heeds": 0.7}},
     ]
     out = json.loads(json.dumps(summarise([], [Evaluated("a", runs, probes=probes)], ks=(1,)).to_json(), allow_nan=False))
     row, more = out["evaluate"][0], out["details"]["evaluate"][0]
@@ -81,7 +81,7 @@ def test_what_was_probed_stands_beside_pass_at_k_as_the_mean_of_the_runs() -> No
     assert row["distinct"] == more["spread"]["distinct"]
     probed = more["probe"]
     assert (probed["pairs"], probed["kind"], probed["unaided"]) == (30, "swapped, own", None)
-    assert probed["world"] == {"heeds": pytest.approx(0.6), "parses": 1.0}
+    assert probed["env"] == {"heeds": pytest.approx(0.6), "parses": 1.0}
 
 
 def test_every_row_stands_against_one_over_the_runs_that_both_have() -> None:

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from leafe.baselines.ace import AceConfig, ace
 from leafe.baselines.test_time import sample_attempts
-from leafe.core import Completion, ContextFull, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage, UserError, WorldError
+from leafe.core import Completion, ContextFull, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage, UserError, EnvError
 from leafe.evaluate import evaluate
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet
-from tests.explore.worlds import Doors
+from tests.explore.envs import Doors
 
 PROMPTS = Prompts(PromptSet(name="ends"))
 SECONDS = 60.0
@@ -60,7 +60,7 @@ class Faulty(Doors):
     def step(self, action: str) -> StepResult:
         fault = self.on_step.due()
         if fault == "raises":
-            raise WorldError("no step")
+            raise EnvError("no step")
         if fault == "other":
             return StepResult(f"another answer {self.on_step.calls}")
         if fault == "done":
@@ -132,9 +132,9 @@ def fresh(found: Faults) -> Faults:
     return Faults(found.kind, found.nth)
 
 
-def pool_of(environment: dict[str, Any]) -> WorldPool:
+def pool_of(environment: dict[str, Any]) -> EnvPool:
     reset, step = fresh(environment["reset"]), fresh(environment["step"])
-    return WorldPool(lambda: Faulty(reset, step, environment["horizon"], environment["snapshots"]), size=2)
+    return EnvPool(lambda: Faulty(reset, step, environment["horizon"], environment["snapshots"]), size=2)
 
 
 def policy_of(policy: dict[str, Any]) -> FaultyPolicy:
@@ -173,15 +173,15 @@ def test_exploration_ends_and_writes_little(environment: dict[str, Any], policy:
     sink = Sink()
 
     async def work() -> None:
-        worlds = pool_of(environment)
+        envs = pool_of(environment)
         try:
             found = await explore(
-                policy_of(policy), worlds, Doors().tasks("train", 3), PROMPTS, ExploreConfig(error_limit=3, **settings_), journal=sink
+                policy_of(policy), envs, Doors().tasks("train", 3), PROMPTS, ExploreConfig(error_limit=3, **settings_), journal=sink
             )
             assert len(found.given_up_because) == min(3, found.given_up)
             assert all(s.startswith("Task train-") for s in found.given_up_because)
         finally:
-            worlds.close()
+            envs.close()
 
     run_to_the_end(work)
     limit = max(settings_["limits"].values())
@@ -197,11 +197,11 @@ def test_evaluation_ends_and_writes_little(environment: dict[str, Any], policy: 
     sink = Sink()
 
     async def work() -> None:
-        worlds = pool_of(environment)
+        envs = pool_of(environment)
         try:
-            await evaluate(policy_of(policy), worlds, Doors().tasks("test", 3), PROMPTS, samples=samples, journal=sink)
+            await evaluate(policy_of(policy), envs, Doors().tasks("test", 3), PROMPTS, samples=samples, journal=sink)
         finally:
-            worlds.close()
+            envs.close()
 
     run_to_the_end(work)
     assert sum(e.count for e in sink.episodes) <= 3 * 10 * samples, "lost samples are drawn again within bounds"
@@ -215,13 +215,13 @@ def test_attempts_at_test_time_end(environment: dict[str, Any], policy: dict[str
     sink = Sink()
 
     async def work() -> None:
-        worlds, tasks = pool_of(environment), Doors().tasks("test", 2)
+        envs, tasks = pool_of(environment), Doors().tasks("test", 2)
         try:
             await sample_attempts(
-                policy_of(policy), worlds, tasks, PROMPTS, ExploreConfig(), method=method, attempts=attempts, samples=2, journal=sink
+                policy_of(policy), envs, tasks, PROMPTS, ExploreConfig(), method=method, attempts=attempts, samples=2, journal=sink
             )
         finally:
-            worlds.close()
+            envs.close()
 
     run_to_the_end(work)
     assert len(sink.episodes) <= 2 * 2 * (attempts + 8)
@@ -233,12 +233,12 @@ def test_a_playbook_is_grown_to_an_end(environment: dict[str, Any], policy: dict
     sink = Sink()
 
     async def work() -> None:
-        worlds = pool_of(environment)
+        envs = pool_of(environment)
         config = ExploreConfig(limits=limits, until="budget")
         try:
-            await ace(policy_of(policy), worlds, Doors().tasks("train", 2), PROMPTS, config, AceConfig(passes=None), journal=sink)
+            await ace(policy_of(policy), envs, Doors().tasks("train", 2), PROMPTS, config, AceConfig(passes=None), journal=sink)
         finally:
-            worlds.close()
+            envs.close()
 
     run_to_the_end(work)
     assert len(sink.episodes) <= 2 * most_episodes(max(limits.values()))
@@ -251,12 +251,12 @@ def test_a_task_whose_first_prompt_does_not_fit_is_given_up_with_a_sentence_and_
         return [Completion("Action: a")]
 
     async def main(known: dict[str, Tree] | None = None) -> Any:
-        worlds = WorldPool(Doors, size=2)
+        envs = EnvPool(Doors, size=2)
         tasks = Doors().tasks("train", 3)
         try:
-            return await explore(ScriptedPolicy(short), worlds, tasks, PROMPTS, ExploreConfig(limits={"policy_calls": 12}), journal=Sink(), known=known)
+            return await explore(ScriptedPolicy(short), envs, tasks, PROMPTS, ExploreConfig(limits={"policy_calls": 12}), journal=Sink(), known=known)
         finally:
-            worlds.close()
+            envs.close()
 
     found = asyncio.run(main())
     assert found.given_up == 1
@@ -269,10 +269,10 @@ def test_a_task_whose_first_prompt_does_not_fit_is_given_up_with_a_sentence_and_
 
 def test_episodes_that_charge_nothing_that_is_bounded_are_named() -> None:
     async def main() -> Any:
-        worlds = WorldPool(Doors, size=2)
+        envs = EnvPool(Doors, size=2)
         config = ExploreConfig(limits={"generated_tokens": 100}, until="budget")
-        found = await explore(ScriptedPolicy(lambda request: [Completion("Action: a")]), worlds, Doors().tasks("train", 1), PROMPTS, config)
-        worlds.close()
+        found = await explore(ScriptedPolicy(lambda request: [Completion("Action: a")]), envs, Doors().tasks("train", 1), PROMPTS, config)
+        envs.close()
         return found
 
     found = asyncio.run(main())
@@ -282,8 +282,8 @@ def test_episodes_that_charge_nothing_that_is_bounded_are_named() -> None:
 
 def test_no_limit_at_all_is_the_users_mistake() -> None:
     async def main() -> None:
-        worlds = WorldPool(Doors, size=1)
-        await explore(ScriptedPolicy(lambda request: [Completion("")]), worlds, Doors().tasks("train", 1), PROMPTS, ExploreConfig(limits={}))
+        envs = EnvPool(Doors, size=1)
+        await explore(ScriptedPolicy(lambda request: [Completion("")]), envs, Doors().tasks("train", 1), PROMPTS, ExploreConfig(limits={}))
 
     with pytest.raises(UserError, match="no end"):
         asyncio.run(main())

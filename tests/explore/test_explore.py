@@ -14,9 +14,9 @@ import pytest
 
 from leafe.core import Completion, ContextFull, Environment, Episode, ForeignFailure, JournalError, Kind, PolicyError, Request, Stop, Tree, Turn, UserError
 from leafe.evaluate import coverage_curve
-from leafe.explore import Exploration, ExploreConfig, Plan, WorldPool, cost_of, explore, make_strategy
+from leafe.explore import Exploration, ExploreConfig, Plan, EnvPool, cost_of, explore, make_strategy
 from leafe.prompts import Prompts, PromptSet, history_before
-from tests.explore.worlds import Doors, Forgetful, Raising, Slow, answer
+from tests.explore.envs import Doors, Forgetful, Raising, Slow, answer
 
 PROMPTS = Prompts(PromptSet(name="doors"))
 
@@ -49,7 +49,7 @@ class ListSink:
 
 
 def run(
-    world: Callable[[], Environment] = Doors,
+    env: Callable[[], Environment] = Doors,
     policy: Script | None = None,
     sink: ListSink | None = None,
     known: dict[str, Tree] | None = None,
@@ -60,7 +60,7 @@ def run(
     config = ExploreConfig(**({"limits": {"policy_calls": 40}, "horizon": 12} | settings))  # type: ignore[arg-type]
 
     async def main() -> Exploration:
-        pool = WorldPool(world, size=4)
+        pool = EnvPool(env, size=4)
         try:
             return await explore(policy or Script(), pool, Doors().tasks("train", count), prompts or PROMPTS, config, journal=sink, known=known)
         finally:
@@ -79,7 +79,7 @@ def plain(trees: dict[str, Tree]) -> list[object]:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_same_journal_whatever_the_concurrency(strategy: str, seed: int) -> None:
     alone = run(strategy=strategy, seed=seed, concurrency=1)
-    many = run(world=Slow, policy=Script(delays=seed), strategy=strategy, seed=seed, concurrency=7)
+    many = run(env=Slow, policy=Script(delays=seed), strategy=strategy, seed=seed, concurrency=7)
     assert plain(alone.trees) == plain(many.trees)
     assert alone.stops == many.stops
     assert replace(alone.spent, seconds=0, replayed_steps=0) == replace(many.spent, seconds=0, replayed_steps=0)
@@ -122,7 +122,7 @@ def test_how_an_answer_ended_is_kept() -> None:
 
 def test_snapshot_and_replay_grow_the_same_tree() -> None:
     by_snapshot = run()
-    by_replay = run(world=lambda: Doors(snapshots=False))
+    by_replay = run(env=lambda: Doors(snapshots=False))
     assert plain(by_snapshot.trees) == plain(by_replay.trees)
     assert by_snapshot.spent.replayed_steps == 0
     assert by_replay.spent.replayed_steps == sum(len(t.path(e.start)) for t in by_replay.trees.values() for e in t.episodes) > 0
@@ -236,21 +236,21 @@ def test_unusable_reflections_are_turns_and_bounded() -> None:
 
 
 def test_a_replay_that_does_not_reproduce_diverges() -> None:
-    found = run(world=Forgetful)
+    found = run(env=Forgetful)
     stops = [e.stop for tree in found.trees.values() for e in tree.episodes if e.start is not None]
     assert stops
     assert set(stops) == {Stop.diverged}
     diverged = next(e for tree in found.trees.values() for e in tree.episodes if e.stop is Stop.diverged)
     assert not diverged.turns
-    assert "after reset the world said" in diverged.error
+    assert "after reset the environment said" in diverged.error
     assert not any(tree.branches() for tree in found.trees.values())
 
 
-def test_a_world_that_raises_is_a_typed_stop() -> None:
+def test_an_env_that_raises_is_a_typed_stop() -> None:
     sink = ListSink()
     for count in (8, 2):
         with pytest.raises(ForeignFailure, match="the floor gave way"):
-            run(world=Raising, sink=sink, count=count)
+            run(env=Raising, sink=sink, count=count)
     assert {e.stop for e in sink.episodes} == {Stop.env_error}
 
 
@@ -400,7 +400,7 @@ def test_siblings_do_not_pass_the_budget(calls: int) -> None:
 
 def test_trees_of_finished_tasks_can_be_let_go() -> None:
     async def main(sink: ListSink) -> Exploration:
-        pool = WorldPool(Doors, size=4)
+        pool = EnvPool(Doors, size=4)
         config = ExploreConfig(limits={"policy_calls": 40}, horizon=12)
         return await explore(Script(), pool, Doors().tasks("train", 8), PROMPTS, config, journal=sink, keep=False)
 
@@ -420,8 +420,8 @@ def test_waits_add_up() -> None:
 
     waits = run(policy=Slow()).waits
     assert waits.engine >= 0.003 * 8
-    assert waits.total >= waits.engine + waits.worlds + waits.slots + waits.journal - 1e-6
-    assert set(waits.to_json()) == {"engine", "worlds", "slots", "journal", "total", "leafe"}
+    assert waits.total >= waits.engine + waits.envs + waits.slots + waits.journal - 1e-6
+    assert set(waits.to_json()) == {"engine", "envs", "slots", "journal", "total", "leafe"}
 
 
 def test_users_mistakes() -> None:

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 
-from leafe.core import Completion, Environment, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage, WorldError
+from leafe.core import Completion, Environment, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage, EnvError
 from leafe.evaluate import evaluate
-from leafe.explore import Exploration, ExploreConfig, WorldPool, cost_of, explore
+from leafe.explore import Exploration, ExploreConfig, EnvPool, cost_of, explore
 from leafe.prompts import Prompts, PromptSet
 from tests.explore.test_explore import ListSink, Script, plain
-from tests.explore.worlds import Doors, answer
+from tests.explore.envs import Doors, answer
 
 PROMPTS = Prompts(PromptSet(name="doors"))
 
@@ -26,7 +26,7 @@ def run(
     config = ExploreConfig(**({"limits": {"policy_calls": 40}, "horizon": 12, "until": "budget"} | settings))  # type: ignore[arg-type]
 
     async def main() -> Exploration:
-        pool = WorldPool(make, size=4)
+        pool = EnvPool(make, size=4)
         try:
             return await explore(policy, pool, Doors().tasks("train", count), PROMPTS, config, journal=sink, known=known)
         finally:
@@ -47,7 +47,7 @@ def trees_of(episodes: Sequence[Episode], count: int = 8) -> dict[str, Tree]:
 
 
 class Crumbling(Doors):
-    """Every seventh step of all fails, in whichever world it is."""
+    """Every seventh step of all fails, in whichever environment it is."""
 
     steps = 0
 
@@ -62,7 +62,7 @@ class Crumbling(Doors):
 
 
 class Shifting(Doors):
-    """Fails once in a while, and the next world of this kind says something else."""
+    """Fails once in a while, and the next environment of this kind says something else."""
 
     made = 0
 
@@ -76,23 +76,23 @@ class Shifting(Doors):
         if self.steps == 9:
             raise RuntimeError("the floor gave way")
         result = super().step(action)
-        return replace(result, observation=f"{result.observation} in world {self.number}")
+        return replace(result, observation=f"{result.observation} in environment {self.number}")
 
 
-@pytest.mark.parametrize(("world", "stop"), [(Crumbling, Stop.env_error), (Shifting, Stop.diverged)])
-def test_an_answer_that_no_turn_came_of_is_in_neither_sum(world: Callable[[], Environment], stop: Stop) -> None:
+@pytest.mark.parametrize(("env", "stop"), [(Crumbling, Stop.env_error), (Shifting, Stop.diverged)])
+def test_an_answer_that_no_turn_came_of_is_in_neither_sum(env: Callable[[], Environment], stop: Stop) -> None:
     sink = ListSink()
     try:
-        spent = run(world, Script(paid), sink, error_limit=100).spent
+        spent = run(env, Script(paid), sink, error_limit=100).spent
     except ForeignFailure:  # a row of failures; what was spent is not told then
-        pytest.fail("choose another world")
+        pytest.fail("choose another environment")
     assert sum(e.stop is stop for e in sink.episodes) >= 3
     for name in cost_of(sink.episodes[0]):
         assert getattr(spent, name) == sum(cost_of(e)[name] for e in sink.episodes), name
 
 
-def test_a_run_limit_on_episodes_holds_while_worlds_are_scarce() -> None:
-    """All tasks ask before any of them has a world."""
+def test_a_run_limit_on_episodes_holds_while_envs_are_scarce() -> None:
+    """All tasks ask before any of them has an environment."""
     sink = ListSink()
     found = run(lambda: Doors(), Script(delays=1), sink, run_limits={"episodes": 6}, concurrency=8)
     assert len(sink.episodes) == 6
@@ -110,11 +110,11 @@ class Unborn(Doors):
         super().__init__(snapshots=False)
         Unborn.born += 1
         if Unborn.born in self.fails:
-            raise WorldError("The process of the world doors died at its start.")
+            raise EnvError("The process of the environment doors died at its start.")
 
 
 @pytest.mark.parametrize("fails", [range(2, 4), range(2, 12)])
-def test_a_world_that_cannot_be_made_now_can_be_made_later(fails: range, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_env_that_cannot_be_made_now_can_be_made_later(fails: range, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Unborn, "born", 0)
     monkeypatch.setattr(Unborn, "fails", fails)
     sink = ListSink()
@@ -127,12 +127,12 @@ def test_a_world_that_cannot_be_made_now_can_be_made_later(fails: range, monkeyp
         assert getattr(found.spent, name) == sum(cost_of(e)[name] for e in sink.episodes), name
 
 
-def test_evaluation_outlives_a_world_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_outlives_an_env_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Unborn, "born", 0)
     monkeypatch.setattr(Unborn, "fails", range(2, 9))
 
     async def main() -> list[Tree]:
-        pool = WorldPool(Unborn, size=4)
+        pool = EnvPool(Unborn, size=4)
         try:
             return await evaluate(Script(delays=1), pool, Doors().tasks("train", 6), PROMPTS, samples=1, horizon=6)
         finally:

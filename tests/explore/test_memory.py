@@ -8,9 +8,9 @@ import gc
 import pytest
 
 from leafe.core import Completion, Request
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.prompts import Prompts, PromptSet
-from tests.explore.worlds import Doors, answer
+from tests.explore.envs import Doors, answer
 
 
 class Script:
@@ -27,7 +27,7 @@ class Script:
 @pytest.mark.parametrize("snapshots", [True, False])
 def test_episodes_leave_no_cycles(snapshots: bool) -> None:
     async def run(tasks: int) -> int:
-        pool = WorldPool(lambda: Doors(snapshots=snapshots), size=4)
+        pool = EnvPool(lambda: Doors(snapshots=snapshots), size=4)
         config = ExploreConfig(limits={"policy_calls": 40}, concurrency=4)
         gc.collect()
         await explore(Script(), pool, Doors().tasks("train", tasks), Prompts(PromptSet(name="doors")), config, keep=False)

@@ -15,9 +15,9 @@ import pytest
 
 from leafe.core import Environment, ForeignFailure, Request, StepResult, Stop, Task
 from leafe.envs import load_tasks
-from leafe.envs.worker import WorkerWorld
+from leafe.envs.worker import WorkerEnv
 from leafe.evaluate import evaluate
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet
 from leafe.runs import Journal, load_trees, write_tasks
@@ -62,12 +62,12 @@ def strict(folder: Path) -> None:
             assert "\\ud" not in line.decode()
 
 
-def play(world: Any, folder: Path, stage: str) -> Any:
+def play(env: Any, folder: Path, stage: str) -> Any:
     def script(request: Request) -> str:
         return "go"
 
     async def main() -> Any:
-        pool = WorldPool(world, size=1)
+        pool = EnvPool(env, size=1)
         try:
             tasks = load_tasks(pool.facts, "train", 1)
             write_tasks(folder, tasks)
@@ -87,7 +87,7 @@ def play(world: Any, folder: Path, stage: str) -> Any:
 @pytest.mark.parametrize("stage", ["explore", "evaluate"])
 @pytest.mark.parametrize("process", [False, True])
 def test_numpy_and_surrogates_are_recorded_as_plain_values(stage: str, process: bool, tmp_path: Path) -> None:
-    tree = play(lambda: WorkerWorld(f"{__name__}:Odd", {}) if process else Odd(), tmp_path, stage)
+    tree = play(lambda: WorkerEnv(f"{__name__}:Odd", {}) if process else Odd(), tmp_path, stage)
     strict(tmp_path)
     episode = tree.episodes[0]
     turn = episode.acts[0]

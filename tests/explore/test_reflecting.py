@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from leafe.core import FAILED, Completion, ContextFull, Kind, Message, Request, StepResult, Stop, Task, Tree, Turn, UserError
 from leafe.distill import DistillConfig, build
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.pipeline import plan
 from leafe.pipeline._stages import make_pool
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet, history_before, load_prompt_set, prompt_sets, shortened, shortenings, tried_on
 from leafe.recipes import load_recipe
-from tests.explore.worlds import Doors
+from tests.explore.envs import Doors
 from tests.trees import Ep, make_tree
 
 WORDS = PromptSet(name="test", system="Open the doors.")
@@ -64,11 +64,11 @@ class Short:
 
 def grow(policy: object, config: ExploreConfig, words: PromptSet = WORDS, **pool: object) -> list[Tree]:
     async def main() -> list[Tree]:
-        worlds = WorldPool(Wordy, size=2, **pool)  # type: ignore[arg-type]
+        envs = EnvPool(Wordy, size=2, **pool)  # type: ignore[arg-type]
         try:
-            found = await explore(ScriptedPolicy(policy), worlds, Wordy().tasks("train", 2), Prompts(words), config)  # type: ignore[arg-type]
+            found = await explore(ScriptedPolicy(policy), envs, Wordy().tasks("train", 2), Prompts(words), config)  # type: ignore[arg-type]
         finally:
-            worlds.close()
+            envs.close()
         return list(found.trees.values())
 
     return asyncio.run(main())
@@ -90,9 +90,9 @@ def test_every_failure_is_reflected_on_and_what_the_policy_read_can_be_read_agai
     config = ExploreConfig(strategy=strategy, limits={"policy_calls": 40}, depth=3, scope=scope, every=every, memory=2)  # type: ignore[arg-type]
 
     async def main() -> list[Tree]:
-        worlds = WorldPool(Wordy, size=2)
-        found = await explore(ScriptedPolicy(policy), worlds, Wordy().tasks("train", 2), prompts, config)
-        worlds.close()
+        envs = EnvPool(Wordy, size=2)
+        found = await explore(ScriptedPolicy(policy), envs, Wordy().tasks("train", 2), prompts, config)
+        envs.close()
         return list(found.trees.values())
 
     prompts = Prompts(WORDS, history=history)
@@ -226,15 +226,15 @@ def test_who_acts_under_advice_is_asked_to_think_without_naming_it(name: str) ->
 @pytest.mark.parametrize("most", [None, 100, 200])
 def test_long_observations_are_cut_say_so_and_are_counted(most: int | None, snapshots: bool) -> None:
     async def main() -> tuple[list[Tree], int]:
-        worlds = WorldPool(make, size=2, max_observation=most)
-        found = await explore(ScriptedPolicy(Short(10**6, 2)), worlds, Wordy().tasks("train", 2), Prompts(WORDS), ExploreConfig(limits={"policy_calls": 40}))
-        worlds.close()
-        return list(found.trees.values()), worlds.cut
+        envs = EnvPool(make, size=2, max_observation=most)
+        found = await explore(ScriptedPolicy(Short(10**6, 2)), envs, Wordy().tasks("train", 2), Prompts(WORDS), ExploreConfig(limits={"policy_calls": 40}))
+        envs.close()
+        return list(found.trees.values()), envs.cut
 
     def make() -> Wordy:
-        world = Wordy()
-        world.can_snapshot = snapshots  # type: ignore[misc]
-        return world
+        env = Wordy()
+        env.can_snapshot = snapshots  # type: ignore[misc]
+        return env
 
     trees, cut = asyncio.run(main())
     turns = [t for tree in trees for t in tree if t.kind is Kind.act]
@@ -254,29 +254,29 @@ def test_long_observations_are_cut_say_so_and_are_counted(most: int | None, snap
 
 
 def test_a_recipe_bounds_its_observations() -> None:
-    recipe = load_recipe("demo", ["world.max_observation=100"])
+    recipe = load_recipe("demo", ["env.max_observation=100"])
     pool = make_pool(recipe, plan(recipe)[0].leg, 1)
     assert pool.max_observation == 100
     pool.close()
     with pytest.raises(UserError, match="max_observation"):
-        load_recipe("demo", ["world.max_observation=5"])
+        load_recipe("demo", ["env.max_observation=5"])
 
 
 def test_an_imported_history_whose_observations_were_not_cut_is_replayed() -> None:
     async def main() -> list[Tree]:
-        before = WorldPool(plain, size=1)
+        before = EnvPool(plain, size=1)
         config = ExploreConfig(limits={"policy_calls": 8})
         task = Wordy().tasks("train", 1)
         first = await explore(ScriptedPolicy(Short(10**6, 2)), before, task, Prompts(WORDS), config)
-        after = WorldPool(plain, size=1, max_observation=120)
+        after = EnvPool(plain, size=1, max_observation=120)
         more = config.model_copy(update={"limits": {"policy_calls": 30.0}})
         found = await explore(ScriptedPolicy(Short(10**6, 2)), after, task, Prompts(WORDS), more, known=first.trees)
         return list(found.trees.values())
 
     def plain() -> Wordy:
-        world = Wordy()
-        world.can_snapshot = False  # type: ignore[misc]
-        return world
+        env = Wordy()
+        env.can_snapshot = False  # type: ignore[misc]
+        return env
 
     (tree,) = asyncio.run(main())
     assert any(e.replayed for e in tree.episodes)

@@ -26,7 +26,7 @@ NAMES = ["t0", "t1", "t2", "t3"]
 
 def recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
-        "name": "mine", "about": "Does it | `work`?", "world": {"name": "gates", "options": {"setting": "easy"}}, "policy": {"model": "embedded"},
+        "name": "mine", "about": "Does it | `work`?", "env": {"name": "gates", "options": {"setting": "easy"}}, "policy": {"model": "embedded"},
         "arms": {"a": {"preset": "leafe+", "distill": {"valid_fraction": 0.3, "eval_every": 1}}, "b": {"preset": "paper"}},
         "evaluate": {"samples": 1, "k": [1]},
     }  # fmt: skip
@@ -104,7 +104,7 @@ def test_success_over_failure_where_they_part() -> None:
     data = first_differences({"t0": tree}, prompts)
     found = {(s.messages[-1].content.splitlines()[-1], s.answer.content, s.rejected and s.rejected.content) for s in data.samples}
     assert found == {("seen go", "open", "take"), ("start t0", "take", "go")}
-    assert sum(data.skipped.values()) == 2  # the world refused !fly
+    assert sum(data.skipped.values()) == 2  # the environment refused !fly
     assert data.duplicates == {"counterfactual": 1}
     assert not first_differences({"t0": Tree(Task("t0", "toy", "train", ""))}, prompts).samples
 
@@ -135,12 +135,12 @@ def test_the_card_has_the_numbers_and_where_it_comes_from(tmp_path: Path) -> Non
     assert yaml.safe_load(text.split("---")[1])["tags"] == ["leafe", "agents", "axolotl"]
     for name, number in done.files.items():
         assert f"| `{name}` | {number} |" in text
-    for words in ("run `run`", "recipe `mine`", "seed 0", "world `gates` (setting = easy), 4 tasks", "model `embedded`", "`explore/tree`", "the arm a"):
+    for words in ("run `run`", "recipe `mine`", "seed 0", "environment `gates` (setting = easy), 4 tasks", "model `embedded`", "`explore/tree`", "the arm a"):
         assert words in text, words
     assert "Does it \\| 'work'?" in text
     counts = source.data.counts["rehearsal"]
     assert f"| rehearsal | {counts['samples']} | {counts['tasks']} | {counts['duplicates']} |" in text
-    unknown = Source({**ABOUT, "world": "my.world:World"}, source.data)
+    unknown = Source({**ABOUT, "env": "my.env:Env"}, source.data)
     export(unknown, "trl", tmp_path / "other")
     assert "license: unknown" in (tmp_path / "other" / "README.md").read_text("utf-8")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import Environment, Task, Tree
-from leafe.envs import load_tasks, make_world
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.envs import load_tasks, make_env
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.exports import Source, export
 from leafe.imports import Imported, Problems, read, replayed
 from leafe.prompts import Prompts, load_prompt_set
@@ -18,18 +18,18 @@ from tests.gates_policy import Fickle
 
 PROMPTS = Prompts(load_prompt_set("gates"))
 ABOUT: dict[str, Any] = {
-    "run": "logs", "recipe": "logs", "question": "", "world": "gates", "options": {}, "model": "fickle", "prompts": "gates", "seed": 0,
+    "run": "logs", "recipe": "logs", "question": "", "env": "gates", "options": {}, "model": "fickle", "prompts": "gates", "seed": 0,
     "explored": ["explore/tree"], "selection": "all", "tasks": 0, "versions": {}, "imported": [],
 }  # fmt: skip
 
 
 def make() -> Environment:
-    return make_world("gates", setting="easy")
+    return make_env("gates", setting="easy")
 
 
 def tasks(number: int) -> list[Task]:
-    with make() as world:
-        return load_tasks(world, "train", number)
+    with make() as env:
+        return load_tasks(env, "train", number)
 
 
 def played(number: int = 6, episodes: int = 3, strategy: str = "independent") -> dict[str, Tree]:
@@ -40,7 +40,7 @@ def played(number: int = 6, episodes: int = 3, strategy: str = "independent") ->
 
 def grown(chosen: Sequence[Task], config: ExploreConfig, known: Mapping[str, Tree] | None = None) -> dict[str, Tree]:
     async def main() -> dict[str, Tree]:
-        pool = WorldPool(make, 4)
+        pool = EnvPool(make, 4)
         try:
             return (await explore(Fickle(), pool, chosen, PROMPTS, config, known=known)).trees
         finally:
@@ -72,7 +72,7 @@ def again(path: Path, number: int = 6, problems: Problems | None = None, **optio
     known = {task.id: task for task in tasks(number)}
 
     async def main() -> Imported:
-        pool = WorldPool(make, 4)
+        pool = EnvPool(make, 4)
         try:
             return await replayed(list(read(path, "chat", problems)), pool, known, PROMPTS, problems=problems, **options)
         finally:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from leafe.cli import app
-from leafe.core import FAILED_BY_WORLD, Kind, Tree, UserError
+from leafe.core import FAILED_BY_ENV, Kind, Tree, UserError
 from leafe.evaluate import measure, spent
 from leafe.explore import ExploreConfig
 from leafe.report import draw_tree, pick_rescues, pick_tree
@@ -31,7 +31,7 @@ def known() -> dict[str, Tree]:
     """One failed episode of each task that has one, as an import leaves it: without a reflection."""
     first = {task: tree.episodes[0] for task, tree in played(12, 1).items()}
     chosen = {task.id: task for task in tasks(12)}
-    return {name: Tree(chosen[name], [episode]) for name, episode in first.items() if episode.stop in FAILED_BY_WORLD}
+    return {name: Tree(chosen[name], [episode]) for name, episode in first.items() if episode.stop in FAILED_BY_ENV}
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +141,11 @@ def test_where_every_episode_diverged_it_says_what_differed_and_not_go_on(tmp_pa
             if message["role"] == "user":
                 message["content"] = "You stand in another house."
     log = write_lines(tmp_path / "log.jsonl", rows_)
-    for where in (("--recipe", SMALL), ("--world", "gates", "--option", "setting=easy", "--prompts", "gates")):
+    for where in (("--recipe", SMALL), ("--env", "gates", "--option", "setting=easy", "--prompts", "gates")):
         said = leafe("import", log, "--format", "chat", *where, "--out", tmp_path / where[0])
         assert "Go on with" not in said
         assert "Their samples" not in said
         assert "Nothing can be gone on with" in said
         assert "which does not stand in the log's first message" in said.partition("Nothing can be gone on with")[2]
     with pytest.raises(UserError):
-        leafe("import", log, "--format", "chat", "--world", "gates", "--out", tmp_path / "other")
+        leafe("import", log, "--format", "chat", "--env", "gates", "--out", tmp_path / "other")

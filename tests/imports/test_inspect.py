@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from leafe.core import Stop, UserError
-from leafe.explore import WorldPool
+from leafe.explore import EnvPool
 from leafe.imports import Logged, Problems, read, replayed
 from tests.imports.logs import PROMPTS, make, played, tasks
 from tests.imports.made import DATA, LONG
@@ -42,12 +42,12 @@ def test_both_forms_say_the_same() -> None:
 
 
 def test_the_episodes_are_those_that_were_played() -> None:
-    """Tool calls and plain text alike are the actions; played again in the world nothing diverges."""
+    """Tool calls and plain text alike are the actions; played again in the environment nothing diverges."""
     problems = Problems()
     known = {task.id: task for task in tasks(3)}
 
     async def main() -> Any:
-        pool = WorldPool(make, 2)
+        pool = EnvPool(make, 2)
         try:
             return await replayed(read(DATA / "gates.eval", "inspect", problems), pool, known, PROMPTS, problems=problems)
         finally:

@@ -1,4 +1,4 @@
-"""Logs that are played again in their world, and what goes on from them."""
+"""Logs that are played again in their environment, and what goes on from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import FAILED_BY_WORLD, Kind, Stop, Tree
+from leafe.core import FAILED_BY_ENV, Kind, Stop, Tree
 from leafe.distill import build, preset
 from leafe.explore import ExploreConfig
 from leafe.imports import Problems, write
@@ -42,7 +42,7 @@ def test_what_was_exported_comes_back_the_same(trees: dict[str, Tree], lines: li
 
 
 def test_a_log_without_anything_beside_the_texts_is_enough(trees: dict[str, Tree], lines: list[dict[str, Any]], tmp_path: Path) -> None:
-    """The world's words are found within the messages that a harness made of them."""
+    """The environment's words are found within the messages that a harness made of them."""
     found = again(write_lines(tmp_path / "a.jsonl", [bare(row) for row in lines]))
     assert {name: words(tree) for name, tree in found.trees.items()} == {name: words(tree) for name, tree in trees.items()}
 
@@ -59,8 +59,8 @@ def test_branches_are_whole_episodes(tmp_path: Path) -> None:
 
 @given(chance=st.randoms(use_true_random=False))
 @settings(max_examples=40)
-def test_what_the_world_does_not_say_again_has_diverged(chance: random.Random, lines: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One word of the log is changed, in what the world said or in how it ended: the episode has diverged, the others have not, and it is not trained on."""
+def test_what_the_env_does_not_say_again_has_diverged(chance: random.Random, lines: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One word of the log is changed, in what the environment said or in how it ended: the episode has diverged, the others have not, and it is not trained on."""
     rows = copy.deepcopy(lines)
     row = chance.choice(rows)
     how = chance.choice(["observation", "text", "outcome", "more"])
@@ -68,7 +68,7 @@ def test_what_the_world_does_not_say_again_has_diverged(chance: random.Random, l
         row["success"] = not row["success"]
     elif how == "more":
         row["messages"] += [{"role": "assistant", "content": "walk on"}, {"role": "user", "content": "path"}]
-        if row["stop"] not in ("success", "failure"):  # the world goes on there: another word
+        if row["stop"] not in ("success", "failure"):  # the environment goes on there: another word
             row["messages"][-1]["content"] = "a lion"
     else:
         message = chance.choice([m for m in row["messages"] if m["role"] == "user"])
@@ -104,7 +104,7 @@ def test_exploration_goes_on_with_imported_failures(lines: list[dict[str, Any]],
         assert [e.to_json() for e in mine.episodes[: len(tree.episodes)]] == [e.to_json() for e in tree.episodes]
         for episode in tree.episodes:
             read = [t for t in mine.reflections if t.parent == episode.acts[-1].id]
-            assert bool(read) == (episode.stop in FAILED_BY_WORLD), episode.stop
+            assert bool(read) == (episode.stop in FAILED_BY_ENV), episode.stop
             assert all(t.step == len(episode.acts) for t in read)
         inside = {t.id for e in tree.episodes for t in e.acts}
         branches = mine.branches()
@@ -150,7 +150,7 @@ def test_which_tasks_are_taken(lines: list[dict[str, Any]], tmp_path: Path) -> N
     found = again(write_lines(tmp_path / "a.jsonl", rows), problems=problems)
     assert dict(problems.left_out) == {"an unknown task": 1, "another task of that id": 1, "no task": 1}
     assert found.episodes == 2
-    assert any("line 1: the world has no task 'elsewhere'" in sentence for sentence in problems.sentences)
+    assert any("line 1: the environment has no task 'elsewhere'" in sentence for sentence in problems.sentences)
     problems = Problems()
     found = again(write_lines(tmp_path / "a.jsonl", rows), problems=problems, given=True)
     assert "elsewhere" in found.trees

@@ -11,9 +11,9 @@ import pytest
 from leafe.core import Tree
 from leafe.envs.gates import Gates
 from leafe.evaluate import evaluate, measure
-from leafe.explore import WorldPool
+from leafe.explore import EnvPool
 from leafe.prompts import Prompts, load_prompt_set
-from tests.evaluate.worlds import said
+from tests.evaluate.envs import said
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 pytest.importorskip("torch")
@@ -26,12 +26,12 @@ class Alone(Gates):
     can_snapshot = False
 
 
-def sample(world: type[Gates], samples: int, temperature: float = 1.0, seed: int = 0) -> list[Tree]:
+def sample(env: type[Gates], samples: int, temperature: float = 1.0, seed: int = 0) -> list[Tree]:
     from leafe.embedded import base_path
     from leafe.policies.hf import HFPolicy
 
     async def main() -> list[Tree]:
-        policy, pool = HFPolicy(base_path(), max_batch=256), WorldPool(world, size=256)
+        policy, pool = HFPolicy(base_path(), max_batch=256), EnvPool(env, size=256)
         try:
             prompts = Prompts(load_prompt_set("gates"), pool.facts.actions_help)
             tasks = list(Gates().tasks("valid", 2))

@@ -35,7 +35,7 @@ from leafe.core.text import HOSTILE
 from leafe.distill import build, encode, preset
 from leafe.envs.code.humaneval import HumanEval
 from leafe.envs.code.mbpp import Mbpp
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet, load_prompt_set
 from leafe.report import clean
@@ -94,7 +94,7 @@ def explored(
     each: int = _EACH,
 ) -> StoredTrees:
     """The trees that so many answers a task lead to, read back from the journal."""
-    pool = WorldPool(make, size=2)
+    pool = EnvPool(make, size=2)
     config = ExploreConfig(
         limits={"policy_calls": float(each)},
         until="budget",
@@ -218,8 +218,8 @@ def _mbpp() -> tuple[Callable[[], Environment], list[Task]]:
 
 
 def _humaneval() -> tuple[Callable[[], Environment], list[Task]]:
-    with HumanEval() as world:
-        return partial(HumanEval, seconds=1), list(world.tasks("test"))
+    with HumanEval() as env:
+        return partial(HumanEval, seconds=1), list(env.tasks("test"))
 
 
 @pytest.mark.slow

@@ -49,8 +49,8 @@ def overrides(tmp_path: Path, launch: str, model: str, *more: str) -> list[str]:
         f"policy.model={model}",
         f"policy.launch={launch}",
         "policy.launch_timeout=300",
-        "world.name=tests.explore.worlds:Doors",
-        "world.options={depth=3}",
+        "env.name=tests.explore.environments:Doors",
+        "env.options={depth=3}",
         f"prompts={tmp_path / 'short.toml'}",
         "strategies=['tree']",
         "tasks.train=3",
@@ -124,7 +124,7 @@ def test_transformers_serve_goes_from_exploration_to_new_weights(tmp_path: Path)
     launch = f"{program} serve {{checkpoint}} --host 127.0.0.1 --port {{port}} --device cpu --dtype float32"
     # one door: a success now and then, so that there is something to learn from
     plain = 'policy.options.extra={generation_config="{\\"do_sample\\": true, \\"eos_token_id\\": 2, \\"pad_token_id\\": 2}"}'
-    settings = overrides(tmp_path, launch, "smollm2", plain, "evaluate.samples=2", "evaluate.k=[1,2]", "arms.leafe.distill.steps=2", "world.options={depth=1}")
+    settings = overrides(tmp_path, launch, "smollm2", plain, "evaluate.samples=2", "evaluate.k=[1,2]", "arms.leafe.distill.steps=2", "env.options={depth=1}")
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1"), ("HF_HOME", str(tmp_path / "hf"))):

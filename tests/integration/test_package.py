@@ -113,7 +113,7 @@ def test_the_sdist_holds_what_a_packager_wants(built: tuple[Path, Path]) -> None
 
 
 def test_it_runs_where_nothing_else_is_installed(installed: Path, tmp_path: Path) -> None:
-    """Not only its help: worlds are listed, one is played, a world of one's own is explored, a report is written; without torch."""
+    """Not only its help: environments are listed, one is played, an environment of one's own is explored, a report is written; without torch."""
     env = clean_env(PATH=f"{installed}:/usr/bin:/bin", HOME=str(tmp_path))
     assert leafe.__version__ in run(["leafe", "--version"], tmp_path, env)
     where = run([str(installed / "python"), "-c", "import leafe; print(leafe.__file__)"], tmp_path, env).strip()
@@ -148,7 +148,7 @@ def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     try:
         where = run([str(installed / "python"), "-c", "import leafe, torch; print(leafe.__file__)"], tmp_path, env).strip()
         assert where.startswith(str(installed.parent)), where
-        small = ["tasks.train=8", "tasks.test=3", "evaluate.samples=4", "evaluate.k=[1,4]", "evaluate.compare=[]", "controls={}", "world.options.setting=easy"]
+        small = ["tasks.train=8", "tasks.test=3", "evaluate.samples=4", "evaluate.k=[1,4]", "evaluate.compare=[]", "controls={}", "env.options.setting=easy"]
         steps = ["explore.limits.policy_calls=30", "strategies=['tree']", "evaluate.extras={}", "arms={'leafe+'={preset='leafe+', distill={steps=2}}}"]
         run(["leafe", "demo", *small, *steps, "--jobs", "1"], tmp_path, env)
         page = (tmp_path / "runs" / "demo" / "report.html").read_text("utf-8")

@@ -26,11 +26,11 @@ from typing import Any, TypeVar
 import pytest
 
 from leafe.core import Completion, ContextFull, Kind, Message, PolicyError, Request, Stop, UserError
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.policies import smollm2
 from leafe.policies.http import HTTPPolicy
 from leafe.prompts import REFLECTION_SCHEMA, Prompts, load_prompt_set
-from tests.explore.worlds import Doors
+from tests.explore.envs import Doors
 
 pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(600)]
 
@@ -242,14 +242,14 @@ def test_a_server_killed_in_mid_request_ends_in_one_sentence(tmp_path: Path) -> 
 
 
 def test_stage_one_explores_through_a_real_server(llama: Served) -> None:
-    world = Doors(depth=2)
+    env = Doors(depth=2)
     config = ExploreConfig(limits={"policy_calls": 5}, until="budget", horizon=4, concurrency=2, invalid_limit=3, seed=5)
     wording = load_prompt_set("plain").model_copy(update={"max_tokens": 16, "reflect_max_tokens": 40})
     prompts = Prompts(wording, "Keys: a, b or c. Example:\nThought: try a.\nAction: a")
 
     async def go(policy: HTTPPolicy) -> Any:
-        pool = WorldPool(lambda: Doors(depth=2))
-        return await explore(policy, pool, world.tasks("train", 2), prompts, config)
+        pool = EnvPool(lambda: Doors(depth=2))
+        return await explore(policy, pool, env.tasks("train", 2), prompts, config)
 
     found = llama.run(go)
     episodes = [e for tree in found.trees.values() for e in tree.episodes]

@@ -1,4 +1,4 @@
-"""Arms on arms, rounds, sweeps and pooled runs, run on the embedded world and model, very small."""
+"""Arms on arms, rounds, sweeps and pooled runs, run on the embedded environment and model, very small."""
 
 from __future__ import annotations
 
@@ -124,10 +124,10 @@ def test_rounds_share_the_tasks_and_go_on_from_each_other(rounds: Path) -> None:
 
 def tmp_tasks(run: Path) -> list[Task]:
     """The training tasks as a run of one round has them."""
-    from leafe.envs import load_tasks, make_world
+    from leafe.envs import load_tasks, make_env
 
     config = RunFolder.read(run).config
-    return load_tasks(make_world("gates", **config["world"]["options"]), "train", 6, 0)
+    return load_tasks(make_env("gates", **config["env"]["options"]), "train", 6, 0)
 
 
 def test_broken_off_between_any_two_stages_it_goes_on_to_the_same_end(rounds: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_run_of_an_earlier_leafe_is_gone_on_with(tmp_path: Path) -> None:
 
 def test_a_split_that_is_asked_for_at_the_end_is_looked_for_at_the_beginning(tmp_path: Path) -> None:
     for change, key in (("tasks.test_split=dev", "tasks.test_split"), ("validation.split=dev", "validation.split")):
-        with pytest.raises(UserError, match=f"{key} = 'dev': the world 'gates' has no such split; its splits are train, valid, test"):
+        with pytest.raises(UserError, match=f"{key} = 'dev': the environment 'gates' has no such split; its splits are train, valid, test"):
             run_recipe(small("rounds=2", change), tmp_path / key)
         assert not list((tmp_path / key).rglob("journal-*"))
 

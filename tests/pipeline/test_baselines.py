@@ -27,14 +27,14 @@ from tests.pipeline.test_run import trees_of
 
 CALLS = 30
 QUICK = (
-    "evaluate.compare=[]", "tasks.train=6", "tasks.test=2", "evaluate.samples=4", "validation={tasks=3, samples=4, k=2}", "world.options.rules=habit",
+    "evaluate.compare=[]", "tasks.train=6", "tasks.test=2", "evaluate.samples=4", "validation={tasks=3, samples=4, k=2}", "env.options.rules=habit",
     f"explore.limits.policy_calls={CALLS}", "arms={}",
 )  # fmt: skip
 GRPO = ("arms.rl.preset=grpo", "arms.rl.grpo={learning_rate=1e-3, tasks_batch=2, group=4, eval_every=1}")
 ACE = ("arms.book.preset=ace", "arms.book.ace={place='step', batch=3}")
 EARLY = (
     "arms.early.preset=early-experience", "arms.early.distill={steps=2, rehearsal_batch=2}",
-    "arms.early.early={alternatives=3, temperature=1.5, world={steps=1, rehearsal_batch=2}}",
+    "arms.early.early={alternatives=3, temperature=1.5, env={steps=1, rehearsal_batch=2}}",
 )  # fmt: skip
 ON = (
     "arms.after.preset=leafe+", "arms.after.start=rl", "arms.after.explorer=rl", "arms.after.distill={steps=1, rehearsal_batch=2}",
@@ -137,7 +137,7 @@ def test_whose_weights_and_which_words(whole: Path) -> None:
     assert checkpoint_of(run, leg, "book2") == whole / "distill/rl/checkpoint"
     assert checkpoint_of(run, leg, "early") == whole / "distill/early/checkpoint"
     # that GRPO ran in this process before must not keep another training from taking its steps
-    assert weights(whole / "distill/early/checkpoint") != weights(whole / "distill/early/world") != weights(base_path())
+    assert weights(whole / "distill/early/checkpoint") != weights(whole / "distill/early/env") != weights(base_path())
     assert weights(whole / "distill/after/checkpoint") != weights(whole / "distill/rl/checkpoint")
     pool = make_pool(made, leg, 1)
     plain = make_prompts(made, pool)
@@ -182,7 +182,7 @@ def test_cut_off_in_the_middle_it_comes_to_the_same_end(whole: Path, tmp_path: P
     for journal in journals:  # half of it, and half a line
         text = journal.read_text()
         journal.write_text(text[: len(text) // 2])
-    for checkpoint in ("checkpoint", "world"):
+    for checkpoint in ("checkpoint", "env"):
         shutil.rmtree(copy / stage / checkpoint, ignore_errors=True)
     run_recipe(everything(), copy)
     after = done(copy, stage)
@@ -196,7 +196,7 @@ def test_cut_off_in_the_middle_it_comes_to_the_same_end(whole: Path, tmp_path: P
 
 
 def steady(value: Any) -> Any:
-    """Without what hangs on timing and on what the engine and the world's snapshots happen to hold."""
+    """Without what hangs on timing and on what the engine and the environment's snapshots happen to hold."""
     if isinstance(value, list):
         return [steady(v) for v in value]
     return {k: steady(v) for k, v in value.items() if k not in ("seconds", "cached_tokens", "replayed_steps")} if isinstance(value, dict) else value

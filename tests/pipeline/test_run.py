@@ -1,4 +1,4 @@
-"""The whole pipeline on the embedded world and model, very small: order, folders, resume, workers, faults."""
+"""The whole pipeline on the embedded environment and model, very small: order, folders, resume, workers, faults."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def test_a_users_mistake_in_a_worker_arrives_as_such(tmp_path: Path) -> None:
         run_recipe(small("policy.options.nowhere=1", "jobs=2"), tmp_path / "run")
     with pytest.raises(UserError, match=r"tasks\.train_split = 'nowhere'"):
         run_recipe(small("tasks.train_split=nowhere"), tmp_path / "split")
-    with pytest.raises(UserError, match="no world 'mars'"):
-        run_recipe(small("world.name=mars", "world.options={}"), tmp_path / "mars")
+    with pytest.raises(UserError, match="no environment 'mars'"):
+        run_recipe(small("env.name=mars", "env.options={}"), tmp_path / "mars")
     with pytest.raises(UserError, match="absent-model"):
         run_recipe(small("policy.model=./absent-model"), tmp_path / "model")
 
@@ -199,14 +199,14 @@ def test_the_summary_is_stable(tmp_path: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_run_is_not_gone_on_with_in_another_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_not_gone_on_with_in_another_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from leafe.envs.gates import Gates
 
     monkeypatch.setattr(Gates, "versions", lambda self: {"wording": "1"}, raising=False)
     run_recipe(small("tasks.train=2", "tasks.test=1"), tmp_path / "run", only="explore")
     run = RunFolder.read(tmp_path / "run")
-    assert run.manifest["worlds"] == {"world": {"wording": "1"}}
-    assert run.versions["world.wording"] == "1"
+    assert run.manifest["envs"] == {"env": {"wording": "1"}}
+    assert run.versions["env.wording"] == "1"
     monkeypatch.setattr(Gates, "versions", lambda self: {"wording": "2"}, raising=False)
     with pytest.raises(UserError, match=r"its wording was '1' and is '2'; bring that back, or start another run"):
         run_recipe(small("tasks.train=2", "tasks.test=1"), tmp_path / "run")

@@ -57,7 +57,7 @@ def check(run: RunFolder, executions: int) -> None:
 
 @needs_sandbox
 def test_the_recipe_runs_and_gives_the_same_trees_again(problems: str, tmp_path: Path) -> None:
-    options = [f'{part}.options.problems="{problems}"' for part in ("world", "policy")]
+    options = [f'{part}.options.problems="{problems}"' for part in ("env", "policy")]
     one = explored(tmp_path / "one", *options)
     check(one, 12)
     assert any(t.reflections for t in load_trees(one.path / "explore" / "tree").values())
@@ -73,7 +73,7 @@ def test_the_recipe_runs_and_gives_the_same_trees_again(problems: str, tmp_path:
 def test_advice_alone_solves_what_has_one_mistake_and_does_not_add_up_over_rollbacks_to_one_step(problems: str, tmp_path: Path) -> None:
     """A programmer that sees in a reflection what it cannot see otherwise: only the tree asks for reflections. A note is not there any more when the next
     branch begins at the same step, so that of several mistakes that show one after the other one is always left."""
-    options = [f'{part}.options.problems="{problems}"' for part in ("world", "policy")] + ["world.options.shown_tests=3", "explore.limits={env_steps=8}"]
+    options = [f'{part}.options.problems="{problems}"' for part in ("env", "policy")] + ["env.options.shown_tests=3", "explore.limits={env_steps=8}"]
     able = {"repair": 0, "recall": 0, "insight": 1, "heed": 1, "lost": 0, "habits": 1, "stubborn": 1}
     options += [f"policy.options.{name}={value}" for name, value in able.items()]
 

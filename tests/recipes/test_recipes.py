@@ -37,7 +37,7 @@ def test_every_built_in_recipe_is_valid_and_can_be_planned(name: str) -> None:
         ("arms.leafe.distill.step=3", "arms.leafe.distill.step"),
         ("arms.base.preset=paper", "'base' cannot name an arm"),
         ("evaluate.k=[1,256]", r"Pass@256 of 128 samples"),
-        ("world.optoins.a=1", "did you mean 'options'"),
+        ("env.optoins.a=1", "did you mean 'options'"),
         ("strategies=['forest']", "no strategy 'forest'"),
         ("controls.random.strategies=['refine']", "controls.random: the arm 'leafe\\+' learns from 'tree'"),
         ("evaluate.compare=[['leafe','x']]", "no row 'x'"),
@@ -52,9 +52,9 @@ def test_mistakes_are_one_sentence(override: str, message: str) -> None:
 
 
 def test_overrides_are_toml_values_or_words() -> None:
-    recipe = load_recipe("demo", ["explore.limits.policy_calls=7", "world.options.setting=easy", "seeds=[1, 2]", 'arms."leafe+".distill.steps=9'])
+    recipe = load_recipe("demo", ["explore.limits.policy_calls=7", "env.options.setting=easy", "seeds=[1, 2]", 'arms."leafe+".distill.steps=9'])
     assert recipe.explore.limits == {"policy_calls": 7}
-    assert recipe.world.options["setting"] == "easy"
+    assert recipe.env.options["setting"] == "easy"
     assert [leg.prefix for leg in legs(recipe)] == ["seed1.", "seed2.", "seed1.random.", "seed2.random.", "seed1.easy.", "seed2.easy."]
     assert recipe.arms["leafe+"].config().steps == 9
     assert recipe.arms["leafe+"].config().epochs is None
@@ -108,7 +108,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not valid TOML"):
         load_recipe(str(broken))
     bare = tmp_path / "bare.toml"
-    bare.write_text('name = "x"\n[world]\nname = "gates"\n')
+    bare.write_text('name = "x"\n[env]\nname = "gates"\n')
     with pytest.raises(UserError, match="lacks 'policy'"):
         load_recipe(str(bare))
 
@@ -119,8 +119,8 @@ def test_files(tmp_path: Path) -> None:
         "policy.options.api_key=sk-hush-0123456789",
         "policy.options.extra={headers={Authorization='Bearer sk-hush-0123456789'}}",
         "policy.options.token=sk-hush-0123456789",
-        "world.options.password=sk-hush-0123456789",
-        "world.options.kwargs=[{api_key='sk-hush-0123456789'}]",
+        "env.options.password=sk-hush-0123456789",
+        "env.options.kwargs=[{api_key='sk-hush-0123456789'}]",
         "controls.random.options={client_secret='sk-hush-0123456789'}",
     ],
 )
@@ -139,4 +139,4 @@ def test_a_key_in_a_recipe_is_refused_before_anything_is_written(
 
 
 def test_names_of_variables_are_no_secrets() -> None:
-    load_recipe("demo", ["policy.options.api_key_env=MY_KEY", "world.options.token_env=DOOR"])
+    load_recipe("demo", ["policy.options.api_key_env=MY_KEY", "env.options.token_env=DOOR"])

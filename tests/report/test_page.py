@@ -19,13 +19,13 @@ from leafe.evaluate import Evaluated, Explored, summarise
 from leafe.report import clean, clip, duration, pick_rescues, rescue_of, side_by_side, side_tables, write_report
 from leafe.report._bars import Bar, Segment, bar_chart
 from leafe.report._charts import look
-from tests.evaluate.worlds import play
+from tests.evaluate.envs import play
 from tests.trees import Ep, make_tree, trees
 
 VOID = {"meta", "br", "link", "img", "input", "col"}
 STAGE = {
     "kind": "explore", "row": "tree", "runs": 1, "seconds": 75.0, "trained_tokens": 0, "policy_calls": 10, "env_steps": 9, "prompt_tokens": 100,
-    "cached_tokens": 80, "generated_tokens": 30, "waits": {"engine": 3.0, "total": 4.0}, "failures": {"worlds that failed": 2},
+    "cached_tokens": 80, "generated_tokens": 30, "waits": {"engine": 3.0, "total": 4.0}, "failures": {"environments that failed": 2},
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_the_structure_is_sound(tmp_path: Path) -> None:
 
 def test_every_part_is_there(tmp_path: Path) -> None:
     text = page(tmp_path)
-    for words in ("The arms", "LEAFE", "Three rescues", "Picked by rule", "Failures by kind", "worlds that failed", "Where time and tokens went", "1 min 15 s"):
+    for words in ("The arms", "LEAFE", "Three rescues", "Picked by rule", "Failures by kind", "environments that failed", "Where time and tokens went", "1 min 15 s"):
         assert words in text
     for words in ("no kind that we know: tree", "Several attempts at a test task", "abc (changed)", "The exact settings", "7 notes", "What Stage 1 waited for"):
         assert words in text

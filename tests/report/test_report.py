@@ -23,7 +23,7 @@ from leafe.report import against_csv, against_markdown, against_table, alarms, d
 from leafe.report._charts import Series, line_chart, look
 from leafe.report._format import difference, interval, number, percent
 from leafe.report._tree import OUTCOMES
-from tests.evaluate.worlds import play
+from tests.evaluate.envs import play
 from tests.trees import Ep, make_tree, trees
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)> & {{ 7*7 }} ]]>'
@@ -239,10 +239,10 @@ def test_a_chart_without_points_is_nothing() -> None:
 def full() -> dict[str, Any]:
     """A summary with all that may stand beside Pass@k: probes, alarms, rounds, validation, and every row against one."""
     well = {"following": 0.8, "unaided": 0.1, "kind": "swapped", "pairs": 9, "reflection": 1.0, "reflections": 7, "same_step": 0.9, "reflection_logprob": -0.5}
-    ill = well | {"following": 0.2, "same_step": 0.3, "world": {"heeds": 0.1}}
+    ill = well | {"following": 0.2, "same_step": 0.3, "env": {"heeds": 0.1}}
     runs = [play(number=8, seed=s) for s in range(3)]
     rows = [
-        Evaluated("base", runs, 1.0, 2.0, "base", probes=[well | {"world": {"heeds": 0.7}}] * 3),
+        Evaluated("base", runs, 1.0, 2.0, "base", probes=[well | {"env": {"heeds": 0.7}}] * 3),
         Evaluated(HOSTILE, [play(number=8, seed=s + 10) for s in range(3)], probes=[ill] * 3),
         Evaluated("hot", runs, 1.3, role="control"),
     ]
@@ -265,7 +265,7 @@ def test_alarms_say_the_rule_with_the_figures() -> None:
     assert "it has unlearned to follow an experience: it gives the action that one asks for a probability of 20.0 %, under three quarters of" in said[0]
     assert "the base policy's 80.0 %." in said[0]
     assert "blame the step" in said[1]
-    assert "the world's own gauge has fallen: heeds: 10.0 %" in said[2]
+    assert "the environment's own gauge has fallen: heeds: 10.0 %" in said[2]
     every = [{"arm": "a", "figure": d, "value": 0.1, "base": 0.9, "share": 0.5} for d in ("entropy", "distinct", "reflection")]
     found = alarms({"details": {"collapse": every}})
     assert all("under half of the base policy's" in line for line in found)

@@ -157,7 +157,7 @@ def test_tasks_keep_their_order_and_ids_are_unique(tmp_path: Path) -> None:
     write_tasks(tmp_path / "new", some)
     assert read_tasks(tmp_path / "new") == some
     assert list(load_trees(tmp_path / "new")) == ["b", "a", "c"]
-    with pytest.raises(UserError, match="Two tasks of the world 'toy' have the id 'a'"):
+    with pytest.raises(UserError, match="Two tasks of the environment 'toy' have the id 'a'"):
         write_tasks(tmp_path / "new", [*some, make_task("a")])
     assert read_tasks(tmp_path / "new") == some
 

@@ -15,7 +15,7 @@ from leafe.runs import Journal, RunFolder, write_tasks
 N = 128
 RECIPE: dict[str, Any] = {
     "name": "made",
-    "world": {"name": "gates", "options": {"setting": "hard"}},
+    "env": {"name": "gates", "options": {"setting": "hard"}},
     "tasks": {"train": 12, "test": 12},
     "policy": {"model": "embedded"},
     "strategies": ["independent", "refine", "tree"],
@@ -49,12 +49,12 @@ def make(
     outcomes: Outcomes,
     *,
     unfinished: Mapping[str, int] | None = None,
-    world: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
     salt: str = "",
     markers: Mapping[str, Any] | None = None,
 ) -> Path:
     """The folder. `outcomes` by stage name (`evaluate/leafe`); stages that it lacks are not begun. `unfinished`: stages with so many tasks in the journal
-    and no marker. `world`: versions that the markers name. `salt`: other salts are other tasks. `markers`: what else stages say when they are done."""
+    and no marker. `env`: versions that the markers name. `salt`: other salts are other tasks. `markers`: what else stages say when they are done."""
     with RunFolder.open(path, config_of(made), seeds={str(i): s for i, s in enumerate(made.seeds)}) as run:
         for stage in plan(made):
             marker = dict((markers or {}).get(stage.name, {}))
@@ -66,7 +66,7 @@ def make(
                 if stage.name not in (unfinished or {}):
                     spent = {"spent": Spent(policy_calls=90, env_steps=80, generated_tokens=300).to_json()} if stage.kind == "explore" else {}
                     sampled = {"temperature": stage.temperature or 1.0, "samples": made.evaluate.samples} if stage.kind == "evaluate" else {}
-                    run.finish(stage.name, {"seconds": 12.0, "world": dict(world or {})} | spent | sampled | marker)
+                    run.finish(stage.name, {"seconds": 12.0, "env": dict(env or {})} | spent | sampled | marker)
             elif marker:
                 _folder(run, stage)
                 run.finish(stage.name, {"seconds": 0.0} | marker)

@@ -35,7 +35,7 @@ GOLDEN = """\
 
 **What each row cost to make, mean of its runs**
 
-| world | row | allowed | phases | calls | world steps | replayed | tokens out | tokens in | trained on | min. to make | min. to test | tokens a test sample |
+| environment | row | allowed | phases | calls | environment steps | replayed | tokens out | tokens in | trained on | min. to make | min. to test | tokens a test sample |
 | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | gates hard | L\\_reh only | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
 | gates hard | LEAFE | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
@@ -199,7 +199,7 @@ def test_a_controls_arm_is_offered_as_a_run_of_its_own(tmp_path: Path) -> None:
     made = recipe(controls=controls)
     stages = SOLVED | {"evaluate/random.base": [0] * 5, "evaluate/random.leafe": [1] * 5}
     document = build(gather([make(tmp_path / "one", made, stages)]), 4)
-    (command,) = [c for c in offered(document.notes) if "one-random" in c and "world.options.setting=random" in c][:1]
+    (command,) = [c for c in offered(document.notes) if "one-random" in c and "env.options.setting=random" in c][:1]
     assert RunFolder.read(accepted(command)).config["tasks"]["test"] == 5
     assert any("is a control" in note for note in document.notes)
     assert all("random" not in cell.text for row in document.blocks[2].rows for cell in row)  # no claim speaks of it
@@ -262,7 +262,7 @@ def test_nothing_of_a_table_is_one_sentence(tmp_path: Path) -> None:
     folder = make(tmp_path / "one", recipe(), {"explore/tree": [1] * 12})
     with pytest.raises(UserError, match=r"holds no row of table 1 .*leafe run"):
         build(gather([folder]), 1)
-    with pytest.raises(UserError, match="in a world that it was not trained in"):
+    with pytest.raises(UserError, match="in an environment that it was not trained in"):
         build(gather([folder]), 5)
     with pytest.raises(UserError, match="No run folder was given for table 4"):
         build(gather([]), 4)
@@ -293,7 +293,7 @@ def test_a_row_that_cost_more_is_said_to(tmp_path: Path) -> None:
 def test_no_figure_is_cut_off_on_a_terminal(columns: int, width: int) -> None:
     """What does not fit stands below, with its row's name."""
     rows = tuple((Cell(f"row {r}"), *(Cell(f"value {r}.{c}", "[10.0, 20.0] (300, 9)") for c in range(columns))) for r in range(2))
-    document = Document("x", "t", (Block("b", ("method", *(f"a world with a name {c}" for c in range(columns))), rows),))
+    document = Document("x", "t", (Block("b", ("method", *(f"an environment with a name {c}" for c in range(columns))), rows),))
     console = Console(width=width, record=True, file=io.StringIO())
     show(document, console)
     said = console.export_text()

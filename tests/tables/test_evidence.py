@@ -56,9 +56,9 @@ def test_a_control_is_a_column_of_its_own(tmp_path: Path) -> None:
     assert len(columns["gates random"].results("leafe")[Where("embedded", 0)].counts.tasks) == 5
 
 
-def test_a_checkpoint_of_another_run_is_that_arm_in_another_world(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_that_arm_in_another_env(tmp_path: Path) -> None:
     trained = make(tmp_path / "trained", recipe(seeds=(1, 2)), SEEDS)
-    untrained = {"strategies": (), "arms": {}, "world__options": {"setting": "easy"}}
+    untrained = {"strategies": (), "arms": {}, "env__options": {"setting": "easy"}}
     paths = [trained]
     for seed in (1, 2):
         for row, model in (("base", "embedded"), ("leafe", str(trained / f"distill/seed{seed}.leafe/checkpoint"))):
@@ -94,10 +94,10 @@ def test_mixed_budgets_are_refused(tmp_path: Path, changes: dict[str, object], s
     assert str(two) in str(error.value)
 
 
-def test_mixed_world_versions_are_refused(tmp_path: Path) -> None:
-    one = make(tmp_path / "one", recipe(), TWELVE, world={"rules": "1"})
-    two = make(tmp_path / "two", recipe(seeds=(1,)), TWELVE, world={"rules": "2"})
-    with pytest.raises(UserError, match=r"one and .*two were made in other versions of the world 'gates' \(rules '1' and '2'\)"):
+def test_mixed_env_versions_are_refused(tmp_path: Path) -> None:
+    one = make(tmp_path / "one", recipe(), TWELVE, env={"rules": "1"})
+    two = make(tmp_path / "two", recipe(seeds=(1,)), TWELVE, env={"rules": "2"})
+    with pytest.raises(UserError, match=r"one and .*two were made in other versions of the environment 'gates' \(rules '1' and '2'\)"):
         gather([one, two])
 
 
@@ -150,13 +150,13 @@ def test_a_damaged_journal_ends_the_table_and_names_the_line(tmp_path: Path) -> 
 
 
 def test_budgets_of_where_policies_were_trained_are_held_against_each_other(tmp_path: Path) -> None:
-    """Two policies in the world of other words, of which one had more calls to learn from."""
+    """Two policies in the environment of other words, of which one had more calls to learn from."""
     paths = []
     for name, calls, row in (("few", 8, "leafe"), ("many", 16, "leafe+")):
         made = make(tmp_path / name, recipe(explore__limits={"policy_calls": calls}), {})
         weights = made / "distill" / row / "checkpoint"
         weights.mkdir()
-        there = recipe(policy__model=str(weights), arms={}, strategies=(), world__options={"setting": "hard", "words": "second"})
+        there = recipe(policy__model=str(weights), arms={}, strategies=(), env__options={"setting": "hard", "words": "second"})
         paths.append(make(tmp_path / f"other.{row}", there, {"evaluate/base": [1] * 12}))
     with pytest.raises(UserError, match=r"few and .*many cannot stand in one table: explore\.limits\.policy_calls is 8 in the one and 16 in the other"):
         gather(paths)

@@ -1,4 +1,4 @@
-"""What `leafe table` runs, and its figure: the arms of the table and no more, later tables in the same folder, other worlds by their recipes."""
+"""What `leafe table` runs, and its figure: the arms of the table and no more, later tables in the same folder, other environments by their recipes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_arms_on_arms_come_with_what_they_build_on(tmp_path: Path, monkeypatch: 
 
 def first(**changes: Any) -> Recipe:
     """gates-first as `folders.make` makes it."""
-    return recipe(name="gates-first", world__options={"setting": "hard", "words": "first"}, **changes)
+    return recipe(name="gates-first", env__options={"setting": "hard", "words": "first"}, **changes)
 
 
 def trained(tmp_path: Path, made: Recipe, rows: Sequence[str] = ("base", "leafe", "leafe+"), **more: Any) -> Path:
@@ -101,24 +101,24 @@ def trained(tmp_path: Path, made: Recipe, rows: Sequence[str] = ("base", "leafe"
     return path
 
 
-def test_every_trained_policy_is_tested_in_the_other_worlds(tmp_path: Path) -> None:
+def test_every_trained_policy_is_tested_in_the_other_envs(tmp_path: Path) -> None:
     folder = trained(tmp_path, first(seeds=(1, 2)))
-    overrides = ("seeds=[1,2]", "tasks.test=7", "tasks.train=5", "policy.options.max_batch=9", "evaluate.compare=[['leafe','base']]", "world.workers=3")
+    overrides = ("seeds=[1,2]", "tasks.test=7", "tasks.train=5", "policy.options.max_batch=9", "evaluate.compare=[['leafe','base']]", "env.workers=3")
     work, _ = jobs_of(TABLES[5], recipe_set("gates"), overrides, tmp_path)
     assert [job.folder for job in work] == [folder]
     tests = transfer_jobs(TABLES[5], recipe_set("gates"), overrides, work[0])
-    worlds = ("gates-transfer", "gates-habit")
+    envs = ("gates-transfer", "gates-habit")
     rows = ("base", "rehearsal", "leafe", "leafe+")
-    assert [job.folder.name for job in tests] == [f"{world}.seed{s}.{row}" for world in worlds for s in (1, 2) for row in rows]
+    assert [job.folder.name for job in tests] == [f"{env}.seed{s}.{row}" for env in envs for s in (1, 2) for row in rows]
     assert all(job.folder.name == job.recipe.name for job in tests)
     by_name = {job.folder.name: job.recipe for job in tests}
     assert by_name["gates-transfer.seed1.base"].policy.model == "embedded"
     leafe = by_name["gates-transfer.seed2.leafe"]
     assert leafe.policy.model == str(folder / "distill/seed2.leafe/checkpoint")
-    assert (leafe.seeds, leafe.tasks.test, leafe.arms, leafe.strategies, leafe.world.workers) == ((2,), 7, {}, (), 3)
+    assert (leafe.seeds, leafe.tasks.test, leafe.arms, leafe.strategies, leafe.env.workers) == ((2,), 7, {}, (), 3)
     assert leafe.policy.options == {"max_batch": 9, "cache_gib": 0.5}
-    assert leafe.world.options == {"setting": "hard", "words": "second"}
-    assert by_name["gates-habit.seed2.leafe"].world.options == {"setting": "hard", "words": "first", "rules": "habit"}
+    assert leafe.env.options == {"setting": "hard", "words": "second"}
+    assert by_name["gates-habit.seed2.leafe"].env.options == {"setting": "hard", "words": "first", "rules": "habit"}
 
 
 def test_who_answers_for_the_base_is_not_asked_for_trained_weights(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_table_5_shows_policies_where_they_were_trained_and_where_not(tmp_path: 
     assert any("habit (transfer) is a control: its rules are those of pretraining" in note for note in document.notes)
 
 
-def test_the_world_of_table_5_is_no_column_of_other_tables(tmp_path: Path) -> None:
+def test_the_env_of_table_5_is_no_column_of_other_tables(tmp_path: Path) -> None:
     """Unless it is all there is; and the claims of all tables are those that each table prints."""
     folders = transferred(tmp_path, TRANSFERRED)
     hard = make(tmp_path / "gates-hard", recipe(name="gates-hard"), {f"evaluate/{row}": [c] * 12 for row, c in (("base", 1), ("leafe", 2), ("leafe+", 3))})
@@ -215,7 +215,7 @@ def test_the_commands_offered_for_a_transfer_column_work(tmp_path: Path) -> None
     (test,) = by_row["LEAFE+"]
     assert opened(test)["policy"]["model"] == str(tmp_path / "gates-first/distill/leafe+/checkpoint")
     assert test[-1] == "gates-transfer.leafe+"
-    assert opened(test)["world"]["options"]["words"] == "second"
+    assert opened(test)["env"]["options"]["words"] == "second"
     training, test = by_row["GRPO"]
     assert "grpo" in opened(training)["arms"]
     assert training[-1] == "gates-first"
@@ -356,7 +356,7 @@ def test_a_table_that_is_stopped_goes_on_to_the_same_figures(tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_table_5_from_nothing_to_its_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real thing, very small: trained in gates-first, tested in both other worlds; given again, nothing is done again."""
+    """The real thing, very small: trained in gates-first, tested in both other environments; given again, nothing is done again."""
     monkeypatch.chdir(tmp_path)
     small = ("tasks.train=6", "tasks.test=3", "evaluate.samples=8", "evaluate.k=[1,8]", "explore.limits.policy_calls=20", "jobs=1")
     steps = ("arms.leafe.distill.steps=2", "arms.leafe+.distill.steps=2", "arms.rehearsal.distill.steps=2", "arms.grpo.grpo.tasks_batch=3")

@@ -472,12 +472,12 @@ def test_settings_of_another_version_leave_the_trees(tmp_path: Path) -> None:
     visit(run, tmp_path / "cache", tour)
 
 
-@pytest.mark.parametrize(("change", "words"), [("world.name='nowhere'", "no world 'nowhere'"), ("prompts='/nowhere.toml'", "no prompt set")])
+@pytest.mark.parametrize(("change", "words"), [("env.name='nowhere'", "no environment 'nowhere'"), ("prompts='/nowhere.toml'", "no prompt set")])
 def test_what_the_prompts_need_and_is_not_here_is_said(tmp_path: Path, change: str, words: str) -> None:
     run = new_run(tmp_path / "run")
     key, _, value = change.partition("=")
     text = (run / "config.toml").read_text()
-    old = 'name = "gates"' if key.startswith("world") else 'prompts = "gates"'
+    old = 'name = "gates"' if key.startswith("env") else 'prompts = "gates"'
     assert old in text
     (run / "config.toml").write_text(text.replace(old, f"{key.rpartition('.')[2]} = {value}"))
     write_stage(run, [make_tree()])
@@ -488,7 +488,7 @@ def test_what_the_prompts_need_and_is_not_here_is_said(tmp_path: Path, change: s
     visit(run, tmp_path / "cache", tour)
 
 
-def test_a_world_that_lies_in_the_runs_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_env_that_lies_in_the_runs_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(tmp_path / "run")
     text = (run / "config.toml").read_text()
     (run / "config.toml").write_text(text.replace('name = "gates"', 'name = "evil_of_the_run:Evil"'))

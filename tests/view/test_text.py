@@ -1,4 +1,4 @@
-"""Texts of models and worlds on a page: escaped, bounded, and nothing in them hidden; searches found, whatever is typed."""
+"""Texts of models and environments on a page: escaped, bounded, and nothing in them hidden; searches found, whatever is typed."""
 
 from __future__ import annotations
 

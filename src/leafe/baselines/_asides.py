@@ -81,7 +81,7 @@ class Asker:
 def aside(
     what: What, history: History, answer: Completion, *, episode: int, nth: int, note: str = "", why: str = "", policy: str = "", seconds: float = 0.0
 ) -> Turn:
-    """The record of a call that no world hears of; `why` it could not be used, if so."""
+    """The record of a call that no environment hears of; `why` it could not be used, if so."""
     return Turn(
         id=turn_id(history.task.id, episode, history.step, Kind.aside, nth),
         parent=history.turns[-1].id if history.turns else None,

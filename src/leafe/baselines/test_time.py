@@ -1,7 +1,7 @@
 """Several attempts at a test task with feedback carried from one to the next, counted so that they can stand beside plain Pass@k at equal cost.
 
 The loop is Stage 1's: strategy `refine` carries the attempts themselves (iterative refinement), `reflexion` the policy's own reflection, `independent` nothing.
-A sample is a row of up to R attempts that ends at the first success; what it spent (reflections, tokens, world steps) is counted. So "Pass@1 with R attempts"
+A sample is a row of up to R attempts that ends at the first success; what it spent (reflections, tokens, environment steps) is counted. So "Pass@1 with R attempts"
 has a price, and `rows` says how many plain samples the same calls would have bought. `independent` under the same bounds is the same curve for plain sampling.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafe.core import Episode, Policy, Spent, Stop, Task, Tree, UserError
-from leafe.explore import EpisodeSink, ExploreConfig, Progress, WorldPool, cost_of, explore
+from leafe.explore import EpisodeSink, ExploreConfig, Progress, EnvPool, cost_of, explore
 from leafe.prompts import Prompts
 
 Ints = NDArray[np.int64]
@@ -125,7 +125,7 @@ def _plus(spent: Spent, episode: Episode) -> Spent:
 
 async def sample_attempts(
     policy: Policy,
-    pool: WorldPool,
+    pool: EnvPool,
     tasks: Sequence[Task],
     prompts: Prompts,
     config: ExploreConfig,
@@ -141,7 +141,7 @@ async def sample_attempts(
 
     config: temperatures, `memory`, `reflect_tries`, horizon, seed; its strategy and limits are not used, since here a sample's only limit is its attempts.
     A lost attempt is made again, up to `AGAIN` times a sample. Journal and `known` speak of the tasks of `samples_of(tasks, samples)`. Unlike evaluation
-    nothing is counted together, as every sample goes its own way, and in a world whose start depends on the seed every sample draws its own. UserError and
+    nothing is counted together, as every sample goes its own way, and in an environment whose start depends on the seed every sample draws its own. UserError and
     ForeignFailure as `explore`.
     """
     if attempts < 1 or samples < 1:

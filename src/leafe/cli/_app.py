@@ -77,7 +77,7 @@ def demo(
     as_json: Json = False,
     rebuild_base: Annotated[Path | None, typer.Option("--rebuild-base", help="Train the embedded base model anew into this folder, and stop.")] = None,
 ) -> None:
-    """The whole experiment on the embedded world and model, on a CPU, in minutes."""
+    """The whole experiment on the embedded environment and model, on a CPU, in minutes."""
     if rebuild_base is not None:
         from leafe.embedded.build import build
 
@@ -182,7 +182,7 @@ def report(
 
 @app.command()
 def doctor() -> None:
-    """What is installed, and a self-test of each world."""
+    """What is installed, and a self-test of each environment."""
     from leafe.cli._inspect import examine
 
     if not examine(_console()):
@@ -260,7 +260,7 @@ def _say_plan(console: Console, recipe: Recipe, folder: Path, stages: list[Stage
         console.print(Text.assemble((recipe.name, "bold"), f": {recipe.about}"))
     there = f" {len(before)} of these {len(stages)} are finished already." if before else ""
     console.print(
-        f"Plan: {kinds}.{there} World {recipe.world.name} {recipe.world.options or ''}; {recipe.tasks.train or 'all'} training tasks, {limits} each, "
+        f"Plan: {kinds}.{there} Environment {recipe.env.name} {recipe.env.options or ''}; {recipe.tasks.train or 'all'} training tasks, {limits} each, "
         f"for every strategy; "
         f"then {recipe.evaluate.samples} samples of {recipe.tasks.test or 'all'} {recipe.tasks.test_split} tasks a policy. "
         f"{recipe.jobs} job{'s' if recipe.jobs > 1 else ''} at a time; all of it goes to {folder}/. Stop with Ctrl-C and run again at any time.",

@@ -75,13 +75,13 @@ def import_(
     file: Annotated[Path, typer.Argument(help="The log: JSON lines, an Inspect log, or verifiers' traces (a file or its folder).")],
     format: Annotated[str, typer.Option("--format", help="chat, inspect or verifiers.")],
     out: Annotated[Path, typer.Option("--out", help="The new run folder.")],
-    recipe: Annotated[str | None, typer.Option("--recipe", help="Play the episodes again in this recipe's world; explore and run go on with them.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Play the episodes again in this recipe's environment; explore and run go on with them.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="key=value: a change to the recipe, as for run; may be repeated.")] = None,
-    world: Annotated[str | None, typer.Option("--world", help="Without a recipe: play them again in this world.")] = None,
-    option: Annotated[list[str] | None, typer.Option("--option", help="key=value: an option of that world; may be repeated.")] = None,
-    prompts: Annotated[str, typer.Option("--prompts", help="With --world: the prompt set, which reads the action out of a text.")] = "plain",
-    split: Annotated[str, typer.Option("--split", help="With --world: the split whose tasks they are.")] = "train",
-    seed: Annotated[int, typer.Option("--seed", help="With --world: the seed that its tasks are drawn with.")] = 0,
+    env: Annotated[str | None, typer.Option("--env", help="Without a recipe: play them again in this environment.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", help="key=value: an option of that environment; may be repeated.")] = None,
+    prompts: Annotated[str, typer.Option("--prompts", help="With --env: the prompt set, which reads the action out of a text.")] = "plain",
+    split: Annotated[str, typer.Option("--split", help="With --env: the split whose tasks they are.")] = "train",
+    seed: Annotated[int, typer.Option("--seed", help="With --env: the seed that its tasks are drawn with.")] = 0,
     success_at: Annotated[float, typer.Option("--success-at", help="The reward from which an episode is a success, where the log does not say.")] = 1.0,
 ) -> None:
     """Read episodes that are there already into a run: known first attempts, to reflect on and to roll back from."""
@@ -91,12 +91,12 @@ def import_(
     chosen = next((f for f in FORMATS if f == format), None)
     if chosen is None:
         raise UserError(f"There is no format {format!r} to import: choose one of {', '.join(FORMATS)}.")
-    if recipe is not None and (world is not None or option):
-        raise UserError("A recipe names its world itself: give --recipe or --world, not both; its world's options are changed with --set.")
+    if recipe is not None and (env is not None or option):
+        raise UserError("A recipe names its environment itself: give --recipe or --env, not both; its environment's options are changed with --set.")
     if override and recipe is None:
         raise UserError("--set changes a recipe: give --recipe too.")
-    if option and world is None:
-        raise UserError("--option is an option of the world: give --world too.")
+    if option and env is None:
+        raise UserError("--option is an option of the environment: give --env too.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: an import goes into a new run folder.")
     problems = Problems()
@@ -105,23 +105,23 @@ def import_(
 
         loaded = load_recipe(recipe, override or ())
     else:
-        loaded = _stand_in(out, file, world, option or [], prompts, split, seed)
+        loaded = _stand_in(out, file, env, option or [], prompts, split, seed)
     records = list(read(file, chosen, problems))
-    found = _taken(records, loaded, recipe is not None, world is not None or recipe is not None, success_at, problems)
+    found = _taken(records, loaded, recipe is not None, env is not None or recipe is not None, success_at, problems)
     if not found.episodes:
         raise UserError(f"No episode of {file} could be taken. The first: {problems.sentences[0] if problems.sentences else 'there is none'}")
     stage = _write(out, file, chosen, loaded, found, problems, finished=recipe is None)
     _report(found, problems, out, stage, recipe)
 
 
-def _stand_in(out: Path, file: Path, world: str | None, options: Sequence[str], prompts: str, split: str, seed: int) -> Recipe:
-    """A recipe for a run that only holds imported trees: nothing but its world is one that can be made."""
-    from leafe.imports import CHAT_PROMPTS, WORLD
+def _stand_in(out: Path, file: Path, env: str | None, options: Sequence[str], prompts: str, split: str, seed: int) -> Recipe:
+    """A recipe for a run that only holds imported trees: nothing but its environment is one that can be made."""
+    from leafe.imports import CHAT_PROMPTS, ENV
     from leafe.recipes import parse_options, parse_recipe
 
     values: dict[str, Any] = {
-        "name": out.name, "about": f"Episodes imported from {file.name}.", "seeds": [seed], "policy": {"kind": WORLD, "model": WORLD},
-        "world": {"name": world or WORLD, "options": parse_options(options)}, "prompts": prompts if world else CHAT_PROMPTS,
+        "name": out.name, "about": f"Episodes imported from {file.name}.", "seeds": [seed], "policy": {"kind": ENV, "model": ENV},
+        "env": {"name": env or ENV, "options": parse_options(options)}, "prompts": prompts if env else CHAT_PROMPTS,
         "tasks": {"train_split": split}, "evaluate": {"samples": 1, "k": [1]},
     }  # fmt: skip
     return parse_recipe(values, "The import")
@@ -131,8 +131,8 @@ def _taken(records: Sequence[Logged], recipe: Recipe, by_recipe: bool, replay: b
     import asyncio
 
     from leafe.core import UserError
-    from leafe.envs import load_tasks, make_world
-    from leafe.explore import WorldPool
+    from leafe.envs import load_tasks, make_env
+    from leafe.explore import EnvPool
     from leafe.imports import as_logged, replayed
     from leafe.prompts import Prompts, load_prompt_set
 
@@ -140,12 +140,12 @@ def _taken(records: Sequence[Logged], recipe: Recipe, by_recipe: bool, replay: b
         return as_logged(records, success_at=success_at, problems=problems)
 
     def make() -> Environment:
-        return make_world(recipe.world.name, **recipe.world.options)
+        return make_env(recipe.env.name, **recipe.env.options)
 
     words = load_prompt_set(recipe.prompts)
 
     async def main() -> Imported:
-        pool = WorldPool.fitting(make, 64, recipe.world.workers, recipe.world.timeout)
+        pool = EnvPool.fitting(make, 64, recipe.env.workers, recipe.env.timeout)
         try:
             tasks: dict[str, Task] = {}
             try:
@@ -169,7 +169,7 @@ def _write(out: Path, file: Path, format: Format, recipe: Recipe, found: Importe
     import hashlib
 
     from leafe.core import UserError
-    from leafe.envs import load_tasks, make_world
+    from leafe.envs import load_tasks, make_env
     from leafe.imports import write
     from leafe.pipeline import config_of, plan
     from leafe.runs import RunFolder
@@ -189,8 +189,8 @@ def _write(out: Path, file: Path, format: Format, recipe: Recipe, found: Importe
     with RunFolder.open(out, config_of(recipe), seeds={str(nth): seed for nth, seed in enumerate(recipe.seeds)}) as run:
         tasks = None
         if not finished:
-            with make_world(recipe.world.name, **recipe.world.options) as world:
-                tasks = load_tasks(world, recipe.tasks.train_split, recipe.tasks.train, recipe.seeds[0])
+            with make_env(recipe.env.name, **recipe.env.options) as env:
+                tasks = load_tasks(env, recipe.tasks.train_split, recipe.tasks.train, recipe.seeds[0])
         write(run.stage(stage.name), found, tasks)
         run.metric(stage=stage.name, imported=found.episodes)
         if finished:
@@ -218,7 +218,7 @@ def _report(found: Imported, problems: Problems, out: Path, stage: str, recipe: 
     if problems.unsaid:
         say(f"... and {problems.unsaid} more like these.")
     ends = ", ".join(f"{number} {stop}" for stop, number in found.stops.items())
-    how = "played again in their world" if found.verified else "taken as they stand, without a world"
+    how = "played again in their environment" if found.verified else "taken as they stand, without an environment"
     say(f"{found.episodes} episodes of {len(found.trees)} tasks, {how}: {ends}; {found.solved} tasks solved.")
     for kind, number in problems.left_out.items():
         say(f"left out: {number} x {kind}")

@@ -1,4 +1,4 @@
-"""`leafe envs`: list the worlds, check that they keep their contract, make data for them, offer one over HTTP."""
+"""`leafe envs`: list the environments, check that they keep their contract, make data for them, offer one over HTTP."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(help="The worlds there are; check, make and serve them.", invoke_without_command=True)
-make = typer.Typer(help="Make data for a world.", no_args_is_help=True)
+app = typer.Typer(help="The environments there are; check, make and serve them.", invoke_without_command=True)
+make = typer.Typer(help="Make data for an environment.", no_args_is_help=True)
 app.add_typer(make, name="make")
 
-World = Annotated[str, typer.Argument(help="A world of `leafe envs`, or package.module:Class.")]
-Options = Annotated[list[str] | None, typer.Argument(help="The world's options: horizon=20 levels=DIR ...")]
+Env = Annotated[str, typer.Argument(help="An environment of `leafe envs`, or package.module:Class.")]
+Options = Annotated[list[str] | None, typer.Argument(help="The environment's options: horizon=20 levels=DIR ...")]
 
 
 @app.callback()
 def listing(context: typer.Context) -> None:
-    """The worlds there are, their splits, options and needs."""
+    """The environments there are, their splits, options and needs."""
     if context.invoked_subcommand is None:
-        from leafe.cli._inspect import show_worlds
+        from leafe.cli._inspect import show_envs
 
-        show_worlds(console())
+        show_envs(console())
 
 
 @app.command()
 def check(
-    world: Annotated[str | None, typer.Argument(help="A world of `leafe envs`, or package.module:Class; default: all that are ready here.")] = None,
+    env: Annotated[str | None, typer.Argument(help="An environment of `leafe envs`, or package.module:Class; default: all that are ready here.")] = None,
     options: Options = None,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks to play.")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="Most actions on a task.")] = 25,
@@ -41,12 +41,12 @@ def check(
         typer.Option("--actions", help="An action to play by where there are no valid_actions; give it again for more, or @FILE."),
     ] = None,
 ) -> None:
-    """Play worlds by their valid actions, replay and return in every way, here and in other processes, and say what differs."""
-    from leafe.cli._inspect import check_worlds
+    """Play environments by their valid actions, replay and return in every way, here and in other processes, and say what differs."""
+    from leafe.cli._inspect import check_envs
     from leafe.recipes import parse_options
 
     played = _actions(actions)
-    if not check_worlds(console(), world, parse_options(options or ()), count=tasks, steps=steps, seed=seed, markdown=markdown, actions=played):
+    if not check_envs(console(), env, parse_options(options or ()), count=tasks, steps=steps, seed=seed, markdown=markdown, actions=played):
         raise typer.Exit(1)
 
 
@@ -71,14 +71,14 @@ def _actions(given: list[str] | None) -> list[str] | None:
 
 @app.command()
 def serve(
-    world: World,
+    env: Env,
     options: Options = None,
     host: Annotated[str, typer.Option(help="Where to listen; others than this machine need --token-env.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Most sessions at a time.")] = 8,
     token_env: Annotated[str | None, typer.Option(help="The environment variable that holds the token which clients must bear.")] = None,
 ) -> None:
-    """Offer a world over HTTP (docs/remote.md) until it is stopped; in recipes it is the world `remote` with this url."""
+    """Offer an environment over HTTP (docs/remote.md) until it is stopped; in recipes it is the environment `remote` with this url."""
     import os
 
     from leafe.core import UserError
@@ -88,12 +88,12 @@ def serve(
     token = os.environ.get(token_env) if token_env else None
     if token_env and not token:
         raise UserError(f"The environment variable {token_env} holds no token: set it, or leave --token-env out.")
-    run(world, parse_options(options or ()), host=host, port=port, workers=workers, token=token)
+    run(env, parse_options(options or ()), host=host, port=port, workers=workers, token=token)
 
 
 @make.command("alfworld")
 def make_alfworld(
-    out: Annotated[Path, typer.Option(help="The folder to make; the world's option `data` afterwards.")],
+    out: Annotated[Path, typer.Option(help="The folder to make; the environment's option `data` afterwards.")],
     games: Annotated[int, typer.Option(min=1, help="How many, over the splits.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed makes the same games.")] = 0,
 ) -> None:
@@ -104,7 +104,7 @@ def make_alfworld(
     with screen.status(f"making {games} games in {out}") as status:
         made = make_games(out, games=games, seed=seed, progress=lambda done, of: status.update(f"{done} of {of} games in {out}"))
     screen.print(json.dumps(made, indent=1, default=str), highlight=False)
-    screen.print(f"Play them: leafe run alfworld world.options.data={out}", highlight=False)
+    screen.print(f"Play them: leafe run alfworld env.options.data={out}", highlight=False)
 
 
 def console(quiet: bool = False) -> Console:

@@ -1,4 +1,4 @@
-"""What is installed here: worlds with their needs, packages with their versions, and whether each world plays."""
+"""What is installed here: environments with their needs, packages with their versions, and whether each environment plays."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from leafe.core import UserError, WorldError
-from leafe.envs import describe, world_names
+from leafe.core import UserError, EnvError
+from leafe.envs import describe, env_names
 from leafe.envs.sandbox import guarantees
 from leafe.testing import Report, check_environment, reports_table
 
@@ -25,12 +25,12 @@ _PACKAGES = {
 """Package and the extra that brings it."""
 
 
-def show_worlds(console: Console) -> None:
-    """One row a world."""
-    table = Table(title="Worlds", title_justify="left")
-    for column in ("world", "what", "splits", "horizon", "options", "needs"):
+def show_envs(console: Console) -> None:
+    """One row an environment."""
+    table = Table(title="Envs", title_justify="left")
+    for column in ("env", "what", "splits", "horizon", "options", "needs"):
         table.add_column(column, overflow="fold")
-    for name in world_names():
+    for name in env_names():
         try:
             info = describe(name)
         except UserError as error:
@@ -39,12 +39,12 @@ def show_worlds(console: Console) -> None:
         options = escape("\n".join(info.options.values()))
         table.add_row(name, escape(info.summary), ", ".join(info.splits), str(info.horizon), options, escape(info.needs))
     console.print(table)
-    console.print("A world of your own is `package.module:Class` with reset and step: give that as world.name.", highlight=False)
+    console.print("An environment of your own is `package.module:Class` with reset and step: give that as env.name.", highlight=False)
 
 
-def check_worlds(
+def check_envs(
     console: Console,
-    world: str | None,
+    env: str | None,
     options: Mapping[str, Any],
     *,
     count: int,
@@ -54,13 +54,13 @@ def check_worlds(
     elsewhere: bool = True,
     actions: Sequence[str] | None = None,
 ) -> bool:
-    """Check one world, or all that can be made here, and print the table; False where one breaks the contract. `actions`: to play by, where the world's
+    """Check one environment, or all that can be made here, and print the table; False where one breaks the contract. `actions`: to play by, where the environment's
     `valid_actions` are not to be asked.
 
-    A world that cannot be made is an error where it was asked for by name, and a line that says what it needs where it was not.
+    An environment that cannot be made is an error where it was asked for by name, and a line that says what it needs where it was not.
     """
     reports, names, absent = [], [], []
-    for name in [world] if world is not None else world_names():
+    for name in [env] if env is not None else env_names():
         try:
             used = dict(options) or dict(describe(name).example)
             console.print(f"{name} ...", highlight=False)
@@ -69,16 +69,16 @@ def check_worlds(
                 _check_server(report, used)
             reports.append(report)
         except UserError as error:
-            if world is not None:
+            if env is not None:
                 raise
             absent.append((name, str(error)))
             continue
         except Exception as error:  # a check reports whatever breaks
-            what = str(error) if isinstance(error, WorldError) else f"{type(error).__name__}: {error}"
+            what = str(error) if isinstance(error, EnvError) else f"{type(error).__name__}: {error}"
             reports.append(Report(name, [what], failed=Counter(["types"])))
         names.append(" ".join([name, *(f"{key}={value}" for key, value in used.items())]))
     columns, rows = reports_table(reports, names)
-    title = f"Worlds: {count} tasks, up to {steps} random valid actions on each; the way back by replay / by snapshot or fork"
+    title = f"Environments: {count} tasks, up to {steps} random valid actions on each; the way back by replay / by snapshot or fork"
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -87,9 +87,9 @@ def check_worlds(
     console.print(table)
     for report in reports:
         for problem in report.problems[:20]:
-            console.print(f"{report.world}: {problem}", highlight=False, markup=False)
+            console.print(f"{report.env}: {problem}", highlight=False, markup=False)
         if len(report.problems) > 20:
-            console.print(f"{report.world}: and {len(report.problems) - 20} problems more", highlight=False, markup=False)
+            console.print(f"{report.env}: and {len(report.problems) - 20} problems more", highlight=False, markup=False)
     if absent:
         console.print("Not ready here:", highlight=False)
         for name, why in absent:
@@ -101,7 +101,7 @@ def check_worlds(
 
 
 def _check_server(report: Report, options: Mapping[str, Any]) -> None:
-    """A server can keep the world's contract and break the protocol: step twice when it is asked twice, mix up sessions."""
+    """A server can keep the environment's contract and break the protocol: step twice when it is asked twice, mix up sessions."""
     from leafe.envs.remote import check_server
 
     try:
@@ -114,7 +114,7 @@ def _check_server(report: Report, options: Mapping[str, Any]) -> None:
 
 
 def examine(console: Console) -> bool:
-    """Print versions and what the sandbox gives, and play a little in every world; False where a world that is installed fails its test."""
+    """Print versions and what the sandbox gives, and play a little in every environment; False where an environment that is installed fails its test."""
     packages = Table(title="Packages", title_justify="left")
     packages.add_column("package")
     packages.add_column("version")
@@ -128,4 +128,4 @@ def examine(console: Console) -> bool:
     for what, here in guarantees().items():
         boxes.add_row(what, escape(here))
     console.print(boxes)
-    return check_worlds(console, None, {}, count=2, steps=10, elsewhere=False)
+    return check_envs(console, None, {}, count=2, steps=10, elsewhere=False)

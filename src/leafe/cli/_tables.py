@@ -68,7 +68,7 @@ def figure(
     row: Annotated[list[str] | None, typer.Option("--row", help="Draw only these rows; may be repeated.")] = None,
     csv: Csv = None,
 ) -> None:
-    """Pass@k curves with their 95 % bands, one panel a world, to k = 1024 where there are so many samples (evaluate.samples=1024)."""
+    """Pass@k curves with their 95 % bands, one panel an environment, to k = 1024 where there are so many samples (evaluate.samples=1024)."""
     from leafe.core import UserError
     from leafe.tables import passk_figure
 

@@ -1,4 +1,4 @@
-"""A policy's answer and the world's answer to it, as the one record that they are."""
+"""A policy's answer and the environment's answer to it, as the one record that they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def act_turn(
     answer: Completion, thought: str, action: str, result: StepResult, *,
     id: str, parent: str | None, task_id: str, step: int, policy: str, seconds: float, experience: str | None = None, count: int = 1,
 ) -> Turn:  # fmt: skip
-    """The act turn of an answer that was parsed into thought and action, and of what the world said to it. One world step; `seconds` are rounded."""
+    """The act turn of an answer that was parsed into thought and action, and of what the environment said to it. One environment step; `seconds` are rounded."""
     return Turn(
         id=id,
         parent=parent,

@@ -14,40 +14,40 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from leafe.core.environment import Environment, StepResult
-from leafe.core.errors import UserError, WorldError
+from leafe.core.errors import UserError, EnvError
 from leafe.core.text import clean_text
 from leafe.core.types import Task
 
-AnyWorld = TypeVar("AnyWorld", bound=Environment)
+AnyEnv = TypeVar("AnyEnv", bound=Environment)
 
 
-def observation_text(value: object, world: str) -> str:
+def observation_text(value: object, env: str) -> str:
     """What `reset` returned.
 
     Args:
         value: The returned value.
-        world: The environment's name, for the error.
+        environment: The environment's name, for the error.
 
     Raises:
-        WorldError: It is no text.
+        EnvError: It is no text.
     """
     if not isinstance(value, str):
-        raise _broken(world, f"reset returned {_kind(value)}, not a string")
+        raise _broken(env, f"reset returned {_kind(value)}, not a string")
     return clean_text(value)
 
 
-def step_result(value: object, world: str) -> StepResult:
+def step_result(value: object, env: str) -> StepResult:
     """What `step` returned, with plain values: text without surrogates, finite numbers, bools.
 
     Args:
         value: The returned value.
-        world: The environment's name, for the error.
+        environment: The environment's name, for the error.
 
     Raises:
-        WorldError: A field cannot be recorded (a reward of None or NaN, say).
+        EnvError: A field cannot be recorded (a reward of None or NaN, say).
     """
     if not isinstance(value, StepResult):
-        raise _broken(world, f"step returned {_kind(value)}, not a StepResult")
+        raise _broken(env, f"step returned {_kind(value)}, not a StepResult")
     try:
         return StepResult(
             observation=_text(value.observation, "observation"),
@@ -59,51 +59,51 @@ def step_result(value: object, world: str) -> StepResult:
             info=_info(value.info),
         )
     except ValueError as error:
-        raise _broken(world, f"step returned a StepResult whose {error}") from error
+        raise _broken(env, f"step returned a StepResult whose {error}") from error
 
 
-def check_facts(world: AnyWorld) -> AnyWorld:
+def check_facts(env: AnyEnv) -> AnyEnv:
     """The environment itself, with plain values for what it says about itself.
 
     Raises:
         UserError: Its name or its help is no text, or its horizon no number of steps.
     """
-    said = f"The world {_shown(world.name)!r}"
+    said = f"The environment {_shown(env.name)!r}"
     for fact in ("name", "actions_help"):
         try:
-            text = _text(getattr(world, fact), fact)
+            text = _text(getattr(env, fact), fact)
         except ValueError as error:
             raise UserError(f"{said}: its {error}: give its class a text.") from error
-        if text != getattr(world, fact):
-            setattr(world, fact, text)
-    horizon = _item(world.horizon)
+        if text != getattr(env, fact):
+            setattr(env, fact, text)
+    horizon = _item(env.horizon)
     if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
         raise UserError(
             f"{said}: its horizon is {_kind(horizon)}: give its class a whole number of steps from 1."
         )
-    if type(world.horizon) is not int:
-        world.horizon = horizon
-    return world
+    if type(env.horizon) is not int:
+        env.horizon = horizon
+    return env
 
 
-def versions_of(world: Environment) -> dict[str, str]:
+def versions_of(env: Environment) -> dict[str, str]:
     """What `versions` says, as text: numbers and None too."""
-    return {_shown(name): _shown(value) for name, value in dict(world.versions() or {}).items()}
+    return {_shown(name): _shown(value) for name, value in dict(env.versions() or {}).items()}
 
 
-def plain_task(task: object, world: str) -> Task:
+def plain_task(task: object, env: str) -> Task:
     """A task as it reads back from JSON, so that a resumed run plays the same one.
 
     Args:
         task: What the environment listed.
-        world: The environment's name, for the error.
+        environment: The environment's name, for the error.
 
     Raises:
         UserError: It is no `Task`, or holds what JSON cannot.
     """
     if not isinstance(task, Task):
         raise UserError(
-            f"The world {world!r} lists {_kind(task)} among its tasks: tasks() gives Task records."
+            f"The environment {env!r} lists {_kind(task)} among its tasks: tasks() gives Task records."
         )
     try:
         texts = {n: _text(getattr(task, n), n) for n in ("id", "env", "split", "instruction")}
@@ -112,7 +112,7 @@ def plain_task(task: object, world: str) -> Task:
             raise ValueError(f"payload is {_kind(task.payload)}, not a mapping")
     except ValueError as error:
         raise UserError(
-            f"A task of the world {world!r} ({_shown(task.id)[:80]!r}) cannot be written as JSON: its "
+            f"A task of the environment {env!r} ({_shown(task.id)[:80]!r}) cannot be written as JSON: its "
             f"{error}. Give its class plain values: text, finite numbers, true and false, lists, "
             "mappings with text as keys."
         ) from error
@@ -224,5 +224,5 @@ def _shown(value: object) -> str:
         return f"a value of type {type(value).__name__}"
 
 
-def _broken(world: str, why: str) -> WorldError:
-    return WorldError(f"The world {world} breaks its contract: {why}.")
+def _broken(env: str, why: str) -> EnvError:
+    return EnvError(f"The environment {env} breaks its contract: {why}.")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 @dataclass(slots=True)
 class Spent:
-    """What was spent. Steps are world steps, tokens are the policy's, seconds are wall time."""
+    """What was spent. Steps are environment steps, tokens are the policy's, seconds are wall time."""
 
     episodes: int = 0
     env_steps: int = 0

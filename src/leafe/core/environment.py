@@ -1,7 +1,7 @@
-"""The contract of a world: text in, text out, and a way back.
+"""The contract of an environment: text in, text out, and a way back.
 
-A world is one synchronous object that plays one task at a time. It knows nothing of policies, prompts or training.
-The smallest world has `reset` and `step`; everything else has a default:
+An environment is one synchronous object that plays one task at a time. It knows nothing of policies, prompts or training.
+The smallest environment has `reset` and `step`; everything else has a default:
 
     class Coin(Environment):
         name = "coin"
@@ -13,7 +13,7 @@ The smallest world has `reset` and `step`; everything else has a default:
 
 Feedback is text, and an invalid action gets a sentence that says why, changes nothing, and has `valid=False`.
 
-What a world says about itself (`name`, `horizon`, ...) stands on its class, or on the instance where an option decides it.
+What an environment says about itself (`name`, `horizon`, ...) stands on its class, or on the instance where an option decides it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from leafe.core.types import Task
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The world's answer to one action."""
+    """The environment's answer to one action."""
 
     observation: str
     reward: float = 0.0
@@ -44,9 +44,9 @@ class StepResult:
 
 
 class Environment(ABC):
-    """One world. An instance is used by one thread at a time and for many episodes, one after another."""
+    """One environment. An instance is used by one thread at a time and for many episodes, one after another."""
 
-    name: str = "world"
+    name: str = "env"
     deterministic: bool = True
     """The same task, seed and actions give the same observations. Counted evaluation and rollback by replay rest on it."""
     horizon: int = 30
@@ -56,23 +56,23 @@ class Environment(ABC):
     quick: bool = False
     """Steps take microseconds: they run in the event loop and not in a worker thread."""
     heavy: bool = False
-    """An instance holds something scarce (a process, a session on a server): a run has at most `workers` of them. Of other worlds each task in flight
+    """An instance holds something scarce (a process, a session on a server): a run has at most `workers` of them. Of other environments each task in flight
     may have one, and `workers` bounds the calls into them at a time."""
     process: ClassVar[bool] = False
-    """The world can hang, die or take the process with it (a JVM, native code, a planner): `leafe.envs.make_world` gives it a process of its own,
+    """The environment can hang, die or take the process with it (a JVM, native code, a planner): `leafe.envs.make_env` gives it a process of its own,
     which is killed when it does not answer, and made anew."""
     forkable: ClassVar[bool] = False
     """With `process`: all of its state is the memory of one process with one thread, so that a copy of that process (os.fork) is a snapshot.
-    Not for a world that holds a child process, a connection or a JVM."""
+    Not for an environment that holds a child process, a connection or a JVM."""
     gauge: ClassVar[str] = ""
-    """`package.module:function` of the world's own measure of a policy, a coroutine `f(policy, prompts) -> dict of rates`, where it has one that is cheap
+    """`package.module:function` of the environment's own measure of a policy, a coroutine `f(policy, prompts) -> dict of rates`, where it has one that is cheap
     and needs no episodes: it stands beside Pass@k (`leafe.evaluate.probe`)."""
     can_snapshot: bool = False
-    """`snapshot` and `restore` work; else rollback is reset and replay. A `forkable` world need not say it."""
+    """`snapshot` and `restore` work; else rollback is reset and replay. A `forkable` environment need not say it."""
 
     @abstractmethod
     def reset(self, task: Task, seed: int) -> str:
-        """Start the task; returns o_0. `seed` is all the randomness that the world may use."""
+        """Start the task; returns o_0. `seed` is all the randomness that the environment may use."""
 
     @abstractmethod
     def step(self, action: str) -> StepResult:
@@ -80,7 +80,7 @@ class Environment(ABC):
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         """The tasks of a split ('train', 'valid', 'test'), the same for the same arguments; None: all there are."""
-        raise NotImplementedError(f"the world {self.name!r} has no task list of its own: hand it tasks")
+        raise NotImplementedError(f"the environment {self.name!r} has no task list of its own: hand it tasks")
 
     def valid_actions(self) -> Sequence[str]:
         """Actions that can be taken now, for checks and random play: never shown to a policy, so it may be slow. Not empty before the episode is over."""
@@ -99,11 +99,11 @@ class Environment(ABC):
         """This snapshot will not be restored again: free what it holds."""
 
     def versions(self) -> Mapping[str, str]:
-        """What decides this world's words beside its options (package versions, data files): recorded with every run."""
+        """What decides this environment's words beside its options (package versions, data files): recorded with every run."""
         return {}
 
-    def close(self) -> None:  # noqa: B027 (most worlds hold nothing)
-        """Free what the world holds (processes, files). May be called twice."""
+    def close(self) -> None:  # noqa: B027 (most environments hold nothing)
+        """Free what the environment holds (processes, files). May be called twice."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,7 @@
 """Three kinds of failure, told apart by who can mend them.
 
 A `UserError` is the user's to mend: one sentence that says what is wrong, where, and what to do; the command line
-exits with code 2. A `ForeignFailure` comes from outside (an endpoint, a world, a disk): it has been retried within bounds before it
+exits with code 2. A `ForeignFailure` comes from outside (an endpoint, an environment, a disk): it has been retried within bounds before it
 is raised, it is counted, and nothing that was finished is lost. Anything else is our own bug and is raised as it is.
 """
 
@@ -26,11 +26,11 @@ class ContextFull(PolicyError):
     """The prompt and the answer's limit do not fit the policy's context. Ends the episode as `Stop.context_full`."""
 
 
-class WorldError(ForeignFailure):
-    """A world raised or died. Ends the episode as `Stop.env_error`."""
+class EnvError(ForeignFailure):
+    """An environment raised or died. Ends the episode as `Stop.env_error`."""
 
 
-class SnapshotGone(WorldError):
+class SnapshotGone(EnvError):
     """A snapshot is no longer held (its process died, or others took its place): reset and replay lead to the same state."""
 
 

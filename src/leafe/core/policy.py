@@ -1,6 +1,6 @@
 """The contract of a policy: messages in, completions with counts out.
 
-A policy acts and reflects: it is one model. It knows nothing of worlds or trees. `count` on a completion is how many of the n
+A policy acts and reflects: it is one model. It knows nothing of environments or trees. `count` on a completion is how many of the n
 samples came out so: an engine that samples exactly but together (counted sampling) returns each distinct text once with its
 count; any other returns n completions of count 1. Either way the counts sum to n.
 """

@@ -1,6 +1,6 @@
 """What a turn, an episode and a branch are: the only records that leafe has.
 
-A turn is one policy output and the world's answer to it. Each is stored once and names its parent, so that an episode
+A turn is one policy output and the environment's answer to it. Each is stored once and names its parent, so that an episode
 is a path from the root to a leaf, a rollback is a new child of an earlier turn, and an evaluation of 128 samples is the same tree
 with counts on its edges. All records are frozen and turn to plain JSON values and back without loss.
 """
@@ -17,30 +17,30 @@ from typing import Any, Literal
 class Stop(StrEnum):
     """Why an episode ended."""
 
-    success = "success"  # the world said done, with success
-    failure = "failure"  # the world said done, without success
+    success = "success"  # the environment said done, with success
+    failure = "failure"  # the environment said done, without success
     horizon = "horizon"  # the most steps of an episode were taken
     context_full = "context_full"  # the history no longer fits the policy's context
     invalid_limit = "invalid_limit"  # too many invalid actions in a row
-    env_error = "env_error"  # the world raised, died or hung
+    env_error = "env_error"  # the environment raised, died or hung
     policy_error = "policy_error"  # the policy gave no answer after the bounded retries
     diverged = "diverged"  # a replay did not reproduce the observations: never trained on
     budget = "budget"  # a limit of the interaction budget was reached in mid-episode
 
 
-FAILED_BY_WORLD = frozenset({Stop.failure, Stop.horizon, Stop.invalid_limit})
+FAILED_BY_ENV = frozenset({Stop.failure, Stop.horizon, Stop.invalid_limit})
 """Stops by which the environment says that the policy failed; the whole history can be read again."""
 
-FAILED = FAILED_BY_WORLD | {Stop.context_full}
+FAILED = FAILED_BY_ENV | {Stop.context_full}
 """Stops that count as a failure of the policy, as they do at test: the policy is asked to reflect on them, and the history up to there is sound."""
 
 
 class Kind(StrEnum):
     """What the policy did in a turn."""
 
-    act = "act"  # took an action in the world
+    act = "act"  # took an action in the environment
     reflect = "reflect"  # read the history and named a rollback step and an experience
-    aside = "aside"  # said something else about it that no world hears: a lesson for a playbook, an explanation, an action only proposed (baselines)
+    aside = "aside"  # said something else about it that no environment hears: a lesson for a playbook, an explanation, an action only proposed (baselines)
 
 
 Finish = Literal["stop", "length"]
@@ -71,7 +71,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One problem of a world. `payload` holds what the world needs to build it: plain JSON values only."""
+    """One problem of an environment. `payload` holds what the environment needs to build it: plain JSON values only."""
 
     id: str
     env: str
@@ -89,7 +89,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One policy output and the world's answer.
+    """One policy output and the environment's answer.
 
     Ids are made by `turn_id` from the task, the episode's index and the position: the same run gives the same ids whatever the
     concurrency was.
@@ -105,18 +105,18 @@ class Turn:
     action_text: str
     """The policy's output as it was written, thought included, without the end-of-turn token."""
     action: str = ""
-    """What the world was given: parsed out of `action_text`. Empty for a reflection; of an aside, what it was asked for: `lesson`, `delta`,
+    """What the environment was given: parsed out of `action_text`. Empty for a reflection; of an aside, what it was asked for: `lesson`, `delta`,
     `proposal` or `explanation`."""
     thought: str = ""
     observation: str = ""
-    """The world's answer o_{t+1}. For an unusable reflection or aside: why it could not be used."""
+    """The environment's answer o_{t+1}. For an unusable reflection or aside: why it could not be used."""
     reward: float = 0.0
     done: bool = False
     success: bool = False
     valid: bool = True
-    """Act: the world accepted the action. Reflect: the reflection names a step in range and an experience."""
+    """Act: the environment accepted the action. Reflect: the reflection names a step in range and an experience."""
     progress: float | None = None
-    """A number that grows only when the task really advances; None where the world has none."""
+    """A number that grows only when the task really advances; None where the environment has none."""
     count: int = 1
     """How many samples took this turn (counted evaluation); 1 in exploration."""
     experience: str | None = None
@@ -133,7 +133,7 @@ class Turn:
     """Which weights answered."""
     usage: Usage = Usage()
     env_steps: int = 0
-    """World steps charged for this turn (act: 1)."""
+    """Environment steps charged for this turn (act: 1)."""
     tokens: tuple[int, ...] | None = None
     """The sampled token ids, end-of-turn token included where the model wrote one; None where the engine gives none."""
     logprob: float | None = None
@@ -194,7 +194,7 @@ class Episode:
     """0, 1, 2, ... within the task, in the order in which the strategy asked for them."""
     stop: Stop
     turns: tuple[Turn, ...]
-    """Act turns in order, and the reflections on them, each after the last turn that it read. May be empty (the world failed on reset)."""
+    """Act turns in order, and the reflections on them, each after the last turn that it read. May be empty (the environment failed on reset)."""
     first_observation: str = ""
     """o_0, what reset said: the same for every episode of a deterministic task."""
     start: str | None = None
@@ -209,7 +209,7 @@ class Episode:
     count: int = 1
     """How many samples ended with this very path (counted evaluation); 1 in exploration."""
     replayed: int = 0
-    """World steps spent on returning to `start` by replay."""
+    """Environment steps spent on returning to `start` by replay."""
     seconds: float = 0.0
     error: str = ""
     """One line on what failed, for env_error, policy_error, diverged."""
@@ -257,8 +257,8 @@ class Episode:
 
 
 ImprovementRule = Literal["progress", "blame"]
-"""What says that a branch improved on its parent, beside a win. progress: it got further by the world's own progress; where the world reports none, as blame.
-blame: its own next reflection blames a later step than its parent's did, whatever the world reports."""
+"""What says that a branch improved on its parent, beside a win. progress: it got further by the environment's own progress; where the environment reports none, as blame.
+blame: its own next reflection blames a later step than its parent's did, whatever the environment reports."""
 
 
 @dataclass(frozen=True, slots=True)

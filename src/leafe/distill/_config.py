@@ -60,7 +60,7 @@ class DistillConfig(BaseModel):
     counterfactuals: Literal["none", "all", "improved", "success_path"] = "all"
     """D_cf: which branch events: all; those that improved on their parent; those through which some success of the tree runs."""
     improvement: ImprovementRule = "progress"
-    """What says that something went right, for branches and for prefixes of episodes. progress: the world's own progress, where it reports one; else, and
+    """What says that something went right, for branches and for prefixes of episodes. progress: the environment's own progress, where it reports one; else, and
     with blame always, the policy's own reflections: a branch improved when it won or its own next reflection blames a later step than its parent's did."""
     counterfactual_scope: Literal["action", "branch"] = "action"
     """The revised action alone; or the branch's own later actions too, all of them where it won, else those that are known to be right (as in

@@ -42,7 +42,7 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     """See `leafe.distill.train`: what it promises holds here too, with pairs for samples."""
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+    if torch.cuda.device_count() > 1 and "ENV_SIZE" not in os.environ:
         raise UserError("DPO takes one GPU a process: set CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch.")
     require_trackers(config.trackers)
     source = load(model_path, config, device)
@@ -125,7 +125,7 @@ class _Trainer(trl.DPOTrainer):
 def _trainer(
     model: Any, tokenizer: Any, pairs: list[dict[str, Any]], held_out: list[dict[str, Any]], out: Path, config: DistillConfig, progress: Progress | None
 ) -> tuple[Any, _Watch]:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = int(os.environ.get("ENV_SIZE", "1"))
     batch = max(1, min(config.counterfactual_batch, len(pairs)) // processes)
     size = 2 * max(len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in pairs + held_out)
     # passes of one size, so that the mean over them is the mean over the batch

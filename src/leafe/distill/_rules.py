@@ -11,7 +11,7 @@ from leafe.prompts import Prompts, history_before
 
 
 def same_action(a: Turn, b: Turn, prompts: Prompts) -> bool:
-    """Whether two turns gave the world the same action: their thoughts may differ, and so may blanks that mean nothing.
+    """Whether two turns gave the environment the same action: their thoughts may differ, and so may blanks that mean nothing.
 
     Trailing blanks and empty lines never count. Within a line runs of blanks count only where the action is a program; at
     its beginning they count where there are several lines.
@@ -48,8 +48,8 @@ def mentions_advice(tree: Tree, turn: Turn, messages: Sequence[Message], prompts
 def good_prefix(tree: Tree, trajectory: Sequence[Turn], rule: ImprovementRule = "progress") -> int:
     """How many of a failed episode's first actions may be rehearsed ("progress prefix").
 
-    Up to but without the earliest step that a usable reflection on it blames, and not past the last rise of the progress that the world
-    reports (counted from 0). Without a reflection: up to the last rise. Without either: none. With the rule "blame" the world's progress is not heeded.
+    Up to but without the earliest step that a usable reflection on it blames, and not past the last rise of the progress that the environment
+    reports (counted from 0). Without a reflection: up to the last rise. Without either: none. With the rule "blame" the environment's progress is not heeded.
     """
     blamed = tree.blamed(trajectory)
     reported = rule == "progress" and any(t.progress is not None for t in trajectory)

@@ -306,7 +306,7 @@ def _action(
     weight: float = 1.0, teacher: _Prompt | None = None, rejected: Message | None = None,
 ) -> _Found | None:  # fmt: skip
     """The action at its history without experience or preamble; None, and the reason counted, where it is nothing to learn."""
-    reason = "the world refused the action" if not turn.valid else CUT if _left_out(collector.config, turn) else None
+    reason = "the environment refused the action" if not turn.valid else CUT if _left_out(collector.config, turn) else None
     if reason is not None:
         collector.skipped[f"{part}: {reason}"] += 1
         return None

@@ -1,4 +1,4 @@
-"""The embedded base policy: a word-level model of 0.8M parameters for the world gates, in the package as a standard checkpoint.
+"""The embedded base policy: a word-level model of 0.8M parameters for the environment gates, in the package as a standard checkpoint.
 
 `leafe.embedded.build` makes it anew. Nothing here imports torch.
 """

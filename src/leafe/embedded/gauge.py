@@ -26,17 +26,17 @@ def gauge(model: Any, chat: ChatTokens, prompts: Prompts, tasks: int = 80, seed:
     """Following (held-out pairs; ways), parsable and right reflections, habit, act success: fractions of 1. On validation tasks of the hard setting."""
     rng = random.Random(seed)
     meter, script = _Meter(model, chat, prompts), _Script(rng)
-    world = Gates("hard")
+    env = Gates("hard")
     wins: list[float] = []
     stages: dict[str, list[float]] = {"following": [], "following_way": [], "refining": [], "habit": [], "shifted": [], "trivial": []}
     failures: list[tuple[History, str]] = []
-    for task in world.tasks("valid", tasks, seed):
-        plain, asked = script.walk(world, task)
+    for task in env.tasks("valid", tasks, seed):
+        plain, asked = script.walk(env, task)
         chances = meter.chances([*plain, *((history, text) for _, history, text in asked)])
         wins.append(math.prod(chances[: len(plain)]))
         for (name, _, _), chance in zip(asked, chances[len(plain) :], strict=True):
             stages[name].append(chance)
-        failures.append(script.fail(world, task))
+        failures.append(script.fail(env, task))
     parsable, right = meter.reflections(failures, rng.randrange(2**31))
     out = {name: sum(values) / len(values) for name, values in stages.items()}
     return out | {"parsable": parsable, "reflection_right": right, "act_success": sum(wins) / len(wins)}
@@ -48,11 +48,11 @@ async def measure(policy: Policy, prompts: Prompts, tasks: int = 60, seed: int =
     if score is None:
         return {}
     script = _Script(random.Random(seed))
-    world = Gates("hard")
+    env = Gates("hard")
     asked: list[tuple[str, tuple[Message, ...], Message]] = []
-    for task in world.tasks("valid", tasks, seed):
-        asked += [(name, prompts.act(history), Message("assistant", text)) for name, history, text in script.walk(world, task)[1] if "following" in name]
-        history, due = script.fail(world, task)
+    for task in env.tasks("valid", tasks, seed):
+        asked += [(name, prompts.act(history), Message("assistant", text)) for name, history, text in script.walk(env, task)[1] if "following" in name]
+        history, due = script.fail(env, task)
         asked.append(("reflection_right", prompts.reflect(history), Message("assistant", due)))
     chances: dict[str, list[float]] = {}
     for (name, _, _), logp in zip(asked, await score([(prompt, answer) for _, prompt, answer in asked]), strict=True):
@@ -67,9 +67,9 @@ class _Script:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
 
-    def walk(self, world: Gates, task: Task) -> tuple[list[tuple[History, str]], list[tuple[str, History, str]]]:
+    def walk(self, env: Gates, task: Task) -> tuple[list[tuple[History, str]], list[tuple[str, History, str]]]:
         """Along the winning way: its actions, and each choice without and with a note, as (what it tells, history, action)."""
-        history = History(task, world.reset(task))
+        history = History(task, env.reset(task))
         plain: list[tuple[History, str]] = []
         asked: list[tuple[str, History, str]] = []
         for kind, name, right, walks in task.payload["stages"]:
@@ -90,17 +90,17 @@ class _Script:
                 plain.append((history, action))
                 if i:
                     asked.append(("trivial", history, action))
-                history = _after(history, world, action)
+                history = _after(history, env, action)
         thing = f"take {task.payload['object']}"
         plain.append((history, thing))
         asked.append(("trivial", history, thing))
         return plain, asked
 
-    def fail(self, world: Gates, task: Task) -> tuple[History, str]:
+    def fail(self, env: Gates, task: Task) -> tuple[History, str]:
         """A history that fails at some stage, with the reflection that is due."""
         stages = task.payload["stages"]
         at = self.rng.randrange(len(stages))
-        history = History(task, world.reset(task))
+        history = History(task, env.reset(task))
         due = ""
         for i, (kind, name, right, walks) in enumerate(stages[: at + 1]):
             choice = right
@@ -109,7 +109,7 @@ class _Script:
                 choice = self.rng.choice(others)
                 due = f"s{history.step} {name} {'go' if kind == 'fork' else 'needs'} {right}"
             for action in [f"take {choice}", f"use {choice}"] if kind == "gate" else [f"go {choice}", *["walk on"] * walks]:
-                history = _after(history, world, action)
+                history = _after(history, env, action)
         return history, due
 
 
@@ -152,6 +152,6 @@ class _Meter:
         return parsed / len(failures), right / len(failures)
 
 
-def _after(history: History, world: Gates, action: str) -> History:
-    turn = Turn(f"{history.task.id}/0.{history.step}", None, history.task.id, history.step, Kind.act, action, observation=world.step(action).observation)
+def _after(history: History, env: Gates, action: str) -> History:
+    turn = Turn(f"{history.task.id}/0.{history.step}", None, history.task.id, history.step, Kind.act, action, observation=env.step(action).observation)
     return history.then(turn)

@@ -1,6 +1,6 @@
-"""What the embedded model is brought up on: episodes of the world gates under other rules, with notes, earlier feedback and reflections.
+"""What the embedded model is brought up on: episodes of the environment gates under other rules, with notes, earlier feedback and reflections.
 
-Every lesson is one episode, played in the real world and written by the real prompts, so that no format can drift. Three skills
+Every lesson is one episode, played in the real environment and written by the real prompts, so that no format can drift. Three skills
 stand in it side by side: acting by a noisy habit, following a note or an earlier attempt's feedback against habit, and the reflection on a failure. The rules
 of a lesson are made up around what its actor does, stage by stage, and never state a pair of `HELD_OUT`. Loss falls on the policy's words alone.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from leafe.core import Kind, Message, Task, Turn, turn_id
 from leafe.envs.gates import Gates
 from leafe.envs.gates.rules import HABIT, HELD_OUT, HORIZON, OBJECTS, TOOLS, WAYS
-from leafe.envs.gates.world import Stage, draw_stages, task_payload
+from leafe.envs.gates.env import Stage, draw_stages, task_payload
 from leafe.prompts import History, Prompts
 
 HABIT_WAYS = (0.62, 0.30, 0.06, 0.02)
@@ -42,9 +42,9 @@ class Lesson:
 def lessons(seed: int, prompts: Prompts) -> Iterator[Lesson]:
     """Lessons without end, the same for the same seed."""
     rng = random.Random(seed)
-    world = Gates()
+    env = Gates()
     while True:
-        yield _episode(rng, world, prompts)
+        yield _episode(rng, env, prompts)
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class _Plan:
 
 
 def _other(rng: random.Random, name: str, fork: bool, but: str) -> str:
-    """Something that is right at this stage in some world, is not `but`, and is no held-out pair."""
+    """Something that is right at this stage in some environment, is not `but`, and is no held-out pair."""
     return rng.choice([x for x in (WAYS if fork else TOOLS) if x != but and (name, x) not in HELD_OUT])
 
 
@@ -76,7 +76,7 @@ def _says(name: str, fork: bool, right: str) -> str:
     return f"{name} go {right}" if fork else f"{name} needs {right}"
 
 
-def _episode(rng: random.Random, world: Gates, prompts: Prompts) -> Lesson:
+def _episode(rng: random.Random, env: Gates, prompts: Prompts) -> Lesson:
     stages = draw_stages(rng, rng.choice((1, 2, 3, 4, 5, 6, 6, 7, 7, 7)), HABIT, forks=rng.choice((0.2, 0.4, 0.4, 0.8)), long_walks=0.65)
     fails_at = max(rng.randrange(len(stages)), rng.randrange(len(stages))) if rng.random() < 0.75 else None
     refined = rng.random() < 0.35
@@ -105,18 +105,18 @@ def _episode(rng: random.Random, world: Gates, prompts: Prompts) -> Lesson:
     rng.shuffle(preamble)
     if preamble and rng.random() < 0.2:
         preamble.append(rng.choice(preamble))
-    return _play(rng, world, prompts, stages, plans, tuple(preamble))
+    return _play(rng, env, prompts, stages, plans, tuple(preamble))
 
 
 def _slip(rng: random.Random) -> str:
     return rng.choice((f"take {rng.choice(TOOLS)}", f"use {rng.choice(TOOLS)}", f"go {rng.choice(WAYS)}", "walk on", f"take {rng.choice(OBJECTS)}", "go on"))
 
 
-def _play(rng: random.Random, world: Gates, prompts: Prompts, stages: tuple[Stage, ...], plans: list[_Plan], preamble: tuple[str, ...]) -> Lesson:
+def _play(rng: random.Random, env: Gates, prompts: Prompts, stages: tuple[Stage, ...], plans: list[_Plan], preamble: tuple[str, ...]) -> Lesson:
     thing = rng.choice(OBJECTS)
     played = tuple((kind, name, plan.right, walks) for (kind, name, _, walks), plan in zip(stages, plans, strict=True))
-    task = Task("lesson", world.name, "train", f"get {thing}", task_payload(played, thing))
-    history = History(task, world.reset(task), preamble=preamble)
+    task = Task("lesson", env.name, "train", f"get {thing}", task_payload(played, thing))
+    history = History(task, env.reset(task), preamble=preamble)
     notes: dict[int, str] = {}
     weights: list[float] = []
     slips = 0.08 if rng.random() < 0.15 else 0.0
@@ -139,11 +139,11 @@ def _play(rng: random.Random, world: Gates, prompts: Prompts, stages: tuple[Stag
                 notes[step] = plans[at + 1].note
         slip = _slip(rng) if rng.random() < slips else ""
         if slip:  # only what changes nothing: the actor's slips are seen, never learnt
-            before = world.snapshot()
-            if world.step(slip).valid:
+            before = env.snapshot()
+            if env.step(slip).valid:
                 slip = ""
-            world.restore(before)
-        result = world.step(slip or action)
+            env.restore(before)
+        result = env.step(slip or action)
         turn = Turn(turn_id(task.id, 0, step), None, task.id, step, Kind.act, slip or action, observation=result.observation)
         history = history.then(turn)
         weights.append(WEIGHTS["none" if slip else kind])

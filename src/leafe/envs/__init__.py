@@ -1,6 +1,6 @@
-"""Worlds by name. A world knows nothing of policies, prompts or training; this package imports the core alone."""
+"""Environments by name. An environment knows nothing of policies, prompts or training; this package imports the core alone."""
 
-from leafe.envs._registry import WorldInfo, describe, load_tasks, make_world, world_names
-from leafe.envs.worker import WorkerWorld
+from leafe.envs._registry import EnvInfo, describe, load_tasks, make_env, env_names
+from leafe.envs.worker import WorkerEnv
 
-__all__ = ["WorkerWorld", "WorldInfo", "describe", "load_tasks", "make_world", "world_names"]
+__all__ = ["WorkerEnv", "EnvInfo", "describe", "load_tasks", "make_env", "env_names"]

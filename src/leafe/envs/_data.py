@@ -9,7 +9,7 @@ from leafe.core import UserError
 
 
 def data_path(relative: str, what: str, option: str) -> Path:
-    """The file or folder `relative` of the data folder; UserError where it is absent, naming the world's option that would give it."""
+    """The file or folder `relative` of the data folder; UserError where it is absent, naming the environment's option that would give it."""
     root = os.environ.get("LEAFE_DATA")
     path = (Path(root) if root else Path.cwd().parent / "shared" / "data") / relative
     if not path.exists():

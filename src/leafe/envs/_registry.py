@@ -1,7 +1,7 @@
-"""A world is a name, and its class is imported only when it is asked for.
+"""An environment is a name, and its class is imported only when it is asked for.
 
-Three kinds of name: the worlds of this package, those that an installed package announces under the entry point group
-`leafe.envs`, and an import path `package.module:Class` for a world that lies in the user's own files. What a world says about itself
+Three kinds of name: the environments of this package, those that an installed package announces under the entry point group
+`leafe.envs`, and an import path `package.module:Class` for an environment that lies in the user's own files. What an environment says about itself
 stands on its class: its docstring's first line, the options of `__init__`, `horizon`, and, where it has them, `splits` (names of its task
 sets), `needs` (one line: data or programs) and `example` (options to try it with). Whatever is wrong with a name or an option is the
 user's to mend and is said in one sentence.
@@ -18,10 +18,10 @@ from typing import Any
 
 from leafe.core import Environment, Task, UserError, find_named
 from leafe.core.answers import plain_task
-from leafe.envs.worker import WorkerWorld
+from leafe.envs.worker import WorkerEnv
 
 GROUP = "leafe.envs"
-"""The entry point group for worlds of other packages: `name = "package.module:Class"`."""
+"""The entry point group for environments of other packages: `name = "package.module:Class"`."""
 
 _PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
@@ -30,14 +30,14 @@ _PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 class _Builtin:
     target: str
     extra: str | None = None
-    """The extra of this package that brings what the world imports."""
+    """The extra of this package that brings what the environment imports."""
 
 
 BUILTIN: Mapping[str, _Builtin] = {
     "alfworld": _Builtin("leafe.envs.alfworld:AlfWorld", extra="alfworld"),
     "codecontests": _Builtin("leafe.envs.code.codecontests:CodeContests", extra="code"),
     "gates": _Builtin("leafe.envs.gates:Gates"),
-    "gymnasium": _Builtin("leafe.envs.adapters.gymnasium:GymnasiumWorld", extra="gymnasium"),
+    "gymnasium": _Builtin("leafe.envs.adapters.gymnasium:GymnasiumEnv", extra="gymnasium"),
     "humaneval": _Builtin("leafe.envs.code.humaneval:HumanEval", extra="code"),
     "mbpp": _Builtin("leafe.envs.code.mbpp:Mbpp", extra="code"),
     "openenv": _Builtin("leafe.envs.adapters.openenv:OpenEnv"),
@@ -51,36 +51,36 @@ BUILTIN: Mapping[str, _Builtin] = {
 
 
 @dataclass(frozen=True, slots=True)
-class WorldInfo:
-    """What a world says about itself, for listings and self-tests."""
+class EnvInfo:
+    """What an environment says about itself, for listings and self-tests."""
 
     name: str
     summary: str
     """First line of the class's docstring."""
     splits: tuple[str, ...]
-    """Names for `tasks(split)`; empty where the world does not say."""
+    """Names for `tasks(split)`; empty where the environment does not say."""
     horizon: int
     """Default T, in steps."""
     options: Mapping[str, str]
     """Option name -> how it is declared, for instance `levels: str | None = None`."""
     needs: str
-    """Data or programs that the world needs beside the base install; empty where there are none."""
+    """Data or programs that the environment needs beside the base install; empty where there are none."""
     example: Mapping[str, Any]
     """Options with which it can be tried where none are given (the class's `example`)."""
 
 
-def world_names() -> list[str]:
-    """Every world that a name alone can make, sorted: this package's and those of installed packages."""
+def env_names() -> list[str]:
+    """Every environment that a name alone can make, sorted: this package's and those of installed packages."""
     return sorted({*BUILTIN, *_announced()})
 
 
-def make_world(name: str, **options: Any) -> Environment:
-    """One instance of the world `name` with its options; one whose class says `process` plays in a process of its own.
+def make_env(name: str, **options: Any) -> Environment:
+    """One instance of the environment `name` with its options; one whose class says `process` plays in a process of its own.
 
     That process inherits the environment variables that programs need to run, and none that may
-    hold a key; every such world has the option `env_vars`, a list of the names of further ones.
+    hold a key; every such environment has the option `env_vars`, a list of the names of further ones.
 
-    UserError for an unknown world, an unknown option, a missing package; the world's own UserError for a value that it refuses.
+    UserError for an unknown environment, an unknown option, a missing package; the environment's own UserError for a value that it refuses.
     """
     cls, target = _load(name)
     known = _options(cls)
@@ -89,58 +89,58 @@ def make_world(name: str, **options: Any) -> Environment:
         for option in options:
             if option not in known:
                 there = f"its options are {', '.join(known)}" if known else "it has no options"
-                raise UserError(f"The world {name!r} has no option {option!r}: {there}.")
+                raise UserError(f"The environment {name!r} has no option {option!r}: {there}.")
         lacking = [k for k, v in known.items() if v.default is v.empty and k not in options]
         if lacking:
-            raise UserError(f"The world {name!r} needs the option {lacking[0]!r}: set it.")
+            raise UserError(f"The environment {name!r} needs the option {lacking[0]!r}: set it.")
     if cls.process:
-        return WorkerWorld(target, options, forkable=cls.forkable, env_vars=inherit)
+        return WorkerEnv(target, options, forkable=cls.forkable, env_vars=inherit)
     return cls(**options)
 
 
 def _env_vars(name: str, cls: type[Environment], options: dict[str, Any]) -> list[str]:
-    """Take the option `env_vars` out of a process world's options; UserError where it is none."""
+    """Take the option `env_vars` out of a process environment's options; UserError where it is none."""
     if "env_vars" not in options:
         return []
     found = options.pop("env_vars")
     if not cls.process:
         raise UserError(
-            f"The world {name!r} plays in leafe's own process, which has every environment "
+            f"The environment {name!r} plays in leafe's own process, which has every environment "
             f"variable: "
             "take the option env_vars out."
         )
     if not isinstance(found, list | tuple) or not all(isinstance(v, str) and v for v in found):
         raise UserError(
-            f"The option env_vars of the world {name!r} is no list of names: write ['MY_VARIABLE']."
+            f"The option env_vars of the environment {name!r} is no list of names: write ['MY_VARIABLE']."
         )
     return list(found)
 
 
-def describe(name: str) -> WorldInfo:
-    """What the world says about itself; UserError where it is unknown or its package is missing. Makes no instance."""
+def describe(name: str) -> EnvInfo:
+    """What the environment says about itself; UserError where it is unknown or its package is missing. Makes no instance."""
     cls, _ = _load(name)
     summary = (inspect.cleandoc(cls.__doc__) if cls.__doc__ else "").split("\n", 1)[0]
     options = {k: str(p) for k, p in (_options(cls) or {}).items()}
     horizon = cls.horizon if isinstance(cls.horizon, int) else Environment.horizon
-    return WorldInfo(name, summary, _splits(cls), horizon, options, str(getattr(cls, "needs", "")), dict(getattr(cls, "example", {})))
+    return EnvInfo(name, summary, _splits(cls), horizon, options, str(getattr(cls, "needs", "")), dict(getattr(cls, "example", {})))
 
 
-def load_tasks(world: Environment, split: str, count: int | None = None, seed: int = 0) -> list[Task]:
-    """The tasks of a split, never none. Fewer than `count` where the world has no more.
+def load_tasks(env: Environment, split: str, count: int | None = None, seed: int = 0) -> list[Task]:
+    """The tasks of a split, never none. Fewer than `count` where the environment has no more.
 
-    UserError for a split that the world does not have, a count below 1, or a set that comes out empty.
+    UserError for a split that the environment does not have, a count below 1, or a set that comes out empty.
     """
-    splits = _splits(world)
+    splits = _splits(env)
     if splits and split not in splits:
-        raise UserError(f"The world {world.name!r} has no split {split!r}: its splits are {', '.join(splits)}.")
+        raise UserError(f"The environment {env.name!r} has no split {split!r}: its splits are {', '.join(splits)}.")
     if count is not None and count < 1:
-        raise UserError(f"A task count of {count} leaves nothing to do: ask for 1 or more tasks of {world.name!r}, split {split!r}.")
+        raise UserError(f"A task count of {count} leaves nothing to do: ask for 1 or more tasks of {env.name!r}, split {split!r}.")
     try:
-        tasks = [plain_task(task, world.name) for task in world.tasks(split, count, seed)]
+        tasks = [plain_task(task, env.name) for task in env.tasks(split, count, seed)]
     except NotImplementedError as error:
-        raise UserError(f"The world {world.name!r} has no task list: give its class a method tasks(split, count, seed).") from error
+        raise UserError(f"The environment {env.name!r} has no task list: give its class a method tasks(split, count, seed).") from error
     if not tasks:
-        raise UserError(f"The world {world.name!r} has no task in split {split!r}: choose another split or other options.")
+        raise UserError(f"The environment {env.name!r} has no task in split {split!r}: choose another split or other options.")
     return tasks
 
 
@@ -159,7 +159,7 @@ def _load(name: str) -> tuple[type[Environment], str]:
         target, extra = name, None
     else:
         raise UserError(
-            f"There is no world {name!r}: give one of {', '.join(world_names())}, or the import path package.module:Class of a world of your own."
+            f"There is no environment {name!r}: give one of {', '.join(env_names())}, or the import path package.module:Class of an environment of your own."
         )
     module_name, _, class_name = target.partition(":")
     try:
@@ -168,16 +168,16 @@ def _load(name: str) -> tuple[type[Environment], str]:
         found = None
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise UserError(f"The world {name!r} names the module {module_name!r}, which cannot be found: check the path.") from error
+            raise UserError(f"The environment {name!r} names the module {module_name!r}, which cannot be found: check the path.") from error
         cure = f"pip install 'leafe[{extra}]'" if extra else f"pip install {error.name}"
-        raise UserError(f"The world {name!r} needs the package {error.name!r}: run {cure}.") from error
+        raise UserError(f"The environment {name!r} needs the package {error.name!r}: run {cure}.") from error
     if not (isinstance(found, type) and issubclass(found, Environment)):
-        raise UserError(f"The world {name!r}: {module_name!r} has no class {class_name!r} that derives from leafe.core.Environment.")
+        raise UserError(f"The environment {name!r}: {module_name!r} has no class {class_name!r} that derives from leafe.core.Environment.")
     return found, target
 
 
 def _options(cls: type[Environment]) -> dict[str, inspect.Parameter] | None:
-    """The options of a world's `__init__`; None where it takes any."""
+    """The options of an environment's `__init__`; None where it takes any."""
     if cls.__init__ is object.__init__:
         return {}
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
@@ -186,5 +186,5 @@ def _options(cls: type[Environment]) -> dict[str, inspect.Parameter] | None:
     return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def _splits(world: Environment | type[Environment]) -> tuple[str, ...]:
-    return tuple(getattr(world, "splits", ()))
+def _splits(env: Environment | type[Environment]) -> tuple[str, ...]:
+    return tuple(getattr(env, "splits", ()))

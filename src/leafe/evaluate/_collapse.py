@@ -33,7 +33,7 @@ DETECTORS = (
 
 
 GAUGED = 0.75
-"""The same for every rate of the world's own gauge."""
+"""The same for every rate of the environment's own gauge."""
 
 
 def collapses(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def collapses(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         alike = (row["temperature"], row["samples"]) == (base["temperature"], base["samples"])
         looked = [(d.figure, row.get(d.figure), base.get(d.figure), d.share) for d in DETECTORS if alike or not d.sampling]
-        looked += [(f"gauge: {name}", row.get("world", {}).get(name), before, GAUGED) for name, before in base.get("world", {}).items()]
+        looked += [(f"gauge: {name}", row.get("env", {}).get(name), before, GAUGED) for name, before in base.get("env", {}).items()]
         for figure, value, before, share in looked:
             if value is not None and before is not None and value < share * before:
                 out.append({"arm": row["arm"], "figure": figure, "value": value, "base": before, "share": share})

@@ -42,7 +42,7 @@ class CoverageCurve:
 def coverage_curve(trees: Sequence[Tree], cost: Literal["policy_calls", "env_steps"] = "policy_calls") -> CoverageCurve:
     """Coverage against what was spent on each task, in the order in which its turns were made.
 
-    policy_calls: completions, reflections included. env_steps: world steps, as the budget counts them. Replays are counted
+    policy_calls: completions, reflections included. env_steps: environment steps, as the budget counts them. Replays are counted
     apart: how many there were hangs on snapshots that were still held, and a run that was stopped has more of them.
     """
     firsts, ends = [], [0]

@@ -19,7 +19,7 @@ class Node:
     """A history, and the samples that share it."""
 
     history: History
-    """Before the world has answered: the parent's history. Afterwards: with this node's turn at its end."""
+    """Before the environment has answered: the parent's history. Afterwards: with this node's turn at its end."""
     count: int
     seed: int
     """Names this history: the seed of the request made at it, and what the children's derive from."""
@@ -28,11 +28,11 @@ class Node:
     asked: float = 0.0
     """Seconds that the policy took for it."""
     turn: Turn | None = None
-    """The answer and the world's, without an id; None at a root, and where the world failed on it: then it is no part of the tree."""
+    """The answer and the environment's, without an id; None at a root, and where the environment failed on it: then it is no part of the tree."""
     invalid: int = 0
     """Invalid actions in a row up to here."""
     replayed: int = 0
-    """World steps spent on returning to the parent's history."""
+    """Environment steps spent on returning to the parent's history."""
     children: list[Node] = field(default_factory=list)
     stop: Stop | None = None
     """Why the samples ended here; None while they go on."""
@@ -42,7 +42,7 @@ class Node:
     tries: int = 0
     """How often these samples were sampled again from here."""
     index: int = 0
-    """Of a root: which of the samples it is, for the seed of its world."""
+    """Of a root: which of the samples it is, for the seed of its environment."""
     after: str | None = None
     """Of a root that goes on from a recorded history: the last turn of that."""
     again: int | None = None

@@ -31,7 +31,7 @@ class Measures:
 
     @property
     def plain_steps(self) -> float:
-        """World steps that plain sampling would have taken."""
+        """Environment steps that plain sampling would have taken."""
         return self.turns * self.samples
 
     @property

@@ -1,7 +1,7 @@
 """Whether a policy can still learn from its own mistakes: does it follow an experience, and does it reflect as the policy did that made the trees?
 
 Training for success alone can forget both, and Pass@k does not show it: the next exploration does. So they are measured beside Pass@k, without training
-anything and without a step in any world, on trees that the start policy grew before. Best on tasks that no arm was trained on: anchors are training
+anything and without a step in any environment, on trees that the start policy grew before. Best on tasks that no arm was trained on: anchors are training
 trees' prompts, and the other arms have seen these trees' right answers.
 
 **Following** is the probability, exact and of the whole answer, of the action that an experience asks for where the policy wants another one. An experience
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from leafe.core import FAILED_BY_WORLD, Branch, Episode, Message, Policy, PolicyError, Request, Stop, Tree, Turn, derive_seed, find_named
+from leafe.core import FAILED_BY_ENV, Branch, Episode, Message, Policy, PolicyError, Request, Stop, Tree, Turn, derive_seed, find_named
 from leafe.prompts import History, Prompts, UnusableReflection, history_before, notes_on
 
 _T = TypeVar("_T")
@@ -60,20 +60,20 @@ class Probe:
     """How many of these."""
     left_out: int = 0
     """Prompts that did not fit the context, and requests that failed."""
-    world: Mapping[str, float] = field(default_factory=dict)
-    """What the world's own gauge measured (`gates`: exact rates)."""
+    env: Mapping[str, float] = field(default_factory=dict)
+    """What the environment's own gauge measured (`gates`: exact rates)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded to six digits."""
         out = asdict(self)
-        out["world"] = dict(self.world)
+        out["env"] = dict(self.env)
         return {name: _rounded(value) for name, value in out.items()}
 
 
 async def probe(policy: Policy, trees: Iterable[Tree], prompts: Prompts, *, seed: int, pairs: int = 128, reflections: int = 128, gauge: str = "") -> Probe:
     """Measure `policy` on these trees: at most `pairs` pairs, `reflections` sampled reflections and as many scored ones; the same ones for the same seed.
 
-    gauge: `package.module:function` of the world's own measure, a coroutine `f(policy, prompts) -> dict of rates` (`Environment.gauge`).
+    gauge: `package.module:function` of the environment's own measure, a coroutine `f(policy, prompts) -> dict of rates` (`Environment.gauge`).
     """
     grown = list(trees)
     branches = [(tree, branch) for tree in grown for branch in tree.branches() if _sound(tree, tree.path(branch.revised.id))]
@@ -96,7 +96,7 @@ async def probe(policy: Policy, trees: Iterable[Tree], prompts: Prompts, *, seed
         reflection_logprob=_mean([x for x in logs or () if x is not None]),
         improved=sum(x is not None for x in logs or ()),
         left_out=sampled.failed + sum(x is None for x in (*(with_ or ()), *(logs or ()))),
-        world=await _world(gauge, policy, prompts),
+        env=await _env(gauge, policy, prompts),
     )
 
 
@@ -108,7 +108,7 @@ def mean_probe(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name in probes[0]:
         values = [p[name] for p in probes if p.get(name) is not None]
-        if name == "world":
+        if name == "env":
             out[name] = {rate: _mean([v[rate] for v in values if rate in v]) for rate in dict.fromkeys(rate for v in values for rate in v)}
         elif name == "kind":
             out[name] = ", ".join(dict.fromkeys(values)) or None
@@ -180,7 +180,7 @@ def _failures(trees: Sequence[Tree], prompts: Prompts) -> list[tuple[str, Histor
         helped = {b.reflection.id: b for b in tree.branches() if b.improved}
         for episode in tree.episodes:
             path = tree.trajectory(episode)
-            if episode.stop not in FAILED_BY_WORLD or not path or not _sound(tree, path):
+            if episode.stop not in FAILED_BY_ENV or not path or not _sound(tree, path):
                 continue
             history = History(tree.task, _root(tree, path, episode).first_observation, tuple(path), notes_on(tree, path), episode.preamble)
             blamed = next((b.reflection.target for t in episode.turns if (b := helped.get(t.id)) is not None and t.step == len(path)), None)
@@ -219,7 +219,7 @@ async def _reflect(policy: Policy, failures: Sequence[tuple[str, History, int | 
     return out
 
 
-async def _world(gauge: str, policy: Policy, prompts: Prompts) -> Mapping[str, float]:
+async def _env(gauge: str, policy: Policy, prompts: Prompts) -> Mapping[str, float]:
     if not gauge:
         return {}
     found: Mapping[str, float] = await find_named(gauge)(policy, prompts)

@@ -1,9 +1,9 @@
 """Plain sampling of a policy on tasks, with equal samples carried as one: counted sampling over a tree of histories.
 
-In a deterministic world samples that have the same history see the same prompt, so they are one row with a count. One request asks for
-as many answers as the count says; the world steps once for each distinct answer; the counts go on with them. Nothing is approximated: given a
-history the samples are independent draws, whether asked for together or apart. A world that is not deterministic
-runs the same code with every sample in a history of its own, count 1, with its own world and seed.
+In a deterministic environment samples that have the same history see the same prompt, so they are one row with a count. One request asks for
+as many answers as the count says; the environment steps once for each distinct answer; the counts go on with them. Nothing is approximated: given a
+history the samples are independent draws, whether asked for together or apart. An environment that is not deterministic
+runs the same code with every sample in a history of its own, count 1, with its own environment and seed.
 
 There is no barrier: each distinct history goes on as soon as its answer is there. No reflection, no rollback, no search.
 
@@ -38,17 +38,17 @@ from leafe.core import (
     Tree,
     Usage,
     UserError,
-    WorldError,
+    EnvError,
     act_turn,
     derive_seed,
 )
 from leafe.evaluate._frontier import Node, leaves, to_episodes
 from leafe.evaluate._passk import LOST, counts
-from leafe.explore import BorrowedWorld, Diverged, EpisodeSink, Held, Trail, WorldPool, cost_of
+from leafe.explore import BorrowedEnv, Diverged, EpisodeSink, Held, Trail, EnvPool, cost_of
 from leafe.prompts import History, Prompts
 
 HOPELESS = 10
-"""Tasks in a row, all of whose samples were lost, after which the evaluation ends: the endpoint or the world is down."""
+"""Tasks in a row, all of whose samples were lost, after which the evaluation ends: the endpoint or the environment is down."""
 AGAIN = 3
 """How often samples are sampled again from the history at which they were lost: when the rest of their task is done, and as often when all other tasks are."""
 
@@ -70,7 +70,7 @@ class EvaluateProgress:
 
 async def evaluate(
     policy: Policy,
-    pool: WorldPool,
+    pool: EnvPool,
     tasks: Sequence[Task],
     prompts: Prompts,
     *,
@@ -87,9 +87,9 @@ async def evaluate(
 ) -> list[Tree]:
     """`samples` independent episodes of every task (METHOD.md, Evaluation); one tree a task, in the tasks' order, counts on its turns and episodes.
 
-    horizon: the most steps, None for the world's own. invalid_limit: invalid actions in a row that end an episode. concurrency: tasks in
+    horizon: the most steps, None for the environment's own. invalid_limit: invalid actions in a row that end an episode. concurrency: tasks in
     flight. A finished task is one write of the journal; `known` holds the trees of an interrupted run, whose tasks are not sampled again.
-    Samples lost to the policy's endpoint or to the world are sampled again, within bounds, when the rest of the task is done and when all other tasks are,
+    Samples lost to the policy's endpoint or to the environment are sampled again, within bounds, when the rest of the task is done and when all other tasks are,
     those of `known` trees too; till then a task that lacks some is not written. One that is lost for good is an episode with `Stop.policy_error`,
     `env_error` or `diverged` and is missing from the n of Pass@k. A task whose samples were all lost is not written, so that the next run tries it again.
 
@@ -149,7 +149,7 @@ class _Stage:
     """What all tasks of one evaluation share."""
 
     policy: Policy
-    pool: WorldPool
+    pool: EnvPool
     prompts: Prompts
     samples: int
     temperature: float
@@ -239,7 +239,7 @@ class _TaskSampler:
         self.shared = stage.pool.facts.deterministic
         """Equal histories are one row."""
         self.snapshots = self.shared and stage.pool.facts.can_snapshot and not stage.pool.facts.process
-        """A world is borrowed for one step only; else it stays with one history to the end, and the others return to theirs by replay, or by a
+        """An environment is borrowed for one step only; else it stays with one history to the end, and the others return to theirs by replay, or by a
         snapshot where one costs a process: taken only where histories part."""
         name = (stage.seed, task.id, "sample")
         if known is not None:
@@ -317,7 +317,7 @@ class _TaskSampler:
         await self._start(root)
 
     async def _once_more(self, node: Node) -> None:
-        """Go on at a history where samples were lost: ask again, by another seed, or take the action again on which the world failed."""
+        """Go on at a history where samples were lost: ask again, by another seed, or take the action again on which the environment failed."""
         node.stop, node.error, node.tries = None, "", node.tries + 1
         if node.answer is not None and node.turn is None:
             await self._rejoin(node, None)
@@ -327,50 +327,50 @@ class _TaskSampler:
             await self._start(node)
             return
         with self._failing(node):
-            async with self.stage.pool.borrow() as world:
-                with self._world_of(node, world):
-                    await self._follow(node, world)
-                await self._stay(node, world)
+            async with self.stage.pool.borrow() as env:
+                with self._env_of(node, env):
+                    await self._follow(node, env)
+                await self._stay(node, env)
 
-    async def _follow(self, node: Node, world: BorrowedWorld) -> None:
-        await world.follow(Trail.along(self.task, self._world_seed(0), node.history.first_observation, node.history.turns))
+    async def _follow(self, node: Node, env: BorrowedEnv) -> None:
+        await env.follow(Trail.along(self.task, self._env_seed(0), node.history.first_observation, node.history.turns))
 
     async def _start(self, root: Node) -> None:
         state = None
         with self._failing(root):
-            async with self.stage.pool.borrow() as world:
-                with self._world_of(root, world):
-                    root.history = History(self.task, await world.reset(self.task, self._world_seed(root.index)))
+            async with self.stage.pool.borrow() as env:
+                with self._env_of(root, env):
+                    root.history = History(self.task, await env.reset(self.task, self._env_seed(root.index)))
                     if self.snapshots:
-                        state = await self._snapshot(world)
+                        state = await self._snapshot(env)
                 if not self.snapshots:
-                    await self._stay(root, world)
+                    await self._stay(root, env)
         if state is not None:
             await self._spread(root, state)
 
     @contextlib.contextmanager
-    def _world_of(self, node: Node, world: BorrowedWorld) -> Iterator[None]:
-        """What the world does here is the node's: its replays, and its end where the world fails for good."""
+    def _env_of(self, node: Node, env: BorrowedEnv) -> Iterator[None]:
+        """What the environment does here is the node's: its replays, and its end where the environment fails for good."""
 
         def count() -> None:
             node.replayed += 1
 
-        world.on_replay = count
+        env.on_replay = count
         with self._failing(node):
             yield
 
     @contextlib.contextmanager
     def _failing(self, node: Node) -> Iterator[None]:
-        """The node's end where a world fails for good, or none can be made."""
+        """The node's end where an environment fails for good, or none can be made."""
         try:
             yield
         except Diverged as error:
             self._end(node, Stop.diverged, str(error))
-        except WorldError as error:
+        except EnvError as error:
             self._end(node, Stop.env_error, str(error))
 
-    async def _snapshot(self, world: BorrowedWorld) -> Held:
-        self.held.append(await world.snapshot())
+    async def _snapshot(self, env: BorrowedEnv) -> Held:
+        self.held.append(await env.snapshot())
         return self.held[-1]
 
     async def _spread(self, node: Node, state: Held) -> None:
@@ -395,48 +395,48 @@ class _TaskSampler:
     async def _step_from(self, state: Held, node: Node) -> Held | None:
         """Take the node's action from its parent's snapshot; returns the snapshot after it, None where the node ended."""
         with self._failing(node):
-            async with self.stage.pool.borrow() as world:
-                with self._world_of(node, world):
-                    await world.restore(state)
-                    await self._take(node, world)
-                    return await self._snapshot(world) if node.stop is None else None
+            async with self.stage.pool.borrow() as env:
+                with self._env_of(node, env):
+                    await env.restore(state)
+                    await self._take(node, env)
+                    return await self._snapshot(env) if node.stop is None else None
         return None
 
-    async def _stay(self, node: Node, world: BorrowedWorld) -> None:
-        """Go on in the world that stands at this history, with the most frequent answer; the others find worlds of their own."""
+    async def _stay(self, node: Node, env: BorrowedEnv) -> None:
+        """Go on in the environment that stands at this history, with the most frequent answer; the others find environments of their own."""
         while node.stop is None:
             children = await self._ask(node)
             for _ in range(0 if self.shared or not node.history.step else AGAIN):
                 if node.stop is not Stop.policy_error:
                     break
-                node.stop, node.error, node.seed = None, "", derive_seed(node.seed, "again")  # no other world stands here
+                node.stop, node.error, node.seed = None, "", derive_seed(node.seed, "again")  # no other environment stands here
                 children = await self._ask(node)
             if not children:
                 return
             state = None
-            if len(children) > 1 and self.shared and world.world.can_snapshot:
-                with contextlib.suppress(WorldError, Diverged):  # then the others return by replay; what is wrong here shows at the next step
-                    state = await self._snapshot(world)
+            if len(children) > 1 and self.shared and env.env.can_snapshot:
+                with contextlib.suppress(EnvError, Diverged):  # then the others return by replay; what is wrong here shows at the next step
+                    state = await self._snapshot(env)
             for child in children[1:]:
                 self.group.create_task(self._rejoin(child, state))
             node = children[0]
-            with self._world_of(node, world):
-                await self._take(node, world)
+            with self._env_of(node, env):
+                await self._take(node, env)
 
     async def _rejoin(self, node: Node, state: Held | None) -> None:
-        """Bring another world to the node's parent, checked, and go on from there."""
+        """Bring another environment to the node's parent, checked, and go on from there."""
         with self._failing(node):
-            async with self.stage.pool.borrow() as world:
-                with self._world_of(node, world):
+            async with self.stage.pool.borrow() as env:
+                with self._env_of(node, env):
                     if state is not None:
-                        await world.restore(state)
+                        await env.restore(state)
                     else:
-                        await self._follow(node, world)
-                    await self._take(node, world)
-                await self._stay(node, world)
+                        await self._follow(node, env)
+                    await self._take(node, env)
+                await self._stay(node, env)
 
-    def _world_seed(self, index: int) -> int:
-        """A deterministic world starts every sample alike, and like Stage 1 would; another draws a start for each."""
+    def _env_seed(self, index: int) -> int:
+        """A deterministic environment starts every sample alike, and like Stage 1 would; another draws a start for each."""
         names = ("world",) if self.shared else ("world", index)
         return derive_seed(self.stage.seed, self.task.id, *names)
 
@@ -474,13 +474,13 @@ class _TaskSampler:
         name = answer.text if answer.tokens is None else ",".join(map(str, answer.tokens))
         return Node(node.history, answer.count, derive_seed(node.seed, name), answer, seconds, invalid=node.invalid)
 
-    async def _take(self, node: Node, world: BorrowedWorld) -> None:
-        """Give the world the node's action; afterwards the node has its turn, its history holds it, and its stop is set where that ends the episode."""
+    async def _take(self, node: Node, env: BorrowedEnv) -> None:
+        """Give the environment the node's action; afterwards the node has its turn, its history holds it, and its stop is set where that ends the episode."""
         answer, step = node.answer, node.history.step
         assert answer is not None
         thought, action = self.stage.prompts.parse_action(answer.text, answer.finish == "length")
         began = time.monotonic()
-        result = await world.step(action)
+        result = await env.step(action)
         node.turn = act_turn(
             answer, thought, action, result,
             id="",  # named when the episodes are written down

@@ -1,7 +1,7 @@
 """How widely a policy samples: the entropy of its actions, and how many of a task's samples are not the same episode again.
 
 Both are read off the evaluation's own trees. Entropy is the mean of -log p over the sampled tokens, which is without bias the policy's entropy on its own
-histories at the temperature of the sampling; tokens and turns weigh by their counts. Two samples are one episode where they gave the world the same actions,
+histories at the temperature of the sampling; tokens and turns weigh by their counts. Two samples are one episode where they gave the environment the same actions,
 whatever they thought beside it. The share of distinct episodes falls with the number of samples: compare it between rows of equal n alone.
 """
 

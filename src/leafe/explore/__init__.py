@@ -1,4 +1,4 @@
-"""Stage 1: grow a tree of episodes for every task, under one budget. Knows protocols, never a concrete world or engine."""
+"""Stage 1: grow a tree of episodes for every task, under one budget. Knows protocols, never a concrete environment or engine."""
 
 from leafe.explore._config import ExploreConfig
 from leafe.explore._cost import cost_of
@@ -6,9 +6,9 @@ from leafe.explore._episode import EpisodeRunner
 from leafe.explore._idle import bounding, idle_in_a_row
 from leafe.explore._scheduler import EpisodeSink, Exploration, Progress, explore
 from leafe.explore._strategy import STRATEGIES, Plan, Strategy, make_strategy
-from leafe.explore._worlds import BorrowedWorld, Diverged, Held, Trail, WorldPool
+from leafe.explore._envs import BorrowedEnv, Diverged, Held, Trail, EnvPool
 
 __all__ = [
-    "STRATEGIES", "BorrowedWorld", "Diverged", "EpisodeRunner", "EpisodeSink", "Exploration", "ExploreConfig", "Held", "Plan", "Progress", "Strategy", "Trail",
-    "WorldPool", "bounding", "cost_of", "explore", "idle_in_a_row", "make_strategy",
+    "STRATEGIES", "BorrowedEnv", "Diverged", "EpisodeRunner", "EpisodeSink", "Exploration", "ExploreConfig", "Held", "Plan", "Progress", "Strategy", "Trail",
+    "EnvPool", "bounding", "cost_of", "explore", "idle_in_a_row", "make_strategy",
 ]  # fmt: skip

@@ -40,11 +40,11 @@ class ExploreConfig(BaseModel):
     """None: as `temperature`."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     horizon: int | None = Field(None, ge=1)
-    """None: the world's own."""
+    """None: the environment's own."""
     invalid_limit: int = Field(5, ge=1)
     """Invalid actions in a row that end an episode."""
     error_limit: int = Field(3, ge=1)
-    """Episodes of one task lost to the policy's or the world's failures, after which the task is given up."""
+    """Episodes of one task lost to the policy's or the environment's failures, after which the task is given up."""
     concurrency: int = Field(128, ge=1)
     """Tasks in flight."""
     seed: int = 0

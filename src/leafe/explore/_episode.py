@@ -25,7 +25,7 @@ from leafe.core import (
     Task,
     Tree,
     Turn,
-    WorldError,
+    EnvError,
     act_turn,
     derive_seed,
     turn_id,
@@ -33,13 +33,13 @@ from leafe.core import (
 from leafe.explore._config import ExploreConfig
 from leafe.explore._strategy import Plan, Strategy
 from leafe.explore._waits import Waits
-from leafe.explore._worlds import BorrowedWorld, Diverged, Held, Trail
+from leafe.explore._envs import BorrowedEnv, Diverged, Held, Trail
 from leafe.prompts import History, Prompts, Said, UnusableReflection, notes_on, shortenings, tried_on
 
 
 @dataclass(slots=True)
 class EpisodeRunner:
-    """Runs one episode of a task in one borrowed world."""
+    """Runs one episode of a task in one borrowed environment."""
 
     tree: Tree
     policy: Policy
@@ -47,12 +47,12 @@ class EpisodeRunner:
     strategy: Strategy
     config: ExploreConfig
     budget: Budget
-    world: BorrowedWorld
+    env: BorrowedEnv
     index: int
     """The episode's number in its task."""
     waits: Waits
     snapshots: dict[str | None, Held] = field(default_factory=dict)
-    """World states by the turn after which they were taken; None: after reset. Empty after a resume: then replay serves."""
+    """Environment states by the turn after which they were taken; None: after reset. Empty after a resume: then replay serves."""
     on_turn: Callable[[], None] = lambda: None
     """Told after every policy call that was answered: with a slow model an episode takes minutes."""
     _turns: list[Turn] = field(default_factory=list)
@@ -66,7 +66,7 @@ class EpisodeRunner:
         began = time.monotonic()
         self._turns, self._replayed = [], 0
         self._preamble, self._experience = plan.preamble, plan.experience
-        self.world.on_replay = self._count_replay
+        self.env.on_replay = self._count_replay
         history = History(self.tree.task, "")
         error = ""
         try:
@@ -77,7 +77,7 @@ class EpisodeRunner:
                 stop, error = await self._act(plan, history)
         except Diverged as e:
             stop, error = Stop.diverged, str(e)
-        except WorldError as e:
+        except EnvError as e:
             stop, error = Stop.env_error, str(e)
         except PolicyError as e:
             stop, error = Stop.policy_error, str(e)
@@ -98,7 +98,7 @@ class EpisodeRunner:
         )
 
     async def _begin(self, plan: Plan, empty: History) -> History:
-        """Return the world to the state after `plan.start` and check that it is that state."""
+        """Return the environment to the state after `plan.start` and check that it is that state."""
         path = self.tree.path(plan.start)
         notes = notes_on(self.tree, path)
         if plan.experience is not None:
@@ -106,16 +106,16 @@ class EpisodeRunner:
         read = path or (self.tree.path(plan.experience) if plan.experience is not None else [])
         known = self.tree.episode_of(read[0].id).first_observation if read else None
         if known is not None and plan.start in self.snapshots:
-            await self.world.restore(self.snapshots[plan.start])
+            await self.env.restore(self.snapshots[plan.start])
             return History(empty.task, known, tuple(path), notes, plan.preamble)
         seed = derive_seed(self.config.seed, empty.task.id, "world")
-        first = await self.world.follow(Trail.along(empty.task, seed, known, path))
-        if self.world.world.can_snapshot and not path:
-            self.snapshots[None] = await self.world.snapshot()
+        first = await self.env.follow(Trail.along(empty.task, seed, known, path))
+        if self.env.env.can_snapshot and not path:
+            self.snapshots[None] = await self.env.snapshot()
         return History(empty.task, first, tuple(path), notes, plan.preamble)
 
     async def _look_back(self, plan: Plan) -> tuple[History, Stop]:
-        """Reflect on an episode that ended without: this record adds its reflections and no action, and ends as that one did. The world is not asked."""
+        """Reflect on an episode that ended without: this record adds its reflections and no action, and ends as that one did. The environment is not asked."""
         path = self.tree.path(plan.start)
         ended = self.tree.episode_of(path[-1].id)
         first = self.tree.episode_of(path[0].id).first_observation
@@ -129,7 +129,7 @@ class EpisodeRunner:
 
     async def _act(self, plan: Plan, history: History) -> tuple[Stop, str]:
         """Why the episode ended, and what the policy said where its context was full."""
-        horizon = self.config.horizon or self.world.world.horizon
+        horizon = self.config.horizon or self.env.env.horizon
         invalid, error = 0, ""
         for turn in reversed(history.turns):
             if turn.valid:
@@ -157,8 +157,8 @@ class EpisodeRunner:
             if turn.done:
                 stop = Stop.success if turn.success else Stop.failure
                 break
-            if self.world.world.can_snapshot:
-                self.snapshots[turn.id] = await self.world.snapshot()
+            if self.env.env.can_snapshot:
+                self.snapshots[turn.id] = await self.env.snapshot()
             if invalid >= self.config.invalid_limit:
                 stop = Stop.invalid_limit
                 break
@@ -185,8 +185,8 @@ class EpisodeRunner:
         try:
             answer = await self._complete(self.prompts.act(history, self._said), history.step, None, 0)
             thought, action = self.prompts.parse_action(answer.text, answer.finish == "length")
-            result = await self.world.step(action)
-        except (PolicyError, WorldError, Diverged):
+            result = await self.env.step(action)
+        except (PolicyError, EnvError, Diverged):
             self.budget.charge(policy_calls=-1, env_steps=-1)  # no turn came of it: the journal will not hold it
             raise
         self._charge(answer)
@@ -277,8 +277,8 @@ class EpisodeRunner:
         self.budget.charge(prompt_tokens=usage.prompt, cached_tokens=usage.cached, generated_tokens=usage.generated)
 
 
-def unbegun(plan: Plan, task: Task, index: int, config: ExploreConfig, error: WorldError) -> Episode:
-    """The episode of this plan for which no world could be had."""
+def unbegun(plan: Plan, task: Task, index: int, config: ExploreConfig, error: EnvError) -> Episode:
+    """The episode of this plan for which no environment could be had."""
     return Episode(
         task.id, index, Stop.env_error, (), start=plan.start, experience=plan.experience, scope=config.scope, depth=plan.depth, preamble=plan.preamble,
         error=str(error),

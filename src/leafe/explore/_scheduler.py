@@ -28,7 +28,7 @@ from leafe.core import (
     Task,
     Tree,
     UserError,
-    WorldError,
+    EnvError,
     derive_seed,
 )
 from leafe.explore._config import ExploreConfig
@@ -37,7 +37,7 @@ from leafe.explore._episode import EpisodeRunner, unbegun
 from leafe.explore._idle import ERRORS, bounding, idle_in_a_row
 from leafe.explore._strategy import Plan, Strategy, look_back, make_strategy, siblings
 from leafe.explore._waits import Waits
-from leafe.explore._worlds import Held, WorldPool
+from leafe.explore._envs import Held, EnvPool
 from leafe.prompts import History, Prompts
 
 SENTENCES = 3
@@ -88,7 +88,7 @@ class Exploration:
 
 async def explore(
     policy: Policy,
-    pool: WorldPool,
+    pool: EnvPool,
     tasks: Sequence[Task],
     prompts: Prompts,
     config: ExploreConfig,
@@ -103,7 +103,7 @@ async def explore(
     `known` holds the trees of an earlier, interrupted run, or of imported episodes: they count against the budget and are gone on with; a failure among them
     that nobody has reflected on is reflected on first, by a strategy that reflects. `keep=False` lets go of a tree when its task is
     done, so that memory depends on the tasks in flight: what was found is in the journal.
-    Raises UserError for an empty task list, ForeignFailure where the policy or the worlds fail again and again (what was finished is in the journal).
+    Raises UserError for an empty task list, ForeignFailure where the policy or the environments fail again and again (what was finished is in the journal).
     """
     if not tasks:
         raise UserError("There are no tasks to explore: check the split and the count.")
@@ -214,7 +214,7 @@ class _Begun:
 @dataclass(slots=True)
 class _Stage:
     policy: Policy
-    pool: WorldPool
+    pool: EnvPool
     prompts: Prompts
     config: ExploreConfig
     journal: EpisodeSink | None
@@ -295,12 +295,12 @@ class _Stage:
             async def run(index: int, plan: Plan = plan) -> Episode:
                 budget.charge(episodes=int(not plan.look_back))
                 try:
-                    async with self.pool.borrow() as world:
+                    async with self.pool.borrow() as env:
                         runner = EpisodeRunner(
-                            tree, self.policy, self.prompts, strategy, self.config, budget, world, index, self.pool.waits, snapshots, self.report
+                            tree, self.policy, self.prompts, strategy, self.config, budget, env, index, self.pool.waits, snapshots, self.report
                         )
                         return await runner.run(plan)
-                except WorldError as error:  # none could be made
+                except EnvError as error:  # none could be made
                     return unbegun(plan, tree.task, index, self.config, error)
 
             together = 1 if plan.look_back else siblings(strategy, tree)
@@ -325,16 +325,16 @@ class _Stage:
         return True
 
     async def outside_works(self) -> bool:
-        """Whether an episode that came to a sound end could still begin: its world resets, the policy answers its first prompt. Charged to nobody."""
+        """Whether an episode that came to a sound end could still begin: its environment resets, the policy answers its first prompt. Charged to nobody."""
         if self.witness is None:
             return False
         task, first = self.witness
         request = Request(self.prompts.act(History(task, first)), max_tokens=16, seed=0, cache_key=task.id)  # some servers refuse less
         try:
-            async with self.pool.borrow() as world:
-                await world.reset(task, derive_seed(self.config.seed, task.id, "world"))
+            async with self.pool.borrow() as env:
+                await env.reset(task, derive_seed(self.config.seed, task.id, "world"))
                 await self.policy.complete(request)
-        except (PolicyError, WorldError):
+        except (PolicyError, EnvError):
             return False
         return True
 

@@ -1,7 +1,7 @@
 """Where the time of a stage goes, in task-seconds: what each task in flight was waiting for, added up over tasks.
 
-With 64 tasks in flight a second of wall time is 64 task-seconds. `engine` is waiting for the policy's answer, `worlds` for a call into a world, `slots` for a
-world to be free, `journal` for an episode to be durable; `leafe` is all the rest: a task that could go on and was not gone on with.
+With 64 tasks in flight a second of wall time is 64 task-seconds. `engine` is waiting for the policy's answer, `envs` for a call into an environment, `slots` for an
+environment to be free, `journal` for an episode to be durable; `leafe` is all the rest: a task that could go on and was not gone on with.
 An answer that has come and lies ready while the event loop is busy with others counts where it was waited for: a busy processor shows as a longer `engine`.
 """
 
@@ -18,7 +18,7 @@ class Waits:
     """Task-seconds by what was waited for."""
 
     engine: float = 0.0
-    worlds: float = 0.0
+    envs: float = 0.0
     slots: float = 0.0
     journal: float = 0.0
     total: float = 0.0
@@ -26,7 +26,7 @@ class Waits:
 
     @property
     def leafe(self) -> float:
-        return max(0.0, self.total - self.engine - self.worlds - self.slots - self.journal)
+        return max(0.0, self.total - self.engine - self.envs - self.slots - self.journal)
 
     @contextlib.contextmanager
     def on(self, what: str) -> Iterator[None]:

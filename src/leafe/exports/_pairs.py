@@ -16,7 +16,7 @@ from leafe.prompts import Prompts, history_before
 
 def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
     """One pair for each success and each other action that a failure of the same task took where their histories part. Each (history, chosen, rejected)
-    once. What gives none is counted: actions that the world refused, answers that say the same action in other words, and answers that were cut."""
+    once. What gives none is counted: actions that the environment refused, answers that say the same action in other words, and answers that were cut."""
     samples: list[Sample] = []
     duplicates = 0
     skipped: Counter[str] = Counter()
@@ -48,14 +48,14 @@ def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
 def _useless(won: Turn, lost: Turn, prompts: Prompts) -> str | None:
     """Why two answers to one history are no pair; None where they are."""
     if not won.valid:
-        return "the world refused the action that a success took there"
+        return "the environment refused the action that a success took there"
     if same_action(won, lost, prompts):
         return "the answers differ, the actions do not"
     return "an answer was cut at its limit of tokens" if won.cut or lost.cut else None
 
 
 def _parting(won: list[Turn], lost: list[Turn]) -> int | None:
-    """The first step at which they say different things; None where the histories part by what the world said, or one is the beginning of the other."""
+    """The first step at which they say different things; None where the histories part by what the environment said, or one is the beginning of the other."""
     for at, (a, b) in enumerate(zip(won, lost, strict=False)):
         if a.action_text != b.action_text:
             return at

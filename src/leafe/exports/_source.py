@@ -11,17 +11,17 @@ from typing import Any
 
 from leafe.core import Tree, UserError
 from leafe.distill import Dataset, DistillConfig, build, preset
-from leafe.envs import make_world
+from leafe.envs import make_env
 from leafe.exports._pairs import first_differences
-from leafe.pipeline import Leg, Stage, legs, plan, recipe_of, stage_name, world_options
+from leafe.pipeline import Leg, Stage, legs, plan, recipe_of, stage_name, env_options
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, StoredTrees
 
 PRESET = "leafe+"
 """What is made of an exploration where nothing else is asked for."""
-UNKNOWN_WORLD = "imported"
-"""The world's name in a run of imported episodes that no world was given for."""
+UNKNOWN_ENV = "imported"
+"""The environment's name in a run of imported episodes that no environment was given for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Source:
     """Samples, or the trees of one stage, and where they come from."""
 
     about: Mapping[str, Any]
-    """Plain values for the card: run, question, world, options, model, prompts, seed, explored, selection, tasks, versions."""
+    """Plain values for the card: run, question, environment, options, model, prompts, seed, explored, selection, tasks, versions."""
     data: Dataset = field(default_factory=lambda: Dataset(()))
     valid: Dataset | None = None
     """Held out from the training by task, where the arm holds some out."""
@@ -125,16 +125,16 @@ def _trees(run: RunFolder, stage: str) -> StoredTrees:
 
 
 def _prompts(run: RunFolder, recipe: Recipe, leg: Leg, history: str) -> Prompts:
-    if recipe.world.name == UNKNOWN_WORLD:
+    if recipe.env.name == UNKNOWN_ENV:
         return Prompts(load_prompt_set(recipe.prompts), "", history)
-    with make_world(recipe.world.name, **world_options(recipe, leg)) as world:
-        return Prompts(load_prompt_set(recipe.prompts), world.actions_help, history)
+    with make_env(recipe.env.name, **env_options(recipe, leg)) as env:
+        return Prompts(load_prompt_set(recipe.prompts), env.actions_help, history)
 
 
 def _about(run: RunFolder, recipe: Recipe, leg: Leg, explored: tuple[str, ...], selection: str, tasks: int) -> dict[str, Any]:
     imported = [done["imported"] for each in explored if (done := run.done(each)) is not None and "imported" in done]
     return {
-        "run": run.path.name, "recipe": recipe.name, "question": recipe.about, "world": recipe.world.name, "options": world_options(recipe, leg),
+        "run": run.path.name, "recipe": recipe.name, "question": recipe.about, "env": recipe.env.name, "options": env_options(recipe, leg),
         "model": recipe.policy.model, "prompts": recipe.prompts, "seed": leg.seed, "explored": list(explored), "selection": selection, "tasks": tasks,
         "versions": run.versions, "imported": imported,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Episodes taken as they stand, without a world: for rehearsal and preference pairs, whose prompts are then the log's own messages.
+"""Episodes taken as they stand, without an environment: for rehearsal and preference pairs, whose prompts are then the log's own messages.
 
 The prompt set `chat` says them again word for word: the system message is the task's instruction, the first user message the first observation. Nothing
 can be rolled back here.
@@ -15,8 +15,8 @@ from leafe.imports._trees import Imported, Seen
 
 CHAT_PROMPTS = "chat"
 """The prompt set for these trees."""
-WORLD = "imported"
-"""What their tasks name as their world: there is none of that name."""
+ENV = "imported"
+"""What their tasks name as their environment: there is none of that name."""
 
 
 def as_logged(records: Iterable[Logged], *, success_at: float = 1.0, problems: Problems) -> Imported:
@@ -48,7 +48,7 @@ def _task(record: Logged, taken: set[str], problems: Problems) -> Task:
     taken.add(unique)
     if nth > 1:
         problems.note(record.where, "a task with several prompts", f"the task {name!r} has another prompt here and is kept apart as {unique!r}")
-    return Task(unique, WORLD, record.split, record.system, {"instruction": record.instruction} if record.instruction else {})
+    return Task(unique, ENV, record.split, record.system, {"instruction": record.instruction} if record.instruction else {})
 
 
 def _episode(record: Logged, task: Task, index: int, won: bool) -> Episode:

@@ -60,12 +60,12 @@ class LoggedTurn:
     text: str
     """The assistant's message; tool calls stand in it as `call_text` says."""
     action: str | None = None
-    """What the world was given, where the log says it; None: it is read out of the text."""
+    """What the environment was given, where the log says it; None: it is read out of the text."""
     thought: str = ""
     answer: str | None = None
     """The messages up to the next action, as they stand; None where the log ends with the action."""
     observation: str | None = None
-    """What exactly the world said, where the log has it beside the message that was made of it."""
+    """What exactly the environment said, where the log has it beside the message that was made of it."""
     reward: float | None = None
     tokens: tuple[int, ...] | None = None
 
@@ -83,7 +83,7 @@ class Logged:
     task: str | None = None
     instruction: str = ""
     payload: Mapping[str, Any] | None = None
-    """What the world needs to build the task, where the log has it."""
+    """What the environment needs to build the task, where the log has it."""
     first_observation: str | None = None
     reward: float | None = None
     success: bool | None = None
@@ -122,7 +122,7 @@ def episode(where: str, messages: object, problems: Problems, *, before: int = 0
             if nth < before:
                 raise Bad("an answer within the prompt", f"message {nth} of the prompt is an assistant's: few-shot examples cannot be told from actions")
             if turns and turns[-1].answer is None and not answers:
-                raise Bad("two actions in a row", f"messages {nth - 1} and {nth} are both the assistant's: what the world said between them is missing")
+                raise Bad("two actions in a row", f"messages {nth - 1} and {nth} are both the assistant's: what the environment said between them is missing")
             if not turns and not first:
                 raise Bad("no prompt", "nothing stands before the first assistant message")
             turns = _closed(turns, answers, exact)
@@ -173,7 +173,7 @@ def content_text(content: object, nth: int) -> str:
         elif kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
             parts.append(part["text"])
         elif kind != "reasoning":
-            raise Bad("content that is no text", f"message {nth} holds {str(kind)[:40]!r}, and leafe's worlds are text")
+            raise Bad("content that is no text", f"message {nth} holds {str(kind)[:40]!r}, and leafe's environments are text")
     return "\n".join(parts)
 
 

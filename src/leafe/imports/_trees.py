@@ -22,7 +22,7 @@ class Imported:
     trees: dict[str, Tree] = field(default_factory=dict)
     stops: Counter[str] = field(default_factory=Counter)
     verified: bool = False
-    """Every episode was played again in its world."""
+    """Every episode was played again in its environment."""
     calls: int = 0
     """The most turns that one task's episodes hold: what they count for against `limits.policy_calls`."""
 

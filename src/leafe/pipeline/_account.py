@@ -53,7 +53,7 @@ def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
         rows.append({"arm": name, "what": f"several attempts at a test task ({tries.method})", "learns": "", "start": tries.policy, "settings": how})
     for name, control in recipe.controls.items():
         options = ", ".join(f"{key} = {value}" for key, value in control.options.items())
-        what = "control: the same experiment in another setting of the world"
+        what = "control: the same experiment in another setting of the environment"
         rows.append({"arm": f"{name}: …", "what": what, "learns": "", "start": "", "settings": options})
     return rows
 
@@ -99,7 +99,7 @@ def _failures(done: Mapping[str, Any]) -> dict[str, int]:
     named = {
         "unusable reflections": done.get("unusable_reflections"),
         "tasks given up": done.get("given_up"),
-        "worlds that failed": done.get("world_failures"),
+        "environments that failed": done.get("env_failures"),
         "servers that died": done.get("server_restarts"),
         "actors lost": (done.get("ray") or {}).get("lost_actors"),
     }

@@ -1,4 +1,4 @@
-"""What runs on a node of the cluster: a policy client and worlds of its own, tasks in, episodes out, all of it plain JSON.
+"""What runs on a node of the cluster: a policy client and environments of its own, tasks in, episodes out, all of it plain JSON.
 
 The actor builds what the local stage builds, by the same functions, and runs `explore` and `evaluate` as they are, one call a task; its sink is the answer
 that it gives next. It knows neither Ray nor the run folder's journal, and it needs no file of the driver's but a trained arm's weights.
@@ -21,7 +21,7 @@ from leafe.baselines.ace import Place, Playbook, with_playbook
 from leafe.core import Episode, ForeignFailure, Policy, Task, Tree, UserError
 from leafe.core.answers import versions_of
 from leafe.evaluate import evaluate
-from leafe.explore import WorldPool, explore
+from leafe.explore import EnvPool, explore
 from leafe.pipeline._plan import Stage, find
 from leafe.pipeline._stages import Sampling, explore_config, fared, make_pool, make_source, ready
 from leafe.policies.server import deaths, stop_all
@@ -51,7 +51,7 @@ def order_for(
 class StageActor:
     """One stage's tasks on one node. Every answer is JSON; what went wrong is told, not raised, so that it arrives whole."""
 
-    pool: WorldPool
+    pool: EnvPool
     policy: Policy
     prompts: Prompts
 
@@ -74,7 +74,7 @@ class StageActor:
         return socket.gethostname()
 
     async def start(self) -> str:
-        """Make the policy and a world; tells where it is and what it runs (`at`, `leafe`, `world`), or an `error`."""
+        """Make the policy and an environment; tells where it is and what it runs (`at`, `leafe`, `env`), or an `error`."""
         from leafe import __version__
 
         self._died = deaths()
@@ -90,7 +90,7 @@ class StageActor:
             name = self.stage.policy if self.stage.kind == "explore" else self.stage.what
             self.policy = await make_source(self.recipe, folder, self.source, name)
             await ready(self.policy)
-            told["world"] = versions_of(self.pool.facts)
+            told["env"] = versions_of(self.pool.facts)
         except Exception as error:
             told["error"] = _said(error)
         return json.dumps(told)
@@ -176,7 +176,7 @@ class StageActor:
         )
 
     def _facts(self) -> dict[str, Any]:
-        return {"waits": self.pool.waits.to_json(), "world_failures": self.pool.broken, "observations_cut": self.pool.cut, **fared(self.policy, self._died)}
+        return {"waits": self.pool.waits.to_json(), "env_failures": self.pool.broken, "observations_cut": self.pool.cut, **fared(self.policy, self._died)}
 
 
 def _nothing() -> dict[str, Any]:

@@ -27,7 +27,7 @@ from leafe.pipeline._stages import (
     make_prompts,
     maker,
     resolve_model,
-    same_world,
+    same_env,
     stage_tasks,
 )  # fmt: skip
 from leafe.pipeline._weights import checkpoint_of
@@ -117,14 +117,14 @@ def early(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, A
     def on_progress(p: Mapping[str, Any]) -> None:
         emit({"done": p.get("step", 0), "of": p.get("steps"), "words": f"{p['phase']}: " + (f"loss {p['loss']:.3f}" if "loss" in p else "start")})
 
-    results = train_early(start, out, data, config.variant, config.expert.model_copy(update=seed), config.world.model_copy(update=seed), on_progress)
-    learnt = data.expert if config.variant == "world" else data.mixed
+    results = train_early(start, out, data, config.variant, config.expert.model_copy(update=seed), config.env.model_copy(update=seed), on_progress)
+    learnt = data.expert if config.variant == "env" else data.mixed
     if not (out / "dataset").exists():
         export_trl(learnt, out / "dataset")
     trained = results["expert"].to_json() | {"tokens": sum(result.tokens for result in results.values())}
-    samples = {"world": len(data.world.samples), "expert": len(data.expert.samples), "reasoned": len(data.reasoned.samples)}
+    samples = {"env": len(data.env.samples), "expert": len(data.expert.samples), "reasoned": len(data.reasoned.samples)}
     phases = {name: result.to_json() for name, result in results.items()}
-    skipped = {**data.world.skipped, **learnt.skipped} if config.variant == "world" else dict(learnt.skipped)
+    skipped = {**data.env.skipped, **learnt.skipped} if config.variant == "env" else dict(learnt.skipped)
     return {"samples": samples, "skipped": skipped, "train": trained, "phases": phases, "config": config.model_dump(mode="json")}
 
 
@@ -145,7 +145,7 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
     try:
         tasks = stage_tasks(recipe, folder, stage, pool)
         held_out = stage_tasks(recipe, folder, _held_out(stage), pool) if stage.attempt.config.validates else []
-        world, prompts = same_world(folder, stage, pool), make_prompts(recipe, pool)
+        env, prompts = same_env(folder, stage, pool), make_prompts(recipe, pool)
     finally:
         pool.close()
     config = stage.attempt.config.config(recipe.explore, len(tasks), leg.seed)
@@ -153,14 +153,14 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
 
     async def validate(policy: Policy) -> float:
         many, settings = recipe.validation, recipe.evaluate
-        worlds = make_pool(recipe, leg, settings.concurrency)
+        envs = make_pool(recipe, leg, settings.concurrency)
         try:
             trees = await evaluate(
-                policy, worlds, held_out, prompts, samples=many.samples, temperature=settings.temperature, top_p=settings.top_p, seed=leg.seed,
+                policy, envs, held_out, prompts, samples=many.samples, temperature=settings.temperature, top_p=settings.top_p, seed=leg.seed,
                 horizon=recipe.explore.horizon, invalid_limit=recipe.explore.invalid_limit, concurrency=settings.concurrency,
             )  # fmt: skip
         finally:
-            worlds.close()
+            envs.close()
         return pass_estimate([counts(trees)], 1).value
 
     def on_progress(p: Mapping[str, Any]) -> None:
@@ -169,10 +169,10 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
 
     result = rl.train(
         start, out / "checkpoint", maker(recipe, leg), tasks, prompts, config,
-        validate=validate if held_out else None, workers=recipe.world.workers, timeout=recipe.world.timeout,
-        max_observation=recipe.world.max_observation, progress=on_progress,
+        validate=validate if held_out else None, workers=recipe.env.workers, timeout=recipe.env.timeout,
+        max_observation=recipe.env.max_observation, progress=on_progress,
     )  # fmt: skip
-    return {"train": result.to_json(), "config": config.model_dump(mode="json"), "world": world}
+    return {"train": result.to_json(), "config": config.model_dump(mode="json"), "env": env}
 
 
 def _held_out(stage: Stage) -> Stage:

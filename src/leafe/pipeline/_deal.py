@@ -96,7 +96,7 @@ class Dealer:
         return list(self._facts.values())
 
     async def run(self) -> None:
-        """Returns when all is done. UserError for what an actor says is the user's to mend; ForeignFailure where actors, worlds or the policy fail again and
+        """Returns when all is done. UserError for what an actor says is the user's to mend; ForeignFailure where actors, environments or the policy fail again and
         again, and where tasks were given up; whatever was finished is in the journal then."""
         self._check_over()
         running = {asyncio.ensure_future(self._serve(number)) for number in range(min(self.actors, len(self.trees)))}

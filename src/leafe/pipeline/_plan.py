@@ -27,7 +27,7 @@ HELD_OUT = "base.held-out.tree"
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """One pass of the experiment: a seed and a world setting."""
+    """One pass of the experiment: a seed and an environment setting."""
 
     seed: int
     control: str = ""
@@ -265,10 +265,10 @@ def find(recipe: Recipe, name: str) -> Stage:
     return next(s for s in plan(recipe) if s.name == name)
 
 
-def world_options(recipe: Recipe, leg: Leg) -> dict[str, Any]:
-    """The world's options in this leg."""
+def env_options(recipe: Recipe, leg: Leg) -> dict[str, Any]:
+    """The environment's options in this leg."""
     control = recipe.controls.get(leg.control)
-    return dict(recipe.world.options) | (dict(control.options) if control else {})
+    return dict(recipe.env.options) | (dict(control.options) if control else {})
 
 
 def task_count(recipe: Recipe, leg: Leg, which: Literal["train", "test"]) -> int | None:

@@ -3,12 +3,12 @@
 Every event has `done` of `of`: tasks, or the steps of a training. All other keys are there where the stage knows them; counts are those of the whole
 stage, what an earlier start of it left included.
 
-    turns, calls                     world steps and completions
+    turns, calls                     environment steps and completions
     tokens, prompt_tokens, cached_tokens    generated; read; read out of a cache
     solved, by_rollback              tasks solved at least once; those of them that no episode from the start solved first
     samples, successes               of an evaluation
     budget                           {"of": a limit's name, "spent", "limit"}: what the tasks may spend together, of the limit that is closest
-    errors                           by kind: episodes that ended in an error, unusable reflections, an endpoint's failures, worlds that failed
+    errors                           by kind: episodes that ended in an error, unusable reflections, an endpoint's failures, environments that failed
     words                            what else there is to say
 """
 

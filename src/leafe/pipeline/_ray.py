@@ -29,7 +29,7 @@ from leafe.pipeline._actor import StageActor, order_for
 from leafe.pipeline._deal import Actor, Dealer, Lost, raise_said
 from leafe.pipeline._plan import Stage
 from leafe.pipeline._progress import evaluating, exploring
-from leafe.pipeline._stages import Emit, Sampling, explore_config, make_pool, read_playbook, same_world, sampling_of, source_of, stage_tasks
+from leafe.pipeline._stages import Emit, Sampling, explore_config, make_pool, read_playbook, same_env, sampling_of, source_of, stage_tasks
 from leafe.prompts import load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import Journal, load_trees, write_tasks
@@ -37,7 +37,7 @@ from leafe.runs import Journal, load_trees, write_tasks
 OBJECT_STORE = 100 << 20
 """Bytes of shared memory of a cluster that is started here: answers are small and short-lived."""
 CLOSING = 20.0
-"""Seconds an actor has to let go of its worlds before it is killed."""
+"""Seconds an actor has to let go of its environments before it is killed."""
 
 
 def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
     pool = make_pool(recipe, stage.leg, 1)
     try:
         tasks = stage_tasks(recipe, folder, stage, pool)
-        world = same_world(folder, stage, pool)
+        env = same_env(folder, stage, pool)
     finally:
         pool.close()
     out = folder / stage.name
@@ -60,7 +60,7 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
         with _cluster(recipe) as ray:
 
             async def main() -> Dealer:
-                hire = _hiring(ray, recipe, order, world)
+                hire = _hiring(ray, recipe, order, env)
                 dealer = Dealer(
                     left,
                     known,
@@ -78,7 +78,7 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
                 return dealer
 
             dealer = asyncio.run(main()) if left else Dealer((), {}, _nobody, journal, actors=0, slots=0)
-    return tally.result(dealer) | _fared(dealer) | {"world": world, "ray": {"lost_actors": dealer.lost, "given_again": dealer.given_again}}
+    return tally.result(dealer) | _fared(dealer) | {"env": env, "ray": {"lost_actors": dealer.lost, "given_again": dealer.given_again}}
 
 
 class _Tally:
@@ -198,9 +198,9 @@ def _sum(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _fared(dealer: Dealer) -> dict[str, Any]:
-    """How policies and worlds fared on all actors together; a lost actor counts as far as it last told."""
+    """How policies and environments fared on all actors together; a lost actor counts as far as it last told."""
     facts = dealer.facts
-    out: dict[str, Any] = {"policy_failures": _sum(f["policy_failures"] for f in facts), "world_failures": sum(f["world_failures"] for f in facts)}
+    out: dict[str, Any] = {"policy_failures": _sum(f["policy_failures"] for f in facts), "env_failures": sum(f["env_failures"] for f in facts)}
     out["observations_cut"] = sum(f.get("observations_cut", 0) for f in facts)
     servers = [f for f in facts if "servers" in f]
     return out | ({"servers": servers[-1]["servers"], "server_restarts": sum(f["server_restarts"] for f in servers)} if servers else {})
@@ -213,8 +213,8 @@ async def _nobody() -> Actor:
 class _RayActor:
     """An actor process on some node, by its handle."""
 
-    def __init__(self, ray: Any, handle: Any, world: Mapping[str, str]) -> None:
-        self.ray, self.handle, self.world = ray, handle, world
+    def __init__(self, ray: Any, handle: Any, env: Mapping[str, str]) -> None:
+        self.ray, self.handle, self.env = ray, handle, env
 
     async def call(self, method: str, *arguments: str) -> str:
         try:
@@ -229,7 +229,7 @@ class _RayActor:
         told = json.loads(await self.call("start"))
         if told["error"] is not None:
             raise_said(told["error"])
-        _same_everywhere(told, self.world)
+        _same_everywhere(told, self.env)
 
     async def exchange(self, orders: str) -> str:
         return await self.call("exchange", orders)
@@ -241,14 +241,14 @@ class _RayActor:
             self.ray.kill(self.handle)
 
 
-def _hiring(ray: Any, recipe: Recipe, order: str, world: Mapping[str, str]) -> Callable[[], Any]:
+def _hiring(ray: Any, recipe: Recipe, order: str, env: Mapping[str, str]) -> Callable[[], Any]:
     settings = recipe.ray
     kind = ray.remote(StageActor).options(
         num_cpus=settings.cpus, num_gpus=settings.gpus, resources=dict(settings.resources), max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
     )
 
     async def hire() -> Actor:
-        actor = _RayActor(ray, kind.remote(order), world)
+        actor = _RayActor(ray, kind.remote(order), env)
         try:
             await actor.call("where")
         except BaseException:
@@ -260,16 +260,16 @@ def _hiring(ray: Any, recipe: Recipe, order: str, world: Mapping[str, str]) -> C
     return hire
 
 
-def _same_everywhere(told: Mapping[str, Any], world: Mapping[str, str]) -> None:
-    """UserError where a node has another leafe or another world: then a tree would hang on where it grew."""
+def _same_everywhere(told: Mapping[str, Any], env: Mapping[str, str]) -> None:
+    """UserError where a node has another leafe or another environment: then a tree would hang on where it grew."""
     from leafe import __version__
 
     if told["leafe"] != __version__:
         raise UserError(f"The node {told['at']} has leafe {told['leafe']} and this machine {__version__}: install the same version on all nodes.")
-    changed = next((key for key in {**world, **told["world"]} if world.get(key) != told["world"].get(key)), None)
+    changed = next((key for key in {**env, **told["env"]} if env.get(key) != told["env"].get(key)), None)
     if changed is not None:
-        here, there = world.get(changed), told["world"].get(changed)
-        raise UserError(f"The world on the node {told['at']} is not the one here: its {changed} is {there!r} and not {here!r}; bring the same to all nodes.")
+        here, there = env.get(changed), told["env"].get(changed)
+        raise UserError(f"The environment on the node {told['at']} is not the one here: its {changed} is {there!r} and not {here!r}; bring the same to all nodes.")
 
 
 def _short(ray: Any, recipe: Recipe) -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 from leafe.core import UserError, find_named
 from leafe.distill import DistillConfig
 from leafe.envs import load_tasks
-from leafe.explore import WorldPool
-from leafe.pipeline._plan import HELD_OUT, Leg, Stage, plan, task_count, world_options
+from leafe.explore import EnvPool
+from leafe.pipeline._plan import HELD_OUT, Leg, Stage, plan, task_count, env_options
 from leafe.pipeline._stages import make_pool
 from leafe.policies import policy_factory
 from leafe.prompts import Prompts, load_prompt_set
@@ -42,7 +42,7 @@ def check_ready(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> N
         dict.fromkeys(
             [
                 *_words(recipe),
-                *_worlds(recipe, due),
+                *_envs(recipe, due),
                 *_packages(recipe, due),
                 *_policies(recipe, due),
             ]
@@ -67,12 +67,12 @@ def _words(recipe: Recipe) -> Iterator[str]:
 # environments and tasks
 
 
-def _worlds(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
+def _envs(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
     """What the environments of all legs that have something to do lack."""
-    pools: dict[str, WorldPool | None] = {}
+    pools: dict[str, EnvPool | None] = {}
     try:
         for leg in dict.fromkeys(stage.leg for stage in due):
-            key = json.dumps(world_options(recipe, leg), sort_keys=True, default=str)
+            key = json.dumps(env_options(recipe, leg), sort_keys=True, default=str)
             if key not in pools:
                 pools[key] = None
                 try:
@@ -89,7 +89,7 @@ def _worlds(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
 
 
 def _tasks(
-    recipe: Recipe, leg: Leg, pool: WorldPool, due: Sequence[Stage]
+    recipe: Recipe, leg: Leg, pool: EnvPool, due: Sequence[Stage]
 ) -> Iterator[str]:
     """Splits of the stages that are due which the environment does not have or cannot read, and
     tasks that are in two splits that must be apart, whichever stage of the recipe uses them."""
@@ -103,7 +103,7 @@ def _tasks(
         if there and split not in there:
             if key in needed:
                 yield (
-                    f"{setting} = {split!r}: the world {pool.facts.name!r} has no such split; "
+                    f"{setting} = {split!r}: the environment {pool.facts.name!r} has no such split; "
                     f"its splits are {', '.join(there)}."
                 )
             continue
@@ -124,7 +124,7 @@ def _tasks(
             shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
             splits = getattr(pool.facts, "splits", ())
             yield (
-                f"{setting} and {its_setting} of the world {pool.facts.name!r} have {len(shared)} "
+                f"{setting} and {its_setting} of the environment {pool.facts.name!r} have {len(shared)} "
                 f"tasks in common ({shown}), and what trains, what chooses and what tests must be apart: set one of them to another split"
                 + (f" ({', '.join(splits)})." if splits else ".")
             )
@@ -210,7 +210,7 @@ def _needs(recipe: Recipe, stage: Stage) -> Iterable[str]:
     if isinstance(config, GrpoRecipe):
         lora = config.options.get("lora") is not None
     elif isinstance(config, EarlyRecipe):
-        lora = config.expert.lora is not None or config.world.lora is not None
+        lora = config.expert.lora is not None or config.env.lora is not None
     elif isinstance(config, DistillConfig):
         lora, trl = config.lora is not None, config.method == "dpo"
     return (*TRAINS, *(("peft",) if lora else ()), *(("trl", "datasets") if trl else ()))

@@ -173,8 +173,8 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
         if done.get("cut_short"):
             notes.append(f"{row}: the run's limit {done['cut_short']} ended the {stage.kind} stage before all tasks had their share.")
         if done.get("observations_cut"):
-            notes.append(f"{stage.kind} {row}: {done['observations_cut']:,} observations were longer than world.max_observation and were cut.")
-        for what, number in {**went_wrong(done.get("policy_failures") or {}), "worlds that failed": done.get("world_failures", 0)}.items():
+            notes.append(f"{stage.kind} {row}: {done['observations_cut']:,} observations were longer than env.max_observation and were cut.")
+        for what, number in {**went_wrong(done.get("policy_failures") or {}), "environments that failed": done.get("env_failures", 0)}.items():
             if number:
                 notes.append(f"{stage.kind} {row}: {what}: {number}")
     return notes

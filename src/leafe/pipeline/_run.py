@@ -44,7 +44,7 @@ class Watcher:
 def config_of(recipe: Recipe) -> dict[str, Any]:
     """What makes two runs the same experiment: the recipe without how it is spread over the machine, which may change between two starts."""
     spread: Any = dict.fromkeys(("jobs", "engine", "ray", "train"), True)
-    spread |= {"explore": {"concurrency"}, "evaluate": {"concurrency"}, "world": {"workers", "timeout"}}
+    spread |= {"explore": {"concurrency"}, "evaluate": {"concurrency"}, "env": {"workers", "timeout"}}
     wire = {"base_url", "api_key_env", "timeout_s", "deadline_s", "retries", "backoff_s", "concurrency", "hedge"}
     spread["policy"] = {"launch": True, "launch_timeout": True, "options": wire}
     return recipe.model_dump(mode="json", exclude=spread, exclude_none=True)
@@ -167,8 +167,8 @@ class _State:
 
     def finish(self, stage: Stage, info: dict[str, Any]) -> None:
         self.folder.finish(stage.name, info)
-        if "world" in info:
-            self.folder.record_world(stage.leg.control or "world", info["world"])
+        if "env" in info:
+            self.folder.record_env(stage.leg.control or "env", info["env"])
         self.folder.metric(stage=stage.name, **{k: v for k, v in info.items() if isinstance(v, int | float | str)})
         self.finished.add(stage.name)
         self.watcher.ends(stage, info)

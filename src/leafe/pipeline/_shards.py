@@ -68,8 +68,8 @@ def merge(pieces: Sequence[Path], out: Path, recipe_of: Callable[[RunFolder], Re
         for name in due:
             _merge_stage(name, runs, folder)
         for run in runs:
-            for world, versions in run.manifest.get("worlds", {}).items():
-                folder.record_world(world, versions)
+            for env, versions in run.manifest.get("envs", {}).items():
+                folder.record_env(env, versions)
     return recipe, len(due)
 
 
@@ -126,7 +126,7 @@ def _summed(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for key, value in info.items():
             known = out.get(key)
             if isinstance(value, Mapping):
-                out[key] = _summed([known or {}, value]) if key != "world" else dict(value)
+                out[key] = _summed([known or {}, value]) if key != "env" else dict(value)
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 out[key] = (known or 0) + value
             else:

@@ -20,11 +20,11 @@ from leafe.baselines.ace import AceConfig, Place, Playbook, with_playbook
 from leafe.core import Environment, Policy, Task, UserError, derive_seed, find_named
 from leafe.core.answers import versions_of
 from leafe.distill import DistillConfig, build, export_trl, train
-from leafe.envs import load_tasks, make_world
+from leafe.envs import load_tasks, make_env
 from leafe.evaluate import EvaluateProgress, evaluate, probe
-from leafe.explore import ExploreConfig, Progress, WorldPool, explore
+from leafe.explore import ExploreConfig, Progress, EnvPool, explore
 from leafe.pipeline._choose import choose, last_round
-from leafe.pipeline._plan import HELD_OUT, Leg, Stage, stage_name, task_count, world_options
+from leafe.pipeline._plan import HELD_OUT, Leg, Stage, stage_name, task_count, env_options
 from leafe.pipeline._progress import evaluating, exploring
 from leafe.pipeline._served import served_policy
 from leafe.pipeline._shards import shard_of
@@ -123,25 +123,25 @@ def resolve_model(name: str) -> str:
 
 
 def maker(recipe: Recipe, leg: Leg) -> Callable[[], Environment]:
-    """What makes the leg's worlds."""
-    return partial(make_world, recipe.world.name, **world_options(recipe, leg))
+    """What makes the leg's environments."""
+    return partial(make_env, recipe.env.name, **env_options(recipe, leg))
 
 
-def make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> WorldPool:
-    return WorldPool.fitting(maker(recipe, leg), concurrency, recipe.world.workers, recipe.world.timeout, recipe.world.max_observation)
+def make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> EnvPool:
+    return EnvPool.fitting(maker(recipe, leg), concurrency, recipe.env.workers, recipe.env.timeout, recipe.env.max_observation)
 
 
-def same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
-    """What the world's words hang on, for the marker; UserError where this run began with another world of that name."""
+def same_env(folder: Path, stage: Stage, pool: EnvPool) -> dict[str, str]:
+    """What the environment's words hang on, for the marker; UserError where this run began with another environment of that name."""
     versions = versions_of(pool.facts)
-    note = folder / stage.name / "world.json"
-    known = [RunFolder.read(folder).manifest.get("worlds", {}).get(stage.leg.control or "world")]
+    note = folder / stage.name / "env.json"
+    known = [RunFolder.read(folder).manifest.get("envs", {}).get(stage.leg.control or "env")]
     known += [json.loads(note.read_text(encoding="utf-8"))] if note.is_file() else []
     for before in filter(None, known):
         changed = next((key for key in {**before, **versions} if before.get(key) != versions.get(key)), None)
         if changed is not None:
             raise UserError(
-                f"The world {pool.facts.name!r} is not the one that {folder} began with: its {changed} was {before.get(changed)!r} and is "
+                f"The environment {pool.facts.name!r} is not the one that {folder} began with: its {changed} was {before.get(changed)!r} and is "
                 f"{versions.get(changed)!r}; bring that back, or start another run."
             )
     if versions:
@@ -149,7 +149,7 @@ def same_world(folder: Path, stage: Stage, pool: WorldPool) -> dict[str, str]:
     return versions
 
 
-def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> list[Task]:
+def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: EnvPool) -> list[Task]:
     """The tasks that the stage explores or evaluates; of a shard its own."""
     leg = stage.leg
     if stage.kind in ("evaluate", "tries"):
@@ -173,7 +173,7 @@ def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: WorldPool) -> 
     return tasks[shard.index :: shard.of]
 
 
-def make_prompts(recipe: Recipe, pool: WorldPool, folder: Path | None = None, stage: Stage | None = None) -> Prompts:
+def make_prompts(recipe: Recipe, pool: EnvPool, folder: Path | None = None, stage: Stage | None = None) -> Prompts:
     """The prompts of the recipe; of a stage in which an ACE arm acts with its playbook."""
     prompts = Prompts(load_prompt_set(recipe.prompts), pool.facts.actions_help, recipe.history)
     if folder is None or stage is None:
@@ -268,14 +268,14 @@ class Acting:
     """What a stage that plays has at hand."""
 
     policy: Policy
-    pool: WorldPool
+    pool: EnvPool
     tasks: list[Task]
     journal: Journal
 
     @property
     def failures(self) -> dict[str, int]:
         """What has failed up to now, for the display."""
-        return dict(getattr(self.policy, "stats", {})) | {"worlds that failed": self.pool.broken}
+        return dict(getattr(self.policy, "stats", {})) | {"environments that failed": self.pool.broken}
 
 
 Work = Callable[[Acting], Awaitable[dict[str, Any]]]
@@ -284,7 +284,7 @@ Work = Callable[[Acting], Awaitable[dict[str, Any]]]
 def act(
     recipe: Recipe, folder: Path, stage: Stage, concurrency: int, work: Work, *, name: str = "", journalled: Callable[[list[Task]], list[Task]] = list
 ) -> dict[str, Any]:
-    """Run `work` with the stage's policy and worlds; what it returns with how both fared, for the marker. `name`: on the policy's turns, where it is not the
+    """Run `work` with the stage's policy and environments; what it returns with how both fared, for the marker. `name`: on the policy's turns, where it is not the
     acting policy's; `journalled`: the tasks that the journal speaks of, where they are not those that are played."""
 
     async def main() -> dict[str, Any]:
@@ -292,8 +292,8 @@ def act(
         policy: Policy | None = None
         died = deaths()
         try:
-            tasks = stage_tasks(recipe, folder, stage, pool)  # before a model is fetched: what a world lacks is said at once
-            world = same_world(folder, stage, pool)
+            tasks = stage_tasks(recipe, folder, stage, pool)  # before a model is fetched: what an environment lacks is said at once
+            env = same_env(folder, stage, pool)
             policy = await make_source(recipe, folder, source_of(folder, stage), name or stage.policy)
             await ready(policy)
             write_tasks(folder / stage.name, journalled(tasks))
@@ -303,7 +303,7 @@ def act(
             if policy is not None:
                 await policy.close()
             pool.close()
-        return done | fared(policy, died) | {"world_failures": pool.broken, "observations_cut": pool.cut, "world": world}
+        return done | fared(policy, died) | {"env_failures": pool.broken, "observations_cut": pool.cut, "env": env}
 
     return asyncio.run(main())
 
@@ -416,7 +416,7 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
     return act(recipe, folder, stage, settings.concurrency, work, name=stage.what)
 
 
-async def _probed(recipe: Recipe, folder: Path, stage: Stage, policy: Policy, pool: WorldPool) -> dict[str, Any]:
+async def _probed(recipe: Recipe, folder: Path, stage: Stage, policy: Policy, pool: EnvPool) -> dict[str, Any]:
     """Whether the row still learns from experience, for the marker; nothing where nobody asks."""
     held_out = stage_name("explore", stage.leg, HELD_OUT)
     if held_out not in stage.needs:

@@ -1,6 +1,6 @@
 """A policy is a name and options; what stands behind the name is imported when it is asked for.
 
-Three kinds of name, as with worlds: those of this package, those that an installed package announces under the entry point group
+Three kinds of name, as with environments: those of this package, those that an installed package announces under the entry point group
 `leafe.policies`, and an import path `package.module:Class`. What is wrong with a name or an option is said in one sentence.
 """
 

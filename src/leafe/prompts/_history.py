@@ -107,7 +107,7 @@ class Said:
 
 
 class Prompts:
-    """A prompt set bound to a world's help text. `history`: "full", or "window:N" as some harnesses prompt (no shared prefixes). `playbook`: a text that
+    """A prompt set bound to an environment's help text. `history`: "full", or "window:N" as some harnesses prompt (no shared prefixes). `playbook`: a text that
     begins every first user message (of a window: every one), the same for all tasks. `lessons`: by topic what stands, as an experience would, at every step
     whose observation holds all words of the topic and that has no experience of its own."""
 
@@ -220,7 +220,7 @@ class Prompts:
             cut: It ended because no more could be written (`finish = "length"`): an open block is not whole then.
 
         Returns:
-            What was thought before, drafts included, and the action. An answer without the expected form is taken whole as the action: the world
+            What was thought before, drafts included, and the action. An answer without the expected form is taken whole as the action: the environment
             says what is wrong with it. The action is empty where there is nothing but a draft, or no whole program.
         """
         draft, answer = split_drafts(text)

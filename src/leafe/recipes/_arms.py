@@ -81,7 +81,7 @@ class ArmRecipe(_Strict):
     grpo: dict[str, Any] = {}
     """Fields of `GrpoConfig`, and `budget`: how often it may spend what one exploration may (1)."""
     early: dict[str, Any] = {}
-    """Fields of `EarlyConfig`; `temperature` of the proposals; `world`: changes to the training on next observations."""
+    """Fields of `EarlyConfig`; `temperature` of the proposals; `env`: changes to the training on next observations."""
     ace: dict[str, Any] = {}
     """Fields of `AceConfig`."""
     rounds: RoundsRecipe | None = None

@@ -64,8 +64,8 @@ class EarlyRecipe(_Strict):
     collect: EarlyConfig
     temperature: float | None = Field(None, ge=0)
     """At which other actions are proposed; None: the exploration's."""
-    world: DistillConfig
-    """Of the first phase, on the next observations (variant world)."""
+    env: DistillConfig
+    """Of the first phase, on the next observations (variant environment)."""
     expert: DistillConfig
     """Of the phase on the expert's actions."""
 
@@ -83,15 +83,15 @@ def make_config(preset: str, tables: Mapping[str, Mapping[str, Any]], changes: M
             return GrpoRecipe(**budget, options=options)
         case "early":
             own = dict(tables["early"])
-            world = own.pop("world", {})
+            env = own.pop("env", {})
             phases = {
                 "expert": _distill("rehearsal", over(tables["distill"], changes)),
-                "world": _distill("rehearsal", ({} if "steps" in world else {"epochs": 1.0}) | world),
+                "env": _distill("rehearsal", ({} if "steps" in env else {"epochs": 1.0}) | env),
             }
             heat = {"temperature": own.pop("temperature")} if "temperature" in own else {}
             reflects = preset == "self-reflection"
             collect = EarlyConfig(**({"explanations": 2} if reflects else {}) | own)
-            return EarlyRecipe(variant="reflection" if reflects else "world", collect=collect, **heat, **phases)
+            return EarlyRecipe(variant="reflection" if reflects else "env", collect=collect, **heat, **phases)
         case "ace":
             return AceConfig(**{**tables["ace"], **changes})
         case _:

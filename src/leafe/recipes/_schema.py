@@ -1,4 +1,4 @@
-"""A recipe is one experiment as data: world, tasks, policy, what explores, what is trained on it, how it is judged.
+"""A recipe is one experiment as data: environment, tasks, policy, what explores, what is trained on it, how it is judged.
 
 Recipes are TOML files, checked before anything runs: an unknown key, a wrong type or an arm that names a strategy which does not
 explore is one sentence. `key=value` overrides reach every field (`explore.limits.policy_calls=32`).
@@ -30,14 +30,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class WorldRecipe(_Strict):
+class EnvRecipe(_Strict):
     name: str
-    """A registered world (`leafe envs`) or `package.module:Class`."""
+    """A registered environment (`leafe envs`) or `package.module:Class`."""
     options: dict[str, Any] = {}
     workers: int = Field(8, ge=1)
-    """The most calls at a time into worlds that block, and the most worlds that hold a process or a session; quick worlds are not bounded by it."""
+    """The most calls at a time into environments that block, and the most environments that hold a process or a session; quick environments are not bounded by it."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds after which a call to the world counts as hung."""
+    """Seconds after which a call to the environment counts as hung."""
     max_observation: int | None = Field(None, ge=100)
     """The most characters of an observation; of a longer one the middle is cut out, and the text says by how much. null: there is no bound."""
 
@@ -116,10 +116,10 @@ class EvaluateRecipe(_Strict):
 
 
 class LegRecipe(_Strict):
-    """The same experiment once more in another world setting: a control."""
+    """The same experiment once more in another environment setting: a control."""
 
     options: dict[str, Any] = {}
-    """Changes to the world's options."""
+    """Changes to the environment's options."""
     train: int | None = None
     test: int | None = None
     strategies: tuple[str, ...] = ("tree",)
@@ -140,7 +140,7 @@ class RayRecipe(_Strict):
     address: str | None = None
     """HOST:PORT of the cluster's head, or `auto` for the one that this machine belongs to; none: RAY_ADDRESS, else one is started on this machine."""
     workers: int = Field(2, ge=1)
-    """Actors, each with its own policy client and worlds; the tasks in flight (`concurrency`) are divided among them, `world.workers` holds for each."""
+    """Actors, each with its own policy client and environments; the tasks in flight (`concurrency`) are divided among them, `env.workers` holds for each."""
     cpus: float = Field(1.0, ge=0)
     """Of each actor, as Ray counts them."""
     gpus: float = Field(0.0, ge=0)
@@ -158,7 +158,7 @@ class Recipe(_Strict):
     """The question it answers: stands at the head of the report."""
     seeds: tuple[int, ...] = (0,)
     """Each seed draws its own tasks and samples, and trains anew."""
-    world: WorldRecipe
+    env: EnvRecipe
     tasks: TasksRecipe = TasksRecipe()
     policy: PolicyRecipe
     prompts: str = "plain"

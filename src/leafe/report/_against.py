@@ -68,7 +68,7 @@ COLUMNS = (
     "row", "k", "pass_at", "low", "high", "difference", "difference_low", "difference_high", "p", "claim", "runs", "agree", "tasks", "entropy", "distinct",
     "following", "reflection", "same_step",
 )  # fmt: skip
-"""Of the CSV; after them the rates of the world's gauge."""
+"""Of the CSV; after them the rates of the environment's gauge."""
 
 
 def against_csv(summary: Mapping[str, Any]) -> str:
@@ -134,7 +134,7 @@ def _figures(row: Mapping[str, Any], c: Mapping[str, Any] | None, k: str) -> tup
 
 
 def _gauges(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    return {more["arm"]: more["probe"].get("world", {}) for more in summary["details"]["evaluate"]}
+    return {more["arm"]: more["probe"].get("env", {}) for more in summary["details"]["evaluate"]}
 
 
 def _minus(reference: str) -> str:

@@ -17,12 +17,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def coverage_charts(explored: Rows) -> list[tuple[str, Markup]]:
-    """(title, drawing): the strategies against policy calls and against world steps, and the controls, where there are any, against policy calls."""
+    """(title, drawing): the strategies against policy calls and against environment steps, and the controls, where there are any, against policy calls."""
     mine = [(i, row) for i, row in enumerate(explored) if row.get("role") != "control"]
     controls = [(i, row) for i, row in enumerate(explored) if row.get("role") == "control"]
     charts = [
         _budget_chart(mine, "policy_calls", "policy calls spent on each task (reflections included)", "Coverage against policy calls"),
-        _budget_chart(mine, "env_steps", "world steps spent on each task (replays included)", "Coverage against world steps"),
+        _budget_chart(mine, "env_steps", "environment steps spent on each task (replays included)", "Coverage against environment steps"),
         _budget_chart(controls, "policy_calls", "policy calls spent on each task (reflections included)", "Coverage of the controls against policy calls"),
     ]
     return [(title, chart) for title, chart in charts if chart]

@@ -36,7 +36,7 @@ class RunFolder:
         self.config = config
         """The settings the run was made with, as plain values; keys that held None are absent."""
         self.manifest = manifest
-        """`format`, `seeds`, `starts` (time, versions, machine and commit of every opening), and `worlds` (what their words hang on)."""
+        """`format`, `seeds`, `starts` (time, versions, machine and commit of every opening), and `envs` (what their words hang on)."""
         self._lock = lock_fd
         self._metrics: int | None = None
 
@@ -97,9 +97,9 @@ class RunFolder:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of Python and of the packages at the latest start, and what the worlds said of themselves (`world.PART`)."""
-        worlds = {f"{name}.{part}": version for name, parts in self.manifest.get("worlds", {}).items() for part, version in parts.items()}
-        return dict(self.manifest["starts"][-1]["versions"]) | worlds
+        """Versions of Python and of the packages at the latest start, and what the environments said of themselves (`env.PART`)."""
+        envs = {f"{name}.{part}": version for name, parts in self.manifest.get("envs", {}).items() for part, version in parts.items()}
+        return dict(self.manifest["starts"][-1]["versions"]) | envs
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -139,11 +139,11 @@ class RunFolder:
             raise JournalError(f"{folder} could not be made durable: {error.strerror}; free space and run again.") from error
         atomic_write(folder / MARKER, json.dumps(dict(info), indent=1) + "\n")
 
-    def record_world(self, name: str, versions: Mapping[str, str]) -> None:
-        """Note in the manifest what decided a world's words (`Environment.versions`)."""
+    def record_env(self, name: str, versions: Mapping[str, str]) -> None:
+        """Note in the manifest what decided an environment's words (`Environment.versions`)."""
         self._must_be_open()
-        if versions and self.manifest.get("worlds", {}).get(name) != versions:
-            self.manifest.setdefault("worlds", {})[name] = dict(versions)
+        if versions and self.manifest.get("envs", {}).get(name) != versions:
+            self.manifest.setdefault("envs", {})[name] = dict(versions)
             atomic_write(self.path / MANIFEST, json.dumps(self.manifest, indent=1) + "\n")
 
     def metric(self, **values: Any) -> None:

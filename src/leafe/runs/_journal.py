@@ -143,7 +143,7 @@ def write_tasks(folder: Path, tasks: Iterable[Task]) -> None:
     lines, seen = [], set[str]()
     for task in tasks:
         if task.id in seen:
-            raise UserError(f"Two tasks of the world {task.env!r} have the id {task.id!r}: ids must be unique within a run.")
+            raise UserError(f"Two tasks of the environment {task.env!r} have the id {task.id!r}: ids must be unique within a run.")
         seen.add(task.id)
         lines.append(json.dumps(task.to_json(), separators=(",", ":"), allow_nan=False) + "\n")
     folder = Path(folder)

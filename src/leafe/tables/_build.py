@@ -17,7 +17,7 @@ from leafe.tables._claims import counts_of, judge, top_k
 from leafe.tables._commands import resume
 from leafe.tables._define import TABLES, Row, Table, title_of
 from leafe.tables._document import Block, Cell, Document, cells, record
-from leafe.tables._evidence import Column as World
+from leafe.tables._evidence import Column
 from leafe.tables._evidence import Evidence, gather
 from leafe.tables._judged import HOW_CLAIMS, claim_blocks, claim_records
 from leafe.tables._missing import UNFINISHED, Notes, say_dearer, say_how, say_missing
@@ -68,23 +68,23 @@ def all_claims(paths: Sequence[Path] | Mapping[int, Sequence[Path]]) -> Document
     return Document("claims", "What the six tables say, claim by claim", tuple(blocks), tuple(notes), tuple(claim_records(judged)))
 
 
-def columns_of(evidence: Evidence, table: Table) -> list[World]:
+def columns_of(evidence: Evidence, table: Table) -> list[Column]:
     """A transfer table shows policies where they were trained, then where they were not; the others leave out what is there for the transfer table."""
     kind: Kind = "explore" if table.kind == "explore" else "evaluate"
     rows = {row.key for row in table.rows}
     plain, tested = ([c for c in evidence.columns if c.transfer == transfer and rows & set(c.rows(kind))] for transfer in (False, True))
     if table.kind == "transfer":
-        origins = [world for c in tested for world in c.origins]
-        return [*(c for c in plain if (c.world, c.options) in origins), *tested]
+        origins = [env for c in tested for env in c.origins]
+        return [*(c for c in plain if (c.env, c.options) in origins), *tested]
     return [c for c in plain if not c.for_transfer] or plain
 
 
-def _spoken_of(columns: Sequence[World], table: Table) -> list[World]:
+def _spoken_of(columns: Sequence[Column], table: Table) -> list[Column]:
     """Those that the table's claims are about: of a transfer table, where policies were not trained."""
     return [c for c in columns if c.transfer == (table.kind == "transfer")]
 
 
-def _say_elsewhere(evidence: Evidence, columns: Sequence[World], table: Table, notes: Notes) -> None:
+def _say_elsewhere(evidence: Evidence, columns: Sequence[Column], table: Table, notes: Notes) -> None:
     for column in evidence.columns if table.kind != "transfer" else ():
         if column.for_transfer and not column.transfer and column not in columns:
             notes.say(f"{column.title} is left out: it is where the policies of table 5 are trained, and stands there.")
@@ -96,13 +96,13 @@ def _nothing(evidence: Evidence, table: Table) -> str:
     where = ", ".join(str(run.path) for run in evidence.runs)
     if table.kind == "transfer":
         return (
-            f"No folder of {where} tests a policy in a world that it was not trained in: make such runs with `leafe table 5 --on gates`, or by hand with "
+            f"No folder of {where} tests a policy in an environment that it was not trained in: make such runs with `leafe table 5 --on gates`, or by hand with "
             "`leafe run RECIPE policy.model=RUN/distill/ARM/checkpoint --name ...`."
         )
     return f"{where} holds no row of table {table.number} ({', '.join(row.key for row in table.rows)}) that was begun: go on with `{resume(evidence.runs[0])}`."
 
 
-def _evaluate_block(table: Table, columns: Sequence[World], notes: Notes) -> tuple[Block, list[dict[str, Any]]]:
+def _evaluate_block(table: Table, columns: Sequence[Column], notes: Notes) -> tuple[Block, list[dict[str, Any]]]:
     head, rows, records = ["method"], [], []
     leaders: dict[tuple[str, int], set[str]] = {}
     for column in columns:
@@ -128,7 +128,7 @@ def _evaluate_block(table: Table, columns: Sequence[World], notes: Notes) -> tup
     return Block("Pass@k in % [95 % interval] (tasks, runs)", tuple(head), tuple(rows)), records
 
 
-def _say_short(column: World, row: Row, results: Mapping[Where, Result], notes: Notes) -> None:
+def _say_short(column: Column, row: Row, results: Mapping[Where, Result], notes: Notes) -> None:
     """What was lost and could not be sampled again, and what it leaves out."""
     short = [r.counts.short for r in results.values() if r.finished]
     tasks, lost = sum(int((s > 0).sum()) for s in short), sum(int(s.sum()) for s in short)
@@ -139,11 +139,11 @@ def _say_short(column: World, row: Row, results: Mapping[Where, Result], notes: 
         )
 
 
-def _ks(column: World) -> list[int]:
+def _ks(column: Column) -> list[int]:
     return sorted({1, top_k(column)})
 
 
-def _rows(table: Table, columns: Sequence[World]) -> Iterator[tuple[Row, str]]:
+def _rows(table: Table, columns: Sequence[Column]) -> Iterator[tuple[Row, str]]:
     """The table's rows, then the controls that any column has."""
     for row in table.rows:
         yield row, "arm"
@@ -153,7 +153,7 @@ def _rows(table: Table, columns: Sequence[World]) -> Iterator[tuple[Row, str]]:
                 yield Row(key, f"({column.roles[key]}) {key}"), column.roles[key]
 
 
-def _leaders(column: World, rows: Sequence[str], k: int) -> set[str]:
+def _leaders(column: Column, rows: Sequence[str], k: int) -> set[str]:
     """The highest row and those that cannot be told from it; unfinished ones are not ranked."""
     finished = {row: counts for row in rows if (counts := counts_of(column.results(row)))}
     values = {row: estimate(column.results(row), k).value for row in finished}
@@ -172,7 +172,7 @@ def estimate(results: Mapping[Where, Result], k: int) -> Estimate:
     return pass_estimate([r.counts for r in results.values()], k)
 
 
-def _cell(column: World, results: Mapping[Where, Result], found: Estimate, best: bool = False, tied: bool = False) -> Cell:
+def _cell(column: Column, results: Mapping[Where, Result], found: Estimate, best: bool = False, tied: bool = False) -> Cell:
     if math.isnan(found.value):
         return Cell("too few samples")
     mark = ("=" if best and tied else "") + ("" if all(r.finished for r in results.values()) else UNFINISHED)
@@ -182,20 +182,20 @@ def _cell(column: World, results: Mapping[Where, Result], found: Estimate, best:
     return Cell(f"{100 * found.value:.1f}{mark}", f"[{100 * found.low:.1f}, {100 * found.high:.1f}] ({found.tasks}, {of})", best)
 
 
-def _why_missing(column: World, row: str, role: str) -> str:
+def _why_missing(column: Column, row: str, role: str) -> str:
     """Controls may be left out; an arm is not."""
     reasons = [why for (r, _), why in column.absent.items() if r == row]
     begun = row in column.rows()
     return "nothing to learn" if reasons else f"begun{UNFINISHED}" if begun else MISSING if role == "arm" else "–"
 
 
-def _temperature(columns: Sequence[World], row: str) -> str:
+def _temperature(columns: Sequence[Column], row: str) -> str:
     used = sorted({r.temperature for c in columns for r in c.results(row).values() if r.temperature is not None})
     return "" if not used else "T=" + "/".join(f"{t:g}" for t in used)
 
 
 def _cell_record(
-    table: Table, column: World, row: str, measure: str, k: int, results: Mapping[Where, Result], found: Estimate, role: str = "arm"
+    table: Table, column: Column, row: str, measure: str, k: int, results: Mapping[Where, Result], found: Estimate, role: str = "arm"
 ) -> dict[str, Any]:
     first = next(iter(results.values()))
     note = "; ".join(filter(None, [role if role != "arm" else "", "" if all(r.finished for r in results.values()) else "unfinished"]))
@@ -205,7 +205,7 @@ def _cell_record(
     )  # fmt: skip
 
 
-def _explore_block(table: Table, columns: Sequence[World], notes: Notes) -> tuple[Block, list[dict[str, Any]]]:
+def _explore_block(table: Table, columns: Sequence[Column], notes: Notes) -> tuple[Block, list[dict[str, Any]]]:
     head, rows, records = ["strategy"], [], []
     budgets = [*SHARES, STEPS]
     for column in columns:
@@ -227,18 +227,18 @@ def _explore_block(table: Table, columns: Sequence[World], notes: Notes) -> tupl
                 line.append(Cell(f"{100 * found.value:.1f}{partial}", more, best))
                 records.append(_cell_record(table, column, row.key, f"coverage, {budget}", 1, results, found))
         rows.append(tuple(line))
-    notes.say("The columns with a share of the calls, or with world steps for a bound, are read off the same trees: what came first would have come first.")
+    notes.say("The columns with a share of the calls, or with environment steps for a bound, are read off the same trees: what came first would have come first.")
     return Block("Training tasks solved at least once, in % [95 % interval] (tasks, runs)", tuple(head), tuple(rows)), records
 
 
-def _budget_words(column: World) -> list[str]:
+def _budget_words(column: Column) -> list[str]:
     calls = next(iter(column.recipes.values())).explore.limits.get("policy_calls")
     if not calls:
         return [*SHARES, STEPS]
     return [f"{int(calls * share)} calls" for share in SHARES.values()] + [f"{int(calls)} steps"]
 
 
-def _why_missing_exploration(column: World, row: str) -> str:
+def _why_missing_exploration(column: Column, row: str) -> str:
     return f"begun{UNFINISHED}" if row in column.rows("explore") else MISSING
 
 
@@ -249,9 +249,9 @@ def _coverage(results: Mapping[Where, Result], budget: str) -> Estimate:
     return pass_estimate(solved, 1)
 
 
-def _budget_block(table: Table, columns: Sequence[World], kind: Kind) -> tuple[Block, list[dict[str, Any]]]:
+def _budget_block(table: Table, columns: Sequence[Column], kind: Kind) -> tuple[Block, list[dict[str, Any]]]:
     head = (
-        "world", "row", "allowed", "phases", "calls", "world steps", "replayed", "tokens out", "tokens in", "trained on", "min. to make", "min. to test",
+        "env", "row", "allowed", "phases", "calls", "environment steps", "replayed", "tokens out", "tokens in", "trained on", "min. to make", "min. to test",
         "tokens a test sample",
     )  # fmt: skip
     rows, records = [], []
@@ -282,7 +282,7 @@ def _mean_cost(costs: Sequence[Cost]) -> dict[str, float]:
     return out | {name: sum(getattr(c, name) for c in costs) / len(costs) for name in ("phases", "trained_tokens", "seconds")}
 
 
-def _allowed(column: World, row: str, kind: Kind) -> str:
+def _allowed(column: Column, row: str, kind: Kind) -> str:
     """The limit of an exploration and the tasks that have it."""
     place = _first_place(column, row, kind)
     recipe = place.recipe if place.origin is None else place.origin[1]
@@ -293,5 +293,5 @@ def _allowed(column: World, row: str, kind: Kind) -> str:
     return f"{limits} × {tasks or 'all'} tasks"
 
 
-def _first_place(column: World, row: str, kind: Kind) -> Place:
+def _first_place(column: Column, row: str, kind: Kind) -> Place:
     return next(iter(column.places[kind, row].values()))

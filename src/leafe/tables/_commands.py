@@ -10,7 +10,7 @@ from typing import Any
 
 from leafe.baselines.early_experience import check_thoughts
 from leafe.core import UserError
-from leafe.pipeline import Leg, recipe_of, world_options
+from leafe.pipeline import Leg, recipe_of, env_options
 from leafe.prompts import load_prompt_set
 from leafe.recipes import ARM_PRESETS, Recipe, parse_recipe
 from leafe.runs import RunFolder
@@ -36,7 +36,7 @@ def seed_folder(run: RunFolder) -> tuple[Path, int]:
 
 
 def try_elsewhere(run: RunFolder, weights: str, row: str, seed: int) -> str:
-    """The test of other weights in the world of `run`, which tests one policy."""
+    """The test of other weights in the environment of `run`, which tests one policy."""
     recipe = recipe_of(run)
     name = f"{run.path.name.partition('.')[0]}.{f'seed{seed}.' if seed != recipe.seeds[0] else ''}{row}".replace(" ", "-")
     return resume(run, f"policy.model={weights}", f"seeds=[{seed}]", name=name)
@@ -59,8 +59,8 @@ def add_row(run: RunFolder, row: str, control: str = "") -> str:
 
 def _control_alone(run: RunFolder, recipe: Recipe, row: str, control: str) -> str:
     leg = recipe.controls[control]
-    options = world_options(recipe, Leg(recipe.seeds[0], control))
-    changes = [f"world.options.{name}={value}" for name, value in options.items()] + ["controls={}"]
+    options = env_options(recipe, Leg(recipe.seeds[0], control))
+    changes = [f"env.options.{name}={value}" for name, value in options.items()] + ["controls={}"]
     changes += [f"tasks.{name}={value}" for name, value in (("train", leg.train), ("test", leg.test)) if value]
     try:
         arm = [] if row in recipe.arms or row == "base" else _arm(recipe, row)

@@ -54,7 +54,7 @@ class Table:
     title: str
     rows: tuple[Row, ...]
     kind: Literal["evaluate", "explore", "transfer"] = "evaluate"
-    """Of what: Pass@k of policies, coverage of explorations, Pass@k of policies in a world that they were not trained in."""
+    """Of what: Pass@k of policies, coverage of explorations, Pass@k of policies in an environment that they were not trained in."""
     apart: bool = False
     """A column a base policy, as in the paper; else base policies are runs of one column, as seeds are."""
     main: bool = False
@@ -88,7 +88,7 @@ SETS: Mapping[str, RecipeSet] = {
 }
 
 BASE = Row("base", "Base", "the policy before any training")
-EARLY = Row("early-experience", "EarlyExp", "implicit world modelling, then imitation")
+EARLY = Row("early-experience", "EarlyExp", "implicit environment modelling, then imitation")
 REFLECTION = Row("self-reflection", "EarlyExp (self-reflection)")
 GRPO = Row("grpo", "GRPO")
 ACE = Row("ace", "ACE", "a playbook in the prompt; no weights change")
@@ -154,22 +154,22 @@ CLAIMS: tuple[Claim, ...] = (
 """METHOD.md, "What the six tables say", (1) as 1a, 1b and 2a, (2) as 3, (3) as 4, (4) as 5, (5) as 6; 1c and 1d are what leafe itself claims."""
 
 
-def why_control(world: str, options: Mapping[str, Any], transfer: bool = False) -> str:
+def why_control(env: str, options: Mapping[str, Any], transfer: bool = False) -> str:
     """Of a column that keeps the comparison honest, and of which no claim speaks: what is peculiar to it; '' where it is none."""
-    if world == "gates" and options.get("setting") == "random":
+    if env == "gates" and options.get("setting") == "random":
         return "its rules are random in every task, so that there is nothing to internalise"
-    if world == "gates" and options.get("rules") == "habit" and transfer:
+    if env == "gates" and options.get("rules") == "habit" and transfer:
         return "its rules are those of pretraining, so that what training taught of rules is false in it"
     return ""
 
 
-def trains_for_transfer(world: str, options: Mapping[str, Any]) -> bool:
-    """A world in one half of the words, which is there for the transfer table and is no column of the others."""
-    return world == "gates" and options.get("words", "all") != "all"
+def trains_for_transfer(env: str, options: Mapping[str, Any]) -> bool:
+    """An environment in one half of the words, which is there for the transfer table and is no column of the others."""
+    return env == "gates" and options.get("words", "all") != "all"
 
 
 def recipe_set(name: str) -> RecipeSet:
-    """The recipes that fill the tables for one world; UserError for an unknown name."""
+    """The recipes that fill the tables for one environment; UserError for an unknown name."""
     if name not in SETS:
         raise UserError(f"--on {name}: there is no recipe set of this name; choose one of {', '.join(SETS)}.")
     return SETS[name]

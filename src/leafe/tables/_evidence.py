@@ -1,8 +1,8 @@
-"""What run folders hold for a table: columns (worlds), rows (arms), and for each row what it came to in each of its runs.
+"""What run folders hold for a table: columns (environments), rows (arms), and for each row what it came to in each of its runs.
 
 A *run* of a row is one seed of one base policy (`Where`); many folders may hold runs of one column, and one folder those of several (its controls are columns
-of their own). A folder whose base policy is a checkpoint that another folder trained is evidence on that arm, in another world. What cannot be compared is
-refused here, before a figure is made of it: other budgets, other world versions, other test tasks.
+of their own). A folder whose base policy is a checkpoint that another folder trained is evidence on that arm, in another environment. What cannot be compared is
+refused here, before a figure is made of it: other budgets, other environment versions, other test tasks.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 
 from leafe.core import UserError
 from leafe.explore import STRATEGIES
-from leafe.pipeline import Stage, plan, recipe_of, world_options
+from leafe.pipeline import Stage, plan, recipe_of, env_options
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
 from leafe.tables._commands import resume
 from leafe.tables._define import trains_for_transfer, why_control
-from leafe.tables._refuse import same_arm, same_budget, same_tasks, same_worlds
+from leafe.tables._refuse import same_arm, same_budget, same_tasks, same_envs
 from leafe.tables._results import Kind, Place, Result, Where, read, short
 
 
 @dataclass(slots=True)
 class Column:
-    """One world in one setting."""
+    """One environment in one setting."""
 
-    world: str
+    env: str
     options: dict[str, Any]
     split: str
     transfer: bool = False
@@ -47,16 +47,16 @@ class Column:
     @property
     def why_control(self) -> str:
         """Why no claim speaks of it; '' where claims do."""
-        return why_control(self.world, self.options, self.transfer)
+        return why_control(self.env, self.options, self.transfer)
 
     @property
     def for_transfer(self) -> bool:
-        return trains_for_transfer(self.world, self.options)
+        return trains_for_transfer(self.env, self.options)
 
     @property
     def origins(self) -> list[tuple[str, dict[str, Any]]]:
-        """Of a transfer column: the worlds in which its policies were trained."""
-        return [world_of(p.origin[1], p.origin[2]) for places in self.places.values() for p in places.values() if p.origin is not None]
+        """Of a transfer column: the environments in which its policies were trained."""
+        return [env_of(p.origin[1], p.origin[2]) for places in self.places.values() for p in places.values() if p.origin is not None]
 
     def rows(self, kind: Kind = "evaluate") -> list[str]:
         return [row for k, row in self.places if k == kind]
@@ -106,7 +106,7 @@ def gather(paths: Sequence[Path], *, apart: bool = False, known: dict[Path, Resu
         column.known = known
         same_budget(column)
         same_tasks(column)
-    same_worlds(columns)
+    same_envs(columns)
     _name(columns)
     return Evidence(columns, notes, runs)
 
@@ -140,10 +140,10 @@ def _origin(run: RunFolder, recipe: Recipe) -> tuple[RunFolder, Recipe, Stage] |
 
 def _take(place: Place, found: dict[str, Column], notes: list[str], apart: bool) -> None:
     stage, recipe = place.stage, place.recipe
-    options = world_options(recipe, stage.leg)
-    transfer = place.origin is not None and world_of(place.origin[1], place.origin[2]) != world_of(recipe, stage)
-    key = json.dumps([*world_of(recipe, stage), recipe.tasks.test_split, place.where.base if apart else "", transfer], sort_keys=True)
-    column = found.setdefault(key, Column(recipe.world.name, options, recipe.tasks.test_split, transfer, place.where.base if apart else ""))
+    options = env_options(recipe, stage.leg)
+    transfer = place.origin is not None and env_of(place.origin[1], place.origin[2]) != env_of(recipe, stage)
+    key = json.dumps([*env_of(recipe, stage), recipe.tasks.test_split, place.where.base if apart else "", transfer], sort_keys=True)
+    column = found.setdefault(key, Column(recipe.env.name, options, recipe.tasks.test_split, transfer, place.where.base if apart else ""))
     column.recipes.setdefault(place.run.path, recipe)
     column.roles.setdefault(place.row, stage.role if place.origin is None else "arm")
     kind: Kind = "explore" if stage.kind == "explore" else "evaluate"
@@ -168,18 +168,18 @@ def _take(place: Place, found: dict[str, Column], notes: list[str], apart: bool)
     notes.append(f"{place.row} ({place.where.words}) is in {before.run.path} and in another folder too; the table takes one of them.")
 
 
-def world_of(recipe: Recipe, stage: Stage) -> tuple[str, dict[str, Any]]:
-    return recipe.world.name, world_options(recipe, stage.leg)
+def env_of(recipe: Recipe, stage: Stage) -> tuple[str, dict[str, Any]]:
+    return recipe.env.name, env_options(recipe, stage.leg)
 
 
 def _lend_base(columns: list[Column]) -> None:
-    """The base policy of a transfer column is sampled in a run of its own, or in any other run of that world."""
+    """The base policy of a transfer column is sampled in a run of its own, or in any other run of that environment."""
 
-    def world(c: Column) -> list[Any]:
-        return [c.world, c.options, c.split, c.base]
+    def env(c: Column) -> list[Any]:
+        return [c.env, c.options, c.split, c.base]
 
     for column in [c for c in columns if c.transfer]:
-        for other in [c for c in columns if not c.transfer and world(c) == world(column)]:
+        for other in [c for c in columns if not c.transfer and env(c) == env(column)]:
             mine, theirs = (c.places.get(("evaluate", "base"), {}) for c in (column, other))
             column.places[("evaluate", "base")] = {**theirs, **mine}
             column.roles["base"] = "base"
@@ -190,7 +190,7 @@ def _lend_base(columns: list[Column]) -> None:
 def _lend_reasons(columns: Sequence[Column]) -> None:
     """Why an arm has no weights where it was trained is why it has no figure where it was to be tested."""
     for column in [c for c in columns if c.transfer]:
-        for other in [c for c in columns if not c.transfer and (c.world, c.options) in column.origins]:
+        for other in [c for c in columns if not c.transfer and (c.env, c.options) in column.origins]:
             for (row, where), why in other.absent.items():
                 if where in column.runs() and where not in column.places.get(("evaluate", row), {}):
                     column.absent[row, where] = why
@@ -201,13 +201,13 @@ _PLAIN = ("setting", "rules", "words")
 
 
 def _name(columns: Sequence[Column]) -> None:
-    """The world, and of its options those in which columns differ, or its setting."""
+    """The environment, and of its options those in which columns differ, or its setting."""
     for column in columns:
-        alike = [c for c in columns if c.world == column.world]
+        alike = [c for c in columns if c.env == column.env]
         names = [n for n in column.options if n in _PLAIN or any(c.options.get(n) != column.options[n] for c in alike)]
         words = [str(column.options[n]) if n in _PLAIN else f"{n} {column.options[n]}" for n in names]
         words += [column.split] if column.split != "test" else []
-        column.title = " ".join([column.world, *words, *([short(column.base)] if column.base else []), *(["(transfer)"] if column.transfer else [])])
+        column.title = " ".join([column.env, *words, *([short(column.base)] if column.base else []), *(["(transfer)"] if column.transfer else [])])
     for nth, column in enumerate(columns):
         if any(c.title == column.title for c in columns[:nth]):
             column.title += f" ({nth + 1})"

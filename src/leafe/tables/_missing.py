@@ -110,7 +110,7 @@ def _offer(column: Column, row: str, kind: Kind, lacking: Sequence[Where]) -> st
 
 
 def _offer_elsewhere(column: Column, row: str, kind: Kind, where: Where) -> str:
-    """In a world where policies are only tested: the training, where there is none yet, and the test."""
+    """In an environment where policies are only tested: the training, where there is none yet, and the test."""
     tested = _tested_there(column, kind, where)
     if tested is None or tested.origin is None:
         return "`leafe table 5` makes the run, once the arm has been trained."
@@ -159,6 +159,6 @@ def say_how(columns: Sequence[Column], kind: Kind, notes: Notes) -> None:
         notes.say("What an arm cost holds all explorations and trainings that it builds on; rows that learn from one exploration are each charged for it.")
     for sentence in HOW_CLAIMS:
         notes.say(sentence)
-    versions = {f"{c.world} {n} {v}" for c in columns for p in c.places.values() for x in p.values() for n, v in ((x.done or {}).get("world") or {}).items()}
+    versions = {f"{c.env} {n} {v}" for c in columns for p in c.places.values() for x in p.values() for n, v in ((x.done or {}).get("env") or {}).items()}
     if versions:
-        notes.say("World versions: " + ", ".join(sorted(versions)) + ".")
+        notes.say("Environment versions: " + ", ".join(sorted(versions)) + ".")

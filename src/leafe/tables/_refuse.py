@@ -1,4 +1,4 @@
-"""What cannot stand in one table, refused with a sentence that names both folders: other budgets or ways of testing, other tasks, other world versions."""
+"""What cannot stand in one table, refused with a sentence that names both folders: other budgets or ways of testing, other tasks, other environment versions."""
 
 from __future__ import annotations
 
@@ -73,19 +73,19 @@ def same_tasks(column: Column) -> None:
                 )
 
 
-def same_worlds(columns: Sequence[Column]) -> None:
-    """One version of every world throughout a table."""
+def same_envs(columns: Sequence[Column]) -> None:
+    """One version of every environment throughout a table."""
     first: dict[str, tuple[Place, dict[str, Any]]] = {}
     for column in columns:
         for place in _every(column):
-            versions = (place.done or {}).get("world") or {}
+            versions = (place.done or {}).get("env") or {}
             if not versions:
                 continue
-            other, before = first.setdefault(column.world, (place, versions))
+            other, before = first.setdefault(column.env, (place, versions))
             different = next((name for name in {**before, **versions} if before.get(name) != versions.get(name)), None)
             if different is not None:
                 raise UserError(
-                    f"{other.run.path} and {place.run.path} were made in other versions of the world {column.world!r} ({different} {before.get(different)!r} "
+                    f"{other.run.path} and {place.run.path} were made in other versions of the environment {column.env!r} ({different} {before.get(different)!r} "
                     f"and {versions.get(different)!r}): figures of the two cannot be compared; run one of them anew."
                 )
 

@@ -19,7 +19,7 @@ from leafe.runs import RunFolder, load_trees
 SHARES = {"1/4": 0.25, "1/2": 0.5, "all": 1.0}
 """Of the calls that a task is allowed: where the coverage of an exploration is read."""
 STEPS = "steps"
-"""The same, where a task may take so many world steps as it is allowed calls, steps of a replay charged."""
+"""The same, where a task may take so many environment steps as it is allowed calls, steps of a replay charged."""
 Kind = Literal["evaluate", "explore"]
 
 

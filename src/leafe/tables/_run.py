@@ -32,7 +32,7 @@ class Job:
 def jobs_of(table: Table, recipes: RecipeSet, overrides: Sequence[str], runs: Path) -> tuple[list[Job], list[str]]:
     """(what to run for a table, sentences on arms that cannot be made); UserError where recipe and overrides do not fit."""
     if table.kind == "transfer" and not recipes.tested:
-        raise UserError("Table 5 tests policies in a world that they were not trained in, and no such world is set for this recipe set: try gates or code.")
+        raise UserError("Table 5 tests policies in an environment that they were not trained in, and no such environment is set for this recipe set: try gates or code.")
     jobs: list[Job] = []
     said = []
     for name in recipes.of(table):
@@ -103,14 +103,14 @@ def _with(recipe: Recipe, arms: dict[str, Any], strategies: Sequence[str]) -> Re
 
 
 _TESTED = (
-    "tasks.test", "evaluate.samples", "evaluate.k", "evaluate.temperature", "evaluate.top_p", "evaluate.concurrency", "world.workers", "world.timeout",
+    "tasks.test", "evaluate.samples", "evaluate.k", "evaluate.temperature", "evaluate.top_p", "evaluate.concurrency", "env.workers", "env.timeout",
     "history", "jobs", "engine", "ray",
 )  # fmt: skip
-"""Overrides that also reach the recipes of other worlds: how much is sampled and how, and on what machine."""
+"""Overrides that also reach the recipes of other environments: how much is sampled and how, and on what machine."""
 
 
 def transfer_jobs(table: Table, recipes: RecipeSet, overrides: Sequence[str], trained: Job) -> list[Job]:
-    """For every policy of the table that `trained` holds, a run that tests it in each other world; a folder each."""
+    """For every policy of the table that `trained` holds, a run that tests it in each other environment; a folder each."""
     run = RunFolder.read(trained.folder)
     recipe = recipe_of(run)
     kept = [o for o in overrides if o.partition("=")[0].strip().startswith(_TESTED)]
@@ -125,7 +125,7 @@ def transfer_jobs(table: Table, recipes: RecipeSet, overrides: Sequence[str], tr
 
 
 def _tested(other: Recipe, asked: Recipe, run: RunFolder, leg: Leg, row: str, weights: Path | None) -> Recipe:
-    """The other world's recipe for one policy: answered for as where it was trained, at the temperature that was chosen there."""
+    """The other environment's recipe for one policy: answered for as where it was trained, at the temperature that was chosen there."""
     policy = asked.policy.model_dump(mode="json", exclude_none=True)
     evaluate = other.evaluate.model_dump(mode="json", exclude_none=True)
     if weights is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from leafe.baselines.test_time import Attempts
 from leafe.baselines.test_time import read as read_attempts
 from leafe.evaluate import Counts, Estimate, pass_estimate
-from leafe.pipeline import Stage, plan, world_options
+from leafe.pipeline import Stage, plan, env_options
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, load_trees
 from leafe.tables._define import title_of
@@ -21,7 +21,7 @@ from leafe.tables._document import Block, cells, record
 from leafe.tables._evidence import Column
 
 HEAD = (
-    "world", "row", "policy", "attempts", "success in % [95 % interval] (tasks, runs)", "calls a sample", "tokens in", "tokens out", "same calls buy",
+    "env", "row", "policy", "attempts", "success in % [95 % interval] (tasks, runs)", "calls a sample", "tokens in", "tokens out", "same calls buy",
     "and that has",
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def _found(column: Column) -> dict[str, list[tuple[Recipe, RunFolder, Stage, Map
 def _stages(column: Column) -> Iterator[tuple[Recipe, RunFolder, Stage]]:
     for path, recipe in {} if column.transfer else column.recipes.items():
         for stage in plan(recipe):
-            if stage.kind == "tries" and world_options(recipe, stage.leg) == column.options:
+            if stage.kind == "tries" and env_options(recipe, stage.leg) == column.options:
                 yield recipe, RunFolder.read(path), stage
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from leafe.core import Environment, StepResult, Task, UserError, WorldError, derive_seed
+from leafe.core import Environment, StepResult, Task, UserError, EnvError, derive_seed
 from leafe.core.answers import observation_text, step_result
-from leafe.envs import WorkerWorld, load_tasks, make_world
+from leafe.envs import WorkerEnv, load_tasks, make_env
 from leafe.testing._elsewhere import Spec, fingerprint, play_elsewhere
 
 T = TypeVar("T")
@@ -32,9 +32,9 @@ CHECKS = ("tasks", "types", "replay", "other processes", "snapshots", "instances
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `problems` is empty where the world kept its contract."""
+    """What was found. `problems` is empty where the environment kept its contract."""
 
-    world: str
+    env: str
     problems: list[str] = field(default_factory=list)
     """One sentence each, with the task and the step."""
     left_out: dict[str, str] = field(default_factory=dict)
@@ -47,11 +47,11 @@ class Report:
     replayed: int = 0
     """Episodes that were played again from the start, and came out alike or are among the problems."""
     milliseconds: dict[str, float] = field(default_factory=dict)
-    """Median of each operation: reset, step, and, where the world has them, snapshot and restore."""
+    """Median of each operation: reset, step, and, where the environment has them, snapshot and restore."""
     rollback: dict[int, tuple[float, float | None]] = field(default_factory=dict)
     """By tau: median milliseconds of a return to step tau by reset and replay, and by snapshot (None where there is none)."""
     memory: int | None = None
-    """Bytes of one world: of its own processes where it has some, else what it adds to this one. None: not measured."""
+    """Bytes of one environment: of its own processes where it has some, else what it adds to this one. None: not measured."""
     longest_observation: int = 0
     """Characters."""
     way_back: str = "replay"
@@ -59,13 +59,13 @@ class Report:
 
     def __str__(self) -> str:
         times = ", ".join(f"{name} {value:.3g} ms" for name, value in self.milliseconds.items())
-        head = f"{self.world}: {self.episodes} episodes, {self.steps} steps; {times}"
+        head = f"{self.env}: {self.episodes} episodes, {self.steps} steps; {times}"
         left_out = [f"  not checked: {check} ({why})" for check, why in self.left_out.items()]
         return "\n".join([head, *(f"  {problem}" for problem in self.problems), *left_out])
 
 
 def check_environment(
-    world: Environment | type[Environment] | str,
+    env: Environment | type[Environment] | str,
     tasks: Sequence[Task] | None = None,
     actions: Actions | None = None,
     *,
@@ -78,24 +78,24 @@ def check_environment(
 ) -> Report:
     """Play one episode of at most `steps` actions on each task, then again, with invalid actions in between, from snapshots, and in other processes.
 
-    `world`: an instance (which is not closed), a class, or a name of `leafe envs`, made with `options`. Other processes make it anew by its name or class; an
+    `env`: an instance (which is not closed), a class, or a name of `leafe envs`, made with `options`. Other processes make it anew by its name or class; an
     instance cannot be made anew. `tasks`: by default the first `count` of the split 'train' or, where there is none, of the first split.
-    `actions`: by default drawn from the world's `valid_actions`. `invalid`: texts that are an action nowhere in this world; an empty
+    `actions`: by default drawn from the environment's `valid_actions`. `invalid`: texts that are an action nowhere in this environment; an empty
     sequence leaves that check out. `elsewhere`: False leaves out the other processes.
     """
     spec: Spec | None = None
-    if isinstance(world, Environment):
+    if isinstance(env, Environment):
         made = None
-        if isinstance(world, WorkerWorld):
-            spec = Spec(world.target, world.options)
+        if isinstance(env, WorkerEnv):
+            spec = Spec(env.target, env.options)
     else:
-        name = world if isinstance(world, str) else f"{world.__module__}:{world.__qualname__}"
-        importable = isinstance(world, str) or (world.__module__ != "__main__" and "<locals>" not in world.__qualname__)
+        name = env if isinstance(env, str) else f"{env.__module__}:{env.__qualname__}"
+        importable = isinstance(env, str) or (env.__module__ != "__main__" and "<locals>" not in env.__qualname__)
         if importable:
             spec = Spec(name, dict(options or {}))
-        world = made = make_world(name, **dict(options or {})) if importable else world(**dict(options or {}))  # type: ignore[operator]
+        env = made = make_env(name, **dict(options or {})) if importable else env(**dict(options or {}))  # type: ignore[operator]
     try:
-        check = _Check(world, actions, invalid, steps, seed, spec if elsewhere else None)
+        check = _Check(env, actions, invalid, steps, seed, spec if elsewhere else None)
         check.way_to_others = "asked for" if not elsewhere else "this instance cannot be made anew: give the class or a name"
         return check.run(check.own_tasks(count) if tasks is None else tasks)
     finally:
@@ -104,10 +104,10 @@ def check_environment(
 
 
 class _Check:
-    def __init__(self, world: Environment, actions: Actions | None, invalid: Sequence[str], steps: int, seed: int, spec: Spec | None) -> None:
-        self.world, self.actions, self.invalid, self.steps, self.seed, self.spec = world, actions, list(invalid), steps, seed, spec
-        self.report = Report(world.name)
-        self.report.way_back = ("fork" if world.process else "snapshot") if world.can_snapshot else "replay"
+    def __init__(self, env: Environment, actions: Actions | None, invalid: Sequence[str], steps: int, seed: int, spec: Spec | None) -> None:
+        self.env, self.actions, self.invalid, self.steps, self.seed, self.spec = env, actions, list(invalid), steps, seed, spec
+        self.report = Report(env.name)
+        self.report.way_back = ("fork" if env.process else "snapshot") if env.can_snapshot else "replay"
         self.seconds: dict[str, list[float]] = {}
         self.returns: dict[int, tuple[list[float], list[float]]] = {tau: ([], []) for tau in TAUS}
         self.played: list[tuple[Task, int, list[str]]] = []
@@ -116,12 +116,12 @@ class _Check:
         self.way_to_others = ""
 
     def own_tasks(self, count: int) -> list[Task]:
-        splits: Sequence[str] = getattr(self.world, "splits", ())
+        splits: Sequence[str] = getattr(self.env, "splits", ())
         split = "train" if not splits or "train" in splits else splits[0]
-        tasks = load_tasks(self.world, split, count)
-        if [t.id for t in load_tasks(self.world, split, count)] != [t.id for t in tasks]:
+        tasks = load_tasks(self.env, split, count)
+        if [t.id for t in load_tasks(self.env, split, count)] != [t.id for t in tasks]:
             self.problem("tasks", f"tasks({split!r}, {count}) gives other tasks when it is asked again")
-        few = load_tasks(self.world, split, max(1, count // 3))
+        few = load_tasks(self.env, split, max(1, count // 3))
         if few != tasks[: len(few)]:
             self.problem("tasks", f"tasks({split!r}, {len(few)}) is not the beginning of tasks({split!r}, {count})")
         return tasks
@@ -133,13 +133,13 @@ class _Check:
             return report
         if len({task.id for task in tasks}) < len(tasks):
             self.problem("tasks", "two tasks have the same id")
-        if isinstance(self.world.horizon, bool) or not isinstance(self.world.horizon, int) or self.world.horizon < 1:
-            self.problem("end", f"the horizon is {self.world.horizon!r}, not a number of steps from 1")
+        if isinstance(self.env.horizon, bool) or not isinstance(self.env.horizon, int) or self.env.horizon < 1:
+            self.problem("end", f"the horizon is {self.env.horizon!r}, not a number of steps from 1")
         if not self.invalid:
             report.left_out["invalid actions"] = "no text was given that is no action"
-        if not self.world.can_snapshot:
+        if not self.env.can_snapshot:
             report.left_out["snapshots"] = "it takes none: replay is the way back"
-        if not self.world.deterministic:
+        if not self.env.deterministic:
             report.left_out["replay"] = report.left_out["other processes"] = "it says that it is not deterministic"
         for task in tasks:
             state = _random_state()
@@ -154,7 +154,7 @@ class _Check:
         if self.spec is None:
             report.left_out |= dict.fromkeys(("other processes", "instances", "close"), self.way_to_others)
         elif self.played:
-            if self.world.deterministic:
+            if self.env.deterministic:
                 with contextlib.suppress(_Raised):
                     self.check_instances(self.spec)
             self.check_elsewhere(self.spec)
@@ -175,34 +175,34 @@ class _Check:
         return value
 
     def called(self, task: Task, what: str, call: Callable[[], T]) -> T:
-        """The world's answer; whatever it raises is a problem and ends the task's checks, but for what is the user's or the outside's."""
+        """The environment's answer; whatever it raises is a problem and ends the task's checks, but for what is the user's or the outside's."""
         try:
             return call()
-        except (UserError, WorldError):
+        except (UserError, EnvError):
             raise
         except Exception as error:
             self.problem("types", f"{task.id}: {what} raised {type(error).__name__}: {error}")
             raise _Raised from error
 
-    def reset(self, task: Task, world: Environment | None = None) -> str:
-        world = world or self.world
-        observation = self.called(task, "reset", lambda: self.timed("reset", lambda: world.reset(task, derive_seed(self.seed, task.id))))
+    def reset(self, task: Task, env: Environment | None = None) -> str:
+        env = env or self.env
+        observation = self.called(task, "reset", lambda: self.timed("reset", lambda: env.reset(task, derive_seed(self.seed, task.id))))
         if not isinstance(observation, str) or not observation.strip():
             self.problem("types", f"{task.id}: reset gave {observation!r}, not a text")
         try:
-            observation = observation_text(observation, world.name)
-        except WorldError as error:
+            observation = observation_text(observation, env.name)
+        except EnvError as error:
             raise _Raised from error
         self.report.longest_observation = max(self.report.longest_observation, len(observation))
         return observation
 
-    def step(self, task: Task, action: str, world: Environment | None = None) -> StepResult:
-        world = world or self.world
-        result = self.called(task, f"step({action!r})", lambda: self.timed("step", lambda: world.step(action)))
+    def step(self, task: Task, action: str, env: Environment | None = None) -> StepResult:
+        env = env or self.env
+        result = self.called(task, f"step({action!r})", lambda: self.timed("step", lambda: env.step(action)))
         self.report.steps += 1
         try:
-            result = step_result(result, world.name)
-        except WorldError as error:
+            result = step_result(result, env.name)
+        except EnvError as error:
             self.problem("types", f"{task.id}: step({action!r}): {error}")
             raise _Raised from error
         if not result.observation.strip():
@@ -218,10 +218,10 @@ class _Check:
         if self.actions is not None:
             return chance.choice(list(self.actions))
         try:
-            return chance.choice(list(self.world.valid_actions()))
+            return chance.choice(list(self.env.valid_actions()))
         except NotImplementedError as error:
             raise UserError(
-                f"The world {self.world.name!r} does not say which actions can be taken: give its class a method valid_actions, or name some here "
+                f"The environment {self.env.name!r} does not say which actions can be taken: give its class a method valid_actions, or name some here "
                 "(on the command line --actions 'open red' --actions wait, in Python actions=['open red', 'wait'])."
             ) from error
 
@@ -242,8 +242,8 @@ class _Check:
         progress: float | None = None
         while len(played) < self.steps and not (seen and seen[-1].done):
             at = len(played)
-            if self.world.can_snapshot and (self.world.quick or at in (0, *TAUS)):
-                snapshots[at] = self.timed("snapshot", self.world.snapshot)
+            if self.env.can_snapshot and (self.env.quick or at in (0, *TAUS)):
+                snapshots[at] = self.timed("snapshot", self.env.snapshot)
             action = self.draw(task, observation, chance)
             result = self.step(task, action)
             observation = result.observation
@@ -254,12 +254,12 @@ class _Check:
             progress = result.progress
             played.append(action)
             seen.append(result)
-        if self.world.can_snapshot and len(played) in TAUS and not seen[-1].done:
-            snapshots[len(played)] = self.timed("snapshot", self.world.snapshot)  # nothing follows it here, but what a return to it costs is told
+        if self.env.can_snapshot and len(played) in TAUS and not seen[-1].done:
+            snapshots[len(played)] = self.timed("snapshot", self.env.snapshot)  # nothing follows it here, but what a return to it costs is told
         self.has_progress = self.has_progress or progress is not None
         self.played.append((task, derive_seed(self.seed, task.id), played))
         self.seen.append([fingerprint(first), *map(fingerprint, seen)])
-        if self.world.deterministic:
+        if self.env.deterministic:
             self.compare(task, "replay", "a replay", first, played, seen, False)
             self.report.replayed += 1
             if self.invalid:
@@ -267,17 +267,17 @@ class _Check:
         for at, snapshot in snapshots.items():
             self.reset(other)  # another state, so that a restore that does nothing is seen
             begun = time.perf_counter()
-            self.timed("restore", partial(self.world.restore, snapshot))
+            self.timed("restore", partial(self.env.restore, snapshot))
             if at in self.returns:
                 self.returns[at][1].append(time.perf_counter() - begun)
             self.follow(task, "snapshots", f"the snapshot of step {at}", played, seen, at)
         if snapshots and not self.report.failed["snapshots"]:
             at = list(snapshots)[len(snapshots) // 2]
             self.reset(other)
-            self.world.restore(snapshots[at])
+            self.env.restore(snapshots[at])
             self.follow(task, "snapshots", f"the snapshot of step {at}, restored a second time,", played, seen, at)
         for snapshot in snapshots.values():
-            self.world.release(snapshot)
+            self.env.release(snapshot)
 
     def compare(self, task: Task, check: str, what: str, first: str, played: list[str], seen: list[StepResult], invalid: bool) -> None:
         begun = time.perf_counter()
@@ -309,14 +309,14 @@ class _Check:
                 self.returns[at + 1][0].append(time.perf_counter() - begun)
 
     def check_instances(self, spec: Spec) -> None:
-        """Two instances side by side are two worlds, and one restores what the other has seen."""
+        """Two instances side by side are two environments, and one restores what the other has seen."""
         task, _, played = self.played[0]
-        with make_world(spec.world, **spec.options) as second:
+        with make_env(spec.env, **spec.options) as second:
             self.reset(self.played[-1][0])
             here = [fingerprint(self.reset(task, second))]
             held: object = None
             for at, action in enumerate(played):
-                if self.world.can_snapshot and at == len(played) // 2:
+                if self.env.can_snapshot and at == len(played) // 2:
                     held = second.snapshot()
                 here.append(fingerprint(self.step(task, action, second)))
                 if at < len(self.played[-1][2]):
@@ -324,22 +324,22 @@ class _Check:
             if here != self.seen[0]:
                 self.problem("instances", f"{task.id}: a second instance that plays beside the first answers otherwise: they share something")
             if held is not None:
-                self.world.restore(held)
+                self.env.restore(held)
                 after = [fingerprint(self.step(task, action)) for action in played[len(played) // 2 :]]
                 if after != self.seen[0][len(played) // 2 + 1 :]:
                     self.problem("instances", f"{task.id}: a snapshot of one instance is another state in a second one")
-                self.world.release(held)
+                self.env.release(held)
 
     def check_elsewhere(self, spec: Spec) -> None:
         for hash_seed in HASH_SEEDS:
             there = play_elsewhere(spec, self.played, hash_seed)
             if isinstance(there, str):
-                self.problem("other processes", f"in another process (PYTHONHASHSEED={hash_seed}) the world {there}")
+                self.problem("other processes", f"in another process (PYTHONHASHSEED={hash_seed}) the environment {there}")
                 return
             self.report.memory = there.memory
             if there.left:
                 self.problem("close", f"{there.left} processes were left after close")
-            if not self.world.deterministic:
+            if not self.env.deterministic:
                 continue
             self.report.replayed += len(self.played)
             for (task, _, actions), here, seen in zip(self.played, self.seen, there.episodes, strict=True):
@@ -354,7 +354,7 @@ def _shown(result: StepResult) -> tuple[Any, ...]:
 
 
 class _Raised(Exception):
-    """The world's answer cannot be gone on with; the problem is written down."""
+    """The environment's answer cannot be gone on with; the problem is written down."""
 
 
 def _random_state() -> dict[str, object]:

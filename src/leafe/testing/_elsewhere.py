@@ -27,9 +27,9 @@ SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """How to make the world anew: a name or `package.module:Class`, and its options (plain values)."""
+    """How to make the environment anew: a name or `package.module:Class`, and its options (plain values)."""
 
-    world: str
+    env: str
     options: Mapping[str, Any]
 
 
@@ -40,7 +40,7 @@ class Elsewhere:
     episodes: list[list[str]]
     """A fingerprint of o_0 and of each answer."""
     memory: int
-    """Bytes (proportional set size): of the world's own processes where it has some, else what the world added to this one."""
+    """Bytes (proportional set size): of the environment's own processes where it has some, else what the environment added to this one."""
     left: int
     """Processes that were still there after `close`."""
 
@@ -54,7 +54,7 @@ def fingerprint(said: str | StepResult) -> str:
 def play_elsewhere(spec: Spec, episodes: Sequence[tuple[Task, int, Sequence[str]]], hash_seed: int) -> Elsewhere | str:
     """The episodes (task, seed, actions) in a process of their own; a sentence where it failed."""
     job = {
-        "path": sys.path, "world": spec.world, "options": dict(spec.options),
+        "path": sys.path, "env": spec.env, "options": dict(spec.options),
         "episodes": [{"task": task.to_json(), "seed": seed, "actions": list(actions)} for task, seed, actions in episodes],
     }  # fmt: skip
     try:
@@ -74,26 +74,26 @@ def play_elsewhere(spec: Spec, episodes: Sequence[tuple[Task, int, Sequence[str]
 def main() -> None:
     job = json.load(sys.stdin)
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a world prints is not the answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what an environment prints is not the answer
     sys.path[:] = job["path"]
-    from leafe.envs import make_world
+    from leafe.envs import make_env
 
     before = memory_of(os.getpid())
-    world = make_world(job["world"], **job["options"])
+    env = make_env(job["env"], **job["options"])
     episodes = []
     for episode in job["episodes"]:
-        seen = [fingerprint(observation_text(world.reset(Task.from_json(episode["task"]), episode["seed"]), world.name))]
-        seen += [fingerprint(step_result(world.step(action), world.name)) for action in episode["actions"]]
+        seen = [fingerprint(observation_text(env.reset(Task.from_json(episode["task"]), episode["seed"]), env.name))]
+        seen += [fingerprint(step_result(env.step(action), env.name)) for action in episode["actions"]]
         episodes.append(seen)
     theirs = descendants(os.getpid())
     memory = sum(map(memory_of, theirs)) if theirs else max(0, memory_of(os.getpid()) - before)
-    world.close()
+    env.close()
     deadline = time.monotonic() + 5
     while (left := descendants(os.getpid())) and time.monotonic() < deadline:
         time.sleep(0.05)
     json.dump({"episodes": episodes, "memory": memory, "left": len(left)}, out)
     out.close()
-    os._exit(0)  # a world's thread that never ends would keep the process
+    os._exit(0)  # an environment's thread that never ends would keep the process
 
 
 def descendants(pid: int) -> list[int]:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from leafe.testing._check import CHECKS, TAUS, Report
 
 COLUMNS = (
-    "world", "contract", "replayed exactly", "rollback", *(f"back to {tau}, ms" for tau in TAUS),
+    "env", "contract", "replayed exactly", "rollback", *(f"back to {tau}, ms" for tau in TAUS),
     "reset, ms", "step, ms", "memory, MB", "longest observation",
 )  # fmt: skip
 """`back to TAU`: a return to step tau by reset and replay / by snapshot or fork. Times are medians."""
 
 
 def reports_table(reports: Sequence[Report], names: Sequence[str] | None = None) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Columns and rows, one row a report; `names`: the worlds' names where they say more than the reports'."""
-    return COLUMNS, [_row(report, name) for report, name in zip(reports, names or [r.world for r in reports], strict=True)]
+    """Columns and rows, one row a report; `names`: the environments' names where they say more than the reports'."""
+    return COLUMNS, [_row(report, name) for report, name in zip(reports, names or [r.env for r in reports], strict=True)]
 
 
 def _row(report: Report, name: str) -> list[str]:

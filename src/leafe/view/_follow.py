@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from leafe.core import FAILED_BY_WORLD, LeafeError, Stop
+from leafe.core import FAILED_BY_ENV, LeafeError, Stop
 from leafe.runs import check_header, shards
 from leafe.view._index import EPISODE, Index, drop
 from leafe.view._text import storable, words
 
 _BATCH = 4 << 20
 """Bytes of journal that are committed together."""
-_ERRORS = frozenset(Stop) - FAILED_BY_WORLD - {Stop.success, Stop.diverged, Stop.budget, Stop.context_full}
+_ERRORS = frozenset(Stop) - FAILED_BY_ENV - {Stop.success, Stop.diverged, Stop.budget, Stop.context_full}
 _HEAD = re.compile(r'\s*\{\s*"episodes"\s*:\s*\[\s*')
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()

@@ -193,7 +193,7 @@ class Pages:
                 {
                     "hit": hit,
                     "pieces": [show(piece, 900).html for piece in pieces],
-                    "where": "the world's answer" if in_seen else _WHERE.get(hit.kind, hit.kind),
+                    "where": "the environment's answer" if in_seen else _WHERE.get(hit.kind, hit.kind),
                     "link": tree_link(hit.stage, hit.task, hit.turn.removeprefix(hit.task + "/") if hit.turn else None),
                 }
             )

@@ -157,7 +157,7 @@ def _blocks(tree: Tree, turn: Turn, raw: str) -> list[Block]:
         out.append(block("Action", turn.action, "action", "action"))
         if turn.action_text.strip() != turn.action.strip():
             out.append(block("Answer as written", turn.action_text, "said"))
-        out.append(block("What the world answered", turn.observation, "observation", "answer" if turn.valid else "answer refused"))
+        out.append(block("What the environment answered", turn.observation, "observation", "answer" if turn.valid else "answer refused"))
         return out
     out.append(block("Answer as written", turn.action_text, "said"))
     if turn.note:
@@ -170,7 +170,7 @@ def _blocks(tree: Tree, turn: Turn, raw: str) -> list[Block]:
 def _facts(turn: Turn, episode: Episode) -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = [("policy", turn.policy or "–")]
     if turn.kind is Kind.act:
-        out.append(("valid", "yes" if turn.valid else "refused by the world"))
+        out.append(("valid", "yes" if turn.valid else "refused by the environment"))
         out.append(("reward", f"{turn.reward:g}"))
         if turn.progress is not None:
             out.append(("progress", f"{turn.progress:g}"))

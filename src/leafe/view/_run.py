@@ -1,7 +1,7 @@
 """What the viewer knows of a run beside its journals: the recipe and its stages, the prompts in the run's own words, a tokenizer where one is at hand.
 
-Nothing here is needed to look at trees. Whatever cannot be had (a recipe of another version, a world that is not installed here, weights on another machine)
-is a sentence on the pages that would have shown it. What takes seconds (a world's start, a tokenizer) is done in the background.
+Nothing here is needed to look at trees. Whatever cannot be had (a recipe of another version, an environment that is not installed here, weights on another machine)
+is a sentence on the pages that would have shown it. What takes seconds (an environment's start, a tokenizer) is done in the background.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any, Generic, TypeVar
 
 from leafe.core import ChatTokens, LeafeError, UserError
 from leafe.distill import DistillConfig
-from leafe.envs import make_world
-from leafe.pipeline import Stage, plan, recipe_of, world_options
+from leafe.envs import make_env
+from leafe.pipeline import Stage, plan, recipe_of, env_options
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
@@ -155,15 +155,15 @@ class Run:
         return Had(prompts)
 
     def _help(self, recipe: Recipe, stage: Stage, wait: float) -> Had[str]:
-        """What the world says of its actions."""
-        options = world_options(recipe, stage.leg)
-        key = json.dumps([recipe.world.name, options], sort_keys=True, default=str)
+        """What the environment says of its actions."""
+        options = env_options(recipe, stage.leg)
+        key = json.dumps([recipe.env.name, options], sort_keys=True, default=str)
         with self._mutex:
             future = self._helps.get(key)
             if future is None:
-                future = self._helps[key] = self._workers.submit(_actions_help, recipe.world.name, options, self.path)
+                future = self._helps[key] = self._workers.submit(_actions_help, recipe.env.name, options, self.path)
                 future.add_done_callback(lambda _: self._told())
-        return waited(future, f"The world {recipe.world.name!r} is being asked for its part of the prompt: look again in a moment.", wait)
+        return waited(future, f"The environment {recipe.env.name!r} is being asked for its part of the prompt: look again in a moment.", wait)
 
     def chat(self, wait: float = _WAIT_S) -> Had[ChatTokens]:
         """The tokenizer of the run's model with its chat template, from a folder on this machine; nothing is fetched."""
@@ -215,17 +215,17 @@ def waited(future: Future[Had[T]], meanwhile: str, wait: float = _WAIT_S) -> Had
 def _actions_help(name: str, options: dict[str, Any], run: Path) -> Had[str]:
     module = name.partition(":")[0].partition(".")[0]
     if ":" in name and _lies_in(module, run):
-        return Had(None, f"The world {name!r} lies in the run's own folder: its code is not run by the viewer, and so the prompts are not shown.")
+        return Had(None, f"The environment {name!r} lies in the run's own folder: its code is not run by the viewer, and so the prompts are not shown.")
     try:
-        world = make_world(name, **options)
+        env = make_env(name, **options)
         try:
-            return Had(str(world.actions_help))
+            return Had(str(env.actions_help))
         finally:
             with contextlib.suppress(Exception):  # it is thrown away
-                world.close()
-    except Exception as error:  # a world is foreign code, and whatever it says is no reason not to show the tree
+                env.close()
+    except Exception as error:  # an environment is foreign code, and whatever it says is no reason not to show the tree
         said = str(error) if isinstance(error, LeafeError) else f"{type(error).__name__}: {error}"
-        return Had(None, f"The prompts cannot be put together without the world {name!r}: {said}")
+        return Had(None, f"The prompts cannot be put together without the environment {name!r}: {said}")
 
 
 def _lies_in(module: str, run: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a model or a world wrote, made fit for a page: escaped, of bounded size, and with every character that would hide or reorder others made visible.
+"""What a model or an environment wrote, made fit for a page: escaped, of bounded size, and with every character that would hide or reorder others made visible.
 
 Control characters, marks that turn the direction of text and halves of surrogate pairs are shown as what they are (a small box with the name), never sent
 as they stand (`leafe.core.text` has the list). The bound is on what is sent, so that text of nothing but such characters cannot swell a page either.

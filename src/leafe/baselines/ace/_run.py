@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from leafe.baselines._asides import Asker
 from leafe.baselines.ace._playbook import Delta, Playbook
 from leafe.baselines.ace._read import DELTA_SCHEMA, LESSON_SCHEMA, Lesson, read_delta, read_lesson
-from leafe.core import FAILED, Budget, Episode, ForeignFailure, Message, Policy, Spent, Stop, Task, Tree, Turn, UserError, WorldError
-from leafe.explore import EpisodeRunner, EpisodeSink, ExploreConfig, Held, Progress, WorldPool, bounding, cost_of, idle_in_a_row, make_strategy
+from leafe.core import FAILED, Budget, Episode, ForeignFailure, Message, Policy, Spent, Stop, Task, Tree, Turn, UserError, EnvError
+from leafe.explore import EpisodeRunner, EpisodeSink, ExploreConfig, Held, Progress, EnvPool, bounding, cost_of, idle_in_a_row, make_strategy
 from leafe.prompts import History, Prompts, fill
 
 _ERRORS = frozenset({Stop.policy_error, Stop.env_error})
 HOPELESS = 10
-"""Attempts in a row lost to the policy's or the world's failures, after which the run ends: the outside is down."""
+"""Attempts in a row lost to the policy's or the environment's failures, after which the run ends: the outside is down."""
 
 
 Place = Literal["first", "step"]
@@ -76,7 +76,7 @@ def with_playbook(prompts: Prompts, playbook: Playbook, place: Place = "first") 
 
 async def ace(
     policy: Policy,
-    pool: WorldPool,
+    pool: EnvPool,
     tasks: Sequence[Task],
     prompts: Prompts,
     config: ExploreConfig,
@@ -92,7 +92,7 @@ async def ace(
 
     config: `limits` a task, `run_limits` in all (those cut short what timing decides), `until`, temperatures, `reflect_tries`, horizon, limits on invalid
     actions and errors, seed; its strategy is not used. `known`: the trees of an interrupted run. `on_playbook` is told of the playbook after every batch.
-    Raises UserError for an empty task list, ForeignFailure where policy or worlds fail again and again (finished attempts are in the journal).
+    Raises UserError for an empty task list, ForeignFailure where policy or environments fail again and again (finished attempts are in the journal).
     """
     if not tasks:
         raise UserError("There are no tasks to learn a playbook from: check the split and the count.")
@@ -125,7 +125,7 @@ async def ace(
 @dataclass(slots=True)
 class _Stage:
     policy: Policy
-    pool: WorldPool
+    pool: EnvPool
     prompts: Prompts
     config: ExploreConfig
     own: AceConfig
@@ -188,13 +188,13 @@ class _Stage:
         budget.charge(episodes=1)
         snapshots: dict[str | None, Held] = {}
         try:
-            async with self.pool.borrow() as world:
+            async with self.pool.borrow() as env:
                 strategy = make_strategy(self.config, prompts.set)
-                runner = EpisodeRunner(tree, self.policy, prompts, strategy, self.config, budget, world, number, self.pool.waits, snapshots, self.report)
+                runner = EpisodeRunner(tree, self.policy, prompts, strategy, self.config, budget, env, number, self.pool.waits, snapshots, self.report)
                 plan = strategy.next(tree)
                 assert plan is not None
                 episode = await runner.run(plan)
-        except WorldError as error:  # none could be made
+        except EnvError as error:  # none could be made
             episode = Episode(task.id, number, Stop.env_error, (), error=str(error))
         finally:
             self.pool.release(snapshots.values())

@@ -2,7 +2,7 @@
 
     collected = await collect(policy, pool, trees, prompts, explore_config, own, journal=journal, known=by_task(read_journal(folder)))
     data = early_data(trees, collected.trees, prompts, own)
-    train_early(model_path, out, data, "world", preset("rehearsal", steps=60))
+    train_early(model_path, out, data, "environment", preset("rehearsal", steps=60))
 
 The expert's trajectories are the successes in the trees of Stage 1, of whatever strategy.
 """

@@ -1,4 +1,4 @@
-"""What would have come of other actions: at the states of successful trajectories the policy proposes some, and the world shows each one's next observation.
+"""What would have come of other actions: at the states of successful trajectories the policy proposes some, and the environment shows each one's next observation.
 
 No reward is read. What is collected goes onto the task's tree: an action that was carried out is an episode of one turn that starts where the expert's action
 did; a proposal that was not (the expert's own action, one proposed twice) and an explanation are asides of it. All of a state is one line of the journal, so
@@ -34,16 +34,16 @@ from leafe.core import (
     Turn,
     Usage,
     UserError,
-    WorldError,
+    EnvError,
     act_turn,
     derive_seed,
     turn_id,
 )
-from leafe.explore import BorrowedWorld, Diverged, EpisodeSink, ExploreConfig, Held, Progress, Trail, WorldPool, cost_of
+from leafe.explore import BorrowedEnv, Diverged, EpisodeSink, ExploreConfig, Held, Progress, Trail, EnvPool, cost_of
 from leafe.prompts import History, Prompts, PromptSet, fill
 
 HOPELESS = 10
-"""States in a row at which policy or world failed, after which the collection ends: the outside is down."""
+"""States in a row at which policy or environment failed, after which the collection ends: the outside is down."""
 
 
 class EarlyConfig(BaseModel):
@@ -54,7 +54,7 @@ class EarlyConfig(BaseModel):
     alternatives: int = Field(4, ge=1)
     """K: actions asked for at a state."""
     explanations: int = Field(0, ge=0)
-    """Of the alternatives at a state, how many the policy is asked to explain (self-reflection); 0: none (implicit world modelling)."""
+    """Of the alternatives at a state, how many the policy is asked to explain (self-reflection); 0: none (implicit environment modelling)."""
     successes: int | None = Field(1, ge=1)
     """Successful trajectories of a task, the shortest first; None: all."""
     states: int | None = Field(None, ge=1)
@@ -76,7 +76,7 @@ class Collected:
 
 async def collect(
     policy: Policy,
-    pool: WorldPool,
+    pool: EnvPool,
     trees: Mapping[str, Tree],
     prompts: Prompts,
     config: ExploreConfig,
@@ -89,8 +89,8 @@ async def collect(
     """Alternatives at the states of the trees' successes (METHOD.md, Early Experience). The trees handed in are not changed.
 
     config: `limits` a task and `run_limits` in all for the collection alone, temperatures, `reflect_tries`, concurrency, and the seed of the exploration, since
-    the world has to be brought back to its states. `known`: what an interrupted collection journalled, by task. UserError where no tree holds a success, or
-    where explanations are wanted of a prompt set that has no words for them; ForeignFailure where policy or worlds fail again and again.
+    the environment has to be brought back to its states. `known`: what an interrupted collection journalled, by task. UserError where no tree holds a success, or
+    where explanations are wanted of a prompt set that has no words for them; ForeignFailure where policy or environments fail again and again.
     """
     if own.explanations:
         check_thoughts(prompts.set)
@@ -163,7 +163,7 @@ def expert_turns(tree: Tree, successes: int | None, before: int | None = None) -
 @dataclass(slots=True)
 class _Stage:
     policy: Policy
-    pool: WorldPool
+    pool: EnvPool
     prompts: Prompts
     config: ExploreConfig
     own: EarlyConfig
@@ -229,13 +229,13 @@ class _Stage:
 
         why = "the budget was used up"
         try:
-            async with self.pool.borrow() as world:
-                world.on_replay = count
+            async with self.pool.borrow() as env:
+                env.on_replay = count
                 for answer, thought, action in fresh:
                     if not budget.take(env_steps=1):
                         break
                     try:
-                        result = await self.carry_out(world, history, action, held)
+                        result = await self.carry_out(env, history, action, held)
                     except BaseException:
                         budget.charge(env_steps=-1)  # no turn came of it
                         raise
@@ -246,9 +246,9 @@ class _Stage:
         except Diverged as error:
             why = str(error)
             self.counts["failed: the state could not be brought back"] += 1
-        except WorldError as error:
+        except EnvError as error:
             why = str(error)
-            self.counts["failed: the world"] += 1
+            self.counts["failed: the environment"] += 1
             self.lose(why)
         idle += [(answer, f"not carried out: {why}") for answer, _, _ in fresh[len(finished) :]]
         if not finished:
@@ -285,10 +285,10 @@ class _Stage:
                     fresh.append((one, thought, action))
         return fresh, idle
 
-    async def carry_out(self, world: BorrowedWorld, history: History, action: str, held: dict[str | None, Held]) -> StepResult:
+    async def carry_out(self, env: BorrowedEnv, history: History, action: str, held: dict[str | None, Held]) -> StepResult:
         """One action from the state after the history."""
-        await self.bring(world, history, held)
-        return await world.step(action)
+        await self.bring(env, history, held)
+        return await env.step(action)
 
     def episode(self, history: History, answer: Completion, thought: str, action: str, result: StepResult, index: int, seconds: float) -> Episode:
         start = history.turns[-1].id if history.turns else None
@@ -300,25 +300,25 @@ class _Stage:
         stop = (Stop.success if result.success else Stop.failure) if result.done else Stop.horizon  # its horizon is this one step
         return Episode(history.task.id, index, stop, (turn,), history.first_observation, start=start)
 
-    async def bring(self, world: BorrowedWorld, history: History, held: dict[str | None, Held]) -> None:
-        """The world to the state after the history: by a snapshot of it, from one of an earlier state on, or from the reset on."""
+    async def bring(self, env: BorrowedEnv, history: History, held: dict[str | None, Held]) -> None:
+        """The environment to the state after the history: by a snapshot of it, from one of an earlier state on, or from the reset on."""
         ids = [None, *(t.id for t in history.turns)]
         seed = derive_seed(self.config.seed, history.task.id, "world")
-        if not world.world.can_snapshot:
-            await world.follow(Trail.along(history.task, seed, history.first_observation, history.turns))
+        if not env.env.can_snapshot:
+            await env.follow(Trail.along(history.task, seed, history.first_observation, history.turns))
             return
         near = max((n for n, name in enumerate(ids) if name in held), default=None)
         if near is None:
-            await world.follow(Trail.along(history.task, seed, history.first_observation, history.turns))
+            await env.follow(Trail.along(history.task, seed, history.first_observation, history.turns))
         else:
-            await world.restore(held[ids[near]])
+            await env.restore(held[ids[near]])
             for turn in history.turns[near:]:
-                said = (await world.step(turn.action)).observation
-                world.on_replay()
+                said = (await env.step(turn.action)).observation
+                env.on_replay()
                 if said != turn.observation:
-                    raise Diverged(f"at step {turn.step} the world said {said[:120]!r}, not {turn.observation[:120]!r}")
+                    raise Diverged(f"at step {turn.step} the environment said {said[:120]!r}, not {turn.observation[:120]!r}")
         if ids[-1] not in held:
-            held[ids[-1]] = await world.snapshot()
+            held[ids[-1]] = await env.snapshot()
 
     async def explain(self, asker: Asker, history: History, expert: Turn, episode: Episode) -> list[Turn]:
         """Why the expert's action is better than the one that the episode holds; asked with both outcomes, to be read without them."""
@@ -334,7 +334,7 @@ class _Stage:
         self.lost_in_a_row += 1
         if self.lost_in_a_row >= HOPELESS:
             raise ForeignFailure(
-                f"At {self.lost_in_a_row} states in a row the policy or the world failed, the last with: {error} "
+                f"At {self.lost_in_a_row} states in a row the policy or the environment failed, the last with: {error} "
                 "What was finished is kept: mend it and run again."
             )
 
@@ -343,7 +343,7 @@ class _Stage:
             self.progress.turns += 1
             if turn.kind is Kind.act:
                 self.counts["alternatives"] += 1
-                self.counts["alternatives that the world refused"] += not turn.valid
+                self.counts["alternatives that the environment refused"] += not turn.valid
             elif turn.action == "proposal":
                 self.counts[f"proposal: {turn.observation.split(':')[0]}"] += 1
             else:

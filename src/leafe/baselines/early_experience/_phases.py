@@ -1,6 +1,6 @@
 """The trainings of Early Experience: Stage 2's trainer, once or twice.
 
-Implicit world modelling: first the next observations, then, from those weights, the expert's actions. Self-reflection: reasoned and expert samples in one.
+Implicit environment modelling: first the next observations, then, from those weights, the expert's actions. Self-reflection: reasoned and expert samples in one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from leafe.baselines.early_experience._samples import EarlyData
 from leafe.core import UserError
 from leafe.distill import Dataset, DistillConfig, Progress, TrainResult, train
 
-Variant = Literal["world", "reflection"]
+Variant = Literal["env", "reflection"]
 
 
 def train_early(
@@ -22,24 +22,24 @@ def train_early(
     data: EarlyData,
     variant: Variant,
     config: DistillConfig,
-    world_config: DistillConfig | None = None,
+    env_config: DistillConfig | None = None,
     progress: Progress | None = None,
 ) -> dict[str, TrainResult]:
-    """The results by phase: `world` (variant `world`: weights in `out`/world) and `expert` (weights in `out`/checkpoint: the trained policy).
+    """The results by phase: `env` (variant `env`: weights in `out`/environment) and `expert` (weights in `out`/checkpoint: the trained policy).
 
-    `world_config`: of the first phase; None: `config` without early stopping, for one epoch. Either phase is gone on with after a kill, and a finished one is
+    `env_config`: of the first phase; None: `config` without early stopping, for one epoch. Either phase is gone on with after a kill, and a finished one is
     not trained again. UserError as `train`, and where nothing was explained for the variant `reflection`.
     """
     out = Path(out)
     results: dict[str, TrainResult] = {}
     source = model_path
-    if variant == "world":
-        first = world_config or config.model_copy(update={"steps": None, "epochs": 1.0, "eval_every": None, "patience": None})
-        results["world"] = _phase(source, out / "world", data.world, first, progress, "world")
-        source = out / "world"
+    if variant == "env":
+        first = env_config or config.model_copy(update={"steps": None, "epochs": 1.0, "eval_every": None, "patience": None})
+        results["env"] = _phase(source, out / "env", data.env, first, progress, "env")
+        source = out / "env"
     elif not data.reasoned.samples:
-        raise UserError("Nothing was explained that could be trained on: collect with explanations above 0, or use the variant world.")
-    results["expert"] = _phase(source, out / "checkpoint", data.expert if variant == "world" else data.mixed, config, progress, "expert")
+        raise UserError("Nothing was explained that could be trained on: collect with explanations above 0, or use the variant environment.")
+    results["expert"] = _phase(source, out / "checkpoint", data.expert if variant == "env" else data.mixed, config, progress, "expert")
     return results
 
 

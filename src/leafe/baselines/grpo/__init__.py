@@ -1,7 +1,7 @@
 """GRPO: the policy gradient of METHOD.md's baselines, by TRL's trainer on rollouts of our own scheduler.
 
     config = GrpoConfig(limits={"policy_calls": 4800}, learning_rate=5e-4)
-    result = train(model_path, out, lambda: make_world("gates", setting="easy"), tasks, prompts, config)
+    result = train(model_path, out, lambda: make_env("gates", setting="easy"), tasks, prompts, config)
 
 A batch is `tasks_batch` tasks, each rolled out `group` times by `leafe.explore` (independent episodes) with the weights of that moment. An episode is one
 sequence: action, observation, action, ...; the sampled ids are spliced in as they are, and the observations carry no loss. The advantage of
@@ -38,16 +38,16 @@ def train(
     max_observation: int | None = None,
     progress: Progress | None = None,
 ) -> GrpoResult:
-    """Train the checkpoint at `model_path` in the worlds that `make` makes, and write the trained one to the folder `out`.
+    """Train the checkpoint at `model_path` in the environments that `make` makes, and write the trained one to the folder `out`.
 
     `out` gets what `leafe.distill.train` writes: weights (safetensors) and tokenizer in the standard form, `metrics.jsonl`, `train.json`. Called again after a
     kill it goes on from the newest checkpoint with what had been spent by then; called again when finished it returns the result at once.
     `validate(policy)` is asked for a success rate before the first and after every `eval_every`-th and the last step, and the weights with the highest are
     written; all calls run on one event loop.
-    `workers`, `timeout`, `max_observation`: as `leafe.explore.WorldPool.fitting` has them. Blocks, and may not be called where an event loop runs.
+    `workers`, `timeout`, `max_observation`: as `leafe.explore.EnvPool.fitting` has them. Blocks, and may not be called where an event loop runs.
 
     UserError: no tasks, prompts whose history is not append-only, a model that cannot be run or trained, a folder of another training, a training that
-    diverged. ForeignFailure: the worlds fail again and again.
+    diverged. ForeignFailure: the environments fail again and again.
     An older TRL is refused: it counts rollouts that were lost as rewards of 0.
     """
     try:
@@ -60,6 +60,6 @@ def train(
     if Version(trl.__version__) < Version(TRL):
         raise UserError(
             f"GRPO needs trl {TRL} or newer, and {trl.__version__} is installed, which takes a rollout that was lost (a failed request, "
-            "a world that died) for one of reward 0: pip install -U trl."
+            "an environment that died) for one of reward 0: pip install -U trl."
         )
     return run(model_path, Path(out), make, tasks, prompts, config, validate, workers, timeout, max_observation, progress)

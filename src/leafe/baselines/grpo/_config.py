@@ -38,11 +38,11 @@ class GrpoConfig(BaseModel):
     """G: rollouts of a task."""
     tasks_batch: int = Field(16, ge=1)
     """Tasks in a batch; no more than there are."""
-    reward: Literal["success", "world"] = "success"
-    """success: 1 where the world said so, else 0. world: the sum of the world's rewards over the episode."""
+    reward: Literal["success", "env"] = "success"
+    """success: 1 where the environment said so, else 0. environment: the sum of the environment's rewards over the episode."""
     temperature: float = Field(1.0, gt=0)
     horizon: int | None = Field(None, ge=1)
-    """None: the world's own. In a recipe: that of `explore`, unless the arm has its own; so is `invalid_limit`."""
+    """None: the environment's own. In a recipe: that of `explore`, unless the arm has its own; so is `invalid_limit`."""
     invalid_limit: int = Field(5, ge=1)
     """Invalid actions in a row that end an episode."""
     max_batch: int = Field(256, ge=1)

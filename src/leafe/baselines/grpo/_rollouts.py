@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from leafe.baselines.grpo._config import COUNTED, GrpoConfig
 from leafe.baselines.grpo._rows import Row, nothing, row_of
 from leafe.core import Budget, ChatTokens, Policy, Spent, Stop, Task, Tree, derive_seed
-from leafe.explore import ExploreConfig, WorldPool, explore
+from leafe.explore import ExploreConfig, EnvPool, explore
 from leafe.prompts import Prompts
 
 
@@ -35,7 +35,7 @@ class Batch:
 class Rollouts:
     """Asks the policy for one batch a step."""
 
-    def __init__(self, policy: Policy, chat: ChatTokens, pool: WorldPool, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig, budget: Budget) -> None:
+    def __init__(self, policy: Policy, chat: ChatTokens, pool: EnvPool, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig, budget: Budget) -> None:
         self.policy, self.chat, self.pool, self.prompts, self.config, self.budget = policy, chat, pool, prompts, config, budget
         self.tasks = list(tasks)
         self.size = min(config.tasks_batch, len(self.tasks))

@@ -21,7 +21,7 @@ class Row:
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
-    """From the first action to the last; what the world said after that was read by nobody."""
+    """From the first action to the last; what the environment said after that was read by nobody."""
     mask: tuple[int, ...]
     """1: sampled by the policy, 0: not; as long as `completion`."""
     reward: float | None

@@ -32,7 +32,7 @@ from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress, Valid
 from leafe.baselines.grpo._rollouts import Batch, Rollouts, counts
 from leafe.core import Budget, Environment, Task, UserError, derive_seed
 from leafe.distill.training import SMALL, Checkpoints, Metrics, adapter, finished, groups, put, quiet, same, save
-from leafe.explore import WorldPool
+from leafe.explore import EnvPool
 from leafe.policies.hf import HFPolicy, adapter_base, load_model, load_tokenizer
 from leafe.prompts import Prompts
 
@@ -59,7 +59,7 @@ def run(
     threads = torch.get_num_threads()
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < SMALL:
         torch.set_num_threads(1)  # of this thread; the engine's is told below
-    pool = WorldPool.fitting(make, config.group * min(config.tasks_batch, len(tasks)), workers, timeout, max_observation)
+    pool = EnvPool.fitting(make, config.group * min(config.tasks_batch, len(tasks)), workers, timeout, max_observation)
     try:
         training = _Training(str(model_path), model, tokenizer, out, pool, tasks, prompts, config, validate, progress, began)
         found = finished(out, training.fingerprint)
@@ -78,7 +78,7 @@ class _Trainer(GRPOTrainer):  # type: ignore[misc]
 
 class _Training:
     def __init__(
-        self, source: str, model: Any, tokenizer: Any, out: Path, pool: WorldPool, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig,
+        self, source: str, model: Any, tokenizer: Any, out: Path, pool: EnvPool, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig,
         validate: Validate | None, progress: Progress | None, began: float,
     ) -> None:  # fmt: skip
         self.source, self.tokenizer, self.out, self.pool, self.prompts, self.config = source, tokenizer, out, pool, prompts, config

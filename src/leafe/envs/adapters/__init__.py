@@ -1,1 +1,1 @@
-"""Worlds that users already have, behind leafe's contract: one module for each library."""
+"""Environments that users already have, behind leafe's contract: one module for each library."""

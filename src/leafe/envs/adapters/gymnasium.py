@@ -15,7 +15,7 @@ from importlib.metadata import version
 from numbers import Real
 from typing import Any, ClassVar
 
-from leafe.core import Environment, StepResult, Task, UserError, WorldError, find_named
+from leafe.core import Environment, StepResult, Task, UserError, EnvError, find_named
 from leafe.envs.adapters._chance import Chance
 from leafe.envs.adapters._tasks import APART, SPLITS, seed_tasks, whole
 
@@ -41,7 +41,7 @@ _MARKS = {"34": "()", "35": "{}"}
 _ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
 
 
-class GymnasiumWorld(Environment):
+class GymnasiumEnv(Environment):
     """Gymnasium environments with named or text actions: toy text games and your own.
 
     Options: `id`, what `gymnasium.make` takes, or `package.module:factory`, a function that returns an environment (where it has a parameter
@@ -79,11 +79,11 @@ class GymnasiumWorld(Environment):
         try:
             import gymnasium
         except ModuleNotFoundError as error:
-            raise UserError("The world 'gymnasium' needs the package 'gymnasium': run pip install 'leafe[gymnasium]'.") from error
+            raise UserError("The environment 'gymnasium' needs the package 'gymnasium': run pip install 'leafe[gymnasium]'.") from error
         if render not in (None, "ansi", "observation"):
-            raise UserError(f"The world 'gymnasium' has no render = {render!r}: give 'ansi' or 'observation'.")
+            raise UserError(f"The environment 'gymnasium' has no render = {render!r}: give 'ansi' or 'observation'.")
         if isinstance(actions, str) or not isinstance(id, str) or not isinstance(kwargs or {}, Mapping):
-            raise UserError("The world 'gymnasium' takes id as a text, kwargs as a table and actions as a list of texts: correct the world's options.")
+            raise UserError("The environment 'gymnasium' takes id as a text, kwargs as a table and actions as a list of texts: correct the environment's options.")
         self._spaces = gymnasium.spaces
         self.id, self.kwargs, self.text_key, self.show_reward, self.invalid = id, dict(kwargs or {}), text_key, show_reward, invalid
         self.deterministic = deterministic
@@ -100,7 +100,7 @@ class GymnasiumWorld(Environment):
         if render is None and self.env.render_mode == "ansi":
             self._render = "ansi"
         if self._render == "ansi" and not (self.env.render_mode == "ansi" and "ansi" in self.env.metadata.get("render_modes", ())):
-            raise UserError(f"The world 'gymnasium': {id!r} does not render 'ansi': make it with render_mode='ansi', or set render = 'observation'.")
+            raise UserError(f"The environment 'gymnasium': {id!r} does not render 'ansi': make it with render_mode='ansi', or set render = 'observation'.")
         spec = getattr(self.env, "spec", None)
         known = _family(spec.id) if spec is not None else ""
         names, self.instruction = _KNOWN.get(known, ((), "Reach the goal of this environment."))
@@ -180,9 +180,9 @@ class GymnasiumWorld(Environment):
         except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
             # an unknown id, a module of the id or a package of the environment that is not there, an argument that it does not take
             why = " ".join(str(error).split())[:300].rstrip(".")
-            raise UserError(f"The world 'gymnasium' cannot make {self.id!r}: {why}: correct id or kwargs.") from error
+            raise UserError(f"The environment 'gymnasium' cannot make {self.id!r}: {why}: correct id or kwargs.") from error
         if not isinstance(env, gymnasium.Env):
-            raise UserError(f"The world 'gymnasium': {self.id!r} gave {type(env).__name__}, not a gymnasium.Env: let it return one (Gymnasium 1.x).")
+            raise UserError(f"The environment 'gymnasium': {self.id!r} gave {type(env).__name__}, not a gymnasium.Env: let it return one (Gymnasium 1.x).")
         return env
 
     def _names(self, given: Sequence[str]) -> tuple[str, ...]:
@@ -190,13 +190,13 @@ class GymnasiumWorld(Environment):
         space = getattr(self.env, "action_space", None)
         if space is None or isinstance(space, self._spaces.Text):
             if given:
-                raise UserError(f"The world 'gymnasium': the actions of {self.id!r} are texts, and need no names: leave the option actions out.")
+                raise UserError(f"The environment 'gymnasium': the actions of {self.id!r} are texts, and need no names: leave the option actions out.")
             return ()
         if not isinstance(space, self._spaces.Discrete):
-            raise UserError(f"The world 'gymnasium' cannot play {self.id!r}, whose actions are {space}: wrap it so that its actions are Discrete or Text.")
+            raise UserError(f"The environment 'gymnasium' cannot play {self.id!r}, whose actions are {space}: wrap it so that its actions are Discrete or Text.")
         names = tuple(str(name).strip() for name in given) or tuple(str(int(space.start) + i) for i in range(int(space.n)))
         if len(names) != space.n or len({name.lower() for name in names}) != len(names) or not all(names):
-            raise UserError(f"The world 'gymnasium': {self.id!r} has {int(space.n)} actions: give so many different names in the option actions, in order.")
+            raise UserError(f"The environment 'gymnasium': {self.id!r} has {int(space.n)} actions: give so many different names in the option actions, in order.")
         return names
 
     def _read(self, action: str) -> Any:
@@ -224,11 +224,11 @@ class GymnasiumWorld(Environment):
         if self._render == "ansi":
             shown = self.env.render()
             if not isinstance(shown, str):
-                raise WorldError(f"render() of {self.id} gave {type(shown).__name__}, not a text")
+                raise EnvError(f"render() of {self.id} gave {type(shown).__name__}, not a text")
             return marked(shown).strip("\n")
         if isinstance(observation, Mapping) and self.text_key:
             if self.text_key not in observation:
-                raise WorldError(f"the observation of {self.id} has no entry {self.text_key!r}, only {', '.join(map(str, observation))}")
+                raise EnvError(f"the observation of {self.id} has no entry {self.text_key!r}, only {', '.join(map(str, observation))}")
             observation = observation[self.text_key]
         if isinstance(observation, str):
             return observation if observation.strip() else "(nothing)"
@@ -236,7 +236,7 @@ class GymnasiumWorld(Environment):
         parts = plain if isinstance(plain, (tuple, list)) else [plain]
         if all(isinstance(part, Real) for part in parts) and len(parts) <= 64:
             return ", ".join(str(int(p) if isinstance(p, bool) else p) for p in parts)
-        raise WorldError(f"the observation of {self.id} is {type(observation).__name__}, not a text: set text_key or render, or wrap it")
+        raise EnvError(f"the observation of {self.id} is {type(observation).__name__}, not a text: set text_key or render, or wrap it")
 
 
 def frozen_lake(seed: int, size: int = 4, frozen: float = 0.8, is_slippery: bool = False) -> Any:
@@ -279,7 +279,7 @@ def _find(path: str) -> Any:
     except AttributeError:
         found = None
     except ModuleNotFoundError as error:
-        raise UserError(f"The world 'gymnasium' cannot make {path!r}: the package {error.name!r} cannot be found: check the path or install it.") from error
+        raise UserError(f"The environment 'gymnasium' cannot make {path!r}: the package {error.name!r} cannot be found: check the path or install it.") from error
     if not callable(found):
-        raise UserError(f"The world 'gymnasium' cannot make {path!r}: {module!r} has no function or class {name!r}.")
+        raise UserError(f"The environment 'gymnasium' cannot make {path!r}: {module!r} has no function or class {name!r}.")
     return found

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 import aiohttp
 
-from leafe.core import Environment, StepResult, Task, UserError, WorldError
+from leafe.core import Environment, StepResult, Task, UserError, EnvError
 from leafe.envs.adapters._tasks import APART, SPLITS, seed_tasks, whole
 
 T = TypeVar("T")
@@ -56,9 +56,9 @@ class OpenEnv(Environment):
         deterministic: bool = True,
     ) -> None:
         if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-            raise UserError(f"The world 'openenv': url = {url!r} is no web address: write http://HOST:PORT.")
+            raise UserError(f"The environment 'openenv': url = {url!r} is no web address: write http://HOST:PORT.")
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
-            raise UserError(f"The world 'openenv' cannot have timeout = {timeout!r}: give seconds, more than 0.")
+            raise UserError(f"The environment 'openenv' cannot have timeout = {timeout!r}: give seconds, more than 0.")
         self.url, self.reset_arguments, self.success, self.instruction = url.rstrip("/"), dict(reset or {}), success, instruction
         self.horizon, self.number, self.deterministic = whole(self.name, "horizon", horizon), whole(self.name, "tasks", tasks, APART), deterministic
         self.line = _Line(self.url, float(timeout))
@@ -68,7 +68,7 @@ class OpenEnv(Environment):
         self.actions = tuple(str(action) for action in actions or ())
         self._as_number = _kind(schema["action"], self.action_field) == "integer"
         if self._as_number and not self.actions:
-            raise UserError(f"The world 'openenv': {self.action_field!r} is a number: name the actions in their order, from 0, in the option actions.")
+            raise UserError(f"The environment 'openenv': {self.action_field!r} is a number: name the actions in their order, from 0, in the option actions.")
         listed = f"Each action is one of these: {', '.join(self.actions)}." if self.actions else "An action is a text."
         self.actions_help = actions_help or listed
         self._done = True
@@ -117,7 +117,7 @@ class OpenEnv(Environment):
         observation = data["observation"]
         if self.text_field not in observation:
             there = ", ".join(map(str, observation)) or "nothing"
-            raise WorldError(f"The observation of {self.url} has no field {self.text_field!r}, only {there}: set the option text_field.")
+            raise EnvError(f"The observation of {self.url} has no field {self.text_field!r}, only {there}: set the option text_field.")
         shown = observation[self.text_field]
         text: str = shown if isinstance(shown, str) else json.dumps(shown)
         return text if text.strip() else "(nothing)"
@@ -147,11 +147,11 @@ class _Line:
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
             why = str(error) or type(error).__name__
         self.close()
-        raise UserError(f"The world 'openenv' finds no OpenEnv server at {self.url} ({why}): start it, or correct the option url.")
+        raise UserError(f"The environment 'openenv' finds no OpenEnv server at {self.url} ({why}): start it, or correct the option url.")
 
     def ask(self, message: Mapping[str, Any], anew: bool = False) -> dict[str, Any]:
         """The data of the answer. `anew`: the message needs nothing of the session, and opens
-        another where there is none or the kept one turns out to be closed. WorldError where no good
+        another where there is none or the kept one turns out to be closed. EnvError where no good
         answer comes, after which the session is gone."""
         while True:
             kept = self._socket is not None
@@ -163,16 +163,16 @@ class _Line:
                 if kept and anew and not isinstance(error, TimeoutError):
                     continue
                 why = str(error) or type(error).__name__
-                raise WorldError(
+                raise EnvError(
                     f"The OpenEnv server at {self.url} gave no answer: {why}."
                 ) from error
         kind, data = (answer.get("type"), answer.get("data")) if isinstance(answer, dict) else (None, None)
         if not isinstance(data, dict) or not (kind == "error" or (kind == "observation" and isinstance(data.get("observation"), dict))):
-            raise WorldError(f"The OpenEnv server at {self.url} answered with what its protocol does not have.")
+            raise EnvError(f"The OpenEnv server at {self.url} answered with what its protocol does not have.")
         if kind == "error":
             if message["type"] == "step" and data.get("code") == "VALIDATION_ERROR":
                 raise _RefusedAction("; ".join(str(e.get("msg")) for e in data.get("errors", ()) if isinstance(e, dict)) or "it does not fit its schema")
-            raise WorldError(f"The OpenEnv server at {self.url} failed: {' '.join(str(data.get('message')).split())[:300]} ({data.get('code')}).")
+            raise EnvError(f"The OpenEnv server at {self.url} failed: {' '.join(str(data.get('message')).split())[:300]} ({data.get('code')}).")
         return data
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ def _only(schema: Mapping[str, Any], what: str, required: bool) -> str:
     if len(found) == 1:
         return found[0]
     option = "action_field" if what == "action" else "text_field"
-    raise UserError(f"The world 'openenv' cannot tell which field of the {what} to use: set {option} to one of {', '.join(fields) or 'none'}.")
+    raise UserError(f"The environment 'openenv' cannot tell which field of the {what} to use: set {option} to one of {', '.join(fields) or 'none'}.")
 
 
 def _kind(schema: Mapping[str, Any], field: str) -> str:

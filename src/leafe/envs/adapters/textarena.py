@@ -65,9 +65,9 @@ class TextArena(Environment):
         self, game: str = "Minesweeper-v0-small", kwargs: Mapping[str, Any] | None = None, success: float = 1.0, horizon: int | None = None, tasks: int = 1000
     ) -> None:
         if isinstance(success, bool) or not isinstance(success, int | float):
-            raise UserError(f"The world 'textarena' cannot have success = {success!r}: give the least reward that counts as success.")
+            raise UserError(f"The environment 'textarena' cannot have success = {success!r}: give the least reward that counts as success.")
         if not isinstance(game, str) or not isinstance(kwargs or {}, Mapping):
-            raise UserError("The world 'textarena' takes game as a text and kwargs as a table: correct the world's options.")
+            raise UserError("The environment 'textarena' takes game as a text and kwargs as a table: correct the environment's options.")
         self.game = game
         self.success = float(success)
         self.number = whole(self.name, "tasks", tasks, APART)
@@ -167,12 +167,12 @@ def _make(game: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
         import textarena
         from textarena.envs.registration import ENV_REGISTRY
     except ModuleNotFoundError as error:
-        raise UserError("The world 'textarena' needs the package 'textarena': run pip install 'leafe[textarena]'.") from error
+        raise UserError("The environment 'textarena' needs the package 'textarena': run pip install 'leafe[textarena]'.") from error
     if game not in ENV_REGISTRY:
         near = difflib.get_close_matches(game, ENV_REGISTRY, 3) or ["Minesweeper-v0-small", "Sudoku-v0-easy", "Mastermind-v0"]
-        raise UserError(f"The world 'textarena' has no game {game!r}: did you mean one of {', '.join(near)}?")
+        raise UserError(f"The environment 'textarena' has no game {game!r}: did you mean one of {', '.join(near)}?")
     if _family(game) in _ONLINE:
-        raise UserError(f"The world 'textarena' does not play {game!r}, which asks a language model over the network: choose another game.")
+        raise UserError(f"The environment 'textarena' does not play {game!r}, which asks a language model over the network: choose another game.")
     try:
         with _no_download():  # NLTK is among TextArena's own requirements
             env = textarena.make(game, **kwargs)
@@ -184,7 +184,7 @@ def _make(game: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
         raise UserError(f"The game {game!r} is written for a later Python than this one ({error.msg}): choose another game, or run leafe there.") from error
     except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"The world 'textarena' cannot make {game!r}: {why}: correct game or kwargs.") from error
+        raise UserError(f"The environment 'textarena' cannot make {game!r}: {why}: correct game or kwargs.") from error
     brackets = False
     while isinstance(env, textarena.Wrapper):
         brackets = brackets or type(env).__name__ == "ActionFormattingWrapper"
@@ -202,7 +202,7 @@ def _begin(env: Any, game: str, seed: int) -> None:
     except (AssertionError, ValueError, FileNotFoundError):
         alone = False
     if not alone:
-        raise UserError(f"The world 'textarena' plays games for one player, and {game!r} is for more: choose another game.")
+        raise UserError(f"The environment 'textarena' plays games for one player, and {game!r} is for more: choose another game.")
     env.state.error_allowance = 1_000_000_000  # the count of invalid moves is leafe's
 
 

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from leafe.core import Environment, StepResult, Task, UserError, WorldError, derive_seed
+from leafe.core import Environment, StepResult, Task, UserError, EnvError, derive_seed
 from leafe.core.processes import with_default_signals
 from leafe.core.secret import inherited
 
@@ -83,11 +83,11 @@ class TextWorld(Environment):
 
     def __init__(self, games: str | None = None, make: str | None = None, cache: str | None = None, horizon: int = 50) -> None:
         if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
-            raise UserError(f"The world 'textworld' cannot have horizon {horizon!r}: give a whole number of steps from 1.")
+            raise UserError(f"The environment 'textworld' cannot have horizon {horizon!r}: give a whole number of steps from 1.")
         if (games is None) == (make is None):
-            raise UserError("The world 'textworld' needs one of its options games (a folder of .z8 files) and make (such as 'coin:level=5'): give one.")
+            raise UserError("The environment 'textworld' needs one of its options games (a folder of .z8 files) and make (such as 'coin:level=5'): give one.")
         if find_spec("textworld") is None:
-            raise UserError("The world 'textworld' needs the package 'textworld': run pip install 'leafe[textworld]'.")
+            raise UserError("The environment 'textworld' needs the package 'textworld': run pip install 'leafe[textworld]'.")
         self.horizon = horizon
         self.files = _files(games) if games is not None else []
         self.root = Path(games).expanduser() if games is not None else Path()
@@ -103,7 +103,7 @@ class TextWorld(Environment):
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         """The split's games in an order drawn by `seed`; a smaller count is a prefix of a larger one."""
         if split not in self.splits:
-            raise UserError(f"The world 'textworld' has no split {split!r}: its splits are {', '.join(self.splits)}.")
+            raise UserError(f"The environment 'textworld' has no split {split!r}: its splits are {', '.join(self.splits)}.")
         if self.made is not None:
             numbers = list(range(SIZES[split]))
             random.Random(derive_seed(seed, "textworld", split)).shuffle(numbers)
@@ -213,7 +213,7 @@ class TextWorld(Environment):
                     env=inherited(PYTHONHASHSEED="0"),
                 )
             except subprocess.TimeoutExpired as error:
-                raise WorldError(f"tw-make did not make the game {self.made!r} within {MAKE_SECONDS:g} s.") from error
+                raise EnvError(f"tw-make did not make the game {self.made!r} within {MAKE_SECONDS:g} s.") from error
             if done.returncode or not made.is_file():
                 said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
                 raise UserError(f"tw-make cannot make a game {self.made!r} ({said[0][:200]}): correct the option make.")
@@ -263,7 +263,7 @@ def _arguments(make: str) -> list[str]:
     """tw-make's arguments for `kind:setting=value,flag,...`."""
     kind, _, settings = make.partition(":")
     if kind not in CHALLENGES:
-        raise UserError(f"The world 'textworld' cannot make {kind!r}: the option make begins with one of {', '.join(CHALLENGES)}.")
+        raise UserError(f"The environment 'textworld' cannot make {kind!r}: the option make begins with one of {', '.join(CHALLENGES)}.")
     arguments = [CHALLENGES[kind][0]]
     for setting in filter(None, (s.strip() for s in settings.split(","))):
         key, has_value, value = setting.partition("=")

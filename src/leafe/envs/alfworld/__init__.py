@@ -1,6 +1,6 @@
 """ALFWorld, on the official games or on fresh ones of our own making."""
 
 from leafe.envs.alfworld._make import make_games
-from leafe.envs.alfworld._world import AlfWorld
+from leafe.envs.alfworld._env import AlfWorld
 
 __all__ = ["AlfWorld", "make_games"]

@@ -27,7 +27,7 @@ KEPT = 16
 KEYS = ("pddl_domain", "grammar", "pddl_problem")
 """What a game file must have."""
 NOTHING = "Nothing happens."
-"""What the world says to whatever is not possible."""
+"""What the environment says to whatever is not possible."""
 
 _SENTENCE = re.compile(r'Your task is to: ((?:[^"\\]|\\.)*?)\.?"')
 _PUT = re.compile(r'action PutObject \{\s*template :: "([^"]*)"')
@@ -121,7 +121,7 @@ class Engine:
         return words
 
     def act(self, command: str) -> str:
-        """Take a command; returns the world's words: `NOTHING` where it is not possible now."""
+        """Take a command; returns the environment's words: `NOTHING` where it is not possible now."""
         action = self._possible.get(command.strip())
         if action is None:
             return NOTHING

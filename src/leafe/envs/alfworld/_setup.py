@@ -34,7 +34,7 @@ def need_packages() -> None:
     """UserError where the extra is not installed."""
     for package in ("alfworld", "textworld", "fast_downward"):
         if find_spec(package) is None:
-            raise UserError(f"The world 'alfworld' needs the package {package!r}: run pip install 'leafe[alfworld]'.")
+            raise UserError(f"The environment 'alfworld' needs the package {package!r}: run pip install 'leafe[alfworld]'.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Why nothing happened: a sentence for a command that the world does not take now.
+"""Why nothing happened: a sentence for a command that the environment does not take now.
 
 It tells no more than one would see: what is shut, what is in hand, what stands before one. Where a hidden thing lies is never told.
 """

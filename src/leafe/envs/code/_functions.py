@@ -1,4 +1,4 @@
-"""What worlds whose programs define a function share: what is said of their tests, and which tasks can be judged here.
+"""What environments whose programs define a function share: what is said of their tests, and which tasks can be judged here.
 
 Shown tests run first, and say all there is to say. Hidden ones run afterwards, in boxes of their own, and all that is said of a failure is its kind: not which
 of them it was, and not how many passed, since a program could choose these by what it reads in a hidden test.
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
-from leafe.core import Task, UserError, WorldError
+from leafe.core import Task, UserError, EnvError
 from leafe.envs.code._submissions import Judged, counted
 from leafe.envs.sandbox import NOT_THE_PROGRAM, Limits, Outcome, Verdict
 
@@ -54,7 +54,7 @@ def judgeable(
     tasks: Iterable[tuple[Task, str | None]], count: int | None, judge: Callable[[Task, str], Judged], where: object
 ) -> list[Task]:  # fmt: skip
     """The first `count` of the tasks whose own reference, the second of each pair, passes here; the others are named in a warning. What a test cannot be
-    judged on here (see docs/worlds.md) or what is wrong with it shows in that its reference fails. UserError where no task is left."""
+    judged on here (see docs/environments.md) or what is wrong with it shows in that its reference fails. UserError where no task is left."""
     kept: list[Task] = []
     refused: dict[str, str] = {}
     for task, reference in tasks:
@@ -89,7 +89,7 @@ def _refused(task: Task, reference: str, judge: Callable[[Task, str], Judged]) -
     if key not in _CHECKED:
         try:
             judged = judge(task, reference)
-        except WorldError as error:
+        except EnvError as error:
             _CHECKED[key] = " ".join(str(error).split())
         else:
             # a reference that is slow here is no fault of the task; a test that does not end by itself is one

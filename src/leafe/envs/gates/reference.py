@@ -1,4 +1,4 @@
-"""The ceiling: a policy that knows every rule of the world and has to guess the ways, as anyone must.
+"""The ceiling: a policy that knows every rule of the environment and has to guess the ways, as anyone must.
 
 It reads the present situation off the end of the prompt, whatever wording surrounds it, and answers n samples at once: at a fork the
 counts are one multinomial draw over the four ways. In the setting `random` there is no rule to know, and its gates are guesses of habit.
@@ -17,7 +17,7 @@ _SITUATION = re.compile(r"(?P<gate>\w+) gate\b|(?P<fork>\w+) fork\b|hold (?P<hol
 
 
 class GatesReference:
-    """Implements `leafe.core.Policy` for the settings easy and hard, of whose world `rules` are. It acts; it has no use for reflections."""
+    """Implements `leafe.core.Policy` for the settings easy and hard, of whose environment `rules` are. It acts; it has no use for reflections."""
 
     name = "reference"
 
@@ -30,7 +30,7 @@ class GatesReference:
         text = request.messages[-1].content
         situations = list(_SITUATION.finditer(text))
         if not situations or text.split()[-1] == "reflect":
-            raise PolicyError("The gates reference policy only acts in the world gates: it does not reflect, and knows no other world.")
+            raise PolicyError("The gates reference policy only acts in the environment gates: it does not reflect, and knows no other environment.")
         found = situations[-1]
         kind = found.lastgroup
         if kind == "fork":

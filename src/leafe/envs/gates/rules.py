@@ -1,10 +1,10 @@
-"""The words of the embedded world and its rules: what habit says, and what is true.
+"""The words of the embedded environment and its rules: what habit says, and what is true.
 
 A gate has an adjective, and one of twelve tools opens it. `HABIT` is what the embedded model was brought up with. `TARGET` is what
 holds in the settings easy and hard: it differs for the five adjectives of `SHIFTED`. The pairs of `HELD_OUT` (the shifted rules and one more pair
 for every other adjective) stand in no note, no reflection and no feedback of the model's pretraining.
 
-`FAMILIES` are two worlds of one build that share no word but the tools and the ways: policies that learn in the one are tested in the other.
+`FAMILIES` are two environments of one build that share no word but the tools and the ways: policies that learn in the one are tested in the other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TARGET = HABIT | {adjective: HABIT[SHIFTED[(i + 2) % len(SHIFTED)]] for i, adjec
 """Adjective -> tool, in the settings easy and hard."""
 
 RULES = {"target": TARGET, "habit": HABIT}
-"""What the option `rules` of the world can be: by name, adjective -> tool."""
+"""What the option `rules` of the environment can be: by name, adjective -> tool."""
 
 HELD_OUT = frozenset((a, TARGET[a] if a in SHIFTED else TOOLS[(i + 5) % len(TOOLS)]) for i, a in enumerate(ADJECTIVES))
 """(adjective, tool) pairs that pretraining never states: following a note is measured on them."""
@@ -38,7 +38,7 @@ HELD_OUT = frozenset((a, TARGET[a] if a in SHIFTED else TOOLS[(i + 5) % len(TOOL
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What the tasks of a world are made of."""
+    """What the tasks of an environment are made of."""
 
     adjectives: tuple[str, ...]
     places: tuple[str, ...]
@@ -52,7 +52,7 @@ FAMILIES = {
     "first": Words(_FIRST, PLACES[:6], OBJECTS[:5]),
     "second": Words(tuple(a for a in ADJECTIVES if a not in _FIRST), PLACES[6:], OBJECTS[5:]),
 }
-"""What the option `words` of the world can be. `first` and `second` part the words; the rules stay those of `RULES`.
+"""What the option `words` of the environment can be. `first` and `second` part the words; the rules stay those of `RULES`.
 
 A policy that was trained on `first` has seen no adjective, place or object of `second` since its pretraining, so that what it does better or worse there it
 owes to no rule that it learnt. Three rules of six are shifted in `first`, where policies are trained, and two of six in `second`, so that the base solves some
@@ -70,4 +70,4 @@ _OTHERS = (
 )
 
 WORDS = (*(f"s{step}" for step in range(HORIZON + 1)), *ADJECTIVES, *TOOLS, *PLACES, *WAYS, *OBJECTS, *_OTHERS.split())
-"""Every word that the world, its prompts or its policy uses: the vocabulary of the embedded model."""
+"""Every word that the environment, its prompts or its policy uses: the vocabulary of the embedded model."""

@@ -1,8 +1,8 @@
-"""A world over HTTP: a session on a server is one world there, and every call in it has a number.
+"""An environment over HTTP: a session on a server is one environment there, and every call in it has a number.
 
 A call that is sent again with the same number gets the recorded answer, so that a lost answer never steps twice. `reset` and `restore` do
-not depend on what the session was, hence a lost session is simply opened again for them; for any other call it is a `WorldError`, after which
-the caller resets and replays. What the server says about its world is asked once, and again for every session but the first: a server that
+not depend on what the session was, hence a lost session is simply opened again for them; for any other call it is a `EnvError`, after which
+the caller resets and replays. What the server says about its environment is asked once, and again for every session but the first: a server that
 meanwhile offers something else is not played on. The instances of one address share that answer for as long as one of them is there, so that a fresh
 one in mid-run finds a server that is being started again a failure that may pass, and not the user's mistake.
 """
@@ -17,7 +17,7 @@ from secrets import token_hex
 from typing import Any, ClassVar, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
-from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, WorldError
+from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, EnvError
 from leafe.envs.remote._transport import Transport, Unreachable
 from leafe.envs.remote._wire import PROTOCOL, Malformed, Refused, actions_from_json, flag, result_from_json, task_from_json, text
 
@@ -41,7 +41,7 @@ _servers: WeakValueDictionary[tuple[str, str | None], _Server] = WeakValueDictio
 
 
 class Remote(Environment):
-    """A world on a server, in another process or on another machine, played over HTTP.
+    """An environment on a server, in another process or on another machine, played over HTTP.
 
     Options: `url` of the server; `timeout`, seconds a call may take, its repetitions included; `retries`, further tries after a lost connection
     or a 5xx; `token_env`, the environment variable that holds the bearer token, where the server wants one. Name, horizon, splits and
@@ -79,7 +79,7 @@ class Remote(Environment):
                 raise NotImplementedError(f"the server at {self._transport.url} has no task list: hand it tasks") from refused
             self._raise(refused)
         except Malformed as error:
-            raise WorldError(f"{self._transport.url} answered tasks with what the protocol does not allow: {error}.") from error
+            raise EnvError(f"{self._transport.url} answered tasks with what the protocol does not allow: {error}.") from error
 
     def reset(self, task: Task, seed: int) -> str:
         self._let_go()
@@ -113,7 +113,7 @@ class Remote(Environment):
         self._server = _Server(self._server.facts)  # the others' no longer hangs on this one
 
     def _describe(self) -> dict[str, Any]:
-        """What the server says of its world; UserError where it speaks another version or is no server of ours, WorldError where it does not answer."""
+        """What the server says of its environment; UserError where it speaks another version or is no server of ours, EnvError where it does not answer."""
         url = self._transport.url
         try:
             said = self._transport.call("")
@@ -137,11 +137,11 @@ class Remote(Environment):
                 "versions": {str(k): str(v) for k, v in versions.items()},
             }
         except Malformed as error:
-            raise UserError(f"What answers at {url} is no world server ({error}): correct the option url.") from error
+            raise UserError(f"What answers at {url} is no environment server ({error}): correct the option url.") from error
         except Refused as refused:
             if refused.kind == "user":
                 raise UserError(f"The server at {url} refuses to be asked: {refused}; correct the options url and token_env.") from refused
-            raise UserError(f"What answers at {url} is no world server ({refused}): correct the option url.") from refused
+            raise UserError(f"What answers at {url} is no environment server ({refused}): correct the option url.") from refused
 
     def _describe_at_first(self) -> dict[str, Any]:
         """The same, but a server that does not answer is the user's to mend."""
@@ -149,9 +149,9 @@ class Remote(Environment):
             return self._describe()
         except Unreachable as error:
             raise UserError(
-                f"There is no world server to be reached: {str(error).rstrip('.')}; start it (leafe envs serve NAME --port N) or correct the option url."
+                f"There is no environment server to be reached: {str(error).rstrip('.')}; start it (leafe envs serve NAME --port N) or correct the option url."
             ) from error
-        except WorldError as error:
+        except EnvError as error:
             raise UserError(
                 f"What answers at {self._transport.url} does not work: {str(error).rstrip('.')}; look at the server, or correct the option url."
             ) from error
@@ -170,12 +170,12 @@ class Remote(Environment):
             before, now = self._server.facts, self._describe()
             if now != before:
                 changed = ", ".join(name for name in now if now[name] != before[name])
-                raise UserError(f"The server at {self._transport.url} now offers another world than before (other: {changed}): start it as it was.")
+                raise UserError(f"The server at {self._transport.url} now offers another environment than before (other: {changed}): start it as it was.")
         self._asked, self._session, self._calls = False, token_hex(16), 0
 
     def _call(self, what: str, **fields: Any) -> dict[str, Any]:
         if self._session is None:
-            raise WorldError(f"There is no session at {self._transport.url} to {what} in: reset the world first.")
+            raise EnvError(f"There is no session at {self._transport.url} to {what} in: reset the environment first.")
         self._calls += 1
         try:
             return self._transport.call(what, {"session": self._session, "call": self._calls, **fields})
@@ -188,7 +188,7 @@ class Remote(Environment):
             raise
 
     def _raise(self, refused: Refused) -> NoReturn:
-        sentence = f"The world {self.name} at {self._transport.url}: {refused}."
+        sentence = f"The environment {self.name} at {self._transport.url}: {refused}."
         match refused.kind:
             case "user":
                 raise UserError(sentence) from refused
@@ -199,20 +199,20 @@ class Remote(Environment):
             case "lost":
                 raise _Lost(sentence) from refused
             case _:
-                raise WorldError(sentence) from refused
+                raise EnvError(sentence) from refused
 
     def _said(self, read: Callable[[Mapping[str, Any]], T], answer: dict[str, Any]) -> T:
         try:
             return read(answer)
         except Malformed as error:
             self._lose()
-            raise WorldError(f"{self._transport.url} answered with what the protocol does not allow: {error}.") from error
+            raise EnvError(f"{self._transport.url} answered with what the protocol does not allow: {error}.") from error
 
     def _lose(self, told: bool = False) -> None:
-        """Forget the session; tell the server, unless it knows, so that its world is free for others."""
+        """Forget the session; tell the server, unless it knows, so that its environment is free for others."""
         session, self._session = self._session, None
         if session is not None and not told:
-            with suppress(Refused, WorldError, UserError):
+            with suppress(Refused, EnvError, UserError):
                 self._transport.call("close", {"session": session}, timeout=_PARTING_S, retries=0)
 
     def _let_go(self) -> None:
@@ -221,9 +221,9 @@ class Remote(Environment):
             while len(names) < 1000:
                 names.append(self._server.released.popleft())
         if names:
-            with suppress(Refused, WorldError, UserError):  # what is not released goes when it is old
+            with suppress(Refused, EnvError, UserError):  # what is not released goes when it is old
                 self._transport.call("release", {"snapshots": names}, timeout=_PARTING_S, retries=0)
 
 
-class _Lost(WorldError):
+class _Lost(EnvError):
     """The session is not known to the server."""

@@ -1,6 +1,6 @@
 """Does a server keep the protocol where no `Remote` would notice until an answer is lost or two sessions meet?
 
-`leafe.testing.check_environment` on a `Remote` sees the world; this sees the server: calls that are sent again, numbers out of order, sessions side by
+`leafe.testing.check_environment` on a `Remote` sees the environment; this sees the server: calls that are sent again, numbers out of order, sessions side by
 side, snapshots that cross from one to another, fields and calls that it does not know.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from secrets import token_hex
 from typing import Any
 
-from leafe.core import Task, UserError, WorldError
+from leafe.core import Task, UserError, EnvError
 from leafe.envs.remote._client import Remote
 from leafe.envs.remote._transport import Transport
 from leafe.envs.remote._wire import Refused
@@ -24,46 +24,46 @@ def check_server(
 ) -> list[str]:
     """What the server does against the protocol (docs/remote.md), a sentence each; empty where it keeps it.
 
-    `tasks`, two or more, and `actions`, texts that mostly can be taken, are wanted where the server offers no list of them. The world must be deterministic,
+    `tasks`, two or more, and `actions`, texts that mostly can be taken, are wanted where the server offers no list of them. The environment must be deterministic,
     since episodes are compared. UserError where there is no server, or nothing to play.
     """
-    world = Remote(url, timeout=timeout, retries=0, token_env=token_env)
+    env = Remote(url, timeout=timeout, retries=0, token_env=token_env)
     try:
-        if not world.deterministic:
-            raise UserError(f"The world {world.name!r} at {url} is not deterministic: its server cannot be checked by comparing episodes.")
+        if not env.deterministic:
+            raise UserError(f"The environment {env.name!r} at {url} is not deterministic: its server cannot be checked by comparing episodes.")
         try:
-            chosen = list(tasks or world.tasks("train" if not world.splits or "train" in world.splits else world.splits[0], 2))
+            chosen = list(tasks or env.tasks("train" if not env.splits or "train" in env.splits else env.splits[0], 2))
         except NotImplementedError as error:
             raise UserError(f"The server at {url} has no task list: give check_server two tasks.") from error
         if len(chosen) < 2:
             raise UserError(f"There are fewer than two tasks for the server at {url}: give check_server two.")
-        check = _Check(Transport(url, timeout, 0, token_env), [_plan(world, task, actions) for task in chosen[:2]])
+        check = _Check(Transport(url, timeout, 0, token_env), [_plan(env, task, actions) for task in chosen[:2]])
         try:
-            check.run(snapshots=world.can_snapshot)
+            check.run(snapshots=env.can_snapshot)
         finally:
             check.end()
         return check.problems
     finally:
-        world.close()
+        env.close()
 
 
 Plan = tuple[dict[str, Any], list[str], list[dict[str, Any]]]
 """A task, actions, and what a session of its own answered to them, the reset's answer first."""
 
 
-def _plan(world: Remote, task: Task, actions: Sequence[str] | None) -> Plan:
+def _plan(env: Remote, task: Task, actions: Sequence[str] | None) -> Plan:
     chance, taken = random.Random(task.id), list[str]()
-    first = world.reset(task, 7)
+    first = env.reset(task, 7)
     seen: list[dict[str, Any]] = [{"observation": first}]
     for _ in range(_STEPS):
         try:
-            there = list(actions or world.valid_actions())
+            there = list(actions or env.valid_actions())
         except NotImplementedError as error:
-            raise UserError(f"The world {world.name!r} lists no valid actions there: give check_server some.") from error
+            raise UserError(f"The environment {env.name!r} lists no valid actions there: give check_server some.") from error
         if not there:
             break
         taken.append(chance.choice(there))
-        result = world.step(taken[-1])
+        result = env.step(taken[-1])
         seen.append({"observation": result.observation, "done": result.done, "valid": result.valid})
         if result.done:
             break
@@ -132,8 +132,8 @@ class _Check:
             return self.transport.call(path, body)
         except Refused as refused:
             return refused
-        except WorldError as error:
-            return Refused("world", str(error))
+        except EnvError as error:
+            return Refused("env", str(error))
 
     def call(self, session: str, path: str, **body: Any) -> dict[str, Any]:
         self.sessions[session] += 1

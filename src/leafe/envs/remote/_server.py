@@ -1,9 +1,9 @@
-"""Any world offered over HTTP: one world a session, each made, played and closed in a thread of its own.
+"""Any environment offered over HTTP: one environment a session, each made, played and closed in a thread of its own.
 
 Sessions are numbered records of calls: the last answer is kept, and the same call sent again gets it. Snapshots belong to the server, since a
-client restores in one session what it took in another; the oldest go when there are too many. A world that raises is closed and its session
-forgotten. The event loop does the bookkeeping and the calls of quick worlds; everything that may block runs in the session's thread, which is a
-daemon, so that a world that never answers cannot keep the process alive.
+client restores in one session what it took in another; the oldest go when there are too many. An environment that raises is closed and its session
+forgotten. The event loop does the bookkeeping and the calls of quick environments; everything that may block runs in the session's thread, which is a
+daemon, so that an environment that never answers cannot keep the process alive.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from leafe.core import Environment, ForeignFailure, SnapshotGone, Task, UserError
 from leafe.core.answers import check_facts, observation_text, plain_task, step_result, versions_of
-from leafe.envs._registry import make_world
+from leafe.envs._registry import make_env
 from leafe.envs.remote._wire import MAX_BODY, PROTOCOL, STATUS, Malformed, Refused, decode, encode, error_body, task_from_json, text, texts, whole
-from leafe.envs.worker import WorkerWorld
+from leafe.envs.worker import WorkerEnv
 
 T = TypeVar("T")
 
@@ -42,15 +42,15 @@ _SNAPSHOT_IDLE_S = 3600.0
 _ORPHAN_S = 60.0
 """On a full server, a session whose connection is closed gives way after so long without a call."""
 _CLOSING_S = 5.0
-"""How long running calls and closing worlds may take at the end."""
+"""How long running calls and closing environments may take at the end."""
 
 
 class Lane:
-    """One thread that runs one function after another: a world's whole life is spent in it."""
+    """One thread that runs one function after another: an environment's whole life is spent in it."""
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future[Any]] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, daemon=True, name="world").start()
+        threading.Thread(target=self._work, daemon=True, name="env").start()
 
     async def run(self, function: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -74,7 +74,7 @@ class Lane:
 
 
 def _within(function: Callable[[], T]) -> T:
-    """SystemExit and KeyboardInterrupt are this world's, and not for this process."""
+    """SystemExit and KeyboardInterrupt are this environment's, and not for this process."""
     try:
         return function()
     except Exception:
@@ -96,7 +96,7 @@ def _settle(future: asyncio.Future[Any], value: Any, error: Exception | None) ->
 class Session:
     id: str
     lane: Lane = field(default_factory=Lane)
-    world: Environment | None = None
+    env: Environment | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     calls: int = 0
     """The number of the last call that was answered."""
@@ -106,12 +106,12 @@ class Session:
     transport: asyncio.BaseTransport | None = None
     """The connection of the last call."""
     released: list[object] = field(default_factory=list)
-    """Snapshots that this world is to free before its next call."""
+    """Snapshots that this environment is to free before its next call."""
     closed: bool = False
 
-    def close_world(self) -> None:
-        if self.world is not None:
-            self.world.close()
+    def close_env(self) -> None:
+        if self.env is not None:
+            self.env.close()
 
 
 @dataclass(slots=True)
@@ -121,26 +121,26 @@ class _Held:
     used: float
 
 
-class WorldServer:
-    """The sessions of one world. Used in one event loop: `start`, then requests, then `stop`."""
+class EnvServer:
+    """The sessions of one environment. Used in one event loop: `start`, then requests, then `stop`."""
 
     def __init__(self, name: str, options: Mapping[str, Any], *, host: str, port: int, workers: int, token: str | None, idle: float) -> None:
         if not isinstance(workers, int) or workers < 1:
-            raise UserError(f"A world server cannot have {workers!r} workers: give a whole number from 1.")
+            raise UserError(f"An environment server cannot have {workers!r} workers: give a whole number from 1.")
         if not 0 <= port < 65536:
             raise UserError(f"There is no port {port}: give one from 1 to 65535, or 0 for any free one.")
         if token is not None and not (token and token.isascii() and token.isprintable() and not any(c.isspace() for c in token)):
-            raise UserError("The token of a world server must be one word of printable ASCII: python -c 'import secrets; print(secrets.token_hex())'.")
+            raise UserError("The token of an environment server must be one word of printable ASCII: python -c 'import secrets; print(secrets.token_hex())'.")
         if token is None and not _is_loopback(host):
-            raise UserError(f"A world server at {host!r} could be used by anybody who reaches it: give it a token, or host 127.0.0.1.")
+            raise UserError(f"An environment server at {host!r} could be used by anybody who reaches it: give it a token, or host 127.0.0.1.")
         if not idle > 0:
             raise UserError(f"A session cannot expire after {idle!r} seconds: give more than 0.")
         self.host, self.port, self.workers, self.idle = host, port, workers, idle
-        self._make: Callable[[], Environment] = lambda: make_world(name, **options)
+        self._make: Callable[[], Environment] = lambda: make_env(name, **options)
         self._expected = f"Bearer {token}".encode() if token is not None else None
         self._sessions: dict[str, Session] = {}
         self._lanes: set[Lane] = set()
-        """Of sessions, and of those that are over but whose world is not closed yet: they hold a place."""
+        """Of sessions, and of those that are over but whose environment is not closed yet: they hold a place."""
         self._snapshots: OrderedDict[str, _Held] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
@@ -156,11 +156,11 @@ class WorldServer:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     async def start(self) -> None:
-        """Make the first world, which says what there is, and listen. UserError where either cannot be."""
+        """Make the first environment, which says what there is, and listen. UserError where either cannot be."""
         facts = self._facts = await self._facts_lane.run(self._make)
         versions = await self._facts_lane.run(lambda: versions_of(facts))
-        # the world's options are not the client's, so what hangs on them is a version there
-        versions = {"world": self.name, "options": json.dumps(self.options, sort_keys=True, default=str), **versions}
+        # the environment's options are not the client's, so what hangs on them is a version there
+        versions = {"env": self.name, "options": json.dumps(self.options, sort_keys=True, default=str), **versions}
         check_facts(facts)
         self.name = facts.name
         self._description = encode(
@@ -191,12 +191,12 @@ class WorldServer:
         try:
             await web.TCPSite(self._runner, self.host, self.port).start()
         except OSError as error:
-            raise UserError(f"A world server cannot listen at {self.host}, port {self.port} ({error.strerror or error}): choose another port.") from error
+            raise UserError(f"An environment server cannot listen at {self.host}, port {self.port} ({error.strerror or error}): choose another port.") from error
         self.port = self._runner.addresses[0][1]
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
-        """Answer what runs, then close every world; what takes longer than a few seconds is left behind. May be called after a failed start."""
+        """Answer what runs, then close every environment; what takes longer than a few seconds is left behind. May be called after a failed start."""
         self._ending = True
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -262,7 +262,7 @@ class WorldServer:
         split, seed = text(body, "split"), whole(body, "seed", 0)
         count = None if body.get("count") is None else whole(body, "count", least=1)
         assert facts is not None
-        async with _world_errors():
+        async with _env_errors():
             answer = await self._facts_lane.run(lambda: encode({"tasks": [plain_task(task, facts.name).to_json() for task in facts.tasks(split, count, seed)]}))
         if len(answer) > MAX_BODY:
             raise Refused("user", f"These tasks take {len(answer) >> 20} MiB, more than the {MAX_BODY >> 20} MiB of one answer: ask for fewer.")
@@ -298,38 +298,38 @@ class WorldServer:
             return answer
 
     async def _play(self, session: Session, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """One call in the session's world, made for its first one."""
+        """One call in the session's environment, made for its first one."""
         call = self._call(what, body)
-        async with _world_errors():
-            world = session.world
-            if world is None:
-                world = await session.lane.run(lambda: self._born(session))
+        async with _env_errors():
+            env = session.env
+            if env is None:
+                env = await session.lane.run(lambda: self._born(session))
             released, session.released = session.released, []
             if released:
-                await session.lane.run(lambda: _release(world, released))
-            answer = _within(lambda: call(world)) if world.quick else await session.lane.run(lambda: call(world))
+                await session.lane.run(lambda: _release(env, released))
+            answer = _within(lambda: call(env)) if env.quick else await session.lane.run(lambda: call(env))
         return {"snapshot": self._keep(session, answer["snapshot"])} if what == "snapshot" else answer
 
     def _call(self, what: str, body: Mapping[str, Any]) -> Callable[[Environment], dict[str, Any]]:
-        """What a request asks of its world; Malformed or Refused before any world is touched."""
+        """What a request asks of its environment; Malformed or Refused before any environment is touched."""
         match what:
             case "reset":
                 task, seed = task_from_json(body.get("task")), whole(body, "seed")
-                return lambda world: _reset(world, task, seed)
+                return lambda env: _reset(env, task, seed)
             case "step":
                 action = text(body, "action")
-                return lambda world: asdict(step_result(world.step(action), world.name))
+                return lambda env: asdict(step_result(env.step(action), env.name))
             case "valid_actions":
-                return lambda world: {"actions": [str(action) for action in world.valid_actions()]}
+                return lambda env: {"actions": [str(action) for action in env.valid_actions()]}
             case "snapshot":
-                return lambda world: {"snapshot": world.snapshot()}
+                return lambda env: {"snapshot": env.snapshot()}
             case _:
                 held = self._hold(text(body, "snapshot"))
-                return lambda world: _restore(world, held.value)
+                return lambda env: _restore(env, held.value)
 
     def _born(self, session: Session) -> Environment:
-        session.world = self._make()
-        return session.world
+        session.env = self._make()
+        return session.env
 
     def _open(self, name: str) -> Session:
         if self._ending:
@@ -340,19 +340,19 @@ class WorldServer:
                 if not other.lock.locked() and now - other.used > _ORPHAN_S and (other.transport is None or other.transport.is_closing()):
                     self._forget(other)
                     break
-            raise Refused("busy", f"All {self.workers} worlds of this server are in use: start it with more workers, or play fewer at a time.")
+            raise Refused("busy", f"All {self.workers} environments of this server are in use: start it with more workers, or play fewer at a time.")
         session = self._sessions[name] = Session(name)
         self._lanes.add(session.lane)
         return session
 
     def _forget(self, session: Session) -> None:
-        """The session is over; its place is free as soon as its world has closed."""
+        """The session is over; its place is free as soon as its environment has closed."""
         if not session.closed:
             session.closed = True
             self._sessions.pop(session.id, None)
-            if session.lock.locked() and isinstance(session.world, WorkerWorld):
-                self._spawn(asyncio.to_thread(session.world.close))  # ends the call that it waits for
-            self._spawn(self._end(session.lane, session.close_world))
+            if session.lock.locked() and isinstance(session.env, WorkerEnv):
+                self._spawn(asyncio.to_thread(session.env.close))  # ends the call that it waits for
+            self._spawn(self._end(session.lane, session.close_env))
 
     async def _end(self, lane: Lane, close: Callable[[], None]) -> None:
         with contextlib.suppress(Exception):  # it is thrown away whatever it says
@@ -428,11 +428,11 @@ async def _body(request: web.BaseRequest) -> bytes:
 
 
 def _encoded(answer: Mapping[str, Any]) -> bytes:
-    """What a world answered; Refused where JSON cannot say it."""
+    """What an environment answered; Refused where JSON cannot say it."""
     try:
         return encode(answer)
     except (ValueError, TypeError, RecursionError) as error:
-        raise Refused("world", f"Its answer cannot be sent: {_line(error)}.") from error
+        raise Refused("env", f"Its answer cannot be sent: {_line(error)}.") from error
 
 
 class _Denied(Exception):
@@ -440,14 +440,14 @@ class _Denied(Exception):
 
 
 @contextlib.asynccontextmanager
-async def _world_errors() -> AsyncIterator[None]:
-    """What a world raises, as the kind of error that its caller would have seen."""
+async def _env_errors() -> AsyncIterator[None]:
+    """What an environment raises, as the kind of error that its caller would have seen."""
     try:
         yield
     except Refused:
         raise
     except Malformed as error:
-        raise Refused("world", f"It breaks its contract: {error}.") from error
+        raise Refused("env", f"It breaks its contract: {error}.") from error
     except SnapshotGone as error:
         raise Refused("gone", str(error)) from error
     except UserError as error:
@@ -455,28 +455,28 @@ async def _world_errors() -> AsyncIterator[None]:
     except NotImplementedError as error:
         raise Refused("absent", _line(error)) from error
     except ForeignFailure as error:
-        raise Refused("world", str(error)) from error
-    except Exception as error:  # a world is foreign code
-        raise Refused("world", f"It raised {type(error).__name__}: {_line(error)}") from error
+        raise Refused("env", str(error)) from error
+    except Exception as error:  # an environment is foreign code
+        raise Refused("env", f"It raised {type(error).__name__}: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _reset(world: Environment, task: Task, seed: int) -> dict[str, Any]:
-    return {"observation": observation_text(world.reset(task, seed), world.name)}
+def _reset(env: Environment, task: Task, seed: int) -> dict[str, Any]:
+    return {"observation": observation_text(env.reset(task, seed), env.name)}
 
 
-def _restore(world: Environment, snapshot: object) -> dict[str, Any]:
-    world.restore(snapshot)
+def _restore(env: Environment, snapshot: object) -> dict[str, Any]:
+    env.restore(snapshot)
     return {}
 
 
-def _release(world: Environment, snapshots: list[object]) -> None:
+def _release(env: Environment, snapshots: list[object]) -> None:
     for snapshot in snapshots:
         with contextlib.suppress(Exception):  # freeing is a courtesy
-            world.release(snapshot)
+            env.release(snapshot)
 
 
 def _is_loopback(host: str) -> bool:
@@ -490,7 +490,7 @@ def _is_loopback(host: str) -> bool:
 
 def run(name: str, options: Mapping[str, Any], *, host: str, port: int, workers: int, token: str | None, idle: float) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once."""
-    server = WorldServer(name, options, host=host, port=port, workers=workers, token=token, idle=idle)
+    server = EnvServer(name, options, host=host, port=port, workers=workers, token=token, idle=idle)
 
     async def main() -> None:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()

@@ -1,6 +1,6 @@
 """One call to one server over one kept-alive connection, tried a bounded number of times within one deadline.
 
-A call may be sent twice without harm, since the protocol numbers what changes a world. So a lost connection, a 5xx and an answer that is no
+A call may be sent twice without harm, since the protocol numbers what changes an environment. So a lost connection, a 5xx and an answer that is no
 JSON are tried again after a doubling wait; a server that is there and says nothing until the deadline is not. The token is read from the
 environment for every connection, sent as a header, and cut out of every answer, in whichever
 spelling, before anything else reads it.
@@ -27,7 +27,7 @@ from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from leafe.core import UserError, WorldError
+from leafe.core import UserError, EnvError
 from leafe.core.secret import hider
 from leafe.envs.remote._wire import MAX_BODY, STATUS, Refused, decode, encode
 
@@ -39,7 +39,7 @@ _AGAIN = frozenset({408, 425, 429})
 """4xx that may pass by themselves."""
 
 
-class Unreachable(WorldError):
+class Unreachable(EnvError):
     """No answer at all: the last try met a lost or refused connection, or the deadline."""
 
 
@@ -52,18 +52,18 @@ class Transport:
 
     def __init__(self, url: str, timeout: float, retries: int, token_env: str | None) -> None:
         if not isinstance(timeout, int | float) or not 0 < timeout < 1e6:
-            raise UserError(f"The world 'remote' cannot have timeout {timeout!r}: give seconds, more than 0.")
+            raise UserError(f"The environment 'remote' cannot have timeout {timeout!r}: give seconds, more than 0.")
         if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
-            raise UserError(f"The world 'remote' cannot have retries {retries!r}: give a whole number from 0.")
+            raise UserError(f"The environment 'remote' cannot have retries {retries!r}: give a whole number from 0.")
         try:
             parts = urlsplit(url)
             port = parts.port
         except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"The world 'remote': url is no web address ({error}): write http://HOST:PORT.") from error
+            raise UserError(f"The environment 'remote': url is no web address ({error}): write http://HOST:PORT.") from error
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-            raise UserError(f"The world 'remote': the url of {parts.hostname} may hold no user name, query or key: name a token's variable with token_env.")
+            raise UserError(f"The environment 'remote': the url of {parts.hostname} may hold no user name, query or key: name a token's variable with token_env.")
         if parts.scheme not in ("http", "https") or not parts.hostname or not (url.isascii() and url.isprintable()) or " " in url:
-            raise UserError(f"The world 'remote': url = {url!r} is no web address: write http://HOST:PORT.")
+            raise UserError(f"The environment 'remote': url = {url!r} is no web address: write http://HOST:PORT.")
         self.url = url.rstrip("/")
         self.timeout = float(timeout)
         self._host, self._port, self._path = parts.hostname, port, parts.path.rstrip("/")
@@ -77,7 +77,7 @@ class Transport:
     def call(self, path: str, body: dict[str, Any] | None = None, *, timeout: float | None = None, retries: int | None = None) -> dict[str, Any]:
         """POST `body` (GET where it is None); returns the answer's object.
 
-        Refused with the server's own kind and sentence where it says no; WorldError after the last try.
+        Refused with the server's own kind and sentence where it says no; EnvError after the last try.
         """
         seconds, tries = timeout or self.timeout, self._retries if retries is None else retries
         try:
@@ -89,7 +89,7 @@ class Transport:
         deadline, attempt = time.monotonic() + seconds, 0
         while True:
             kept = self._connection is not None
-            kind = WorldError
+            kind = EnvError
             try:
                 return self._read(*self._once(path, payload, deadline))
             except TimeoutError as error:
@@ -131,11 +131,11 @@ class Transport:
         response = connection.getresponse()
         if (response.length or 0) > MAX_BODY:
             self.close()
-            raise Refused("world", f"an answer of {(response.length or 0) >> 20} MiB is longer than the {MAX_BODY >> 20} MiB that the protocol allows")
+            raise Refused("env", f"an answer of {(response.length or 0) >> 20} MiB is longer than the {MAX_BODY >> 20} MiB that the protocol allows")
         raw = response.read() if response.length is not None else response.read(MAX_BODY + 1)
         if len(raw) > MAX_BODY:
             self.close()
-            raise Refused("world", f"an answer longer than the {MAX_BODY >> 20} MiB that the protocol allows")
+            raise Refused("env", f"an answer longer than the {MAX_BODY >> 20} MiB that the protocol allows")
         if response.will_close:
             self.close()
         return response.status, raw
@@ -164,7 +164,7 @@ class Transport:
             sentence = self.hide(" ".join(str(said.get("message") or f"status {status}").split())[:500]).rstrip(".")
             if kind == "busy":
                 raise _Again(sentence)
-            raise Refused(str(kind) if kind in STATUS else "world", sentence)
+            raise Refused(str(kind) if kind in STATUS else "env", sentence)
         if 200 <= status < 300:
             if why:
                 raise _Again(f"the answer is no JSON object ({why})")
@@ -180,9 +180,9 @@ class Transport:
             return ""
         token = os.environ.get(self._token_env, "").strip()
         if not token:
-            raise UserError(f"The world 'remote': the environment variable {self._token_env} is empty: put the server's token there.")
+            raise UserError(f"The environment 'remote': the environment variable {self._token_env} is empty: put the server's token there.")
         if not (token.isascii() and token.isprintable()):
-            raise UserError(f"The world 'remote': the environment variable {self._token_env} holds characters that no token has: set it anew.")
+            raise UserError(f"The environment 'remote': the environment variable {self._token_env} holds characters that no token has: set it anew.")
         return token
 
 

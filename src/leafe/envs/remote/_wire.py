@@ -24,7 +24,7 @@ STATUS: Mapping[str, int] = {
     "lost": 404,  # the session is not known (any more): it has expired, or the server was started again
     "absent": 404,  # this server does not offer the call
     "gone": 410,  # the snapshot is no longer held
-    "world": 500,  # the world raised, died or hung; its session is closed
+    "env": 500,  # the environment raised, died or hung; its session is closed
     "busy": 503,  # no place for one more session at present: come back
 }
 """Kind of error -> HTTP status."""

@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from leafe.core import UserError, WorldError
+from leafe.core import UserError, EnvError
 from leafe.core.processes import with_default_signals
 from leafe.envs.sandbox import _files
 
@@ -79,14 +79,14 @@ class Zygote:
                 self.close()
                 said.seek(0)
                 why = said.read(300).decode(errors="replace").strip() or f"it ended with status {self._popen.returncode}"
-                raise WorldError(f"The sandbox did not start: {why}.")
+                raise EnvError(f"The sandbox did not start: {why}.")
 
     def start(self, files: list[int], seconds: float) -> None:
         try:
             self._number += 1
             socket.send_fds(self.socket, [b"%d %f" % (self._number, seconds)], files)
         except OSError as error:
-            raise WorldError("The sandbox's fork server is gone.") from error
+            raise EnvError("The sandbox's fork server is gone.") from error
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
@@ -101,9 +101,9 @@ class Zygote:
             except TimeoutError:
                 raise
             except OSError as error:
-                raise WorldError("The sandbox's fork server is gone.") from error
+                raise EnvError("The sandbox's fork server is gone.") from error
             if not answer:
-                raise WorldError("The sandbox's fork server ended.")
+                raise EnvError("The sandbox's fork server ended.")
             number, status, microseconds, kilobytes = map(int, answer.split())
             if number == self._number:  # a job that ends as it is ended may be told of twice
                 return Used(status, microseconds / 1e6, kilobytes << 10)
@@ -129,11 +129,11 @@ class Process:
             self.zygote.kill()
 
     def wait(self, seconds: float) -> Used:
-        """TimeoutError where it has not ended; WorldError where it is lost."""
+        """TimeoutError where it has not ended; EnvError where it is lost."""
         if self._ended is None:
             try:
                 self._ended = self.zygote.wait(seconds)
-            except WorldError:
+            except EnvError:
                 self._lost = True
                 raise
         return self._ended
@@ -142,7 +142,7 @@ class Process:
         """Give the zygote back, once its child has ended; one that does not answer is ended itself."""
         if self._ended is None and not self._lost:
             self.kill()
-            with contextlib.suppress(WorldError, TimeoutError):
+            with contextlib.suppress(EnvError, TimeoutError):
                 self.wait(10.0)
         if self._ended is None:
             self.pool.lost(self.zygote)
@@ -175,7 +175,7 @@ class Boxes:
         process = Process(zygote, self)
         try:
             zygote.start(files, seconds)
-        except WorldError:
+        except EnvError:
             self.lost(zygote)
             raise
         return process

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from leafe.core import UserError, WorldError, clean_text
+from leafe.core import UserError, EnvError, clean_text
 from leafe.envs.sandbox._box import CURE, Boxes
 from leafe.envs.sandbox._seccomp import seccomp_filter
 from leafe.envs.sandbox._watch import Ended, Limits, Outcome, Watch
@@ -84,7 +84,7 @@ class Sandbox:
         """Load `given`, the program, then `setup`, all in one namespace; run each test (Python statements, usually one assert) in the judge's box, after
         `judge_setup`. `names`: what a name in a test is called in the program. `hidden`: the program's box is one in which hidden tests alone are run, so that
         what a program leaves behind there is never found where a test is shown. Without tests it is only loaded. Blocks, for milliseconds up to the wall
-        limit; may be called from several threads. WorldError where the box itself failed, three times running."""
+        limit; may be called from several threads. EnvError where the box itself failed, three times running."""
         job = {"program": program, "given": given, "setup": setup}
         judge = {"tests": list(tests), "setup": judge_setup, "names": dict(names or {})}
         return self._tried(lambda: _verdict(_BOXES[self.way].of(hidden), _BOXES[self.way].tests, job, judge, self.limits))
@@ -110,9 +110,9 @@ class Sandbox:
             try:
                 with _SLOTS:
                     return run()
-            except (WorldError, OSError) as error:
+            except (EnvError, OSError) as error:
                 if not left:
-                    raise WorldError(f"The sandbox failed {_TRIES} times: {error}") from error
+                    raise EnvError(f"The sandbox failed {_TRIES} times: {error}") from error
         raise AssertionError("not reached")
 
 
@@ -190,7 +190,7 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
             if ended.bound:  # a test that computes or prints without end, on what the program gave it or by itself
                 results.append((ended.bound, NOT_THE_PROGRAM))
                 break
-            raise WorldError(f"The tests' own process ended: {ended.how}.")
+            raise EnvError(f"The tests' own process ended: {ended.how}.")
         if event["event"] == "ask":
             program.send(json.dumps(event).encode() + b"\n")
             answer = program.line()
@@ -209,7 +209,7 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
         if outcome is not Outcome.passed:
             return Verdict(outcome, passed, total, at, detail)
     if passed != total:
-        raise WorldError(f"The tests' own process reported {passed} of {total} tests.")
+        raise EnvError(f"The tests' own process reported {passed} of {total} tests.")
     return Verdict(Outcome.passed, passed, total)
 
 
@@ -232,7 +232,7 @@ def _broken_off(watch: Watch) -> tuple[Outcome, str]:
 
 def _check_start(watch: Watch, ended: Ended) -> None:
     if not watch.started:
-        raise WorldError(f"The sandbox did not start: {watch.said() or f'it ended with {ended.how}'}.")
+        raise EnvError(f"The sandbox did not start: {watch.said() or f'it ended with {ended.how}'}.")
 
 
 def _word(said: Mapping[str, Any]) -> tuple[Outcome, str]:
@@ -327,7 +327,7 @@ def self_test(way: Way) -> None:
             job, judge = {"program": _PROBES, "given": "", "setup": ""}, {"tests": list(tests.values()), "setup": "", "names": {}}
             try:
                 verdict = _verdict(_BOXES[way].shown, _BOXES[way].tests, job, judge, limits, filtered)
-            except (WorldError, OSError) as error:
+            except (EnvError, OSError) as error:
                 raise UserError(f"The sandbox for model-written code does not work on this machine ({error}). {CURE}") from error
             if verdict.outcome is not Outcome.passed:
                 what = list(tests)[verdict.test] if verdict.test is not None else f"its probe came to {verdict.outcome}: {verdict.detail}"

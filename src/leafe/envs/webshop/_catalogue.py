@@ -1,6 +1,6 @@
 """An embedded catalogue: products that do not exist, drawn from a seed, in the very columns of the published files.
 
-It makes the world work without data: for tests, first steps and measurements of size. Each kind of product has a search, a path of categories, nouns,
+It makes the environment work without data: for tests, first steps and measurements of size. Each kind of product has a search, a path of categories, nouns,
 features that products of the kind may have, and options. A product's instruction is made as the published synthetic ones are: some of its attributes and
 its kind. Figures on this catalogue are no WebShop figures.
 """

@@ -2,7 +2,7 @@
 
 The published reward compares titles by the tokens that spaCy's `en_core_web_sm` tags as noun or proper noun. In titles, where most words are capitalised,
 that tagger takes nearly every word for one, adjectives too. So here every word with a letter counts but for function words, numbers and a few verbs. Words
-are parted as spaCy parts them: a hyphen, comma or slash between letters parts, one beside a digit does not. How often the two differ: docs/worlds.md.
+are parted as spaCy parts them: a hyphen, comma or slash between letters parts, one beside a digit does not. How often the two differ: docs/environments.md.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Store:
         self.order = {kind: np.load(folder / f"order-{kind}.npy", mmap_mode="r") for kind in ("synthetic", "human")}
         """The goals' numbers in the published order."""
         self.index = Index(folder / "index")
-        # kept by functions that do not know this object, so that it is freed with the last world that uses it
+        # kept by functions that do not know this object, so that it is freed with the last environment that uses it
         self.product = lru_cache(maxsize=4096)(partial(_product, products, self._product_ends))
         self.search = lru_cache(maxsize=1024)(partial(_search, self.index))
 

@@ -2,7 +2,7 @@
 
 The published search is Lucene's English analyser through Pyserini. Its word breaks are approximated by one regular expression: letters and digits, with
 a point, comma, colon or apostrophe inside where Lucene keeps one (`3.5`, `color:red`, `women's`); the possessive 's goes, and a hyphen parts words.
-How often the results differ from Lucene's own: docs/worlds.md.
+How often the results differ from Lucene's own: docs/environments.md.
 """
 
 from __future__ import annotations

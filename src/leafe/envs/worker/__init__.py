@@ -1,5 +1,5 @@
-"""A world in a process of its own: what hangs is killed, what dies is made anew, and a copy of the process is a snapshot."""
+"""An environment in a process of its own: what hangs is killed, what dies is made anew, and a copy of the process is a snapshot."""
 
-from leafe.envs.worker._proxy import WorkerWorld
+from leafe.envs.worker._proxy import WorkerEnv
 
-__all__ = ["WorkerWorld"]
+__all__ = ["WorkerEnv"]

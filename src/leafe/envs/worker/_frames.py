@@ -1,4 +1,4 @@
-"""What goes over the socket between a world's process and ours: JSON in frames, and now and then a socket.
+"""What goes over the socket between an environment's process and ours: JSON in frames, and now and then a socket.
 
 A frame is its length in four bytes, big endian, and so many bytes of JSON. A socket travels beside one byte of its own, after the frame that announces it.
 """

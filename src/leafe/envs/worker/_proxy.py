@@ -1,6 +1,6 @@
-"""A world that lives in a process of its own, seen from ours: an ordinary `Environment` that cannot take us with it.
+"""An environment that lives in a process of its own, seen from ours: an ordinary `Environment` that cannot take us with it.
 
-`make_world` gives this for every class that says `process = True`. A call that is not answered in time, and a process that died, are a `WorldError`;
+`make_env` gives this for every class that says `process = True`. A call that is not answered in time, and a process that died, are a `EnvError`;
 the process and all that it started are killed, and the next `reset` begins in a new one. Where the class says `forkable`, a snapshot is a copy
 of the process: it costs a fork, is restored by another fork, and at most `FROZEN` of them are held, the least recently used making
 room (`SnapshotGone`: replay instead).
@@ -23,24 +23,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, WorldError
+from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, EnvError
 from leafe.core.processes import with_default_signals
 from leafe.core.secret import inherited
 from leafe.envs.worker._frames import receive, send
 
 FROZEN = 64
-"""Snapshot processes held by this process at a time, over all its worlds: each costs the pages in which it differs from its parent."""
+"""Snapshot processes held by this process at a time, over all its environments: each costs the pages in which it differs from its parent."""
 START_SECONDS = 300.0
-"""For the world's construction: imports, an index that is built for the first time, a JVM."""
+"""For the environment's construction: imports, an index that is built for the first time, a JVM."""
 _CLOSE_SECONDS = 5.0
 
 
-class WorkerWorld(Environment):
-    """The world `target` (`package.module:Class`) with its options, in its own process. `timeout`:
+class WorkerEnv(Environment):
+    """The environment `target` (`package.module:Class`) with its options, in its own process. `timeout`:
     seconds for one call, None: no bound. `env_vars`: names of environment variables that the
     process inherits beside those that programs need to run.
 
-    What the world says about itself is asked of it at construction; its `UserError`s come through.
+    What the environment says about itself is asked of it at construction; its `UserError`s come through.
     """
 
     process = True
@@ -75,7 +75,7 @@ class WorkerWorld(Environment):
                 self._process = _Process(self.target, self.options, self.env_vars)
             try:
                 return [Task.from_json(task) for task in self._call({"op": "tasks", "split": split, "count": count, "seed": seed})]
-            except WorldError:
+            except EnvError:
                 if not left or self._process is not None:
                     raise
         raise AssertionError("not reached")
@@ -121,7 +121,7 @@ class WorkerWorld(Environment):
                 ours.close()
                 life.close()
                 _drop(snapshot)
-                raise SnapshotGone(f"The snapshot's process of the world {self.name} is gone.") from error
+                raise SnapshotGone(f"The snapshot's process of the environment {self.name} is gone.") from error
             finally:
                 self._thawing = None
         if self._process is None:
@@ -157,7 +157,7 @@ class WorkerWorld(Environment):
     def _call(self, request: dict[str, Any], *sockets: socket.socket) -> Any:
         process = self._process
         if process is None:
-            raise WorldError(f"The world {self.name} was closed: reset it first.")
+            raise EnvError(f"The environment {self.name} was closed: reset it first.")
         try:
             with self._calling:
                 process.connection.settimeout(self.timeout)
@@ -167,16 +167,16 @@ class WorkerWorld(Environment):
             if self._process is process:
                 self._process = None
             process.kill()
-            raise WorldError(f"The world {self.name} gave no answer to {request['op']} within {self.timeout:g} s: its process was killed.") from error
+            raise EnvError(f"The environment {self.name} gave no answer to {request['op']} within {self.timeout:g} s: its process was killed.") from error
         except (OSError, EOFError, ValueError) as error:
-            raise WorldError(f"The world {self.name} died in {request['op']}{self._lose(process)}.") from error
+            raise EnvError(f"The environment {self.name} died in {request['op']}{self._lose(process)}.") from error
         if "ok" in answer:
             return answer["ok"]
         if answer["error"] == "user":
             raise UserError(answer["message"])
         if answer["error"] == "absent":
             raise NotImplementedError(answer["message"])
-        raise WorldError(answer["message"])
+        raise EnvError(answer["message"])
 
     def _lose(self, process: _Process) -> str:
         how = process.kill()
@@ -191,7 +191,7 @@ class _Process:
     def __init__(self, target: str, options: Mapping[str, Any], env_vars: Sequence[str]) -> None:
         ours, theirs = socket.socketpair()
         self.life, their_life = socket.socketpair()
-        """Nothing is sent on it: a world that hangs ends with it, and so with this process."""
+        """Nothing is sent on it: an environment that hangs ends with it, and so with this process."""
         self.errors: BinaryIO | None = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         with theirs, their_life:
             self.started: subprocess.Popen[bytes] | None = subprocess.Popen(
@@ -211,15 +211,15 @@ class _Process:
             answer = receive(ours)
         except TimeoutError as error:
             self.kill()
-            raise WorldError(f"The process of the world {target} did not start within {START_SECONDS:g} s.") from error
+            raise EnvError(f"The process of the environment {target} did not start within {START_SECONDS:g} s.") from error
         except (OSError, EOFError) as error:
-            raise WorldError(f"The process of the world {target} died at its start{self.kill()}.") from error
+            raise EnvError(f"The process of the environment {target} died at its start{self.kill()}.") from error
         except TypeError as error:
             self.kill()
-            raise UserError(f"The options of the world {target} must be plain values (text, numbers, lists, tables): {error}.") from error
+            raise UserError(f"The options of the environment {target} must be plain values (text, numbers, lists, tables): {error}.") from error
         if "error" in answer:
             self.kill()
-            raise (UserError if answer["error"] == "user" else WorldError)(answer["message"])
+            raise (UserError if answer["error"] == "user" else EnvError)(answer["message"])
         self.facts: dict[str, Any] = answer["ok"]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The world's own process: makes the world, answers one request after another, and copies itself where a snapshot is asked for.
+"""The environment's own process: makes the environment, answers one request after another, and copies itself where a snapshot is asked for.
 
     python -m leafe.envs.worker._side FD LIFE      FD: one end of a socket pair, for frames; LIFE: of another, on which nothing is ever sent
 
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from leafe.core import Environment, Task, UserError, WorldError
+from leafe.core import Environment, Task, UserError, EnvError
 from leafe.core.answers import check_facts, observation_text, plain_task, step_result, versions_of
 from leafe.envs.worker._frames import receive, receive_socket, send
 
@@ -32,23 +32,23 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     life = socket.socket(fileno=int(sys.argv[2]))
     for each in (connection, life):
-        each.set_inheritable(False)  # what the world starts must not hold it open
+        each.set_inheritable(False)  # what the environment starts must not hold it open
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)  # what a world prints is nobody's answer; its stderr is kept and quoted if it dies
+    os.dup2(nowhere, 1)  # what an environment prints is nobody's answer; its stderr is kept and quoted if it dies
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     try:
         spec = receive(connection)
         sys.path[:] = spec["path"]
-        world = _make(spec["target"], spec["options"])
+        env = _make(spec["target"], spec["options"])
     except EOFError:
         return
     except BaseException as error:
         with contextlib.suppress(OSError):
             send(connection, _described(error))
         return
-    send(connection, {"ok": _facts(world)})
-    _Side(world, connection, life).serve()
+    send(connection, {"ok": _facts(env)})
+    _Side(env, connection, life).serve()
 
 
 def _make(target: str, options: dict[str, Any]) -> Environment:
@@ -56,15 +56,15 @@ def _make(target: str, options: dict[str, Any]) -> Environment:
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
-    world = found(**options)
-    assert isinstance(world, Environment)
-    return check_facts(world)
+    env = found(**options)
+    assert isinstance(env, Environment)
+    return check_facts(env)
 
 
-def _facts(world: Environment) -> dict[str, Any]:
+def _facts(env: Environment) -> dict[str, Any]:
     return {
-        "name": world.name, "deterministic": world.deterministic, "horizon": world.horizon, "actions_help": world.actions_help,
-        "splits": list(getattr(world, "splits", ())), "versions": versions_of(world), "pid": os.getpid(),
+        "name": env.name, "deterministic": env.deterministic, "horizon": env.horizon, "actions_help": env.actions_help,
+        "splits": list(getattr(env, "splits", ())), "versions": versions_of(env), "pid": os.getpid(),
     }  # fmt: skip
 
 
@@ -73,10 +73,10 @@ def _described(error: BaseException) -> dict[str, Any]:
         return {"error": "user", "message": str(error)}
     if isinstance(error, NotImplementedError):
         return {"error": "absent", "message": str(error)}
-    if isinstance(error, WorldError):
-        return {"error": "world", "message": str(error)}
+    if isinstance(error, EnvError):
+        return {"error": "env", "message": str(error)}
     traceback.print_exception(error, file=sys.stderr)
-    return {"error": "world", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    return {"error": "env", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
 @contextlib.contextmanager
@@ -102,14 +102,14 @@ def _ending_with(life: socket.socket) -> Iterator[None]:
 
 
 class _Side:
-    def __init__(self, world: Environment, connection: socket.socket, life: socket.socket) -> None:
-        self.world = world
+    def __init__(self, env: Environment, connection: socket.socket, life: socket.socket) -> None:
+        self.env = env
         self.connection = connection
         self.life = life
         self.copies: list[int] = []
         """Processes forked from this one and not yet reaped."""
         self.copied = False
-        """This process is a copy, or has one: what the world holds outside its memory is shared, and not this process's to free."""
+        """This process is a copy, or has one: what the environment holds outside its memory is shared, and not this process's to free."""
 
     def serve(self) -> None:
         while True:
@@ -135,20 +135,20 @@ class _Side:
     def answer(self, request: dict[str, Any]) -> Any:
         op = request["op"]
         if op == "step":
-            return asdict(step_result(self.world.step(request["action"]), self.world.name))
+            return asdict(step_result(self.env.step(request["action"]), self.env.name))
         if op == "reset":
-            return observation_text(self.world.reset(Task.from_json(request["task"]), request["seed"]), self.world.name)
+            return observation_text(self.env.reset(Task.from_json(request["task"]), request["seed"]), self.env.name)
         if op == "tasks":
-            return [plain_task(task, self.world.name).to_json() for task in self.world.tasks(request["split"], request["count"], request["seed"])]
+            return [plain_task(task, self.env.name).to_json() for task in self.env.tasks(request["split"], request["count"], request["seed"])]
         if op == "valid_actions":
-            return [str(action) for action in self.world.valid_actions()]
+            return [str(action) for action in self.env.valid_actions()]
         if op == "close":
             return self.close()
         raise AssertionError(op)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # it is being thrown away
-            self.world.close()
+            self.env.close()
 
     def freeze(self) -> None:
         """Leave a copy of this process behind on the socket that follows."""

@@ -465,7 +465,7 @@ class Engine:
         return _Cut(text[:at], None)
 
     def _text(self, ids: tuple[int, ...]) -> str:
-        """The text of an answer; short ones (the actions of a small world, over and over) are remembered."""
+        """The text of an answer; short ones (the actions of a small environment, over and over) are remembered."""
         found = self._texts.get(ids)
         if found is None:
             found = self.chat.decode(ids)

@@ -3,7 +3,7 @@
 The simulator is the package's own; what is ours is that replay is exact and that every answer helps. Three departures from its Python class: an action
 that it does not know is answered with the forms that there are; an ambiguous request can be followed by any action (there, whatever follows is
 swallowed as a wrong choice, and time passes); and the list of all valid actions is not made at each step (there it is most of a step's time, and
-draws from the world's random source). An episode is what was sent since a load: sending it again gives the same state.
+draws from the environment's random source). An episode is what was sent since a load: sending it again gives the same state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from leafe.core import Environment, StepResult, Task, UserError, WorldError
+from leafe.core import Environment, StepResult, Task, UserError, EnvError
 from leafe.envs.scienceworld._jvm import Jvm, Thrown, installed, package_versions
 from leafe.envs.scienceworld._variations import SPLITS, VARIATIONS, balanced
 
@@ -56,7 +56,7 @@ class _Episode:
 
 
 class ScienceWorld(Environment):
-    """ScienceWorld: 30 tasks of elementary science in a text world (boil, grow, measure, connect, classify, find).
+    """ScienceWorld: 30 tasks of elementary science in a text environment (boil, grow, measure, connect, classify, find).
 
     Options: `only`, the names of the tasks to play, by default all 30; `simplification`, "easy" as the agents of the field are run, "" for none, or
     names with commas between (teleportAction, openDoors, openContainers, selfWateringFlowerPots, noElectricalAction); `horizon`, steps; `heap`,
@@ -74,9 +74,9 @@ class ScienceWorld(Environment):
     def __init__(self, only: Sequence[str] | None = None, simplification: str = "easy", horizon: int = 30, heap: int = 128) -> None:
         for option, value, least in (("horizon", horizon, 1), ("heap", heap, 64)):
             if not isinstance(value, int) or value < least:
-                raise UserError(f"The world 'scienceworld' cannot have {option} = {value!r}: give a whole number from {least}.")
+                raise UserError(f"The environment 'scienceworld' cannot have {option} = {value!r}: give a whole number from {least}.")
         if only is not None and (isinstance(only, str) or not only):
-            raise UserError(f"The world 'scienceworld' cannot have only = {only!r}: give a list of task names.")
+            raise UserError(f"The environment 'scienceworld' cannot have only = {only!r}: give a list of task names.")
         self.only = sorted({_known_task(name) for name in only}) if only is not None else sorted(VARIATIONS)
         self.simplification = _known_simplification(simplification)
         self.horizon = horizon
@@ -90,7 +90,7 @@ class ScienceWorld(Environment):
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         """The split's variations, each of the tasks as often as the others for as long as it has any; a smaller count is a prefix of a larger one."""
         if split not in SPLITS:
-            raise UserError(f"The world 'scienceworld' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
+            raise UserError(f"The environment 'scienceworld' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
         chosen = list(balanced(self.only, split, seed))[:count]
         missing = [each for each in chosen if each not in self._instructions]
         if missing:
@@ -106,7 +106,7 @@ class ScienceWorld(Environment):
         """The room that the agent stands in. The variation decides everything: `seed` is not used."""
         name, variation = _known_task(task.payload.get("task")), task.payload.get("variation")
         if not isinstance(variation, int) or not 0 <= variation < VARIATIONS[name]:
-            raise UserError(f"The task {name!r} of the world 'scienceworld' has the variations 0 to {VARIATIONS[name] - 1}, and no {variation!r}.")
+            raise UserError(f"The task {name!r} of the environment 'scienceworld' has the variations 0 to {VARIATIONS[name] - 1}, and no {variation!r}.")
         self._episode = None
         self._started()
         episode = _Episode(name, variation)
@@ -214,10 +214,10 @@ class ScienceWorld(Environment):
         try:
             refused = self._call("load", episode.task, episode.variation, self.simplification, False)
             if refused:
-                raise WorldError(f"The simulator of the world 'scienceworld' cannot load {episode.task}, variation {episode.variation}: {refused}")
+                raise EnvError(f"The simulator of the environment 'scienceworld' cannot load {episode.task}, variation {episode.variation}: {refused}")
             return str(self._call("step", "look around"))  # the package's reset does it too, and some goals count it
         except Thrown as error:
-            raise WorldError(f"The simulator of the world 'scienceworld' failed on {episode.task}, variation {episode.variation}: {error}") from error
+            raise EnvError(f"The simulator of the environment 'scienceworld' failed on {episode.task}, variation {episode.variation}: {error}") from error
 
     def _again(self) -> None:
         """Bring the running episode, if there is one, back to where it was."""
@@ -251,7 +251,7 @@ class ScienceWorld(Environment):
             return ask(self._jvm)
         except Thrown:
             raise
-        except WorldError:
+        except EnvError:
             self._episode = None  # it died with the JVM
             raise
 
@@ -260,13 +260,13 @@ def _known_task(name: object) -> str:
     if isinstance(name, str) and name in VARIATIONS:
         return name
     near = difflib.get_close_matches(str(name), VARIATIONS, 1)
-    raise UserError(f"The world 'scienceworld' has no task {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(VARIATIONS)}."))
+    raise UserError(f"The environment 'scienceworld' has no task {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(VARIATIONS)}."))
 
 
 def _known_simplification(value: object) -> str:
     if not isinstance(value, str) or any(part not in SIMPLIFICATIONS for part in value.split(",") if value not in ("", "easy")):
         raise UserError(
-            f"The world 'scienceworld' has no simplification {value!r}: give easy, an empty text, or some of {', '.join(SIMPLIFICATIONS)} with commas between."
+            f"The environment 'scienceworld' has no simplification {value!r}: give easy, an empty text, or some of {', '.join(SIMPLIFICATIONS)} with commas between."
         )
     return value
 

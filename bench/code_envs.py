@@ -1,6 +1,6 @@
-"""Do the code worlds accept what is right and reject what is wrong? References and their mutants, on real data, and what kinds of tests there are.
+"""Do the code environments accept what is right and reject what is wrong? References and their mutants, on real data, and what kinds of tests there are.
 
-    python bench/code_worlds.py [--mutants 4] [--problems 157] [--only codecontests mbpp humaneval] [--list]
+    python bench/code_envs.py [--mutants 4] [--problems 157] [--only codecontests mbpp humaneval] [--list]
 
 A mutant is a reference with one operator or constant changed. One that is accepted may be alike on all tests that decide: each of those is run again
 by a bare interpreter, without sandbox or judge of ours, and its output compared with the reference's there. `wrongly accepted` are those
@@ -44,8 +44,8 @@ from tests.envs.mutants import mutants
 DATA = Path(os.environ.get("LEAFE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
-def world_of(name: str) -> tuple[Submissions, dict[str, str]]:
-    """The world and its references by task id."""
+def env_of(name: str) -> tuple[Submissions, dict[str, str]]:
+    """The environment and its references by task id."""
     if name == "codecontests":
         file = DATA / "codecontests" / "sample.jsonl.gz"
         rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
@@ -53,9 +53,9 @@ def world_of(name: str) -> tuple[Submissions, dict[str, str]]:
     if name == "mbpp":
         found = mbpp_problems(DATA / "mbpp" / "mbpp.jsonl.gz")
         return Mbpp(str(DATA / "mbpp" / "mbpp.jsonl.gz")), {f"mbpp-{row['task_id']}": row["code"] for row in found}
-    world = HumanEval()
-    problems = humaneval_problems(world.problems)
-    return world, {row["task_id"].replace("/", "-"): row["prompt"] + row["canonical_solution"] for _, row in problems}
+    env = HumanEval()
+    problems = humaneval_problems(env.problems)
+    return env, {row["task_id"].replace("/", "-"): row["prompt"] + row["canonical_solution"] for _, row in problems}
 
 
 def bare(program: str, stdin: str) -> tuple[int, list[str]]:
@@ -77,7 +77,7 @@ def alike(task: Task, program: str, reference: str) -> bool:
 
 
 def kinds(tasks: list[Task]) -> Counter[str]:
-    """Of the asserts of function worlds: compared as `call == literal`, as another expression, in a loop or block."""
+    """Of the asserts of function environments: compared as `call == literal`, as another expression, in a loop or block."""
     found: Counter[str] = Counter()
     for task in tasks:
         for test in task.payload.get("tests", []):
@@ -106,26 +106,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["codecontests", "mbpp", "humaneval"])
     parser.add_argument("--list", action="store_true", help="name the mutants that are alike on all tests")
     arguments = parser.parse_args()
-    columns = ("world", "references", "accepted", "mutants", "rejected", "%", "alike on all tests", "wrongly accepted", "wrongly rejected", "seconds")
+    columns = ("env", "references", "accepted", "mutants", "rejected", "%", "alike on all tests", "wrongly accepted", "wrongly rejected", "seconds")
     table = Table(*columns, box=box.MARKDOWN)
     said: list[str] = []
     for name in arguments.only:
-        world, references = world_of(name)
-        splits = ["test"] if name == "humaneval" else world.splits
-        tasks = sorted((t for split in splits for t in world.tasks(split)), key=lambda t: t.id)[: arguments.problems]
+        env, references = env_of(name)
+        splits = ["test"] if name == "humaneval" else env.splits
+        tasks = sorted((t for split in splits for t in env.tasks(split)), key=lambda t: t.id)[: arguments.problems]
         begun = time.time()
-        row = measure(world, tasks, references, arguments.mutants, said.append, arguments.list)
+        row = measure(env, tasks, references, arguments.mutants, said.append, arguments.list)
         table.add_row(name, *row, f"{time.time() - begun:.0f}")
         if count := kinds(tasks):
             said.append(f"{name}: kinds of tests: {dict(count)}")
-        world.close()
+        env.close()
     Console(width=200).print(table)
     print("\n".join(said))
 
 
-def measure(world: Submissions, tasks: list[Task], references: dict[str, str], count: int, say: Callable[[str], Any], name_alike: bool) -> list[str]:
+def measure(env: Submissions, tasks: list[Task], references: dict[str, str], count: int, say: Callable[[str], Any], name_alike: bool) -> list[str]:
     def judged(job: tuple[Task, str, str]) -> Judged:
-        return world.judge(job[0], job[2])
+        return env.judge(job[0], job[2])
 
     with ThreadPoolExecutor(2) as pool:
         right = list(pool.map(judged, [(task, "", references[task.id]) for task in tasks]))
@@ -147,7 +147,7 @@ def measure(world: Submissions, tasks: list[Task], references: dict[str, str], c
     for job, equal in zip(wrong, missed, strict=True):
         if equal:
             say(f"rejected, but alike: {job[0].id}: {job[1]}")
-    say(f"{world.name}: verdicts on mutants: {dict(Counter(str(r.outcome) for r in results))}")
+    say(f"{env.name}: verdicts on mutants: {dict(Counter(str(r.outcome) for r in results))}")
     rejected = len(jobs) - len(accepted)
     figures = [len(tasks), len(good), len(jobs), rejected, f"{100 * rejected / max(1, len(jobs)):.1f}", sum(same), len(same) - sum(same), sum(missed)]
     return [str(figure) for figure in figures]

@@ -1,4 +1,4 @@
-"""Worlds, servers and a bad network for the tests of remote worlds. All on 127.0.0.1."""
+"""Environments, servers and a bad network for the tests of remote environments. All on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError
-from leafe.envs.remote._server import WorldServer
+from leafe.envs.remote._server import EnvServer
 
 ROOT = Path(__file__).parents[2]
-TALLY = "tests.envs.remote_worlds:Tally"
+TALLY = "tests.envs.remote_envs:Tally"
 
 
 class Tally(Environment):
@@ -36,7 +36,7 @@ class Tally(Environment):
     def __init__(self, quick: bool = False, broken: str = "") -> None:
         self.quick = quick
         if broken == "user":
-            raise UserError("The world tally is broken: mend it.")
+            raise UserError("The environment tally is broken: mend it.")
         if broken == "slow":
             print("making", flush=True)
             time.sleep(600)
@@ -130,10 +130,10 @@ class Stuck(Tally):
 
 
 class Served:
-    """A world server in a thread of this process, so that what its worlds did can be looked at."""
+    """An environment server in a thread of this process, so that what its environments did can be looked at."""
 
     def __init__(self, name: str = TALLY, *, port: int = 0, workers: int = 8, token: str | None = None, idle: float = 600.0, **options: Any) -> None:
-        self.server = WorldServer(name, options, host="127.0.0.1", port=port, workers=workers, token=token, idle=idle)
+        self.server = EnvServer(name, options, host="127.0.0.1", port=port, workers=workers, token=token, idle=idle)
         self.ready = threading.Event()
         self.ended: asyncio.Event | None = None
         self.loop: asyncio.AbstractEventLoop | None = None

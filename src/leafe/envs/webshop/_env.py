@@ -1,4 +1,4 @@
-"""The world: a shopper's session on the published pages.
+"""The environment: a shopper's session on the published pages.
 
 A page is text with ` [SEP] ` between its parts, as the published simple text mode prints it; an action is `search[words]` or `click[button]`. What can be
 clicked is what the page names. Where the session is (page, query, product, options) is one small value, so that a snapshot is that value.
@@ -91,12 +91,12 @@ class WebShop(Environment):
         catalogue = catalogue or ("files" if products else "synthetic")
         for option, value, allowed in (("catalogue", catalogue, ("synthetic", "files")), ("goals", goals, ("synthetic", "human"))):
             if value not in allowed:
-                raise UserError(f"The world 'webshop' has no {option} {value!r}: give {' or '.join(allowed)}.")
+                raise UserError(f"The environment 'webshop' has no {option} {value!r}: give {' or '.join(allowed)}.")
         for option, number in (("size", size), ("horizon", horizon), *([("limit", limit)] if limit is not None else [])):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise UserError(f"The world 'webshop' cannot have {option} = {number!r}: give a whole number from 1.")
+                raise UserError(f"The environment 'webshop' cannot have {option} = {number!r}: give a whole number from 1.")
         if catalogue == "synthetic" and (products or instructions or human or goals == "human"):
-            raise UserError("The world 'webshop' with catalogue 'synthetic' takes no files and no goals by people: leave catalogue out, and give products.")
+            raise UserError("The environment 'webshop' with catalogue 'synthetic' takes no files and no goals by people: leave catalogue out, and give products.")
         self.goals, self.show_attributes, self.details, self.horizon = goals, show_attributes, details, horizon
         if catalogue == "synthetic":
             source = Source(size=size, seed=seed, limit=limit)
@@ -110,7 +110,7 @@ class WebShop(Environment):
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         """The split's goals in an order drawn by `seed`; a smaller count is a prefix of a larger one."""
         if split not in self.splits:
-            raise UserError(f"The world 'webshop' has no split {split!r}: its splits are {', '.join(self.splits)}.")
+            raise UserError(f"The environment 'webshop' has no split {split!r}: its splits are {', '.join(self.splits)}.")
         order = self.store.order[self.goals]
         if not len(order):
             about = self.store.about

@@ -1,4 +1,4 @@
-"""Every world of the registry keeps the contract, played as `leafe envs check` plays it, with what lies on this machine."""
+"""Every environment of the registry keeps the contract, played as `leafe envs check` plays it, with what lies on this machine."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 
 from leafe.core import UserError
-from leafe.envs import describe, make_world, world_names
+from leafe.envs import describe, make_env, env_names
 from leafe.testing import check_environment
 
 SERVED = {"remote", "openenv"}
-"""Worlds that need a server: the first has its own test below, the second in tests/envs."""
+"""Environments that need a server: the first has its own test below, the second in tests/envs."""
 MADE = {"alfworld"}
-"""Worlds whose data is made first."""
+"""Environments whose data is made first."""
 
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(world_names()) - SERVED - MADE))
-def test_the_world_keeps_its_contract(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(set(env_names()) - SERVED - MADE))
+def test_the_env_keeps_its_contract(name: str) -> None:
     options = dict(describe(name).example)
     try:
-        make_world(name, **options).close()
+        make_env(name, **options).close()
     except UserError as error:
         pytest.skip(f"{name} is not ready here: {error}")
     report = check_environment(name, options=options, count=4, steps=12)
@@ -73,8 +73,8 @@ def served() -> Iterator[str]:
 
 
 @pytest.mark.real
-def test_a_served_world_keeps_the_contract(served: str) -> None:
+def test_a_served_env_keeps_the_contract(served: str) -> None:
     options: dict[str, Any] = {"url": served}
     report = check_environment("remote", options=options, count=4, steps=12)
     assert report.problems == []
-    assert report.world == "gates"
+    assert report.env == "gates"

@@ -1,4 +1,4 @@
-"""Small worlds for the scheduler's tests."""
+"""Small environments for the scheduler's tests."""
 
 from __future__ import annotations
 

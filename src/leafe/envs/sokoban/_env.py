@@ -1,4 +1,4 @@
-"""The world: a move is a word, a grid comes back.
+"""The environment: a move is a word, a grid comes back.
 
 A move that cannot be made gets a sentence that says what is in the way, and changes nothing. A push after which the
 level can no longer be solved ends the episode with a sentence that names the box and the reason; only certain cases are claimed: a square
@@ -57,18 +57,18 @@ class Sokoban(Environment):
 
     def __init__(self, levels: str = "generated", difficulty: str = "unfiltered", horizon: int | None = None, size: str = "6x6", boxes: int = 1) -> None:
         if difficulty not in DIFFICULTIES:
-            raise UserError(f"The world 'sokoban' has no difficulty {difficulty!r}: give one of {', '.join(DIFFICULTIES)}.")
+            raise UserError(f"The environment 'sokoban' has no difficulty {difficulty!r}: give one of {', '.join(DIFFICULTIES)}.")
         if not isinstance(levels, str) or not levels:
-            raise UserError(f"The world 'sokoban' cannot have levels = {levels!r}: give 'generated', 'boxoban', or the path of a level file or folder.")
+            raise UserError(f"The environment 'sokoban' cannot have levels = {levels!r}: give 'generated', 'boxoban', or the path of a level file or folder.")
         generated = levels == "generated"
         if horizon is None:
             horizon = 15 if generated else 40
         if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-            raise UserError(f"The world 'sokoban' cannot have horizon {horizon!r}: give a whole number of steps from 1.")
+            raise UserError(f"The environment 'sokoban' cannot have horizon {horizon!r}: give a whole number of steps from 1.")
         if generated and difficulty != "unfiltered":
-            raise UserError("The world 'sokoban' has difficulties on level files only: set levels, or leave difficulty out.")
+            raise UserError("The environment 'sokoban' has difficulties on level files only: set levels, or leave difficulty out.")
         if not generated and (size, boxes) != ("6x6", 1):
-            raise UserError("The world 'sokoban' takes size and boxes for levels = 'generated' only: level files have their own.")
+            raise UserError("The environment 'sokoban' takes size and boxes for levels = 'generated' only: level files have their own.")
         self.levels = levels
         self.difficulty = difficulty
         self.horizon = horizon
@@ -80,7 +80,7 @@ class Sokoban(Environment):
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         """The split's levels in an order drawn by `seed`; a smaller count is a prefix of a larger one."""
         if split not in self.splits:
-            raise UserError(f"The world 'sokoban' has no split {split!r}: its splits are {', '.join(self.splits)}.")
+            raise UserError(f"The environment 'sokoban' has no split {split!r}: its splits are {', '.join(self.splits)}.")
         if self.levels == "generated":
             return [self._generated(room, split) for room in islice(rooms(*self.size, self.boxes, self.horizon, split, seed), 1000 if count is None else count)]
         root = data_path("boxoban", "Boxoban levels", "levels") if self.levels == "boxoban" else Path(self.levels)
@@ -191,11 +191,11 @@ def _size(size: str, boxes: int, horizon: int) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,2})x(\d{1,2})", size) if isinstance(size, str) else None
     rows, columns = (int(match[1]), int(match[2])) if match else (0, 0)
     if min(rows, columns) < 4:
-        raise UserError(f"The world 'sokoban' cannot have size {size!r}: write rows x columns with the outer walls, both from 4, for example '6x6'.")
+        raise UserError(f"The environment 'sokoban' cannot have size {size!r}: write rows x columns with the outer walls, both from 4, for example '6x6'.")
     if not isinstance(boxes, int) or isinstance(boxes, bool) or boxes < 1:
-        raise UserError(f"The world 'sokoban' cannot have boxes = {boxes!r}: give a whole number from 1.")
+        raise UserError(f"The environment 'sokoban' cannot have boxes = {boxes!r}: give a whole number from 1.")
     if states(rows, columns, boxes) > LARGEST:
-        raise UserError(f"The world 'sokoban' cannot generate {size} rooms with {boxes} boxes: too many states to search; make size or boxes smaller.")
+        raise UserError(f"The environment 'sokoban' cannot generate {size} rooms with {boxes} boxes: too many states to search; make size or boxes smaller.")
     if horizon < boxes or (rows - 2) * (columns - 2) <= 2 * boxes:
-        raise UserError(f"The world 'sokoban' has no {size} room with {boxes} boxes that takes at most {horizon} steps: change size, boxes or horizon.")
+        raise UserError(f"The environment 'sokoban' has no {size} room with {boxes} boxes that takes at most {horizon} steps: change size, boxes or horizon.")
     return rows, columns

@@ -39,9 +39,9 @@ class AlfWorld(Environment):
 
     def __init__(self, data: str | None = None, list_actions: bool = False, horizon: int = 50) -> None:
         if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
-            raise UserError(f"The world 'alfworld' cannot have horizon {horizon!r}: give a whole number of steps from 1.")
+            raise UserError(f"The environment 'alfworld' cannot have horizon {horizon!r}: give a whole number of steps from 1.")
         if not isinstance(list_actions, bool):
-            raise UserError(f"The world 'alfworld' cannot have list_actions = {list_actions!r}: give true or false.")
+            raise UserError(f"The environment 'alfworld' cannot have list_actions = {list_actions!r}: give true or false.")
         need_packages()
         self.games = open_games(data)
         self.list_actions = list_actions
@@ -58,7 +58,7 @@ class AlfWorld(Environment):
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         """The split's games in an order drawn by `seed`; a smaller count is a prefix of a larger one. Without a count all game files are read."""
         if split not in SPLITS:
-            raise UserError(f"The world 'alfworld' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
+            raise UserError(f"The environment 'alfworld' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
         return [self._task(found, split) for found in islice(games_of(self.games, split, seed), count)]
 
     def _task(self, found: Found, split: str) -> Task:

@@ -1,9 +1,9 @@
-"""One world in three bodies: in the event loop, in a process brought back by replay, in a process brought back by forks. All say the same."""
+"""One environment in three bodies: in the event loop, in a process brought back by replay, in a process brought back by forks. All say the same."""
 
 from __future__ import annotations
 
 from leafe.core import Completion, Message, Request, Usage
-from tests.explore.worlds import Doors, answer
+from tests.explore.envs import Doors, answer
 
 
 class Quick(Doors):

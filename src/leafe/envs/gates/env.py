@@ -1,7 +1,7 @@
 """Gates and forks: a chain of choices whose mistakes show only later, cannot be undone, and are named when they show.
 
 A task is a chain of stages and an object at its end. At a gate one takes a tool and uses it: the wrong one breaks the gate. At a
-fork one goes a way and walks on, once or twice: the wrong way is a dead end. Which tool opens a gate is a rule of the world (`rules.TARGET`), to be
+fork one goes a way and walks on, once or twice: the wrong way is a dead end. Which tool opens a gate is a rule of the environment (`rules.TARGET`), to be
 learnt once; which way is right is hidden and fixed by the task alone, so that nobody can do better than guess it. The end of a failed
 episode says what should have been done (`gate breaks ; mossy needs hammer`, `dead end ; attic go down`).
 """
@@ -30,7 +30,7 @@ Stage = tuple[str, str, str, int]
 
 
 class Gates(Environment):
-    """The embedded world. `setting`: easy (3-4 stages), hard (5-6 stages) or random (as hard, other rules in every task).
+    """The embedded environment. `setting`: easy (3-4 stages), hard (5-6 stages) or random (as hard, other rules in every task).
 
     `rules`: target, or habit for the control in which no rule differs from those that the embedded model was brought up with; the tasks are the same but
     for their tools. UserError for what there is not.
@@ -151,7 +151,7 @@ class Gates(Environment):
         return "path" if self._walked else f"{name} fork"
 
     def _forbidden(self, verb: str, what: str) -> str:
-        """Why this action cannot be taken here, in the world's own words; '' where it can."""
+        """Why this action cannot be taken here, in the environment's own words; '' where it can."""
         known = {"take": (*TOOLS, *OBJECTS), "use": TOOLS, "go": WAYS, "walk": ("on",)}
         if what not in known.get(verb, ()):
             return "unknown action ; say take or use or go or walk on"

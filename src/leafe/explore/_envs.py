@@ -1,8 +1,8 @@
-"""A bounded set of worlds that coroutines borrow, each of which finds its way back: where a world fails, another is brought to the same point.
+"""A bounded set of environments that coroutines borrow, each of which finds its way back: where an environment fails, another is brought to the same point.
 
-Quick worlds are called in the event loop, all others in threads (one that lives in a process of its own waits there for its answer). A world that
+Quick environments are called in the event loop, all others in threads (one that lives in a process of its own waits there for its answer). An environment that
 raises, dies or outlasts `timeout` seconds is thrown away, a fresh one is reset and the actions so far are replayed, every observation compared, and the call is
-made again, `RETRIES` times. A world that is not deterministic cannot be replayed: there the failure is the episode's end.
+made again, `RETRIES` times. An environment that is not deterministic cannot be replayed: there the failure is the episode's end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from leafe.core import Environment, SnapshotGone, StepResult, Task, Turn, UserError, WorldError, observation_hash
+from leafe.core import Environment, SnapshotGone, StepResult, Task, Turn, UserError, EnvError, observation_hash
 from leafe.core.answers import check_facts, observation_text, step_result
 from leafe.explore._waits import Waits
 from leafe.prompts import cut_middle
@@ -23,7 +23,7 @@ from leafe.prompts import cut_middle
 T = TypeVar("T")
 
 RETRIES = 2
-"""Fresh worlds for one call, after which its failure ends the episode."""
+"""Fresh environments for one call, after which its failure ends the episode."""
 
 
 class Diverged(Exception):
@@ -32,7 +32,7 @@ class Diverged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """A point in a task: from the reset, through actions, with what the world said after each."""
+    """A point in a task: from the reset, through actions, with what the environment said after each."""
 
     task: Task
     seed: int
@@ -58,11 +58,11 @@ def _nothing() -> None:
     pass
 
 
-class BorrowedWorld:
-    """One world, awaited. Borrowed from a `WorldPool` by one coroutine at a time. `on_replay` is told of every replayed step."""
+class BorrowedEnv:
+    """One environment, awaited. Borrowed from a `EnvPool` by one coroutine at a time. `on_replay` is told of every replayed step."""
 
-    def __init__(self, world: Environment, pool: WorldPool) -> None:
-        self.world = world
+    def __init__(self, env: Environment, pool: EnvPool) -> None:
+        self.env = env
         self.broken = False
         self.on_replay: Callable[[], None] = _nothing
         self._pool = pool
@@ -80,7 +80,7 @@ class BorrowedWorld:
         return result
 
     async def follow(self, path: Trail) -> str:
-        """Reset and replay, compared; returns o_0. `Diverged` where the world says something else."""
+        """Reset and replay, compared; returns o_0. `Diverged` where the environment says something else."""
         if path.first is None and not path.steps:
             return await self.reset(path.task, path.seed)
         self._path = path
@@ -89,24 +89,24 @@ class BorrowedWorld:
         return self._path.first
 
     async def snapshot(self) -> Held:
-        state = await self._again(lambda: self._call("snapshot", self.world.snapshot))
+        state = await self._again(lambda: self._call("snapshot", self.env.snapshot))
         assert self._path is not None
         return Held(state, self._path)
 
     async def restore(self, held: Held) -> None:
-        """The held state; by replay where the snapshot is gone or the world fails."""
+        """The held state; by replay where the snapshot is gone or the environment fails."""
         try:
-            await self._call("restore", self.world.restore, held.state)
+            await self._call("restore", self.env.restore, held.state)
             self._path = held.path
         except SnapshotGone:
             await self.follow(held.path)
-        except WorldError:
-            if not self.world.deterministic:
+        except EnvError:
+            if not self.env.deterministic:
                 raise
             await self.follow(held.path)
 
     async def _again(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The attempt; where the world fails in it, once more in a fresh one that stands at the same point."""
+        """The attempt; where the environment fails in it, once more in a fresh one that stands at the same point."""
         for left in reversed(range(RETRIES + 1)):
             try:
                 if self.broken:
@@ -114,18 +114,18 @@ class BorrowedWorld:
                     if attempt != self._replay and self._path is not None:
                         await self._replay()
                 return await attempt()
-            except WorldError:
-                if not left or (self._path is not None and not self.world.deterministic):
+            except EnvError:
+                if not left or (self._path is not None and not self.env.deterministic):
                     raise
         raise AssertionError("not reached")
 
     async def _renew(self) -> None:
-        if self.world.quick:
-            self._pool.discard(self.world)
+        if self.env.quick:
+            self._pool.discard(self.env)
         else:  # it may take its time
             self._pool.broken += 1
-            await asyncio.to_thread(_close, self.world)
-        self.world = await self._pool.fresh()
+            await asyncio.to_thread(_close, self.env)
+        self.env = await self._pool.fresh()
         self.broken = False
 
     async def _replay(self) -> None:
@@ -133,12 +133,12 @@ class BorrowedWorld:
         assert path is not None
         first = await self._reset(path.task, path.seed)
         if path.first is not None and observation_hash(first) != observation_hash(self._pool.short(path.first)):
-            raise Diverged(f"after reset the world said {first[:120]!r}, not {path.first[:120]!r}")
+            raise Diverged(f"after reset the environment said {first[:120]!r}, not {path.first[:120]!r}")
         for at, (action, observation) in enumerate(path.steps):
             said = (await self._step(action)).observation
             self.on_replay()
             if observation_hash(said) != observation_hash(self._pool.short(observation)):
-                raise Diverged(f"at step {at} the world said {said[:120]!r}, not {observation[:120]!r}")
+                raise Diverged(f"at step {at} the environment said {said[:120]!r}, not {observation[:120]!r}")
 
     def _went(self, action: str, observation: str) -> None:
         path = self._path
@@ -146,10 +146,10 @@ class BorrowedWorld:
             self._path = Trail(path.task, path.seed, path.first, (*path.steps, (action, observation)))
 
     async def _reset(self, task: Task, seed: int) -> str:
-        return self._cut(self._plain(observation_text, await self._call("reset", self.world.reset, task, seed)))
+        return self._cut(self._plain(observation_text, await self._call("reset", self.env.reset, task, seed)))
 
     async def _step(self, action: str) -> StepResult:
-        result = self._plain(step_result, await self._call("step", self.world.step, action))
+        result = self._plain(step_result, await self._call("step", self.env.step, action))
         short = self._cut(result.observation)
         return result if short is result.observation else replace(result, observation=short)
 
@@ -160,41 +160,41 @@ class BorrowedWorld:
 
     def _plain(self, taken: Callable[[object, str], T], answer: object) -> T:
         try:
-            return taken(answer, self.world.name)
-        except WorldError:
+            return taken(answer, self.env.name)
+        except EnvError:
             self.broken = True
             raise
 
-    def _fail(self, what: str, why: str) -> WorldError:
+    def _fail(self, what: str, why: str) -> EnvError:
         self.broken = True
-        return WorldError(f"The world {self.world.name} failed in {what}: {why}.")
+        return EnvError(f"The environment {self.env.name} failed in {what}: {why}.")
 
     async def _call(self, what: str, function: Callable[..., T], *args: Any) -> T:
         began = time.perf_counter()
         try:
-            if self.world.quick:
+            if self.env.quick:
                 return function(*args)
             return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._pool.threads, function, *args), self._pool.timeout)
         except TimeoutError as error:
-            self._pool.lost_a_thread(self.world)
+            self._pool.lost_a_thread(self.env)
             raise self._fail(what, f"no answer within {self._pool.timeout:g} s") from error
         except SnapshotGone:
             raise
         except UserError:
             self.broken = True
             raise
-        except WorldError:
+        except EnvError:
             self.broken = True
             raise
-        except Exception as error:  # a world is foreign code: whatever it raises ends the episode, not the run
+        except Exception as error:  # an environment is foreign code: whatever it raises ends the episode, not the run
             raise self._fail(what, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
         finally:
-            self._pool.waits.worlds += time.perf_counter() - began
+            self._pool.waits.envs += time.perf_counter() - began
 
 
-class WorldPool:
-    """Makes worlds as they are needed, at most `size`, and hands them out again. `timeout` is in seconds a call; `threads` bounds the calls at a time
-    into worlds that are not quick (None: as many as worlds); of an observation longer than `max_observation` characters (None: there is no bound) the middle
+class EnvPool:
+    """Makes environments as they are needed, at most `size`, and hands them out again. `timeout` is in seconds a call; `threads` bounds the calls at a time
+    into environments that are not quick (None: as many as environments); of an observation longer than `max_observation` characters (None: there is no bound) the middle
     is cut out, which the text says itself."""
 
     def __init__(
@@ -210,7 +210,7 @@ class WorldPool:
         self._slots = asyncio.Semaphore(size)
         self._threads: ThreadPoolExecutor | None = None
         self.broken = 0
-        """Worlds thrown away after a failure."""
+        """Environments thrown away after a failure."""
         self.max_observation = max_observation
         self.cut = 0
         """Observations that were cut, replayed ones included."""
@@ -218,10 +218,10 @@ class WorldPool:
     @staticmethod
     def fitting(
         make: Callable[[], Environment], tasks: int, workers: int, timeout: float = 120.0, max_observation: int | None = None
-    ) -> WorldPool:
-        """For so many tasks in flight: a world for each, or at most `workers` where a world is heavy; at most `workers` calls at a time where they block."""
+    ) -> EnvPool:
+        """For so many tasks in flight: an environment for each, or at most `workers` where an environment is heavy; at most `workers` calls at a time where they block."""
         first = _made(make)
-        pool = WorldPool(make, min(tasks, workers) if first.heavy else tasks, timeout, None if first.quick else workers, max_observation)
+        pool = EnvPool(make, min(tasks, workers) if first.heavy else tasks, timeout, None if first.quick else workers, max_observation)
         pool._first = first
         pool._idle.append(first)
         return pool
@@ -233,58 +233,58 @@ class WorldPool:
     @property
     def threads(self) -> ThreadPoolExecutor:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self.calls, thread_name_prefix="world")
+            self._threads = ThreadPoolExecutor(self.calls, thread_name_prefix="env")
         return self._threads
 
     @property
     def facts(self) -> Environment:
-        """A world to read class facts, horizon and tasks from; it is one of the pool's."""
+        """An environment to read class facts, horizon and tasks from; it is one of the pool's."""
         if self._first is None:
             self._first = _made(self._make)
             self._idle.append(self._first)
         return self._first
 
     @contextlib.asynccontextmanager
-    async def borrow(self) -> AsyncIterator[BorrowedWorld]:
-        """A world for the length of the block; waits while all are lent. WorldError where none can be made."""
+    async def borrow(self) -> AsyncIterator[BorrowedEnv]:
+        """An environment for the length of the block; waits while all are lent. EnvError where none can be made."""
         with self.waits.on("slots"):
             await self._slots.acquire()
         try:
-            quick = self.facts.quick  # the first world is made here, where there was none
-            borrowed = BorrowedWorld(self._idle.pop() if self._idle else await self._born(), self)
+            quick = self.facts.quick  # the first environment is made here, where there was none
+            borrowed = BorrowedEnv(self._idle.pop() if self._idle else await self._born(), self)
             try:
                 yield borrowed
             except asyncio.CancelledError:
-                borrowed.broken = not quick  # its thread may still be inside the world
+                borrowed.broken = not quick  # its thread may still be inside the environment
                 raise
             finally:
                 borrowed.on_replay = _nothing  # it led back to the episode, and kept it until the next collection
                 if borrowed.broken:
-                    self.discard(borrowed.world)
+                    self.discard(borrowed.env)
                 else:
-                    self._idle.append(borrowed.world)
+                    self._idle.append(borrowed.env)
         finally:
             self._slots.release()
 
     async def _born(self) -> Environment:
         for _ in range(RETRIES):
-            with contextlib.suppress(WorldError):
+            with contextlib.suppress(EnvError):
                 return await self.fresh()
         return await self.fresh()
 
     async def fresh(self) -> Environment:
-        """A new world. WorldError where none can be made."""
+        """A new environment. EnvError where none can be made."""
         if self.facts.quick:
             return self._make()
         return await asyncio.get_running_loop().run_in_executor(self.threads, self._make)  # it may start a process
 
-    def discard(self, world: Environment) -> None:
+    def discard(self, env: Environment) -> None:
         self.broken += 1
-        _close(world)
+        _close(env)
 
-    def lost_a_thread(self, world: Environment) -> None:
-        """A call into this world hangs. One that lives in a process of its own is killed, which frees the thread; else the thread is left behind."""
-        if not world.process:
+    def lost_a_thread(self, env: Environment) -> None:
+        """A call into this environment hangs. One that lives in a process of its own is killed, which frees the thread; else the thread is left behind."""
+        if not env.process:
             self.threads.shutdown(wait=False)
             self._threads = None
 
@@ -296,9 +296,9 @@ class WorldPool:
                     self._first.release(each.state)
 
     def close(self) -> None:
-        """Close every idle world and let go of the threads."""
-        for world in self._idle:
-            _close(world)
+        """Close every idle environment and let go of the threads."""
+        for env in self._idle:
+            _close(env)
         self._idle.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -306,13 +306,13 @@ class WorldPool:
 
 
 def _made(make: Callable[[], Environment]) -> Environment:
-    """A world; one whose process dies at its start is made again."""
+    """An environment; one whose process dies at its start is made again."""
     for _ in range(RETRIES):
-        with contextlib.suppress(WorldError):
+        with contextlib.suppress(EnvError):
             return check_facts(make())
     return check_facts(make())
 
 
-def _close(world: Environment) -> None:
+def _close(env: Environment) -> None:
     with contextlib.suppress(Exception):  # it is thrown away whatever it says
-        world.close()
+        env.close()

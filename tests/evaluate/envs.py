@@ -1,4 +1,4 @@
-"""A small world and a stochastic policy whose path probabilities are known exactly."""
+"""A small environment and a stochastic policy whose path probabilities are known exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from leafe.core import Completion, Environment, Episode, PolicyError, Request, StepResult, Task, Tree, Usage
 from leafe.evaluate import evaluate
-from leafe.explore import WorldPool
+from leafe.explore import EnvPool
 from leafe.prompts import Prompts, PromptSet
 
 PROMPTS = Prompts(PromptSet(name="letters", action="plain", first="{instruction}\n{observation}", turn="{observation}"))
@@ -126,9 +126,9 @@ def tasks(number: int, word: str = "ab") -> list[Task]:
     return [Task(f"t{i}", "spell", "test", f"spell {word}", {"word": word}) for i in range(number)]
 
 
-def play(world: type[Environment] = Spell, policy: Chance | None = None, number: int = 3, word: str = "ab", size: int = 4, **settings: object) -> list[Tree]:
+def play(env: type[Environment] = Spell, policy: Chance | None = None, number: int = 3, word: str = "ab", size: int = 4, **settings: object) -> list[Tree]:
     async def main() -> list[Tree]:
-        pool = WorldPool(world, size=size)
+        pool = EnvPool(env, size=size)
         try:
             return await evaluate(policy or Chance(), pool, tasks(number, word), PROMPTS, **({"samples": 64} | settings))  # type: ignore[arg-type]
         finally:
@@ -148,11 +148,11 @@ def path_chances(word: str, horizon: int, invalid_limit: int = 5) -> dict[str, f
 
     def walk(path: str, chance: float, observation: str, invalid: int) -> None:
         for letter, p in zip(LETTERS, Chance.chances(observation), strict=True):
-            world = Spell()
-            world.reset(Task("t", "spell", "test", "", {"word": word}), 0)
+            env = Spell()
+            env.reset(Task("t", "spell", "test", "", {"word": word}), 0)
             result = StepResult("")
             for action in path + letter:
-                result = world.step(action)
+                result = env.step(action)
             bad = 0 if result.valid else invalid + 1
             if result.done or bad >= invalid_limit or len(path) + 1 >= horizon:
                 out[path + letter] = chance * p
