@@ -27,7 +27,7 @@ from leafe.distill import preset, train
 from leafe.embedded import base_path
 from leafe.envs.gates import Gates
 from leafe.evaluate import Counts, Estimate, counts, evaluate, measure, paired_difference, pass_estimate
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies import make_policy
 from leafe.prompts import Prompts, load_prompt_set
 
@@ -98,13 +98,13 @@ class Bench:
         pool.close()
         spent = found.spent
         self.say(f"trees: {sum(t.solved for t in trees.values())} solved; on top: {spent.policy_calls} calls, {spent.env_steps} steps", dict(found.counts))
-        config = preset("rehearsal", steps=80, learning_rate=5e-4, eval_every=5, seed=seed)
+        config = preset("rehearsal", max_steps=80, learning_rate=5e-4, eval_steps=5, seed=seed)
         data = early_data(trees, found.trees, self.prompts, own)
         learn, valid = data.expert.split(config.valid_fraction, seed)
         train(base_path(), self.out / "rehearsal", learn, valid, config)
         await self.row("rehearsal", self.out / "rehearsal")
         for steps, rate in ((20, 1e-4), (90, 6e-4)):
-            first = preset("rehearsal", steps=steps, learning_rate=rate, seed=seed)
+            first = preset("rehearsal", max_steps=steps, learning_rate=rate, seed=seed)
             results = train_early(base_path(), self.out / f"early{steps}", data, "env", config, first)
             self.say(f"environment {len(data.env.samples)} samples, loss {results['env'].loss:.3f}; expert {len(data.expert.samples)} samples")
             await self.row(f"early, environment {steps} steps", self.out / f"early{steps}" / "checkpoint")

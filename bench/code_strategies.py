@@ -32,7 +32,7 @@ from leafe.envs.code._submissions import Judged
 from leafe.envs.code.mbpp import Mbpp
 from leafe.envs.code.weak import WeakProgrammer
 from leafe.evaluate import Over, contrast, coverage_curve, mean_rate, spent
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.runs import RunFolder, load_trees
 
@@ -68,8 +68,8 @@ SWEEP: tuple[tuple[str, str], ...] = (
     ("nearly all mistakes are habits", "habits=0.9"),
     ("no test is shown", "env.shown_tests=0"),
     ("all tests are shown", "env.shown_tests=3"),
-    ("reflects after each submission", "explore.every=1"),
-    ("refinement shows one attempt", "explore.memory=1"),
+    ("reflects after each submission", "explore.reflect_every=1"),
+    ("refinement shows one attempt", "explore.max_attempts_in_prompt=1"),
     ("two submissions an episode", "env.horizon=2"),
     ("eight submissions an episode", "env.horizon=8"),
 )

@@ -111,7 +111,7 @@ def _status(name: str) -> float:
 def run_leafe(path: Path, data: Dataset, steps: int, packing: str) -> dict[str, Any]:
     """Through `leafe.distill.train`, as a user would; the rate is too small to change a weight."""
     clock, losses = Clock(), []
-    options: dict[str, Any] = {"packing": packing, "counterfactuals": "none", "rehearsal_batch": 1_000_000, "beta": 1.0, "clip": 1e9, "learning_rate": 1e-30}
+    options: dict[str, Any] = {"packing_strategy": packing, "counterfactuals": "none", "rehearsal_batch_size": 1_000_000, "rehearsal_weight": 1.0, "max_grad_norm": 1e9, "learning_rate": 1e-30}
     from leafe.distill import _train
 
     step = _train._Training._step
@@ -127,7 +127,7 @@ def run_leafe(path: Path, data: Dataset, steps: int, packing: str) -> dict[str, 
 
     _train._Training._step = watched  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:
-        result = train(path, out, data, None, DistillConfig(steps=steps, **options), progress)
+        result = train(path, out, data, None, DistillConfig(max_steps=steps, **options), progress)
     return clock.result() | {"loss": losses[0], "tokens": result.tokens // steps, "notes": list(result.notes)}
 
 

@@ -50,7 +50,7 @@ from bench.client import Ask, leafe_client
 from bench.walk import SlowWalk, Walk
 from leafe.core import Environment, Message, Task, Tree
 from leafe.envs import make_env
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies.http import HTTPPolicy
 from leafe.prompts import Prompts, PromptSet
 from leafe.runs import Journal

@@ -50,8 +50,8 @@ async def sampled(policy: Policy, args: argparse.Namespace, split: str, count: i
 def trained(args: argparse.Namespace, rate: float, seed: int) -> GrpoResult:
     make = partial(make_env, "gates", setting=args.setting, rules=args.rules)
     config = GrpoConfig(
-        limits={"policy_calls": args.calls}, group=args.group, tasks_batch=args.batch, iterations=args.iterations, beta=args.beta, loss=args.loss,
-        learning_rate=rate, eval_every=args.eval_every, seed=seed,
+        limits={"policy_calls": args.calls}, num_generations=args.group, tasks_per_batch=args.batch, num_iterations=args.iterations, beta=args.beta, loss_type=args.loss,
+        learning_rate=rate, eval_steps=args.eval_steps, seed=seed,
     )  # fmt: skip
 
     async def validate(policy: Policy) -> float:

@@ -35,7 +35,7 @@ import numpy as np
 from bench.prefix_cache import PrefixCache
 from leafe.core import ChatTokens, Environment, Kind, Message, Policy, Request, Scope, Task, Tree
 from leafe.envs import make_env
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies import make_policy
 from leafe.policies.hf import HFPolicy, load_tokenizer
 from leafe.policies.hf._engine import Engine, _Part
@@ -108,7 +108,7 @@ async def grow(row: str, tasks: int, calls: int, scope: str, flight: int) -> tup
         pool = EnvPool(lambda: player.make(name, options), size=flight)
     try:
         prompts = Prompts(load_prompt_set(name), pool.facts.actions_help)
-        config = ExploreConfig(limits={"policy_calls": calls}, until="budget", horizon=HORIZON, scope=Scope(scope), invalid_limit=HORIZON, concurrency=flight)
+        config = ExploreConfig(limits={"policy_calls": calls}, stop_when="budget", horizon=HORIZON, scope=Scope(scope), max_invalid_actions=HORIZON, concurrency=flight)
         found = await explore(policy, pool, pool.facts.tasks("train", tasks, 0), prompts, config)
         return list(found.trees.values()), prompts, chat, policy
     finally:

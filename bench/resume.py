@@ -24,7 +24,7 @@ from pathlib import Path
 
 from bench.walk import Walk
 from leafe.core import Completion, Episode, Kind, Request, Stop, Task, Tree, Turn, Usage, turn_id
-from leafe.explore import ExploreConfig, Progress, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, Progress, explore
 from leafe.prompts import Prompts, PromptSet
 from leafe.runs import Journal, load_trees, read_tasks, write_tasks
 

@@ -23,7 +23,7 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 from leafe.core import Completion, Environment, Request, StepResult, Task, Usage, derive_seed
-from leafe.explore import BorrowedEnv, ExploreConfig, EnvPool, explore
+from leafe.explore import BorrowedEnv, EnvPool, ExploreConfig, explore
 from leafe.prompts import Prompts, PromptSet
 
 T = TypeVar("T")

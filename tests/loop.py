@@ -17,7 +17,7 @@ from leafe.core import Environment, Request, Stop, Tree
 from leafe.core import Task as LeafeTask
 from leafe.distill import build, preset, train
 from leafe.envs import load_tasks, make_env
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import load_recipe
@@ -70,7 +70,7 @@ def both_stages(
         return written(solution[len(said)] if on_the_way and len(said) < len(solution) else wrong)
 
     config = setup.explore.model_copy(
-        update={"limits": {"policy_calls": float(2 * longest + 8)}, "horizon": longest, "invalid_limit": longest, "every": 0, "concurrency": 2}
+        update={"limits": {"policy_calls": float(2 * longest + 8)}, "horizon": longest, "max_invalid_actions": longest, "reflect_every": 0, "concurrency": 2}
     )
     trees = asyncio.run(_explore(script, make, chosen, prompts, config))
     for tree in trees.values():
@@ -81,7 +81,7 @@ def both_stages(
         assert rescued.depth == 1
         played = [a.strip().replace("\r\n", "\n") for a in solutions[tree.task.id]]  # as a program is read
         assert [t.action.strip() for t in rescued.acts] == played[: len(rescued.acts)]
-    trained = preset("paper", epochs=None, steps=1, rehearsal_batch=1, counterfactual_batch=1, rehearsal_fraction=1.0, learning_rate=1e-3)
+    trained = preset("paper", num_train_epochs=None, max_steps=1, rehearsal_batch_size=1, counterfactual_batch_size=1, rehearsal_fraction=1.0, learning_rate=1e-3)
     data = build(trees, prompts, trained, 0)
     assert len(data.part("counterfactual")) == len(chosen)
     assert data.part("rehearsal")

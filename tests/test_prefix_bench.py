@@ -60,7 +60,7 @@ def test_what_is_asked_again_is_what_was_asked(scope: str) -> None:
     pytest.importorskip("transformers")
     from bench.prefix import Player, asks_of, in_turn
     from leafe.core import ChatTokens, Message, Request
-    from leafe.explore import ExploreConfig, EnvPool, explore
+    from leafe.explore import EnvPool, ExploreConfig, explore
     from leafe.policies.scripted import ScriptedPolicy
     from leafe.prompts import Prompts, load_prompt_set
     from tests.tiny import byte_tokenizer
@@ -73,7 +73,7 @@ def test_what_is_asked_again_is_what_was_asked(scope: str) -> None:
 
     pool = EnvPool(lambda: player.make("sokoban", {"horizon": 6}), size=3)
     prompts = Prompts(load_prompt_set("sokoban"), pool.facts.actions_help)
-    config = ExploreConfig(limits={"policy_calls": 25}, until="budget", scope=scope)  # type: ignore[arg-type]
+    config = ExploreConfig(limits={"policy_calls": 25}, stop_when="budget", scope=scope)  # type: ignore[arg-type]
     found = asyncio.run(explore(ScriptedPolicy(script), pool, pool.facts.tasks("train", 3, 0), prompts, config))
     pool.close()
     trees = list(found.trees.values())

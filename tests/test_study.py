@@ -12,7 +12,7 @@ from leafe.runs import RunFolder
 
 SMALL = (
     "tasks.train=4", "tasks.test=2", "evaluate.samples=4", "evaluate.k=[1,4]", "explore.limits.policy_calls=40", "validation={tasks=2, samples=2, k=2}",
-    "arms.rehearsal.distill.steps=1", "arms.leafe.distill.steps=1", "arms.leafe+.distill.steps=1",
+    "arms.rehearsal.distill.max_steps=1", "arms.leafe.distill.max_steps=1", "arms.leafe+.distill.max_steps=1",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from leafe.baselines.ace import Ace, AceConfig, ace
 from leafe.baselines.early_experience import Collected, EarlyConfig, by_task, collect
-from leafe.explore import ExploreConfig, EnvPool
+from leafe.explore import EnvPool, ExploreConfig
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.runs import Journal, load_trees, read_journal, write_tasks
 from tests.baselines.doors import PROMPTS, pupil

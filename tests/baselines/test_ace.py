@@ -11,7 +11,7 @@ import pytest
 from leafe.baselines.ace import Ace, AceConfig, Playbook, ace, with_playbook
 from leafe.core import ContextFull, Environment, ForeignFailure, Kind, Policy, PolicyError, Request, Task, Tree, UserError
 from leafe.evaluate import counts, evaluate
-from leafe.explore import ExploreConfig, EnvPool
+from leafe.explore import EnvPool, ExploreConfig
 from tests.baselines.doors import PROMPTS, Killed, Sink, asked_for, episodes, plain, pupil, scripted, seeded_key, total
 from tests.explore.envs import Doors, Raising
 

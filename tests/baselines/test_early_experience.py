@@ -13,7 +13,7 @@ import pytest
 from leafe.baselines.early_experience import Collected, EarlyConfig, by_task, collect, early_data, expert_turns, train_early
 from leafe.core import Completion, Environment, Episode, ForeignFailure, Kind, PolicyError, Request, StepResult, Stop, Task, Tree, Turn, UserError
 from leafe.distill import DistillConfig, encode, preset
-from leafe.explore import ExploreConfig, EnvPool
+from leafe.explore import EnvPool, ExploreConfig
 from leafe.prompts import Prompts, PromptSet, load_prompt_set
 from tests.baselines.doors import PROMPTS, Killed, Sink, asked_for, counted, episodes, plain, scripted, total
 from tests.explore.envs import Doors
@@ -264,7 +264,7 @@ def test_both_phases_are_trained_and_gone_on_with(tmp_path: Path) -> None:
     data = early_data(forest(), found.trees, prompts, own)
     encoded = encode(data.env.samples, ChatTokens(tiny_tokenizer(vocabulary), "tiny"), 128)
     assert encoded.counts["rehearsal"]["spans"] == len(data.env.samples)
-    config: DistillConfig = preset("rehearsal", steps=6, rehearsal_batch=4, learning_rate=1e-2, eval_every=2, valid_fraction=0.5)
+    config: DistillConfig = preset("rehearsal", max_steps=6, rehearsal_batch_size=4, learning_rate=1e-2, eval_steps=2, valid_fraction=0.5)
     results = train_early(model, tmp_path / "w", data, "env", config)
     assert list(results) == ["env", "expert"]
     assert json.loads((tmp_path / "w" / "env" / "train.json").read_text())

@@ -14,7 +14,7 @@ from leafe.embedded import base_path
 from leafe.envs.gates import Gates
 from leafe.envs.gates.rules import TARGET
 from leafe.evaluate import evaluate
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies import make_policy
 from leafe.prompts import Prompts, load_prompt_set
 

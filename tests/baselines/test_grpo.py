@@ -31,7 +31,7 @@ from leafe.prompts import Prompts, load_prompt_set  # noqa: E402
 
 PROMPTS = Prompts(load_prompt_set("gates"))
 TASKS = Gates("easy", "habit").tasks("train", 12, 0)
-SMALL: Mapping[str, Any] = {"group": 4, "tasks_batch": 4, "learning_rate": 1e-3, "horizon": 12, "steps": 2}
+SMALL: Mapping[str, Any] = {"num_generations": 4, "tasks_per_batch": 4, "learning_rate": 1e-3, "horizon": 12, "max_steps": 2}
 
 
 class Env(Gates):
@@ -119,7 +119,7 @@ def by_hand(rows: Sequence[Row], batch: Sequence[Row], group: int, now: Any, old
         terms = []
         for new, before, reference in zip(*(exact_logp(m, row, config.temperature) for m in (now, old, start)), strict=True):
             ratio = math.exp(new - before)
-            cut = min(max(ratio, 1 - config.clip_ratio), 1 + config.clip_ratio)
+            cut = min(max(ratio, 1 - config.epsilon), 1 + config.epsilon)
             kl = math.exp(reference - new) - (reference - new) - 1
             terms.append(-min(ratio * a, cut * a) + config.beta * ratio * kl)
         per_row.append(statistics.fmean(terms))
@@ -137,7 +137,7 @@ def double(state: Mapping[str, Any]) -> Any:
 def test_the_loss_is_the_definition_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, temperature: float) -> None:
     """Two batches with two optimiser steps on each, at a rate at which ratios leave the clipping range, with the KL term: every piece of the formula counts."""
     spy = Spy(monkeypatch)
-    options = {"iterations": 2, "beta": 0.3, "clip_ratio": 0.05, "loss": loss, "micro_batch": 16, "temperature": temperature}
+    options = {"num_iterations": 2, "beta": 0.3, "epsilon": 0.05, "loss_type": loss, "per_device_train_batch_size": 16, "temperature": temperature}
     learn(tmp_path, **options)
     config = GrpoConfig(reward="env", **(dict(SMALL) | options))
     start = load_model(base_path()).double()
@@ -286,7 +286,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_training_goes_on_to_the_weights_and_the_bill_of_an_unbroken_one(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"steps": 4, "iterations": 2, "beta": 0.1, "checkpoint_every": 2, "warmup": 3, "eval_every": 2}
+    options: dict[str, Any] = {"max_steps": 4, "num_iterations": 2, "beta": 0.1, "save_steps": 2, "warmup_steps": 3, "eval_steps": 2}
     valid = success_on(Gates("easy", "habit").tasks("valid", 4, 0), 2)
     unbroken = learn(tmp_path / "a", validate=valid, **options)
 
@@ -331,7 +331,7 @@ def test_the_best_on_validation_is_kept(tmp_path: Path) -> None:
     valid = success_on(Gates("easy", "habit").tasks("valid", 6, 0), 8)
     rows: list[Mapping[str, Any]] = []
     # at such a rate the policy is lost after a step
-    result = learn(tmp_path, validate=valid, eval_every=1, learning_rate=0.3, steps=3, progress=rows.append)
+    result = learn(tmp_path, validate=valid, eval_steps=1, learning_rate=0.3, steps=3, progress=rows.append)
     rates = {r["step"]: r["valid_success"] for r in rows}
     assert list(rates) == [0, 1, 2, 3]
     assert result.kept_step == 0
@@ -345,7 +345,7 @@ def test_with_lora_the_adapter_alone_is_trained(tmp_path: Path, monkeypatch: pyt
     pytest.importorskip("peft")
     spy = Spy(monkeypatch)
     rows: list[Mapping[str, Any]] = []
-    learn(tmp_path, lora=Lora(rank=4, alpha=16, merge=merge), beta=0.05, learning_rate=1e-2, progress=rows.append)
+    learn(tmp_path, lora=Lora(r=4, lora_alpha=16, merge=merge), beta=0.05, learning_rate=1e-2, progress=rows.append)
     before, after = weights(base_path()), weights(tmp_path)  # an adapter's folder names its base
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "_proj" in name}
@@ -367,7 +367,7 @@ def test_envs_that_fail_end_the_training_and_it_goes_on_where_it_was(tmp_path: P
                 raise RuntimeError("the floor gave way")
             return super().step(action)
 
-    config = GrpoConfig(reward="env", **(dict(SMALL) | {"steps": 3, "checkpoint_every": 1}))
+    config = GrpoConfig(reward="env", **(dict(SMALL) | {"max_steps": 3, "save_steps": 1}))
     rows: list[Mapping[str, Any]] = []
 
     def notice(row: Mapping[str, Any]) -> None:
@@ -387,7 +387,7 @@ def test_half_precision_updates(tmp_path: Path) -> None:
     learn(tmp_path / "half", dtype="bfloat16", steps=1)
     learn(tmp_path / "full", dtype="float32", steps=1)
     assert 0 < apart(weights(tmp_path / "half"), weights(tmp_path / "full")) <= 0.0021, "at most a step to either side"
-    learn(tmp_path / "lora", dtype="bfloat16", steps=1, lora=Lora(rank=4))
+    learn(tmp_path / "lora", dtype="bfloat16", steps=1, lora=Lora(r=4))
     after = weights(tmp_path / "lora")
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}, "in the type of the source"
     assert 0 < apart(after, weights(base_path())) < 0.02
@@ -424,7 +424,7 @@ def test_users_mistakes(tmp_path: Path) -> None:
         learn(tmp_path, model=tmp_path / "nowhere")
     window = Prompts(load_prompt_set("gates"), history="window:2")
     with pytest.raises(UserError, match='history = "full"'):
-        train(base_path(), tmp_path, Gates, TASKS, window, GrpoConfig(steps=1))
+        train(base_path(), tmp_path, Gates, TASKS, window, GrpoConfig(max_steps=1))
     with pytest.raises(UserError, match="diverged"):
         learn(tmp_path / "nan", learning_rate=1e30, steps=3)
 
@@ -434,7 +434,7 @@ def test_it_improves_the_policy(tmp_path: Path) -> None:
     """Held-out tasks, where no rule is shifted: what bench/grpo.py measures, in small."""
     env = Gates("easy", "habit")
     rows: list[Mapping[str, Any]] = []
-    config = GrpoConfig(limits={"policy_calls": 8000}, learning_rate=1e-3, eval_every=100)
+    config = GrpoConfig(limits={"policy_calls": 8000}, learning_rate=1e-3, eval_steps=100)
     train(
         base_path(), tmp_path, lambda: Gates("easy", "habit"), env.tasks("train", 200, 0), PROMPTS, config,
         validate=success_on(env.tasks("test", 100, 0), 32), progress=rows.append,

@@ -20,7 +20,7 @@ from leafe.baselines.grpo._rollouts import Batch, Rollouts
 from leafe.core import Budget, ChatTokens, Completion, Environment, Request, StepResult, Stop, Task, Tree, UserError
 from leafe.embedded import base_path
 from leafe.envs.gates import Gates, GatesReference
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies.hf import load_tokenizer
 from leafe.prompts import Prompts, load_prompt_set
 
@@ -59,7 +59,7 @@ class Babbler:
 
 
 def grown(policy: Babbler, seed: int, count: int = 3, episodes: int = 3) -> dict[str, Tree]:
-    config = ExploreConfig(strategy="independent", limits={"episodes": episodes}, until="budget", seed=seed)
+    config = ExploreConfig(strategy="independent", limits={"episodes": episodes}, stop_when="budget", seed=seed)
 
     async def main() -> dict[str, Tree]:
         pool = EnvPool(lambda: Gates("easy", "habit"), size=9)
@@ -153,7 +153,7 @@ def batches(
 @given(st.sampled_from(["policy_calls", "env_steps", "episodes"]), st.integers(1, 120), st.integers(2, 5), st.integers(1, 4), st.integers(0, 1000))
 def test_a_limit_is_met_exactly_and_no_group_that_it_cuts_is_trained_on(name: str, limit: int, group: int, size: int, seed: int) -> None:
     Counting.steps = 0
-    config = GrpoConfig(limits={name: limit}, group=group, tasks_batch=size, seed=seed)
+    config = GrpoConfig(limits={name: limit}, num_generations=group, tasks_per_batch=size, seed=seed)
     found, budget, policy = batches(config, most=1000, make=lambda: Counting("easy", "habit"))
     assert getattr(budget.spent, name) == limit
     assert policy.calls == budget.spent.policy_calls == budget.spent.env_steps == Counting.steps
@@ -168,7 +168,7 @@ def test_a_limit_is_met_exactly_and_no_group_that_it_cuts_is_trained_on(name: st
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
-    config = GrpoConfig(limits={"policy_calls": 200}, group=4, tasks_batch=3, seed=3)
+    config = GrpoConfig(limits={"policy_calls": 200}, num_generations=4, tasks_per_batch=3, seed=3)
     first, again, other = (batches(c)[0] for c in (config, config, config.model_copy(update={"seed": 4})))
     assert first == again
     assert first[0] != other[0]
@@ -178,7 +178,7 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 
 def test_every_epoch_has_every_task_once() -> None:
     tasks = Gates("easy").tasks("train", 12, 0)
-    rollouts = Rollouts(Babbler(), CHAT, EnvPool(Gates), tasks, PROMPTS, GrpoConfig(steps=1, tasks_batch=4), Budget())
+    rollouts = Rollouts(Babbler(), CHAT, EnvPool(Gates), tasks, PROMPTS, GrpoConfig(max_steps=1, tasks_per_batch=4), Budget())
     epochs = [[t.id for step in range(3 * e, 3 * e + 3) for t in rollouts.chosen(step)] for e in range(4)]
     assert all(Counter(e) == Counter(t.id for t in tasks) for e in epochs)
     assert len({tuple(e) for e in epochs}) == 4
@@ -195,7 +195,7 @@ def test_the_rollouts_of_a_group_begin_in_the_same_env() -> None:
             began.setdefault(task.id, set()).add(seed)
             return super().reset(task, seed)
 
-    batches(GrpoConfig(steps=1, limits={"episodes": 28}, tasks_batch=7, group=4), make=lambda: Random("easy", "habit"))
+    batches(GrpoConfig(max_steps=1, limits={"episodes": 28}, tasks_per_batch=7, num_generations=4), make=lambda: Random("easy", "habit"))
     assert len(began) == 7
     assert all(len(seeds) == 1 for seeds in began.values())
 
@@ -216,7 +216,7 @@ def test_a_rollout_that_the_env_lost_leaves_the_others_their_group() -> None:
                 return [replace(answers[0], text="take scroll", tokens=(WORDS[0], END))]
             return answers
 
-    (batch, *_), _, _ = batches(GrpoConfig(steps=1, limits={"episodes": 28}, tasks_batch=7, group=4), policy=Wanders(0.1), make=lambda: Breaks("easy", "habit"))
+    (batch, *_), _, _ = batches(GrpoConfig(max_steps=1, limits={"episodes": 28}, tasks_per_batch=7, num_generations=4), policy=Wanders(0.1), make=lambda: Breaks("easy", "habit"))
     assert batch.stops["env_error"] > 2
     assert batch.whole == 7
     lost = [r for r in batch.rows if r.reward is None]

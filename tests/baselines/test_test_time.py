@@ -12,7 +12,7 @@ import pytest
 from leafe.baselines.test_time import Attempts, Method, read, sample_attempts, samples_of
 from leafe.core import Kind, PolicyError, Request, Stop, Task, Tree, UserError
 from leafe.evaluate import Counts
-from leafe.explore import ExploreConfig, EnvPool
+from leafe.explore import EnvPool, ExploreConfig
 from leafe.policies.scripted import ScriptedPolicy
 from tests.baselines.doors import PROMPTS, Killed, Sink, asked_for, episodes, plain, seeded_key, total
 from tests.explore.envs import Doors, answer

@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leafe.core import Tree
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.prompts import Prompts, PromptSet
 from leafe.recipes import Recipe, load_recipe
 from leafe.runs import load_trees
 from tests.chaos.endpoint import PLACES, RATES, Counters
-from tests.chaos.verify import Verdict, tasks_of, verify
 from tests.chaos.envs import Oracle, Quick
+from tests.chaos.verify import Verdict, tasks_of, verify
 
 ROOT = Path(__file__).parents[2]
 MARK = "LEAFE_CHAOS"

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from leafe.core import Completion, Episode, PolicyError, Request, Stop, Task, Tree
-from leafe.explore import ExploreConfig, EnvPool, cost_of, explore
+from leafe.explore import EnvPool, ExploreConfig, cost_of, explore
 from leafe.prompts import Prompts, PromptSet
+from tests.chaos.envs import Oracle, Quick
 from tests.chaos.run import digest
 from tests.chaos.storm import fault_free
 from tests.chaos.verify import Verdict, tasks_of, verify
-from tests.chaos.envs import Oracle, Quick
 
-CONFIG = ExploreConfig(limits={"policy_calls": 40}, until="budget", width=2, horizon=12, seed=5, concurrency=3)
+CONFIG = ExploreConfig(limits={"policy_calls": 40}, stop_when="budget", branches_per_reflection=2, horizon=12, seed=5, concurrency=3)
 PROMPTS = Prompts(PromptSet(name="doors"), Quick.actions_help)
 TASKS = 6
 TRUTH = fault_free(CONFIG, PROMPTS, TASKS)

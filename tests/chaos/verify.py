@@ -17,8 +17,8 @@ from typing import Any
 from leafe.core import Episode, Kind, Stop, Task, Tree, Turn, derive_seed
 from leafe.explore import ExploreConfig, Plan, cost_of, make_strategy
 from leafe.prompts import Prompts, UnusableReflection, history_before
-from tests.chaos.run import digest
 from tests.chaos.envs import Quick, reply
+from tests.chaos.run import digest
 
 ERRORS = (Stop.policy_error, Stop.env_error)
 
@@ -39,7 +39,7 @@ class Verdict:
     """Sound episodes with other numbers than in the fault-free run, because an error came before them."""
     replayed: int = 0
     given_up: int = 0
-    """Tasks left after `error_limit` errors."""
+    """Tasks left after `max_errors` errors."""
 
     def add(self, other: Verdict) -> None:
         for name, value in vars(other).items():
@@ -173,7 +173,7 @@ def _finished(verdict: Verdict, tree: Tree, config: ExploreConfig) -> None:
     calls = sum(len(e.turns) for e in tree.episodes)
     if calls > config.limits["policy_calls"]:
         verdict.problems.append(f"{tree.task.id} spent {calls} calls")
-    if errors >= config.error_limit:
+    if errors >= config.max_errors:
         verdict.given_up += calls < config.limits["policy_calls"]
     elif calls < config.limits["policy_calls"] and not (tree.solved and config.until == "solved"):
         verdict.problems.append(f"{tree.task.id} was left with {calls} calls spent and {errors} errors")

@@ -32,7 +32,7 @@ from leafe.cli._display import Display
 from leafe.cli._encoding import plain_where_needed
 from leafe.cli._json import JsonLines
 from leafe.cli._watch import Course, clock_time, short
-from leafe.core import Spent, UserError, EnvError
+from leafe.core import EnvError, Spent, UserError
 from leafe.core.text import HOSTILE
 from leafe.explore import Progress
 from leafe.pipeline import Leg, Stage

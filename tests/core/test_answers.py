@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.core import Environment, Kind, StepResult, Task, Turn, UserError, EnvError
+from leafe.core import EnvError, Environment, Kind, StepResult, Task, Turn, UserError
 from leafe.core.answers import check_facts, observation_text, plain_json, plain_task, step_result, versions_of
 
 

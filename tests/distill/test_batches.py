@@ -55,7 +55,7 @@ def test_steps_make_the_passes_that_were_asked_for_and_not_one_more(number: int,
 @given(st.integers(0, 99), st.integers(1, 9))
 def test_a_task_is_in_a_batch_with_all_its_sequences(seed: int, size: int) -> None:
     data = encoded(rehearsal={"a": 3, "b": 1, "c": 2}, counterfactual={"b": 2, "d": 4}, reflection={"a": 1, "e": 1})
-    config = DistillConfig(batch_by="task", tasks_batch=size, seed=seed, reflection_weight=0.0)
+    config = DistillConfig(batch_by="task", tasks_per_batch=size, seed=seed, reflection_weight=0.0)
     batches = Batches(data, config)
     assert batches.parts == ("rehearsal", "counterfactual")
     whole = Counter((s.part, s.task_id) for p in batches.parts for s in data.parts[p])
@@ -75,7 +75,7 @@ def test_a_task_is_in_a_batch_with_all_its_sequences(seed: int, size: int) -> No
 
 def test_steps_take_each_part_in_its_own_number() -> None:
     data = encoded(rehearsal={"a": 9, "b": 9}, counterfactual={"a": 3}, anchor={"a": 7})
-    batches = Batches(data, DistillConfig(rehearsal_batch=4, counterfactual_batch=8, anchor_batch=2, anchor_weight=0.5, steps=9))
+    batches = Batches(data, DistillConfig(rehearsal_batch_size=4, counterfactual_batch_size=8, anchor_batch_size=2, anchor_weight=0.5, max_steps=9))
     assert Counter(s.part for s in batches.batch(5)) == {"rehearsal": 4, "counterfactual": 3, "anchor": 2}
     assert batches.epochs(9) == {"rehearsal": 2.0, "counterfactual": 9.0, "anchor": 18 / 7}
 
@@ -88,7 +88,7 @@ def test_epochs_hold_for_each_part(numbers: tuple[int, ...], sizes: tuple[int, .
     if not any(numbers):
         return
     data = encoded(**{p: {"a": n} for p, n in zip(("rehearsal", "counterfactual", "reflection"), numbers, strict=True)})
-    config = DistillConfig(epochs=epochs, rehearsal_batch=sizes[0], counterfactual_batch=sizes[1], reflection_batch=sizes[2], seed=seed)
+    config = DistillConfig(num_train_epochs=epochs, rehearsal_batch_size=sizes[0], counterfactual_batch_size=sizes[1], reflection_batch_size=sizes[2], seed=seed)
     batches = Batches(data, config)
     wanted = {p: data.parts[p] for p in batches.parts}
     size = min(sum(map(len, wanted.values())), sum(config.batch(p) for p in wanted))
@@ -112,7 +112,7 @@ def test_epochs_hold_for_each_part(numbers: tuple[int, ...], sizes: tuple[int, .
 @given(st.integers(1, 90), st.integers(1, 40), st.integers(0, 9))
 def test_one_part_alone_has_the_same_batches_by_steps_and_by_epochs(number: int, size: int, seed: int) -> None:
     data = encoded(rehearsal={"a": number})
-    by_steps, by_epochs = (Batches(data, DistillConfig(rehearsal_batch=size, seed=seed, **how)) for how in ({"steps": 7}, {"epochs": 2.0}))
+    by_steps, by_epochs = (Batches(data, DistillConfig(rehearsal_batch_size=size, seed=seed, **how)) for how in ({"max_steps": 7}, {"num_train_epochs": 2.0}))
     assert [by_steps.batch(n) for n in range(7)] == [by_epochs.batch(n) for n in range(7)]
 
 

@@ -23,7 +23,7 @@ from leafe.distill import Dataset, DistillConfig, preset, train
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
-SIZES: dict[str, Any] = {"rehearsal_batch": 4, "counterfactual_batch": 3, "anchor_batch": 3, "reflection_batch": 1}
+SIZES: dict[str, Any] = {"rehearsal_batch_size": 4, "counterfactual_batch_size": 3, "anchor_batch_size": 3, "reflection_batch_size": 1}
 
 
 def training(data: Dataset, model_path: Path, config: DistillConfig, out: Path) -> Any:
@@ -50,7 +50,7 @@ def training(data: Dataset, model_path: Path, config: DistillConfig, out: Path) 
 def trainings(data: Dataset, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     out = tmp_path_factory.mktemp("never")
     options: list[Any] = [("tree", "sequence"), ("causal", "sequence"), ("tree", "task"), ("causal", "task")]
-    return {(p, b): training(data, model_path, preset("leafe+", **SIZES, steps=9, packing=p, batch_by=b, tasks_batch=2), out) for p, b in options}
+    return {(p, b): training(data, model_path, preset("leafe+", **SIZES, max_steps=9, packing_strategy=p, batch_by=b, tasks_per_batch=2), out) for p, b in options}
 
 
 def gradient(of: Any, step: int, budget: int, processes: int, sharded: bool) -> tuple[Any, Any]:
@@ -154,8 +154,8 @@ def same(one: Path, other: Path) -> None:
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-2, atol=1e-3)
 
 
-CONFIG = preset("leafe+", steps=6, learning_rate=3e-3, eval_every=2, micro_tokens=50, checkpoint_every=2, **SIZES)
-LORA = CONFIG.model_copy(update={"lora": preset("leafe+", lora={"rank": 2}).lora, "batch_by": "task", "tasks_batch": 2})
+CONFIG = preset("leafe+", max_steps=6, learning_rate=3e-3, eval_steps=2, micro_batch_tokens=50, save_steps=2, **SIZES)
+LORA = CONFIG.model_copy(update={"lora": preset("leafe+", lora={"r": 2}).lora, "batch_by": "task", "tasks_per_batch": 2})
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +188,7 @@ def test_a_sharded_training_that_was_killed_goes_on_with_any_number_of_processes
     from leafe.distill._job import launched
 
     some, valid = data.split(0.3, 0)
-    config = CONFIG.model_copy(update={"checkpoint_every": 1})
+    config = CONFIG.model_copy(update={"save_steps": 1})
     train(model_path, tmp_path / "one", some, valid, config)
     out = tmp_path / "two"
 
@@ -248,7 +248,7 @@ def _runs(process: Path, job: str) -> bool:
 def test_a_launched_training_says_its_errors_in_our_own_kinds(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     from leafe.distill._job import launched
 
-    config = preset("leafe+", **SIZES, steps=2)
+    config = preset("leafe+", **SIZES, max_steps=2)
     with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
         launched(sys.executable, tmp_path / "nowhere", tmp_path / "a", data, None, config, None)
     with pytest.raises(UserError, match=r"'no-such-program --x' cannot be started"):
@@ -261,7 +261,7 @@ def test_a_launched_training_says_its_errors_in_our_own_kinds(data: Dataset, mod
 def test_a_job_is_a_file(data: Dataset, model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from leafe.distill import _job
 
-    config = preset("leafe+", **SIZES, steps=2, eval_every=1)
+    config = preset("leafe+", **SIZES, max_steps=2, eval_steps=1)
     some, valid = data.split(0.3, 0)
     path = tmp_path / "job.json"
     _job.write(path, model_path, tmp_path / "out", some, valid, config)
@@ -271,7 +271,7 @@ def test_a_job_is_a_file(data: Dataset, model_path: Path, tmp_path: Path, capsys
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "direct" / "model.safetensors").read_bytes()
     assert expected.steps == 2
     assert _job.main([]) == 2
-    for text, why in (("{}", "it has no 'config'"), ("[", "Expecting value"), ('{"config": {"steps": 0}}', "validation error")):
+    for text, why in (("{}", "it has no 'config'"), ("[", "Expecting value"), ('{"config": {"max_steps": 0}}', "validation error")):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=f"is no job of a training: .*{why}"):
             _job.run(path, None)

@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 
 
 def config(**options: Any) -> DistillConfig:
-    return preset("dpo", **({"steps": 12, "learning_rate": 3e-3, "counterfactual_batch": 6} | options))
+    return preset("dpo", **({"max_steps": 12, "learning_rate": 3e-3, "counterfactual_batch_size": 6} | options))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def _margin(model_path: Path, start_path: Path, data: Dataset) -> float:
 def test_a_training_raises_the_margin_and_leaves_a_standard_checkpoint(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     train_data, valid = data.split(0.2, 0)
     rows: list[Mapping[str, Any]] = []
-    options = config(eval_every=4)
+    options = config(eval_steps=4)
     result = train(model_path, tmp_path / "out", train_data, valid, options, rows.append)
     assert _margin(tmp_path / "out", model_path, valid) > 3.0
     assert (result.steps, result.counts["counterfactual"]["pairs"]) == (12, len(train_data.samples))
@@ -147,7 +147,7 @@ def test_a_training_raises_the_margin_and_leaves_a_standard_checkpoint(data: Dat
     assert not (tmp_path / "out/checkpoints").exists()
     assert train(model_path, tmp_path / "out", train_data, valid, options) == result
     with pytest.raises(UserError, match="holds another training"):
-        train(model_path, tmp_path / "out", train_data, valid, config(eval_every=4, dpo_beta=0.2))
+        train(model_path, tmp_path / "out", train_data, valid, config(eval_steps=4, dpo_beta=0.2))
 
 
 class Cut(Exception):
@@ -157,7 +157,7 @@ class Cut(Exception):
 def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    options = config(checkpoint_every=4)
+    options = config(save_steps=4)
     whole = train(model_path, tmp_path / "whole", data, None, options)
 
     def cut(row: Mapping[str, Any]) -> None:
@@ -184,7 +184,7 @@ from leafe.distill import build, preset, train
 from tests.distill.toy import PROMPTS, forest
 import torch
 torch.set_num_threads(1)
-options = preset("dpo", steps=12, learning_rate=3e-3, counterfactual_batch=6, checkpoint_every=1)
+options = preset("dpo", steps=12, learning_rate=3e-3, counterfactual_batch_size=6, save_steps=1)
 def row(values):
     if values["step"] == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -210,14 +210,14 @@ def test_passes_under_a_token_budget_give_the_same_weights(data: Dataset, model_
     from safetensors.torch import load_file
 
     for name, budget in (("one", None), ("cut", 140)):
-        train(model_path, tmp_path / name, data, None, config(steps=3, learning_rate=1e-3, micro_tokens=budget))
+        train(model_path, tmp_path / name, data, None, config(steps=3, learning_rate=1e-3, micro_batch_tokens=budget))
     mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "one"))
     assert all(torch.allclose(mine[n], theirs[n], atol=1e-5) for n in theirs)
 
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_adapters(data: Dataset, model_path: Path, tmp_path: Path, merge: bool) -> None:
-    result = train(model_path, tmp_path / "out", data, None, config(steps=6, learning_rate=1e-2, lora={"rank": 4, "alpha": 8, "merge": merge}))
+    result = train(model_path, tmp_path / "out", data, None, config(max_steps=6, learning_rate=1e-2, lora={"r": 4, "lora_alpha": 8, "merge": merge}))
     assert result.loss < 0.6  # it was ln 2
     assert (tmp_path / "out/adapter_model.safetensors").exists() == (not merge)
     if merge:

@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
 SMALL: dict[str, Any] = {
-    "rehearsal_batch": 4, "counterfactual_batch": 3, "anchor_batch": 3, "reflection_batch": 2, "learning_rate": 3e-3, "steps": 8,
+    "rehearsal_batch_size": 4, "counterfactual_batch_size": 3, "anchor_batch_size": 3, "reflection_batch_size": 2, "learning_rate": 3e-3, "max_steps": 8,
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ SHORTAGES = [
 def test_where_memory_ends_passes_are_halved_once_and_the_step_is_the_same(
     data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    config = preset("leafe+", **SMALL, micro_tokens=200)
+    config = preset("leafe+", **SMALL, micro_batch_tokens=200)
     whole = train(model_path, tmp_path / "whole", data, None, config)
     sizes = short(monkeypatch, lambda call, piece: call > 4 and piece.tokens > 110, error)
     result = train(model_path, tmp_path / "short", data, None, config)
@@ -87,12 +87,12 @@ def test_where_memory_ends_twice_the_user_reads_what_to_lower(
     data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short(monkeypatch, lambda call, piece: call > 6, SHORTAGES[0])
-    with pytest.raises(UserError, match=r"does not suffice at step \d+ .*CUDA out of memory.*set distill.micro_tokens below \d+.*gradient_check"):
-        train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, checkpoint_every=1))
+    with pytest.raises(UserError, match=r"does not suffice at step \d+ .*CUDA out of memory.*set distill.micro_batch_tokens below \d+.*gradient_check"):
+        train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, save_steps=1))
     monkeypatch.undo()
     # with smaller passes, which are no other training, it goes on from where it was
     steps: list[int] = []
-    train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, checkpoint_every=1, micro_tokens=60), lambda row: steps.append(row["step"]))
+    train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, save_steps=1, micro_batch_tokens=60), lambda row: steps.append(row["step"]))
     assert steps[0] > 1
     assert steps[-1] == 8
 
@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_saved(
 
     monkeypatch.setattr(_train, "part_losses", losses)
     with pytest.raises(UserError, match=r"The loss is (nan|inf) .*lower learning_rate.*bad-batch\.json") as caught:
-        train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"steps": 40}))
+        train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"max_steps": 40}))
     path = tmp_path / "bad-batch.json"
     assert str(path) in str(caught.value)
     bad = json.loads(path.read_text(encoding="utf-8"))
@@ -156,7 +156,7 @@ def test_long_samples_are_skipped_or_cut_and_either_is_told(model_path: Path, tm
     most = lengths[-2]
     counts = {}
     for how in ("skip", "truncate"):
-        result = train(model_path, tmp_path / how, data, None, preset("leafe+", **SMALL | {"steps": 1}, max_length=most, too_long=how))
+        result = train(model_path, tmp_path / how, data, None, preset("leafe+", **SMALL | {"max_steps": 1}, max_length=most, too_long=how))
         counts[how] = result.counts
     skipped = counts["skip"]["skipped"][f"rehearsal: longer than {most} tokens"]
     assert skipped > 0
@@ -168,7 +168,7 @@ def test_another_tokenizer_than_the_one_that_explored_is_named(model_path: Path,
     ids = chat().tokenizer.convert_tokens_to_ids
     own = build({"t0": make_tree(tokens=lambda text: (*ids(text.split()), chat().end_of_turn))}, PROMPTS, preset("rehearsal"), 0)
     other = build({"t0": make_tree(tokens=lambda text: tuple(range(50, 50 + len(text))))}, PROMPTS, preset("rehearsal"), 0)
-    config = preset("rehearsal", **SMALL | {"steps": 1})
+    config = preset("rehearsal", **SMALL | {"max_steps": 1})
     assert train(model_path, tmp_path / "own", own, None, config).notes == ()
     (note,) = train(model_path, tmp_path / "other", other, None, config).notes
     assert "not to be the one that explored: the ids of 4 of 4 different sampled answers" in note
@@ -180,7 +180,7 @@ def test_another_tokenizer_than_the_one_that_explored_is_named(model_path: Path,
 
 
 def test_an_empty_part_is_told_and_two_are_an_error(data: Dataset, model_path: Path, tmp_path: Path) -> None:
-    config = preset("leafe+", **SMALL | {"steps": 1})
+    config = preset("leafe+", **SMALL | {"max_steps": 1})
     for name, part in (("a", "rehearsal"), ("b", "counterfactual")):
         some = Dataset(tuple(s for s in data.samples if s.part != part))
         (note,) = train(model_path, tmp_path / name, some, None, config).notes
@@ -193,7 +193,7 @@ def test_an_empty_part_is_told_and_two_are_an_error(data: Dataset, model_path: P
 def test_trackers_that_are_not_installed_are_named(data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"distill\.trackers names trackio, which is not installed: pip install trackio"):
-        train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, trackers=("trackio",)))
+        train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, report_to=("trackio",)))
 
 
 # checkpoints
@@ -219,7 +219,7 @@ def cut(folder: Path, name: str) -> None:
     os.truncate(folder / name, (folder / name).stat().st_size // 2)
 
 
-SAVED: dict[str, Any] = {"checkpoint_every": 2}
+SAVED: dict[str, Any] = {"save_steps": 2}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from leafe.distill import Dataset, preset, train
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
-SIZES: dict[str, Any] = {"rehearsal_batch": 4, "counterfactual_batch": 3, "anchor_batch": 3, "reflection_batch": 1, "steps": 5, "checkpoint_every": 2}
+SIZES: dict[str, Any] = {"rehearsal_batch_size": 4, "counterfactual_batch_size": 3, "anchor_batch_size": 3, "reflection_batch_size": 1, "max_steps": 5, "save_steps": 2}
 
 
 class Killed(Exception):
@@ -34,7 +34,7 @@ def test_tensorboard_has_every_step_once(data: Dataset, model_path: Path, tmp_pa
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = preset("leafe+", **SIZES, trackers=("tensorboard",))
+    config = preset("leafe+", **SIZES, report_to=("tensorboard",))
     with pytest.raises(Killed):
         train(model_path, tmp_path, data, None, config, killed)
     train(model_path, tmp_path, data, None, config)
@@ -50,7 +50,7 @@ def test_wandb_offline(data: Dataset, model_path: Path, tmp_path: Path, monkeypa
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    result = train(model_path, tmp_path / "out", data, None, preset("leafe+", **SIZES, trackers=("wandb",)))
+    result = train(model_path, tmp_path / "out", data, None, preset("leafe+", **SIZES, report_to=("wandb",)))
     assert result.steps == 5
     assert len(losses(tmp_path / "out")) == 5
     assert list((tmp_path / "out").rglob("*.wandb"))
@@ -87,7 +87,7 @@ def test_any_tracker_gets_numbers_by_step(data: Dataset, model_path: Path, tmp_p
     monkeypatch.setattr("leafe.distill._train.require_trackers", lambda names: None)
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TRACKIO])
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "trackio", Fake)
-    config = preset("leafe+", **SIZES, trackers=("trackio",))
+    config = preset("leafe+", **SIZES, report_to=("trackio",))
     with pytest.raises(Killed):
         train(model_path, tmp_path, data, None, config, killed)
     assert log[-1] == "finish"

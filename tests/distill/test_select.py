@@ -577,13 +577,13 @@ def test_empty_parts_are_said_and_nothing_at_all_is_refused() -> None:
     won = build({"t0": make_tree(Ep("a"))}, PROMPTS, preset("paper"), 0)
     assert require(won, preset("paper")) == ["No samples for counterfactuals (all): training on the other part alone."]
     with pytest.raises(UserError, match="nothing to train on"):
-        require(won, preset("paper", beta=0.0))
+        require(won, preset("paper", rehearsal_weight=0.0))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_take_overrides(name: str) -> None:
     assert preset(name).epochs == 2.0
-    changed = preset(name, steps=60, learning_rate=1e-3)
+    changed = preset(name, max_steps=60, learning_rate=1e-3)
     assert (changed.steps, changed.epochs, changed.learning_rate) == (60, None, 1e-3)
 
 
@@ -593,9 +593,9 @@ def test_wrong_options_are_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"distill\.stepz"):
         preset("paper", stepz=3)
     with pytest.raises(UserError, match="not both"):
-        preset("paper", steps=3, epochs=1.0)
-    with pytest.raises(UserError, match="patience needs eval_every"):
-        preset("paper", patience=3)
+        preset("paper", max_steps=3, num_train_epochs=1.0)
+    with pytest.raises(UserError, match="patience needs eval_steps"):
+        preset("paper", early_stopping_patience=3)
     with pytest.raises(UserError, match="about revised actions"):
         preset("paper", method="dpo", soft_targets=True)
     with pytest.raises(UserError, match=r"distill\.outcome_weights\.other"):

@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
 SMALL: dict[str, Any] = {
-    "batch_by": "sequence", "rehearsal_batch": 4, "counterfactual_batch": 3, "anchor_batch": 3, "reflection_batch": 2, "learning_rate": 3e-3, "steps": 12,
+    "batch_by": "sequence", "rehearsal_batch_size": 4, "counterfactual_batch_size": 3, "anchor_batch_size": 3, "reflection_batch_size": 2, "learning_rate": 3e-3, "max_steps": 12,
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_the_loss_is_its_definition_however_it_is_cut(data: Dataset, model_path:
 
 def test_the_objective_weighs_the_parts(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     rows: list[Mapping[str, Any]] = []
-    config = preset("leafe+", **SMALL | {"steps": 3, "beta": 0.25, "counterfactual_weight": 2.0, "anchor_weight": 0.5, "reflection_weight": 0.125})
+    config = preset("leafe+", **SMALL | {"max_steps": 3, "rehearsal_weight": 0.25, "counterfactual_weight": 2.0, "anchor_weight": 0.5, "reflection_weight": 0.125})
     train(model_path, tmp_path, data, None, config, rows.append)
     for row in rows:
         whole = 0.25 * row["loss/rehearsal"] + 2 * row["loss/counterfactual"] + 0.5 * row["loss/anchor"] + 0.125 * row["loss/reflection"]
@@ -109,7 +109,7 @@ def test_the_objective_weighs_the_parts(data: Dataset, model_path: Path, tmp_pat
 def test_small_forward_passes_change_nothing(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     results = []
     for size in (2, 60, None):
-        config = preset("leafe+", **SMALL, micro_tokens=size)
+        config = preset("leafe+", **SMALL, micro_batch_tokens=size)
         train(model_path, tmp_path / str(size), data, None, config)
         results.append(weights(tmp_path / str(size)))
     for other in results[1:]:
@@ -118,7 +118,7 @@ def test_small_forward_passes_change_nothing(data: Dataset, model_path: Path, tm
 
 
 def test_training_learns_and_writes_a_standard_checkpoint(data: Dataset, model_path: Path, tmp_path: Path) -> None:
-    result = train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"steps": 60, "learning_rate": 1e-2}))
+    result = train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"max_steps": 60, "learning_rate": 1e-2}))
     after = by_hand(load(tmp_path), load(model_path), data.part("counterfactual"))["counterfactual"]
     before = by_hand(load(model_path), load(model_path), data.part("counterfactual"))["counterfactual"]
     assert after < 0.2 * before
@@ -148,7 +148,7 @@ def test_anchors_hold_the_policy_where_the_other_parts_pull(data: Dataset, model
     drift = {}
     for weight in (0.0, 3.0):
         out = tmp_path / str(weight)
-        train(model_path, out, data, None, preset("leafe+", **SMALL | {"steps": 40}, anchor_weight=weight))
+        train(model_path, out, data, None, preset("leafe+", **SMALL | {"max_steps": 40}, anchor_weight=weight))
         drift[weight] = by_hand(load(out), load(model_path), data.part("anchor"))["anchor"]
     assert drift[3.0] < 0.5 * drift[0.0]
 
@@ -157,9 +157,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 2, "dropout": 0.3}, "batch_by": "task", "tasks_batch": 2}], ids=["full", "lora by task"])
+@pytest.mark.parametrize("options", [{}, {"lora": {"r": 2, "lora_dropout": 0.3}, "batch_by": "task", "tasks_per_batch": 2}], ids=["full", "lora by task"])
 def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(data: Dataset, model_path: Path, tmp_path: Path, options: Any) -> None:
-    config = preset("leafe+", **SMALL | {"steps": 14, "checkpoint_every": 4, "eval_every": 3} | options)
+    config = preset("leafe+", **SMALL | {"max_steps": 14, "save_steps": 4, "eval_steps": 3} | options)
     some, valid = data.split(0.3, 0)
     whole = train(model_path, tmp_path / "whole", some, valid, config)
 
@@ -193,7 +193,7 @@ def test_sigkill_at_any_moment(data: Dataset, model_path: Path, tmp_path: Path) 
         from pathlib import Path
         from leafe.distill import Dataset, preset, train
         model, out, data = map(Path, sys.argv[1:])
-        config = preset("leafe+", steps=30, learning_rate=1e-3, checkpoint_every=1)
+        config = preset("leafe+", steps=30, learning_rate=1e-3, save_steps=1)
         train(model, out, Dataset.load(data), None, config, lambda row: print(row["step"], flush=True))
     """)
 
@@ -226,22 +226,22 @@ def test_the_tokenizer_is_the_one_in_the_file(tmp_path: Path) -> None:
 
 
 def test_a_finished_training_is_not_done_again_and_a_foreign_folder_is_refused(data: Dataset, model_path: Path, tmp_path: Path) -> None:
-    config = preset("leafe+", **SMALL | {"steps": 3})
+    config = preset("leafe+", **SMALL | {"max_steps": 3})
     first = train(model_path, tmp_path, data, None, config)
     rows: list[Mapping[str, Any]] = []
     assert train(model_path, tmp_path, data, None, config, rows.append) == first
     assert rows == []
     with pytest.raises(UserError, match="another training"):
-        train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"steps": 4}))
+        train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"max_steps": 4}))
 
     def stop(row: Mapping[str, Any]) -> None:
         if row["step"] == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        train(model_path, tmp_path / "b", data, None, preset("leafe+", **SMALL | {"steps": 3}, checkpoint_every=1), stop)
+        train(model_path, tmp_path / "b", data, None, preset("leafe+", **SMALL | {"max_steps": 3}, save_steps=1), stop)
     with pytest.raises(UserError, match="checkpoints of another training"):
-        train(model_path, tmp_path / "b", data, None, preset("leafe+", **SMALL | {"steps": 4}, checkpoint_every=1))
+        train(model_path, tmp_path / "b", data, None, preset("leafe+", **SMALL | {"max_steps": 4}, save_steps=1))
 
 
 def test_early_stopping_keeps_the_weights_of_the_lowest_validation_loss(model_path: Path, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_early_stopping_keeps_the_weights_of_the_lowest_validation_loss(model_pa
 
     some, valid = Dataset(samples(range(6), "go left")), Dataset(samples(range(6, 9), "take key"))
     rows: list[Mapping[str, Any]] = []
-    config = preset("rehearsal", **SMALL | {"steps": 60}, eval_every=2, patience=2, schedule="constant")
+    config = preset("rehearsal", **SMALL | {"max_steps": 60}, eval_steps=2, early_stopping_patience=2, lr_scheduler_type="constant")
     result = train(model_path, tmp_path, some, valid, config, rows.append)
     losses = {r["step"]: r["valid_loss"] for r in rows if "valid_loss" in r and r["step"]}
     assert result.stopped_early
@@ -270,8 +270,8 @@ def _one(task_id: str, action: str) -> tuple[Sample, ...]:
 
 def test_lora_changes_no_weight_of_the_base_and_merges_or_not(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     before = weights(model_path)
-    merged = preset("leafe+", **SMALL, lora={"rank": 4, "targets": ("q_proj", "v_proj")})
-    apart = preset("leafe+", **SMALL, lora={"rank": 4, "targets": ("q_proj", "v_proj"), "merge": False})
+    merged = preset("leafe+", **SMALL, lora={"r": 4, "target_modules": ("q_proj", "v_proj")})
+    apart = preset("leafe+", **SMALL, lora={"r": 4, "target_modules": ("q_proj", "v_proj"), "merge": False})
     train(model_path, tmp_path / "merged", data, None, merged)
     train(model_path, tmp_path / "apart", data, None, apart)
     after = weights(tmp_path / "merged")
@@ -282,12 +282,12 @@ def test_lora_changes_no_weight_of_the_base_and_merges_or_not(data: Dataset, mod
     with torch.no_grad():
         torch.testing.assert_close(load(tmp_path / "apart")(ids).logits, load(tmp_path / "merged")(ids).logits, rtol=1e-3, atol=1e-4)
     with pytest.raises(UserError, match=r"lora\.targets = no_such_layer"):
-        train(model_path, tmp_path / "x", data, None, preset("leafe+", **SMALL, lora={"targets": ("no_such_layer",)}))
+        train(model_path, tmp_path / "x", data, None, preset("leafe+", **SMALL, lora={"target_modules": ("no_such_layer",)}))
 
 
 def test_gradient_checkpointing_gives_the_same_weights(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     for on in (False, True):
-        train(model_path, tmp_path / str(on), data, None, preset("leafe+", **SMALL | {"steps": 4}, gradient_checkpointing=on))
+        train(model_path, tmp_path / str(on), data, None, preset("leafe+", **SMALL | {"max_steps": 4}, gradient_checkpointing=on))
     one, two = weights(tmp_path / "False"), weights(tmp_path / "True")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
@@ -295,7 +295,7 @@ def test_gradient_checkpointing_gives_the_same_weights(data: Dataset, model_path
 
 def test_weight_decay_shrinks_matrices_and_leaves_norms_alone(data: Dataset, model_path: Path, tmp_path: Path) -> None:
     rate = 1e-3
-    train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"steps": 1, "learning_rate": rate}, weight_decay=300.0, warmup=0.0))
+    train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"max_steps": 1, "learning_rate": rate}, weight_decay=300.0, warmup_steps=0.0))
     before, after = weights(model_path), weights(tmp_path)
     for name, tensor in before.items():
         expected = tensor * (1 - rate * 300 if tensor.ndim >= 2 else 1)
@@ -321,18 +321,18 @@ def test_nothing_to_train_on(data: Dataset, model_path: Path, tmp_path: Path) ->
         train(model_path, tmp_path, data, None, preset("paper", max_length=5))
     with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
         train(tmp_path / "nowhere", tmp_path, data, None, preset("paper"))
-    result = train(model_path, tmp_path / "a", Dataset(data.part("counterfactual")), None, preset("paper", **SMALL | {"steps": 2}))
+    result = train(model_path, tmp_path / "a", Dataset(data.part("counterfactual")), None, preset("paper", **SMALL | {"max_steps": 2}))
     assert result.notes == ("No samples for rehearsal (successes): training on the other part alone.",)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
     from leafe.distill._train import learning_rate
 
-    cosine = DistillConfig(learning_rate=1.0, warmup=0.2)
+    cosine = DistillConfig(learning_rate=1.0, warmup_steps=0.2)
     rates = [learning_rate(cosine, s, 10) for s in range(10)]
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert all(a > b > 0 for a, b in pairwise(rates[2:]))
-    constant = DistillConfig(learning_rate=1.0, warmup=0.0, schedule="constant")
+    constant = DistillConfig(learning_rate=1.0, warmup_steps=0.0, lr_scheduler_type="constant")
     assert {learning_rate(constant, s, 10) for s in range(10)} == {1.0}
 
 
@@ -341,7 +341,7 @@ def test_paper_passes_over_each_set_two_to_three_times(fraction: float, model_pa
     failed = Ep("go left", stop=Stop.failure, blame=0, note="x")
     branches = [Ep(word, stop=Stop.failure, branch_of=0) for word in ("use", "take", "go")]
     wide = forest(8) | {t: make_tree(failed, *branches, task_id=t) for t in TASKS[8:]}
-    config = preset("paper", rehearsal_batch=4, counterfactual_batch=2, rehearsal_fraction=fraction, learning_rate=1e-4)
+    config = preset("paper", rehearsal_batch_size=4, counterfactual_batch_size=2, rehearsal_fraction=fraction, learning_rate=1e-4)
     rows: list[Mapping[str, Any]] = []
     result = train(model_path, tmp_path, build(wide, PROMPTS, config, 0), None, config, rows.append)
     sizes = {p: result.counts[p]["sequences"] for p in ("rehearsal", "counterfactual")}

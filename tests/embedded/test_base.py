@@ -18,7 +18,7 @@ from leafe.embedded.build import build, make_tokenizer
 from leafe.embedded.gauge import LIMITS, gauge
 from leafe.envs.gates import Gates
 from leafe.envs.gates.rules import WORDS
-from leafe.explore import Exploration, ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, Exploration, ExploreConfig, explore
 from leafe.policies.hf import HFPolicy
 from leafe.policies.hf.loading import load_model, load_tokenizer
 from leafe.prompts import Prompts, load_prompt_set

@@ -11,8 +11,8 @@ import pytest
 
 from leafe.core import Message, PolicyError, Request, Task, UserError
 from leafe.envs.gates import SETTINGS, Gates, GatesReference
-from leafe.envs.gates.rules import ADJECTIVES, FAMILIES, HABIT, HELD_OUT, HORIZON, OBJECTS, PLACES, RULES, SHIFTED, TARGET, TOOLS, WAYS, WORDS
 from leafe.envs.gates.env import draw_stages
+from leafe.envs.gates.rules import ADJECTIVES, FAMILIES, HABIT, HELD_OUT, HORIZON, OBJECTS, PLACES, RULES, SHIFTED, TARGET, TOOLS, WAYS, WORDS
 from leafe.testing import check_environment
 
 STAGES = [["gate", "mossy", "mirror", 0], ["fork", "attic", "down", 2], ["fork", "cellar", "left", 1]]

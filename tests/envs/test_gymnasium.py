@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leafe.core import Environment, Task, UserError, EnvError
+from leafe.core import EnvError, Environment, Task, UserError
 from leafe.envs import make_env
 from leafe.testing import check_environment
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from leafe.core import Task, UserError, EnvError
+from leafe.core import EnvError, Task, UserError
 from leafe.envs.adapters.openenv import OpenEnv, _only
 from leafe.testing import check_environment
 from tests.envs.openenv_server import PONGS, SCHEMA, serving

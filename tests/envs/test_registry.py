@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from leafe.core import Environment, StepResult, Task, UserError
-from leafe.envs import _registry, describe, load_tasks, make_env, env_names
+from leafe.envs import _registry, describe, env_names, load_tasks, make_env
 
 OWN = '''
 from leafe.core import Environment, StepResult, Task

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, EnvError
+from leafe.core import EnvError, Environment, SnapshotGone, StepResult, Task, UserError
 from leafe.core.answers import step_result
 from leafe.envs import load_tasks, make_env
 from leafe.envs.remote import PROTOCOL, Remote, check_server

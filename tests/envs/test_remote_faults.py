@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import Completion, LeafeError, Request, SnapshotGone, StepResult, Stop, Task, Tree, UserError, EnvError
+from leafe.core import Completion, EnvError, LeafeError, Request, SnapshotGone, StepResult, Stop, Task, Tree, UserError
 from leafe.envs import make_env
 from leafe.envs.gates import GatesReference
 from leafe.envs.remote import PROTOCOL, Remote, _server, _transport, serve

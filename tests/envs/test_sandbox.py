@@ -17,7 +17,7 @@ from typing import Literal
 
 import pytest
 
-from leafe.core import UserError, EnvError
+from leafe.core import EnvError, UserError
 from leafe.envs.sandbox import Limits, Outcome, Sandbox, Verdict, _box, _sandbox, _watch
 from tests.envs.data import needs_sandbox
 

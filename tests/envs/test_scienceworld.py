@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import Task, UserError, EnvError
+from leafe.core import EnvError, Task, UserError
 from leafe.envs.scienceworld import ScienceWorld, _jvm, env
 from leafe.envs.scienceworld._variations import SPLITS, VARIATIONS, balanced, variations
 from tests.envs.data import needs_scienceworld

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from leafe.core import Environment, StepResult, Task, UserError, EnvError
+from leafe.core import EnvError, Environment, StepResult, Task, UserError
 from leafe.envs import make_env
 from leafe.envs.scienceworld import ScienceWorld, _jvm
 from leafe.envs.scienceworld._variations import SPLITS, VARIATIONS, variations

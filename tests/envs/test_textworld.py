@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("textworld", reason="textworld is not installed: pip install 'leafe[textworld]'")
 
-from leafe.core import Environment, Task, UserError, EnvError
+from leafe.core import EnvError, Environment, Task, UserError
 from leafe.envs.adapters import textworld as adapter
 from leafe.envs.adapters.textworld import TextWorld
 from leafe.prompts import load_prompt_set

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import SnapshotGone, UserError, EnvError
+from leafe.core import EnvError, SnapshotGone, UserError
 from leafe.envs import load_tasks, make_env
 from leafe.envs.worker import WorkerEnv, _proxy
 from tests.envs.hosted import Forked, Hosted

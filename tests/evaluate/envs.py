@@ -142,7 +142,7 @@ def said(tree: Tree, episode: Episode) -> str:
     return "".join(t.action for t in tree.trajectory(episode))
 
 
-def path_chances(word: str, horizon: int, invalid_limit: int = 5) -> dict[str, float]:
+def path_chances(word: str, horizon: int, max_invalid_actions: int = 5) -> dict[str, float]:
     """The exact probability of every path of the policy `Chance` in `Spell`, by walking all of them."""
     out: dict[str, float] = {}
 
@@ -154,7 +154,7 @@ def path_chances(word: str, horizon: int, invalid_limit: int = 5) -> dict[str, f
             for action in path + letter:
                 result = env.step(action)
             bad = 0 if result.valid else invalid + 1
-            if result.done or bad >= invalid_limit or len(path) + 1 >= horizon:
+            if result.done or bad >= max_invalid_actions or len(path) + 1 >= horizon:
                 out[path + letter] = chance * p
             else:
                 walk(path + letter, chance * p, result.observation, bad)

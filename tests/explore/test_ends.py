@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from leafe.baselines.ace import AceConfig, ace
 from leafe.baselines.test_time import sample_attempts
-from leafe.core import Completion, ContextFull, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage, UserError, EnvError
+from leafe.core import Completion, ContextFull, EnvError, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage, UserError
 from leafe.evaluate import evaluate
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet
 from tests.explore.envs import Doors
@@ -158,8 +158,8 @@ def most_episodes(limit: float) -> float:
 
 EXPLORING = {
     "strategy": st.sampled_from(["tree", "independent", "refine", "reflexion"]), "limits": st.sampled_from(LIMITS),
-    "until": st.sampled_from(["solved", "budget"]), "width": st.sampled_from([1, 3]),
-    "every": st.sampled_from([0, 1]), "depth": st.sampled_from([0, 2]), "scope": st.sampled_from(["action", "branch"]),
+    "stop_when": st.sampled_from(["solved", "budget"]), "branches_per_reflection": st.sampled_from([1, 3]),
+    "reflect_every": st.sampled_from([0, 1]), "max_depth": st.sampled_from([0, 2]), "scope": st.sampled_from(["action", "branch"]),
 }  # fmt: skip
 
 
@@ -167,7 +167,7 @@ EXPLORING = {
 @given(st.fixed_dictionaries(ENVIRONMENTS), st.fixed_dictionaries(POLICIES), st.fixed_dictionaries(EXPLORING))
 @example(
     {"reset": Faults(), "step": Faults(), "horizon": 6, "snapshots": True}, {"act": Faults("full", 1), "reflect": Faults(), "usage": Usage()},
-    {"strategy": "tree", "limits": {"policy_calls": 24}, "until": "solved", "width": 1, "every": 0, "depth": 2, "scope": "action"},
+    {"strategy": "tree", "limits": {"policy_calls": 24}, "stop_when": "solved", "branches_per_reflection": 1, "reflect_every": 0, "max_depth": 2, "scope": "action"},
 )  # fmt: skip
 def test_exploration_ends_and_writes_little(environment: dict[str, Any], policy: dict[str, Any], settings_: dict[str, Any]) -> None:
     sink = Sink()
@@ -176,7 +176,7 @@ def test_exploration_ends_and_writes_little(environment: dict[str, Any], policy:
         envs = pool_of(environment)
         try:
             found = await explore(
-                policy_of(policy), envs, Doors().tasks("train", 3), PROMPTS, ExploreConfig(error_limit=3, **settings_), journal=sink
+                policy_of(policy), envs, Doors().tasks("train", 3), PROMPTS, ExploreConfig(max_errors=3, **settings_), journal=sink
             )
             assert len(found.given_up_because) == min(3, found.given_up)
             assert all(s.startswith("Task train-") for s in found.given_up_because)
@@ -234,7 +234,7 @@ def test_a_playbook_is_grown_to_an_end(environment: dict[str, Any], policy: dict
 
     async def work() -> None:
         envs = pool_of(environment)
-        config = ExploreConfig(limits=limits, until="budget")
+        config = ExploreConfig(limits=limits, stop_when="budget")
         try:
             await ace(policy_of(policy), envs, Doors().tasks("train", 2), PROMPTS, config, AceConfig(passes=None), journal=sink)
         finally:
@@ -270,7 +270,7 @@ def test_a_task_whose_first_prompt_does_not_fit_is_given_up_with_a_sentence_and_
 def test_episodes_that_charge_nothing_that_is_bounded_are_named() -> None:
     async def main() -> Any:
         envs = EnvPool(Doors, size=2)
-        config = ExploreConfig(limits={"generated_tokens": 100}, until="budget")
+        config = ExploreConfig(limits={"generated_tokens": 100}, stop_when="budget")
         found = await explore(ScriptedPolicy(lambda request: [Completion("Action: a")]), envs, Doors().tasks("train", 1), PROMPTS, config)
         envs.close()
         return found

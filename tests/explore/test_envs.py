@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from leafe.core import Environment, Request, StepResult, Stop, Task, Tree, EnvError
+from leafe.core import EnvError, Environment, Request, StepResult, Stop, Task, Tree
 from leafe.envs import make_env
 from leafe.envs.worker import WorkerEnv, _proxy
 from leafe.evaluate import evaluate
-from leafe.explore import BorrowedEnv, Diverged, ExploreConfig, Held, EnvPool, explore
+from leafe.explore import BorrowedEnv, Diverged, EnvPool, ExploreConfig, Held, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet
 
@@ -44,7 +44,7 @@ def tree_of(make: Callable[[], Environment], actions: list[str], *, timeout: flo
         return actions[sum(m.role == "assistant" for m in request.messages)]
 
     async def use(pool: EnvPool) -> tuple[Tree, EnvPool]:
-        config = ExploreConfig(limits={"policy_calls": float(len(actions)), "episodes": 1.0}, on_failure=False, horizon=len(actions), **settings)
+        config = ExploreConfig(limits={"policy_calls": float(len(actions)), "episodes": 1.0}, reflect_on_failure=False, horizon=len(actions), **settings)
         found = await explore(ScriptedPolicy(script), pool, pool.facts.tasks("train", 1), PROMPTS, config)
         return next(iter(found.trees.values())), pool
 

@@ -14,7 +14,7 @@ import pytest
 
 from leafe.core import Completion, ContextFull, Environment, Episode, ForeignFailure, JournalError, Kind, PolicyError, Request, Stop, Tree, Turn, UserError
 from leafe.evaluate import coverage_curve
-from leafe.explore import Exploration, ExploreConfig, Plan, EnvPool, cost_of, explore, make_strategy
+from leafe.explore import EnvPool, Exploration, ExploreConfig, Plan, cost_of, explore, make_strategy
 from leafe.prompts import Prompts, PromptSet, history_before
 from tests.explore.envs import Doors, Forgetful, Raising, Slow, answer
 
@@ -224,7 +224,7 @@ def test_unusable_reflections_are_turns_and_bounded() -> None:
     def mute(request: Request) -> list[Completion]:
         return [Completion("no idea")] if "Which of the steps" in request.messages[-1].content else answer(request)
 
-    found = run(policy=Script(mute), reflect_tries=3, strategy="tree")
+    found = run(policy=Script(mute), max_reflection_attempts=3, strategy="tree")
     bad = [t for tree in found.trees.values() for t in tree.reflections]
     assert bad
     assert all(not t.valid and t.observation == "the answer holds no JSON object" and t.target is None for t in bad)
@@ -281,10 +281,10 @@ def test_context_full_ends_the_episode_only() -> None:
 
 
 def test_invalid_actions_and_horizon_end_an_episode() -> None:
-    found = run(policy=Script(lambda r: [Completion("Action: x")]), strategy="independent", invalid_limit=3, limits={"episodes": 1})
-    assert found.stops == {"invalid_limit": 8}
+    found = run(policy=Script(lambda r: [Completion("Action: x")]), strategy="independent", max_invalid_actions=3, limits={"episodes": 1})
+    assert found.stops == {"max_invalid_actions": 8}
     assert all(len(e.acts) == 3 for t in found.trees.values() for e in t.episodes)
-    found = run(policy=Script(lambda r: [Completion("Action: x")]), strategy="independent", invalid_limit=9, horizon=4, limits={"episodes": 1})
+    found = run(policy=Script(lambda r: [Completion("Action: x")]), strategy="independent", max_invalid_actions=9, horizon=4, limits={"episodes": 1})
     assert found.stops == {"horizon": 8}
 
 
@@ -362,7 +362,7 @@ class Counts(Script):
 
 def test_branches_of_one_reflection_run_side_by_side_and_grow_the_same_tree() -> None:
     policy = Counts()
-    settings: dict[str, object] = {"limits": {"policy_calls": 400, "episodes": 9}, "width": 4, "until": "budget"}
+    settings: dict[str, object] = {"limits": {"policy_calls": 400, "episodes": 9}, "branches_per_reflection": 4, "stop_when": "budget"}
     wide = run(policy=policy, count=1, **settings)
     assert policy.most == 4
     tree = next(iter(wide.trees.values()))
@@ -378,14 +378,14 @@ def test_branches_of_one_reflection_run_side_by_side_and_grow_the_same_tree() ->
 
 def test_independent_episodes_of_a_given_number_run_side_by_side_and_grow_the_same_tree() -> None:
     wide, alone, solved = Counts(), Counts(), Counts()
-    settings: dict[str, object] = {"strategy": "independent", "limits": {"episodes": 4}, "until": "budget", "concurrency": 1}
+    settings: dict[str, object] = {"strategy": "independent", "limits": {"episodes": 4}, "stop_when": "budget", "concurrency": 1}
     together = run(policy=wide, **settings)
     assert wide.most == 4
     assert all([e.index for e in tree.episodes] == [0, 1, 2, 3] for tree in together.trees.values())
     # a run's limit is shared with other tasks: they follow one another, and the trees are the same
     assert plain(run(policy=alone, **settings, run_limits={"policy_calls": 10_000}).trees) == plain(together.trees)
     assert alone.most == 1
-    run(policy=solved, **(settings | {"until": "solved"}))
+    run(policy=solved, **(settings | {"stop_when": "solved"}))
     assert solved.most == 1, "a success would have spared the later ones"
 
 

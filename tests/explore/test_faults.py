@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 
-from leafe.core import Completion, Environment, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage, EnvError
+from leafe.core import Completion, EnvError, Environment, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage
 from leafe.evaluate import evaluate
-from leafe.explore import Exploration, ExploreConfig, EnvPool, cost_of, explore
+from leafe.explore import EnvPool, Exploration, ExploreConfig, cost_of, explore
 from leafe.prompts import Prompts, PromptSet
-from tests.explore.test_explore import ListSink, Script, plain
 from tests.explore.envs import Doors, answer
+from tests.explore.test_explore import ListSink, Script, plain
 
 PROMPTS = Prompts(PromptSet(name="doors"))
 
@@ -23,7 +23,7 @@ PROMPTS = Prompts(PromptSet(name="doors"))
 def run(
     make: Callable[[], Environment], policy: Script, sink: ListSink | None = None, known: dict[str, Tree] | None = None, count: int = 8, **settings: object
 ) -> Exploration:
-    config = ExploreConfig(**({"limits": {"policy_calls": 40}, "horizon": 12, "until": "budget"} | settings))  # type: ignore[arg-type]
+    config = ExploreConfig(**({"limits": {"policy_calls": 40}, "horizon": 12, "stop_when": "budget"} | settings))  # type: ignore[arg-type]
 
     async def main() -> Exploration:
         pool = EnvPool(make, size=4)
@@ -83,7 +83,7 @@ class Shifting(Doors):
 def test_an_answer_that_no_turn_came_of_is_in_neither_sum(env: Callable[[], Environment], stop: Stop) -> None:
     sink = ListSink()
     try:
-        spent = run(env, Script(paid), sink, error_limit=100).spent
+        spent = run(env, Script(paid), sink, max_errors=100).spent
     except ForeignFailure:  # a row of failures; what was spent is not told then
         pytest.fail("choose another environment")
     assert sum(e.stop is stop for e in sink.episodes) >= 3

@@ -8,7 +8,7 @@ import gc
 import pytest
 
 from leafe.core import Completion, Request
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.prompts import Prompts, PromptSet
 from tests.explore.envs import Doors, answer
 

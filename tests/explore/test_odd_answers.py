@@ -17,7 +17,7 @@ from leafe.core import Environment, ForeignFailure, Request, StepResult, Stop, T
 from leafe.envs import load_tasks
 from leafe.envs.worker import WorkerEnv
 from leafe.evaluate import evaluate
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet
 from leafe.runs import Journal, load_trees, write_tasks
@@ -73,7 +73,7 @@ def play(env: Any, folder: Path, stage: str) -> Any:
             write_tasks(folder, tasks)
             with Journal(folder) as journal:
                 if stage == "explore":
-                    config = ExploreConfig(limits={"policy_calls": 2.0, "episodes": 1.0}, on_failure=False)
+                    config = ExploreConfig(limits={"policy_calls": 2.0, "episodes": 1.0}, reflect_on_failure=False)
                     await explore(ScriptedPolicy(script), pool, tasks, PROMPTS, config, journal=journal)
                 else:
                     await evaluate(ScriptedPolicy(script), pool, tasks, PROMPTS, samples=2, journal=journal)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from leafe.core import FAILED, Completion, ContextFull, Kind, Message, Request, StepResult, Stop, Task, Tree, Turn, UserError
 from leafe.distill import DistillConfig, build
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.pipeline import plan
 from leafe.pipeline._stages import make_pool
 from leafe.policies.scripted import ScriptedPolicy
@@ -87,7 +87,7 @@ def test_every_failure_is_reflected_on_and_what_the_policy_read_can_be_read_agai
     room: int, step: int, strategy: str, history: str, scope: str, every: int
 ) -> None:
     policy = Short(room, step)
-    config = ExploreConfig(strategy=strategy, limits={"policy_calls": 40}, depth=3, scope=scope, every=every, memory=2)  # type: ignore[arg-type]
+    config = ExploreConfig(strategy=strategy, limits={"policy_calls": 40}, max_depth=3, scope=scope, reflect_every=every, max_attempts_in_prompt=2)  # type: ignore[arg-type]
 
     async def main() -> list[Tree]:
         envs = EnvPool(Wordy, size=2)
@@ -163,7 +163,7 @@ def test_without_room_even_then_the_episode_is_whole_and_the_reflection_unusable
 def test_refinement_begins_with_fewer_earlier_attempts_where_all_do_not_fit() -> None:
     policy = Short(3000)
     long = WORDS.model_copy(update={"attempt_chars": 1500})
-    trees = grow(policy, ExploreConfig(strategy="refine", limits={"policy_calls": 60}, memory=3), long)
+    trees = grow(policy, ExploreConfig(strategy="refine", limits={"policy_calls": 60}, max_attempts_in_prompt=3), long)
     for tree in trees:
         assert all(e.acts for e in tree.episodes[:-1]), "no attempt is lost for its beginning alone"
         assert any(len(e.preamble) == 1 for e in tree.episodes[2:])
@@ -204,7 +204,7 @@ def test_the_text_sets_tell_it_and_the_embedded_one_cannot(name: str) -> None:
     words = load_prompt_set(name)
     assert bool(words.tried) == (name != "gates")
     policy = Short(10**6)
-    trees = grow(policy, ExploreConfig(limits={"policy_calls": 40}, depth=3), words.model_copy(update={"reflection": "json"}))
+    trees = grow(policy, ExploreConfig(limits={"policy_calls": 40}, max_depth=3), words.model_copy(update={"reflection": "json"}))
     told = [m[-1].content for (_, reflecting), m in policy.told.items() if reflecting]
     assert any("look" in text for text in told) == (name != "gates")
     assert any(t.tried for tree in trees for t in tree.reflections) == (name != "gates")

@@ -27,7 +27,7 @@ NAMES = ["t0", "t1", "t2", "t3"]
 def recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "name": "mine", "about": "Does it | `work`?", "env": {"name": "gates", "options": {"setting": "easy"}}, "policy": {"model": "embedded"},
-        "arms": {"a": {"preset": "leafe+", "distill": {"valid_fraction": 0.3, "eval_every": 1}}, "b": {"preset": "paper"}},
+        "arms": {"a": {"preset": "leafe+", "distill": {"valid_fraction": 0.3, "eval_steps": 1}}, "b": {"preset": "paper"}},
         "evaluate": {"samples": 1, "k": [1]},
     }  # fmt: skip
     return parse_recipe(values | changes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from leafe.core import Environment, Task, Tree
 from leafe.envs import load_tasks, make_env
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.exports import Source, export
 from leafe.imports import Imported, Problems, read, replayed
 from leafe.prompts import Prompts, load_prompt_set
@@ -34,7 +34,7 @@ def tasks(number: int) -> list[Task]:
 
 def played(number: int = 6, episodes: int = 3, strategy: str = "independent") -> dict[str, Tree]:
     """Trees of gates tasks by `Fickle`; of independent episodes, each a root."""
-    config = ExploreConfig(strategy=strategy, limits={"episodes": float(episodes), "policy_calls": 400.0}, until="budget")
+    config = ExploreConfig(strategy=strategy, limits={"episodes": float(episodes), "policy_calls": 400.0}, stop_when="budget")
     return grown(tasks(number), config)
 
 

@@ -48,7 +48,7 @@ def test_a_log_without_anything_beside_the_texts_is_enough(trees: dict[str, Tree
 
 
 def test_branches_are_whole_episodes(tmp_path: Path) -> None:
-    grew = grown(tasks(6), ExploreConfig(limits={"policy_calls": 60.0}, until="budget"))
+    grew = grown(tasks(6), ExploreConfig(limits={"policy_calls": 60.0}, stop_when="budget"))
     assert any(e.depth for tree in grew.values() for e in tree.episodes)
     found = again(write_lines(tmp_path / "a.jsonl", chat_lines(grew, tmp_path / "out")))
     for name, tree in found.trees.items():  # each once, and one that a budget cut short is a failure like others

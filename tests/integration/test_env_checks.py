@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from leafe.core import UserError
-from leafe.envs import describe, make_env, env_names
+from leafe.envs import describe, env_names, make_env
 from leafe.testing import check_environment
 
 SERVED = {"remote", "openenv"}

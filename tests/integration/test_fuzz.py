@@ -35,7 +35,7 @@ from leafe.core.text import HOSTILE
 from leafe.distill import build, encode, preset
 from leafe.envs.code.humaneval import HumanEval
 from leafe.envs.code.mbpp import Mbpp
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet, load_prompt_set
 from leafe.report import clean
@@ -97,10 +97,10 @@ def explored(
     pool = EnvPool(make, size=2)
     config = ExploreConfig(
         limits={"policy_calls": float(each)},
-        until="budget",
+        stop_when="budget",
         concurrency=2,
-        every=2,
-        invalid_limit=3,
+        reflect_every=2,
+        max_invalid_actions=3,
     )
     write_stage(folder, [Tree(task) for task in tasks])
 
@@ -136,7 +136,7 @@ def trained_on(stored: StoredTrees, prompts: Prompts) -> int:
     """Samples of all presets, as tokens."""
     chat, samples = ChatTokens(byte_tokenizer()), 0
     for name in ("paper", "leafe+"):
-        encoded = encode(build(stored, prompts, preset(name, steps=1), 0).samples, chat, 1 << 15)
+        encoded = encode(build(stored, prompts, preset(name, max_steps=1), 0).samples, chat, 1 << 15)
         for sequences in encoded.parts.values():
             samples += len(sequences)
             assert all(len(sequence.ids) <= 1 << 15 for sequence in sequences)

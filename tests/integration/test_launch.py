@@ -56,9 +56,9 @@ def overrides(tmp_path: Path, launch: str, model: str, *more: str) -> list[str]:
         "tasks.train=3",
         "tasks.test=2",
         "explore.limits.policy_calls=8",
-        "explore.until=budget",
+        "explore.stop_when=budget",
         "explore.horizon=4",
-        "explore.depth=3",
+        "explore.max_depth=3",
         "explore.concurrency=2",
         *more,
     ]
@@ -124,7 +124,7 @@ def test_transformers_serve_goes_from_exploration_to_new_weights(tmp_path: Path)
     launch = f"{program} serve {{checkpoint}} --host 127.0.0.1 --port {{port}} --device cpu --dtype float32"
     # one door: a success now and then, so that there is something to learn from
     plain = 'policy.options.extra={generation_config="{\\"do_sample\\": true, \\"eos_token_id\\": 2, \\"pad_token_id\\": 2}"}'
-    settings = overrides(tmp_path, launch, "smollm2", plain, "evaluate.samples=2", "evaluate.k=[1,2]", "arms.leafe.distill.steps=2", "env.options={depth=1}")
+    settings = overrides(tmp_path, launch, "smollm2", plain, "evaluate.samples=2", "evaluate.k=[1,2]", "arms.leafe.distill.max_steps=2", "env.options={depth=1}")
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1"), ("HF_HOME", str(tmp_path / "hf"))):

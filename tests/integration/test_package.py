@@ -149,7 +149,7 @@ def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
         where = run([str(installed / "python"), "-c", "import leafe, torch; print(leafe.__file__)"], tmp_path, env).strip()
         assert where.startswith(str(installed.parent)), where
         small = ["tasks.train=8", "tasks.test=3", "evaluate.samples=4", "evaluate.k=[1,4]", "evaluate.compare=[]", "controls={}", "env.options.setting=easy"]
-        steps = ["explore.limits.policy_calls=30", "strategies=['tree']", "evaluate.extras={}", "arms={'leafe+'={preset='leafe+', distill={steps=2}}}"]
+        steps = ["explore.limits.policy_calls=30", "strategies=['tree']", "evaluate.extras={}", "arms={'leafe+'={preset='leafe+', distill={max_steps=2}}}"]
         run(["leafe", "demo", *small, *steps, "--jobs", "1"], tmp_path, env)
         page = (tmp_path / "runs" / "demo" / "report.html").read_text("utf-8")
         assert "leafe+" in page

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import pytest
 
 from leafe.core import Completion, ContextFull, Kind, Message, PolicyError, Request, Stop, UserError
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies import smollm2
 from leafe.policies.http import HTTPPolicy
 from leafe.prompts import REFLECTION_SCHEMA, Prompts, load_prompt_set
@@ -243,7 +243,7 @@ def test_a_server_killed_in_mid_request_ends_in_one_sentence(tmp_path: Path) -> 
 
 def test_stage_one_explores_through_a_real_server(llama: Served) -> None:
     env = Doors(depth=2)
-    config = ExploreConfig(limits={"policy_calls": 5}, until="budget", horizon=4, concurrency=2, invalid_limit=3, seed=5)
+    config = ExploreConfig(limits={"policy_calls": 5}, stop_when="budget", horizon=4, concurrency=2, max_invalid_actions=3, seed=5)
     wording = load_prompt_set("plain").model_copy(update={"max_tokens": 16, "reflect_max_tokens": 40})
     prompts = Prompts(wording, "Keys: a, b or c. Example:\nThought: try a.\nAction: a")
 

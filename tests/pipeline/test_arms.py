@@ -31,7 +31,7 @@ from tests.trees import Ep, make_tree
 
 SMALL = str(Path(__file__).with_name("small.toml"))
 QUICK = ("tasks.train=6", "tasks.test=2", "evaluate.samples=4", "validation={tasks=3, samples=4, k=2}")
-STILL = ("arms.still.preset=leafe+", "arms.still.distill={steps=1, learning_rate=1e-30, rehearsal_batch=2}")
+STILL = ("arms.still.preset=leafe+", "arms.still.distill={max_steps=1, learning_rate=1e-30, rehearsal_batch_size=2}")
 """A training that changes nothing: its weights are those that it starts from."""
 AFTER = (*STILL, "arms.still.start=leafe+", "arms.still.explorer=leafe+")
 
@@ -73,7 +73,7 @@ def test_an_arm_begins_with_the_weights_of_another_and_learns_from_its_trees(tmp
 def test_an_arm_on_one_that_learned_nothing_has_no_row_either(tmp_path: Path) -> None:
     run = tmp_path / "run"
     # two calls a task: no episode ends
-    run_recipe(small("explore.limits.policy_calls=2", "arms.leafe+.preset=rft", "arms.leafe+.distill={steps=1}", *AFTER, "tasks.train=2"), run)
+    run_recipe(small("explore.limits.policy_calls=2", "arms.leafe+.preset=rft", "arms.leafe+.distill={max_steps=1}", *AFTER, "tasks.train=2"), run)
     assert done(run, "distill/still")["empty"] == done(run, "distill/leafe+")["empty"]
     assert "empty" in done(run, "explore/leafe+.tree")
     assert [row["arm"] for row in summarise_run(RunFolder.read(run)).evaluate] == ["base"]
@@ -275,7 +275,7 @@ def test_runs_of_other_seeds_and_bases_are_one_table(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/summary.json").read_text())["seeds"] == [0, 1]
     assert "apart1: leafe+" in (tmp_path / "out/report.html").read_text()
     other = tmp_path / "other"
-    run_recipe(small("explore.depth=1"), other, only="explore")
+    run_recipe(small("explore.max_depth=1"), other, only="explore")
     with pytest.raises(UserError, match=r"other is another experiment than .*apart0: they differ in explore"):
         report_runs([apart[0], other], None, Console(quiet=True))
 

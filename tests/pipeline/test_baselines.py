@@ -30,14 +30,14 @@ QUICK = (
     "evaluate.compare=[]", "tasks.train=6", "tasks.test=2", "evaluate.samples=4", "validation={tasks=3, samples=4, k=2}", "env.options.rules=habit",
     f"explore.limits.policy_calls={CALLS}", "arms={}",
 )  # fmt: skip
-GRPO = ("arms.rl.preset=grpo", "arms.rl.grpo={learning_rate=1e-3, tasks_batch=2, group=4, eval_every=1}")
+GRPO = ("arms.rl.preset=grpo", "arms.rl.grpo={learning_rate=1e-3, tasks_per_batch=2, num_generations=4, eval_steps=1}")
 ACE = ("arms.book.preset=ace", "arms.book.ace={place='step', batch=3}")
 EARLY = (
-    "arms.early.preset=early-experience", "arms.early.distill={steps=2, rehearsal_batch=2}",
-    "arms.early.early={alternatives=3, temperature=1.5, env={steps=1, rehearsal_batch=2}}",
+    "arms.early.preset=early-experience", "arms.early.distill={max_steps=2, rehearsal_batch_size=2}",
+    "arms.early.early={alternatives=3, temperature=1.5, env={steps=1, rehearsal_batch_size=2}}",
 )  # fmt: skip
 ON = (
-    "arms.after.preset=leafe+", "arms.after.start=rl", "arms.after.explorer=rl", "arms.after.distill={steps=1, rehearsal_batch=2}",
+    "arms.after.preset=leafe+", "arms.after.start=rl", "arms.after.explorer=rl", "arms.after.distill={max_steps=1, rehearsal_batch_size=2}",
     "arms.book2.preset=ace", "arms.book2.start=rl", "arms.book2.sweep={most=[2, 6], temperature=[1.0, 1.3]}",
 )  # fmt: skip
 TRIES = ("evaluate.tries={reflexion={samples=2, attempts=3}, more={policy='book', method='independent', samples=2, attempts=2}}",)
@@ -78,7 +78,7 @@ def test_what_the_arms_unroll_into() -> None:
     ("more", "sentence"),
     [
         (("arms.x.preset=grop",), "there is no preset 'grop'; there are paper, .*grpo, early-experience"),
-        ((*GRPO, "arms.rl.distill={beta=1.0}"), "arms.rl.distill: the preset 'grpo' has no use for it; its options stand under grpo"),
+        ((*GRPO, "arms.rl.distill={rehearsal_weight=1.0}"), "arms.rl.distill: the preset 'grpo' has no use for it; its options stand under grpo"),
         ((*ACE, "arms.book.explored=refine"), "ace acts for itself and learns from no exploration"),
         ((*GRPO, "rounds=2"), "rounds are of distillation"),
         ((*GRPO, "arms.rl.grpo.learning_rte=1"), r"arms.rl.grpo.learning_rte: there is no such option; did you mean 'learning_rate'"),

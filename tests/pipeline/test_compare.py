@@ -29,7 +29,7 @@ def finished(path: Path, seed: int, *overrides: str) -> Path:
 
 
 def test_rows_of_the_same_name_are_subtracted_where_their_tasks_are_the_same(tmp_path: Path) -> None:
-    a, b = finished(tmp_path / "a", 0), finished(tmp_path / "b", 5, "explore.depth=2")
+    a, b = finished(tmp_path / "a", 0), finished(tmp_path / "b", 5, "explore.max_depth=2")
     other = new_run(tmp_path / "other", "controls={}", "evaluate.extras={}", "evaluate.k=[1, 8]")
     write_stage(other, play(number=8)[:1], "evaluate/base", together=True, done=SAMPLED)
     summary = compare_runs([RunFolder.read(run) for run in (a, b, other)], against="base").to_json()
@@ -37,7 +37,7 @@ def test_rows_of_the_same_name_are_subtracted_where_their_tasks_are_the_same(tmp
     assert {(d["a"], d["b"]) for d in summary["differences"]} == {("b: base", "a: base")}
     compare = summary["details"]["compare"]
     assert compare["other_tasks"] == ["other: base"]
-    assert compare["settings"] == [{"key": "explore.depth", "values": ["6", "2", "6"]}]
+    assert compare["settings"] == [{"key": "explore.max_depth", "values": ["6", "2", "6"]}]
     assert {row["row"] for row in summary["details"]["against"]["rows"]} == {"b: base"}
     rates = {row["arm"]: row["pass_at"]["1"]["value"] for row in summary["evaluate"]}
     first = next(d for d in summary["differences"] if d["k"] == 1)
@@ -45,11 +45,11 @@ def test_rows_of_the_same_name_are_subtracted_where_their_tasks_are_the_same(tmp
 
 
 def test_the_page_of_runs_side_by_side(tmp_path: Path) -> None:
-    a, b = finished(tmp_path / "x/demo", 0), finished(tmp_path / "y/demo", 5, "explore.depth=2")
+    a, b = finished(tmp_path / "x/demo", 0), finished(tmp_path / "y/demo", 5, "explore.max_depth=2")
     console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     report_runs([a, b], tmp_path / "out", console, tables=True, compare=True)
     text = (tmp_path / "out/report.html").read_text()
-    for words in ("x/demo | y/demo", "Side by side", "explore.depth", "y/demo: base", "# y/demo"):
+    for words in ("x/demo | y/demo", "Side by side", "explore.max_depth", "y/demo: base", "# y/demo"):
         assert words in text
     shown = " ".join(console.export_text().split())
     assert "Settings in which the runs differ" in shown

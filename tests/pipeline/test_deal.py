@@ -31,7 +31,7 @@ from tests.pipeline.test_run import trees_of
 SMALL = str(Path(__file__).with_name("small.toml"))
 OVERRIDES = (
     "policy.kind=tests.gates_policy:Fickle", "env.options.setting=hard", "arms={}", "evaluate.compare=[]", "tasks.train=12", "tasks.test=6",
-    "explore.width=2", "explore.limits.policy_calls=20", "explore.concurrency=4",
+    "explore.branches_per_reflection=2", "explore.limits.policy_calls=20", "explore.concurrency=4",
 )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def test_a_run_serves_its_base_and_then_its_own_weights(tmp_path: Path, monkeypa
 @pytest.mark.slow
 def test_an_adapter_goes_into_the_running_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    lora = ('arms."leafe+".distill.lora={rank=2, merge=false}',)
+    lora = ('arms."leafe+".distill.lora={r=2, merge=false}',)
     run = tmp_path / "with"
     run_recipe(recipe("--lora", "vllm", more=lora), run)
     first, second = logs(run)  # one for exploration; one for both rows of the evaluation
@@ -119,7 +119,7 @@ def test_a_server_killed_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_no_server_stays_behind_an_interrupted_run(how: signal.Signals, tmp_path: Path) -> None:
-    more = ("tasks.train=400", "explore.limits.policy_calls=100000", "explore.until=budget")
+    more = ("tasks.train=400", "explore.limits.policy_calls=100000", "explore.stop_when=budget")
     command = [sys.executable, "-m", "leafe.cli", "run", SMALL, *overrides("--child", more=more), "--name", "run", "--runs", str(tmp_path)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as leafe:

@@ -97,9 +97,9 @@ def test_no_built_in_recipe_tests_on_what_it_chooses_or_trains_by(
 
 
 TRIES = {"evaluate": {"samples": 2, "k": [1], "tries": {"r": {"samples": 1}}}}
-GRPO = {"preset": "grpo", "grpo": {"steps": 1, "eval_every": 1}}
-SWEEP = {"preset": "leafe+", "sweep": {"steps": [1, 2]}}
-EARLY = {"preset": "early-experience", "sweep": {"steps": [1, 2]}}
+GRPO = {"preset": "grpo", "grpo": {"max_steps": 1, "eval_steps": 1}}
+SWEEP = {"preset": "leafe+", "sweep": {"max_steps": [1, 2]}}
+EARLY = {"preset": "early-experience", "sweep": {"max_steps": [1, 2]}}
 ON_TEST = {"validation": {"split": "test"}}
 
 
@@ -142,7 +142,7 @@ def test_what_chooses_nothing_may_be_what_tests() -> None:
     assert said(overlapping(**ON_TEST)) == []
     probed = {"evaluate": {"samples": 2, "k": [1], "probe": 3}}
     assert said(overlapping(**probed, **ON_TEST)) == []
-    plain = {"arms": {"a": {"preset": "grpo", "grpo": {"steps": 1}}}}
+    plain = {"arms": {"a": {"preset": "grpo", "grpo": {"max_steps": 1}}}}
     assert said(overlapping(**plain, **ON_TEST)) == []
     assert said(overlapping(strategies=[], arms={}, tasks={"test_split": "all"})) == []
 
@@ -165,7 +165,7 @@ def test_all_that_lacks_is_said_at_once_and_before_anything_runs(
     monkeypatch.setattr(ready, "find_spec", lambda name: None if name in absent else find_spec(name))
     recipe = load_recipe(SMALL, [
         "policy.model=./no-such-model", "prompts=no-such-prompts", "tasks.test_split=elsewhere",
-        "env.options.setting=nowhere", "arms.g={preset='grpo', grpo={steps=1, lora={rank=4}}}",
+        "env.options.setting=nowhere", "arms.g={preset='grpo', grpo={max_steps=1, lora={r=4}}}",
         "evaluate.extras.far={policy='no_such_module:Policy'}", "train.launch=no-such-program --x",
         "controls.easy={options={setting='easy'}}",
     ])  # fmt: skip

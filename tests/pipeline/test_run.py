@@ -90,13 +90,13 @@ def _passes_are_shown(run: Path, marker: dict[str, Any]) -> None:
 def test_an_arm_more_is_all_that_is_done(tmp_path: Path) -> None:
     begun: list[str] = []
     run_recipe(small(), tmp_path / "run")
-    more = small("arms.cf.preset=cf", "arms.cf.distill.steps=1", "evaluate.compare=[['leafe+', 'cf']]", "evaluate.k=[1, 2]")
+    more = small("arms.cf.preset=cf", "arms.cf.distill.max_steps=1", "evaluate.compare=[['leafe+', 'cf']]", "evaluate.k=[1, 2]")
     run_recipe(more, tmp_path / "run", watcher=Watcher(begins=lambda s: begun.append(s.name)))
     assert begun == ["distill/cf", "evaluate/cf"]
     with pytest.raises(UserError, match=r"arms\.cf"):
         run_recipe(small(), tmp_path / "run")
     with pytest.raises(UserError, match=r"leafe\+\.distill\.steps"):
-        run_recipe(small("arms.leafe+.distill.steps=3", "arms.cf.preset=cf", "arms.cf.distill.steps=1"), tmp_path / "run")
+        run_recipe(small("arms.leafe+.distill.max_steps=3", "arms.cf.preset=cf", "arms.cf.distill.max_steps=1"), tmp_path / "run")
 
 
 def test_one_kind_needs_what_comes_before(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_an_arm_with_nothing_to_learn_from_stops_nobody(tmp_path: Path) -> None:
 
 
     # two calls a task: no episode ends, nothing succeeds and nothing is reflected on
-    recipe = small("explore.limits.policy_calls=2", "arms.poor.preset=rft", "arms.poor.distill.steps=2")
+    recipe = small("explore.limits.policy_calls=2", "arms.poor.preset=rft", "arms.poor.distill.max_steps=2")
     run_recipe(recipe, tmp_path / "run")
     done = RunFolder.read(tmp_path / "run").done("distill/poor")
     assert done is not None

@@ -87,7 +87,7 @@ def test_mistakes_in_merging(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to merge"):
         merge([], tmp_path / "out", recipe_of)
     other = tmp_path / "other"
-    run_recipe(small("explore.depth=1"), other, only="explore", shard=Shard(1, 2))
+    run_recipe(small("explore.max_depth=1"), other, only="explore", shard=Shard(1, 2))
     with pytest.raises(UserError, match=r"of another experiment than .* they differ in explore"):
         merge([first, other], tmp_path / "out", recipe_of)
     third = tmp_path / "third"

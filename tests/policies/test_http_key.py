@@ -38,7 +38,7 @@ def recipe(*servers: FaultyServer) -> Recipe:
     small = str(Path(__file__).parents[1] / "pipeline" / "small.toml")
     urls = [s.base_url for s in servers]
     options = ["policy.kind=http", f"policy.options.base_url={urls}", "policy.options.model=mock", "policy.options.backoff_s=0.001", "policy.options.retries=4"]
-    options += ["policy.options.api_key_env=MY_KEY", "tasks.train=16", "explore.limits.policy_calls=6", "explore.error_limit=2"]
+    options += ["policy.options.api_key_env=MY_KEY", "tasks.train=16", "explore.limits.policy_calls=6", "explore.max_errors=2"]
     return load_recipe(small, options)
 
 

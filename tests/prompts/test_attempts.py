@@ -74,7 +74,7 @@ def test_a_cut_says_how_much_is_missing(text: str, most: int) -> None:
 def test_refinement_carries_the_latest_attempts_whole_and_each_once() -> None:
     failed = {"stop": Stop.failure}
     tree = make_tree(Ep("a", "b", **failed), Ep("c", **failed), Ep("d", **failed), Ep("c", **failed), Ep("e", stop=Stop.budget))  # type: ignore[arg-type]
-    carried = make_strategy(ExploreConfig(strategy="refine", memory=2), WORDS).next(tree)
+    carried = make_strategy(ExploreConfig(strategy="refine", max_attempts_in_prompt=2), WORDS).next(tree)
     assert carried is not None
     assert carried.preamble == ("Step 0: d\nseen d\n", "Step 0: c\nseen c\n")
 

@@ -230,7 +230,7 @@ def side() -> dict[str, Any]:
     out = summarise(explored, rows, ks=(1, 8), compare=[("b: base", "a: base")]).to_json()
     mine = {f"{run}: {row}": {"run": run, "row": row} for run in "ab" for row in ("base", "arm", "tree")}
     runs = [{"name": run, "path": run, "about": ""} for run in "ab"]
-    out["details"]["compare"] = {"runs": runs, "rows": mine, "other_tasks": [], "settings": [{"key": "explore.depth", "values": ["6", None]}]}
+    out["details"]["compare"] = {"runs": runs, "rows": mine, "other_tasks": [], "settings": [{"key": "explore.max_depth", "values": ["6", None]}]}
     return out
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from leafe.core import JournalError, UserError
 from leafe.runs import RunFolder, atomic_write, to_toml
 
-CONFIG = {"name": "demo", "seed": 3, "explore": {"depth": 6, "temperature": 1.0}, "arms": [{"preset": "leafe+"}], "model": None}
+CONFIG = {"name": "demo", "seed": 3, "explore": {"max_depth": 6, "temperature": 1.0}, "arms": [{"preset": "leafe+"}], "model": None}
 text = st.text(max_size=6)
 values = st.recursive(
     st.booleans() | st.integers() | st.floats(allow_nan=False) | text,
@@ -70,7 +70,7 @@ def test_a_run_is_made_and_gone_on_with(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"seed": 4}, "seed was 3, is 4"),
-        ({"explore": {"depth": 6, "temperature": 1}}, r"explore\.temperature was 1\.0, is 1"),
+        ({"explore": {"max_depth": 6, "temperature": 1}}, r"explore\.temperature was 1\.0, is 1"),
         ({"extra": {}}, "extra was absent, is {}"),
         ({"model": "x"}, 'model was absent, is "x"'),
         ({"arms": []}, "arms was"),

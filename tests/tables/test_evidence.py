@@ -113,7 +113,7 @@ def test_one_name_for_two_arms_is_refused_and_a_row_in_two_folders_is_said(tmp_p
     same = make(tmp_path / "same", recipe(), TWELVE)
     (note, _) = gather([one, same]).notes
     assert "is in" in note
-    other = make(tmp_path / "other", recipe(arms={"leafe": {"preset": "paper", "distill": {"beta": 2.0}}}), TWELVE)
+    other = make(tmp_path / "other", recipe(arms={"leafe": {"preset": "paper", "distill": {"rehearsal_weight": 2.0}}}), TWELVE)
     with pytest.raises(UserError, match=r"leafe was trained by other settings in .*one than in .*other"):
         gather([one, other])
 

@@ -31,8 +31,8 @@ from tests.tables.folders import make, recipe
 from tests.tiny import tiny_checkpoint
 
 SMALL = (
-    "tasks.train=8", "tasks.test=3", "evaluate.samples=6", "evaluate.k=[1,4]", "explore.limits.policy_calls=30", "jobs=1", "arms.leafe.distill.steps=2",
-    "arms.rehearsal.distill.steps=2", "arms.rehearsal.distill.eval_every=1", "arms.leafe+.distill.steps=2",
+    "tasks.train=8", "tasks.test=3", "evaluate.samples=6", "evaluate.k=[1,4]", "explore.limits.policy_calls=30", "jobs=1", "arms.leafe.distill.max_steps=2",
+    "arms.rehearsal.distill.max_steps=2", "arms.rehearsal.distill.eval_steps=1", "arms.leafe+.distill.max_steps=2",
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_what_an_earlier_table_left_is_gone_on_with(tmp_path: Path) -> None:
         work, _ = jobs_of(TABLES[number], recipe_set("sokoban"), (), tmp_path)
         assert set(first[0].recipe.arms) <= set(work[0].recipe.arms)
         RunFolder.open(work[0].folder, config_of(work[0].recipe), growing=_GROWING, free=_FREE).close()
-    changed, _ = jobs_of(TABLES[4], recipe_set("sokoban"), ("arms.leafe.distill.beta=3.0",), tmp_path)
+    changed, _ = jobs_of(TABLES[4], recipe_set("sokoban"), ("arms.leafe.distill.rehearsal_weight=3.0",), tmp_path)
     with pytest.raises(UserError, match=r"arms\.leafe\.distill\.beta"):
         RunFolder.open(changed[0].folder, config_of(changed[0].recipe), growing=_GROWING, free=_FREE)
 
@@ -359,7 +359,7 @@ def test_table_5_from_nothing_to_its_claims(tmp_path: Path, monkeypatch: pytest.
     """The real thing, very small: trained in gates-first, tested in both other environments; given again, nothing is done again."""
     monkeypatch.chdir(tmp_path)
     small = ("tasks.train=6", "tasks.test=3", "evaluate.samples=8", "evaluate.k=[1,8]", "explore.limits.policy_calls=20", "jobs=1")
-    steps = ("arms.leafe.distill.steps=2", "arms.leafe+.distill.steps=2", "arms.rehearsal.distill.steps=2", "arms.grpo.grpo.tasks_batch=3")
+    steps = ("arms.leafe.distill.max_steps=2", "arms.leafe+.distill.max_steps=2", "arms.rehearsal.distill.max_steps=2", "arms.grpo.grpo.tasks_per_batch=3")
     arguments = ["table", "5", *small, *steps, "--csv", "t.csv"]
     assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
     first_time = Path("t.csv").read_text()

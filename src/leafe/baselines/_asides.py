@@ -24,7 +24,7 @@ class Asker:
 
     policy: Policy
     config: ExploreConfig
-    """Temperatures, top_p, `reflect_tries` and the seed."""
+    """Temperatures, top_p, `max_reflection_attempts` and the seed."""
     budget: Budget
 
     async def ask(
@@ -39,11 +39,11 @@ class Asker:
         max_tokens: int,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Turn]:
-        """Ask until an answer can be read, `reflect_tries` times at most and while the budget admits it; every try is a turn. `read` returns the note or
+        """Ask until an answer can be read, `max_reflection_attempts` times at most and while the budget admits it; every try is a turn. `read` returns the note or
         raises `Unusable`. `first`: the number of the episode's first aside at this history. A policy that fails is not asked again."""
         turns: list[Turn] = []
-        cooler = self.config.reflect_temperature
-        for nth in range(first, first + self.config.reflect_tries):
+        cooler = self.config.reflection_temperature
+        for nth in range(first, first + self.config.max_reflection_attempts):
             if not self.budget.take(policy_calls=1):
                 break
             began = time.monotonic()

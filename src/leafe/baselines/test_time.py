@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafe.core import Episode, Policy, Spent, Stop, Task, Tree, UserError
-from leafe.explore import EpisodeSink, ExploreConfig, Progress, EnvPool, cost_of, explore
+from leafe.explore import EnvPool, EpisodeSink, ExploreConfig, Progress, cost_of, explore
 from leafe.prompts import Prompts
 
 Ints = NDArray[np.int64]
@@ -139,14 +139,14 @@ async def sample_attempts(
 ) -> Attempts:
     """`samples` rows of up to `attempts` attempts at every task.
 
-    config: temperatures, `memory`, `reflect_tries`, horizon, seed; its strategy and limits are not used, since here a sample's only limit is its attempts.
+    config: temperatures, `memory`, `max_reflection_attempts`, horizon, seed; its strategy and limits are not used, since here a sample's only limit is its attempts.
     A lost attempt is made again, up to `AGAIN` times a sample. Journal and `known` speak of the tasks of `samples_of(tasks, samples)`. Unlike evaluation
     nothing is counted together, as every sample goes its own way, and in an environment whose start depends on the seed every sample draws its own. UserError and
     ForeignFailure as `explore`.
     """
     if attempts < 1 or samples < 1:
         raise UserError(f"attempts = {attempts}, samples = {samples}: both must be at least 1.")
-    settings = config.model_copy(update={"strategy": method, "run_limits": {}, "until": "solved", "every": 0})
+    settings = config.model_copy(update={"strategy": method, "run_limits": {}, "stop_when": "solved", "reflect_every": 0})
     asked = samples_of(tasks, samples)
     trees: dict[str, Tree] = dict(known or {})
     due = asked

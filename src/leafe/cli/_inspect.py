@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from leafe.core import UserError, EnvError
+from leafe.core import EnvError, UserError
 from leafe.envs import describe, env_names
 from leafe.envs.sandbox import guarantees
 from leafe.testing import Report, check_environment, reports_table

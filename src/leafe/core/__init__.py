@@ -4,7 +4,7 @@ from leafe.core.acting import act_turn
 from leafe.core.budget import LIMITS, Budget, Spent
 from leafe.core.chat import ChatTokens, is_plain
 from leafe.core.environment import Environment, StepResult, observation_hash
-from leafe.core.errors import ContextFull, ForeignFailure, JournalError, LeafeError, PolicyError, SnapshotGone, UserError, EnvError
+from leafe.core.errors import ContextFull, EnvError, ForeignFailure, JournalError, LeafeError, PolicyError, SnapshotGone, UserError
 from leafe.core.named import find_named
 from leafe.core.policy import Completion, Message, Policy, Request
 from leafe.core.seeds import derive_seed

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from leafe.core.environment import Environment, StepResult
-from leafe.core.errors import UserError, EnvError
+from leafe.core.errors import EnvError, UserError
 from leafe.core.text import clean_text
 from leafe.core.types import Task
 

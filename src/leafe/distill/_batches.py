@@ -72,7 +72,7 @@ class Batches:
         self._by_task: Shuffler[list[TokenSequence]] | None = None
         if config.batch_by == "sequence":
             sizes: dict[Part, int | Fraction] = {p: config.batch(p) for p in drawn}
-            if config.steps is None:
+            if config.max_steps is None:
                 number = sum(map(len, drawn.values()))
                 share = Fraction(min(number, sum(config.batch(p) for p in drawn)), max(1, number))
                 sizes = {p: share * len(mine) for p, mine in drawn.items()}
@@ -82,7 +82,7 @@ class Batches:
             for mine in drawn.values():
                 for sequence in mine:
                     tasks.setdefault(sequence.task_id, []).append(sequence)
-            self._by_task = Shuffler(list(tasks.values()), config.tasks_batch, derive_seed(config.seed, "tasks"))
+            self._by_task = Shuffler(list(tasks.values()), config.tasks_per_batch, derive_seed(config.seed, "tasks"))
 
     def batch(self, step: int) -> list[TokenSequence]:
         """All sequences of the step, for all processes together."""

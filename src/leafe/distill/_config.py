@@ -1,11 +1,12 @@
 """What Stage 2 can be told: one flat record of options, and the named presets as plain data.
 
-The objective is `L = counterfactual_weight * L_cf + beta * L_reh + anchor_weight * KL + reflection_weight * L_refl` (METHOD.md, Stage 2; the last two terms are
+The objective is `L = counterfactual_weight * L_cf + rehearsal_weight * L_reh + anchor_weight * KL + reflection_weight * L_refl` (METHOD.md, Stage 2; the last two terms are
 leafe's own). Each expectation is a mean over the target tokens of its own set within the batch, so that the sizes of the sets do not weigh.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -22,10 +23,10 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = ()
+    r: int = Field(16, ge=1)
+    lora_alpha: float = Field(32.0, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ()
     """Names of the linear layers that get an adapter; empty: all but the output layer."""
     merge: bool = True
     """Add the adapters to the weights at the end and write a plain checkpoint; False: write the adapter alone."""
@@ -49,8 +50,8 @@ class DistillConfig(BaseModel):
 
     method: Literal["sft", "dpo"] = "sft"
     """sft: the objective above. dpo: TRL's DPO on the pairs (revised action over the original one, at the history without the experience) of the branches
-    that `counterfactuals` names, and nothing else: no rehearsal, no anchors, no reflections. `counterfactual_batch` is in pairs; the options of the optimiser,
-    `max_length`, `too_long` and `micro_tokens` hold too."""
+    that `counterfactuals` names, and nothing else: no rehearsal, no anchors, no reflections. `counterfactual_batch_size` is in pairs; the options of the optimiser,
+    `max_length`, `too_long` and `micro_batch_tokens` hold too."""
 
     # what is selected from the trees
     rehearsal: Literal["none", "successes", "progress_prefix"] = "successes"
@@ -86,24 +87,24 @@ class DistillConfig(BaseModel):
 
     # the objective
     counterfactual_weight: float = Field(1.0, ge=0)
-    beta: float = Field(0.5, ge=0)
+    rehearsal_weight: float = Field(0.5, ge=0)
     """Weight of rehearsal. The paper prints none; 0.5 did well in our own miniature (docs/results.md)."""
     anchor_weight: float = Field(0.3, ge=0)
     reflection_weight: float = Field(0.1, ge=0)
 
     # the batches
     batch_by: Literal["sequence", "task"] = "sequence"
-    """sequence: so many sequences of each part, each part drawn by itself. task: `tasks_batch` tasks with all their samples of all parts, which share most of
+    """sequence: so many sequences of each part, each part drawn by itself. task: `tasks_per_batch` tasks with all their samples of all parts, which share most of
     their tokens."""
-    tasks_batch: int = Field(8, ge=1)
+    tasks_per_batch: int = Field(8, ge=1)
     """Tasks in a batch, with batch_by = "task"."""
-    rehearsal_batch: int = Field(32, ge=1)
-    counterfactual_batch: int = Field(32, ge=1)
-    anchor_batch: int = Field(12, ge=1)
-    reflection_batch: int = Field(8, ge=1)
-    micro_tokens: int | None = Field(None, ge=2)
+    rehearsal_batch_size: int = Field(32, ge=1)
+    counterfactual_batch_size: int = Field(32, ge=1)
+    anchor_batch_size: int = Field(12, ge=1)
+    reflection_batch_size: int = Field(8, ge=1)
+    micro_batch_tokens: int | None = Field(None, ge=2)
     """Tokens in one forward pass; None: chosen for the device, and halved once where its memory does not suffice. Changes memory and speed, never the loss."""
-    packing: Literal["tree", "causal"] = "tree"
+    packing_strategy: Literal["tree", "causal"] = "tree"
     """tree: every token of the samples' common prefixes is computed once, under attention to its ancestors alone. causal: merged rows, for models that
     cannot do that. The loss is the same."""
     max_length: int | None = Field(None, ge=2)
@@ -112,18 +113,18 @@ class DistillConfig(BaseModel):
     """What becomes of a longer sample: left out, or without the oldest turns of its prompt. Both are counted."""
 
     # the optimiser
-    steps: int | None = Field(None, ge=1)
-    """Optimiser steps, whose batches hold each part in its own number (`rehearsal_batch` and its kin), however often that passes
-    over a small part; give this or `epochs`."""
-    epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    """Optimiser steps, whose batches hold each part in its own number (`rehearsal_batch_size` and its kin), however often that passes
+    over a small part; give this or `num_train_epochs`."""
+    num_train_epochs: float | None = Field(None, gt=0)
     """Passes over each part (paper: 2 to 3), or over the tasks; 2 where neither is given. The parts' batch sizes together are then the
     size of a batch, in which each part has its share by the number of its sequences."""
     learning_rate: float = Field(1e-6, gt=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps over which the rate rises from 0."""
+    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: float = Field(0.03, ge=0)
+    """Steps over which the rate rises from 0; below 1 a share of all steps, as in transformers."""
     weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the arithmetic (the trained weights stay float32). auto: bfloat16 where the GPU has it, else float32."""
@@ -135,39 +136,43 @@ class DistillConfig(BaseModel):
     """How strongly DPO holds the policy to the one it starts from (method = "dpo")."""
 
     # watching and stopping
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where the metrics go beside metrics.jsonl, through the trackers' own integrations."""
-    eval_every: int | None = Field(None, ge=1)
+    eval_steps: int | None = Field(None, ge=1)
     """Steps between two validations; None: none. With validation the weights with the lowest loss are the ones written."""
-    patience: int | None = Field(None, ge=1)
+    early_stopping_patience: int | None = Field(None, ge=1)
     """Stop after so many validations in a row without a new lowest loss; None: take all steps."""
-    checkpoint_every: int = Field(100, ge=1)
+    save_steps: int = Field(100, ge=1)
     """Steps between two checkpoints from which a killed training goes on."""
     seed: int = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
-        if self.patience is not None and self.eval_every is None:
-            raise ValueError("patience needs eval_every")
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise ValueError("give max_steps or num_train_epochs, not both")
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise ValueError("early_stopping_patience needs eval_steps")
         if self.rehearsal == "none" and self.counterfactuals == "none":
             raise ValueError("there is nothing to train on: rehearsal and counterfactuals are both none")
         if self.method == "dpo" and (self.counterfactuals == "none" or self.counterfactual_scope == "branch" or self.outcome_weights or self.soft_targets):
             raise ValueError('method = "dpo" is about revised actions: it needs counterfactuals, and no scope "branch", outcome_weights or soft_targets')
         return self
 
+    def warmup(self, steps: int) -> int:
+        """The warm-up of a training of `steps` optimiser steps, in steps."""
+        return math.ceil(self.warmup_steps * steps if self.warmup_steps < 1 else self.warmup_steps)
+
     def weight(self, part: Part) -> float:
         """The part's factor in the objective."""
-        return {"rehearsal": self.beta, "counterfactual": self.counterfactual_weight, "anchor": self.anchor_weight, "reflection": self.reflection_weight}[part]
+        return {"rehearsal": self.rehearsal_weight, "counterfactual": self.counterfactual_weight, "anchor": self.anchor_weight, "reflection": self.reflection_weight}[part]
 
     def batch(self, part: Part) -> int:
         """Sequences of the part in a batch."""
         return {
-            "rehearsal": self.rehearsal_batch,
-            "counterfactual": self.counterfactual_batch,
-            "anchor": self.anchor_batch,
-            "reflection": self.reflection_batch,
+            "rehearsal": self.rehearsal_batch_size,
+            "counterfactual": self.counterfactual_batch_size,
+            "anchor": self.anchor_batch_size,
+            "reflection": self.reflection_batch_size,
         }[part]
 
 
@@ -178,33 +183,33 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "rehearsal_fraction": 0.2,
         "counterfactuals": "all",
         "samples_per_task": 3,
-        "beta": 0.5,
-        "rehearsal_batch": 64,
-        "counterfactual_batch": 64,
-        "epochs": 2.0,
+        "rehearsal_weight": 0.5,
+        "rehearsal_batch_size": 64,
+        "counterfactual_batch_size": 64,
+        "num_train_epochs": 2.0,
     },
     # leafe's own: precise labels, what failed episodes did right, anchors against forgetting; whole tasks, since that costs a third (docs/results.md)
     "leafe+": {
         "batch_by": "task",
         "rehearsal": "progress_prefix",
         "counterfactuals": "improved",
-        "beta": 1.0,
+        "rehearsal_weight": 1.0,
         "anchors": True,
         "reflections": True,
-        "rehearsal_batch": 32,
-        "counterfactual_batch": 16,
-        "anchor_batch": 12,
-        "reflection_batch": 8,
-        "epochs": 2.0,
+        "rehearsal_batch_size": 32,
+        "counterfactual_batch_size": 16,
+        "anchor_batch_size": 12,
+        "reflection_batch_size": 8,
+        "num_train_epochs": 2.0,
     },
     # rehearsal of the tree's successes alone (the paper's ablation, its Table 4)
-    "rehearsal": {"rehearsal": "successes", "counterfactuals": "none", "beta": 1.0, "epochs": 2.0},
+    "rehearsal": {"rehearsal": "successes", "counterfactuals": "none", "rehearsal_weight": 1.0, "num_train_epochs": 2.0},
     # rejection-sampling fine-tuning: the same code, fed the trees of independent sampling
-    "rft": {"rehearsal": "successes", "counterfactuals": "none", "beta": 1.0, "epochs": 2.0},
+    "rft": {"rehearsal": "successes", "counterfactuals": "none", "rehearsal_weight": 1.0, "num_train_epochs": 2.0},
     # the revised action over the original one, with the policy that the training starts from as the reference
-    "dpo": {"method": "dpo", "rehearsal": "none", "counterfactuals": "improved", "counterfactual_batch": 16, "epochs": 2.0},
+    "dpo": {"method": "dpo", "rehearsal": "none", "counterfactuals": "improved", "counterfactual_batch_size": 16, "num_train_epochs": 2.0},
     # experience-to-policy distillation alone
-    "cf": {"rehearsal": "none", "counterfactuals": "all", "samples_per_task": 3, "epochs": 2.0},
+    "cf": {"rehearsal": "none", "counterfactuals": "all", "samples_per_task": 3, "num_train_epochs": 2.0},
 }
 """Named starting points; a recipe overrides single fields."""
 
@@ -214,8 +219,8 @@ def preset(name: str, **overrides: Any) -> DistillConfig:
     if name not in PRESETS:
         raise UserError(f"There is no distillation preset {name!r}: take one of {', '.join(PRESETS)}.")
     values = dict(PRESETS[name]) | overrides
-    if overrides.get("steps") is not None and "epochs" not in overrides:
-        values.pop("epochs", None)
+    if overrides.get("max_steps") is not None and "num_train_epochs" not in overrides:
+        values.pop("num_train_epochs", None)
     try:
         return DistillConfig(**values)
     except ValidationError as error:

@@ -44,7 +44,7 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if torch.cuda.device_count() > 1 and "ENV_SIZE" not in os.environ:
         raise UserError("DPO takes one GPU a process: set CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch.")
-    require_trackers(config.trackers)
+    require_trackers(config.report_to)
     source = load(model_path, config, device)
     model, tokenizer = source.model, source.tokenizer
     chat = ChatTokens(tokenizer, str(model_path))
@@ -52,8 +52,8 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
     pairs, counts = _pairs(data, chat, longest, config)
     if not pairs:
         raise UserError(f"There is nothing to train on: the trees give no pairs of actions of at most {longest} tokens; explore more or choose wider sets.")
-    held_out = _pairs(valid, chat, longest, config)[0] if valid is not None and config.eval_every is not None else []
-    notes = ["The validation tasks give no pairs: no early stopping."] if valid is not None and config.eval_every is not None and not held_out else []
+    held_out = _pairs(valid, chat, longest, config)[0] if valid is not None and config.eval_steps is not None else []
+    notes = ["The validation tasks give no pairs: no early stopping."] if valid is not None and config.eval_steps is not None and not held_out else []
     fingerprint = _fingerprint(model, pairs, held_out, config)
     before = _finished(out, fingerprint)
     if before is not None:
@@ -126,31 +126,31 @@ def _trainer(
     model: Any, tokenizer: Any, pairs: list[dict[str, Any]], held_out: list[dict[str, Any]], out: Path, config: DistillConfig, progress: Progress | None
 ) -> tuple[Any, _Watch]:
     processes = int(os.environ.get("ENV_SIZE", "1"))
-    batch = max(1, min(config.counterfactual_batch, len(pairs)) // processes)
+    batch = max(1, min(config.counterfactual_batch_size, len(pairs)) // processes)
     size = 2 * max(len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in pairs + held_out)
     # passes of one size, so that the mean over them is the mean over the batch
-    at_once = max(d for d in range(1, batch + 1) if batch % d == 0 and (d == 1 or config.micro_tokens is None or d * size <= config.micro_tokens))
-    steps = config.steps or max(1, math.ceil((config.epochs or 2.0) * len(pairs) / (batch * processes)))
-    every = config.eval_every if held_out else config.checkpoint_every
+    at_once = max(d for d in range(1, batch + 1) if batch % d == 0 and (d == 1 or config.micro_batch_tokens is None or d * size <= config.micro_batch_tokens))
+    steps = config.max_steps or max(1, math.ceil((config.num_train_epochs or 2.0) * len(pairs) / (batch * processes)))
+    every = config.eval_steps if held_out else config.save_steps
     arguments = trl.DPOConfig(
         output_dir=str(out / "checkpoints"), beta=config.dpo_beta, max_length=None,
         per_device_train_batch_size=at_once, gradient_accumulation_steps=batch // at_once, per_device_eval_batch_size=at_once,
-        max_steps=steps, learning_rate=config.learning_rate, weight_decay=config.weight_decay, max_grad_norm=config.clip,
-        lr_scheduler_type="cosine" if config.schedule == "cosine" else "constant_with_warmup", warmup_steps=math.ceil(config.warmup * steps),
+        max_steps=steps, learning_rate=config.learning_rate, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type="cosine" if config.lr_scheduler_type == "cosine" else "constant_with_warmup", warmup_steps=config.warmup(steps),
         bf16=arithmetic(config, torch.device("cpu" if not torch.cuda.is_available() else "cuda")) is torch.bfloat16, use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=config.gradient_checkpointing, seed=config.seed, data_seed=config.seed,
         save_strategy="steps", save_steps=every, save_total_limit=2, logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True,
-        eval_strategy="steps" if held_out else "no", eval_steps=config.eval_every, eval_on_start=bool(held_out),
+        eval_strategy="steps" if held_out else "no", eval_steps=config.eval_steps, eval_on_start=bool(held_out),
         load_best_model_at_end=bool(held_out), metric_for_best_model="eval_loss" if held_out else None, greater_is_better=False if held_out else None,
-        report_to=list(config.trackers), dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=list(config.report_to), dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     reference = None if config.lora is not None else copy.deepcopy(model)
     if config.lora is not None:
         model = with_adapter(model, config)
     watch = _Watch(out / "metrics.jsonl", config, progress)
     callbacks: list[TrainerCallback] = [watch]
-    if held_out and config.patience is not None:
-        callbacks.append(EarlyStoppingCallback(config.patience))
+    if held_out and config.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     trainer = _Trainer(
         model=model, ref_model=reference, args=arguments, processing_class=tokenizer, callbacks=callbacks,
         train_dataset=datasets.Dataset.from_list(pairs), eval_dataset=datasets.Dataset.from_list(held_out) if held_out else None,

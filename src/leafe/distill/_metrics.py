@@ -26,7 +26,7 @@ def require_trackers(names: Sequence[str]) -> None:
     """UserError where a tracker's package is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"distill.trackers names {name}, which is not installed: pip install {name}, or leave it out.")
+            raise UserError(f"distill.report_to names {name}, which is not installed: pip install {name}, or leave it out.")
 
 
 class Metrics:

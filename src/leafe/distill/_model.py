@@ -143,7 +143,7 @@ def adapter(lora: Lora) -> Any:
     """As peft knows it."""
     from peft import LoraConfig
 
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets) or "all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, target_modules=list(lora.target_modules) or "all-linear", task_type="CAUSAL_LM")
 
 
 def with_adapter(model: Any, config: DistillConfig) -> Any:
@@ -153,7 +153,7 @@ def with_adapter(model: Any, config: DistillConfig) -> Any:
     try:
         return get_peft_model(model, adapter(config.lora))
     except ValueError as error:
-        raise UserError(f"distill.lora.targets = {', '.join(config.lora.targets)}: {error}") from error
+        raise UserError(f"distill.lora.target_modules = {', '.join(config.lora.target_modules)}: {error}") from error
 
 
 def _without_adapter(model: Any) -> Start:

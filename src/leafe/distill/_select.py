@@ -354,7 +354,7 @@ def _answer(turn: Turn) -> Message:
 def require(dataset: Dataset, config: DistillConfig) -> list[str]:
     """Sentences about wanted parts that are empty; UserError where both D_cf and D_reh are, so that nothing is left to train on."""
     wanted: dict[Part, str] = {}
-    if config.rehearsal != "none" and config.beta > 0:
+    if config.rehearsal != "none" and config.rehearsal_weight > 0:
         wanted["rehearsal"] = f"rehearsal ({config.rehearsal})"
     if config.counterfactuals != "none" and config.counterfactual_weight > 0:
         wanted["counterfactual"] = f"counterfactuals ({config.counterfactuals})"

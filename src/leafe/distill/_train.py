@@ -43,13 +43,13 @@ from leafe.distill._tokens import TOKENISED_AGAIN, Encoded, TokenSequence, encod
 def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None) -> TrainResult:
     """See `leafe.distill.train`."""
     notes = require(data, config)
-    require_trackers(config.trackers)
-    parallel = Parallel(log_with=list(config.trackers) or None, project_config=ProjectConfiguration(str(out), logging_dir=str(out / "logs")))
+    require_trackers(config.report_to)
+    parallel = Parallel(log_with=list(config.report_to) or None, project_config=ProjectConfiguration(str(out), logging_dir=str(out / "logs")))
     source = load(model_path, config, parallel.device)
     chat = ChatTokens(source.tokenizer, str(model_path))
     longest = min(config.max_length or 1 << 30, int(getattr(source.model.config, "max_position_embeddings", 1 << 30)))
     encoded = encode(data.samples, chat, longest, too_long=config.too_long)
-    held_out = encode(valid.samples, chat, longest, too_long=config.too_long) if valid is not None and config.eval_every is not None else None
+    held_out = encode(valid.samples, chat, longest, too_long=config.too_long) if valid is not None and config.eval_steps is not None else None
     if not any(encoded.parts[p] and config.weight(p) > 0 for p in ("rehearsal", "counterfactual")):
         raise UserError(f"There is nothing to train on: no sample fits {longest} tokens; shorten the prompts or use a model with a longer context.")
     again = encoded.skipped.get(TOKENISED_AGAIN, 0)
@@ -76,10 +76,10 @@ def run(model_path: str | Path, out: Path, data: Dataset, valid: Dataset | None,
 
 def learning_rate(config: DistillConfig, step: int, steps: int) -> float:
     """The rate of step 0 .. steps - 1: a linear rise, then constant or half a cosine down towards 0."""
-    rise = math.ceil(config.warmup * steps)
+    rise = config.warmup(steps)
     if step < rise:
         return config.learning_rate * (step + 1) / (rise + 1)
-    if config.schedule == "constant":
+    if config.lr_scheduler_type == "constant":
         return config.learning_rate
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
@@ -94,7 +94,7 @@ class _Training:
         self.pad = source.tokenizer.pad_token_id if source.tokenizer.pad_token_id is not None else 0
         self.fingerprint: str = parallel.agreed(_fingerprint(source.model, encoded, held_out, config))
         self.batches = Batches(encoded, config)
-        self.steps = config.steps or self.batches.steps(2.0 if config.epochs is None else config.epochs)
+        self.steps = config.max_steps or self.batches.steps(2.0 if config.num_train_epochs is None else config.num_train_epochs)
         self.held_out = [s for p in PARTS if config.weight(p) > 0 for s in (held_out.parts[p] if held_out else ())]
         if held_out is not None and not self.held_out:
             self.notes.append("The validation tasks give no samples: no early stopping.")
@@ -108,9 +108,9 @@ class _Training:
         self.bare = parallel.accelerator.unwrap_model(self.model).model
         self.trained = {own_name(n): p for n, p in self.bare.named_parameters() if p.requires_grad}
         with torch.no_grad():
-            self.attention = self.model(choose, self.longest, config.packing)
+            self.attention = self.model(choose, self.longest, config.packing_strategy)
         self.notes += self.attention.notes
-        self.budget = config.micro_tokens or budget(self.bare, config, parallel.device)
+        self.budget = config.micro_batch_tokens or budget(self.bare, config, parallel.device)
         self.halved = False
         self.checkpoints = Checkpoints(out / "checkpoints", self.trained, self.optimizer, parallel, self.model)
         self._valid: list[Piece] | None = None
@@ -156,12 +156,12 @@ class _Training:
             if metrics:
                 metrics.row({"step": 0, "valid_loss": loss} | {f"valid_loss/{p}": v for p, v in parts.items()})
         step = first
-        stopped = bool(config.patience and state["worse"] >= config.patience)
+        stopped = bool(config.early_stopping_patience and state["worse"] >= config.early_stopping_patience)
         while step < self.steps and not stopped:
             row = self._step(step, state)
             step += 1
             row |= {"step": step, "steps": self.steps, "tokens": state["tokens"], "given": state["given"], "seconds": time.monotonic() - began}
-            if self.held_out and config.eval_every and (step % config.eval_every == 0 or step == self.steps):
+            if self.held_out and config.eval_steps and (step % config.eval_steps == 0 or step == self.steps):
                 loss, parts = self._validate()
                 row |= {"valid_loss": loss} | {f"valid_loss/{p}": v for p, v in parts.items()}
                 if loss < state["best"]:
@@ -169,8 +169,8 @@ class _Training:
                     self.checkpoints.save_best(step)
                 else:
                     state["worse"] += 1
-                    stopped = config.patience is not None and state["worse"] >= config.patience
-            if step % config.checkpoint_every == 0 and step < self.steps:
+                    stopped = config.early_stopping_patience is not None and state["worse"] >= config.early_stopping_patience
+            if step % config.save_steps == 0 and step < self.steps:
                 self.checkpoints.save(step, state)
             if metrics:
                 metrics.row(row)
@@ -189,7 +189,7 @@ class _Training:
             if isinstance(found, str):
                 self._no_memory(step, found)
         losses_P, tokens, given = found
-        norm = self.parallel.clip(self.trained.values(), self.config.clip)
+        norm = self.parallel.clip(self.trained.values(), self.config.max_grad_norm)
         losses_P = self.parallel.sum(losses_P)
         loss = float((losses_P * self._scaled_P()).sum())
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -280,11 +280,11 @@ class _Training:
             f"Memory did not suffice for {largest} tokens in a forward pass at step {step + 1} ({why}): from there on passes had at most {self.budget} tokens, "
             "with the same gradient."
         )
-        return {"out_of_memory": 1, "micro_tokens": self.budget}
+        return {"out_of_memory": 1, "micro_batch_tokens": self.budget}
 
     def _no_memory(self, step: int, why: str) -> NoReturn:
         raise UserError(
-            f"Memory does not suffice at step {step + 1} for forward passes of {self.budget} tokens ({why}): set distill.micro_tokens below {self.budget}"
+            f"Memory does not suffice at step {step + 1} for forward passes of {self.budget} tokens ({why}): set distill.micro_batch_tokens below {self.budget}"
             f"{' (one sample has ' + str(self.longest) + ': then lower max_length too)' if self.longest > self.budget // 2 else ''}"
             ", gradient_checkpointing = true, or lora; the training goes on from its last checkpoint."
         )
@@ -362,7 +362,7 @@ def _plain(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-_IRRELEVANT = {"micro_tokens", "trackers", "checkpoint_every", "gradient_checkpointing", "packing"}
+_IRRELEVANT = {"micro_batch_tokens", "report_to", "save_steps", "gradient_checkpointing", "packing_strategy"}
 """Options that change how a training is done and not what it does: a broken one may go on with others."""
 
 

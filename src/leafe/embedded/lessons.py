@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from leafe.core import Kind, Message, Task, Turn, turn_id
 from leafe.envs.gates import Gates
-from leafe.envs.gates.rules import HABIT, HELD_OUT, HORIZON, OBJECTS, TOOLS, WAYS
 from leafe.envs.gates.env import Stage, draw_stages, task_payload
+from leafe.envs.gates.rules import HABIT, HELD_OUT, HORIZON, OBJECTS, TOOLS, WAYS
 from leafe.prompts import History, Prompts
 
 HABIT_WAYS = (0.62, 0.30, 0.06, 0.02)

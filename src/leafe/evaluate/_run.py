@@ -27,6 +27,7 @@ from typing import Any
 from leafe.core import (
     Completion,
     ContextFull,
+    EnvError,
     Episode,
     ForeignFailure,
     Policy,
@@ -38,13 +39,12 @@ from leafe.core import (
     Tree,
     Usage,
     UserError,
-    EnvError,
     act_turn,
     derive_seed,
 )
 from leafe.evaluate._frontier import Node, leaves, to_episodes
 from leafe.evaluate._passk import LOST, counts
-from leafe.explore import BorrowedEnv, Diverged, EpisodeSink, Held, Trail, EnvPool, cost_of
+from leafe.explore import BorrowedEnv, Diverged, EnvPool, EpisodeSink, Held, Trail, cost_of
 from leafe.prompts import History, Prompts
 
 HOPELESS = 10
@@ -81,13 +81,13 @@ async def evaluate(
     journal: EpisodeSink | None = None,
     known: Mapping[str, Tree] | None = None,
     horizon: int | None = None,
-    invalid_limit: int = 5,
+    max_invalid_actions: int = 5,
     concurrency: int = 128,
     on_progress: Callable[[EvaluateProgress], None] | None = None,
 ) -> list[Tree]:
     """`samples` independent episodes of every task (METHOD.md, Evaluation); one tree a task, in the tasks' order, counts on its turns and episodes.
 
-    horizon: the most steps, None for the environment's own. invalid_limit: invalid actions in a row that end an episode. concurrency: tasks in
+    horizon: the most steps, None for the environment's own. max_invalid_actions: invalid actions in a row that end an episode. concurrency: tasks in
     flight. A finished task is one write of the journal; `known` holds the trees of an interrupted run, whose tasks are not sampled again.
     Samples lost to the policy's endpoint or to the environment are sampled again, within bounds, when the rest of the task is done and when all other tasks are,
     those of `known` trees too; till then a task that lacks some is not written. One that is lost for good is an episode with `Stop.policy_error`,
@@ -102,7 +102,7 @@ async def evaluate(
     doubles = [task_id for task_id, times in Counter(t.id for t in tasks).items() if times > 1]
     if doubles:
         raise UserError(f"Two tasks share an id: {doubles[0]!r}; ids must be unique.")
-    stage = _Stage(policy, pool, prompts, samples, temperature, top_p, seed, horizon or pool.facts.horizon, invalid_limit, journal, on_progress)
+    stage = _Stage(policy, pool, prompts, samples, temperature, top_p, seed, horizon or pool.facts.horizon, max_invalid_actions, journal, on_progress)
     stage.progress = EvaluateProgress(len(tasks))
     trees: dict[str, Tree] = {}
     for task in tasks:
@@ -156,7 +156,7 @@ class _Stage:
     top_p: float
     seed: int
     horizon: int
-    invalid_limit: int
+    max_invalid_actions: int
     journal: EpisodeSink | None
     on_progress: Callable[[EvaluateProgress], None] | None
     progress: EvaluateProgress = field(default_factory=lambda: EvaluateProgress(0))
@@ -490,7 +490,7 @@ class _TaskSampler:
         node.invalid = 0 if result.valid else node.invalid + 1
         if result.done:
             self._end(node, Stop.success if result.success else Stop.failure)
-        elif node.invalid >= self.stage.invalid_limit:
+        elif node.invalid >= self.stage.max_invalid_actions:
             self._end(node, Stop.invalid_limit)
         elif step + 1 >= self.stage.horizon:
             self._end(node, Stop.horizon)

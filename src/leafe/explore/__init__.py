@@ -2,11 +2,11 @@
 
 from leafe.explore._config import ExploreConfig
 from leafe.explore._cost import cost_of
+from leafe.explore._envs import BorrowedEnv, Diverged, EnvPool, Held, Trail
 from leafe.explore._episode import EpisodeRunner
 from leafe.explore._idle import bounding, idle_in_a_row
 from leafe.explore._scheduler import EpisodeSink, Exploration, Progress, explore
 from leafe.explore._strategy import STRATEGIES, Plan, Strategy, make_strategy
-from leafe.explore._envs import BorrowedEnv, Diverged, Held, Trail, EnvPool
 
 __all__ = [
     "STRATEGIES", "BorrowedEnv", "Diverged", "EpisodeRunner", "EpisodeSink", "Exploration", "ExploreConfig", "Held", "Plan", "Progress", "Strategy", "Trail",

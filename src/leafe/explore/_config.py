@@ -19,31 +19,31 @@ class ExploreConfig(BaseModel):
     """What one task may cost; names as in `leafe.core.LIMITS`."""
     run_limits: dict[str, float] = {}
     """What the whole stage may cost. With several tasks in flight, which of them it cuts short depends on timing."""
-    until: Literal["solved", "budget"] = "solved"
+    stop_when: Literal["solved", "budget"] = "solved"
     """Leave a task at its first success, or use its budget up."""
-    depth: int = Field(6, ge=0)
+    max_depth: int = Field(6, ge=0)
     """tree: the most rollbacks on the way to one episode."""
-    width: int = Field(1, ge=1)
+    branches_per_reflection: int = Field(1, ge=1)
     """tree: branches sampled from one reflection."""
-    every: int = Field(0, ge=0)
+    reflect_every: int = Field(0, ge=0)
     """tree: K, reflect every K steps; 0: only on failure."""
-    on_failure: bool = True
+    reflect_on_failure: bool = True
     """tree: reflect when an episode failed."""
-    reflect_tries: int = Field(2, ge=1)
+    max_reflection_attempts: int = Field(2, ge=1)
     """How often an unusable reflection is asked for again, the first time included."""
     scope: Scope = Scope.action
     """Which actions of a branch see the experience."""
-    memory: int = Field(3, ge=1)
+    max_attempts_in_prompt: int = Field(3, ge=1)
     """refine, reflexion: how many earlier attempts stand in the first prompt."""
     temperature: float = Field(1.0, ge=0.0)
-    reflect_temperature: float | None = Field(None, ge=0.0)
+    reflection_temperature: float | None = Field(None, ge=0.0)
     """None: as `temperature`."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     horizon: int | None = Field(None, ge=1)
     """None: the environment's own."""
-    invalid_limit: int = Field(5, ge=1)
+    max_invalid_actions: int = Field(5, ge=1)
     """Invalid actions in a row that end an episode."""
-    error_limit: int = Field(3, ge=1)
+    max_errors: int = Field(3, ge=1)
     """Episodes of one task lost to the policy's or the environment's failures, after which the task is given up."""
     concurrency: int = Field(128, ge=1)
     """Tasks in flight."""

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from leafe.core import Environment, SnapshotGone, StepResult, Task, Turn, UserError, EnvError, observation_hash
+from leafe.core import EnvError, Environment, SnapshotGone, StepResult, Task, Turn, UserError, observation_hash
 from leafe.core.answers import check_facts, observation_text, step_result
 from leafe.explore._waits import Waits
 from leafe.prompts import cut_middle

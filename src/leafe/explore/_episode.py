@@ -15,6 +15,7 @@ from leafe.core import (
     Budget,
     Completion,
     ContextFull,
+    EnvError,
     Episode,
     Kind,
     Message,
@@ -25,15 +26,14 @@ from leafe.core import (
     Task,
     Tree,
     Turn,
-    EnvError,
     act_turn,
     derive_seed,
     turn_id,
 )
 from leafe.explore._config import ExploreConfig
+from leafe.explore._envs import BorrowedEnv, Diverged, Held, Trail
 from leafe.explore._strategy import Plan, Strategy
 from leafe.explore._waits import Waits
-from leafe.explore._envs import BorrowedEnv, Diverged, Held, Trail
 from leafe.prompts import History, Prompts, Said, UnusableReflection, notes_on, shortenings, tried_on
 
 
@@ -120,7 +120,7 @@ class EpisodeRunner:
         ended = self.tree.episode_of(path[-1].id)
         first = self.tree.episode_of(path[0].id).first_observation
         history = History(self.tree.task, first, tuple(path), notes_on(self.tree, path), plan.preamble)
-        await self._reflect(history, tries=self.config.reflect_tries)
+        await self._reflect(history, tries=self.config.max_reflection_attempts)
         return history, ended.stop
 
     def _count_replay(self) -> None:
@@ -159,13 +159,13 @@ class EpisodeRunner:
                 break
             if self.env.env.can_snapshot:
                 self.snapshots[turn.id] = await self.env.snapshot()
-            if invalid >= self.config.invalid_limit:
+            if invalid >= self.config.max_invalid_actions:
                 stop = Stop.invalid_limit
                 break
-            if self.config.every and (history.step % self.config.every == 0) and history.step < horizon and self.strategy.reflects_at(plan.depth):
+            if self.config.reflect_every and (history.step % self.config.reflect_every == 0) and history.step < horizon and self.strategy.reflects_at(plan.depth):
                 await self._reflect(history, tries=1)
-        if self._turns and stop in FAILED and self.config.on_failure and self.strategy.reflects_at(plan.depth):
-            await self._reflect(history, tries=self.config.reflect_tries)
+        if self._turns and stop in FAILED and self.config.reflect_on_failure and self.strategy.reflects_at(plan.depth):
+            await self._reflect(history, tries=self.config.max_reflection_attempts)
         return stop, error
 
     def _sees(self, plan: Plan, history: History) -> bool:
@@ -256,7 +256,7 @@ class EpisodeRunner:
         config, words = self.config, self.prompts.set
         extra: dict[str, Any] = {"max_tokens": words.max_tokens, "temperature": config.temperature}
         if what is not None:
-            cooler = config.reflect_temperature
+            cooler = config.reflection_temperature
             extra = {
                 "max_tokens": words.reflect_max_tokens,
                 "temperature": config.temperature if cooler is None else cooler,

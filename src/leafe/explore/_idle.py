@@ -8,7 +8,7 @@ from leafe.core import Budget, Episode, Stop
 from leafe.explore._cost import cost_of
 
 ERRORS = frozenset({Stop.policy_error, Stop.env_error})
-"""Stops that say nothing of the policy; `error_limit` bounds them."""
+"""Stops that say nothing of the policy; `max_errors` bounds them."""
 
 
 def bounding(budget: Budget) -> frozenset[str]:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from leafe.core import (
     Budget,
+    EnvError,
     Episode,
     ForeignFailure,
     Policy,
@@ -28,16 +29,15 @@ from leafe.core import (
     Task,
     Tree,
     UserError,
-    EnvError,
     derive_seed,
 )
 from leafe.explore._config import ExploreConfig
 from leafe.explore._cost import cost_of
+from leafe.explore._envs import EnvPool, Held
 from leafe.explore._episode import EpisodeRunner, unbegun
 from leafe.explore._idle import ERRORS, bounding, idle_in_a_row
 from leafe.explore._strategy import Plan, Strategy, look_back, make_strategy, siblings
 from leafe.explore._waits import Waits
-from leafe.explore._envs import Held, EnvPool
 from leafe.prompts import History, Prompts
 
 SENTENCES = 3
@@ -270,12 +270,12 @@ class _Stage:
         forgiven = sum(e.stop in ERRORS for e in tree.episodes)
         sound = self.sound
         while True:
-            if tree.solved and self.config.until == "solved":
+            if tree.solved and self.config.stop_when == "solved":
                 return True
             failed = sum(e.stop in ERRORS for e in tree.episodes) - forgiven
             if not failed:
                 sound = self.sound
-            if failed >= self.config.error_limit:
+            if failed >= self.config.max_errors:
                 if self.sound > sound:  # others came to a sound end meanwhile: the failures are this task's own
                     return self.give_up(tree, f"{failed} episodes failed while those of others did not, the last with: {tree.episodes[-1].error}")
                 if not task.put_off:
@@ -286,7 +286,7 @@ class _Stage:
                 self.sound += 1
                 forgiven += 1  # it may have come back this very moment: one more
             idle, why = idle_in_a_row(tree.episodes, names)
-            if idle >= self.config.error_limit:
+            if idle >= self.config.max_errors:
                 return self.give_up(tree, why)
             plan = look_back(strategy, tree, self.config) or strategy.next(tree)
             if plan is None or not budget.admits(episodes=int(not plan.look_back), policy_calls=1, env_steps=1, replayed_steps=1):
@@ -346,7 +346,7 @@ class _Stage:
         horizon = self.config.horizon or self.pool.facts.horizon
         reflections = 0
         if strategy.reflects_at(plan.depth):
-            reflections = (horizon // self.config.every if self.config.every else 0) + self.config.reflect_tries
+            reflections = (horizon // self.config.reflect_every if self.config.reflect_every else 0) + self.config.max_reflection_attempts
         if any(name.endswith("_tokens") or name in ("seconds", "replayed_steps") for name in budget.limits) or budget.parent is None or budget.parent.limits:
             return False  # what these cost is known afterwards only, and a run's limit is shared with other tasks
         return budget.admits(episodes=episodes, policy_calls=episodes * (horizon + reflections), env_steps=episodes * horizon)
@@ -372,7 +372,7 @@ class _Stage:
     async def give_up_if_hopeless(self) -> None:
         """A dead endpoint fails every episode: end the stage after a row of failures instead of filling the journal with them."""
         async with self.doubting:
-            if self.errors_in_a_row >= max(10, self.config.error_limit):
+            if self.errors_in_a_row >= max(10, self.config.max_errors):
                 if not await self.outside_works():
                     raise self.end(self.errors_in_a_row, self.last_error)
                 self.errors_in_a_row = 0

@@ -35,7 +35,7 @@ def look_back(strategy: Strategy, tree: Tree, config: ExploreConfig) -> Plan | N
 
     An episode that `explore` ran itself was reflected on at its end. One that was imported comes without: it is what exploration begins with.
     """
-    if not config.on_failure:
+    if not config.reflect_on_failure:
         return None
     read = {t.parent for t in tree.reflections}
     for episode in tree.episodes:
@@ -75,19 +75,19 @@ class RollbackTree:
         """The plan whose turn it is, and how many branches of its reflection are due."""
         used = Counter(e.experience for e in tree.episodes if e.experience is not None)
         for reflection in tree.reflections:
-            if not reflection.valid or used[reflection.id] >= self.config.width:
+            if not reflection.valid or used[reflection.id] >= self.config.branches_per_reflection:
                 continue
             depth = tree.episode_of(reflection.id).depth + 1
-            if depth > self.config.depth:
+            if depth > self.config.max_depth:
                 continue
             assert reflection.target is not None
             read = tree.path(reflection.id)
             plan = Plan(read[reflection.target - 1].id if reflection.target else None, reflection.id, depth)
-            return plan, self.config.width - used[reflection.id]
+            return plan, self.config.branches_per_reflection - used[reflection.id]
         return Plan(), 1
 
     def reflects_at(self, depth: int) -> bool:
-        return depth < self.config.depth
+        return depth < self.config.max_depth
 
 
 class Independent:
@@ -101,7 +101,7 @@ class Independent:
         return Plan()
 
     def siblings(self, tree: Tree) -> int:
-        if self.config.until != "budget" or "episodes" not in self.config.limits:
+        if self.config.stop_when != "budget" or "episodes" not in self.config.limits:
             return 1
         return max(1, int(self.config.limits["episodes"]) - len(tree.episodes))
 
@@ -119,7 +119,7 @@ class Refine:
     def next(self, tree: Tree) -> Plan | None:
         shown: list[str] = []
         for episode in reversed(tree.episodes):
-            if len(shown) == self.config.memory:
+            if len(shown) == self.config.max_attempts_in_prompt:
                 break
             if episode.stop in FAILED and episode.acts:
                 text = attempt_text(self.words, tree.trajectory(episode))
@@ -146,7 +146,7 @@ class Reflexion:
             if reflection.valid:
                 told = [t for t in told if t != reflection.note] + [reflection.note]
                 last = reflection
-        told = told[-self.config.memory :]
+        told = told[-self.config.max_attempts_in_prompt :]
         if last is not None and self.words.advice_attempt:
             attempt = attempt_text(self.words, tree.path(last.id))
             told[-1] = fill(self.words.advice_attempt, {"experience": told[-1], "history": attempt})

@@ -13,7 +13,7 @@ from leafe.core import Tree, UserError
 from leafe.distill import Dataset, DistillConfig, build, preset
 from leafe.envs import make_env
 from leafe.exports._pairs import first_differences
-from leafe.pipeline import Leg, Stage, legs, plan, recipe_of, stage_name, env_options
+from leafe.pipeline import Leg, Stage, env_options, legs, plan, recipe_of, stage_name
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, StoredTrees
@@ -68,7 +68,7 @@ def samples_of(run: RunFolder, arm: str | None = None, stage: str | None = None,
         parts = [first_differences(forest, prompts) for forest in trees]
         data = Dataset(tuple(s for part in parts for s in part.samples), _added([p.duplicates for p in parts]), _added([p.skipped for p in parts]))
         selection = "success over failure, at the first action in which two episodes of a task differ (the trees have no branches)"
-    learn, valid = data.split(config.valid_fraction, config.seed) if config.eval_every is not None else (data, None)
+    learn, valid = data.split(config.valid_fraction, config.seed) if config.eval_steps is not None else (data, None)
     tasks = len({task for forest in trees for task in forest})
     return Source(_about(run, recipe, found.leg, explored, selection, tasks), learn, valid)
 

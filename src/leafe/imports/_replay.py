@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from leafe.core import Completion, Episode, StepResult, Stop, Task, Turn, EnvError, act_turn, derive_seed, turn_id
+from leafe.core import Completion, EnvError, Episode, StepResult, Stop, Task, Turn, act_turn, derive_seed, turn_id
 from leafe.explore import EnvPool
 from leafe.imports._records import Bad, Logged, LoggedTurn, Problems
 from leafe.imports._trees import Imported, Seen

@@ -5,7 +5,7 @@
     run = run_recipe(load_recipe("demo"), Path("runs/demo"))
 """
 
-from leafe.pipeline._plan import KINDS, Leg, Stage, StageKind, legs, plan, stage_name, task_count, env_options
+from leafe.pipeline._plan import KINDS, Leg, Stage, StageKind, env_options, legs, plan, stage_name, task_count
 from leafe.pipeline._report import print_kind, report_run, report_runs
 from leafe.pipeline._run import StageCrashed, Watcher, config_of, run_recipe, waiting_stages
 from leafe.pipeline._shards import Shard, merge

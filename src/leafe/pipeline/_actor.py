@@ -172,7 +172,7 @@ class StageActor:
             seed=self.stage.leg.seed,
             journal=self,
             horizon=self.recipe.explore.horizon,
-            invalid_limit=self.recipe.explore.invalid_limit,
+            max_invalid_actions=self.recipe.explore.max_invalid_actions,
         )
 
     def _facts(self) -> dict[str, Any]:

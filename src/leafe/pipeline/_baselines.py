@@ -135,7 +135,7 @@ def _early(stage: Stage) -> tuple[EarlyRecipe, str]:
 
 
 def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    """GRPO on the training tasks; with `eval_every` the weights are those of the best validation."""
+    """GRPO on the training tasks; with `eval_steps` the weights are those of the best validation."""
     stop_all()
     assert stage.attempt is not None
     assert isinstance(stage.attempt.config, GrpoRecipe)
@@ -157,7 +157,7 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
         try:
             trees = await evaluate(
                 policy, envs, held_out, prompts, samples=many.samples, temperature=settings.temperature, top_p=settings.top_p, seed=leg.seed,
-                horizon=recipe.explore.horizon, invalid_limit=recipe.explore.invalid_limit, concurrency=settings.concurrency,
+                horizon=recipe.explore.horizon, max_invalid_actions=recipe.explore.max_invalid_actions, concurrency=settings.concurrency,
             )  # fmt: skip
         finally:
             envs.close()

@@ -112,14 +112,14 @@ class _Explored(_Tally):
             for episode in tree.episodes:
                 so_far.add(episode)
                 self._add(so_far, episode)
-        left = [t for t in self.tasks if not (trees[t.id].solved and self.config.until == "solved")]
+        left = [t for t in self.tasks if not (trees[t.id].solved and self.config.stop_when == "solved")]
         self.before = len(self.tasks) - len(left)
         return left, dict(trees)
 
     def count(self, tree: Tree, episode: Episode) -> None:
         self._add(tree, episode)
         self.errors_in_a_row = self.errors_in_a_row + 1 if episode.stop in (Stop.policy_error, Stop.env_error) else 0
-        if self.errors_in_a_row >= max(10, self.config.error_limit):
+        if self.errors_in_a_row >= max(10, self.config.max_errors):
             raise ForeignFailure(
                 f"{self.errors_in_a_row} episodes in a row failed, the last with: {episode.error} What was finished is kept: mend it and run again."
             )

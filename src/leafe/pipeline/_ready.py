@@ -20,7 +20,7 @@ from leafe.core import UserError, find_named
 from leafe.distill import DistillConfig
 from leafe.envs import load_tasks
 from leafe.explore import EnvPool
-from leafe.pipeline._plan import HELD_OUT, Leg, Stage, plan, task_count, env_options
+from leafe.pipeline._plan import HELD_OUT, Leg, Stage, env_options, plan, task_count
 from leafe.pipeline._stages import make_pool
 from leafe.policies import policy_factory
 from leafe.prompts import Prompts, load_prompt_set

@@ -22,9 +22,9 @@ from leafe.core.answers import versions_of
 from leafe.distill import DistillConfig, build, export_trl, train
 from leafe.envs import load_tasks, make_env
 from leafe.evaluate import EvaluateProgress, evaluate, probe
-from leafe.explore import ExploreConfig, Progress, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, Progress, explore
 from leafe.pipeline._choose import choose, last_round
-from leafe.pipeline._plan import HELD_OUT, Leg, Stage, stage_name, task_count, env_options
+from leafe.pipeline._plan import HELD_OUT, Leg, Stage, env_options, stage_name, task_count
 from leafe.pipeline._progress import evaluating, exploring
 from leafe.pipeline._served import served_policy
 from leafe.pipeline._shards import shard_of
@@ -357,7 +357,7 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
         arm = recipe.arms[attempt.arm]
         why = f"the trees of {arm.explored} hold nothing that {arm.preset} learns from: it has no row"
         return {"counts": dataset.counts, "empty": why, "stays": attempt.start}
-    learn, valid = dataset.split(config.valid_fraction, stage.leg.seed) if config.eval_every is not None else (dataset, None)
+    learn, valid = dataset.split(config.valid_fraction, stage.leg.seed) if config.eval_steps is not None else (dataset, None)
     out = folder / stage.name
     out.mkdir(parents=True, exist_ok=True)
     if (out / "dataset").exists():
@@ -405,7 +405,7 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
             journal=at.journal,
             known=load_trees(folder / stage.name),
             horizon=recipe.explore.horizon,
-            invalid_limit=recipe.explore.invalid_limit,
+            max_invalid_actions=recipe.explore.max_invalid_actions,
             concurrency=settings.concurrency,
             on_progress=on_progress,
         )

@@ -41,7 +41,7 @@ class GrpoRecipe(_Strict):
         """The settings for so many tasks, each of which an exploration would allow `explore.limits`. Episodes are as long, and end after as many invalid
         actions, as an exploration's and an evaluation's, unless the arm says otherwise."""
         limits = explore.limits
-        own: dict[str, Any] = {"horizon": explore.horizon, "invalid_limit": explore.invalid_limit, "seed": seed}
+        own: dict[str, Any] = {"horizon": explore.horizon, "max_invalid_actions": explore.max_invalid_actions, "seed": seed}
         if not _bounded(self.options):
             own["limits"] = {name: limits[name] * self.budget * tasks for name in COUNTED if name in limits}
         return GrpoConfig(**(own | self.options))
@@ -54,7 +54,7 @@ class GrpoRecipe(_Strict):
     @property
     def validates(self) -> bool:
         """Whether its weights are chosen on validation tasks."""
-        return self.options.get("eval_every") is not None
+        return self.options.get("eval_steps") is not None
 
 
 class EarlyRecipe(_Strict):
@@ -79,14 +79,14 @@ def make_config(preset: str, tables: Mapping[str, Mapping[str, Any]], changes: M
         case "grpo":
             options = {**tables["grpo"], **changes}
             budget = {"budget": options.pop("budget")} if "budget" in options else {}
-            GrpoConfig(**({} if _bounded(options) else {"steps": 1}), **options)  # its errors name its own fields
+            GrpoConfig(**({} if _bounded(options) else {"max_steps": 1}), **options)  # its errors name its own fields
             return GrpoRecipe(**budget, options=options)
         case "early":
             own = dict(tables["early"])
             env = own.pop("env", {})
             phases = {
                 "expert": _distill("rehearsal", over(tables["distill"], changes)),
-                "env": _distill("rehearsal", ({} if "steps" in env else {"epochs": 1.0}) | env),
+                "env": _distill("rehearsal", ({} if "max_steps" in env else {"num_train_epochs": 1.0}) | env),
             }
             heat = {"temperature": own.pop("temperature")} if "temperature" in own else {}
             reflects = preset == "self-reflection"
@@ -105,8 +105,8 @@ def swept(method: Method) -> list[str]:
 
 
 def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a table with others laid over them; `steps` and `epochs` are one choice, so that either takes the other's place."""
-    length = {"steps", "epochs"}
+    """The values of a table with others laid over them; `max_steps` and `num_train_epochs` are one choice, so that either takes the other's place."""
+    length = {"max_steps", "num_train_epochs"}
     return {k: v for k, v in below.items() if not (k in length and length & above.keys())} | dict(above)
 
 
@@ -115,4 +115,4 @@ def _distill(preset: str, own: Mapping[str, Any]) -> DistillConfig:
 
 
 def _bounded(options: Mapping[str, Any]) -> bool:
-    return bool(options.get("limits")) or options.get("steps") is not None
+    return bool(options.get("limits")) or options.get("max_steps") is not None

@@ -17,8 +17,7 @@ from leafe.tables._claims import counts_of, judge, top_k
 from leafe.tables._commands import resume
 from leafe.tables._define import TABLES, Row, Table, title_of
 from leafe.tables._document import Block, Cell, Document, cells, record
-from leafe.tables._evidence import Column
-from leafe.tables._evidence import Evidence, gather
+from leafe.tables._evidence import Column, Evidence, gather
 from leafe.tables._judged import HOW_CLAIMS, claim_blocks, claim_records
 from leafe.tables._missing import UNFINISHED, Notes, say_dearer, say_how, say_missing
 from leafe.tables._results import SHARES, STEPS, Cost, Kind, Place, Result, Where

@@ -10,7 +10,7 @@ from typing import Any
 
 from leafe.baselines.early_experience import check_thoughts
 from leafe.core import UserError
-from leafe.pipeline import Leg, recipe_of, env_options
+from leafe.pipeline import Leg, env_options, recipe_of
 from leafe.prompts import load_prompt_set
 from leafe.recipes import ARM_PRESETS, Recipe, parse_recipe
 from leafe.runs import RunFolder

@@ -106,7 +106,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "grpo": {"preset": "grpo"},
     "ace": {"preset": "ace"},
     "rft": {"preset": "rft", "explored": "independent"},
-    "rehearsal": {"preset": "rehearsal", "distill": {"valid_fraction": 0.2, "eval_every": 5}},
+    "rehearsal": {"preset": "rehearsal", "distill": {"valid_fraction": 0.2, "eval_steps": 5}},
     "leafe": {"preset": "paper"},
     "leafe+": {"preset": "leafe+"},
     "leafe from grpo": {"preset": "paper", "start": "grpo", "explorer": "grpo"},

@@ -15,12 +15,12 @@ from typing import Any
 
 from leafe.core import UserError
 from leafe.explore import STRATEGIES
-from leafe.pipeline import Stage, plan, recipe_of, env_options
+from leafe.pipeline import Stage, env_options, plan, recipe_of
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
 from leafe.tables._commands import resume
 from leafe.tables._define import trains_for_transfer, why_control
-from leafe.tables._refuse import same_arm, same_budget, same_tasks, same_envs
+from leafe.tables._refuse import same_arm, same_budget, same_envs, same_tasks
 from leafe.tables._results import Kind, Place, Result, Where, read, short
 
 

@@ -27,7 +27,7 @@ def settings(place: Place) -> dict[str, Any]:
     if place.origin is not None and chosen_temperature(place.origin[0], place.origin[2].leg, place.row) == temperature:
         temperature = place.origin[1].evaluate.temperature
     return {
-        "prompts": recipe.prompts, "history": recipe.history, "explore.horizon": recipe.explore.horizon, "explore.invalid_limit": recipe.explore.invalid_limit,
+        "prompts": recipe.prompts, "history": recipe.history, "explore.horizon": recipe.explore.horizon, "explore.max_invalid_actions": recipe.explore.max_invalid_actions,
         "evaluate.temperature": temperature, "evaluate.top_p": recipe.evaluate.top_p, "tasks.test": task_count(recipe, stage.leg, "test"),
     }  # fmt: skip
 

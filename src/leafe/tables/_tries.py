@@ -13,7 +13,7 @@ from typing import Any
 from leafe.baselines.test_time import Attempts
 from leafe.baselines.test_time import read as read_attempts
 from leafe.evaluate import Counts, Estimate, pass_estimate
-from leafe.pipeline import Stage, plan, env_options
+from leafe.pipeline import Stage, env_options, plan
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, load_trees
 from leafe.tables._define import title_of

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from leafe.core import Environment, StepResult, Task, UserError, EnvError, derive_seed
+from leafe.core import EnvError, Environment, StepResult, Task, UserError, derive_seed
 from leafe.core.answers import observation_text, step_result
 from leafe.envs import WorkerEnv, load_tasks, make_env
 from leafe.testing._elsewhere import Spec, fingerprint, play_elsewhere

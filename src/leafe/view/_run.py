@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from leafe.core import ChatTokens, LeafeError, UserError
 from leafe.distill import DistillConfig
 from leafe.envs import make_env
-from leafe.pipeline import Stage, plan, recipe_of, env_options
+from leafe.pipeline import Stage, env_options, plan, recipe_of
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from leafe.baselines._asides import Asker
 from leafe.baselines.ace._playbook import Delta, Playbook
 from leafe.baselines.ace._read import DELTA_SCHEMA, LESSON_SCHEMA, Lesson, read_delta, read_lesson
-from leafe.core import FAILED, Budget, Episode, ForeignFailure, Message, Policy, Spent, Stop, Task, Tree, Turn, UserError, EnvError
-from leafe.explore import EpisodeRunner, EpisodeSink, ExploreConfig, Held, Progress, EnvPool, bounding, cost_of, idle_in_a_row, make_strategy
+from leafe.core import FAILED, Budget, EnvError, Episode, ForeignFailure, Message, Policy, Spent, Stop, Task, Tree, Turn, UserError
+from leafe.explore import EnvPool, EpisodeRunner, EpisodeSink, ExploreConfig, Held, Progress, bounding, cost_of, idle_in_a_row, make_strategy
 from leafe.prompts import History, Prompts, fill
 
 _ERRORS = frozenset({Stop.policy_error, Stop.env_error})
@@ -90,7 +90,7 @@ async def ace(
 ) -> Ace:
     """Grow the playbook offline (METHOD.md, ACE).
 
-    config: `limits` a task, `run_limits` in all (those cut short what timing decides), `until`, temperatures, `reflect_tries`, horizon, limits on invalid
+    config: `limits` a task, `run_limits` in all (those cut short what timing decides), `until`, temperatures, `max_reflection_attempts`, horizon, limits on invalid
     actions and errors, seed; its strategy is not used. `known`: the trees of an interrupted run. `on_playbook` is told of the playbook after every batch.
     Raises UserError for an empty task list, ForeignFailure where policy or environments fail again and again (finished attempts are in the journal).
     """
@@ -147,12 +147,12 @@ class _Stage:
     def lost(self, tree: Tree) -> bool:
         """Whether the task is to be given up: its attempts failed, or did nothing that would ever end."""
         idle, _ = idle_in_a_row(tree.episodes, bounding(self.budgets[tree.task.id]))
-        return self.errors(tree) >= self.config.error_limit or idle >= self.config.error_limit
+        return self.errors(tree) >= self.config.max_errors or idle >= self.config.max_errors
 
     def goes_on(self, task: Task) -> bool:
         """Whether the task gets an attempt in this pass."""
         tree = self.trees[task.id]
-        if tree.solved and self.config.until == "solved":
+        if tree.solved and self.config.stop_when == "solved":
             return False
         if task.id in self.known and len(self.known[task.id].episodes) > len(tree.episodes):
             return True  # it did

@@ -21,6 +21,7 @@ from leafe.core import (
     Budget,
     Completion,
     ContextFull,
+    EnvError,
     Episode,
     ForeignFailure,
     Kind,
@@ -34,12 +35,11 @@ from leafe.core import (
     Turn,
     Usage,
     UserError,
-    EnvError,
     act_turn,
     derive_seed,
     turn_id,
 )
-from leafe.explore import BorrowedEnv, Diverged, EpisodeSink, ExploreConfig, Held, Progress, Trail, EnvPool, cost_of
+from leafe.explore import BorrowedEnv, Diverged, EnvPool, EpisodeSink, ExploreConfig, Held, Progress, Trail, cost_of
 from leafe.prompts import History, Prompts, PromptSet, fill
 
 HOPELESS = 10
@@ -88,7 +88,7 @@ async def collect(
 ) -> Collected:
     """Alternatives at the states of the trees' successes (METHOD.md, Early Experience). The trees handed in are not changed.
 
-    config: `limits` a task and `run_limits` in all for the collection alone, temperatures, `reflect_tries`, concurrency, and the seed of the exploration, since
+    config: `limits` a task and `run_limits` in all for the collection alone, temperatures, `max_reflection_attempts`, concurrency, and the seed of the exploration, since
     the environment has to be brought back to its states. `known`: what an interrupted collection journalled, by task. UserError where no tree holds a success, or
     where explanations are wanted of a prompt set that has no words for them; ForeignFailure where policy or environments fail again and again.
     """

@@ -34,7 +34,7 @@ def train_early(
     results: dict[str, TrainResult] = {}
     source = model_path
     if variant == "env":
-        first = env_config or config.model_copy(update={"steps": None, "epochs": 1.0, "eval_every": None, "patience": None})
+        first = env_config or config.model_copy(update={"max_steps": None, "num_train_epochs": 1.0, "eval_steps": None, "early_stopping_patience": None})
         results["env"] = _phase(source, out / "env", data.env, first, progress, "env")
         source = out / "env"
     elif not data.reasoned.samples:
@@ -44,7 +44,7 @@ def train_early(
 
 
 def _phase(source: str | Path, out: Path, data: Dataset, config: DistillConfig, progress: Progress | None, name: str) -> TrainResult:
-    learn, valid = data.split(config.valid_fraction, config.seed) if config.eval_every is not None else (data, None)
+    learn, valid = data.split(config.valid_fraction, config.seed) if config.eval_steps is not None else (data, None)
 
     def named(values: Mapping[str, Any]) -> None:
         if progress is not None:

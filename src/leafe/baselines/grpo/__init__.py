@@ -3,7 +3,7 @@
     config = GrpoConfig(limits={"policy_calls": 4800}, learning_rate=5e-4)
     result = train(model_path, out, lambda: make_env("gates", setting="easy"), tasks, prompts, config)
 
-A batch is `tasks_batch` tasks, each rolled out `group` times by `leafe.explore` (independent episodes) with the weights of that moment. An episode is one
+A batch is `tasks_per_batch` tasks, each rolled out `group` times by `leafe.explore` (independent episodes) with the weights of that moment. An episode is one
 sequence: action, observation, action, ...; the sampled ids are spliced in as they are, and the observations carry no loss. The advantage of
 every action is (reward - mean of the group) / standard deviation of the group.
 """
@@ -42,7 +42,7 @@ def train(
 
     `out` gets what `leafe.distill.train` writes: weights (safetensors) and tokenizer in the standard form, `metrics.jsonl`, `train.json`. Called again after a
     kill it goes on from the newest checkpoint with what had been spent by then; called again when finished it returns the result at once.
-    `validate(policy)` is asked for a success rate before the first and after every `eval_every`-th and the last step, and the weights with the highest are
+    `validate(policy)` is asked for a success rate before the first and after every `eval_steps`-th and the last step, and the weights with the highest are
     written; all calls run on one event loop.
     `workers`, `timeout`, `max_observation`: as `leafe.explore.EnvPool.fitting` has them. Blocks, and may not be called where an event loop runs.
 

@@ -23,27 +23,27 @@ COUNTED = ("policy_calls", "env_steps", "episodes")
 
 
 class GrpoConfig(BaseModel):
-    """All options of GRPO. A step is one batch of rollouts and the `iterations` optimiser steps on it."""
+    """All options of GRPO. A step is one batch of rollouts and the `num_iterations` optimiser steps on it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # how long
     limits: dict[str, float] = {}
     """What all rollouts of the training may cost: policy_calls, env_steps, episodes. Met exactly; a group that the limit cuts short is not trained on."""
-    steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1)
     """Most steps; None: until a limit is reached."""
 
     # the rollouts
-    group: int = Field(8, ge=2)
+    num_generations: int = Field(8, ge=2)
     """G: rollouts of a task."""
-    tasks_batch: int = Field(16, ge=1)
+    tasks_per_batch: int = Field(16, ge=1)
     """Tasks in a batch; no more than there are."""
     reward: Literal["success", "env"] = "success"
     """success: 1 where the environment said so, else 0. environment: the sum of the environment's rewards over the episode."""
     temperature: float = Field(1.0, gt=0)
     horizon: int | None = Field(None, ge=1)
-    """None: the environment's own. In a recipe: that of `explore`, unless the arm has its own; so is `invalid_limit`."""
-    invalid_limit: int = Field(5, ge=1)
+    """None: the environment's own. In a recipe: that of `explore`, unless the arm has its own; so is `max_invalid_actions`."""
+    max_invalid_actions: int = Field(5, ge=1)
     """Invalid actions in a row that end an episode."""
     max_batch: int = Field(256, ge=1)
     """Rows that the in-process engine computes at once."""
@@ -51,23 +51,23 @@ class GrpoConfig(BaseModel):
     """Its memory for keys and values."""
 
     # the objective
-    clip_ratio: float = Field(0.2, gt=0)
+    epsilon: float = Field(0.2, gt=0)
     """The ratio of the new to the old probability counts between 1 - this and 1 + this. With one iteration the ratio is 1 and nothing is cut."""
     beta: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the start policy, estimated at the sampled tokens (TRL's unbiased form: times the ratio)."""
-    iterations: int = Field(1, ge=1)
+    num_iterations: int = Field(1, ge=1)
     """Optimiser steps on one batch."""
-    loss: Literal["grpo", "dapo"] = "grpo"
+    loss_type: Literal["grpo", "dapo"] = "grpo"
     """grpo: the mean over rollouts of the mean over a rollout's tokens. dapo: the mean over all tokens."""
 
     # the optimiser
     learning_rate: float = Field(1e-6, gt=0)
-    warmup: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
     """Steps over which the rate rises from 0; then it is constant, since the number of steps hangs on what the rollouts cost."""
     weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
-    micro_batch: int | None = Field(None, ge=1)
+    per_device_train_batch_size: int | None = Field(None, ge=1)
     """Rollouts in one forward pass, a divisor of the batch; None: the largest up to 32. Changes memory and speed, never the loss."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the arithmetic of the updates. The trained weights stay float32, and rollouts use them as they are; with LoRA the weights beneath are held in this
@@ -76,9 +76,9 @@ class GrpoConfig(BaseModel):
     lora: Lora | None = None
 
     # watching and stopping
-    eval_every: int | None = Field(None, ge=1)
+    eval_steps: int | None = Field(None, ge=1)
     """Steps between two validations; None: none, and the last weights are the ones written."""
-    checkpoint_every: int = Field(10, ge=1)
+    save_steps: int = Field(10, ge=1)
     """Steps between two checkpoints from which a killed training goes on."""
     seed: int = 0
 
@@ -94,7 +94,7 @@ class GrpoConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.limits and self.steps is None:
+        if not self.limits and self.max_steps is None:
             raise ValueError("give limits or steps: else the training has no end")
         return self
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from leafe.baselines.grpo._config import COUNTED, GrpoConfig
 from leafe.baselines.grpo._rows import Row, nothing, row_of
 from leafe.core import Budget, ChatTokens, Policy, Spent, Stop, Task, Tree, derive_seed
-from leafe.explore import ExploreConfig, EnvPool, explore
+from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.prompts import Prompts
 
 
@@ -38,7 +38,7 @@ class Rollouts:
     def __init__(self, policy: Policy, chat: ChatTokens, pool: EnvPool, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig, budget: Budget) -> None:
         self.policy, self.chat, self.pool, self.prompts, self.config, self.budget = policy, chat, pool, prompts, config, budget
         self.tasks = list(tasks)
-        self.size = min(config.tasks_batch, len(self.tasks))
+        self.size = min(config.tasks_per_batch, len(self.tasks))
         pad = chat.tokenizer.pad_token_id
         self.pad = chat.end_of_turn if pad is None else int(pad)
 
@@ -64,8 +64,8 @@ class Rollouts:
         for task in tasks:
             episodes = trees[task.id].episodes if task.id in trees else []
             stops.update(e.stop.value for e in episodes)
-            if len(episodes) < self.config.group or any(e.stop is Stop.budget for e in episodes):
-                rows += [nothing(self.pad)] * self.config.group
+            if len(episodes) < self.config.num_generations or any(e.stop is Stop.budget for e in episodes):
+                rows += [nothing(self.pad)] * self.config.num_generations
                 continue
             whole += 1
             turns += sum(len(e.acts) for e in episodes)
@@ -76,7 +76,7 @@ class Rollouts:
     def _affordable(self) -> int:
         """Groups for which every limit has room, were each as long as it can get."""
         longest = self.config.horizon or self.pool.facts.horizon
-        cost = {"policy_calls": self.config.group * longest, "env_steps": self.config.group * longest, "episodes": self.config.group}
+        cost = {"policy_calls": self.config.num_generations * longest, "env_steps": self.config.num_generations * longest, "episodes": self.config.num_generations}
         room = {name: self.budget.limits[name] - getattr(self.budget.spent, name) for name in COUNTED if name in self.budget.limits}
         return min((math.floor(room[name] / cost[name]) for name in room), default=len(self.tasks))
 
@@ -85,12 +85,12 @@ class Rollouts:
         left = {name: limit - getattr(self.budget.spent, name) for name, limit in self.budget.limits.items()} if bounded else {}
         config = ExploreConfig(
             strategy="independent",
-            limits={"episodes": self.config.group},
+            limits={"episodes": self.config.num_generations},
             run_limits=left,
-            until="budget",
+            stop_when="budget",
             temperature=self.config.temperature,
             horizon=self.config.horizon,
-            invalid_limit=self.config.invalid_limit,
+            max_invalid_actions=self.config.max_invalid_actions,
             concurrency=len(tasks),
             seed=derive_seed(self.config.seed, "rollouts", step),
         )

@@ -59,7 +59,7 @@ def run(
     threads = torch.get_num_threads()
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < SMALL:
         torch.set_num_threads(1)  # of this thread; the engine's is told below
-    pool = EnvPool.fitting(make, config.group * min(config.tasks_batch, len(tasks)), workers, timeout, max_observation)
+    pool = EnvPool.fitting(make, config.num_generations * min(config.tasks_per_batch, len(tasks)), workers, timeout, max_observation)
     try:
         training = _Training(str(model_path), model, tokenizer, out, pool, tasks, prompts, config, validate, progress, began)
         found = finished(out, training.fingerprint)
@@ -85,7 +85,7 @@ class _Training:
         self.validate, self.progress, self.began = validate, progress, began
         self.stored = AutoConfig.from_pretrained(adapter_base(source) or source).dtype or torch.float32
         self.fingerprint = _fingerprint(model, tasks, prompts, config)
-        self.measuring = validate is not None and config.eval_every is not None
+        self.measuring = validate is not None and config.eval_steps is not None
         self.model = model
         self.tasks = tasks
         self.budget = Budget(config.limits)
@@ -111,20 +111,20 @@ class _Training:
 
     def _trainer(self) -> _Trainer:
         config = self.config
-        size = config.group * min(config.tasks_batch, len(self.tasks))
-        micro = config.micro_batch or max(n for n in range(1, _ROWS + 1) if size % n == 0)
+        size = config.num_generations * min(config.tasks_per_batch, len(self.tasks))
+        micro = config.per_device_train_batch_size or max(n for n in range(1, _ROWS + 1) if size % n == 0)
         if size % micro:
-            raise UserError(f"grpo.micro_batch = {micro} does not divide the batch of {size} rollouts.")
+            raise UserError(f"grpo.per_device_train_batch_size = {micro} does not divide the batch of {size} rollouts.")
         args = TrlConfig(
             output_dir=str(self.out / "checkpoints"), save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=1, seed=config.seed % 2**32,
-            use_cpu=not torch.cuda.is_available(), bf16=_half(config), max_steps=self._most_steps() * config.iterations, max_grad_norm=config.clip,
+            use_cpu=not torch.cuda.is_available(), bf16=_half(config), max_steps=self._most_steps() * config.num_iterations, max_grad_norm=config.max_grad_norm,
             shuffle_dataset=False,
             per_device_train_batch_size=micro, gradient_accumulation_steps=size // micro, steps_per_generation=size // micro,
-            num_generations=config.group, num_iterations=config.iterations, temperature=config.temperature, beta=config.beta, epsilon=config.clip_ratio,
-            loss_type=config.loss, scale_rewards="group", use_bias_correction_kl=True, disable_dropout=True,
+            num_generations=config.num_generations, num_iterations=config.num_iterations, temperature=config.temperature, beta=config.beta, epsilon=config.epsilon,
+            loss_type=config.loss_type, scale_rewards="group", use_bias_correction_kl=True, disable_dropout=True,
             gradient_checkpointing=config.gradient_checkpointing, dataloader_pin_memory=False, learning_rate=config.learning_rate,
         )  # fmt: skip
-        rows = size // config.group * 64  # a row a task, for TRL to count: which tasks a batch has is ours to say
+        rows = size // config.num_generations * 64  # a row a task, for TRL to count: which tasks a batch has is ours to say
         trainer = _Trainer(
             model=self.model, args=args, reward_funcs=_reward, processing_class=self.tokenizer, rollout_func=self._rollouts,
             train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(rows)]}), callbacks=[_Watch(self)],
@@ -151,7 +151,7 @@ class _Training:
             self.state |= {name: loaded[name] for name in self.state}
         self.step = self.first
         trainer.optimizer = optimizer
-        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: self._share(self.first + k // config.iterations))
+        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: self._share(self.first + k // config.num_iterations))
         self.metrics = Metrics(self.out / "metrics.jsonl", self.first, self.progress, trainer.accelerator)
         try:
             if not self.first and self.measuring:
@@ -169,12 +169,12 @@ class _Training:
 
     def _most_steps(self) -> int:
         """Of the whole training: every rollout costs one of each limit at least."""
-        size = self.config.group * min(self.config.tasks_batch, len(self.tasks))
+        size = self.config.num_generations * min(self.config.tasks_per_batch, len(self.tasks))
         bounds = [math.ceil(limit / size) for limit in self.config.limits.values()]
-        return min([*bounds, *([self.config.steps] if self.config.steps is not None else [])])
+        return min([*bounds, *([self.config.max_steps] if self.config.max_steps is not None else [])])
 
     def _share(self, step: int) -> float:
-        return min(1.0, (step + 1) / (self.config.warmup + 1))
+        return min(1.0, (step + 1) / (self.config.warmup_steps + 1))
 
     # what TRL calls
 
@@ -212,7 +212,7 @@ class _Training:
         self.step += 1
         over = self.budget.reached() is not None or self.step >= self._most_steps()
         self.measured = {}
-        if self.measuring and (over or self.step % (self.config.eval_every or 1) == 0):
+        if self.measuring and (over or self.step % (self.config.eval_steps or 1) == 0):
             self.measured["valid_success"] = self._validate()
         return over
 
@@ -226,7 +226,7 @@ class _Training:
         assert self.batch is not None
         rewards = [row.reward for row in self.batch.rows if row.reward is not None]
         self.state["reward"] = statistics.fmean(rewards) if rewards else None
-        size = self.config.group
+        size = self.config.num_generations
         mixed = sum(len({r.reward for r in self.batch.rows[i : i + size] if r.reward is not None}) > 1 for i in range(0, len(self.batch.rows), size))
         spent = self.budget.snapshot()
         self.metrics.row(
@@ -236,8 +236,8 @@ class _Training:
             | {"stops": dict(self.batch.stops), "rollout_seconds": round(self.sampled, 3), "seconds": round(time.monotonic() - self.began, 3)}
             | self.measured
         )
-        if self.step % self.config.checkpoint_every == 0:
-            self.checkpoints.save(self.step, self.state | {"spent": counts(spent), "updates": self.step * self.config.iterations})
+        if self.step % self.config.save_steps == 0:
+            self.checkpoints.save(self.step, self.state | {"spent": counts(spent), "updates": self.step * self.config.num_iterations})
 
     # validation and result
 
@@ -292,11 +292,11 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.training = training
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self.training.config.iterations == 0 and self.training.after_step():
+        if state.global_step % self.training.config.num_iterations == 0 and self.training.after_step():
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-        if logs is not None and "grad_norm" in logs and state.global_step % self.training.config.iterations == 0:
+        if logs is not None and "grad_norm" in logs and state.global_step % self.training.config.num_iterations == 0:
             self.training.after_log(logs)
 
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from numbers import Real
 from typing import Any, ClassVar
 
-from leafe.core import Environment, StepResult, Task, UserError, EnvError, find_named
+from leafe.core import EnvError, Environment, StepResult, Task, UserError, find_named
 from leafe.envs.adapters._chance import Chance
 from leafe.envs.adapters._tasks import APART, SPLITS, seed_tasks, whole
 

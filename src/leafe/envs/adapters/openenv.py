@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 import aiohttp
 
-from leafe.core import Environment, StepResult, Task, UserError, EnvError
+from leafe.core import EnvError, Environment, StepResult, Task, UserError
 from leafe.envs.adapters._tasks import APART, SPLITS, seed_tasks, whole
 
 T = TypeVar("T")

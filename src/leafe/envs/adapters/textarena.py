@@ -2,7 +2,7 @@
 
 The game is played without its wrappers, which repeat the whole history in every observation: here an observation holds what the game has said since
 the last action, and nothing of what the player said himself. A move that the game calls invalid is taken back whole (state, messages, chance),
-so that it changes nothing; TextArena itself ends a game at the second invalid move in a row, leafe by `explore.invalid_limit`.
+so that it changes nothing; TextArena itself ends a game at the second invalid move in a row, leafe by `explore.max_invalid_actions`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from leafe.core import Environment, StepResult, Task, UserError, EnvError, derive_seed
+from leafe.core import EnvError, Environment, StepResult, Task, UserError, derive_seed
 from leafe.core.processes import with_default_signals
 from leafe.core.secret import inherited
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
-from leafe.core import Task, UserError, EnvError
+from leafe.core import EnvError, Task, UserError
 from leafe.envs.code._submissions import Judged, counted
 from leafe.envs.sandbox import NOT_THE_PROGRAM, Limits, Outcome, Verdict
 

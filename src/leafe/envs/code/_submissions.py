@@ -1,6 +1,6 @@
 """What the code environments share: submit a program, read the verdict, up to four times.
 
-LEAFE's authors allow four submissions an episode on their code benchmark and roll back only when those are used up (in a recipe: `explore.every = 0`).
+LEAFE's authors allow four submissions an episode on their code benchmark and roll back only when those are used up (in a recipe: `explore.reflect_every = 0`).
 An environment says how a program is judged; submissions are counted, refused and remembered here. Programs run in the sandbox and nowhere else: where this
 machine cannot give one, the environment refuses to be made. A hidden test's failure is named by its kind alone: nothing that the program
 could write (an exception's text, a line number) comes back from a test that the policy may not see, nor how many of them passed. Hidden tests are run

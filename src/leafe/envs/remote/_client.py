@@ -17,7 +17,7 @@ from secrets import token_hex
 from typing import Any, ClassVar, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
-from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, EnvError
+from leafe.core import EnvError, Environment, SnapshotGone, StepResult, Task, UserError
 from leafe.envs.remote._transport import Transport, Unreachable
 from leafe.envs.remote._wire import PROTOCOL, Malformed, Refused, actions_from_json, flag, result_from_json, task_from_json, text
 

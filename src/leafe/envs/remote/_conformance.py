@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from secrets import token_hex
 from typing import Any
 
-from leafe.core import Task, UserError, EnvError
+from leafe.core import EnvError, Task, UserError
 from leafe.envs.remote._client import Remote
 from leafe.envs.remote._transport import Transport
 from leafe.envs.remote._wire import Refused

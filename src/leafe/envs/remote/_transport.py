@@ -27,7 +27,7 @@ from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from leafe.core import UserError, EnvError
+from leafe.core import EnvError, UserError
 from leafe.core.secret import hider
 from leafe.envs.remote._wire import MAX_BODY, STATUS, Refused, decode, encode
 

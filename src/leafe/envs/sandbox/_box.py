@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from leafe.core import UserError, EnvError
+from leafe.core import EnvError, UserError
 from leafe.core.processes import with_default_signals
 from leafe.envs.sandbox import _files
 

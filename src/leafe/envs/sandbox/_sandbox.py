@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from leafe.core import UserError, EnvError, clean_text
+from leafe.core import EnvError, UserError, clean_text
 from leafe.envs.sandbox._box import CURE, Boxes
 from leafe.envs.sandbox._seccomp import seccomp_filter
 from leafe.envs.sandbox._watch import Ended, Limits, Outcome, Watch

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from leafe.core import UserError, EnvError
+from leafe.core import EnvError, UserError
 from leafe.core.processes import with_default_signals
 from leafe.core.secret import inherited
 

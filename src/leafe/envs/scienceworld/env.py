@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from leafe.core import Environment, StepResult, Task, UserError, EnvError
+from leafe.core import EnvError, Environment, StepResult, Task, UserError
 from leafe.envs.scienceworld._jvm import Jvm, Thrown, installed, package_versions
 from leafe.envs.scienceworld._variations import SPLITS, VARIATIONS, balanced
 

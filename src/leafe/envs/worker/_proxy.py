@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError, EnvError
+from leafe.core import EnvError, Environment, SnapshotGone, StepResult, Task, UserError
 from leafe.core.processes import with_default_signals
 from leafe.core.secret import inherited
 from leafe.envs.worker._frames import receive, send

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from leafe.core import Environment, Task, UserError, EnvError
+from leafe.core import EnvError, Environment, Task, UserError
 from leafe.core.answers import check_facts, observation_text, plain_task, step_result, versions_of
 from leafe.envs.worker._frames import receive, receive_socket, send
 
