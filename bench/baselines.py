@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from leafe.baselines.ace import AceConfig, ace, with_playbook
+from leafe.baselines.attempts import sample_attempts
 from leafe.baselines.early_experience import EarlyConfig, collect, early_data, train_early
-from leafe.baselines.test_time import sample_attempts
 from leafe.core import Policy
 from leafe.distill import preset, train
 from leafe.embedded import base_path

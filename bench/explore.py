@@ -192,7 +192,7 @@ async def _warm(pool: EnvPool) -> None:
     task = Walk().tasks("train", 1)[0]
     async with AsyncExitStack() as stack:
         for _ in range(pool.size):
-            env = await stack.enter_async_context(pool.borrow())
+            env = await stack.enter_async_context(pool.acquire())
             await env.reset(task, 0)
 
 

@@ -71,7 +71,7 @@ def pooled(make: Callable[[], Environment]) -> Callable[[int], float]:
     async def main(steps: int) -> float:
         pool = EnvPool(make, size=1)
         try:
-            async with pool.borrow() as env:
+            async with pool.acquire() as env:
                 await env.reset(TASK, 0)
                 began = time.perf_counter()
                 for _ in range(steps):

@@ -196,7 +196,7 @@ def simulated(asks: list[list[Ask]], flight: int, capacity: int | None) -> np.nd
     return computed
 
 
-class Held(Engine):
+class SnapshotHandle(Engine):
     """The engine, but every answer is the recorded one."""
 
     answers: dict[int, tuple[int, ...]]
@@ -212,7 +212,7 @@ def engined(asks: list[list[Ask]], flight: int, capacity: int | None, folder: Pa
     token_bytes = 1 * 2 * 16 * 4  # layers, keys and values, width, float32
     policy = HFPolicy(folder, max_batch=flight, threads=1, cache_gib=64 if capacity is None else (capacity + 1) * token_bytes / 2**30)
     engine = policy.engine
-    engine.__class__ = Held
+    engine.__class__ = SnapshotHandle
     flat = [a for task in asks for a in task]
     engine.answers = {i: a.answer for i, a in enumerate(flat)}  # type: ignore[attr-defined]
     number, computed = {id(a): i for i, a in enumerate(flat)}, np.zeros(len(asks))

@@ -23,7 +23,7 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 from leafe.core import Completion, Environment, Request, StepResult, Task, Usage, derive_seed
-from leafe.explore import BorrowedEnv, EnvPool, ExploreConfig, explore
+from leafe.explore import EnvLease, EnvPool, ExploreConfig, explore
 from leafe.prompts import Prompts, PromptSet
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class Errand(Environment):
         return StepResult(f"Step {self.at}: " + "the corridor goes on and on. " * 8, done=done, success=won, reward=float(won))
 
 
-class _Timed(BorrowedEnv):
+class _Timed(EnvLease):
     """Calls take virtual time, in one of the pool's places."""
 
     async def _call(self, what: str, function: Any, *args: Any) -> Any:
@@ -167,7 +167,7 @@ class TimedPool(EnvPool):
         self.seconds = {"reset": reset, "step": step}
         self.busy = 0.0
 
-    def borrow(self) -> Any:
+    def acquire(self) -> Any:
         return _borrow(self)
 
 

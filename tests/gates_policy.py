@@ -16,13 +16,13 @@ SLIPS = 0.15
 
 
 class Fickle:
-    """`latency`: seconds a call. The task `deadly` ends its process whenever it is played; the calls of the task `unheard` fail. While there is a file `hold`
+    """`latency`: seconds a call. The task `deadly` ends its process whenever it is played; the calls of the task `all_samples_lost` fail. While there is a file `hold`
     nothing is answered, and whoever was asked leaves a file with its number beside it. In the folder `pids` it leaves the number of its process."""
 
     name = "fickle"
 
-    def __init__(self, latency: float = 0.0, deadly: str = "", unheard: str = "", hold: str = "", pids: str = "") -> None:
-        self.latency, self.deadly, self.unheard, self.hold = latency, deadly, unheard, hold
+    def __init__(self, latency: float = 0.0, deadly: str = "", all_samples_lost: str = "", hold: str = "", pids: str = "") -> None:
+        self.latency, self.deadly, self.all_samples_lost, self.hold = latency, deadly, all_samples_lost, hold
         self.stats = {"asked": 0}
         self._knows = GatesReference()
         if pids:
@@ -36,7 +36,7 @@ class Fickle:
         await asyncio.sleep(self.latency)
         if self.deadly and request.cache_key == self.deadly:
             os._exit(9)
-        if self.unheard and request.cache_key == self.unheard:
+        if self.all_samples_lost and request.cache_key == self.all_samples_lost:
             raise PolicyError("nobody is at home")
         chance = random.Random(request.seed)
         last = request.messages[-1].content

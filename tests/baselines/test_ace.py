@@ -132,12 +132,12 @@ def test_a_dead_endpoint_ends_the_run_and_one_broken_task_does_not() -> None:
     with pytest.raises(ForeignFailure, match="the floor gave way"):
         grow(number=12, make=Raising)
 
-    def unheard(request: Request) -> str:
+    def all_samples_lost(request: Request) -> str:
         if request.cache_key == "t1":
             raise PolicyError("not this one")
         return pupil(request)
 
-    found = grow(scripted(unheard))
+    found = grow(scripted(all_samples_lost))
     assert found.given_up == 1
     assert [t.solved for t in found.trees.values()] == [True, False, True, True, True, True]
 

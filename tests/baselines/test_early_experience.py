@@ -155,9 +155,9 @@ def test_the_samples_of_both_variants() -> None:
     found = gather(own=own)
     data = early_data(forest(), found.trees, PROMPTS, own)
     assert len(data.expert.samples) == 8
-    assert len(data.env.samples) == 16 + 8
-    assert {s.part for s in (*data.env.samples, *data.mixed.samples)} == {"rehearsal"}
-    for sample in data.env.samples:
+    assert len(data.world_model.samples) == 16 + 8
+    assert {s.part for s in (*data.world_model.samples, *data.mixed.samples)} == {"rehearsal"}
+    for sample in data.world_model.samples:
         turn = found.trees[sample.task_id][sample.turn_id]
         assert sample.messages[-1].content.endswith(f"if you do this: {turn.action}")
         assert sample.answer.content == turn.observation
@@ -205,7 +205,7 @@ def test_a_cut_answer_is_no_sample() -> None:
         return Tree(tree.task, [replace(e, turns=tuple(replace(t, finish="length") if t.kind is kind else t for t in e.turns)) for e in tree.episodes])
 
     acts, asides = (early_data(forest(), {k: half(t, kind) for k, t in found.trees.items()}, PROMPTS, own) for kind in (Kind.act, Kind.aside))
-    assert acts.env.samples == asides.env.samples == whole.env.samples  # what the environment said is whole
+    assert acts.world_model.samples == asides.world_model.samples == whole.world_model.samples  # what the environment said is whole
     assert (acts.expert.samples, acts.reasoned.samples, asides.reasoned.samples) == ((), (), ())
     assert asides.expert.samples == whole.expert.samples
     assert acts.expert.skipped == {"expert: the answer was cut at its limit of tokens": len(whole.expert.samples)}
@@ -262,13 +262,13 @@ def test_both_phases_are_trained_and_gone_on_with(tmp_path: Path) -> None:
     own = EarlyConfig(explanations=1)
     found = gather(own=own, prompts=prompts)
     data = early_data(forest(), found.trees, prompts, own)
-    encoded = encode(data.env.samples, ChatTokens(tiny_tokenizer(vocabulary), "tiny"), 128)
-    assert encoded.counts["rehearsal"]["spans"] == len(data.env.samples)
+    encoded = encode(data.world_model.samples, ChatTokens(tiny_tokenizer(vocabulary), "tiny"), 128)
+    assert encoded.counts["rehearsal"]["spans"] == len(data.world_model.samples)
     config: DistillConfig = preset("rehearsal", max_steps=6, rehearsal_batch_size=4, learning_rate=1e-2, eval_steps=2, valid_fraction=0.5)
-    results = train_early(model, tmp_path / "w", data, "env", config)
-    assert list(results) == ["env", "expert"]
-    assert json.loads((tmp_path / "w" / "env" / "train.json").read_text())
+    results = train_early(model, tmp_path / "w", data, "world_model", config)
+    assert list(results) == ["world_model", "expert"]
+    assert json.loads((tmp_path / "w" / "world_model" / "train.json").read_text())
     assert (tmp_path / "w" / "checkpoint" / "model.safetensors").is_file()
-    assert results["env"].valid_loss is None
+    assert results["world_model"].valid_loss is None
     assert results["expert"].valid_loss is not None
-    assert train_early(model, tmp_path / "w", data, "env", config)["expert"] == results["expert"]
+    assert train_early(model, tmp_path / "w", data, "world_model", config)["expert"] == results["expert"]

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from leafe.baselines.ace import Ace, AceConfig, ace, with_playbook
+from leafe.baselines.attempts import Attempts, sample_attempts
 from leafe.baselines.early_experience import Collected, EarlyConfig, collect, early_data
-from leafe.baselines.test_time import Attempts, sample_attempts
 from leafe.core import Tree
 from leafe.embedded import base_path
 from leafe.envs.gates import Gates

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from leafe.core import Tree
-from leafe.prompts import History, Prompts, PromptSet, Said, load_prompt_set, prompt_sets
+from leafe.prompts import History, PromptCache, Prompts, PromptSet, load_prompt_set, prompt_sets
 from tests.core.growth import grown_trees
 from tests.trees import trees
 
@@ -23,7 +23,7 @@ def test_with_playbook_and_lessons_the_next_prompt_is_still_this_one_and_what_ca
     prompts = plain.with_playbook("BOOK {step}\n", TOPICS)
     for episode in tree.episodes:
         history = History(tree.task, episode.first_observation, preamble=episode.preamble)
-        said = Said()
+        said = PromptCache()
         first = len(prompts.act(history)) - 1
         for turn in tree.trajectory(episode):
             before, asked, history = prompts.act(history, said), prompts.after(history, " ASKED"), history.then(turn)

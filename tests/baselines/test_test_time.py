@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from leafe.baselines.test_time import Attempts, Method, read, sample_attempts, samples_of
+from leafe.baselines.attempts import Attempts, Method, read, sample_attempts, samples_of
 from leafe.core import Kind, PolicyError, Request, Stop, Task, Tree, UserError
 from leafe.evaluate import Counts
 from leafe.explore import EnvPool, ExploreConfig
@@ -119,12 +119,12 @@ def test_killed_and_gone_on_with() -> None:
 
 
 def test_a_lost_sample_is_neither_success_nor_failure() -> None:
-    def unheard(request: Request) -> object:
+    def all_samples_lost(request: Request) -> object:
         if request.cache_key.startswith("test-1~"):
             raise PolicyError("not this one")
         return answer(request)
 
-    found = attempt(ScriptedPolicy(unheard), "refine")  # type: ignore[arg-type]
+    found = attempt(ScriptedPolicy(all_samples_lost), "refine")  # type: ignore[arg-type]
     tasks_, n, _, lost = found.counts()
     where = tasks_.index("test-1")
     assert (n[where], lost[where]) == (0, 3)

@@ -338,7 +338,7 @@ class Wave:
 
     def _signal_an_env(self, what: signal.Signals, keep: bool = False) -> int | None:
         """A handle of the process that got the signal, if there was one."""
-        found = [pid for pid in _marked(self.mark) if b"leafe.envs.worker._side" in _read(pid, "cmdline")]
+        found = [pid for pid in _marked(self.mark) if b"leafe.envs.worker._child" in _read(pid, "cmdline")]
         if not found:
             return None
         with contextlib.suppress(ProcessLookupError):

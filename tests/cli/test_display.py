@@ -31,15 +31,15 @@ from leafe.cli._console import SafeConsole
 from leafe.cli._display import Display
 from leafe.cli._encoding import plain_where_needed
 from leafe.cli._json import JsonLines
-from leafe.cli._watch import Course, clock_time, short
+from leafe.cli._watch import StageProgress, clock_time, short
 from leafe.core import EnvError, Spent, UserError
 from leafe.core.text import HOSTILE
 from leafe.explore import Progress
-from leafe.pipeline import Leg, Stage
+from leafe.pipeline import Stage, Variant
 from leafe.pipeline._progress import exploring, went_wrong
 
-STAGE = Stage("explore", Leg(0), "tree")
-OTHER = Stage("distill", Leg(0), "an arm with a name that is much longer than any terminal of the last century was wide, and then some")
+STAGE = Stage("explore", Variant(0), "tree")
+OTHER = Stage("distill", Variant(0), "an arm with a name that is much longer than any terminal of the last century was wide, and then some")
 counts = st.integers(0, 10**9)
 events = st.fixed_dictionaries(
     {"done": counts},
@@ -61,8 +61,8 @@ class Clock:
         return self.now
 
 
-def course(clock: Clock, *told: tuple[float, dict[str, Any]]) -> Course:
-    out = Course(STAGE, clock.now, clock)
+def course(clock: Clock, *told: tuple[float, dict[str, Any]]) -> StageProgress:
+    out = StageProgress(STAGE, clock.now, clock)
     for wait, event in told:
         clock.now += wait
         out.take(event)
@@ -140,7 +140,7 @@ def test_the_view_says_what_is_asked_of_it() -> None:
 
 
 def test_more_stages_than_lines_are_counted() -> None:
-    stages = [Stage("evaluate", Leg(0), f"row {n}") for n in range(20)]
+    stages = [Stage("evaluate", Variant(0), f"row {n}") for n in range(20)]
     lines = drawn(80, 12, *((stage, {"done": 1, "of": 2, "solved": 1, "samples": 2, "successes": 1}) for stage in stages))
     assert len(lines) <= 12
     assert "17 not shown" in lines[-1]

@@ -19,7 +19,7 @@ from leafe.core import EnvError, Environment, StepResult, Task, UserError
 from leafe.envs import make_env
 from leafe.envs.scienceworld import ScienceWorld, _jvm
 from leafe.envs.scienceworld._variations import SPLITS, VARIATIONS, variations
-from leafe.envs.worker import WorkerEnv
+from leafe.envs.worker import ProcessEnv
 from leafe.prompts import load_prompt_set
 from leafe.testing import check_environment
 from tests.envs.data import needs_scienceworld
@@ -296,7 +296,7 @@ def children(pid: int) -> list[int]:
 
 def test_a_killed_worker_leaves_no_jvm_and_is_made_anew() -> None:
     env = make_env("scienceworld")
-    assert isinstance(env, WorkerEnv)
+    assert isinstance(env, ProcessEnv)
     with env:
         env.reset(FIND, 0)
         assert env.pid is not None

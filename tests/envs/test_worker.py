@@ -17,21 +17,21 @@ from hypothesis import strategies as st
 
 from leafe.core import EnvError, SnapshotGone, UserError
 from leafe.envs import load_tasks, make_env
-from leafe.envs.worker import WorkerEnv, _proxy
+from leafe.envs.worker import ProcessEnv, _proxy
 from tests.envs.hosted import Forked, Hosted
 
 HOSTED, FORKED = "tests.envs.hosted:Hosted", "tests.envs.hosted:Forked"
 
 
-def hosted(**options: object) -> WorkerEnv:
+def hosted(**options: object) -> ProcessEnv:
     env = make_env(HOSTED, **options)
-    assert isinstance(env, WorkerEnv)
+    assert isinstance(env, ProcessEnv)
     return env
 
 
-def forked() -> WorkerEnv:
+def forked() -> ProcessEnv:
     env = make_env(FORKED)
-    assert isinstance(env, WorkerEnv)
+    assert isinstance(env, ProcessEnv)
     return env
 
 
@@ -218,10 +218,10 @@ def test_a_fork_is_a_snapshot(moves: list[str], chance: object) -> None:
         env.release(snapshot)
 
 
-_shared: WorkerEnv | None = None
+_shared: ProcessEnv | None = None
 
 
-def _env() -> WorkerEnv:
+def _env() -> ProcessEnv:
     global _shared
     if _shared is None:
         _shared = forked()

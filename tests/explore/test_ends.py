@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leafe.baselines.ace import AceConfig, ace
-from leafe.baselines.test_time import sample_attempts
+from leafe.baselines.attempts import sample_attempts
 from leafe.core import Completion, ContextFull, EnvError, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage, UserError
 from leafe.evaluate import evaluate
 from leafe.explore import EnvPool, ExploreConfig, explore

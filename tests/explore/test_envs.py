@@ -16,9 +16,9 @@ import pytest
 
 from leafe.core import EnvError, Environment, Request, StepResult, Stop, Task, Tree
 from leafe.envs import make_env
-from leafe.envs.worker import WorkerEnv, _proxy
+from leafe.envs.worker import ProcessEnv, _proxy
 from leafe.evaluate import evaluate
-from leafe.explore import BorrowedEnv, Diverged, EnvPool, ExploreConfig, Held, explore
+from leafe.explore import Diverged, EnvLease, EnvPool, ExploreConfig, SnapshotHandle, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet
 
@@ -129,7 +129,7 @@ def test_a_snapshot_that_is_gone_is_a_replay() -> None:
             nonlocal replayed
             replayed += 1
 
-        async with pool.borrow() as env:
+        async with pool.acquire() as env:
             env.on_replay = count
             await env.reset(task, 1)
             await env.step("add")
@@ -144,9 +144,9 @@ def test_a_snapshot_that_is_gone_is_a_replay() -> None:
             await env.restore(held)
             assert replayed == 2
             assert (await env.step("add")).observation == after
-        async with pool.borrow() as env:
+        async with pool.acquire() as env:
             env.on_replay = count
-            await env.restore(Held(held.state, held.path))
+            await env.restore(SnapshotHandle(held.state, held.path))
             assert (await env.step("add")).observation == after
             assert replayed == 4
         assert pool.broken == 0
@@ -160,7 +160,7 @@ def test_a_snapshot_that_hangs_is_a_replay_and_costs_no_thread() -> None:
         task = pool.facts.tasks("train", 1)[0]
         stopped = []
         try:
-            async with pool.borrow() as env:
+            async with pool.acquire() as env:
                 await env.reset(task, 1)
                 await env.step("add")
                 for _ in range(3):
@@ -211,7 +211,7 @@ def test_an_env_that_is_slow_to_close_holds_up_nobody() -> None:
                     seen.set()
 
         async def play() -> None:
-            async with pool.borrow() as env:
+            async with pool.acquire() as env:
                 await env.reset(Task("t", "lingers", "train", ""), 0)
                 assert (await env.step("x")).observation == "well"
 
@@ -249,7 +249,7 @@ class Moody(Environment):
 
 def steps_of(make: Callable[[], Environment], number: int) -> Any:
     async def use(pool: EnvPool) -> list[str]:
-        async with pool.borrow() as env:
+        async with pool.acquire() as env:
             await env.reset(Task("t", "moody", "train", ""), 0)
             return [(await env.step("x")).observation for _ in range(number)]
 
@@ -286,13 +286,13 @@ def test_hung_threads_do_not_use_the_pool_up() -> None:
         task = Task("t", "sleeper", "train", "")
 
         async def hang() -> None:
-            async with pool.borrow() as env:
+            async with pool.acquire() as env:
                 await env.reset(task, 0)
                 with pytest.raises(EnvError, match="no answer within"):
                     await env.step("sleep")
 
         await asyncio.gather(*(hang() for _ in range(4)))
-        async with pool.borrow() as env:
+        async with pool.acquire() as env:
             assert await env.reset(task, 0) == "zzz"
             assert (await env.step("wake")).observation == "awake"
         assert pool.broken >= 12
@@ -305,9 +305,9 @@ def test_envs_are_made_as_they_are_needed_and_no_more(tmp_path: Path) -> None:
         task = pool.facts.tasks("train", 1)[0]
 
         async def play() -> int | None:
-            async with pool.borrow() as env:
+            async with pool.acquire() as env:
                 await env.reset(task, 0)
-                assert isinstance(env.env, WorkerEnv)
+                assert isinstance(env.env, ProcessEnv)
                 return env.env.pid
 
         assert len({await play() for _ in range(3)}) == 1, "one at a time: one process"
@@ -346,7 +346,7 @@ def test_many_light_envs_share_few_threads() -> None:
 
         async def play() -> None:
             nonlocal inside
-            async with pool.borrow() as env:
+            async with pool.acquire() as env:
                 await env.reset(Task("t", "sleeper", "train", ""), 0)
                 inside += 1
                 if inside == 10:
@@ -364,11 +364,11 @@ def test_many_light_envs_share_few_threads() -> None:
 def test_a_cancelled_borrower_takes_the_process_with_it() -> None:
     async def use(pool: EnvPool) -> None:
         task = pool.facts.tasks("train", 1)[0]
-        borrowed: list[BorrowedEnv] = []
+        leased: list[EnvLease] = []
 
         async def hang() -> None:
-            async with pool.borrow() as env:
-                borrowed.append(env)
+            async with pool.acquire() as env:
+                leased.append(env)
                 await env.reset(task, 0)
                 await env.step("hang")
 
@@ -377,7 +377,7 @@ def test_a_cancelled_borrower_takes_the_process_with_it() -> None:
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert isinstance(borrowed[0].env, WorkerEnv)
-        assert borrowed[0].env.pid is None
+        assert isinstance(leased[0].env, ProcessEnv)
+        assert leased[0].env.pid is None
 
     with_pool(lambda: make_env(HOSTED), use)

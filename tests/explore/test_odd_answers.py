@@ -15,7 +15,7 @@ import pytest
 
 from leafe.core import Environment, ForeignFailure, Request, StepResult, Stop, Task
 from leafe.envs import load_tasks
-from leafe.envs.worker import WorkerEnv
+from leafe.envs.worker import ProcessEnv
 from leafe.evaluate import evaluate
 from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies.scripted import ScriptedPolicy
@@ -87,7 +87,7 @@ def play(env: Any, folder: Path, stage: str) -> Any:
 @pytest.mark.parametrize("stage", ["explore", "evaluate"])
 @pytest.mark.parametrize("process", [False, True])
 def test_numpy_and_surrogates_are_recorded_as_plain_values(stage: str, process: bool, tmp_path: Path) -> None:
-    tree = play(lambda: WorkerEnv(f"{__name__}:Odd", {}) if process else Odd(), tmp_path, stage)
+    tree = play(lambda: ProcessEnv(f"{__name__}:Odd", {}) if process else Odd(), tmp_path, stage)
     strict(tmp_path)
     episode = tree.episodes[0]
     turn = episode.acts[0]

@@ -255,7 +255,7 @@ def test_long_observations_are_cut_say_so_and_are_counted(most: int | None, snap
 
 def test_a_recipe_bounds_its_observations() -> None:
     recipe = load_recipe("demo", ["env.max_observation=100"])
-    pool = make_pool(recipe, plan(recipe)[0].leg, 1)
+    pool = make_pool(recipe, plan(recipe)[0].variant, 1)
     assert pool.max_observation == 100
     pool.close()
     with pytest.raises(UserError, match="max_observation"):

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.pipeline.test_deal import OVERRIDES, SMALL, fickle
 
 from leafe.pipeline import run_recipe
 from leafe.recipes import load_recipe
 from leafe.runs import RunFolder, read_journal
-from tests.pipeline.test_deal import OVERRIDES, SMALL, fickle
 from tests.pipeline.test_run import trees_of
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -174,9 +174,9 @@ def test_a_node_that_is_killed_at_work(cluster: Any, second: Any, whole: Path, t
         hold.unlink()
         driver.end()
     same(tmp_path / "run", whole)
-    fared = done(tmp_path / "run", stage)["ray"]
-    assert fared["lost_actors"] >= 1
-    assert fared["given_again"] >= 1
+    policy_stats = done(tmp_path / "run", stage)["ray"]
+    assert policy_stats["lost_actors"] >= 1
+    assert policy_stats["given_again"] >= 1
 
 
 @pytest.mark.timeout(300)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from leafe.baselines.ace import Playbook, with_playbook
-from leafe.baselines.test_time import read
+from leafe.baselines.attempts import read
 from leafe.core import Kind, UserError
 from leafe.embedded import base_path
 from leafe.pipeline import StageKind, plan, run_recipe, summarise_run
@@ -132,20 +132,20 @@ def test_every_arm_has_its_row_within_the_budget_of_one_exploration(whole: Path)
 @pytest.mark.slow
 def test_whose_weights_and_which_words(whole: Path) -> None:
     run, made = RunFolder.read(whole), everything()
-    leg = find(made, "evaluate/book").leg
-    assert checkpoint_of(run, leg, "book") is None, "the base, with a playbook"
-    assert checkpoint_of(run, leg, "book2") == whole / "distill/rl/checkpoint"
-    assert checkpoint_of(run, leg, "early") == whole / "distill/early/checkpoint"
+    variant = find(made, "evaluate/book").variant
+    assert checkpoint_of(run, variant, "book") is None, "the base, with a playbook"
+    assert checkpoint_of(run, variant, "book2") == whole / "distill/rl/checkpoint"
+    assert checkpoint_of(run, variant, "early") == whole / "distill/early/checkpoint"
     # that GRPO ran in this process before must not keep another training from taking its steps
     assert weights(whole / "distill/early/checkpoint") != weights(whole / "distill/early/env") != weights(base_path())
     assert weights(whole / "distill/after/checkpoint") != weights(whole / "distill/rl/checkpoint")
-    pool = make_pool(made, leg, 1)
+    pool = make_pool(made, variant, 1)
     plain = make_prompts(made, pool)
     pool.close()
     for row, attempt in (("book", "book"), ("book2", done(whole, "choose/book2")["chosen"])):
         grown = Playbook.load(whole / f"collect/{attempt}/playbook.json")
         place: Any = done(whole, f"collect/{attempt}")["place"]
-        pool = make_pool(made, leg, 1)
+        pool = make_pool(made, variant, 1)
         found = make_prompts(made, pool, whole, find(made, f"evaluate/{row}"))
         pool.close()
         assert words(found) == words(with_playbook(plain, grown, place))
@@ -219,7 +219,7 @@ def test_actors_read_the_playbook_too(whole: Path) -> None:
         await actor.close()
         return prompts
 
-    pool = make_pool(made, stage.leg, 1)
+    pool = make_pool(made, stage.variant, 1)
     assert words(asyncio.run(main())) == words(make_prompts(made, pool, whole, stage))
     pool.close()
     assert json.loads(order)["playbook"]["place"] == "step"

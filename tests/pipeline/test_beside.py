@@ -33,9 +33,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def test_the_base_and_every_arm_are_probed_and_nobody_else(run: RunFolder) -> None:
-    probed = {s.what for s in plan(small(*MORE, *EXTRA)) if s.kind == "evaluate" and "probe" in (run.done(s.name) or {}) and not s.leg.control}
+    probed = {s.what for s in plan(small(*MORE, *EXTRA)) if s.kind == "evaluate" and "probe" in (run.done(s.name) or {}) and not s.variant.control}
     assert probed == {"base", "leafe+", "leafe+.round1", "leafe+.round2"}
-    assert not any("probe" in (run.done(s.name) or {}) for s in plan(small(*MORE, *EXTRA)) if s.leg.control or s.kind != "evaluate")
+    assert not any("probe" in (run.done(s.name) or {}) for s in plan(small(*MORE, *EXTRA)) if s.variant.control or s.kind != "evaluate")
     base, arm = (run.done(f"evaluate/{row}") or {} for row in ("base", "leafe+.round1"))
     assert set(base["probe"]["env"]) == {"following", "following_way", "reflection_right"}
     assert [base["probe"][n] for n in ("kind", "pairs", "reflections", "improved")] == [arm["probe"][n] for n in ("kind", "pairs", "reflections", "improved")]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st  # noqa: E402
 from leafe.core import Completion, Message, Request  # noqa: E402
 from leafe.policies.hf import HFPolicy  # noqa: E402
 from leafe.policies.hf._engine import Engine, Job, answer  # noqa: E402
-from leafe.policies.hf._slots import WORTHWHILE, Found, Held, Slots  # noqa: E402
+from leafe.policies.hf._slots import WORTHWHILE, Found, Slots, SnapshotHandle  # noqa: E402
 from tests.tiny import WORDS, tiny_checkpoint  # noqa: E402
 
 
@@ -31,7 +31,7 @@ class Bench:
         self.inside: dict[int, tuple[int, ...]] = {}
         """Cell -> the token that was computed into it, and all before it."""
         self.busy: dict[int, tuple[tuple[int, ...], str]] = {}
-        self.held: list[tuple[Held, tuple[int, ...], str]] = []
+        self.held: list[tuple[SnapshotHandle, tuple[int, ...], str]] = []
 
     def compute(self, slot: int, tokens: tuple[int, ...]) -> None:
         s = self.slots
@@ -48,7 +48,7 @@ class Bench:
         assert same_key <= found.cached <= anywhere < found.cached + WORTHWHILE
         self.put(tokens, key, found)
 
-    def put(self, tokens: tuple[int, ...], key: str, prefix: Found | Held) -> None:
+    def put(self, tokens: tuple[int, ...], key: str, prefix: Found | SnapshotHandle) -> None:
         slot = self.slots.claim(np.array(tokens, np.int32), key, prefix)
         assert slot not in self.busy
         self.busy[slot] = (tokens, key)

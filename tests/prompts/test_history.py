@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leafe.core import Kind, Message, Scope, Stop, Tree, UserError
-from leafe.prompts import History, Prompts, PromptSet, Said, history_before, load_prompt_set, prompt_sets
+from leafe.prompts import History, PromptCache, Prompts, PromptSet, history_before, load_prompt_set, prompt_sets
 from tests.core.growth import grown_trees
 from tests.trees import Ep, make_tree, trees
 
@@ -102,7 +102,7 @@ def test_an_unknown_history_is_the_users_mistake(bad: str) -> None:
 def test_what_was_said_before_changes_no_word(history: str, tree: Tree, data: st.DataObject) -> None:
     """Histories that grow, that branch, whose notes and preambles change, and of other lengths: always the prompt that is made from nothing."""
     prompts = Prompts(PromptSet(name="bare", system="About {instruction} {preamble}"), "take X", history)
-    said = Said()
+    said = PromptCache()
     turns = list(tree)
     for _ in range(data.draw(st.integers(1, 12)) if turns else 0):
         about = history_before(tree, data.draw(st.sampled_from(turns)), with_experience=data.draw(st.booleans()))
@@ -117,7 +117,7 @@ def test_what_was_said_before_changes_no_word(history: str, tree: Tree, data: st
 
 def test_a_turn_is_put_into_words_once() -> None:
     tree = make_tree(Ep("go", "take", "open", "walk"))
-    prompts, said = Prompts(PromptSet(name="bare")), Said()
+    prompts, said = Prompts(PromptSet(name="bare")), PromptCache()
     history = History(tree.task, tree.first_observation)
     before: tuple[Message, ...] = ()
     for turn in tree.trajectory(tree.episodes[0]):

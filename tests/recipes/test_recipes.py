@@ -11,7 +11,7 @@ from leafe.baselines.grpo import GrpoConfig
 from leafe.cli import app
 from leafe.core import UserError
 from leafe.distill import DistillConfig
-from leafe.pipeline import legs, plan
+from leafe.pipeline import plan, variants
 from leafe.recipes import GrpoRecipe, Recipe, load_recipe, recipe_names
 
 
@@ -55,7 +55,7 @@ def test_overrides_are_toml_values_or_words() -> None:
     recipe = load_recipe("demo", ["explore.limits.policy_calls=7", "env.options.setting=easy", "seeds=[1, 2]", 'arms."leafe+".distill.max_steps=9'])
     assert recipe.explore.limits == {"policy_calls": 7}
     assert recipe.env.options["setting"] == "easy"
-    assert [leg.prefix for leg in legs(recipe)] == ["seed1.", "seed2.", "seed1.random.", "seed2.random.", "seed1.easy.", "seed2.easy."]
+    assert [variant.prefix for variant in variants(recipe)] == ["seed1.", "seed2.", "seed1.random.", "seed2.random.", "seed1.easy.", "seed2.easy."]
     assert recipe.arms["leafe+"].config().steps == 9
     assert recipe.arms["leafe+"].config().epochs is None
 

@@ -82,7 +82,7 @@ def _folder(run: RunFolder, stage: Stage) -> Path:
 def _played(run: RunFolder, stage: Stage, outcomes: Sequence[int | None], samples: int, kept: int | None, salt: str) -> None:
     folder = _folder(run, stage)
     split = "train" if stage.kind == "explore" else "test"
-    tasks = [Task(f"{stage.leg.prefix}{split}{salt}-{i}", "gates", split, f"task {i}") for i in range(len(outcomes))]
+    tasks = [Task(f"{stage.variant.prefix}{split}{salt}-{i}", "gates", split, f"task {i}") for i in range(len(outcomes))]
     write_tasks(folder, tasks)
     with Journal(folder, fsync=False) as journal:
         for task, outcome in list(zip(tasks, outcomes, strict=True))[:kept]:

@@ -174,7 +174,7 @@ def _write(out: Path, file: Path, format: Format, recipe: Recipe, found: Importe
     from leafe.pipeline import config_of, plan
     from leafe.runs import RunFolder
 
-    stage = next((s for s in plan(recipe) if s.kind == "explore" and s.what == "tree" and not s.needs and not s.leg.control), None)
+    stage = next((s for s in plan(recipe) if s.kind == "explore" and s.what == "tree" and not s.needs and not s.variant.control), None)
     if stage is None:
         raise UserError(f"The recipe {recipe.name} does not explore by tree, which goes on from known episodes: add tree to its strategies.")
     if file.is_dir():

@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from leafe.cli._watch import Course, clock_time, share_of
+from leafe.cli._watch import StageProgress, clock_time, share_of
 from leafe.pipeline import Stage, StageKind, Watcher
 
 _EVERY = 15.0
@@ -38,7 +38,7 @@ class Display(Watcher):
         # what claims to be a terminal need not be one: FORCE_COLOR is set where logs are coloured, and no cursor moves there
         if console.is_terminal and not console.is_dumb_terminal and getattr(console.file, "isatty", lambda: False)():
             self.live = Live(get_renderable=lambda: self, console=console, refresh_per_second=4, transient=True, vertical_overflow="crop")
-        self._courses: dict[str, Course] = {}
+        self._courses: dict[str, StageProgress] = {}
         self._spoke: dict[str, float] = {}
         self._lock = threading.Lock()
         """The view is drawn by a thread of its own."""
@@ -55,7 +55,7 @@ class Display(Watcher):
     def _begins(self, stage: Stage) -> None:
         now = time.monotonic()
         with self._lock:
-            self._courses[stage.name], self._spoke[stage.name] = Course(stage, now), now
+            self._courses[stage.name], self._spoke[stage.name] = StageProgress(stage, now), now
         if self.live is None:
             self._say(f"{stage.name}: begins")
 
@@ -96,7 +96,7 @@ class Display(Watcher):
         footer = f"{self.done}{of} stages done, {len(running)} running{hidden}, {clock_time(time.monotonic() - self.began)}"
         yield Text(_cut(footer, options.max_width, self.utf8), no_wrap=True)
 
-    def _head(self, course: Course, width: int, names: int) -> Text:
+    def _head(self, course: StageProgress, width: int, names: int) -> Text:
         """Name (as wide as the longest of them, where there is room), bar, count, time, and the time that is left; without room for it, no bar."""
         event = course.last
         spins = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏" if self.utf8 else "|/-\\"

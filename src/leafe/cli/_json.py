@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from leafe.cli._watch import Course
+from leafe.cli._watch import StageProgress
 from leafe.pipeline import Stage, Watcher
 
 
@@ -21,7 +21,7 @@ class JsonLines(Watcher):
 
     def __init__(self) -> None:
         super().__init__(self._begins, self._progress, self._ends)
-        self._courses: dict[str, Course] = {}
+        self._courses: dict[str, StageProgress] = {}
         self._heard = True
 
     def __enter__(self) -> JsonLines:
@@ -45,7 +45,7 @@ class JsonLines(Watcher):
         self.say("plan", run=run, recipe=recipe, about=about, stages=rows, done=list(done))
 
     def _begins(self, stage: Stage) -> None:
-        self._courses[stage.name] = Course(stage, time.monotonic())
+        self._courses[stage.name] = StageProgress(stage, time.monotonic())
         self.say("begin", stage=stage.name)
 
     def _progress(self, stage: Stage, event: dict[str, Any]) -> None:

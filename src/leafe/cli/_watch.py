@@ -15,7 +15,7 @@ from leafe.report import clean
 
 
 @dataclass(slots=True)
-class Course:
+class StageProgress:
     """One stage that runs."""
 
     stage: Stage

@@ -32,7 +32,7 @@ from leafe.distill._config import DistillConfig
 from leafe.distill._dataset import Dataset, Sample
 from leafe.distill._metrics import require_trackers
 from leafe.distill._model import SMALL, Source, arithmetic, load, quiet, save, with_adapter
-from leafe.distill._place import finished, put, same
+from leafe.distill._publish import finished, publish, same
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._shorten import Shortener
 from leafe.distill._tokens import TokenSequence, encode
@@ -234,5 +234,5 @@ def _newest(folder: Path, fingerprint: str) -> str | None:
 
 def _write(model: Any, source: Source, out: Path, fingerprint: str, result: TrainResult, config: DistillConfig) -> None:
     """The final weights and the tokenizer; then the checkpoints go."""
-    put(out, fingerprint, result.to_json(), partial(save, model, source.path, source.tokenizer, source.stored, config.lora))
+    publish(out, fingerprint, result.to_json(), partial(save, model, source.path, source.tokenizer, source.stored, config.lora))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

@@ -19,7 +19,7 @@ from leafe.core import Branch, Episode, ImprovementRule, Message, Stop, Tree, Tu
 from leafe.distill._config import PARTS, DistillConfig, Part
 from leafe.distill._dataset import Dataset, Sample
 from leafe.distill._rules import diverged, good_prefix, mentions_advice, same_action, sound
-from leafe.prompts import History, Prompts, Said, history_before
+from leafe.prompts import History, PromptCache, Prompts, history_before
 
 __all__ = ["Dataset", "Sample", "build", "require"]
 
@@ -72,7 +72,7 @@ class _Collector:
         self.skipped: Counter[str] = Counter()
         self.agreement: Counter[str] = Counter()
         self.mentions: Counter[str] = Counter()
-        self._said = Said()
+        self._said = PromptCache()
 
     def begin(self) -> None:
         """What comes next is of another task. A task's samples share the messages of their common prefixes, so that they grow with its turns only."""
@@ -103,7 +103,7 @@ class _Collector:
         mine.append(Sample(part, turn.task_id, turn.id, prompt.messages, answer, found.weight, found.note, teacher and teacher.messages, rejected))
 
     def _prompt(self, messages: tuple[Message, ...]) -> _Prompt:
-        """The prompt in the task's shared messages. What it has in common with the one before is known: `Said` hands out the same objects."""
+        """The prompt in the task's shared messages. What it has in common with the one before is known: `PromptCache` hands out the same objects."""
         said, known, known_numbers = self._last
         same = next((n for n, (a, b) in enumerate(zip(messages, said, strict=False)) if a is not b), min(len(messages), len(said)))
         shared, numbers = list(known.messages[:same]), known_numbers[:same]

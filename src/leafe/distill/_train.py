@@ -34,7 +34,7 @@ from leafe.distill._metrics import Metrics, require_trackers
 from leafe.distill._model import SMALL, Source, arithmetic, groups, learner, load, rebuilt, save
 from leafe.distill._pack import Row, pack
 from leafe.distill._parallel import Parallel, own_name
-from leafe.distill._place import finished, put, same
+from leafe.distill._publish import finished, publish, same
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._select import Dataset, require
 from leafe.distill._tokens import TOKENISED_AGAIN, Encoded, TokenSequence, encode
@@ -349,7 +349,7 @@ class _Training:
         if not self.parallel.main:
             return
         fill = partial(save, model, self.source.path, self.source.tokenizer, self.source.stored, self.config.lora)
-        put(self.out, self.fingerprint, result.to_json(), fill)
+        publish(self.out, self.fingerprint, result.to_json(), fill)
         self.checkpoints.remove()
 
 

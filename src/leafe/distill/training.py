@@ -3,6 +3,6 @@
 from leafe.distill._checkpoint import Checkpoints
 from leafe.distill._metrics import Metrics
 from leafe.distill._model import SMALL, adapter, groups, quiet, save
-from leafe.distill._place import finished, put, same
+from leafe.distill._publish import finished, publish, same
 
-__all__ = ["SMALL", "Checkpoints", "Metrics", "adapter", "finished", "groups", "put", "quiet", "same", "save"]
+__all__ = ["SMALL", "Checkpoints", "Metrics", "adapter", "finished", "groups", "publish", "quiet", "same", "save"]

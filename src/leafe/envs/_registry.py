@@ -18,7 +18,7 @@ from typing import Any
 
 from leafe.core import Environment, Task, UserError, find_named
 from leafe.core.answers import plain_task
-from leafe.envs.worker import WorkerEnv
+from leafe.envs.worker import ProcessEnv
 
 GROUP = "leafe.envs"
 """The entry point group for environments of other packages: `name = "package.module:Class"`."""
@@ -94,7 +94,7 @@ def make_env(name: str, **options: Any) -> Environment:
         if lacking:
             raise UserError(f"The environment {name!r} needs the option {lacking[0]!r}: set it.")
     if cls.process:
-        return WorkerEnv(target, options, forkable=cls.forkable, env_vars=inherit)
+        return ProcessEnv(target, options, forkable=cls.forkable, env_vars=inherit)
     return cls(**options)
 
 

@@ -44,7 +44,7 @@ from leafe.core import (
 )
 from leafe.evaluate._frontier import Node, leaves, to_episodes
 from leafe.evaluate._passk import LOST, counts
-from leafe.explore import BorrowedEnv, Diverged, EnvPool, EpisodeSink, Held, Trail, cost_of
+from leafe.explore import ActionTrace, Diverged, EnvLease, EnvPool, EpisodeSink, SnapshotHandle, cost_of
 from leafe.prompts import History, Prompts
 
 HOPELESS = 10
@@ -233,7 +233,7 @@ class _TaskSampler:
         self.stage = stage
         self.task = task
         self.known = known
-        self.held: list[Held] = []
+        self.held: list[SnapshotHandle] = []
         """Snapshots taken."""
         self.began = time.monotonic()
         self.shared = stage.pool.facts.deterministic
@@ -327,18 +327,18 @@ class _TaskSampler:
             await self._start(node)
             return
         with self._failing(node):
-            async with self.stage.pool.borrow() as env:
+            async with self.stage.pool.acquire() as env:
                 with self._env_of(node, env):
                     await self._follow(node, env)
                 await self._stay(node, env)
 
-    async def _follow(self, node: Node, env: BorrowedEnv) -> None:
-        await env.follow(Trail.along(self.task, self._env_seed(0), node.history.first_observation, node.history.turns))
+    async def _follow(self, node: Node, env: EnvLease) -> None:
+        await env.follow(ActionTrace.along(self.task, self._env_seed(0), node.history.first_observation, node.history.turns))
 
     async def _start(self, root: Node) -> None:
         state = None
         with self._failing(root):
-            async with self.stage.pool.borrow() as env:
+            async with self.stage.pool.acquire() as env:
                 with self._env_of(root, env):
                     root.history = History(self.task, await env.reset(self.task, self._env_seed(root.index)))
                     if self.snapshots:
@@ -349,7 +349,7 @@ class _TaskSampler:
             await self._spread(root, state)
 
     @contextlib.contextmanager
-    def _env_of(self, node: Node, env: BorrowedEnv) -> Iterator[None]:
+    def _env_of(self, node: Node, env: EnvLease) -> Iterator[None]:
         """What the environment does here is the node's: its replays, and its end where the environment fails for good."""
 
         def count() -> None:
@@ -369,11 +369,11 @@ class _TaskSampler:
         except EnvError as error:
             self._end(node, Stop.env_error, str(error))
 
-    async def _snapshot(self, env: BorrowedEnv) -> Held:
+    async def _snapshot(self, env: EnvLease) -> SnapshotHandle:
         self.held.append(await env.snapshot())
         return self.held[-1]
 
-    async def _spread(self, node: Node, state: Held) -> None:
+    async def _spread(self, node: Node, state: SnapshotHandle) -> None:
         """Ask at this history and go on with every answer from its snapshot; one answer goes on in this coroutine, as at low entropy most do."""
         while True:
             children = await self._ask(node)
@@ -387,22 +387,22 @@ class _TaskSampler:
                 return
             state = after
 
-    async def _branch(self, node: Node, state: Held) -> None:
+    async def _branch(self, node: Node, state: SnapshotHandle) -> None:
         after = await self._step_from(state, node)
         if after is not None:
             await self._spread(node, after)
 
-    async def _step_from(self, state: Held, node: Node) -> Held | None:
+    async def _step_from(self, state: SnapshotHandle, node: Node) -> SnapshotHandle | None:
         """Take the node's action from its parent's snapshot; returns the snapshot after it, None where the node ended."""
         with self._failing(node):
-            async with self.stage.pool.borrow() as env:
+            async with self.stage.pool.acquire() as env:
                 with self._env_of(node, env):
                     await env.restore(state)
                     await self._take(node, env)
                     return await self._snapshot(env) if node.stop is None else None
         return None
 
-    async def _stay(self, node: Node, env: BorrowedEnv) -> None:
+    async def _stay(self, node: Node, env: EnvLease) -> None:
         """Go on in the environment that stands at this history, with the most frequent answer; the others find environments of their own."""
         while node.stop is None:
             children = await self._ask(node)
@@ -423,10 +423,10 @@ class _TaskSampler:
             with self._env_of(node, env):
                 await self._take(node, env)
 
-    async def _rejoin(self, node: Node, state: Held | None) -> None:
+    async def _rejoin(self, node: Node, state: SnapshotHandle | None) -> None:
         """Bring another environment to the node's parent, checked, and go on from there."""
         with self._failing(node):
-            async with self.stage.pool.borrow() as env:
+            async with self.stage.pool.acquire() as env:
                 with self._env_of(node, env):
                     if state is not None:
                         await env.restore(state)
@@ -474,7 +474,7 @@ class _TaskSampler:
         name = answer.text if answer.tokens is None else ",".join(map(str, answer.tokens))
         return Node(node.history, answer.count, derive_seed(node.seed, name), answer, seconds, invalid=node.invalid)
 
-    async def _take(self, node: Node, env: BorrowedEnv) -> None:
+    async def _take(self, node: Node, env: EnvLease) -> None:
         """Give the environment the node's action; afterwards the node has its turn, its history holds it, and its stop is set where that ends the episode."""
         answer, step = node.answer, node.history.step
         assert answer is not None

@@ -15,12 +15,12 @@ from leafe.core import Tree, UserError
 from leafe.evaluate._collapse import collapses
 from leafe.evaluate._contrast import contrasts
 from leafe.evaluate._coverage import coverage, coverage_curve, spent
+from leafe.evaluate._diversity import Diversity, diversity
 from leafe.evaluate._intervals import Estimate, mean_rate, paired_difference, pass_estimate
 from leafe.evaluate._mean import Over
 from leafe.evaluate._measures import measure
 from leafe.evaluate._passk import Counts, counts
 from leafe.evaluate._probe import mean_probe
-from leafe.evaluate._spread import Spread, spread
 
 Runs = Sequence[Sequence[Tree]]
 """One list of trees for each seed of the experiment; most have one."""
@@ -91,7 +91,7 @@ def summarise(
     if len(set(names)) != len(names):
         raise UserError(f"Two arms share a name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}; every row needs its own.")
     results = {e.arm: [counts(trees) for trees in e.runs] for e in evaluated}
-    spreads = {e.arm: spread(_flat(e.runs)) for e in evaluated}
+    spreads = {e.arm: diversity(_flat(e.runs)) for e in evaluated}
     pairs = [(a, b) for a, b in compare if a in results and b in results]
     return Summary(
         explore=[_explore_row(e) for e in explored],
@@ -156,7 +156,7 @@ def _explore_details(e: Explored) -> dict[str, Any]:
     }
 
 
-def _evaluate_row(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int]) -> dict[str, Any]:
+def _evaluate_row(e: Evaluated, results: list[Counts], width: Diversity, ks: Sequence[int]) -> dict[str, Any]:
     probed = mean_probe(e.probes)
     return {
         "arm": e.arm,
@@ -175,7 +175,7 @@ def _evaluate_row(e: Evaluated, results: list[Counts], width: Spread, ks: Sequen
     }
 
 
-def _vitals(e: Evaluated, results: list[Counts], width: Spread) -> dict[str, Any]:
+def _vitals(e: Evaluated, results: list[Counts], width: Diversity) -> dict[str, Any]:
     """What the collapse detectors look at."""
     return {"arm": e.arm, "role": e.role, "temperature": e.temperature, "samples": _samples(results)} | width.to_json() | mean_probe(e.probes)
 
@@ -187,7 +187,7 @@ def _against(evaluated: Sequence[Evaluated], results: Mapping[str, list[Counts]]
     return {"reference": reference, "ks": list(ends), "over": over, "rows": [c.to_json() for c in contrasts(rows, reference, ends, over=over)]}
 
 
-def _evaluate_details(e: Evaluated, results: list[Counts], width: Spread, ks: Sequence[int]) -> dict[str, Any]:
+def _evaluate_details(e: Evaluated, results: list[Counts], width: Diversity, ks: Sequence[int]) -> dict[str, Any]:
     trees = _flat(e.runs)
     means = measure(trees)
     n = _samples(results)

@@ -2,13 +2,13 @@
 
 from leafe.explore._config import ExploreConfig
 from leafe.explore._cost import cost_of
-from leafe.explore._envs import BorrowedEnv, Diverged, EnvPool, Held, Trail
+from leafe.explore._env_pool import ActionTrace, Diverged, EnvLease, EnvPool, SnapshotHandle
 from leafe.explore._episode import EpisodeRunner
 from leafe.explore._idle import bounding, idle_in_a_row
 from leafe.explore._scheduler import EpisodeSink, Exploration, Progress, explore
 from leafe.explore._strategy import STRATEGIES, Plan, Strategy, make_strategy
 
 __all__ = [
-    "STRATEGIES", "BorrowedEnv", "Diverged", "EpisodeRunner", "EpisodeSink", "Exploration", "ExploreConfig", "Held", "Plan", "Progress", "Strategy", "Trail",
+    "STRATEGIES", "EnvLease", "Diverged", "EpisodeRunner", "EpisodeSink", "Exploration", "ExploreConfig", "SnapshotHandle", "Plan", "Progress", "Strategy", "ActionTrace",
     "EnvPool", "bounding", "cost_of", "explore", "idle_in_a_row", "make_strategy",
 ]  # fmt: skip

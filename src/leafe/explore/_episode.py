@@ -31,10 +31,10 @@ from leafe.core import (
     turn_id,
 )
 from leafe.explore._config import ExploreConfig
-from leafe.explore._envs import BorrowedEnv, Diverged, Held, Trail
+from leafe.explore._env_pool import ActionTrace, Diverged, EnvLease, SnapshotHandle
 from leafe.explore._strategy import Plan, Strategy
 from leafe.explore._waits import Waits
-from leafe.prompts import History, Prompts, Said, UnusableReflection, notes_on, shortenings, tried_on
+from leafe.prompts import History, PromptCache, Prompts, UnusableReflection, notes_on, shortenings, tried_on
 
 
 @dataclass(slots=True)
@@ -47,16 +47,16 @@ class EpisodeRunner:
     strategy: Strategy
     config: ExploreConfig
     budget: Budget
-    env: BorrowedEnv
+    env: EnvLease
     index: int
     """The episode's number in its task."""
     waits: Waits
-    snapshots: dict[str | None, Held] = field(default_factory=dict)
+    snapshots: dict[str | None, SnapshotHandle] = field(default_factory=dict)
     """Environment states by the turn after which they were taken; None: after reset. Empty after a resume: then replay serves."""
     on_turn: Callable[[], None] = lambda: None
     """Told after every policy call that was answered: with a slow model an episode takes minutes."""
     _turns: list[Turn] = field(default_factory=list)
-    _said: Said = field(default_factory=Said)
+    _said: PromptCache = field(default_factory=PromptCache)
     _replayed: int = 0
     _preamble: tuple[str, ...] = ()
     _experience: str | None = None
@@ -109,7 +109,7 @@ class EpisodeRunner:
             await self.env.restore(self.snapshots[plan.start])
             return History(empty.task, known, tuple(path), notes, plan.preamble)
         seed = derive_seed(self.config.seed, empty.task.id, "world")
-        first = await self.env.follow(Trail.along(empty.task, seed, known, path))
+        first = await self.env.follow(ActionTrace.along(empty.task, seed, known, path))
         if self.env.env.can_snapshot and not path:
             self.snapshots[None] = await self.env.snapshot()
         return History(empty.task, first, tuple(path), notes, plan.preamble)

@@ -33,7 +33,7 @@ from leafe.core import (
 )
 from leafe.explore._config import ExploreConfig
 from leafe.explore._cost import cost_of
-from leafe.explore._envs import EnvPool, Held
+from leafe.explore._env_pool import EnvPool, SnapshotHandle
 from leafe.explore._episode import EpisodeRunner, unbegun
 from leafe.explore._idle import ERRORS, bounding, idle_in_a_row
 from leafe.explore._strategy import Plan, Strategy, look_back, make_strategy, siblings
@@ -257,13 +257,13 @@ class _Stage:
 
     async def grow(self, task: _Begun) -> bool:
         """Whether the task is done; else it is to be put off."""
-        snapshots: dict[str | None, Held] = {}
+        snapshots: dict[str | None, SnapshotHandle] = {}
         try:
             return await self.episodes(task, snapshots)
         finally:
             self.pool.release(snapshots.values())
 
-    async def episodes(self, task: _Begun, snapshots: dict[str | None, Held]) -> bool:
+    async def episodes(self, task: _Begun, snapshots: dict[str | None, SnapshotHandle]) -> bool:
         tree, budget = task.tree, task.budget
         strategy = make_strategy(self.config, self.prompts.set)
         names = bounding(budget)
@@ -295,7 +295,7 @@ class _Stage:
             async def run(index: int, plan: Plan = plan) -> Episode:
                 budget.charge(episodes=int(not plan.look_back))
                 try:
-                    async with self.pool.borrow() as env:
+                    async with self.pool.acquire() as env:
                         runner = EpisodeRunner(
                             tree, self.policy, self.prompts, strategy, self.config, budget, env, index, self.pool.waits, snapshots, self.report
                         )
@@ -331,7 +331,7 @@ class _Stage:
         task, first = self.witness
         request = Request(self.prompts.act(History(task, first)), max_tokens=16, seed=0, cache_key=task.id)  # some servers refuse less
         try:
-            async with self.pool.borrow() as env:
+            async with self.pool.acquire() as env:
                 await env.reset(task, derive_seed(self.config.seed, task.id, "world"))
                 await self.policy.complete(request)
         except (PolicyError, EnvError):

@@ -13,7 +13,7 @@ from leafe.core import Tree, UserError
 from leafe.distill import Dataset, DistillConfig, build, preset
 from leafe.envs import make_env
 from leafe.exports._pairs import first_differences
-from leafe.pipeline import Leg, Stage, env_options, legs, plan, recipe_of, stage_name
+from leafe.pipeline import Stage, Variant, env_options, plan, recipe_of, stage_name, variants
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, StoredTrees
@@ -58,11 +58,11 @@ def samples_of(run: RunFolder, arm: str | None = None, stage: str | None = None,
     if pairs and config.method != "dpo":
         improved = config.counterfactuals == "improved"
         config, selection = preset("dpo", counterfactuals="improved" if improved else "all", improvement=config.improvement), f"pairs of {selection}"
-    config = config.model_copy(update={"seed": found.leg.seed})
+    config = config.model_copy(update={"seed": found.variant.seed})
     trees = [_trees(run, each) for each in explored if not {"empty", "stopped"} & (run.done(each) or {}).keys()]
     if not trees:
         raise UserError(f"{found.name} learns from explorations that found nothing ({', '.join(explored)}): there is nothing to export.")
-    prompts = _prompts(run, recipe, found.leg, recipe.history)
+    prompts = _prompts(run, recipe, found.variant, recipe.history)
     data = build(trees, prompts, config, config.seed)
     if pairs and not any(s.rejected for s in data.samples):
         parts = [first_differences(forest, prompts) for forest in trees]
@@ -70,7 +70,7 @@ def samples_of(run: RunFolder, arm: str | None = None, stage: str | None = None,
         selection = "success over failure, at the first action in which two episodes of a task differ (the trees have no branches)"
     learn, valid = data.split(config.valid_fraction, config.seed) if config.eval_steps is not None else (data, None)
     tasks = len({task for forest in trees for task in forest})
-    return Source(_about(run, recipe, found.leg, explored, selection, tasks), learn, valid)
+    return Source(_about(run, recipe, found.variant, explored, selection, tasks), learn, valid)
 
 
 def episodes_of(run: RunFolder, stage: str | None = None) -> Source:
@@ -81,8 +81,8 @@ def episodes_of(run: RunFolder, stage: str | None = None) -> Source:
     if found.kind != "explore":
         raise UserError(f"{found.name} has samples and no episodes: whole episodes are written of an exploration, such as --stage {stages[0].name}.")
     trees = _trees(run, found.name)
-    about = _about(run, recipe, found.leg, (found.name,), "every episode", len(trees))
-    return Source(about, trees=trees, prompts=_prompts(run, recipe, found.leg, "full"))
+    about = _about(run, recipe, found.variant, (found.name,), "every episode", len(trees))
+    return Source(about, trees=trees, prompts=_prompts(run, recipe, found.variant, "full"))
 
 
 def _find(run: RunFolder, recipe: Recipe, arm: str | None, stage: str | None) -> Stage:
@@ -96,9 +96,9 @@ def _find(run: RunFolder, recipe: Recipe, arm: str | None, stage: str | None) ->
         return stages[stage.strip("/")]
     if arm not in recipe.arms:
         raise UserError(f"{run.path} has no arm {arm!r}: its arms are {_names(recipe.arms)}; or give --stage.")
-    mine = [leg for leg in legs(recipe) if any(s.leg == leg and s.attempt and s.attempt.arm == arm for s in stages.values())]
-    if len({leg.seed for leg in mine}) > 1:
-        each = [stage_name("distill", leg, arm) for leg in mine]
+    mine = [variant for variant in variants(recipe) if any(s.variant == variant and s.attempt and s.attempt.arm == arm for s in stages.values())]
+    if len({variant.seed for variant in mine}) > 1:
+        each = [stage_name("distill", variant, arm) for variant in mine]
         raise UserError(f"{run.path} trains {arm!r} for several seeds: say which with --stage, for example --stage {each[0]}.")
     if not mine:
         raise UserError(f"The arm {arm!r} of {run.path} is not trained on samples of trees: there is nothing of it to export.")
@@ -124,18 +124,18 @@ def _trees(run: RunFolder, stage: str) -> StoredTrees:
     return StoredTrees(run.path / stage)
 
 
-def _prompts(run: RunFolder, recipe: Recipe, leg: Leg, history: str) -> Prompts:
+def _prompts(run: RunFolder, recipe: Recipe, variant: Variant, history: str) -> Prompts:
     if recipe.env.name == UNKNOWN_ENV:
         return Prompts(load_prompt_set(recipe.prompts), "", history)
-    with make_env(recipe.env.name, **env_options(recipe, leg)) as env:
+    with make_env(recipe.env.name, **env_options(recipe, variant)) as env:
         return Prompts(load_prompt_set(recipe.prompts), env.actions_help, history)
 
 
-def _about(run: RunFolder, recipe: Recipe, leg: Leg, explored: tuple[str, ...], selection: str, tasks: int) -> dict[str, Any]:
+def _about(run: RunFolder, recipe: Recipe, variant: Variant, explored: tuple[str, ...], selection: str, tasks: int) -> dict[str, Any]:
     imported = [done["imported"] for each in explored if (done := run.done(each)) is not None and "imported" in done]
     return {
-        "run": run.path.name, "recipe": recipe.name, "question": recipe.about, "env": recipe.env.name, "options": env_options(recipe, leg),
-        "model": recipe.policy.model, "prompts": recipe.prompts, "seed": leg.seed, "explored": list(explored), "selection": selection, "tasks": tasks,
+        "run": run.path.name, "recipe": recipe.name, "question": recipe.about, "env": recipe.env.name, "options": env_options(recipe, variant),
+        "model": recipe.policy.model, "prompts": recipe.prompts, "seed": variant.seed, "explored": list(explored), "selection": selection, "tasks": tasks,
         "versions": run.versions, "imported": imported,
     }  # fmt: skip
 

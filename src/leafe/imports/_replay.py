@@ -88,7 +88,7 @@ def _task_of(record: Logged, env: str, tasks: Mapping[str, Task], given: bool) -
 
 async def _play(record: Logged, task: Task, pool: EnvPool, prompts: Prompts, seed: int, success_at: float) -> tuple[Stop, list[Turn], str, str]:
     turns: list[Turn] = []
-    async with pool.borrow() as env:
+    async with pool.acquire() as env:
         first = await env.reset(task, derive_seed(seed, task.id, "world"))
         if not _agrees(first, record.first_observation, record.first):
             return Stop.diverged, turns, first, f"after reset the environment says {first[:120]!r}, which does not stand in the log's first message"

@@ -23,7 +23,7 @@ from leafe.core.answers import versions_of
 from leafe.evaluate import evaluate
 from leafe.explore import EnvPool, explore
 from leafe.pipeline._plan import Stage, find
-from leafe.pipeline._stages import Sampling, explore_config, fared, make_pool, make_source, ready
+from leafe.pipeline._stages import Sampling, explore_config, make_pool, make_source, policy_stats, start_policy
 from leafe.policies.server import deaths, stop_all
 from leafe.prompts import Prompts, PromptSet
 from leafe.recipes import Recipe, parse_recipe
@@ -82,14 +82,14 @@ class StageActor:
         told: dict[str, Any] = {"at": socket.gethostname(), "leafe": __version__, "error": None}
         try:
             self._check_files()
-            self.pool = make_pool(self.recipe, self.stage.leg, self.slots)
+            self.pool = make_pool(self.recipe, self.stage.variant, self.slots)
             self.prompts = Prompts(self.words, self.pool.facts.actions_help, self.recipe.history)
             if self.playbook is not None:
                 self.prompts = with_playbook(self.prompts, Playbook.from_json(self.playbook["items"]), self.playbook["place"])
             folder = self.folder if self.folder.is_dir() else Path(tempfile.mkdtemp(prefix="leafe-"))  # for the logs of a server that it launches
             name = self.stage.policy if self.stage.kind == "explore" else self.stage.what
             self.policy = await make_source(self.recipe, folder, self.source, name)
-            await ready(self.policy)
+            await start_policy(self.policy)
             told["env"] = versions_of(self.pool.facts)
         except Exception as error:
             told["error"] = _said(error)
@@ -153,8 +153,8 @@ class StageActor:
             self._tell["error"] = _said(error)
         except ForeignFailure as error:
             # evaluation says with the plain kind that a task's samples were all lost; whatever else failed may go better on another node
-            unheard = type(error) is ForeignFailure and self.stage.kind != "explore"
-            self._tell["unheard" if unheard else "failed"][task.id] = str(error)
+            all_samples_lost = type(error) is ForeignFailure and self.stage.kind != "explore"
+            self._tell["unheard" if all_samples_lost else "failed"][task.id] = str(error)
         except Exception as error:
             self._tell["error"] = _said(error)
         self._something.set()
@@ -169,14 +169,14 @@ class StageActor:
             samples=self.how.samples,
             temperature=self.how.temperature,
             top_p=settings.top_p,
-            seed=self.stage.leg.seed,
+            seed=self.stage.variant.seed,
             journal=self,
             horizon=self.recipe.explore.horizon,
             max_invalid_actions=self.recipe.explore.max_invalid_actions,
         )
 
     def _facts(self) -> dict[str, Any]:
-        return {"waits": self.pool.waits.to_json(), "env_failures": self.pool.broken, "observations_cut": self.pool.cut, **fared(self.policy, self._died)}
+        return {"waits": self.pool.waits.to_json(), "env_failures": self.pool.broken, "observations_cut": self.pool.cut, **policy_stats(self.policy, self._died)}
 
 
 def _nothing() -> dict[str, Any]:

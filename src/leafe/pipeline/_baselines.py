@@ -11,8 +11,8 @@ from typing import Any
 
 from leafe.baselines import grpo as rl
 from leafe.baselines.ace import AceConfig, ace
+from leafe.baselines.attempts import Attempts, sample_attempts, samples_of
 from leafe.baselines.early_experience import by_task, collect, early_data, train_early
-from leafe.baselines.test_time import Attempts, sample_attempts, samples_of
 from leafe.core import Policy, Tree
 from leafe.distill import export_trl
 from leafe.evaluate import counts, evaluate, pass_estimate
@@ -23,9 +23,9 @@ from leafe.pipeline._stages import (
     Acting,
     Emit,
     act,
+    env_factory,
     make_pool,
     make_prompts,
-    maker,
     resolve_model,
     same_env,
     stage_tasks,
@@ -42,10 +42,10 @@ def _telling(emit: Emit, at: Acting, limits: Mapping[str, float] | None = None) 
 
 
 def _settings(recipe: Recipe, stage: Stage, strategy: str) -> ExploreConfig:
-    return recipe.explore.model_copy(update={"strategy": strategy, "seed": stage.leg.seed})
+    return recipe.explore.model_copy(update={"strategy": strategy, "seed": stage.variant.seed})
 
 
-def grow(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     """ACE: a playbook over the training tasks, in `playbook.json`. Lessons and deltas are calls of each task's budget."""
     assert stage.attempt is not None
     assert isinstance(stage.attempt.config, AceConfig)
@@ -75,7 +75,7 @@ def grow(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
     return act(recipe, folder, stage, own.batch, work)
 
 
-def ask_on(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     """Early Experience: other actions at the states of the exploration's successes. Comes on top of the exploration's budget, and is counted."""
     config, explored = _early(stage)
     trees = load_trees(folder / explored)
@@ -96,7 +96,7 @@ def ask_on(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
     return act(recipe, folder, stage, settings.concurrency, work)
 
 
-def early(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def train_early_experience(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     """Early Experience: the trainings, on what was asked and on the successes."""
     stop_all()
     config, explored = _early(stage)
@@ -105,26 +105,26 @@ def early(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, A
     trees = load_trees(folder / explored)
     asked = by_task(read_journal(folder / collected))
     grown = {task_id: Tree(tree.task, [*tree.episodes, *asked.get(task_id, ())]) for task_id, tree in trees.items() if tree.solved}
-    pool = make_pool(recipe, stage.leg, 1)
+    pool = make_pool(recipe, stage.variant, 1)
     prompts = make_prompts(recipe, pool)
     pool.close()
     data = early_data(trees, grown, prompts, config.collect)
-    seed = {"seed": stage.leg.seed}
-    start = checkpoint_of(RunFolder.read(folder), stage.leg, stage.attempt.start) or resolve_model(recipe.policy.model)
+    seed = {"seed": stage.variant.seed}
+    start = checkpoint_of(RunFolder.read(folder), stage.variant, stage.attempt.start) or resolve_model(recipe.policy.model)
     out = folder / stage.name
     out.mkdir(parents=True, exist_ok=True)
 
     def on_progress(p: Mapping[str, Any]) -> None:
         emit({"done": p.get("step", 0), "of": p.get("steps"), "words": f"{p['phase']}: " + (f"loss {p['loss']:.3f}" if "loss" in p else "start")})
 
-    results = train_early(start, out, data, config.variant, config.expert.model_copy(update=seed), config.env.model_copy(update=seed), on_progress)
-    learnt = data.expert if config.variant == "env" else data.mixed
+    results = train_early(start, out, data, config.variant, config.expert.model_copy(update=seed), config.world_model.model_copy(update=seed), on_progress)
+    learnt = data.expert if config.variant == "world_model" else data.mixed
     if not (out / "dataset").exists():
         export_trl(learnt, out / "dataset")
     trained = results["expert"].to_json() | {"tokens": sum(result.tokens for result in results.values())}
-    samples = {"env": len(data.env.samples), "expert": len(data.expert.samples), "reasoned": len(data.reasoned.samples)}
+    samples = {"world_model": len(data.world_model.samples), "expert": len(data.expert.samples), "reasoned": len(data.reasoned.samples)}
     phases = {name: result.to_json() for name, result in results.items()}
-    skipped = {**data.env.skipped, **learnt.skipped} if config.variant == "env" else dict(learnt.skipped)
+    skipped = {**data.world_model.skipped, **learnt.skipped} if config.variant == "world_model" else dict(learnt.skipped)
     return {"samples": samples, "skipped": skipped, "train": trained, "phases": phases, "config": config.model_dump(mode="json")}
 
 
@@ -139,24 +139,24 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
     stop_all()
     assert stage.attempt is not None
     assert isinstance(stage.attempt.config, GrpoRecipe)
-    leg, out = stage.leg, folder / stage.name
+    variant, out = stage.variant, folder / stage.name
     out.mkdir(parents=True, exist_ok=True)
-    pool = make_pool(recipe, leg, 1)
+    pool = make_pool(recipe, variant, 1)
     try:
         tasks = stage_tasks(recipe, folder, stage, pool)
         held_out = stage_tasks(recipe, folder, _held_out(stage), pool) if stage.attempt.config.validates else []
         env, prompts = same_env(folder, stage, pool), make_prompts(recipe, pool)
     finally:
         pool.close()
-    config = stage.attempt.config.config(recipe.explore, len(tasks), leg.seed)
-    start = checkpoint_of(RunFolder.read(folder), leg, stage.attempt.start) or resolve_model(recipe.policy.model)
+    config = stage.attempt.config.config(recipe.explore, len(tasks), variant.seed)
+    start = checkpoint_of(RunFolder.read(folder), variant, stage.attempt.start) or resolve_model(recipe.policy.model)
 
     async def validate(policy: Policy) -> float:
         many, settings = recipe.validation, recipe.evaluate
-        envs = make_pool(recipe, leg, settings.concurrency)
+        envs = make_pool(recipe, variant, settings.concurrency)
         try:
             trees = await evaluate(
-                policy, envs, held_out, prompts, samples=many.samples, temperature=settings.temperature, top_p=settings.top_p, seed=leg.seed,
+                policy, envs, held_out, prompts, samples=many.samples, temperature=settings.temperature, top_p=settings.top_p, seed=variant.seed,
                 horizon=recipe.explore.horizon, max_invalid_actions=recipe.explore.max_invalid_actions, concurrency=settings.concurrency,
             )  # fmt: skip
         finally:
@@ -168,7 +168,7 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
         emit({"done": p.get("policy_calls", 0), "of": config.limits.get("policy_calls"), "words": words})
 
     result = rl.train(
-        start, out / "checkpoint", maker(recipe, leg), tasks, prompts, config,
+        start, out / "checkpoint", env_factory(recipe, variant), tasks, prompts, config,
         validate=validate if held_out else None, workers=recipe.env.workers, timeout=recipe.env.timeout,
         max_observation=recipe.env.max_observation, progress=on_progress,
     )  # fmt: skip
@@ -176,10 +176,10 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
 
 
 def _held_out(stage: Stage) -> Stage:
-    return Stage("validate", stage.leg, stage.what)
+    return Stage("validate", stage.variant, stage.what)
 
 
-def tries(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     """Several attempts at every test task, with their price."""
     own = recipe.evaluate.tries[stage.what]
     out = folder / stage.name

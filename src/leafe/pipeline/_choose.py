@@ -83,7 +83,7 @@ def _delete(run: RunFolder, stage: Stage, attempts: set[str], chosen: str) -> li
     """Remove the weights of all attempts but the chosen one; what is known of the trainings stays."""
     others = sorted(attempts - {chosen})
     for attempt in others:
-        folder = run.path / stage_name("distill", stage.leg, attempt) / "checkpoint"
+        folder = run.path / stage_name("distill", stage.variant, attempt) / "checkpoint"
         for file in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
             file.unlink()
     return others

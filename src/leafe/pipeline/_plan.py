@@ -26,7 +26,7 @@ HELD_OUT = "base.held-out.tree"
 
 
 @dataclass(frozen=True, slots=True)
-class Leg:
+class Variant:
     """One pass of the experiment: a seed and an environment setting."""
 
     seed: int
@@ -59,7 +59,7 @@ class Stage:
     """One unit of work, finished or not as a whole (though what it journals is kept)."""
 
     kind: StageKind
-    leg: Leg
+    variant: Variant
     what: str
     """The strategy that explores; the arm or attempt that is trained, sampled or chosen; the row that is evaluated."""
     needs: tuple[str, ...] = ()
@@ -81,37 +81,37 @@ class Stage:
     @property
     def name(self) -> str:
         """Its folder in the run: `explore/tree`, `distill/leafe+`, `evaluate/random.base`."""
-        return stage_name(self.kind, self.leg, self.what)
+        return stage_name(self.kind, self.variant, self.what)
 
     @property
     def row(self) -> str:
         """How tables name it."""
         title = self.title or self.what
-        return f"{self.leg.control}: {title}" if self.leg.control else title
+        return f"{self.variant.control}: {title}" if self.variant.control else title
 
 
-def stage_name(kind: StageKind, leg: Leg, what: str) -> str:
+def stage_name(kind: StageKind, variant: Variant, what: str) -> str:
     """A stage's folder within the run, such as `explore/seed1.tree`."""
-    return f"{kind}/{leg.prefix}{what.replace(' ', '-')}"
+    return f"{kind}/{variant.prefix}{what.replace(' ', '-')}"
 
 
-def legs(recipe: Recipe) -> list[Leg]:
+def variants(recipe: Recipe) -> list[Variant]:
     """The experiment for every seed, then the controls for every seed."""
     many = len(recipe.seeds) > 1
-    return [Leg(seed, control, many) for control in ("", *recipe.controls) for seed in recipe.seeds]
+    return [Variant(seed, control, many) for control in ("", *recipe.controls) for seed in recipe.seeds]
 
 
 def plan(recipe: Recipe) -> list[Stage]:
     """All stages, each after what it needs; long ones come early so that parallel jobs end together."""
-    return _in_order([stage for leg in legs(recipe) for stage in _Unrolled(recipe, leg).stages()])
+    return _in_order([stage for variant in variants(recipe) for stage in _Unrolled(recipe, variant).stages()])
 
 
 class _Unrolled:
     """The stages of one leg."""
 
-    def __init__(self, recipe: Recipe, leg: Leg) -> None:
-        self.recipe, self.leg = recipe, leg
-        self.control = recipe.controls.get(leg.control)
+    def __init__(self, recipe: Recipe, variant: Variant) -> None:
+        self.recipe, self.variant = recipe, variant
+        self.control = recipe.controls.get(variant.control)
         self.arms = self.control.arms if self.control else tuple(recipe.arms)
         self._found: dict[str, Stage] = {}
 
@@ -131,19 +131,19 @@ class _Unrolled:
                 one = self.recipe.arms[arm]
                 self._make(arm, Attempt(arm, one.start, one.config(), self._explored(arm)))
         self._held_out()
-        self._add(Stage("evaluate", self.leg, "base", role="base"))
+        self._add(Stage("evaluate", self.variant, "base", role="base"))
         for arm in self.arms:
             self._rows(arm)
         if not self.control:
             for name, extra in self.recipe.evaluate.extras.items():
                 temperature = self.recipe.evaluate.temperature if extra.temperature is None else extra.temperature
-                self._add(Stage("evaluate", self.leg, name, self._ready(extra.policy), extra.policy, temperature=temperature, role=extra.role))
+                self._add(Stage("evaluate", self.variant, name, self._ready(extra.policy), extra.policy, temperature=temperature, role=extra.role))
             for name, tries in self.recipe.evaluate.tries.items():
-                self._add(Stage("tries", self.leg, name, self._ready(tries.policy), tries.policy))
+                self._add(Stage("tries", self.variant, name, self._ready(tries.policy), tries.policy))
         return list(self._found.values())
 
     def _add(self, stage: Stage) -> str:
-        probed = stage_name("explore", self.leg, HELD_OUT)
+        probed = stage_name("explore", self.variant, HELD_OUT)
         if stage.kind == "evaluate" and stage.role in ("arm", "base") and probed in self._found:
             stage = replace(stage, needs=(*stage.needs, probed))
         self._found.setdefault(stage.name, stage)
@@ -152,7 +152,7 @@ class _Unrolled:
     def _held_out(self) -> None:
         """The trees of the base on validation tasks, on which the base and the arms are probed."""
         if self.recipe.evaluate.probe is not None and not self.control:
-            self._add(Stage("explore", self.leg, HELD_OUT, title="tree on validation tasks"))
+            self._add(Stage("explore", self.variant, HELD_OUT, title="tree on validation tasks"))
 
     def _parted(self, arm: str) -> bool:
         rounds = self.recipe.rounds_of(arm)
@@ -172,30 +172,30 @@ class _Unrolled:
     def _ready(self, policy: str) -> tuple[str, ...]:
         """The stage after which the policy can act."""
         if policy in self.recipe.arms and self._several(policy):
-            return (stage_name("choose", self.leg, policy),)
+            return (stage_name("choose", self.variant, policy),)
         return () if policy == "base" or ":" in policy else (self._made(policy),)
 
     def _made(self, name: str) -> str:
         """The stage that makes an arm or an attempt: its training, or the growing of its playbook."""
         arm = name if name in self.recipe.arms else name.rpartition(".")[0]
-        return stage_name("collect" if self.recipe.arms[arm].method == "ace" else "distill", self.leg, name)
+        return stage_name("collect" if self.recipe.arms[arm].method == "ace" else "distill", self.variant, name)
 
     def _explore(self, strategy: str, policy: str = "base") -> str:
         if policy == "base":
-            return self._add(Stage("explore", self.leg, strategy))
-        return self._add(Stage("explore", self.leg, f"{policy}.{strategy}", self._ready(policy), policy, title=f"{strategy} by {policy}"))
+            return self._add(Stage("explore", self.variant, strategy))
+        return self._add(Stage("explore", self.variant, f"{policy}.{strategy}", self._ready(policy), policy, title=f"{strategy} by {policy}"))
 
     def _make(self, name: str, attempt: Attempt, title: str = "") -> str:
         """Train the attempt, or grow its playbook."""
         needs = (*attempt.explored, *self._ready(attempt.start))
         if isinstance(attempt.config, AceConfig):
-            return self._add(Stage("collect", self.leg, name, needs, attempt.start, attempt=attempt, title=title))
+            return self._add(Stage("collect", self.variant, name, needs, attempt.start, attempt=attempt, title=title))
         if isinstance(attempt.config, EarlyRecipe):
             # who explored is asked, once for all settings of a sweep
             explorer = self.recipe.arms[attempt.arm].explorer
             asked = (*attempt.explored, *self._ready(explorer))
-            needs = (*needs, self._add(Stage("collect", self.leg, attempt.arm, asked, explorer, attempt=attempt)))
-        return self._add(Stage("distill", self.leg, name, needs, attempt.start, attempt=attempt, title=title))
+            needs = (*needs, self._add(Stage("collect", self.variant, attempt.arm, asked, explorer, attempt=attempt)))
+        return self._add(Stage("distill", self.variant, name, needs, attempt.start, attempt=attempt, title=title))
 
     def _rounds(self, name: str) -> None:
         arm, rounds = self.recipe.arms[name], self.recipe.rounds_of(name)
@@ -209,18 +209,18 @@ class _Unrolled:
                 newest = f"{name}.round{number - 1}"
                 needs, title = (*self._ready(newest), *validated), f"{arm.explored}, {name} round {number}"
                 what = f"{name}.round{number}.{arm.explored}"
-                explored.append(self._add(Stage("explore", self.leg, what, needs, newest, which, parted, title=title)))
+                explored.append(self._add(Stage("explore", self.variant, what, needs, newest, which, parted, title=title)))
             elif parted:
                 # shared by all arms whose first round is the same
                 by = "" if arm.explorer == "base" else f"{arm.explorer}."
                 what, title = f"{by}round1of{rounds.number}.{arm.explored}", f"{arm.explored}{' by ' if by else ''}{by[:-1]}, round 1 of {rounds.number}"
-                explored.append(self._add(Stage("explore", self.leg, what, self._ready(arm.explorer), arm.explorer, which, parted, title=title)))
+                explored.append(self._add(Stage("explore", self.variant, what, self._ready(arm.explorer), arm.explorer, which, parted, title=title)))
             else:
                 explored.append(self._explore(arm.explored, arm.explorer))
             start = f"{name}.round{number - 1}" if number > 1 and rounds.start == "newest" else arm.start
             attempt = Attempt(name, start, config, tuple(explored if rounds.data == "all" else explored[-1:]), number)
             validated.append(self._validate(f"{name}.round{number}", attempt, f"{name} (round {number})"))
-        self._add(Stage("choose", self.leg, name, tuple(validated)))
+        self._add(Stage("choose", self.variant, name, tuple(validated)))
 
     def _sweep(self, name: str) -> None:
         arm = self.recipe.arms[name]
@@ -232,12 +232,12 @@ class _Unrolled:
             # settings that differ in the temperature alone are one training
             policy = trained.setdefault(setting.config.model_dump_json(), f"{name}.try{number}")
             validated.append(self._validate(f"{name}.try{number}", attempt, f"{name} ({setting.words})", policy, setting.temperature))
-        self._add(Stage("choose", self.leg, name, tuple(validated)))
+        self._add(Stage("choose", self.variant, name, tuple(validated)))
 
     def _validate(self, name: str, attempt: Attempt, title: str, policy: str = "", temperature: float | None = None) -> str:
         """Train the attempt, unless it is trained as `policy` already, and sample it on the validation tasks."""
         needs = (self._made(policy),) if policy not in ("", name) else (self._make(name, attempt, title),)
-        return self._add(Stage("validate", self.leg, name, needs, policy or name, attempt=attempt, temperature=temperature, title=title))
+        return self._add(Stage("validate", self.variant, name, needs, policy or name, attempt=attempt, temperature=temperature, title=title))
 
     def _rows(self, arm: str) -> None:
         rounds = self.recipe.rounds_of(arm).number
@@ -245,8 +245,8 @@ class _Unrolled:
         for number in range(1, rounds + 1) if rounds > 1 else ():
             policy = f"{arm}.round{number}"
             row = f"{arm} (round {number})"
-            each.append(self._add(Stage("evaluate", self.leg, policy, self._ready(policy), policy, (number, rounds), title=row)))
-        self._add(Stage("evaluate", self.leg, arm, (*self._ready(arm), *each), arm))
+            each.append(self._add(Stage("evaluate", self.variant, policy, self._ready(policy), policy, (number, rounds), title=row)))
+        self._add(Stage("evaluate", self.variant, arm, (*self._ready(arm), *each), arm))
 
 
 def _in_order(stages: Sequence[Stage]) -> list[Stage]:
@@ -265,15 +265,15 @@ def find(recipe: Recipe, name: str) -> Stage:
     return next(s for s in plan(recipe) if s.name == name)
 
 
-def env_options(recipe: Recipe, leg: Leg) -> dict[str, Any]:
+def env_options(recipe: Recipe, variant: Variant) -> dict[str, Any]:
     """The environment's options in this leg."""
-    control = recipe.controls.get(leg.control)
+    control = recipe.controls.get(variant.control)
     return dict(recipe.env.options) | (dict(control.options) if control else {})
 
 
-def task_count(recipe: Recipe, leg: Leg, which: Literal["train", "test"]) -> int | None:
+def task_count(recipe: Recipe, variant: Variant, which: Literal["train", "test"]) -> int | None:
     """How many tasks the leg uses of the training or test split; None: all."""
-    control = recipe.controls.get(leg.control)
+    control = recipe.controls.get(variant.control)
     own: int | None = getattr(control, which) if control else None
     shared: int | None = getattr(recipe.tasks, which)
     return own if own is not None else shared

@@ -26,7 +26,7 @@ from leafe.core import Episode, ForeignFailure, Stop, Task, Tree, UserError
 from leafe.evaluate import EvaluateProgress
 from leafe.explore import Progress, cost_of
 from leafe.pipeline._actor import StageActor, order_for
-from leafe.pipeline._deal import Actor, Dealer, Lost, raise_said
+from leafe.pipeline._dispatcher import Actor, Lost, TaskDispatcher, raise_said
 from leafe.pipeline._plan import Stage
 from leafe.pipeline._progress import evaluating, exploring
 from leafe.pipeline._stages import Emit, Sampling, explore_config, make_pool, read_playbook, same_env, sampling_of, source_of, stage_tasks
@@ -43,7 +43,7 @@ CLOSING = 20.0
 def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
     """Run the stage on the cluster that the recipe names; returns what the local engine would, and how the actors fared."""
     words = load_prompt_set(recipe.prompts)
-    pool = make_pool(recipe, stage.leg, 1)
+    pool = make_pool(recipe, stage.variant, 1)
     try:
         tasks = stage_tasks(recipe, folder, stage, pool)
         env = same_env(folder, stage, pool)
@@ -59,9 +59,9 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
         order = order_for(recipe, folder, stage, words, slots, source_of(folder, stage), how, read_playbook(folder, stage))
         with _cluster(recipe) as ray:
 
-            async def main() -> Dealer:
+            async def main() -> TaskDispatcher:
                 hire = _hiring(ray, recipe, order, env)
-                dealer = Dealer(
+                dealer = TaskDispatcher(
                     left,
                     known,
                     hire,
@@ -77,7 +77,7 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
                 await dealer.run()
                 return dealer
 
-            dealer = asyncio.run(main()) if left else Dealer((), {}, _nobody, journal, actors=0, slots=0)
+            dealer = asyncio.run(main()) if left else TaskDispatcher((), {}, _nobody, journal, actors=0, slots=0)
     return tally.result(dealer) | _fared(dealer) | {"env": env, "ray": {"lost_actors": dealer.lost, "given_again": dealer.given_again}}
 
 
@@ -90,7 +90,7 @@ class _Tally:
         self.before = 0
         """Tasks that an earlier start had finished."""
 
-    def words(self, dealer: Dealer) -> str:
+    def words(self, dealer: TaskDispatcher) -> str:
         said = f"{dealer.at_work} of {self.recipe.ray.workers} actors"
         return said + (f", {dealer.lost} lost, {dealer.given_again} tasks given again" if dealer.lost else "")
 
@@ -134,11 +134,11 @@ class _Explored(_Tally):
             p.solved_by_rollback += episode.depth > 0
         _charge(p.spent, episode)
 
-    def show(self, dealer: Dealer) -> None:
+    def show(self, dealer: TaskDispatcher) -> None:
         done = self.before + dealer.done
         self.emit(exploring(self.progress, self.config.limits, self.config.run_limits, done=done, words=self.words(dealer)))
 
-    def result(self, dealer: Dealer) -> dict[str, Any]:
+    def result(self, dealer: TaskDispatcher) -> dict[str, Any]:
         p = self.progress
         spent = asdict(p.spent) | {"seconds": round(time.monotonic() - self.began, 3)}
         waits = _sum(f["waits"] for f in dealer.facts)
@@ -175,12 +175,12 @@ class _Evaluated(_Tally):
         p.stops[episode.stop.value] += episode.count
         _charge(p.spent, episode)
 
-    def show(self, dealer: Dealer) -> None:
+    def show(self, dealer: TaskDispatcher) -> None:
         self.emit(evaluating(self.progress, done=self.before + dealer.done, words=self.words(dealer)))
 
-    def result(self, dealer: Dealer) -> dict[str, Any]:
+    def result(self, dealer: TaskDispatcher) -> dict[str, Any]:
         if not self.progress.samples:
-            why = next(iter(dealer.unheard.values()), "")
+            why = next(iter(dealer.all_samples_lost.values()), "")
             raise ForeignFailure(f"Every sample of every task was lost, the last with: {why} Mend it and run again.")
         return {"temperature": self.how.temperature, "samples": self.how.samples}
 
@@ -197,7 +197,7 @@ def _sum(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in out.items()}
 
 
-def _fared(dealer: Dealer) -> dict[str, Any]:
+def _fared(dealer: TaskDispatcher) -> dict[str, Any]:
     """How policies and environments fared on all actors together; a lost actor counts as far as it last told."""
     facts = dealer.facts
     out: dict[str, Any] = {"policy_failures": _sum(f["policy_failures"] for f in facts), "env_failures": sum(f["env_failures"] for f in facts)}

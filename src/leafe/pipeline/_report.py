@@ -122,7 +122,7 @@ def _distilled(run: RunFolder, name: str = "") -> list[tuple[str, dict[str, Any]
 
 
 def _seed(stage: Stage) -> str:
-    return f" (seed {stage.leg.seed})" if stage.leg.many_seeds else ""
+    return f" (seed {stage.variant.seed})" if stage.variant.many_seeds else ""
 
 
 def _datasets(run: RunFolder, name: str = "") -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ def rounds_rows(runs: Sequence[tuple[RunFolder, Recipe]], summary: Mapping[str, 
     rows: dict[tuple[str, int], list[tuple[RunFolder, Stage]]] = {}
     for run, recipe in runs:
         for stage in plan(recipe):
-            if stage.kind == "distill" and stage.attempt is not None and not stage.leg.control and recipe.rounds_of(stage.attempt.arm).number > 1:
+            if stage.kind == "distill" and stage.attempt is not None and not stage.variant.control and recipe.rounds_of(stage.attempt.arm).number > 1:
                 rows.setdefault((stage.attempt.arm, stage.attempt.number), []).append((run, stage))
     titles = {stage.name: stage.row for _, recipe in runs for stage in plan(recipe)}
     explored = {row["strategy"]: row for row in summary["explore"]}

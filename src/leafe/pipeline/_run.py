@@ -19,10 +19,10 @@ from typing import Any
 from leafe.core import ForeignFailure, UserError
 from leafe.core.processes import with_default_signals
 from leafe.pipeline._plan import KINDS, Stage, StageKind, plan
-from leafe.pipeline._ready import check_ready
+from leafe.pipeline._preflight import check_ready
 from leafe.pipeline._shards import Shard
 from leafe.policies.server import stop_all
-from leafe.recipes import Recipe, parse_recipe
+from leafe.recipes import Recipe, parse_stored_recipe
 from leafe.runs import RunFolder
 
 
@@ -54,7 +54,7 @@ def _today(before: dict[str, Any]) -> dict[str, Any]:
     """An earlier run's settings with the defaults of all that recipes can say by now; as they are where they are no recipe any more."""
     rest = {"shard": before["shard"]} if "shard" in before else {}
     try:
-        return config_of(parse_recipe({key: value for key, value in before.items() if key != "shard"})) | rest
+        return config_of(parse_stored_recipe({key: value for key, value in before.items() if key != "shard"}, "The recipe of the run")) | rest
     except UserError:
         return before
 
@@ -168,7 +168,7 @@ class _State:
     def finish(self, stage: Stage, info: dict[str, Any]) -> None:
         self.folder.finish(stage.name, info)
         if "env" in info:
-            self.folder.record_env(stage.leg.control or "env", info["env"])
+            self.folder.record_env(stage.variant.control or "env", info["env"])
         self.folder.metric(stage=stage.name, **{k: v for k, v in info.items() if isinstance(v, int | float | str)})
         self.finished.add(stage.name)
         self.watcher.ends(stage, info)

@@ -24,7 +24,7 @@ from leafe.envs import load_tasks, make_env
 from leafe.evaluate import EvaluateProgress, evaluate, probe
 from leafe.explore import EnvPool, ExploreConfig, Progress, explore
 from leafe.pipeline._choose import choose, last_round
-from leafe.pipeline._plan import HELD_OUT, Leg, Stage, env_options, stage_name, task_count
+from leafe.pipeline._plan import HELD_OUT, Stage, Variant, env_options, stage_name, task_count
 from leafe.pipeline._progress import evaluating, exploring
 from leafe.pipeline._served import served_policy
 from leafe.pipeline._shards import shard_of
@@ -60,7 +60,7 @@ def _runner(stage: Stage) -> Callable[[Recipe, Path, Stage, Emit], dict[str, Any
     if stage.kind in ("explore", "validate", "choose", "evaluate"):
         return {"explore": _explore, "validate": _evaluate, "choose": _choose, "evaluate": _evaluate}[stage.kind]
     if stage.kind == "tries":
-        return _baselines.tries
+        return _baselines.test_time_attempts
     assert stage.attempt is not None
     match stage.attempt.config:
         case DistillConfig():
@@ -68,9 +68,9 @@ def _runner(stage: Stage) -> Callable[[Recipe, Path, Stage, Emit], dict[str, Any
         case GrpoRecipe():
             return _baselines.grpo
         case EarlyRecipe():
-            return _baselines.ask_on if stage.kind == "collect" else _baselines.early
+            return _baselines.collect_alternatives if stage.kind == "collect" else _baselines.train_early_experience
         case AceConfig():
-            return _baselines.grow
+            return _baselines.build_playbook
 
 
 SPREAD = ("explore", "validate", "evaluate")
@@ -88,8 +88,8 @@ def _skipped(recipe: Recipe, folder: Path, stage: Stage) -> dict[str, Any] | Non
         return None if last is None else {"stopped": f"{stage.row}: {last}"}
     if stage.kind == "evaluate" and stage.policy in recipe.arms and stage.what == stage.policy and recipe.rounds_of(stage.policy).number > 1:
         # the chosen round was sampled on the same tasks with the same seed: these are its samples
-        chosen = (run.done(stage_name("choose", stage.leg, stage.policy)) or {})["chosen"]
-        source = stage_name("evaluate", stage.leg, chosen)
+        chosen = (run.done(stage_name("choose", stage.variant, stage.policy)) or {})["chosen"]
+        source = stage_name("evaluate", stage.variant, chosen)
         for file in sorted((folder / source).glob("*.jsonl")):
             shutil.copyfile(file, folder / stage.name / file.name)
         return (run.done(source) or {}) | {"chosen": chosen, "seconds": 0.0}
@@ -122,20 +122,20 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def maker(recipe: Recipe, leg: Leg) -> Callable[[], Environment]:
+def env_factory(recipe: Recipe, variant: Variant) -> Callable[[], Environment]:
     """What makes the leg's environments."""
-    return partial(make_env, recipe.env.name, **env_options(recipe, leg))
+    return partial(make_env, recipe.env.name, **env_options(recipe, variant))
 
 
-def make_pool(recipe: Recipe, leg: Leg, concurrency: int) -> EnvPool:
-    return EnvPool.fitting(maker(recipe, leg), concurrency, recipe.env.workers, recipe.env.timeout, recipe.env.max_observation)
+def make_pool(recipe: Recipe, variant: Variant, concurrency: int) -> EnvPool:
+    return EnvPool.fitting(env_factory(recipe, variant), concurrency, recipe.env.workers, recipe.env.timeout, recipe.env.max_observation)
 
 
 def same_env(folder: Path, stage: Stage, pool: EnvPool) -> dict[str, str]:
     """What the environment's words hang on, for the marker; UserError where this run began with another environment of that name."""
     versions = versions_of(pool.facts)
     note = folder / stage.name / "env.json"
-    known = [RunFolder.read(folder).manifest.get("envs", {}).get(stage.leg.control or "env")]
+    known = [RunFolder.read(folder).manifest.get("envs", {}).get(stage.variant.control or "env")]
     known += [json.loads(note.read_text(encoding="utf-8"))] if note.is_file() else []
     for before in filter(None, known):
         changed = next((key for key in {**before, **versions} if before.get(key) != versions.get(key)), None)
@@ -151,15 +151,15 @@ def same_env(folder: Path, stage: Stage, pool: EnvPool) -> dict[str, str]:
 
 def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: EnvPool) -> list[Task]:
     """The tasks that the stage explores or evaluates; of a shard its own."""
-    leg = stage.leg
+    variant = stage.variant
     if stage.kind in ("evaluate", "tries"):
-        return load_tasks(pool.facts, recipe.tasks.test_split, task_count(recipe, leg, "test"), leg.seed)
+        return load_tasks(pool.facts, recipe.tasks.test_split, task_count(recipe, variant, "test"), variant.seed)
     if stage.kind == "validate":
-        return load_tasks(pool.facts, recipe.validation.split, recipe.validation.tasks, leg.seed)
+        return load_tasks(pool.facts, recipe.validation.split, recipe.validation.tasks, variant.seed)
     if stage.what == HELD_OUT:
-        tasks = load_tasks(pool.facts, recipe.validation.split, recipe.evaluate.probe, leg.seed)
+        tasks = load_tasks(pool.facts, recipe.validation.split, recipe.evaluate.probe, variant.seed)
     else:
-        tasks = load_tasks(pool.facts, recipe.tasks.train_split, task_count(recipe, leg, "train"), leg.seed)
+        tasks = load_tasks(pool.facts, recipe.tasks.train_split, task_count(recipe, variant, "train"), variant.seed)
     if stage.parted:
         number, of = stage.round
         if len(tasks) < of:
@@ -184,7 +184,7 @@ def make_prompts(recipe: Recipe, pool: EnvPool, folder: Path | None = None, stag
 
 def read_playbook(folder: Path, stage: Stage) -> tuple[Playbook, Place] | None:
     """The playbook that its policy acts with, and where it is read."""
-    found = playbook_of(RunFolder.read(folder), stage.leg, stage.policy)
+    found = playbook_of(RunFolder.read(folder), stage.variant, stage.policy)
     return None if found is None else (Playbook.load(found[0]), "step" if found[1] == "step" else "first")
 
 
@@ -209,7 +209,7 @@ def source_of(folder: Path, stage: Stage) -> str:
     """Who acts in the stage, once all that it needs is there: `base`, the folder of trained weights, or `package.module:Class`."""
     if ":" in stage.policy:
         return stage.policy
-    found = checkpoint_of(RunFolder.read(folder), stage.leg, stage.policy)
+    found = checkpoint_of(RunFolder.read(folder), stage.variant, stage.policy)
     return "base" if found is None else str(found)
 
 
@@ -226,7 +226,7 @@ async def make_source(recipe: Recipe, folder: Path, source: str, name: str) -> P
     return found
 
 
-async def ready(policy: Policy) -> None:
+async def start_policy(policy: Policy) -> None:
     check = getattr(policy, "check", None)
     if check is not None:
         await check()
@@ -234,7 +234,7 @@ async def ready(policy: Policy) -> None:
 
 def explore_config(recipe: Recipe, stage: Stage) -> ExploreConfig:
     """Later rounds draw anew; who explores first or elsewhere does not change the draws."""
-    seed = stage.leg.seed if stage.round[0] == 1 else derive_seed(stage.leg.seed, "round", stage.round[0])
+    seed = stage.variant.seed if stage.round[0] == 1 else derive_seed(stage.variant.seed, "round", stage.round[0])
     return recipe.explore.model_copy(update={"strategy": stage.what.rpartition(".")[2], "seed": seed})
 
 
@@ -251,12 +251,12 @@ def sampling_of(recipe: Recipe, folder: Path, stage: Stage) -> Sampling:
     samples = recipe.validation.samples if stage.kind == "validate" else recipe.evaluate.samples
     temperature = stage.temperature
     if temperature is None:
-        chosen = RunFolder.read(folder).done(stage_name("choose", stage.leg, stage.what)) if stage.kind == "evaluate" else None
+        chosen = RunFolder.read(folder).done(stage_name("choose", stage.variant, stage.what)) if stage.kind == "evaluate" else None
         temperature = (chosen or {}).get("temperature")
     return Sampling(samples, recipe.evaluate.temperature if temperature is None else temperature)
 
 
-def fared(policy: Policy, died: int) -> dict[str, Any]:
+def policy_stats(policy: Policy, died: int) -> dict[str, Any]:
     """How the policy fared, for the marker: its failures, and what its servers understand and how often one that leafe started has died."""
     out: dict[str, Any] = {"policy_failures": dict(getattr(policy, "stats", {}))}
     report = getattr(policy, "report", None)
@@ -288,14 +288,14 @@ def act(
     acting policy's; `journalled`: the tasks that the journal speaks of, where they are not those that are played."""
 
     async def main() -> dict[str, Any]:
-        pool = make_pool(recipe, stage.leg, concurrency)
+        pool = make_pool(recipe, stage.variant, concurrency)
         policy: Policy | None = None
         died = deaths()
         try:
             tasks = stage_tasks(recipe, folder, stage, pool)  # before a model is fetched: what an environment lacks is said at once
             env = same_env(folder, stage, pool)
             policy = await make_source(recipe, folder, source_of(folder, stage), name or stage.policy)
-            await ready(policy)
+            await start_policy(policy)
             write_tasks(folder / stage.name, journalled(tasks))
             with Journal(folder / stage.name) as journal:
                 done = await work(Acting(policy, pool, tasks, journal))
@@ -303,7 +303,7 @@ def act(
             if policy is not None:
                 await policy.close()
             pool.close()
-        return done | fared(policy, died) | {"env_failures": pool.broken, "observations_cut": pool.cut, "env": env}
+        return done | policy_stats(policy, died) | {"env_failures": pool.broken, "observations_cut": pool.cut, "env": env}
 
     return asyncio.run(main())
 
@@ -344,20 +344,20 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     attempt = stage.attempt
     assert attempt is not None
     assert isinstance(attempt.config, DistillConfig)
-    config = attempt.config.model_copy(update={"seed": stage.leg.seed})
+    config = attempt.config.model_copy(update={"seed": stage.variant.seed})
     run = RunFolder.read(folder)
     there = [name for name in attempt.explored if not _NOTHING & (run.done(name) or {}).keys()]
     trees = [StoredTrees(folder / name) for name in there]  # read one at a time; of several rounds a task may have a tree each
-    pool = make_pool(recipe, stage.leg, 1)
+    pool = make_pool(recipe, stage.variant, 1)
     prompts = make_prompts(recipe, pool)
     pool.close()
-    dataset = build(trees, prompts, config, stage.leg.seed)
+    dataset = build(trees, prompts, config, stage.variant.seed)
     if not dataset.part("rehearsal") and not dataset.part("counterfactual"):
         # no reason to stop the other arms: where nothing succeeded and nothing improved, this one stays the policy it was and has no row of its own
         arm = recipe.arms[attempt.arm]
         why = f"the trees of {arm.explored} hold nothing that {arm.preset} learns from: it has no row"
         return {"counts": dataset.counts, "empty": why, "stays": attempt.start}
-    learn, valid = dataset.split(config.valid_fraction, stage.leg.seed) if config.eval_steps is not None else (dataset, None)
+    learn, valid = dataset.split(config.valid_fraction, stage.variant.seed) if config.eval_steps is not None else (dataset, None)
     out = folder / stage.name
     out.mkdir(parents=True, exist_ok=True)
     if (out / "dataset").exists():
@@ -370,7 +370,7 @@ def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
             validated = f", validation {p['valid_loss']:.3f}"
         emit({"done": p.get("step", 0), "of": p.get("steps"), "words": (f"loss {p['loss']:.3f}" if "loss" in p else "start") + validated})
 
-    start = checkpoint_of(run, stage.leg, attempt.start) or resolve_model(recipe.policy.model)
+    start = checkpoint_of(run, stage.variant, attempt.start) or resolve_model(recipe.policy.model)
     result = train(start, out / "checkpoint", learn, valid, config, on_progress, recipe.train.launch)
     export_trl(learn, out / "dataset", valid)  # after the training, which says it better where there is nothing to learn from
     return {"counts": dataset.counts, "train": result.to_json(), "config": config.model_dump(mode="json")}
@@ -401,7 +401,7 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
             samples=how.samples,
             temperature=how.temperature,
             top_p=settings.top_p,
-            seed=stage.leg.seed,
+            seed=stage.variant.seed,
             journal=at.journal,
             known=load_trees(folder / stage.name),
             horizon=recipe.explore.horizon,
@@ -418,9 +418,9 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
 
 async def _probed(recipe: Recipe, folder: Path, stage: Stage, policy: Policy, pool: EnvPool) -> dict[str, Any]:
     """Whether the row still learns from experience, for the marker; nothing where nobody asks."""
-    held_out = stage_name("explore", stage.leg, HELD_OUT)
+    held_out = stage_name("explore", stage.variant, HELD_OUT)
     if held_out not in stage.needs:
         return {}
     trees = load_trees(folder / held_out).values()
-    found = await probe(policy, trees, make_prompts(recipe, pool, folder, stage), seed=stage.leg.seed, gauge=pool.facts.gauge)
+    found = await probe(policy, trees, make_prompts(recipe, pool, folder, stage), seed=stage.variant.seed, gauge=pool.facts.gauge)
     return {"probe": found.to_json()}

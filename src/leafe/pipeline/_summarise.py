@@ -18,13 +18,13 @@ from leafe.evaluate import Evaluated, Explored, Over, Summary, summarise
 from leafe.pipeline._account import arm_rows, stage_rows, start_rows
 from leafe.pipeline._plan import HELD_OUT, Stage, plan
 from leafe.pipeline._rounds import rounds_rows
-from leafe.recipes import Recipe, parse_recipe
+from leafe.recipes import Recipe, parse_stored_recipe
 from leafe.runs import RunFolder, load_trees, read_tasks
 
 
 def recipe_of(run: RunFolder) -> Recipe:
     """The recipe that a run was made with."""
-    return parse_recipe({key: value for key, value in run.config.items() if key != "shard"}, f"The recipe of {run.path}")
+    return parse_stored_recipe({key: value for key, value in run.config.items() if key != "shard"}, f"The recipe of {run.path}")
 
 
 def summarise_run(run: RunFolder) -> Summary:
@@ -42,8 +42,8 @@ def summarise_runs(runs: Sequence[RunFolder], against: str | None = None, over: 
     recipe = recipe_of(runs[0])
     _same_experiment(runs)
     explored, evaluated = _finished(runs)
-    legs = {row: [(str(place.run.path), place.stage.leg) for place in places] for row, places in evaluated.items()}
-    compare = [(a, b) for a, b in [*recipe.evaluate.compare, *_control_pairs(recipe)] if legs.get(a) == legs.get(b)]
+    variants = {row: [(str(place.run.path), place.stage.variant) for place in places] for row, places in evaluated.items()}
+    compare = [(a, b) for a, b in [*recipe.evaluate.compare, *_control_pairs(recipe)] if variants.get(a) == variants.get(b)]
     summary = summarise(
         [Explored(row, _trees(places), _seconds(places)) for row, places in explored.items()],
         [_evaluated(row, places) for row, places in evaluated.items()],
@@ -136,7 +136,7 @@ def _account(
         {"row": prefix + stage.row, "policy": stage.policy} | row for prefix, run, stage in stages for row in (run.done(stage.name) or {}).get("rows", ())
     ]
     summary.details["starts"] = start_rows(runs)
-    aside = {row for row, places in explored.items() if places[0].stage.leg.control or places[0].stage.what == HELD_OUT}
+    aside = {row for row, places in explored.items() if places[0].stage.variant.control or places[0].stage.what == HELD_OUT}
     for told in summary.details["explore"]:
         told["role"] = "control" if told["strategy"] in aside else "strategy"
 
@@ -144,7 +144,7 @@ def _account(
 def _mark(place: _Place) -> str:
     """Rows with the same mark were sampled on the same tasks with the same seed."""
     tasks = json.dumps([task.to_json() for task in read_tasks(place.run.path / place.stage.name)], sort_keys=True)
-    return f"{place.stage.leg.control} {place.stage.leg.seed} {hashlib.sha256(tasks.encode()).hexdigest()[:16]}"
+    return f"{place.stage.variant.control} {place.stage.variant.seed} {hashlib.sha256(tasks.encode()).hexdigest()[:16]}"
 
 
 def _settings_that_differ(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -179,7 +179,7 @@ def _evaluated(row: str, places: Sequence[_Place], labels: Sequence[str] = ()) -
         _seconds(places),
         _role(first.stage),
         probes=[place.done["probe"] for place in places if "probe" in place.done],
-        labels=labels or [f"{place.run.path}: {place.stage.leg.control} {place.stage.leg.seed}" for place in places],
+        labels=labels or [f"{place.run.path}: {place.stage.variant.control} {place.stage.variant.seed}" for place in places],
     )
 
 
@@ -210,7 +210,7 @@ def _validation_rows(run: RunFolder, several: bool) -> list[dict[str, Any]]:
         done = run.done(stage.name) if stage.kind == "choose" else None
         for row in (done or {}).get("candidates", []):
             where = {"run": str(run.path)} if several else {}
-            out.append({"arm": stage.row, "seed": stage.leg.seed, "chosen": False} | where | row)
+            out.append({"arm": stage.row, "seed": stage.variant.seed, "chosen": False} | where | row)
     return out
 
 
@@ -224,7 +224,7 @@ def _seconds(places: Sequence[_Place]) -> float:
 
 
 def _role(stage: Stage) -> Any:
-    return "control" if stage.leg.control else stage.role
+    return "control" if stage.variant.control else stage.role
 
 
 def _control_pairs(recipe: Recipe) -> list[tuple[str, str]]:

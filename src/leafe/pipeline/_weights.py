@@ -9,27 +9,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from leafe.pipeline._plan import Leg, Stage, stage_name
+from leafe.pipeline._plan import Stage, Variant, stage_name
 from leafe.runs import RunFolder
 
 
-def checkpoint_of(run: RunFolder, leg: Leg, policy: str) -> Path | None:
+def checkpoint_of(run: RunFolder, variant: Variant, policy: str) -> Path | None:
     """The folder of an arm's or attempt's weights; None for the base policy, and for an attempt that learned nothing and stayed what it was."""
-    policy = str((run.done(stage_name("choose", leg, policy)) or {}).get("chosen", policy))
-    grown = run.done(stage_name("collect", leg, policy))
+    policy = str((run.done(stage_name("choose", variant, policy)) or {}).get("chosen", policy))
+    grown = run.done(stage_name("collect", variant, policy))
     if grown is not None and "before" in grown:
-        return checkpoint_of(run, leg, str(grown["before"]))
-    trained = stage_name("distill", leg, policy)
+        return checkpoint_of(run, variant, str(grown["before"]))
+    trained = stage_name("distill", variant, policy)
     done = run.done(trained)
     if done is None:
         return None
-    return checkpoint_of(run, leg, str(done["stays"])) if "empty" in done else run.path / trained / "checkpoint"
+    return checkpoint_of(run, variant, str(done["stays"])) if "empty" in done else run.path / trained / "checkpoint"
 
 
-def playbook_of(run: RunFolder, leg: Leg, policy: str) -> tuple[Path, str] | None:
+def playbook_of(run: RunFolder, variant: Variant, policy: str) -> tuple[Path, str] | None:
     """(the file, where it is read: an `AceConfig.place`) of an ACE arm or attempt; None for all others."""
-    policy = str((run.done(stage_name("choose", leg, policy)) or {}).get("chosen", policy))
-    grown = stage_name("collect", leg, policy)
+    policy = str((run.done(stage_name("choose", variant, policy)) or {}).get("chosen", policy))
+    grown = stage_name("collect", variant, policy)
     done = run.done(grown) or {}
     return (run.path / grown / "playbook.json", str(done["place"])) if "before" in done else None
 
@@ -49,7 +49,7 @@ def nothing_to_do(run: RunFolder, stage: Stage) -> dict[str, Any] | None:
         return {"empty": collected, "stays": uses}
     if not (stage.kind in ("explore", "distill") and "." in uses):  # a later round begins with what there is
         for kind in ("choose", "distill", "collect"):
-            done = markers.get(stage_name(kind, stage.leg, uses), {})
+            done = markers.get(stage_name(kind, stage.variant, uses), {})
             if "empty" in done:
                 return {"empty": done["empty"], "stays": uses}
     if stage.kind in ("collect", "distill") and stage.attempt and stage.attempt.explored:

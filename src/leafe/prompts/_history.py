@@ -88,7 +88,7 @@ def notes_on(tree: Tree, path: Sequence[Turn]) -> dict[int, str]:
 
 
 @dataclass(slots=True)
-class Said:
+class PromptCache:
     """The messages of one history that grows, so that each of its parts is put into words once, however many turns follow. Belongs to one `Prompts`."""
 
     history: History | None = None
@@ -139,7 +139,7 @@ class Prompts:
         facts = REFLECTION_SCHEMA["properties"]
         return {**REFLECTION_SCHEMA, "properties": {**facts, "step": {**facts["step"], "maximum": steps - 1}}}
 
-    def act(self, history: History, said: Said | None = None) -> tuple[Message, ...]:
+    def act(self, history: History, said: PromptCache | None = None) -> tuple[Message, ...]:
         """The messages in answer to which the policy acts at step t. `said` is what was said of the history when it was shorter; it changes no word."""
         return self._messages(history, "", said)
 
@@ -147,7 +147,7 @@ class Prompts:
         """Whether an experience that was put before action `step` stands in the messages of `act`: a window forgets it with that action."""
         return step <= history.step if self.window is None else step == history.step
 
-    def reflect(self, history: History, said: Said | None = None) -> tuple[Message, ...]:
+    def reflect(self, history: History, said: PromptCache | None = None) -> tuple[Message, ...]:
         """The messages in answer to which the policy reflects on h_t; at least one action must have been taken."""
         if not history.turns:
             raise ValueError("there is no action to reflect on")
@@ -161,11 +161,11 @@ class Prompts:
         """The history with a request of another kind after the last observation; in answer to it the policy does not act. No action need have been taken."""
         return self._messages(history, request, None)
 
-    def _messages(self, history: History, suffix: str, said: Said | None) -> tuple[Message, ...]:
+    def _messages(self, history: History, suffix: str, said: PromptCache | None) -> tuple[Message, ...]:
         if self.window is not None:
             now = self.playbook + self._windowed(history) + self._note(history, history.step, suffix) + suffix
             return (*self._system(history), *self.set.shots, Message("user", now))
-        said = Said() if said is None else said
+        said = PromptCache() if said is None else said
         if not said.begins(history):
             said.messages = self._system(history)
             said.messages += self.set.shots

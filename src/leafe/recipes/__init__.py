@@ -3,19 +3,20 @@
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, Setting, ValidationRecipe
 from leafe.recipes._methods import ARM_PRESETS, EXPLORES, Config, EarlyRecipe, GrpoRecipe, Method
 from leafe.recipes._schema import (
+    ControlRecipe,
     EvaluateRecipe,
     ExtraRecipe,
-    LegRecipe,
     Recipe,
     TrainRecipe,
     TriesRecipe,
     load_recipe,
     parse_options,
     parse_recipe,
+    parse_stored_recipe,
     recipe_names,
 )  # fmt: skip
 
 __all__ = [
     "ARM_PRESETS", "EXPLORES", "ArmRecipe", "Config", "EarlyRecipe", "EvaluateRecipe", "ExtraRecipe", "GrpoRecipe", "LegRecipe", "Method", "Recipe",
-    "RoundsRecipe", "Setting", "TrainRecipe", "TriesRecipe", "ValidationRecipe", "load_recipe", "parse_options", "parse_recipe", "recipe_names",
+    "RoundsRecipe", "Setting", "TrainRecipe", "TriesRecipe", "ValidationRecipe", "load_recipe", "parse_options", "parse_recipe", "parse_stored_recipe", "recipe_names",
 ]  # fmt: skip

@@ -64,8 +64,8 @@ class EarlyRecipe(_Strict):
     collect: EarlyConfig
     temperature: float | None = Field(None, ge=0)
     """At which other actions are proposed; None: the exploration's."""
-    env: DistillConfig
-    """Of the first phase, on the next observations (variant environment)."""
+    world_model: DistillConfig
+    """Of the first phase, on the next observations (variant `world_model`)."""
     expert: DistillConfig
     """Of the phase on the expert's actions."""
 
@@ -83,15 +83,15 @@ def make_config(preset: str, tables: Mapping[str, Mapping[str, Any]], changes: M
             return GrpoRecipe(**budget, options=options)
         case "early":
             own = dict(tables["early"])
-            env = own.pop("env", {})
+            world_model = own.pop("world_model", {})
             phases = {
                 "expert": _distill("rehearsal", over(tables["distill"], changes)),
-                "env": _distill("rehearsal", ({} if "max_steps" in env else {"num_train_epochs": 1.0}) | env),
+                "world_model": _distill("rehearsal", ({} if "max_steps" in world_model else {"num_train_epochs": 1.0}) | world_model),
             }
             heat = {"temperature": own.pop("temperature")} if "temperature" in own else {}
             reflects = preset == "self-reflection"
             collect = EarlyConfig(**({"explanations": 2} if reflects else {}) | own)
-            return EarlyRecipe(variant="reflection" if reflects else "env", collect=collect, **heat, **phases)
+            return EarlyRecipe(variant="reflection" if reflects else "world_model", collect=collect, **heat, **phases)
         case "ace":
             return AceConfig(**{**tables["ace"], **changes})
         case _:

@@ -16,14 +16,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from leafe.baselines.attempts import Method as TryMethod
 from leafe.baselines.grpo import COUNTED
-from leafe.baselines.test_time import Method as TryMethod
 from leafe.core import UserError
 from leafe.core.secret import field_holds_secret
 from leafe.core.textfile import parsed_toml, read_text
 from leafe.explore import STRATEGIES, ExploreConfig
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, ValidationRecipe, check_arms, short_rounds
 from leafe.recipes._methods import EXPLORES, GrpoRecipe, over
+from leafe.recipes._renames import modernise, refuse_old_names
 
 
 class _Strict(BaseModel):
@@ -87,7 +88,7 @@ class ExtraRecipe(_Strict):
 
 
 class TriesRecipe(_Strict):
-    """Several attempts at a test task with feedback carried from one to the next (`leafe.baselines.test_time`): a policy's rows at a higher price."""
+    """Several attempts at a test task with feedback carried from one to the next (`leafe.baselines.attempts`): a policy's rows at a higher price."""
 
     policy: str = "base"
     """`base` or an arm's name."""
@@ -115,7 +116,7 @@ class EvaluateRecipe(_Strict):
     (`leafe.evaluate.probe`, local engine); null: none is asked."""
 
 
-class LegRecipe(_Strict):
+class ControlRecipe(_Strict):
     """The same experiment once more in another environment setting: a control."""
 
     options: dict[str, Any] = {}
@@ -172,7 +173,7 @@ class Recipe(_Strict):
     validation: ValidationRecipe = ValidationRecipe()
     train: TrainRecipe = TrainRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
-    controls: dict[str, LegRecipe] = {}
+    controls: dict[str, ControlRecipe] = {}
     jobs: int = Field(1, ge=1)
     """Stages that run at the same time, each in its own process with one thread."""
     engine: Literal["local", "ray"] = "local"
@@ -193,7 +194,7 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _names_fit(self) -> Recipe:
         check_arms(self.arms, self.rounds)
-        self._check_legs()
+        self._check_variants()
         rows = {"base", *self.arms, *self.evaluate.extras}
         for name, extra in self.evaluate.extras.items():
             if extra.policy not in rows and ":" not in extra.policy:
@@ -213,10 +214,10 @@ class Recipe(_Strict):
             raise ValueError(f"validation.k asks for Pass@{self.validation.k} of {self.validation.samples} samples")
         return self
 
-    def _check_legs(self) -> None:
-        legs: list[tuple[str, Sequence[str], Sequence[str], int | None]] = [("", self.strategies, tuple(self.arms), self.tasks.train)]
-        legs += [(f"controls.{n}: ", leg.strategies, leg.arms, leg.train or self.tasks.train) for n, leg in self.controls.items()]
-        for where, strategies, arms, tasks in legs:
+    def _check_variants(self) -> None:
+        variants: list[tuple[str, Sequence[str], Sequence[str], int | None]] = [("", self.strategies, tuple(self.arms), self.tasks.train)]
+        variants += [(f"controls.{n}: ", variant.strategies, variant.arms, variant.train or self.tasks.train) for n, variant in self.controls.items()]
+        for where, strategies, arms, tasks in variants:
             for strategy in strategies:
                 if strategy not in STRATEGIES:
                     raise ValueError(f"{where}there is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
@@ -314,6 +315,7 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
 
 def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:
     """A recipe from plain data; `what` names it in the error."""
+    refuse_old_names(data, what)
     try:
         return Recipe(**data)
     except ValidationError as error:
@@ -329,6 +331,11 @@ def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] == "value_error" else f" (got {json.dumps(first['input'], default=str)[:80]})"
         raise UserError(f"{what}: {where + ': ' if where else ''}{message}{got}.") from error
+
+
+def parse_stored_recipe(data: Mapping[str, Any], what: str) -> Recipe:
+    """The recipe that a run keeps, of whatever version of leafe; `what` names it in the error."""
+    return parse_recipe(modernise(data), what)
 
 
 def _refuse_secrets(value: Any, path: tuple[str, ...]) -> None:
@@ -351,7 +358,7 @@ def _refuse_secrets(value: Any, path: tuple[str, ...]) -> None:
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
-    nested = {"arms": ArmRecipe, "controls": LegRecipe, "extras": ExtraRecipe, "tries": TriesRecipe, "rounds": RoundsRecipe}
+    nested = {"arms": ArmRecipe, "controls": ControlRecipe, "extras": ExtraRecipe, "tries": TriesRecipe, "rounds": RoundsRecipe}
     for part in path:
         field = model.model_fields.get(part)
         if part in nested:

@@ -5,7 +5,7 @@ from leafe.report._alarms import alarms
 from leafe.report._format import clean, clip, duration
 from leafe.report._html import findings, write_report
 from leafe.report._rescues import Rescue, pick_rescues, rescue_of
-from leafe.report._side import side_by_side, side_tables
+from leafe.report._side_by_side import side_by_side, side_tables
 from leafe.report._tables import TableKind, differences_table, evaluate_table, explore_table, print_tables, rounds_table, tries_table
 from leafe.report._tree import draw_tree, pick_tree
 

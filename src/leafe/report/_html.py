@@ -18,7 +18,7 @@ from leafe.report._against import against_rows
 from leafe.report._alarms import alarms
 from leafe.report._figures import coverage_charts, outcome_legend, pass_charts, stops_chart, swatch, time_chart, whisker
 from leafe.report._rescues import RULE, in_words, pick_rescues, tell
-from leafe.report._side import side_by_side
+from leafe.report._side_by_side import side_by_side
 from leafe.report._tables import reflects
 from leafe.report._tree import BRANCH_LIMIT, draw_tree, pick_tree, rescued
 

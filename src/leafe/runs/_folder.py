@@ -252,7 +252,11 @@ def _load_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}): restore it, or give the run another name.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a file that leafe wrote: give the run another name.")
-    return value
+    return {_KEYS_OF_0_1.get(key, key): entry for key, entry in value.items()}
+
+
+_KEYS_OF_0_1 = {"world": "env", "worlds": "envs", "world_failures": "env_failures"}
+"""Keys of manifests and markers that leafe 0.1 wrote under other names."""
 
 
 def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], growing: Sequence[str], free: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from leafe.tables._define import TABLES, Row, Table, title_of
 from leafe.tables._document import Block, Cell, Document, cells, record
 from leafe.tables._evidence import Column, Evidence, gather
 from leafe.tables._judged import HOW_CLAIMS, claim_blocks, claim_records
-from leafe.tables._missing import UNFINISHED, Notes, say_dearer, say_how, say_missing
+from leafe.tables._missing import UNFINISHED, Notes, say_how, say_missing, warn_over_budget
 from leafe.tables._results import SHARES, STEPS, Cost, Kind, Place, Result, Where
 from leafe.tables._tries import tries_block
 
@@ -40,7 +40,7 @@ def build(evidence: Evidence, number: int) -> Document:
     tried, tried_records = tries_block(columns) if number == 1 else (None, [])
     blocks = [main, budget, *([tried] if tried else []), *claim_blocks(judged)]
     say_missing(table, columns, kind, notes)
-    say_dearer(table, columns, kind, notes)
+    warn_over_budget(table, columns, kind, notes)
     say_how(columns, kind, notes)
     _say_elsewhere(evidence, columns, table, notes)
     notes.said += evidence.notes
@@ -288,7 +288,7 @@ def _allowed(column: Column, row: str, kind: Kind) -> str:
     if place.stage.role in ("control", "ceiling") or (row == "base" and kind == "evaluate"):
         return "–"
     limits = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in recipe.explore.limits.items()) or "no limit"
-    tasks = task_count(recipe, place.stage.leg if place.origin is None else place.origin[2].leg, "train")
+    tasks = task_count(recipe, place.stage.variant if place.origin is None else place.origin[2].variant, "train")
     return f"{limits} × {tasks or 'all'} tasks"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from leafe.baselines.early_experience import check_thoughts
 from leafe.core import UserError
-from leafe.pipeline import Leg, env_options, recipe_of
+from leafe.pipeline import Variant, env_options, recipe_of
 from leafe.prompts import load_prompt_set
 from leafe.recipes import ARM_PRESETS, Recipe, parse_recipe
 from leafe.runs import RunFolder
@@ -58,10 +58,10 @@ def add_row(run: RunFolder, row: str, control: str = "") -> str:
 
 
 def _control_alone(run: RunFolder, recipe: Recipe, row: str, control: str) -> str:
-    leg = recipe.controls[control]
-    options = env_options(recipe, Leg(recipe.seeds[0], control))
+    variant = recipe.controls[control]
+    options = env_options(recipe, Variant(recipe.seeds[0], control))
     changes = [f"env.options.{name}={value}" for name, value in options.items()] + ["controls={}"]
-    changes += [f"tasks.{name}={value}" for name, value in (("train", leg.train), ("test", leg.test)) if value]
+    changes += [f"tasks.{name}={value}" for name, value in (("train", variant.train), ("test", variant.test)) if value]
     try:
         arm = [] if row in recipe.arms or row == "base" else _arm(recipe, row)
     except UserError as error:

@@ -120,7 +120,7 @@ def _places(run: RunFolder, recipe: Recipe) -> Iterator[Place]:
             continue
         attempt = origin[2].attempt if origin else None
         row = attempt.arm if attempt and stage.role == "base" else stage.what
-        yield Place(run, recipe, stage, row, Where(base, origin[2].leg.seed if origin else stage.leg.seed), origin)
+        yield Place(run, recipe, stage, row, Where(base, origin[2].variant.seed if origin else stage.variant.seed), origin)
 
 
 def _origin(run: RunFolder, recipe: Recipe) -> tuple[RunFolder, Recipe, Stage] | None:
@@ -140,7 +140,7 @@ def _origin(run: RunFolder, recipe: Recipe) -> tuple[RunFolder, Recipe, Stage] |
 
 def _take(place: Place, found: dict[str, Column], notes: list[str], apart: bool) -> None:
     stage, recipe = place.stage, place.recipe
-    options = env_options(recipe, stage.leg)
+    options = env_options(recipe, stage.variant)
     transfer = place.origin is not None and env_of(place.origin[1], place.origin[2]) != env_of(recipe, stage)
     key = json.dumps([*env_of(recipe, stage), recipe.tasks.test_split, place.where.base if apart else "", transfer], sort_keys=True)
     column = found.setdefault(key, Column(recipe.env.name, options, recipe.tasks.test_split, transfer, place.where.base if apart else ""))
@@ -169,7 +169,7 @@ def _take(place: Place, found: dict[str, Column], notes: list[str], apart: bool)
 
 
 def env_of(recipe: Recipe, stage: Stage) -> tuple[str, dict[str, Any]]:
-    return recipe.env.name, env_options(recipe, stage.leg)
+    return recipe.env.name, env_options(recipe, stage.variant)
 
 
 def _lend_base(columns: list[Column]) -> None:

@@ -63,7 +63,7 @@ def say_missing(table: Table, columns: Sequence[Column], kind: Kind, notes: Note
                 notes.say(f"{column.title} lacks seeds {', '.join(map(str, gone))} of the base policy {base}: `{command}`")
 
 
-def say_dearer(table: Table, columns: Sequence[Column], kind: Kind, notes: Notes) -> None:
+def warn_over_budget(table: Table, columns: Sequence[Column], kind: Kind, notes: Notes) -> None:
     """Rows that were made with more calls than one exploration is allowed: no comparison at equal budget."""
     for column in columns:
         for row in table.rows:
@@ -71,7 +71,7 @@ def say_dearer(table: Table, columns: Sequence[Column], kind: Kind, notes: Notes
             for where, result in column.results(row.key, kind).items():
                 place = places[where]
                 recipe, stage = (place.recipe, place.stage) if place.origin is None else place.origin[1:]
-                calls, tasks = recipe.explore.limits.get("policy_calls"), task_count(recipe, stage.leg, "train")
+                calls, tasks = recipe.explore.limits.get("policy_calls"), task_count(recipe, stage.variant, "train")
                 spent = result.cost.spent.policy_calls
                 if calls and tasks and spent > calls * tasks:
                     notes.say(
@@ -104,7 +104,7 @@ def _offer(column: Column, row: str, kind: Kind, lacking: Sequence[Where]) -> st
         place = _folder_of(column, where, kind)
         folders.setdefault(str(place.run.path), place)
     first = next(iter(folders.values()))
-    command = add_row(first.run, row, first.stage.leg.control)
+    command = add_row(first.run, row, first.stage.variant.control)
     rest = f"; and likewise in {', '.join(list(folders)[1:])}" if len(folders) > 1 else ""
     return (command if command.startswith("no command") else f"`{command}`") + rest
 
@@ -117,8 +117,8 @@ def _offer_elsewhere(column: Column, row: str, kind: Kind, where: Where) -> str:
     run, recipe, stage = tested.origin
     if row == "base":
         return f"`{try_elsewhere(tested.run, recipe.policy.model, row, where.seed)}`"
-    weights = checkpoint_of(run, stage.leg, row)
-    command = try_elsewhere(tested.run, str(weights or run.path / stage_name("distill", stage.leg, row) / "checkpoint"), row, where.seed)
+    weights = checkpoint_of(run, stage.variant, row)
+    command = try_elsewhere(tested.run, str(weights or run.path / stage_name("distill", stage.variant, row) / "checkpoint"), row, where.seed)
     if weights is not None:
         return f"`{command}`"
     training = add_row(run, row)

@@ -24,11 +24,11 @@ def settings(place: Place) -> dict[str, Any]:
     """How policies are tested. Not the number of samples, which Pass@k allows for, and not a temperature that was chosen for an arm where it was trained."""
     recipe, stage = place.recipe, place.stage
     temperature = recipe.evaluate.temperature
-    if place.origin is not None and chosen_temperature(place.origin[0], place.origin[2].leg, place.row) == temperature:
+    if place.origin is not None and chosen_temperature(place.origin[0], place.origin[2].variant, place.row) == temperature:
         temperature = place.origin[1].evaluate.temperature
     return {
         "prompts": recipe.prompts, "history": recipe.history, "explore.horizon": recipe.explore.horizon, "explore.max_invalid_actions": recipe.explore.max_invalid_actions,
-        "evaluate.temperature": temperature, "evaluate.top_p": recipe.evaluate.top_p, "tasks.test": task_count(recipe, stage.leg, "test"),
+        "evaluate.temperature": temperature, "evaluate.top_p": recipe.evaluate.top_p, "tasks.test": task_count(recipe, stage.variant, "test"),
     }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def budget_of(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """The budget that every exploration has."""
     limits: dict[str, Any] = {f"explore.limits.{name}": value for name, value in recipe.explore.limits.items()}
     limits |= {f"explore.run_limits.{name}": value for name, value in recipe.explore.run_limits.items()}
-    return limits | {"tasks.train": task_count(recipe, stage.leg, "train"), "tasks.train_split": recipe.tasks.train_split}
+    return limits | {"tasks.train": task_count(recipe, stage.variant, "train"), "tasks.train_split": recipe.tasks.train_split}
 
 
 def same_budget(column: Column) -> None:

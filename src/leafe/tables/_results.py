@@ -12,7 +12,7 @@ import numpy as np
 
 from leafe.core import Spent, Tree
 from leafe.evaluate import Counts, counts, coverage_curve, measure, spent
-from leafe.pipeline import Leg, Stage, plan, stage_name
+from leafe.pipeline import Stage, Variant, plan, stage_name
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, load_trees
 
@@ -125,9 +125,9 @@ def read(place: Place) -> Result:
     )
 
 
-def chosen_temperature(run: RunFolder, leg: Leg, arm: str) -> float | None:
+def chosen_temperature(run: RunFolder, variant: Variant, arm: str) -> float | None:
     """At which the arm is sampled where its sweep was over temperatures too; None: at the recipe's."""
-    value = (run.done(stage_name("choose", leg, arm)) or {}).get("temperature")
+    value = (run.done(stage_name("choose", variant, arm)) or {}).get("temperature")
     return None if value is None else float(value)
 
 
@@ -155,7 +155,7 @@ def cost_of_arm(place: Place) -> Cost:
     run, recipe, stage = (place.run, place.recipe, place.stage) if place.origin is None else place.origin
     stages = {s.name: s for s in plan(recipe)}
     needed: dict[str, Stage] = {}
-    choice = stage_name("choose", stage.leg, stage.attempt.arm) if stage.attempt else ""
+    choice = stage_name("choose", stage.variant, stage.attempt.arm) if stage.attempt else ""
     waiting = [stage.name, choice]  # what was chosen from several attempts cost all of them
     while waiting:
         name = waiting.pop()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import UserError
-from leafe.pipeline import Leg, StageKind, checkpoint_of, legs, recipe_of
+from leafe.pipeline import StageKind, Variant, checkpoint_of, recipe_of, variants
 from leafe.recipes import Recipe, load_recipe, parse_recipe
 from leafe.runs import RunFolder
 from leafe.tables._commands import with_arms
@@ -93,8 +93,8 @@ def _with(recipe: Recipe, arms: dict[str, Any], strategies: Sequence[str]) -> Re
     extras = {name: extra for name, extra in data["evaluate"]["extras"].items() if extra["policy"] in rows or ":" in extra["policy"]}
     compare = [pair for pair in data["evaluate"]["compare"] if set(pair) <= rows | set(extras)]
     controls = {
-        name: leg | {"arms": [a for a in leg["arms"] if a in arms], "strategies": [s for s in leg["strategies"] if s in strategies]}
-        for name, leg in data["controls"].items()
+        name: variant | {"arms": [a for a in variant["arms"] if a in arms], "strategies": [s for s in variant["strategies"] if s in strategies]}
+        for name, variant in data["controls"].items()
     }
     tries = {name: row for name, row in data["evaluate"]["tries"].items() if row["policy"] in rows}
     evaluate = data["evaluate"] | {"extras": extras, "compare": compare, "tries": tries}
@@ -115,16 +115,16 @@ def transfer_jobs(table: Table, recipes: RecipeSet, overrides: Sequence[str], tr
     recipe = recipe_of(run)
     kept = [o for o in overrides if o.partition("=")[0].strip().startswith(_TESTED)]
     out = []
-    for leg in [leg for leg in legs(recipe) if not leg.control]:
+    for variant in [variant for variant in variants(recipe) if not variant.control]:
         for row in table.rows:
-            found = None if row.key == "base" else checkpoint_of(run, leg, row.key)
+            found = None if row.key == "base" else checkpoint_of(run, variant, row.key)
             for name in recipes.tested if row.key == "base" or found is not None else ():
-                other = load_recipe(name, [*kept, f"seeds=[{leg.seed}]", f"name={f'{name}.{leg.prefix}{row.key}'.replace(' ', '-')}"])
-                out.append(Job(_tested(other, trained.recipe, run, leg, row.key, found), trained.folder.parent / other.name))
+                other = load_recipe(name, [*kept, f"seeds=[{variant.seed}]", f"name={f'{name}.{variant.prefix}{row.key}'.replace(' ', '-')}"])
+                out.append(Job(_tested(other, trained.recipe, run, variant, row.key, found), trained.folder.parent / other.name))
     return sorted(out, key=lambda job: recipes.tested.index(job.recipe.name.partition(".")[0]))
 
 
-def _tested(other: Recipe, asked: Recipe, run: RunFolder, leg: Leg, row: str, weights: Path | None) -> Recipe:
+def _tested(other: Recipe, asked: Recipe, run: RunFolder, variant: Variant, row: str, weights: Path | None) -> Recipe:
     """The other environment's recipe for one policy: answered for as where it was trained, at the temperature that was chosen there."""
     policy = asked.policy.model_dump(mode="json", exclude_none=True)
     evaluate = other.evaluate.model_dump(mode="json", exclude_none=True)
@@ -132,5 +132,5 @@ def _tested(other: Recipe, asked: Recipe, run: RunFolder, leg: Leg, row: str, we
         policy["model"] = str(weights)
         if asked.policy.kind != "hf" and asked.policy.launch is None:  # who answers for the base does not know these weights
             policy |= {"kind": "hf", "options": {}}
-        evaluate["temperature"] = chosen_temperature(run, leg, row) or evaluate["temperature"]
+        evaluate["temperature"] = chosen_temperature(run, variant, row) or evaluate["temperature"]
     return parse_recipe(other.model_dump(mode="json", exclude_none=True) | {"policy": policy, "evaluate": evaluate}, f"The recipe {other.name}")

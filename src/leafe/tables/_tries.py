@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from leafe.baselines.test_time import Attempts
-from leafe.baselines.test_time import read as read_attempts
+from leafe.baselines.attempts import Attempts
+from leafe.baselines.attempts import read as read_attempts
 from leafe.evaluate import Counts, Estimate, pass_estimate
 from leafe.pipeline import Stage, env_options, plan
 from leafe.recipes import Recipe
@@ -66,7 +66,7 @@ def _found(column: Column) -> dict[str, list[tuple[Recipe, RunFolder, Stage, Map
 def _stages(column: Column) -> Iterator[tuple[Recipe, RunFolder, Stage]]:
     for path, recipe in {} if column.transfer else column.recipes.items():
         for stage in plan(recipe):
-            if stage.kind == "tries" and env_options(recipe, stage.leg) == column.options:
+            if stage.kind == "tries" and env_options(recipe, stage.variant) == column.options:
                 yield recipe, RunFolder.read(path), stage
 
 

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from leafe.core import EnvError, Environment, StepResult, Task, UserError, derive_seed
 from leafe.core.answers import observation_text, step_result
-from leafe.envs import WorkerEnv, load_tasks, make_env
-from leafe.testing._elsewhere import Spec, fingerprint, play_elsewhere
+from leafe.envs import ProcessEnv, load_tasks, make_env
+from leafe.testing._subprocess import Spec, fingerprint, play_elsewhere
 
 T = TypeVar("T")
 Actions = Sequence[str] | Callable[[Task, str, random.Random], str]
@@ -86,7 +86,7 @@ def check_environment(
     spec: Spec | None = None
     if isinstance(env, Environment):
         made = None
-        if isinstance(env, WorkerEnv):
+        if isinstance(env, ProcessEnv):
             spec = Spec(env.target, env.options)
     else:
         name = env if isinstance(env, str) else f"{env.__module__}:{env.__qualname__}"

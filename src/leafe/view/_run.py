@@ -131,8 +131,8 @@ class Run:
         out = []
         for each in self.stages.values():
             if each.kind == "distill" and each.attempt is not None and stage in each.attempt.explored and isinstance(each.attempt.config, DistillConfig):
-                config = each.attempt.config.model_copy(update={"seed": each.leg.seed})
-                out.append(Arm(each.row, each.name, config, each.leg.seed))
+                config = each.attempt.config.model_copy(update={"seed": each.variant.seed})
+                out.append(Arm(each.row, each.name, config, each.variant.seed))
         return out
 
     def prompts(self, stage: str, wait: float = _WAIT_S) -> Had[Prompts]:
@@ -156,7 +156,7 @@ class Run:
 
     def _help(self, recipe: Recipe, stage: Stage, wait: float) -> Had[str]:
         """What the environment says of its actions."""
-        options = env_options(recipe, stage.leg)
+        options = env_options(recipe, stage.variant)
         key = json.dumps([recipe.env.name, options], sort_keys=True, default=str)
         with self._mutex:
             future = self._helps.get(key)

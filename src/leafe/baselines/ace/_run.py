@@ -19,7 +19,7 @@ from leafe.baselines._asides import Asker
 from leafe.baselines.ace._playbook import Delta, Playbook
 from leafe.baselines.ace._read import DELTA_SCHEMA, LESSON_SCHEMA, Lesson, read_delta, read_lesson
 from leafe.core import FAILED, Budget, EnvError, Episode, ForeignFailure, Message, Policy, Spent, Stop, Task, Tree, Turn, UserError
-from leafe.explore import EnvPool, EpisodeRunner, EpisodeSink, ExploreConfig, Held, Progress, bounding, cost_of, idle_in_a_row, make_strategy
+from leafe.explore import EnvPool, EpisodeRunner, EpisodeSink, ExploreConfig, Progress, SnapshotHandle, bounding, cost_of, idle_in_a_row, make_strategy
 from leafe.prompts import History, Prompts, fill
 
 _ERRORS = frozenset({Stop.policy_error, Stop.env_error})
@@ -186,9 +186,9 @@ class _Stage:
             budget.charge(**cost_of(episode))
             return episode
         budget.charge(episodes=1)
-        snapshots: dict[str | None, Held] = {}
+        snapshots: dict[str | None, SnapshotHandle] = {}
         try:
-            async with self.pool.borrow() as env:
+            async with self.pool.acquire() as env:
                 strategy = make_strategy(self.config, prompts.set)
                 runner = EpisodeRunner(tree, self.policy, prompts, strategy, self.config, budget, env, number, self.pool.waits, snapshots, self.report)
                 plan = strategy.next(tree)

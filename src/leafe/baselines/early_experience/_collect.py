@@ -39,7 +39,7 @@ from leafe.core import (
     derive_seed,
     turn_id,
 )
-from leafe.explore import BorrowedEnv, Diverged, EnvPool, EpisodeSink, ExploreConfig, Held, Progress, Trail, cost_of
+from leafe.explore import ActionTrace, Diverged, EnvLease, EnvPool, EpisodeSink, ExploreConfig, Progress, SnapshotHandle, cost_of
 from leafe.prompts import History, Prompts, PromptSet, fill
 
 HOPELESS = 10
@@ -179,7 +179,7 @@ class _Stage:
         if self.own.states is not None and len(turns) > self.own.states:
             chosen = random.Random(derive_seed(self.config.seed, tree.task.id, "states")).sample(range(len(turns)), self.own.states)
             turns = [turns[i] for i in sorted(chosen)]
-        held: dict[str | None, Held] = {}
+        held: dict[str | None, SnapshotHandle] = {}
         try:
             for expert in turns:
                 if expert.parent in done:  # asked at already, on another success's way or in an earlier run
@@ -191,7 +191,7 @@ class _Stage:
         finally:
             self.pool.release(held.values())
 
-    async def state(self, tree: Tree, expert: Turn, budget: Budget, held: dict[str | None, Held]) -> None:
+    async def state(self, tree: Tree, expert: Turn, budget: Budget, held: dict[str | None, SnapshotHandle]) -> None:
         """Ask, carry out, explain; the proposals are charged already."""
         path = tree.path(expert.parent)
         origin = tree.episode_of(path[0].id if path else expert.id)
@@ -229,7 +229,7 @@ class _Stage:
 
         why = "the budget was used up"
         try:
-            async with self.pool.borrow() as env:
+            async with self.pool.acquire() as env:
                 env.on_replay = count
                 for answer, thought, action in fresh:
                     if not budget.take(env_steps=1):
@@ -285,7 +285,7 @@ class _Stage:
                     fresh.append((one, thought, action))
         return fresh, idle
 
-    async def carry_out(self, env: BorrowedEnv, history: History, action: str, held: dict[str | None, Held]) -> StepResult:
+    async def carry_out(self, env: EnvLease, history: History, action: str, held: dict[str | None, SnapshotHandle]) -> StepResult:
         """One action from the state after the history."""
         await self.bring(env, history, held)
         return await env.step(action)
@@ -300,16 +300,16 @@ class _Stage:
         stop = (Stop.success if result.success else Stop.failure) if result.done else Stop.horizon  # its horizon is this one step
         return Episode(history.task.id, index, stop, (turn,), history.first_observation, start=start)
 
-    async def bring(self, env: BorrowedEnv, history: History, held: dict[str | None, Held]) -> None:
+    async def bring(self, env: EnvLease, history: History, held: dict[str | None, SnapshotHandle]) -> None:
         """The environment to the state after the history: by a snapshot of it, from one of an earlier state on, or from the reset on."""
         ids = [None, *(t.id for t in history.turns)]
         seed = derive_seed(self.config.seed, history.task.id, "world")
         if not env.env.can_snapshot:
-            await env.follow(Trail.along(history.task, seed, history.first_observation, history.turns))
+            await env.follow(ActionTrace.along(history.task, seed, history.first_observation, history.turns))
             return
         near = max((n for n, name in enumerate(ids) if name in held), default=None)
         if near is None:
-            await env.follow(Trail.along(history.task, seed, history.first_observation, history.turns))
+            await env.follow(ActionTrace.along(history.task, seed, history.first_observation, history.turns))
         else:
             await env.restore(held[ids[near]])
             for turn in history.turns[near:]:

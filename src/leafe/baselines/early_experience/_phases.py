@@ -13,7 +13,7 @@ from leafe.baselines.early_experience._samples import EarlyData
 from leafe.core import UserError
 from leafe.distill import Dataset, DistillConfig, Progress, TrainResult, train
 
-Variant = Literal["env", "reflection"]
+Variant = Literal["world_model", "reflection"]
 
 
 def train_early(
@@ -22,24 +22,24 @@ def train_early(
     data: EarlyData,
     variant: Variant,
     config: DistillConfig,
-    env_config: DistillConfig | None = None,
+    world_model_config: DistillConfig | None = None,
     progress: Progress | None = None,
 ) -> dict[str, TrainResult]:
-    """The results by phase: `env` (variant `env`: weights in `out`/environment) and `expert` (weights in `out`/checkpoint: the trained policy).
+    """The results by phase: `world_model` (that variant; weights in `out`/world_model) and `expert` (weights in `out`/checkpoint: the trained policy).
 
-    `env_config`: of the first phase; None: `config` without early stopping, for one epoch. Either phase is gone on with after a kill, and a finished one is
+    `world_model_config`: of the first phase; None: `config` without early stopping, for one epoch. Either phase is gone on with after a kill, and a finished one is
     not trained again. UserError as `train`, and where nothing was explained for the variant `reflection`.
     """
     out = Path(out)
     results: dict[str, TrainResult] = {}
     source = model_path
-    if variant == "env":
-        first = env_config or config.model_copy(update={"max_steps": None, "num_train_epochs": 1.0, "eval_steps": None, "early_stopping_patience": None})
-        results["env"] = _phase(source, out / "env", data.env, first, progress, "env")
-        source = out / "env"
+    if variant == "world_model":
+        first = world_model_config or config.model_copy(update={"max_steps": None, "num_train_epochs": 1.0, "eval_steps": None, "early_stopping_patience": None})
+        results["world_model"] = _phase(source, out / "world_model", data.world_model, first, progress, "world_model")
+        source = out / "world_model"
     elif not data.reasoned.samples:
         raise UserError("Nothing was explained that could be trained on: collect with explanations above 0, or use the variant environment.")
-    results["expert"] = _phase(source, out / "checkpoint", data.expert if variant == "env" else data.mixed, config, progress, "expert")
+    results["expert"] = _phase(source, out / "checkpoint", data.expert if variant == "world_model" else data.mixed, config, progress, "expert")
     return results
 
 

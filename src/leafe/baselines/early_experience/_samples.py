@@ -20,7 +20,7 @@ from leafe.prompts import History, Prompts, fill, history_before
 class EarlyData:
     """The three sets; all hold the same tasks as far as these gave samples."""
 
-    env: Dataset
+    world_model: Dataset
     """Next observations, of the alternatives and of the expert's own actions."""
     expert: Dataset
     """The expert's actions."""
@@ -35,7 +35,7 @@ class EarlyData:
 
 def early_data(trees: Mapping[str, Tree], collected: Mapping[str, Tree], prompts: Prompts, own: EarlyConfig) -> EarlyData:
     """`trees`: the exploration's; `collected`: those that `collect` gave. The same in gives the same out."""
-    env, expert, reasoned = _Set(), _Set(), _Set()
+    world_model, expert, reasoned = _Set(), _Set(), _Set()
     for task_id, tree in collected.items():
         before = len(trees[task_id].episodes)
         turns = expert_turns(tree, own.successes, before)
@@ -46,13 +46,13 @@ def early_data(trees: Mapping[str, Tree], collected: Mapping[str, Tree], prompts
                 expert.skipped["expert: the answer was cut at its limit of tokens"] += 1
             else:
                 expert.add(turn, prompts.act(_history(tree, turn)), Message("assistant", turn.action_text, turn.tokens), "the expert's action")
-            _predicted(env, tree, turn, prompts, "after the expert's action")
+            _predicted(world_model, tree, turn, prompts, "after the expert's action")
         for episode in tree.episodes[before:]:
             for turn in episode.acts:
-                _predicted(env, tree, turn, prompts, f"after an alternative to {by_state[episode.start].id}")
+                _predicted(world_model, tree, turn, prompts, f"after an alternative to {by_state[episode.start].id}")
             for turn in _explanations(episode):
                 _reasoned(reasoned, tree, by_state[episode.start], turn, prompts)
-    return EarlyData(env.dataset(), expert.dataset(), reasoned.dataset())
+    return EarlyData(world_model.dataset(), expert.dataset(), reasoned.dataset())
 
 
 class _Set:
@@ -78,12 +78,12 @@ def _history(tree: Tree, turn: Turn) -> History:
     return history_before(tree, turn, with_experience=False)
 
 
-def _predicted(env: _Set, tree: Tree, turn: Turn, prompts: Prompts, note: str) -> None:
+def _predicted(world_model: _Set, tree: Tree, turn: Turn, prompts: Prompts, note: str) -> None:
     if not turn.observation.strip():
-        env.skipped["environment: the environment said nothing"] += 1
+        world_model.skipped["environment: the environment said nothing"] += 1
         return
     messages = prompts.after(_history(tree, turn), fill(prompts.set.predict, {"action": turn.action}))
-    env.add(turn, messages, Message("assistant", turn.observation), note)
+    world_model.add(turn, messages, Message("assistant", turn.observation), note)
 
 
 def _explanations(episode: Episode) -> Iterator[Turn]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from leafe.core import ChatTokens, Episode, Stop, Tree, UserError
-from leafe.prompts import History, Prompts, Said
+from leafe.prompts import History, PromptCache, Prompts
 
 LOST = frozenset({Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget})
 """Stops that say nothing about the policy: such a rollout has no reward and takes no part in its group."""
@@ -33,7 +33,7 @@ class Row:
 def row_of(tree: Tree, episode: Episode, prompts: Prompts, chat: ChatTokens, reward: str = "success") -> Row:
     """The whole trajectory of an episode. UserError where a turn's prompt does not begin with the one before and its action."""
     turns = tree.trajectory(episode)
-    said = Said()
+    said = PromptCache()
     ids: tuple[int, ...] = chat.prompt(prompts.act(History(tree.task, episode.first_observation, preamble=episode.preamble), said))
     first, mask, unknown = len(ids), [], 0
     for i, turn in enumerate(turns):

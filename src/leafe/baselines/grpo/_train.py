@@ -31,7 +31,7 @@ from trl import GRPOTrainer
 from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress, Validate
 from leafe.baselines.grpo._rollouts import Batch, Rollouts, counts
 from leafe.core import Budget, Environment, Task, UserError, derive_seed
-from leafe.distill.training import SMALL, Checkpoints, Metrics, adapter, finished, groups, put, quiet, same, save
+from leafe.distill.training import SMALL, Checkpoints, Metrics, adapter, finished, groups, publish, quiet, same, save
 from leafe.explore import EnvPool
 from leafe.policies.hf import HFPolicy, adapter_base, load_model, load_tokenizer
 from leafe.prompts import Prompts
@@ -268,7 +268,7 @@ class _Training:
             valid_success=None if best is None else self.state["best"], stops=dict(self.state["stops"]),
             notes=tuple(self.notes), seconds=time.monotonic() - self.began,
         )  # fmt: skip
-        put(self.out, self.fingerprint, result.to_json(), partial(save, bare, self.source, self.tokenizer, self.stored, self.config.lora))
+        publish(self.out, self.fingerprint, result.to_json(), partial(save, bare, self.source, self.tokenizer, self.stored, self.config.lora))
         self.checkpoints.remove()
         return result
 

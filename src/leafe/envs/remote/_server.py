@@ -32,7 +32,7 @@ from leafe.core import Environment, ForeignFailure, SnapshotGone, Task, UserErro
 from leafe.core.answers import check_facts, observation_text, plain_task, step_result, versions_of
 from leafe.envs._registry import make_env
 from leafe.envs.remote._wire import MAX_BODY, PROTOCOL, STATUS, Malformed, Refused, decode, encode, error_body, task_from_json, text, texts, whole
-from leafe.envs.worker import WorkerEnv
+from leafe.envs.worker import ProcessEnv
 
 T = TypeVar("T")
 
@@ -350,7 +350,7 @@ class EnvServer:
         if not session.closed:
             session.closed = True
             self._sessions.pop(session.id, None)
-            if session.lock.locked() and isinstance(session.env, WorkerEnv):
+            if session.lock.locked() and isinstance(session.env, ProcessEnv):
                 self._spawn(asyncio.to_thread(session.env.close))  # ends the call that it waits for
             self._spawn(self._end(session.lane, session.close_env))
 

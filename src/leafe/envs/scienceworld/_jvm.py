@@ -140,11 +140,11 @@ class Jvm:
         def ask() -> list[str]:
             jvm = self._gateway.jvm
             chance = getattr(getattr(jvm.scala.util, "Random$"), "MODULE$")
-            maker = jvm.scienceworld.tasks.TaskMaker1()
+            env_factory = jvm.scienceworld.tasks.TaskMaker1()
             texts = []
             for task, variation in chosen:
                 chance.setSeed(variation)  # as a load does: some instructions name two things in a drawn order
-                texts.append(str(maker.getTask(task).get().setupGoals(variation).description()).strip())
+                texts.append(str(env_factory.getTask(task).get().setupGoals(variation).description()).strip())
             return texts
 
         texts: list[str] = self._guarded("description", ask)

@@ -1,5 +1,5 @@
 """An environment in a process of its own: what hangs is killed, what dies is made anew, and a copy of the process is a snapshot."""
 
-from leafe.envs.worker._proxy import WorkerEnv
+from leafe.envs.worker._proxy import ProcessEnv
 
-__all__ = ["WorkerEnv"]
+__all__ = ["ProcessEnv"]

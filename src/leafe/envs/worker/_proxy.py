@@ -35,7 +35,7 @@ START_SECONDS = 300.0
 _CLOSE_SECONDS = 5.0
 
 
-class WorkerEnv(Environment):
+class ProcessEnv(Environment):
     """The environment `target` (`package.module:Class`) with its options, in its own process. `timeout`:
     seconds for one call, None: no bound. `env_vars`: names of environment variables that the
     process inherits beside those that programs need to run.
@@ -195,7 +195,7 @@ class _Process:
         self.errors: BinaryIO | None = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         with theirs, their_life:
             self.started: subprocess.Popen[bytes] | None = subprocess.Popen(
-                with_default_signals([sys.executable, "-m", "leafe.envs.worker._side", str(theirs.fileno()), str(their_life.fileno())]),
+                with_default_signals([sys.executable, "-m", "leafe.envs.worker._child", str(theirs.fileno()), str(their_life.fileno())]),
                 pass_fds=(theirs.fileno(), their_life.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
                 start_new_session=True,
                 env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **inherited(env_vars)},

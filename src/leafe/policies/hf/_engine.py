@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from leafe.core import ChatTokens, Completion, Request, Usage
 from leafe.policies.hf._cache import CellCache
-from leafe.policies.hf._form import Filled, Form, Vocabulary, make_form
+from leafe.policies.hf._json_template import FilledSlot, JsonTemplate, Vocabulary, make_form
 from leafe.policies.hf._sampling import draw, uniforms
-from leafe.policies.hf._slots import Found, Held, Slots
+from leafe.policies.hf._slots import Found, Slots, SnapshotHandle
 
 _PASS_TOKENS = 8192  # padded tokens of one forward pass at most, unless one row alone has more
 _CHUNK = 2048  # a row's tokens in one forward pass
@@ -45,7 +45,7 @@ class Job:
     rows: int = 1
     """How many rows still stand for its samples."""
     cached: int = 0
-    form: Form | None = None
+    form: JsonTemplate | None = None
     finished: list[tuple[int, Completion]] = field(default_factory=list)
     """(first sample, completion) of the rows that ended."""
     error: BaseException | None = None
@@ -63,9 +63,9 @@ class _Row:
     slot: int = -1
     total: int = 0
     """Prompt and drawn tokens."""
-    held: Held | None = None
+    held: SnapshotHandle | None = None
     """A row that was split off waits with the cells of its first tokens; None: a new request, or a row in a slot."""
-    filled: Filled | None = None
+    filled: FilledSlot | None = None
     """How far the request's form is filled in."""
 
 
@@ -119,7 +119,7 @@ class Engine:
         """Cold tasks wait for room."""
         self._done: list[Job] = []
         self._texts: OrderedDict[tuple[int, ...], str] = OrderedDict()
-        self._forms: dict[str, Form | None] = {}
+        self._forms: dict[str, JsonTemplate | None] = {}
         self._vocabulary = Vocabulary(chat, int(model.get_output_embeddings().weight.shape[0]), self._device)
         # padding is cheaper than one more forward pass up to about this many tokens
         self._slack = int(min(256, max(4, 2e8 / max(1, sum(p.numel() for p in model.parameters())))))
@@ -201,9 +201,9 @@ class Engine:
         job.form = self._form(job.request)
         given = job.form.frame[0] if job.form else ()
         tokens = np.asarray((*job.prompt, *given), np.int32)
-        return _Row(job, tokens, np.arange(job.request.n), [0.0] * len(given), own=len(given), total=len(tokens), filled=Filled() if job.form else None)
+        return _Row(job, tokens, np.arange(job.request.n), [0.0] * len(given), own=len(given), total=len(tokens), filled=FilledSlot() if job.form else None)
 
-    def _form(self, request: Request) -> Form | None:
+    def _form(self, request: Request) -> JsonTemplate | None:
         """The form of the request's schema, where there is one and the answer's limit has room for it."""
         if request.schema is None:
             return None
@@ -405,7 +405,7 @@ class Engine:
         for part in parts:
             added: tuple[int, ...] = (part.token,)
             finish: Literal["stop", "length"] | None = None
-            after: Filled | None = None
+            after: FilledSlot | None = None
             if filled is not None and job.form is not None:
                 after, frame = job.form.advance(filled, part.token)
                 added += frame

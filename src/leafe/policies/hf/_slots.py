@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leafe.policies.hf._cells import Cells
+from leafe.policies.hf._kv_slots import KVSlots
 
 WORTHWHILE = 32
 """Tokens: a shorter gain is not worth a search over all slots or a wait of one iteration."""
@@ -29,7 +29,7 @@ _ENTRIES = 16
 """Entries of the tables for each cell, at most."""
 
 Tokens = NDArray[np.int32]
-Held = NDArray[np.int32]
+SnapshotHandle = NDArray[np.int32]
 """Cells of the first tokens of a sequence, in order."""
 
 
@@ -46,7 +46,7 @@ class Slots:
 
     def __init__(self, limit: int) -> None:
         """`limit`: cells at most; passed only where what is pinned needs more."""
-        self.pool = Cells(limit)
+        self.pool = KVSlots(limit)
         self.tokens = np.zeros((_FIRST_SLOTS, _FIRST_LENGTH), np.int32)
         self.cells = np.zeros((_FIRST_SLOTS, _FIRST_LENGTH), np.int32)
         self.ready = np.zeros(_FIRST_SLOTS, np.int64)
@@ -116,8 +116,8 @@ class Slots:
 
     # working on a sequence
 
-    def claim(self, tokens: Tokens, key: str, prefix: Found | Held) -> int:
-        """A busy slot with these tokens, a cell for each; the prefix's cells are held (those of a `Held` already are)."""
+    def claim(self, tokens: Tokens, key: str, prefix: Found | SnapshotHandle) -> int:
+        """A busy slot with these tokens, a cell for each; the prefix's cells are held (those of a `SnapshotHandle` already are)."""
         if isinstance(prefix, Found) and prefix.cached and not self.busy[prefix.slot] and self.ready[prefix.slot] - prefix.cached < 2:
             slot, cached = prefix.slot, prefix.cached  # goes on in its own line
             self._cut(slot, cached)
@@ -161,13 +161,13 @@ class Slots:
         self.cells[np.repeat(slots, lacking), place] = taken
         self.stored[slots] = self.known[slots]
 
-    def fork(self, slot: int) -> Held:
+    def fork(self, slot: int) -> SnapshotHandle:
         """The cells of all that is ready in a busy slot, held once more and pinned: for `claim`, or for `forget`."""
         held = self.cells[slot, : self.ready[slot]].copy()
         self.pool.hold(held)
         return held
 
-    def forget(self, held: Held) -> None:
+    def forget(self, held: SnapshotHandle) -> None:
         self.pool.unpin(held)
         self.pool.drop(held)
 

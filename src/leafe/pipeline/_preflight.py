@@ -20,7 +20,7 @@ from leafe.core import UserError, find_named
 from leafe.distill import DistillConfig
 from leafe.envs import load_tasks
 from leafe.explore import EnvPool
-from leafe.pipeline._plan import HELD_OUT, Leg, Stage, env_options, plan, task_count
+from leafe.pipeline._plan import HELD_OUT, Stage, Variant, env_options, plan, task_count
 from leafe.pipeline._stages import make_pool
 from leafe.policies import policy_factory
 from leafe.prompts import Prompts, load_prompt_set
@@ -71,17 +71,17 @@ def _envs(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
     """What the environments of all legs that have something to do lack."""
     pools: dict[str, EnvPool | None] = {}
     try:
-        for leg in dict.fromkeys(stage.leg for stage in due):
-            key = json.dumps(env_options(recipe, leg), sort_keys=True, default=str)
+        for variant in dict.fromkeys(stage.variant for stage in due):
+            key = json.dumps(env_options(recipe, variant), sort_keys=True, default=str)
             if key not in pools:
                 pools[key] = None
                 try:
-                    pools[key] = make_pool(recipe, leg, 1)
+                    pools[key] = make_pool(recipe, variant, 1)
                 except UserError as error:
                     yield str(error)
             pool = pools[key]
             if pool is not None:
-                yield from _tasks(recipe, leg, pool, [s for s in due if s.leg == leg])
+                yield from _tasks(recipe, variant, pool, [s for s in due if s.variant == variant])
     finally:
         for pool in pools.values():
             if pool is not None:
@@ -89,13 +89,13 @@ def _envs(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
 
 
 def _tasks(
-    recipe: Recipe, leg: Leg, pool: EnvPool, due: Sequence[Stage]
+    recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]
 ) -> Iterator[str]:
     """Splits of the stages that are due which the environment does not have or cannot read, and
     tasks that are in two splits that must be apart, whichever stage of the recipe uses them."""
     sets: dict[str, tuple[str, list[str]]] = {}
-    needed = _asked(recipe, leg, due)
-    asked = _asked(recipe, leg, [stage for stage in plan(recipe) if stage.leg == leg])
+    needed = _asked(recipe, variant, due)
+    asked = _asked(recipe, variant, [stage for stage in plan(recipe) if stage.variant == variant])
     for key, (setting, split, count) in (asked | needed).items():
         there: tuple[str, ...] = getattr(
             pool.facts, "splits", ()
@@ -110,7 +110,7 @@ def _tasks(
         try:
             sets[key] = (
                 f"{setting} = {split!r}",
-                [task.id for task in load_tasks(pool.facts, split, count, leg.seed)],
+                [task.id for task in load_tasks(pool.facts, split, count, variant.seed)],
             )
         except UserError as error:
             if key in needed:
@@ -131,7 +131,7 @@ def _tasks(
 
 
 def _asked(
-    recipe: Recipe, leg: Leg, stages: Sequence[Stage]
+    recipe: Recipe, variant: Variant, stages: Sequence[Stage]
 ) -> dict[str, tuple[str, str, int | None]]:
     """(setting, split, count) of each set of tasks that these stages of the leg use. What rows are probed
     on is asked of them and chooses nothing, so that it may be what they are tested on; it may not
@@ -141,14 +141,14 @@ def _asked(
         asked["train"] = (
             "tasks.train_split",
             recipe.tasks.train_split,
-            task_count(recipe, leg, "train"),
+            task_count(recipe, variant, "train"),
         )
     if any(_chooses(stage) for stage in stages):
         asked["valid"] = "validation.split", recipe.validation.split, recipe.validation.tasks
     if any(stage.what == HELD_OUT for stage in stages):
         asked["probe"] = "validation.split", recipe.validation.split, recipe.evaluate.probe
     if any(stage.kind in ("evaluate", "tries") for stage in stages):
-        asked["test"] = "tasks.test_split", recipe.tasks.test_split, task_count(recipe, leg, "test")
+        asked["test"] = "tasks.test_split", recipe.tasks.test_split, task_count(recipe, variant, "test")
     return asked
 
 
@@ -210,7 +210,7 @@ def _needs(recipe: Recipe, stage: Stage) -> Iterable[str]:
     if isinstance(config, GrpoRecipe):
         lora = config.options.get("lora") is not None
     elif isinstance(config, EarlyRecipe):
-        lora = config.expert.lora is not None or config.env.lora is not None
+        lora = config.expert.lora is not None or config.world_model.lora is not None
     elif isinstance(config, DistillConfig):
         lora, trl = config.lora is not None, config.method == "dpo"
     return (*TRAINS, *(("peft",) if lora else ()), *(("trl", "datasets") if trl else ()))

@@ -26,7 +26,7 @@ _HONOURED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Hole:
+class TemplateSlot:
     kind: Literal["integer", "string"]
     most: int
     """Characters at most."""
@@ -35,7 +35,7 @@ class Hole:
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
+class FilledSlot:
     """How far a form is filled in: which hole, and what stands in it."""
 
     hole: int = 0
@@ -100,10 +100,10 @@ class Vocabulary:
         return self.words & self._mask([bool(t.strip()) for t in self._texts])
 
 
-class Form:
+class JsonTemplate:
     """One schema for one tokenizer. `frame[i]` are the token ids before hole i; the last frame ends the answer, end-of-turn token included."""
 
-    def __init__(self, vocabulary: Vocabulary, holes: list[Hole], frame: list[tuple[int, ...]]) -> None:
+    def __init__(self, vocabulary: Vocabulary, holes: list[TemplateSlot], frame: list[tuple[int, ...]]) -> None:
         self.vocabulary = vocabulary
         self.holes = holes
         self.frame = frame
@@ -115,7 +115,7 @@ class Form:
         """Tokens needed after the present hole."""
         return sum(map(len, self.frame[hole + 1 :])) + len(self.holes) - hole - 1
 
-    def allowed(self, state: Filled, room: int) -> torch.Tensor:
+    def allowed(self, state: FilledSlot, room: int) -> torch.Tensor:
         """Which tokens may come next, (V,), where there is room for this many more."""
         v, hole = self.vocabulary, self.holes[state.hole]
         closing = torch.zeros(v.size, dtype=torch.bool, device=v.device)
@@ -127,17 +127,17 @@ class Form:
             return closing | v.next_digits(state.tokens > 0, state.value, hole.maximum)
         return closing | ((v.words if state.tokens else v.first_words) & (v.lengths <= hole.most - state.characters))
 
-    def advance(self, state: Filled, token: int) -> tuple[Filled | None, tuple[int, ...]]:
+    def advance(self, state: FilledSlot, token: int) -> tuple[FilledSlot | None, tuple[int, ...]]:
         """The state after an allowed token, and the frame tokens that follow of themselves. None: the answer is complete."""
         if state.tokens and token == self.frame[state.hole + 1][0]:
             rest = self.frame[state.hole + 1][1:]
-            return (Filled(state.hole + 1) if state.hole + 1 < len(self.holes) else None), rest
+            return (FilledSlot(state.hole + 1) if state.hole + 1 < len(self.holes) else None), rest
         v, kind = self.vocabulary, self.holes[state.hole].kind
         value = state.value * 10 ** v.length(token) + v.number(token) if kind == "integer" else 0
-        return Filled(state.hole, state.tokens + 1, state.characters + v.length(token), value), ()
+        return FilledSlot(state.hole, state.tokens + 1, state.characters + v.length(token), value), ()
 
 
-def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> Form | None:
+def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> JsonTemplate | None:
     """None where the schema is of another kind, or where the tokenizer cannot write JSON (a vocabulary of words, say)."""
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, Mapping) or not properties:
@@ -148,9 +148,9 @@ def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> Form | None:
         if kind not in _HONOURED or set(facts) - _HONOURED[kind] or facts.get("minimum", 0) > 0 or facts.get("minLength", 0) > 1:
             return None
         if kind == "integer":
-            holes.append(Hole(kind, _DIGITS, min(int(facts.get("maximum", 10**_DIGITS - 1)), 10**_DIGITS - 1)))
+            holes.append(TemplateSlot(kind, _DIGITS, min(int(facts.get("maximum", 10**_DIGITS - 1)), 10**_DIGITS - 1)))
         else:
-            holes.append(Hole(kind, int(facts.get("maxLength", 10**9))))
+            holes.append(TemplateSlot(kind, int(facts.get("maxLength", 10**9))))
     texts = [""]
     for name, hole in zip(properties, holes, strict=True):
         quote = '"' if hole.kind == "string" else ""
@@ -173,4 +173,4 @@ def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> Form | None:
     if not ok or any(bool(vocabulary.words[f[0]] if h.kind == "string" else vocabulary.digits[f[0]]) for h, f in zip(holes, frame[1:], strict=True)):
         return None
     frame[-1] = (*frame[-1], chat.end_of_turn)
-    return Form(vocabulary, holes, frame)
+    return JsonTemplate(vocabulary, holes, frame)

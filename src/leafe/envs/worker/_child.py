@@ -1,6 +1,6 @@
 """The environment's own process: makes the environment, answers one request after another, and copies itself where a snapshot is asked for.
 
-    python -m leafe.envs.worker._side FD LIFE      FD: one end of a socket pair, for frames; LIFE: of another, on which nothing is ever sent
+    python -m leafe.envs.worker._child FD LIFE      FD: one end of a socket pair, for frames; LIFE: of another, on which nothing is ever sent
 
 The first frame says what to make. For a snapshot the process forks: the copy keeps nothing but the socket that came with the request, and waits on it;
 to restore, it is asked to fork once more, and that second copy goes on playing over the socket that came with that request. So a snapshot can be

@@ -20,9 +20,9 @@ from leafe.explore import EpisodeSink
 
 TRIES = 5
 """Actors that a task may lose, or fail in, one after another with no episode in between, before it is given up."""
-ALONE = 2
+QUARANTINE_AFTER = 2
 """From so many losses on a task is under suspicion: an actor holds no two of these, so that one that kills its actor gives no other a bad name."""
-BARREN = 10
+MAX_WORKER_FAILURES = 10
 """Actors lost one after another, with nothing finished by any, after which the stage ends."""
 
 
@@ -37,13 +37,13 @@ class Actor(Protocol):
         """Make ready, which may take long. `Lost` where it is gone; UserError for what is the user's to mend there."""
 
     async def exchange(self, orders: str) -> str:
-        """Take these tasks (JSON) on and wait until there is something to tell (JSON, `Dealer.book`). `Lost` where it is gone."""
+        """Take these tasks (JSON) on and wait until there is something to tell (JSON, `TaskDispatcher.book`). `Lost` where it is gone."""
 
     async def dismiss(self) -> None:
         """Let it go, whatever state it is in. Raises nothing."""
 
 
-class Dealer:
+class TaskDispatcher:
     """One stage's tasks on their way to actors and back.
 
     `known` holds the trees of tasks that were begun. `whole`: a task's episodes come all at once, so that a task with episodes is done (its actor may die
@@ -77,7 +77,7 @@ class Dealer:
         self.given_again = 0
         """Tasks that a lost actor held."""
         self.given_up: dict[str, str] = {}
-        self.unheard: dict[str, str] = {}
+        self.all_samples_lost: dict[str, str] = {}
         """Tasks of an evaluation all of whose samples were lost: not journaled, tried again by the next run."""
         self.journal_seconds = 0.0
         self._hire, self._journal, self._booked, self._news, self._wait, self._short = hire, journal, booked, news, wait, short
@@ -158,10 +158,10 @@ class Dealer:
         """Tasks for an actor that holds `mine`; they are its own now."""
         orders: list[dict[str, Any]] = []
         passed: list[str] = []
-        suspect = any(self._losses[task_id] >= ALONE for task_id in mine)
+        suspect = any(self._losses[task_id] >= QUARANTINE_AFTER for task_id in mine)
         while self.due and len(mine) < self.slots:
             task_id = self.due.popleft()
-            if self._losses[task_id] >= ALONE:
+            if self._losses[task_id] >= QUARANTINE_AFTER:
                 if suspect:
                     passed.append(task_id)
                     continue
@@ -174,7 +174,7 @@ class Dealer:
 
     async def book(self, reply: Mapping[str, Any], mine: set[str]) -> None:
         """What an actor tells: `episodes` that were finished, in order; tasks that are `done`; those that `failed` there, and those whose samples were all
-        lost (`unheard`), with the reason; an `error` that ends the stage (kind, message). Durable before it counts."""
+        lost (`all_samples_lost`), with the reason; an `error` that ends the stage (kind, message). Durable before it counts."""
         episodes = [Episode.from_json(e) for e in reply["episodes"]]
         strange = next((e.task_id for e in episodes if e.task_id not in mine), None)
         if strange is not None:
@@ -196,13 +196,13 @@ class Dealer:
             mine.remove(task_id)
             self._give_back((task_id,), why)
         for task_id, why in reply["unheard"].items():
-            self.unheard[task_id] = why
+            self.all_samples_lost[task_id] = why
             self._unheard_in_a_row += 1
             self._finish(task_id, mine)
         if reply["error"] is not None:
             raise_said(reply["error"])
-        if self._unheard_in_a_row >= BARREN:
-            raise ForeignFailure(f"{self._unheard_in_a_row} tasks in a row were lost, the last with: {list(self.unheard.values())[-1]}")
+        if self._unheard_in_a_row >= MAX_WORKER_FAILURES:
+            raise ForeignFailure(f"{self._unheard_in_a_row} tasks in a row were lost, the last with: {list(self.all_samples_lost.values())[-1]}")
         self._news()
 
     def _finish(self, task_id: str, mine: set[str]) -> None:
@@ -217,7 +217,7 @@ class Dealer:
         self.lost += 1
         self.given_again += len(held)
         self._barren += 1
-        if self._barren >= max(BARREN, 2 * self.actors):
+        if self._barren >= max(MAX_WORKER_FAILURES, 2 * self.actors):
             raise ForeignFailure(
                 f"{self._barren} actors were lost one after another and nothing was finished in between, the last with: {why} "
                 "What was finished is kept: mend it and run again."

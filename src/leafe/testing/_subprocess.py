@@ -1,6 +1,6 @@
 """Episodes played again in another process: with another hash seed, another memory, and a clean count of what is left at the end.
 
-    python -m leafe.testing._elsewhere < what to play (JSON)
+    python -m leafe.testing._subprocess < what to play (JSON)
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def play_elsewhere(spec: Spec, episodes: Sequence[tuple[Task, int, Sequence[str]
     }  # fmt: skip
     try:
         done = subprocess.run(
-            with_default_signals([sys.executable, "-m", "leafe.testing._elsewhere"]), input=json.dumps(job), capture_output=True, text=True, check=False,
+            with_default_signals([sys.executable, "-m", "leafe.testing._subprocess"]), input=json.dumps(job), capture_output=True, text=True, check=False,
             timeout=SECONDS,
             env=inherited(spec.options.get("env_vars") or (), PYTHONHASHSEED=str(hash_seed)),
         )  # fmt: skip

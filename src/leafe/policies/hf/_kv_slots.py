@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 _FIRST = 1024
 
 
-class Cells:
+class KVSlots:
     """Counts holds and pins of each cell. Cell 0 is nobody's: it stands where a table has nothing to say."""
 
     def __init__(self, limit: int) -> None:

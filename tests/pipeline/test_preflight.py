@@ -12,8 +12,8 @@ import pytest
 
 from leafe.core import Environment, StepResult, Task, UserError
 from leafe.envs import load_tasks, make_env
-from leafe.pipeline import _ready as ready
-from leafe.pipeline import legs, plan, run_recipe
+from leafe.pipeline import _preflight as preflight
+from leafe.pipeline import plan, run_recipe, variants
 from leafe.pipeline._plan import env_options
 from leafe.pipeline._stages import make_pool
 from leafe.recipes import Recipe, load_recipe, parse_recipe, recipe_names
@@ -52,9 +52,9 @@ def overlapping(*more: str, **data: Any) -> Recipe:
 
 def said(recipe: Recipe) -> list[str]:
     out: list[str] = []
-    for leg in legs(recipe):
-        pool = make_pool(recipe, leg, 1)
-        out += ready._tasks(recipe, leg, pool, [s for s in plan(recipe) if s.leg == leg])
+    for variant in variants(recipe):
+        pool = make_pool(recipe, variant, 1)
+        out += preflight._tasks(recipe, variant, pool, [s for s in plan(recipe) if s.variant == variant])
         pool.close()
     return out
 
@@ -82,7 +82,7 @@ def test_no_built_in_recipe_tests_on_what_it_chooses_or_trains_by(
     try:
         recipe = load_recipe(name, [*FEW, *extra])
         assert said(recipe) == []
-        env = make_env(recipe.env.name, **env_options(recipe, legs(recipe)[0]))
+        env = make_env(recipe.env.name, **env_options(recipe, variants(recipe)[0]))
     except UserError as error:
         pytest.skip(str(error))
     # and whatever an arm more would choose by
@@ -92,7 +92,7 @@ def test_no_built_in_recipe_tests_on_what_it_chooses_or_trains_by(
         ids = {s: {t.id for t in load_tasks(env, s, 60, 0)} for s in splits}
         assert sum(map(len, ids.values())) == len(set().union(*ids.values()))
     else:
-        assert not any(ready._chooses(stage) for stage in plan(recipe))
+        assert not any(preflight._chooses(stage) for stage in plan(recipe))
     env.close()
 
 
@@ -190,14 +190,14 @@ def test_all_that_lacks_is_said_at_once_and_before_anything_runs(
 def test_a_folder_that_is_no_checkpoint(files: Sequence[str], words: str, tmp_path: Path) -> None:
     for name in files:
         (tmp_path / name).write_text("{}")
-    found = list(ready._weights(str(tmp_path)))
+    found = list(preflight._weights(str(tmp_path)))
     assert (words in found[0]) if words else found == []
 
 
 def test_a_finished_run_needs_nothing_any_more(tmp_path: Path) -> None:
     recipe = overlapping(strategies=[], arms={})
     run_recipe_to_the_end(recipe, tmp_path / "run")
-    ready.check_ready(
+    preflight.check_ready(
         recipe.model_copy(update={"prompts": "no-such-prompts"}),
         RunFolder.read(tmp_path / "run"),
         plan(recipe),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.core import Completion, Request, Stop, Tree
-from leafe.evaluate import LOST, spread
+from leafe.evaluate import LOST, diversity
 from tests.evaluate.envs import LETTERS, Chance, Spell, path_chances, play
 from tests.trees import Ep, make_tree, trees
 
@@ -24,7 +24,7 @@ def test_distinct_episodes_are_counted_on_whole_trajectories(grown: list[Tree]) 
         if paths:
             shares.append(len(paths) / paths.total())
             largest.append(max(paths.values()) / paths.total())
-    got = spread(grown)
+    got = diversity(grown)
     assert (got.distinct is None) == (not shares)
     if shares:
         assert got.distinct == pytest.approx(sum(shares) / len(shares))
@@ -34,10 +34,10 @@ def test_distinct_episodes_are_counted_on_whole_trajectories(grown: list[Tree]) 
 
 def test_counts_weigh_and_lost_samples_do_not() -> None:
     tree = make_tree(Ep("a", "b", stop=Stop.failure, count=6), Ep("c", count=2), Ep("a", "b", stop=Stop.env_error, count=40))
-    got = spread([tree])
+    got = diversity([tree])
     assert (got.distinct, got.largest) == (2 / 8, 6 / 8)
-    assert spread([make_tree(Ep("a", stop=Stop.env_error))]).distinct is None
-    assert spread([]).to_json() == dict.fromkeys(("entropy", "entropy_turn", "distinct", "largest"))
+    assert diversity([make_tree(Ep("a", stop=Stop.env_error))]).distinct is None
+    assert diversity([]).to_json() == dict.fromkeys(("entropy", "entropy_turn", "distinct", "largest"))
 
 
 class Surprised(Chance):
@@ -54,6 +54,6 @@ def test_entropy_is_the_policys_own(counted: bool) -> None:
     paths = path_chances("ab", Spell.horizon)
     whole = -sum(p * math.log(p) for p in paths.values())
     turns = sum(p * len(path) for path, p in paths.items())
-    got = spread(play(Spell, Surprised(counted=counted), number=4, samples=500))
+    got = diversity(play(Spell, Surprised(counted=counted), number=4, samples=500))
     assert got.entropy_turn == pytest.approx(whole / turns, abs=0.03)
     assert got.entropy == pytest.approx((got.entropy_turn or 0.0) / 2), "a letter is two tokens"

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from leafe.core import Episode, ForeignFailure, Task, Tree, UserError
 from leafe.pipeline import run_recipe
 from leafe.pipeline._actor import StageActor, order_for
-from leafe.pipeline._deal import TRIES, Actor, Dealer, Lost
+from leafe.pipeline._dispatcher import TRIES, Actor, Lost, TaskDispatcher
 from leafe.pipeline._plan import find
 from leafe.pipeline._stages import sampling_of, source_of
 from leafe.prompts import load_prompt_set
@@ -93,7 +93,7 @@ def deal(
     dies: Callable[[], bool] = lambda: False,
     known: Mapping[str, Tree] | None = None,
     **more: Any,
-) -> Dealer:
+) -> TaskDispatcher:
     """Deal the stage's tasks of the whole run to actors in this process."""
     stage = find(recipe, stage_name)
     tasks = read_tasks(folder / stage_name)
@@ -104,8 +104,8 @@ def deal(
         hired.append(Here(StageActor(order), dies))
         return hired[-1]
 
-    async def main() -> Dealer:
-        dealer = Dealer(tasks, known or {}, hire, journal, **({"actors": 3, "slots": 3, "whole": stage.kind != "explore"} | more))
+    async def main() -> TaskDispatcher:
+        dealer = TaskDispatcher(tasks, known or {}, hire, journal, **({"actors": 3, "slots": 3, "whole": stage.kind != "explore"} | more))
         await dealer.run()
         return dealer
 
@@ -264,13 +264,13 @@ class Scripted:
         await asyncio.sleep(0)
 
 
-def scripted(tasks: list[Task], play: Callable[[set[str]], dict[str, Any]], *, actors: int = 2, slots: int = 4, **more: Any) -> Dealer:
-    async def main() -> Dealer:
+def scripted(tasks: list[Task], play: Callable[[set[str]], dict[str, Any]], *, actors: int = 2, slots: int = 4, **more: Any) -> TaskDispatcher:
+    async def main() -> TaskDispatcher:
         async def hire() -> Actor:
             await asyncio.sleep(0)
             return Scripted(play)
 
-        dealer = Dealer(tasks, {}, more.pop("hire", hire), more.pop("journal", Memory()), actors=actors, slots=slots, **more)
+        dealer = TaskDispatcher(tasks, {}, more.pop("hire", hire), more.pop("journal", Memory()), actors=actors, slots=slots, **more)
         held.append(dealer)
         await dealer.run()
         return dealer
@@ -278,7 +278,7 @@ def scripted(tasks: list[Task], play: Callable[[set[str]], dict[str, Any]], *, a
     return asyncio.run(main())
 
 
-held: list[Dealer] = []
+held: list[TaskDispatcher] = []
 
 
 def test_a_slow_task_holds_up_nobody() -> None:
@@ -395,10 +395,10 @@ def test_the_last_tasks_are_given_again_to_those_who_wait() -> None:
 
 def test_where_all_samples_of_all_tasks_are_lost_the_evaluation_ends() -> None:
     with pytest.raises(ForeignFailure, match=r"1\d tasks in a row were lost, the last with: nobody is at home"):
-        scripted(plain(40), lambda holds: said(unheard=dict.fromkeys(sorted(holds), "nobody is at home")))
-    some = scripted(plain(6), lambda holds: said(unheard={h: "so" for h in holds if h == "t2"}, done=sorted(holds - {"t2"})))
+        scripted(plain(40), lambda holds: said(all_samples_lost=dict.fromkeys(sorted(holds), "nobody is at home")))
+    some = scripted(plain(6), lambda holds: said(all_samples_lost={h: "so" for h in holds if h == "t2"}, done=sorted(holds - {"t2"})))
     assert some.done == 6
-    assert set(some.unheard) == {"t2"}
+    assert set(some.all_samples_lost) == {"t2"}
 
 
 def test_run_limits_cannot_be_shared() -> None:

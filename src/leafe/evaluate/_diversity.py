@@ -18,7 +18,7 @@ from leafe.evaluate._passk import LOST
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Diversity:
     """None where there is nothing to tell it from."""
 
     entropy: float | None
@@ -34,7 +34,7 @@ class Spread:
         return {name: None if value is None else round(value, 6) for name, value in asdict(self).items()}
 
 
-def spread(trees: Iterable[Tree]) -> Spread:
+def diversity(trees: Iterable[Tree]) -> Diversity:
     """Of the samples that these trees hold; those that were lost to an error are left out of the episodes."""
     surprise = tokens = 0.0
     turns = 0
@@ -51,7 +51,7 @@ def spread(trees: Iterable[Tree]) -> Spread:
             n = sum(samples.values())
             distinct.append(len(samples) / n)
             largest.append(max(samples.values()) / n)
-    return Spread(
+    return Diversity(
         surprise / tokens if tokens else None,
         surprise / turns if turns else None,
         sum(distinct) / len(distinct) if distinct else None,

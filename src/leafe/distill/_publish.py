@@ -33,7 +33,7 @@ def same(out: Path, found: str, fingerprint: str, what: str = "another training"
         raise UserError(f"{out} holds {what} (other data, options or model): choose another folder or delete it.")
 
 
-def put(out: Path, fingerprint: str, result: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
+def publish(out: Path, fingerprint: str, result: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
     """What `fill` writes into an empty folder, and the mark, into `out`; a kill at any moment leaves `out` without the mark."""
     partial = out / ".partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -31,7 +31,7 @@ class Diverged(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Trail:
+class ActionTrace:
     """A point in a task: from the reset, through actions, with what the environment said after each."""
 
     task: Task
@@ -42,23 +42,23 @@ class Trail:
     """(action, observation)."""
 
     @staticmethod
-    def along(task: Task, seed: int, first: str | None, turns: Sequence[Turn]) -> Trail:
-        return Trail(task, seed, first, tuple((t.action, t.observation) for t in turns))
+    def along(task: Task, seed: int, first: str | None, turns: Sequence[Turn]) -> ActionTrace:
+        return ActionTrace(task, seed, first, tuple((t.action, t.observation) for t in turns))
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class SnapshotHandle:
     """A snapshot, and the path that leads to the same state where the snapshot is gone."""
 
     state: object
-    path: Trail
+    path: ActionTrace
 
 
 def _nothing() -> None:
     pass
 
 
-class BorrowedEnv:
+class EnvLease:
     """One environment, awaited. Borrowed from a `EnvPool` by one coroutine at a time. `on_replay` is told of every replayed step."""
 
     def __init__(self, env: Environment, pool: EnvPool) -> None:
@@ -66,12 +66,12 @@ class BorrowedEnv:
         self.broken = False
         self.on_replay: Callable[[], None] = _nothing
         self._pool = pool
-        self._path: Trail | None = None
+        self._path: ActionTrace | None = None
 
     async def reset(self, task: Task, seed: int) -> str:
         self._path = None
         first = await self._again(lambda: self._reset(task, seed))
-        self._path = Trail(task, seed, first)
+        self._path = ActionTrace(task, seed, first)
         return first
 
     async def step(self, action: str) -> StepResult:
@@ -79,7 +79,7 @@ class BorrowedEnv:
         self._went(action, result.observation)
         return result
 
-    async def follow(self, path: Trail) -> str:
+    async def follow(self, path: ActionTrace) -> str:
         """Reset and replay, compared; returns o_0. `Diverged` where the environment says something else."""
         if path.first is None and not path.steps:
             return await self.reset(path.task, path.seed)
@@ -88,12 +88,12 @@ class BorrowedEnv:
         assert self._path.first is not None
         return self._path.first
 
-    async def snapshot(self) -> Held:
+    async def snapshot(self) -> SnapshotHandle:
         state = await self._again(lambda: self._call("snapshot", self.env.snapshot))
         assert self._path is not None
-        return Held(state, self._path)
+        return SnapshotHandle(state, self._path)
 
-    async def restore(self, held: Held) -> None:
+    async def restore(self, held: SnapshotHandle) -> None:
         """The held state; by replay where the snapshot is gone or the environment fails."""
         try:
             await self._call("restore", self.env.restore, held.state)
@@ -143,7 +143,7 @@ class BorrowedEnv:
     def _went(self, action: str, observation: str) -> None:
         path = self._path
         if path is not None:
-            self._path = Trail(path.task, path.seed, path.first, (*path.steps, (action, observation)))
+            self._path = ActionTrace(path.task, path.seed, path.first, (*path.steps, (action, observation)))
 
     async def _reset(self, task: Task, seed: int) -> str:
         return self._cut(self._plain(observation_text, await self._call("reset", self.env.reset, task, seed)))
@@ -245,24 +245,24 @@ class EnvPool:
         return self._first
 
     @contextlib.asynccontextmanager
-    async def borrow(self) -> AsyncIterator[BorrowedEnv]:
+    async def acquire(self) -> AsyncIterator[EnvLease]:
         """An environment for the length of the block; waits while all are lent. EnvError where none can be made."""
         with self.waits.on("slots"):
             await self._slots.acquire()
         try:
             quick = self.facts.quick  # the first environment is made here, where there was none
-            borrowed = BorrowedEnv(self._idle.pop() if self._idle else await self._born(), self)
+            leased = EnvLease(self._idle.pop() if self._idle else await self._born(), self)
             try:
-                yield borrowed
+                yield leased
             except asyncio.CancelledError:
-                borrowed.broken = not quick  # its thread may still be inside the environment
+                leased.broken = not quick  # its thread may still be inside the environment
                 raise
             finally:
-                borrowed.on_replay = _nothing  # it led back to the episode, and kept it until the next collection
-                if borrowed.broken:
-                    self.discard(borrowed.env)
+                leased.on_replay = _nothing  # it led back to the episode, and kept it until the next collection
+                if leased.broken:
+                    self.discard(leased.env)
                 else:
-                    self._idle.append(borrowed.env)
+                    self._idle.append(leased.env)
         finally:
             self._slots.release()
 
@@ -288,7 +288,7 @@ class EnvPool:
             self.threads.shutdown(wait=False)
             self._threads = None
 
-    def release(self, held: Iterable[Held]) -> None:
+    def release(self, held: Iterable[SnapshotHandle]) -> None:
         """These snapshots are not needed any more."""
         if self._first is not None and type(self._first).release is not Environment.release:
             for each in held:
