@@ -48,6 +48,7 @@ test-slow: $(READY_DEV)
 test-all: test test-slow
 
 lint: $(READY_DEV)
+	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 

@@ -1,10 +1,15 @@
-"""The baselines without RL on the embedded environment, beside the base policy: `python bench/baselines.py hard ace-first ace-step tries early`.
+"""The baselines without RL on the embedded environment, beside the base policy: `python
+bench/baselines.py hard ace-first ace-step tries early`.
 
-Small on purpose: it shows what each does, with intervals over tasks; the study is another matter. One torch thread.
+Small on purpose: it shows what each does, with intervals over tasks; the study is another matter.
+One torch thread.
 
-    ace-first, ace-step   grow a playbook within 20 policy calls a training task, freeze it, sample the base with it
-    tries                 up to `--attempts` attempts a sample at test time: independent, refine, reflexion, with their price
-    early                 trees of 20 calls a task, alternatives at their successes' states on top (counted), environment modelling, then the experts;
+    ace-first, ace-step   grow a playbook within 20 policy calls a training task, freeze it, sample
+    the base with it
+    tries                 up to `--attempts` attempts a sample at test time: independent, refine,
+    reflexion, with their price
+    early                 trees of 20 calls a task, alternatives at their successes' states on top
+    (counted), environment modelling, then the experts;
                           rehearsal of the same experts beside it
 """
 
@@ -26,7 +31,15 @@ from leafe.core import Policy
 from leafe.distill import preset, train
 from leafe.embedded import base_path
 from leafe.envs.gates import Gates
-from leafe.evaluate import Counts, Estimate, counts, evaluate, measure, paired_difference, pass_estimate
+from leafe.evaluate import (
+    Counts,
+    Estimate,
+    counts,
+    evaluate,
+    measure,
+    paired_difference,
+    pass_estimate,
+)
 from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies import make_policy
 from leafe.prompts import Prompts, load_prompt_set
@@ -38,9 +51,14 @@ class Bench:
     def __init__(self, args: argparse.Namespace, out: Path) -> None:
         self.args, self.out = args, out
         env = Gates(args.setting)
-        self.train, self.test = env.tasks("train", args.train, args.seed), env.tasks("test", args.test, args.seed)
+        self.train, self.test = (
+            env.tasks("train", args.train, args.seed),
+            env.tasks("test", args.test, args.seed),
+        )
         self.prompts = Prompts(load_prompt_set("gates"))
-        self.config = ExploreConfig(limits={"policy_calls": 20}, seed=args.seed, concurrency=args.train)
+        self.config = ExploreConfig(
+            limits={"policy_calls": 20}, seed=args.seed, concurrency=args.train
+        )
         self.rows: dict[str, Counts] = {}
 
     def say(self, *words: object) -> None:
@@ -52,19 +70,33 @@ class Bench:
     def pool(self) -> EnvPool:
         return EnvPool(lambda: Gates(self.args.setting), size=max(self.args.train, self.args.test))
 
-    async def row(self, name: str, model: Path | None = None, prompts: Prompts | None = None) -> None:
+    async def row(
+        self, name: str, model: Path | None = None, prompts: Prompts | None = None
+    ) -> None:
         policy, pool, k = self.policy(model or base_path()), self.pool(), self.args.samples
         try:
-            trees = await evaluate(policy, pool, self.test, prompts or self.prompts, samples=k, seed=self.args.seed)
+            trees = await evaluate(
+                policy, pool, self.test, prompts or self.prompts, samples=k, seed=self.args.seed
+            )
         finally:
             await policy.close()
             pool.close()
         mine = self.rows[name] = counts(trees)
         tokens = measure(trees).computed.prompt_tokens / len(self.test)
-        self.say(name, *(f"@{n} {_shown(pass_estimate([mine], n))}" for n in (1, 8, k)), f"prompt tokens a task {tokens:.0f}")
+        self.say(
+            name,
+            *(f"@{n} {_shown(pass_estimate([mine], n))}" for n in (1, 8, k)),
+            f"prompt tokens a task {tokens:.0f}",
+        )
         for other in ("base", "rehearsal"):
             if other in self.rows and other != name:
-                self.say(f"  {name} - {other}", *(f"@{n} {_shown(paired_difference([mine], [self.rows[other]], n))}" for n in (1, k)))
+                self.say(
+                    f"  {name} - {other}",
+                    *(
+                        f"@{n} {_shown(paired_difference([mine], [self.rows[other]], n))}"
+                        for n in (1, k)
+                    ),
+                )
 
     async def ace(self, place: str) -> None:
         policy, pool = self.policy(base_path()), self.pool()
@@ -73,7 +105,14 @@ class Bench:
         await policy.close()
         pool.close()
         solved = sum(t.solved for t in grown.trees.values())
-        self.say(f"ace {place}: {grown.spent.policy_calls} calls, {solved} of {len(self.train)} tasks solved on the way", grown.merges, grown.unusable)
+        self.say(
+            (
+                f"ace {place}: {grown.spent.policy_calls} calls, {solved} of {len(self.train)} "
+                "tasks solved on the way"
+            ),
+            grown.merges,
+            grown.unusable,
+        )
         for item in sorted(grown.playbook.items, key=lambda i: -i.worth):
             self.say(f"    {item.text} +{item.helpful} -{item.harmful}")
         await self.row(f"ace {place}", prompts=with_playbook(self.prompts, grown.playbook, place))  # type: ignore[arg-type]
@@ -81,12 +120,30 @@ class Bench:
     async def tries(self) -> None:
         for method in ("independent", "refine", "reflexion"):
             policy, pool = self.policy(base_path()), self.pool()
-            found = await sample_attempts(policy, pool, self.test, self.prompts, self.config, method=method, attempts=self.args.attempts, samples=6)  # type: ignore[arg-type]
+            found = await sample_attempts(
+                policy,
+                pool,
+                self.test,
+                self.prompts,
+                self.config,
+                method=method,
+                attempts=self.args.attempts,
+                samples=6,
+            )  # type: ignore[arg-type]
             await policy.close()
             pool.close()
             for row in found.rows():
-                self.say({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items() if v is not None})
-            self.say(f"  {method} within policy calls", {c: round(found.rate(calls=c), 3) for c in (10, 20, 30, 40)})
+                self.say(
+                    {
+                        k: round(v, 3) if isinstance(v, float) else v
+                        for k, v in row.items()
+                        if v is not None
+                    }
+                )
+            self.say(
+                f"  {method} within policy calls",
+                {c: round(found.rate(calls=c), 3) for c in (10, 20, 30, 40)},
+            )
 
     async def early(self) -> None:
         policy, pool, seed = self.policy(base_path()), self.pool(), self.args.seed
@@ -97,7 +154,13 @@ class Bench:
         await policy.close()
         pool.close()
         spent = found.spent
-        self.say(f"trees: {sum(t.solved for t in trees.values())} solved; on top: {spent.policy_calls} calls, {spent.env_steps} steps", dict(found.counts))
+        self.say(
+            (
+                f"trees: {sum(t.solved for t in trees.values())} solved; on top: "
+                f"{spent.policy_calls} calls, {spent.env_steps} steps"
+            ),
+            dict(found.counts),
+        )
         config = preset("rehearsal", max_steps=80, learning_rate=5e-4, eval_steps=5, seed=seed)
         data = early_data(trees, found.trees, self.prompts, own)
         learn, valid = data.expert.split(config.valid_fraction, seed)
@@ -105,9 +168,16 @@ class Bench:
         await self.row("rehearsal", self.out / "rehearsal")
         for steps, rate in ((20, 1e-4), (90, 6e-4)):
             first = preset("rehearsal", max_steps=steps, learning_rate=rate, seed=seed)
-            results = train_early(base_path(), self.out / f"early{steps}", data, "env", config, first)
-            self.say(f"environment {len(data.env.samples)} samples, loss {results['env'].loss:.3f}; expert {len(data.expert.samples)} samples")
-            await self.row(f"early, environment {steps} steps", self.out / f"early{steps}" / "checkpoint")
+            results = train_early(
+                base_path(), self.out / f"early{steps}", data, "env", config, first
+            )
+            self.say(
+                f"environment {len(data.env.samples)} samples, loss "
+                f"{results['env'].loss:.3f}; expert {len(data.expert.samples)} samples"
+            )
+            await self.row(
+                f"early, environment {steps} steps", self.out / f"early{steps}" / "checkpoint"
+            )
 
 
 def _shown(e: Estimate) -> str:
@@ -115,10 +185,19 @@ def _shown(e: Estimate) -> str:
 
 
 async def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("setting", choices=("easy", "hard", "random"))
     parser.add_argument("parts", nargs="*", default=list(PARTS), choices=PARTS)
-    for name, default in (("train", 100), ("test", 60), ("samples", 64), ("seed", 0), ("most", 24), ("attempts", 4)):
+    for name, default in (
+        ("train", 100),
+        ("test", 60),
+        ("samples", 64),
+        ("seed", 0),
+        ("most", 24),
+        ("attempts", 4),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -126,7 +205,13 @@ async def main(arguments: Sequence[str] | None = None) -> None:
         bench = Bench(args, Path(out))
         await bench.row("base")
         for part in args.parts:
-            await (bench.ace(part.removeprefix("ace-")) if part.startswith("ace") else bench.tries() if part == "tries" else bench.early())
+            await (
+                bench.ace(part.removeprefix("ace-"))
+                if part.startswith("ace")
+                else bench.tries()
+                if part == "tries"
+                else bench.early()
+            )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""Turns a second through leafe's HTTP policy, a bare aiohttp session and the `openai` async client, against one endpoint in a process of its own.
+"""Turns a second through leafe's HTTP policy, a bare aiohttp session and the `openai` async client,
+against one endpoint in a process of its own.
 
-    python -m bench.client                      64, 256 and 1024 in flight, latencies of 40 ms (normal)
+    python -m bench.client                      64, 256 and 1024 in flight, latencies of 40 ms
+    (normal)
     python -m bench.client --mean 0.01 --latency long --turns 20
 
-Episodes of 20 turns, whose history grows by two messages a turn as in a rollout; so many at a time as are in flight, no environment and no journal between the
-turns. `cpu` is the client's own processor time for one turn, the ceiling that it sets on one core; `ideal` is what the latencies alone allow.
+Episodes of 20 turns, whose history grows by two messages a turn as in a rollout; so many at a time
+as are in flight, no environment and no journal between the
+turns. `cpu` is the client's own processor time for one turn, the ceiling that it sets on one core;
+`ideal` is what the latencies alone allow.
 """
 
 from __future__ import annotations
@@ -25,8 +29,14 @@ from leafe.policies.http import HTTPPolicy
 
 Ask = Callable[[tuple[Message, ...], int, str], Awaitable[str]]
 
-SYSTEM = Message("system", "You are an agent in a house with many rooms. Say what you think and then what you do. " * 6)
-SEEN = "You are in a room with a table, a lamp and two doors, one of them open. On the table there is a letter and a key, number {}. "
+SYSTEM = Message(
+    "system",
+    "You are an agent in a house with many rooms. Say what you think and then what you do. " * 6,
+)
+SEEN = (
+    "You are in a room with a table, a lamp and two doors, one of them open. On the table "
+    "there is a letter and a key, number {}. "
+)
 
 
 async def leafe_client(url: str, stack: AsyncExitStack) -> Ask:
@@ -42,11 +52,20 @@ async def leafe_client(url: str, stack: AsyncExitStack) -> Ask:
 async def aiohttp_client(url: str, stack: AsyncExitStack) -> Ask:
     import aiohttp
 
-    session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+    session = await stack.enter_async_context(
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    )
 
     async def ask(messages: tuple[Message, ...], seed: int, task: str) -> str:
         talk = [{"role": m.role, "content": m.content} for m in messages]
-        body = {"model": "mock", "messages": talk, "temperature": 1.0, "top_p": 1.0, "max_tokens": 256, "seed": seed}
+        body = {
+            "model": "mock",
+            "messages": talk,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "max_tokens": 256,
+            "seed": seed,
+        }
         async with session.post(url + "/chat/completions", json=body) as response:
             return str((await response.json())["choices"][0]["message"]["content"])
 
@@ -57,13 +76,17 @@ async def openai_client(url: str, stack: AsyncExitStack) -> Ask:
     import httpx
     import openai
 
-    http = httpx.AsyncClient(limits=httpx.Limits(max_connections=2048, max_keepalive_connections=2048), timeout=300)
+    http = httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=2048, max_keepalive_connections=2048), timeout=300
+    )
     client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=2, http_client=http)
     stack.push_async_callback(client.close)
 
     async def ask(messages: tuple[Message, ...], seed: int, task: str) -> str:
         talk: list[Any] = [{"role": m.role, "content": m.content} for m in messages]
-        got = await client.chat.completions.create(model="mock", messages=talk, temperature=1.0, top_p=1.0, max_tokens=256, seed=seed)
+        got = await client.chat.completions.create(
+            model="mock", messages=talk, temperature=1.0, top_p=1.0, max_tokens=256, seed=seed
+        )
         return str(got.choices[0].message.content)
 
     return ask
@@ -87,7 +110,11 @@ async def play(ask: Ask, in_flight: int, seconds: float, turns: int) -> dict[str
                 done += 1
                 if stop:
                     return
-                messages = (*messages, Message("assistant", text), Message("user", SEEN.format(f"{episode}.{turn}")))
+                messages = (
+                    *messages,
+                    Message("assistant", text),
+                    Message("user", SEEN.format(f"{episode}.{turn}")),
+                )
             episode += in_flight
 
     began = time.perf_counter()
@@ -98,10 +125,18 @@ async def play(ask: Ask, in_flight: int, seconds: float, turns: int) -> dict[str
     count, cpu, wall = done - before, time.process_time() - cpu, time.perf_counter() - then
     stop = True
     await asyncio.gather(*lanes)
-    return {"turns": count, "seconds": wall, "per_s": count / wall, "cpu_us": cpu / max(1, count) * 1e6, "began_s": then - began}
+    return {
+        "turns": count,
+        "seconds": wall,
+        "per_s": count / wall,
+        "cpu_us": cpu / max(1, count) * 1e6,
+        "began_s": then - began,
+    }
 
 
-async def measure(name: str, url: str, in_flight: int, seconds: float, turns: int) -> dict[str, float]:
+async def measure(
+    name: str, url: str, in_flight: int, seconds: float, turns: int
+) -> dict[str, float]:
     async with AsyncExitStack() as stack:
         return await play(await CLIENTS[name](url, stack), in_flight, seconds, turns)
 
@@ -111,7 +146,12 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--latency", choices=["none", "fixed", "normal", "long"], default="normal")
     parser.add_argument("--mean", type=float, default=0.04, help="seconds")
-    parser.add_argument("--seconds", type=float, default=6.0, help="for each figure, after a quarter of it to warm up")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=6.0,
+        help="for each figure, after a quarter of it to warm up",
+    )
     parser.add_argument("--turns", type=int, default=20, help="of an episode")
     parser.add_argument("--clients", nargs="+", choices=list(CLIENTS), default=list(CLIENTS))
     parser.add_argument("--seed", type=int, default=0)
@@ -119,15 +159,33 @@ def main() -> None:
     given = parser.parse_args()
     waits = latencies(given.latency, given.mean, given.seed)
     mean = sum(waits) / len(waits)
-    print(f"endpoint: {given.latency} latency, mean {mean * 1e3:.0f} ms, seed {given.seed}; episodes of {given.turns} turns; {given.seconds:g} s a figure")
-    print(f"{'in flight':>9} {'client':>8} {'turns/s':>9} {'of ideal':>9} {'cpu us/turn':>12} {'leafe is':>10}")
+    print(
+        f"endpoint: {given.latency} latency, mean {mean * 1e3:.0f} ms, seed {given.seed}; "
+        f"episodes of {given.turns} turns; {given.seconds:g} s a figure"
+    )
+    print(
+        f"{'in flight':>9} {'client':>8} {'turns/s':>9} {'of ideal':>9} "
+        f"{'cpu us/turn':>12} {'leafe is':>10}"
+    )
     rows = []
     for in_flight in given.in_flight:
         ideal = in_flight / mean if mean else float("inf")
         base = None
         for name in given.clients:
-            command = [sys.executable, "-m", "bench.mock_endpoint", "--latency", given.latency, "--mean", str(given.mean), "--seed", str(given.seed)]
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            command = [
+                sys.executable,
+                "-m",
+                "bench.mock_endpoint",
+                "--latency",
+                given.latency,
+                "--mean",
+                str(given.mean),
+                "--seed",
+                str(given.seed),
+            ]
+            with subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as server:
                 assert server.stdout is not None
                 url = server.stdout.readline().strip()
                 got = asyncio.run(measure(name, url, in_flight, given.seconds, given.turns))
@@ -136,7 +194,13 @@ def main() -> None:
             base = got["per_s"] if name == "leafe" else base
             ratio = f"{base / got['per_s']:.1f} x" if base else ""
             share = f"{got['per_s'] / ideal:9.0%}" if mean else f"{'':9}"
-            print(f"{in_flight:9} {name:>8} {got['per_s']:9.0f} {share} {got['cpu_us']:12.0f} {ratio:>10}", flush=True)
+            print(
+                (
+                    f"{in_flight:9} {name:>8} {got['per_s']:9.0f} {share} "
+                    f"{got['cpu_us']:12.0f} {ratio:>10}"
+                ),
+                flush=True,
+            )
             rows.append({"in_flight": in_flight, "client": name, **got})
     if given.json:
         print(json.dumps(rows))

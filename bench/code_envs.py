@@ -1,10 +1,15 @@
-"""Do the code environments accept what is right and reject what is wrong? References and their mutants, on real data, and what kinds of tests there are.
+"""Do the code environments accept what is right and reject what is wrong? References and their
+mutants, on real data, and what kinds of tests there are.
 
-    python bench/code_envs.py [--mutants 4] [--problems 157] [--only codecontests mbpp humaneval] [--list]
+    python bench/code_envs.py [--mutants 4] [--problems 157] [--only codecontests mbpp humaneval]
+    [--list]
 
-A mutant is a reference with one operator or constant changed. One that is accepted may be alike on all tests that decide: each of those is run again
-by a bare interpreter, without sandbox or judge of ours, and its output compared with the reference's there. `wrongly accepted` are those
-whose output differs from the reference's by more than whitespace; `wrongly rejected` (checked on those that the judge found wrong answers of,
+A mutant is a reference with one operator or constant changed. One that is accepted may be alike on
+all tests that decide: each of those is run again
+by a bare interpreter, without sandbox or judge of ours, and its output compared with the
+reference's there. `wrongly accepted` are those
+whose output differs from the reference's by more than whitespace; `wrongly rejected` (checked on
+those that the judge found wrong answers of,
 up to 100) those whose output does not.
 """
 
@@ -49,19 +54,32 @@ def env_of(name: str) -> tuple[Submissions, dict[str, str]]:
     if name == "codecontests":
         file = DATA / "codecontests" / "sample.jsonl.gz"
         rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
-        return CodeContests(str(file)), {f"codecontests-{row['name']}": row["solutions"]["solution"][0] for row in rows}
+        return CodeContests(str(file)), {
+            f"codecontests-{row['name']}": row["solutions"]["solution"][0] for row in rows
+        }
     if name == "mbpp":
         found = mbpp_problems(DATA / "mbpp" / "mbpp.jsonl.gz")
-        return Mbpp(str(DATA / "mbpp" / "mbpp.jsonl.gz")), {f"mbpp-{row['task_id']}": row["code"] for row in found}
+        return Mbpp(str(DATA / "mbpp" / "mbpp.jsonl.gz")), {
+            f"mbpp-{row['task_id']}": row["code"] for row in found
+        }
     env = HumanEval()
     problems = humaneval_problems(env.problems)
-    return env, {row["task_id"].replace("/", "-"): row["prompt"] + row["canonical_solution"] for _, row in problems}
+    return env, {
+        row["task_id"].replace("/", "-"): row["prompt"] + row["canonical_solution"]
+        for _, row in problems
+    }
 
 
 def bare(program: str, stdin: str) -> tuple[int, list[str]]:
     """(exit status, words printed) by a bare interpreter."""
     try:
-        done = subprocess.run([sys.executable, "-I", "-c", program], input=stdin.encode(), capture_output=True, timeout=20, check=False)
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", program],
+            input=stdin.encode(),
+            capture_output=True,
+            timeout=20,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return -1, []
     return done.returncode, done.stdout.decode(errors="replace").split()
@@ -69,15 +87,21 @@ def bare(program: str, stdin: str) -> tuple[int, list[str]]:
 
 def alike(task: Task, program: str, reference: str) -> bool:
     if "hidden" in task.payload:
-        return all(bare(program, given) == bare(reference, given) for given, _ in task.payload["hidden"])
+        return all(
+            bare(program, given) == bare(reference, given) for given, _ in task.payload["hidden"]
+        )
     payload = task.payload
     setup = payload["setup"] + "\n" + payload.get("given", "")
     name = f"\ncandidate = {payload['entry_point']}" if "entry_point" in payload else ""
-    return bare("\n".join([payload.get("given", ""), program, setup + name, *payload["tests"]]), "")[0] == 0
+    return (
+        bare("\n".join([payload.get("given", ""), program, setup + name, *payload["tests"]]), "")[0]
+        == 0
+    )
 
 
 def kinds(tasks: list[Task]) -> Counter[str]:
-    """Of the asserts of function environments: compared as `call == literal`, as another expression, in a loop or block."""
+    """Of the asserts of function environments: compared as `call == literal`, as another
+    expression, in a loop or block."""
     found: Counter[str] = Counter()
     for task in tasks:
         for test in task.payload.get("tests", []):
@@ -86,8 +110,16 @@ def kinds(tasks: list[Task]) -> Counter[str]:
                 found["in a block"] += 1
                 continue
             check = last.test
-            plain = isinstance(check, ast.Compare) and isinstance(check.left, ast.Call) and isinstance(check.left.func, ast.Name)
-            found["call == literal" if plain and literal(check.comparators[0]) and all(map(literal, check.left.args)) else "another expression"] += 1  # type: ignore[attr-defined]
+            plain = (
+                isinstance(check, ast.Compare)
+                and isinstance(check.left, ast.Call)
+                and isinstance(check.left.func, ast.Name)
+            )
+            found[
+                "call == literal"
+                if plain and literal(check.comparators[0]) and all(map(literal, check.left.args))
+                else "another expression"
+            ] += 1  # type: ignore[attr-defined]
     return found
 
 
@@ -100,19 +132,36 @@ def literal(node: ast.expr) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mutants", type=int, default=4)
     parser.add_argument("--problems", type=int)
     parser.add_argument("--only", nargs="+", default=["codecontests", "mbpp", "humaneval"])
-    parser.add_argument("--list", action="store_true", help="name the mutants that are alike on all tests")
+    parser.add_argument(
+        "--list", action="store_true", help="name the mutants that are alike on all tests"
+    )
     arguments = parser.parse_args()
-    columns = ("env", "references", "accepted", "mutants", "rejected", "%", "alike on all tests", "wrongly accepted", "wrongly rejected", "seconds")
+    columns = (
+        "env",
+        "references",
+        "accepted",
+        "mutants",
+        "rejected",
+        "%",
+        "alike on all tests",
+        "wrongly accepted",
+        "wrongly rejected",
+        "seconds",
+    )
     table = Table(*columns, box=box.MARKDOWN)
     said: list[str] = []
     for name in arguments.only:
         env, references = env_of(name)
         splits = ["test"] if name == "humaneval" else env.splits
-        tasks = sorted((t for split in splits for t in env.tasks(split)), key=lambda t: t.id)[: arguments.problems]
+        tasks = sorted((t for split in splits for t in env.tasks(split)), key=lambda t: t.id)[
+            : arguments.problems
+        ]
         begun = time.time()
         row = measure(env, tasks, references, arguments.mutants, said.append, arguments.list)
         table.add_row(name, *row, f"{time.time() - begun:.0f}")
@@ -123,7 +172,14 @@ def main() -> None:
     print("\n".join(said))
 
 
-def measure(env: Submissions, tasks: list[Task], references: dict[str, str], count: int, say: Callable[[str], Any], name_alike: bool) -> list[str]:
+def measure(
+    env: Submissions,
+    tasks: list[Task],
+    references: dict[str, str],
+    count: int,
+    say: Callable[[str], Any],
+    name_alike: bool,
+) -> list[str]:
     def judged(job: tuple[Task, str, str]) -> Judged:
         return env.judge(job[0], job[2])
 
@@ -132,12 +188,28 @@ def measure(env: Submissions, tasks: list[Task], references: dict[str, str], cou
         for task, result in zip(tasks, right, strict=True):
             if result.outcome is not Outcome.passed:
                 say(f"reference not accepted: {task.id}: {result.said.splitlines()[0]}")
-        good = [task for task, result in zip(tasks, right, strict=True) if result.outcome is Outcome.passed]
-        jobs = [(task, what, program) for n, task in enumerate(good) for what, program in mutants(references[task.id], count, n)]
+        good = [
+            task
+            for task, result in zip(tasks, right, strict=True)
+            if result.outcome is Outcome.passed
+        ]
+        jobs = [
+            (task, what, program)
+            for n, task in enumerate(good)
+            for what, program in mutants(references[task.id], count, n)
+        ]
         results = list(pool.map(judged, jobs))
-        accepted = [job for job, result in zip(jobs, results, strict=True) if result.outcome is Outcome.passed]
+        accepted = [
+            job
+            for job, result in zip(jobs, results, strict=True)
+            if result.outcome is Outcome.passed
+        ]
         same = list(pool.map(lambda job: alike(job[0], job[2], references[job[0].id]), accepted))
-        wrong = [job for job, result in zip(jobs, results, strict=True) if result.outcome is Outcome.failed][:100]
+        wrong = [
+            job
+            for job, result in zip(jobs, results, strict=True)
+            if result.outcome is Outcome.failed
+        ][:100]
         missed = list(pool.map(lambda job: alike(job[0], job[2], references[job[0].id]), wrong))
     for job, equal in zip(accepted, same, strict=True):
         if equal and name_alike:
@@ -149,7 +221,16 @@ def measure(env: Submissions, tasks: list[Task], references: dict[str, str], cou
             say(f"rejected, but alike: {job[0].id}: {job[1]}")
     say(f"{env.name}: verdicts on mutants: {dict(Counter(str(r.outcome) for r in results))}")
     rejected = len(jobs) - len(accepted)
-    figures = [len(tasks), len(good), len(jobs), rejected, f"{100 * rejected / max(1, len(jobs)):.1f}", sum(same), len(same) - sum(same), sum(missed)]
+    figures = [
+        len(tasks),
+        len(good),
+        len(jobs),
+        rejected,
+        f"{100 * rejected / max(1, len(jobs)):.1f}",
+        sum(same),
+        len(same) - sum(same),
+        sum(missed),
+    ]
     return [str(figure) for figure in figures]
 
 

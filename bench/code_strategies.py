@@ -1,15 +1,25 @@
-"""Table 3's question on code: how many tasks does each strategy of Stage 1 solve for the same number of executions? MBPP, every program in the real sandbox.
+"""Table 3's question on code: how many tasks does each strategy of Stage 1 solve for the same
+number of executions? MBPP, every program in the real sandbox.
 
-    python -m bench.code_strategies                                        the default programmer, 3 seeds
-    python -m bench.code_strategies --set recall=1 --set insight=0.1       another programmer (leafe.envs.code.weak)
-    python -m bench.code_strategies --sweep                                a row for each setting of the programmer, of the environment and of the strategies
-    python -m bench.code_strategies --run runs/NAME                        the same figures from a run folder, whatever its policy was
+    python -m bench.code_strategies                                        the default programmer, 3
+    seeds
+    python -m bench.code_strategies --set recall=1 --set insight=0.1       another programmer
+    (leafe.envs.code.weak)
+    python -m bench.code_strategies --sweep                                a row for each setting of
+    the programmer, of the environment and of the strategies
+    python -m bench.code_strategies --run runs/NAME                        the same figures from a
+    run folder, whatever its policy was
 
-An execution is a submission to the judge: the paper's budget. A policy call is a submission or a reflection. Every strategy may use the same number of
-executions a task (--executions), with as many calls as that takes, so that both columns of budgets are read off one exploration. A seed draws tasks,
-programmer and samples anew. Intervals are 95 %, differences are paired by task; their intervals are the wider of those over seeds and over tasks
-(`leafe.evaluate.contrast`), and speak of other tasks alone with `--over tasks`. In a sweep every different program is run once and its verdict remembered
-(the environment is deterministic; `--remember` does it elsewhere, with the same trees). The weak programmer is no language model: what it shows is for which
+An execution is a submission to the judge: the paper's budget. A policy call is a submission or a
+reflection. Every strategy may use the same number of
+executions a task (--executions), with as many calls as that takes, so that both columns of budgets
+are read off one exploration. A seed draws tasks,
+programmer and samples anew. Intervals are 95 %, differences are paired by task; their intervals are
+the wider of those over seeds and over tasks
+(`leafe.evaluate.contrast`), and speak of other tasks alone with `--over tasks`. In a sweep every
+different program is run once and its verdict remembered
+(the environment is deterministic; `--remember` does it elsewhere, with the same trees). The weak
+programmer is no language model: what it shows is for which
 abilities an order of strategies follows, not that a model has them.
 """
 
@@ -77,7 +87,9 @@ SWEEP: tuple[tuple[str, str], ...] = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=60, help="of each seed")
     parser.add_argument("--split", default="train")
@@ -86,7 +98,12 @@ def main() -> None:
     whose = "the programmer's options; environment.KEY, explore.KEY and prompts.KEY for theirs"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=whose)
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--over", choices=["runs", "tasks"], default="runs", help="what the intervals of differences speak of")
+    parser.add_argument(
+        "--over",
+        choices=["runs", "tasks"],
+        default="runs",
+        help="what the intervals of differences speak of",
+    )
     parser.add_argument("--remember", action="store_true", help="run every different program once")
     parser.add_argument("--only", nargs="+", type=int, help="rows of the sweep, from 0")
     parser.add_argument("--run", type=Path, help="a run folder")
@@ -96,7 +113,10 @@ def main() -> None:
         report(args, stored(args.run), str(args.run))
     elif args.sweep:
         args.remember = True
-        print("| setting | changes | independent | refine | tree | tree − refine | tree − independent | refine − independent |")
+        print(
+            "| setting | changes | independent | refine | tree | tree − refine | tree − "
+            "independent | refine − independent |"
+        )
         print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for number, (what, changes) in enumerate(SWEEP):
             if args.only is None or number in args.only:
@@ -105,7 +125,14 @@ def main() -> None:
     else:
         began = time.monotonic()
         runs = explored(args, args.set)
-        report(args, runs, f"{args.seeds} seeds x {args.tasks} tasks of MBPP {args.split}, {args.executions} executions a task; {' '.join(args.set)}")
+        report(
+            args,
+            runs,
+            (
+                f"{args.seeds} seeds x {args.tasks} tasks of MBPP {args.split}, "
+                f"{args.executions} executions a task; {' '.join(args.set)}"
+            ),
+        )
         print(f"{time.monotonic() - began:.0f} s")
 
 
@@ -132,19 +159,30 @@ def explored(args: argparse.Namespace, changes: Sequence[str]) -> Runs:
         except json.JSONDecodeError:
             parts[part][name] = text
     return {
-        strategy: [asyncio.run(grow(strategy, seed, args, parts, {"seconds": 1} | parts["env"])) for seed in range(args.seeds)]
+        strategy: [
+            asyncio.run(grow(strategy, seed, args, parts, {"seconds": 1} | parts["env"]))
+            for seed in range(args.seeds)
+        ]
         for strategy in STRATEGIES
     }
 
 
-async def grow(strategy: str, seed: int, args: argparse.Namespace, parts: Mapping[str, Any], env: Any) -> list[Tree]:
+async def grow(
+    strategy: str, seed: int, args: argparse.Namespace, parts: Mapping[str, Any], env: Any
+) -> list[Tree]:
     def make() -> Environment:
         return Remembering(**env) if args.remember else make_env("mbpp", **env)
 
     concurrency = 8
     pool = EnvPool.fitting(make, concurrency, 2, 120.0)
     tasks = load_tasks(pool.facts, args.split, args.tasks, seed)
-    config = ExploreConfig(strategy=strategy, limits={"env_steps": args.executions}, concurrency=concurrency, seed=seed, **parts["explore"])
+    config = ExploreConfig(
+        strategy=strategy,
+        limits={"env_steps": args.executions},
+        concurrency=concurrency,
+        seed=seed,
+        **parts["explore"],
+    )
     policy = WeakProgrammer(**{"seconds": env["seconds"], "seed": seed} | parts[""])
     prompts = Prompts(load_prompt_set("mbpp"), pool.facts.actions_help).saying(**parts["prompts"])
     found = await explore(policy, pool, tasks, prompts, config)
@@ -161,23 +199,41 @@ def stored(folder: Path) -> Runs:
         seed, _, strategy = path.name.rpartition(".")
         if strategy in STRATEGIES and run.done(f"explore/{path.name}") is not None:
             found.setdefault(strategy, {})[seed] = list(load_trees(path).values())
-    seeds = [seed for seed in next(iter(found.values()), {}) if all(seed in runs for runs in found.values())]
+    seeds = [
+        seed
+        for seed in next(iter(found.values()), {})
+        if all(seed in runs for runs in found.values())
+    ]
     if not seeds:
-        raise SystemExit(f"{folder} has no seed that was explored to the end with all of its strategies: leafe explore goes on with it.")
+        raise SystemExit(
+            f"{folder} has no seed that was explored to the end with all of its "
+            "strategies: leafe explore goes on with it."
+        )
     return {strategy: [runs[seed] for seed in seeds] for strategy, runs in found.items()}
 
 
-def solved_by(trees: Sequence[Tree], cost: Literal["env_steps", "policy_calls"], budget: int) -> dict[str, float]:
+def solved_by(
+    trees: Sequence[Tree], cost: Literal["env_steps", "policy_calls"], budget: int
+) -> dict[str, float]:
     """By task, whether it was solved within the budget."""
     return {tree.task.id: coverage_curve([tree], cost).at(budget) for tree in trees}
 
 
-def covered(runs: Sequence[Sequence[Tree]], cost: Literal["env_steps", "policy_calls"], budget: int) -> str:
+def covered(
+    runs: Sequence[Sequence[Tree]], cost: Literal["env_steps", "policy_calls"], budget: int
+) -> str:
     found = mean_rate([solved_by(trees, cost, budget) for trees in runs])
     return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def difference(runs: Runs, a: str, b: str, cost: Literal["env_steps", "policy_calls"], budget: int, over: Over = "runs") -> str:
+def difference(
+    runs: Runs,
+    a: str,
+    b: str,
+    cost: Literal["env_steps", "policy_calls"],
+    budget: int,
+    over: Over = "runs",
+) -> str:
     """In points, with the interval."""
     pairs = []
     for mine, other in zip(runs[a], runs[b], strict=True):
@@ -192,26 +248,50 @@ def report(args: argparse.Namespace, runs: Runs, title: str) -> None:
     names = [s for s in STRATEGIES if s in runs]
     pairs = [(a, b) for a, b in PAIRS if a in runs and b in runs]
     for cost in COSTS:
-        print(f"| {WORDS[cost]} a task | " + " | ".join(names) + " | " + " | ".join(f"{a} − {b}" for a, b in pairs) + " |")
+        print(
+            f"| {WORDS[cost]} a task | "
+            + " | ".join(names)
+            + " | "
+            + " | ".join(f"{a} − {b}" for a, b in pairs)
+            + " |"
+        )
         print("| --- " * (1 + len(names) + len(pairs)) + "|")
         for budget in args.budgets:
-            cells = [covered(runs[s], cost, budget) for s in names] + [difference(runs, a, b, cost, budget, args.over) for a, b in pairs]
+            cells = [covered(runs[s], cost, budget) for s in names] + [
+                difference(runs, a, b, cost, budget, args.over) for a, b in pairs
+            ]
             print(f"| {budget} | " + " | ".join(cells) + " |")
         print()
-    print("| strategy | tasks | solved | executions | policy calls | reflections | unusable | rollbacks to step 0 / later | episodes |")
+    print(
+        "| strategy | tasks | solved | executions | policy calls | reflections | unusable "
+        "| rollbacks to step 0 / later | episodes |"
+    )
     print("| --- " * 9 + "|")
     for name in names:
         trees = [tree for run in runs[name] for tree in run]
         cost_ = spent(trees)
         reflections = [r for t in trees for r in t.reflections]
         back = [r.target for r in reflections if r.valid]
-        figures = [len(trees), sum(t.solved for t in trees), cost_.env_steps, cost_.policy_calls, len(reflections), len(reflections) - len(back)]
-        print(f"| {name} | " + " | ".join(f"{n:,}" for n in figures) + f" | {back.count(0):,} / {len(back) - back.count(0):,} | {cost_.episodes:,} |")
+        figures = [
+            len(trees),
+            sum(t.solved for t in trees),
+            cost_.env_steps,
+            cost_.policy_calls,
+            len(reflections),
+            len(reflections) - len(back),
+        ]
+        print(
+            f"| {name} | "
+            + " | ".join(f"{n:,}" for n in figures)
+            + f" | {back.count(0):,} / {len(back) - back.count(0):,} | {cost_.episodes:,} |"
+        )
     print()
 
 
 def sweep_row(what: str, changes: str, runs: Runs, budget: int, over: Over = "runs") -> str:
-    cells = [covered(runs[s], "env_steps", budget) for s in STRATEGIES] + [difference(runs, a, b, "env_steps", budget, over) for a, b in PAIRS]
+    cells = [covered(runs[s], "env_steps", budget) for s in STRATEGIES] + [
+        difference(runs, a, b, "env_steps", budget, over) for a, b in PAIRS
+    ]
     return f"| {what} | {changes} | " + " | ".join(cells) + " |"
 
 

@@ -1,21 +1,29 @@
-"""One optimiser step on the samples of trees: leafe's trainer against TRL's SFTTrainer, on the same samples from the same weights.
+"""One optimiser step on the samples of trees: leafe's trainer against TRL's SFTTrainer, on the same
+samples from the same weights.
 
     python -m bench.distill                      the embedded model, 4 trees a step
     python -m bench.distill --model smollm2      SmolLM2-135M, 1 tree a step
 
-A tree of b branches is a first path of T turns and b - 1 others that leave it at evenly spaced turns and have T turns in all. Every turn of every path is a
-sample (its history, its action), each distinct one once, as `leafe.distill` and `export_trl` give them. Four trainers take steps over all samples:
+A tree of b branches is a first path of T turns and b - 1 others that leave it at evenly spaced
+turns and have T turns in all. Every turn of every path is a
+sample (its history, its action), each distinct one once, as `leafe.distill` and `export_trl` give
+them. Four trainers take steps over all samples:
 
     leafe          packed trees (the default)
     leafe causal   merged rows: an episode's samples are one row, branches repeat their history
     trl padded     SFTTrainer, batches of 8 of like length, padded
-    trl packed     SFTTrainer, packing="bfd": whole samples are put into rows of the longest sample's length and kept apart by a block mask. Of TRL's ways to
-                   pack it is the one that is exact on a CPU: "wrapped" cuts samples and lets them see each other, and `padding_free` alone makes one row
+    trl packed     SFTTrainer, packing="bfd": whole samples are put into rows of the longest
+    sample's length and kept apart by a block mask. Of TRL's ways to
+                   pack it is the one that is exact on a CPU: "wrapped" cuts samples and lets them
+                   see each other, and `padding_free` alone makes one row
                    of a whole batch, whose dense mask costs its square
 
-Each cell runs in a process of its own on one thread. Time is that of a whole step, packing, clipping and AdamW included; the first is thrown away where there
-are more. Processor time is shown beside the clock's, since other work on the machine does not lengthen it much. Memory is what a step adds to what the process
-held before the first one. With a GPU the same table is made there, with tokens a second; then FlexAttention against SDPA, and bfloat16 against float32.
+Each cell runs in a process of its own on one thread. Time is that of a whole step, packing,
+clipping and AdamW included; the first is thrown away where there
+are more. Processor time is shown beside the clock's, since other work on the machine does not
+lengthen it much. Memory is what a step adds to what the process
+held before the first one. With a GPU the same table is made there, with tokens a second; then
+FlexAttention against SDPA, and bfloat16 against float32.
 """
 
 from __future__ import annotations
@@ -38,8 +46,34 @@ from leafe.distill import Dataset, DistillConfig, Sample, train
 
 KINDS = ("leafe", "leafe causal", "trl padded", "trl packed")
 ACTIONS = ("take {}", "use {}", "get {}", "go left", "go right", "walk on")
-THINGS = ("lamp", "rope", "key", "axe", "hammer", "chalk", "mirror", "feather", "needle", "bell", "candle", "spade")
-PLACES = ("attic", "cellar", "garden", "library", "kitchen", "tower", "chapel", "stable", "harbor", "market", "bridge", "orchard")
+THINGS = (
+    "lamp",
+    "rope",
+    "key",
+    "axe",
+    "hammer",
+    "chalk",
+    "mirror",
+    "feather",
+    "needle",
+    "bell",
+    "candle",
+    "spade",
+)
+PLACES = (
+    "attic",
+    "cellar",
+    "garden",
+    "library",
+    "kitchen",
+    "tower",
+    "chapel",
+    "stable",
+    "harbor",
+    "market",
+    "bridge",
+    "orchard",
+)
 
 
 def samples(trees: int, turns: int, branches: int) -> tuple[Sample, ...]:
@@ -49,16 +83,23 @@ def samples(trees: int, turns: int, branches: int) -> tuple[Sample, ...]:
         draw = random.Random(1000 * turns + 10 * branches + tree)
 
         def turn(draw: random.Random = draw) -> tuple[str, str]:
-            return draw.choice(ACTIONS).format(draw.choice(THINGS)), f"path ; in {draw.choice(PLACES)} {draw.choice(THINGS)}"
+            return draw.choice(ACTIONS).format(
+                draw.choice(THINGS)
+            ), f"path ; in {draw.choice(PLACES)} {draw.choice(THINGS)}"
 
         first = f"task {tree} ; first path ; in {draw.choice(PLACES)}"
         trunk = [turn() for _ in range(turns)]
-        paths = [trunk] + [trunk[: (at := turns * n // branches)] + [turn() for _ in range(turns - at)] for n in range(1, branches)]
+        paths = [trunk] + [
+            trunk[: (at := turns * n // branches)] + [turn() for _ in range(turns - at)]
+            for n in range(1, branches)
+        ]
         for path in paths:
             messages: tuple[Message, ...] = (Message("user", first),)
             for nth, (action, observation) in enumerate(path):
                 answer = Message("assistant", action)
-                sample = Sample("rehearsal", f"t{tree}", f"t{tree}/{len(out)}.{nth}", messages, answer)
+                sample = Sample(
+                    "rehearsal", f"t{tree}", f"t{tree}/{len(out)}.{nth}", messages, answer
+                )
                 out.setdefault((messages, action), sample)
                 messages = (*messages, answer, Message("user", observation))
     return tuple(out.values())
@@ -75,7 +116,8 @@ def checkpoint(model: str) -> Path:
 
 
 class Clock:
-    """Seconds of each step, by the clock and of the processor, and the memory that the steps added, in MiB."""
+    """Seconds of each step, by the clock and of the processor, and the memory that the steps added,
+    in MiB."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, float]] = []
@@ -91,9 +133,16 @@ class Clock:
         self.marks.append((time.perf_counter(), time.process_time()))
 
     def result(self) -> dict[str, Any]:
-        steps = [[b - a for a, b in zip(one, two, strict=True)] for one, two in zip(self.marks, self.marks[1:], strict=False)]
+        steps = [
+            [b - a for a, b in zip(one, two, strict=True)]
+            for one, two in zip(self.marks, self.marks[1:], strict=False)
+        ]
         steps = steps[1:] or steps
-        out: dict[str, Any] = {"wall": [s[0] for s in steps], "cpu": [s[1] for s in steps], "memory": _status("VmHWM") - self.before}
+        out: dict[str, Any] = {
+            "wall": [s[0] for s in steps],
+            "cpu": [s[1] for s in steps],
+            "memory": _status("VmHWM") - self.before,
+        }
         import torch
 
         if torch.cuda.is_available():
@@ -111,7 +160,14 @@ def _status(name: str) -> float:
 def run_leafe(path: Path, data: Dataset, steps: int, packing: str) -> dict[str, Any]:
     """Through `leafe.distill.train`, as a user would; the rate is too small to change a weight."""
     clock, losses = Clock(), []
-    options: dict[str, Any] = {"packing_strategy": packing, "counterfactuals": "none", "rehearsal_batch_size": 1_000_000, "rehearsal_weight": 1.0, "max_grad_norm": 1e9, "learning_rate": 1e-30}
+    options: dict[str, Any] = {
+        "packing_strategy": packing,
+        "counterfactuals": "none",
+        "rehearsal_batch_size": 1_000_000,
+        "rehearsal_weight": 1.0,
+        "max_grad_norm": 1e9,
+        "learning_rate": 1e-30,
+    }
     from leafe.distill import _train
 
     step = _train._Training._step
@@ -128,7 +184,11 @@ def run_leafe(path: Path, data: Dataset, steps: int, packing: str) -> dict[str, 
     _train._Training._step = watched  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:
         result = train(path, out, data, None, DistillConfig(max_steps=steps, **options), progress)
-    return clock.result() | {"loss": losses[0], "tokens": result.tokens // steps, "notes": list(result.notes)}
+    return clock.result() | {
+        "loss": losses[0],
+        "tokens": result.tokens // steps,
+        "notes": list(result.notes),
+    }
 
 
 def run_trl(path: Path, data: Dataset, steps: int, packed: bool) -> dict[str, Any]:
@@ -142,10 +202,13 @@ def run_trl(path: Path, data: Dataset, steps: int, packed: bool) -> dict[str, An
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    # our own ids: TRL would also train on what some templates (SmolLM2's) write behind the end-of-turn token
+    # our own ids: TRL would also train on what some templates (SmolLM2's) write behind the
+    # end-of-turn token
     rows = [
         {"input_ids": s.ids, "labels": [-100] * s.spans[0].start + list(s.ids[s.spans[0].start :])}
-        for s in encode(data.samples, ChatTokens(tokenizer), 1_000_000, merge=False).parts["rehearsal"]
+        for s in encode(data.samples, ChatTokens(tokenizer), 1_000_000, merge=False).parts[
+            "rehearsal"
+        ]
     ]
     longest = max(len(row["input_ids"]) for row in rows)
     clock, tokens = Clock(), 0
@@ -166,12 +229,33 @@ def run_trl(path: Path, data: Dataset, steps: int, packed: bool) -> dict[str, An
 
     with tempfile.TemporaryDirectory() as out:
         arguments = trl.SFTConfig(
-            output_dir=out, report_to=[], use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available(), save_strategy="no", disable_tqdm=True,
-            num_train_epochs=steps, gradient_accumulation_steps=1_000_000, learning_rate=1e-30, max_grad_norm=1e9, weight_decay=0.0, logging_steps=1,
-            lr_scheduler_type="constant", max_length=longest, packing=packed, packing_strategy="bfd", per_device_train_batch_size=1 if packed else 8,
-            train_sampling_strategy="random" if packed else "group_by_length", gradient_checkpointing=False,
-        )  # fmt: skip
-        trainer = trl.SFTTrainer(model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Watch()])
+            output_dir=out,
+            report_to=[],
+            use_cpu=not torch.cuda.is_available(),
+            bf16=torch.cuda.is_available(),
+            save_strategy="no",
+            disable_tqdm=True,
+            num_train_epochs=steps,
+            gradient_accumulation_steps=1_000_000,
+            learning_rate=1e-30,
+            max_grad_norm=1e9,
+            weight_decay=0.0,
+            logging_steps=1,
+            lr_scheduler_type="constant",
+            max_length=longest,
+            packing=packed,
+            packing_strategy="bfd",
+            per_device_train_batch_size=1 if packed else 8,
+            train_sampling_strategy="random" if packed else "group_by_length",
+            gradient_checkpointing=False,
+        )
+        trainer = trl.SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[Watch()],
+        )
         trainer.remove_callback(PrinterCallback)
         tokens = 0
         trainer.train()
@@ -200,8 +284,19 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
-def table(model: str, trees: int, turns: Sequence[int], branches: Sequence[int], kinds: Sequence[str], steps: int, rounds: int) -> None:
-    print("| turns | branches | samples | trainer | tokens computed | seconds a step [min, max] | processor seconds | memory MiB | loss | times trl's best |")
+def table(
+    model: str,
+    trees: int,
+    turns: Sequence[int],
+    branches: Sequence[int],
+    kinds: Sequence[str],
+    steps: int,
+    rounds: int,
+) -> None:
+    print(
+        "| turns | branches | samples | trainer | tokens computed | seconds a step [min, "
+        "max] | processor seconds | memory MiB | loss | times trl's best |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for length in turns:
         for number in branches:
@@ -210,7 +305,9 @@ def table(model: str, trees: int, turns: Sequence[int], branches: Sequence[int],
                 mine = samples(trees, length, number)
                 Dataset(mine).save(data)
                 found: dict[str, list[dict[str, Any]]] = {k: [] for k in kinds}
-                for nth in range(rounds):  # in turn, and the other way round, so that a slow minute meets all
+                for nth in range(
+                    rounds
+                ):  # in turn, and the other way round, so that a slow minute meets all
                     for kind in kinds if nth % 2 == 0 else reversed(kinds):
                         found[kind].append(cell(kind, model, data, steps))
             cpu = {k: statistics.median(x for r in found[k] for x in r["cpu"]) for k in kinds}
@@ -220,11 +317,22 @@ def table(model: str, trees: int, turns: Sequence[int], branches: Sequence[int],
                 one = found[kind]
                 times = ""
                 if theirs and not kind.startswith("trl"):
-                    times = f"{min(cpu[k] for k in theirs) / cpu[kind]:.1f} (clock {min(wall[k] for k in theirs) / wall[kind]:.1f})"
+                    times = (
+                        f"{min(cpu[k] for k in theirs) / cpu[kind]:.1f} (clock "
+                        f"{min(wall[k] for k in theirs) / wall[kind]:.1f})"
+                    )
                 cells = [
-                    length, number, len(mine), kind, f"{one[0]['tokens']:,}", spread([x for r in one for x in r["wall"]]),
-                    spread([x for r in one for x in r["cpu"]]), f"{statistics.median(r['memory'] for r in one):.0f}", f"{one[0]['loss']:.6f}", times,
-                ]  # fmt: skip
+                    length,
+                    number,
+                    len(mine),
+                    kind,
+                    f"{one[0]['tokens']:,}",
+                    spread([x for r in one for x in r["wall"]]),
+                    spread([x for r in one for x in r["cpu"]]),
+                    f"{statistics.median(r['memory'] for r in one):.0f}",
+                    f"{one[0]['loss']:.6f}",
+                    times,
+                ]
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
             losses = [r["loss"] for k in kinds for r in found[k]]
             if max(losses) - min(losses) > 1e-4 * max(losses) and not _gpu():
@@ -240,7 +348,8 @@ def _gpu() -> bool:
 
 
 def gpu(model: str) -> None:
-    """FlexAttention against SDPA in float32, and what bfloat16 adds, on one tree of 20 turns and 4 branches."""
+    """FlexAttention against SDPA in float32, and what bfloat16 adds, on one tree of 20 turns and 4
+    branches."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -252,7 +361,9 @@ def gpu(model: str) -> None:
 
     path = checkpoint(model)
     torch.backends.cuda.matmul.allow_tf32 = False
-    batch = encode(samples(1, 20, 4), ChatTokens(AutoTokenizer.from_pretrained(path)), 100_000).parts["rehearsal"]
+    batch = encode(
+        samples(1, 20, 4), ChatTokens(AutoTokenizer.from_pretrained(path)), 100_000
+    ).parts["rehearsal"]
     results: dict[str, tuple[float, torch.Tensor]] = {}
     for name in ("sdpa float32", "flex float32", "flex bfloat16"):
         one = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to("cuda")
@@ -260,33 +371,67 @@ def gpu(model: str) -> None:
         if name.startswith("flex") and attention.kind != "flex":
             print(f"no FlexAttention here: {attention.notes}")
             return
-        pieces = [collate([row], totals(batch), 0, attention).to("cuda") for row in pack(batch, attention.shape(4096))]
+        pieces = [
+            collate([row], totals(batch), 0, attention).to("cuda")
+            for row in pack(batch, attention.shape(4096))
+        ]
         with torch.autocast("cuda", torch.bfloat16, enabled=name.endswith("bfloat16")):
             loss = sum(part_losses(one, None, piece) for piece in pieces)
         assert isinstance(loss, torch.Tensor)
         loss.sum().backward()
-        results[name] = float(loss.sum()), torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None])
-    print("\n| attention | loss | gradient: relative distance from SDPA in float32 |\n| --- | --- | --- |")
+        results[name] = (
+            float(loss.sum()),
+            torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None]),
+        )
+    print(
+        "\n| attention | loss | gradient: relative distance from SDPA in float32 |\n| --- "
+        "| --- | --- |"
+    )
     truth = results["sdpa float32"][1]
     for name, (value, gradient) in results.items():
         print(f"| {name} | {value:.7f} | {float((gradient - truth).norm() / truth.norm()):.1e} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
     parser.add_argument("--turns", type=int, nargs="+", default=[5, 10, 20, 50])
     parser.add_argument("--branches", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--trees", type=int, help="trees a step (4; SmolLM2: 1)")
-    parser.add_argument("--steps", type=int, default=4, help="steps in each process; the first is thrown away where there are more")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=4,
+        help="steps in each process; the first is thrown away where there are more",
+    )
     parser.add_argument("--rounds", type=int, default=2, help="processes of each trainer")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     options = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    multiprocessing.set_forkserver_preload(["torch", "datasets", "trl.trainer.sft_trainer", "leafe.distill._train"])
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_OFFLINE": "1",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    }
+    multiprocessing.set_forkserver_preload(
+        ["torch", "datasets", "trl.trainer.sft_trainer", "leafe.distill._train"]
+    )
     trees = options.trees or (1 if options.model == "smollm2" else 4)
-    print(f"{options.model}, {trees} trees a step, {options.rounds} processes a cell of {options.steps} steps")
-    table(options.model, trees, options.turns, options.branches, options.kinds, options.steps, options.rounds)
+    print(
+        f"{options.model}, {trees} trees a step, {options.rounds} processes a cell of "
+        f"{options.steps} steps"
+    )
+    table(
+        options.model,
+        trees,
+        options.turns,
+        options.branches,
+        options.kinds,
+        options.steps,
+        options.rounds,
+    )
     if _gpu():
         gpu(options.model)
 

@@ -1,11 +1,17 @@
-"""GRPO on the embedded environment: a sweep of the learning rate on validation tasks, and the chosen one on test tasks beside the base policy.
+"""GRPO on the embedded environment: a sweep of the learning rate on validation tasks, and the
+chosen one on test tasks beside the base policy.
 
-    python bench/grpo.py OUT [--setting easy] [--rules habit] [--calls 12800] [--tasks 200] [--rates 2e-4 5e-4 1e-3] [--seeds 0] [--group 8] [--batch 16]
-                         [--iterations 1] [--beta 0] [--loss grpo] [--eval-every 5] [--valid 100] [--test 200] [--samples 128] [--test-all]
+    python bench/grpo.py OUT [--setting easy] [--rules habit] [--calls 12800] [--tasks 200] [--rates
+    2e-4 5e-4 1e-3] [--seeds 0] [--group 8] [--batch 16]
+                         [--iterations 1] [--beta 0] [--loss grpo] [--eval-every 5] [--valid 100]
+                         [--test 200] [--samples 128] [--test-all]
 
-`--calls`: policy calls of all rollouts of one training together, met exactly. A seed draws other training, validation and test tasks and other samples. Every
-rate's training keeps the weights that did best on the validation tasks (16 samples each; also those of the start); the rate
-with the highest mean over seeds is the one that is tested (all with --test-all). Rows are Pass@k in per cent with 95 % intervals over tasks and seeds, and
+`--calls`: policy calls of all rollouts of one training together, met exactly. A seed draws other
+training, validation and test tasks and other samples. Every
+rate's training keeps the weights that did best on the validation tasks (16 samples each; also those
+of the start); the rate
+with the highest mean over seeds is the one that is tested (all with --test-all). Rows are Pass@k in
+per cent with 95 % intervals over tasks and seeds, and
 paired differences to the base policy on the same tasks. What is in OUT is not done again.
 """
 
@@ -38,11 +44,17 @@ VALID_SAMPLES = 16
 PROMPTS = Prompts(load_prompt_set("gates"))
 
 
-async def sampled(policy: Policy, args: argparse.Namespace, split: str, count: int, samples: int, seed: int) -> Counts:
+async def sampled(
+    policy: Policy, args: argparse.Namespace, split: str, count: int, samples: int, seed: int
+) -> Counts:
     pool = EnvPool(partial(make_env, "gates", setting=args.setting, rules=args.rules), size=512)
     try:
         tasks = list(pool.facts.tasks(split, count, seed))
-        return counts(await evaluate(policy, pool, tasks, PROMPTS, samples=samples, seed=derive_seed(seed, split)))
+        return counts(
+            await evaluate(
+                policy, pool, tasks, PROMPTS, samples=samples, seed=derive_seed(seed, split)
+            )
+        )
     finally:
         pool.close()
 
@@ -50,16 +62,31 @@ async def sampled(policy: Policy, args: argparse.Namespace, split: str, count: i
 def trained(args: argparse.Namespace, rate: float, seed: int) -> GrpoResult:
     make = partial(make_env, "gates", setting=args.setting, rules=args.rules)
     config = GrpoConfig(
-        limits={"policy_calls": args.calls}, num_generations=args.group, tasks_per_batch=args.batch, num_iterations=args.iterations, beta=args.beta, loss_type=args.loss,
-        learning_rate=rate, eval_steps=args.eval_steps, seed=seed,
-    )  # fmt: skip
+        limits={"policy_calls": args.calls},
+        num_generations=args.group,
+        tasks_per_batch=args.batch,
+        num_iterations=args.iterations,
+        beta=args.beta,
+        loss_type=args.loss,
+        learning_rate=rate,
+        eval_steps=args.eval_steps,
+        seed=seed,
+    )
 
     async def validate(policy: Policy) -> float:
         found = await sampled(policy, args, "valid", args.valid, VALID_SAMPLES, seed)
         return float(found.c.sum() / found.n.sum())
 
     out = args.out / name_of(args) / f"seed{seed}" / f"lr{rate:g}"
-    return train(base_path(), out, make, list(make().tasks("train", args.tasks, seed)), PROMPTS, config, validate=validate)
+    return train(
+        base_path(),
+        out,
+        make,
+        list(make().tasks("train", args.tasks, seed)),
+        PROMPTS,
+        config,
+        validate=validate,
+    )
 
 
 def name_of(args: argparse.Namespace) -> str:
@@ -68,7 +95,9 @@ def name_of(args: argparse.Namespace) -> str:
 
 def tested(args: argparse.Namespace, model: Path | None, seed: int) -> Counts:
     """Of a checkpoint, or of the base policy; kept beside it."""
-    kept = (model or args.out / f"base-{args.setting}-{args.rules}-seed{seed}") / f"test-{args.test}x{args.samples}.json"
+    kept = (
+        model or args.out / f"base-{args.setting}-{args.rules}-seed{seed}"
+    ) / f"test-{args.test}x{args.samples}.json"
     if kept.is_file():
         data = json.loads(kept.read_text())
         return Counts(tuple(data["tasks"]), *(np.array(data[key]) for key in ("n", "c", "lost")))
@@ -82,7 +111,12 @@ def tested(args: argparse.Namespace, model: Path | None, seed: int) -> Counts:
 
     found = asyncio.run(main())
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"tasks": found.tasks} | {key: getattr(found, key).tolist() for key in ("n", "c", "lost")}))
+    kept.write_text(
+        json.dumps(
+            {"tasks": found.tasks}
+            | {key: getattr(found, key).tolist() for key in ("n", "c", "lost")}
+        )
+    )
     return found
 
 
@@ -118,24 +152,59 @@ def main() -> None:
             began = time.monotonic()
             result = trained(args, rate, seed)
             results.append(result)
-            lines = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]
-            course = [f"{row['step']}:{100 * row['valid_success']:.1f}" for row in lines if "valid_success" in row]
+            lines = [
+                json.loads(line)
+                for line in (result.path / "metrics.jsonl").read_text().splitlines()
+            ]
+            course = [
+                f"{row['step']}:{100 * row['valid_success']:.1f}"
+                for row in lines
+                if "valid_success" in row
+            ]
             print(
-                f"{name_of(args)} rate {rate:g} seed {seed}: {result.steps} steps, {result.spent['policy_calls']:.0f} calls, "
-                f"{result.spent['env_steps']:.0f} environment steps, {result.spent['episodes']:.0f} episodes; kept step {result.kept_step}; validation "
-                f"{' '.join(course)}; last batch {100 * (result.reward or 0):.1f}; {result.seconds:.0f} s ({time.monotonic() - began:.0f} s now)",
+                f"{name_of(args)} rate {rate:g} seed {seed}: {result.steps} steps, "
+                f"{result.spent['policy_calls']:.0f} calls, "
+                f"{result.spent['env_steps']:.0f} environment steps, "
+                f"{result.spent['episodes']:.0f} episodes; kept step {result.kept_step}; "
+                "validation "
+                f"{' '.join(course)}; last batch {100 * (result.reward or 0):.1f}; "
+                f"{result.seconds:.0f} s ({time.monotonic() - began:.0f} s now)",
                 flush=True,
             )
-        means[rate] = float(np.mean([r.valid_success for r in results if r.valid_success is not None]))
+        means[rate] = float(
+            np.mean([r.valid_success for r in results if r.valid_success is not None])
+        )
     best = max(means, key=lambda rate: means[rate])
-    print("validation by rate: " + ", ".join(f"{rate:g} {100 * mean:.1f}" for rate, mean in means.items()) + f"; chosen {best:g}", flush=True)
+    print(
+        "validation by rate: "
+        + ", ".join(f"{rate:g} {100 * mean:.1f}" for rate, mean in means.items())
+        + f"; chosen {best:g}",
+        flush=True,
+    )
 
     base = [tested(args, None, seed) for seed in args.seeds]
-    print("base            " + "  ".join(f"@{k} {shown(pass_estimate(base, k))}" for k in KS if k <= args.samples), flush=True)
+    print(
+        "base            "
+        + "  ".join(f"@{k} {shown(pass_estimate(base, k))}" for k in KS if k <= args.samples),
+        flush=True,
+    )
     for rate in args.rates if args.test_all else [best]:
-        runs = [tested(args, args.out / name_of(args) / f"seed{seed}" / f"lr{rate:g}", seed) for seed in args.seeds]
-        print(f"GRPO {rate:g}".ljust(16) + "  ".join(f"@{k} {shown(pass_estimate(runs, k))}" for k in KS if k <= args.samples), flush=True)
-        print(" minus base     " + "  ".join(f"@{k} {shown(paired_difference(runs, base, k))}" for k in KS if k <= args.samples), flush=True)
+        runs = [
+            tested(args, args.out / name_of(args) / f"seed{seed}" / f"lr{rate:g}", seed)
+            for seed in args.seeds
+        ]
+        print(
+            f"GRPO {rate:g}".ljust(16)
+            + "  ".join(f"@{k} {shown(pass_estimate(runs, k))}" for k in KS if k <= args.samples),
+            flush=True,
+        )
+        print(
+            " minus base     "
+            + "  ".join(
+                f"@{k} {shown(paired_difference(runs, base, k))}" for k in KS if k <= args.samples
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

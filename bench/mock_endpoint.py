@@ -1,13 +1,19 @@
-"""A chat-completions endpoint that costs next to nothing, so that what is measured against it is the client.
+"""A chat-completions endpoint that costs next to nothing, so that what is measured against it is
+the client.
 
-One asyncio protocol, no web framework: about 30 microseconds a request. Latencies come from a seed, normal or long-tailed, and are the time from the last
-byte of a request to the first of its answer. Prints its base_url and serves until its standard input closes.
+One asyncio protocol, no web framework: about 30 microseconds a request. Latencies come from a seed,
+normal or long-tailed, and are the time from the last
+byte of a request to the first of its answer. Prints its base_url and serves until its standard
+input closes.
 
     python -m bench.mock_endpoint --latency normal --mean 0.04 --seed 1
 
-With --by-turn the latency belongs to the turn and not to the order in which requests come: the task's number (`task-17` in the prompt), how many answers the
-prompt holds, and how often that was asked for. So every client that plays the same episodes is made to wait the same times, and GET /v1/drawn tells which:
-{"tasks": {"17": [seconds, ...]}, "cpu_s": processor time}. Where a JSON schema is asked for the answer is a reflection on an earlier step.
+With --by-turn the latency belongs to the turn and not to the order in which requests come: the
+task's number (`task-17` in the prompt), how many answers the
+prompt holds, and how often that was asked for. So every client that plays the same episodes is made
+to wait the same times, and GET /v1/drawn tells which:
+{"tasks": {"17": [seconds, ...]}, "cpu_s": processor time}. Where a JSON schema is asked for the
+answer is a reflection on an earlier step.
 """
 
 from __future__ import annotations
@@ -32,7 +38,8 @@ TEXT = "Thought: the lamp is upstairs, so I go and look for it there.\nAction: g
 
 
 def latencies(kind: str, mean: float, seed: int) -> list[float]:
-    """4096 latencies in seconds with this mean: `none`, `fixed`, `normal` (deviation a quarter, at least a tenth) or `long` (log-normal, sigma 1: the
+    """4096 latencies in seconds with this mean: `none`, `fixed`, `normal` (deviation a quarter, at
+    least a tenth) or `long` (log-normal, sigma 1: the
     slowest hundredth takes six times the mean and more)."""
     chance = random.Random(seed)
     if kind == "none":
@@ -51,7 +58,12 @@ class ByTurn:
         self.waits = waits
         self.asked: Counter[tuple[int, int]] = Counter()
         self.drawn: dict[int, list[float]] = defaultdict(list)
-        self.reflections = [chat_answer(f'{{"step": {step}, "experience": "The door to the left was the right one."}}') for step in range(64)]
+        self.reflections = [
+            chat_answer(
+                f'{{"step": {step}, "experience": "The door to the left was the right one."}}'
+            )
+            for step in range(64)
+        ]
 
     def draw(self, body: bytes) -> tuple[float, bytes | None]:
         """Seconds to wait, and the answer where it is not the usual one."""
@@ -61,14 +73,17 @@ class ByTurn:
         at = zlib.crc32(b"%d %d %d" % (task, step, self.asked[task, step]))
         wait = self.waits[at % len(self.waits)]
         self.drawn[task].append(wait)
-        return wait, self.reflections[at // 4096 % max(1, step) % 64] if b'"json_schema"' in body else None
+        return wait, self.reflections[
+            at // 4096 % max(1, step) % 64
+        ] if b'"json_schema"' in body else None
 
     def report(self) -> object:
         return {"tasks": self.drawn, "cpu_s": time.process_time()}
 
 
 class Endpoint(asyncio.Protocol):
-    """One connection; requests on it are answered one after another, as HTTP/1.1 wants it without pipelining."""
+    """One connection; requests on it are answered one after another, as HTTP/1.1 wants it without
+    pipelining."""
 
     answer = b""
     waits: Sequence[float] = (0.0,)
@@ -115,14 +130,34 @@ class Endpoint(asyncio.Protocol):
 
 def _framed(answer: object) -> bytes:
     body = json.dumps(answer).encode()
-    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    return (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
+        + body
+    )
 
 
 def chat_answer(text: str = TEXT) -> bytes:
     """An answer as servers give it: their usual fields, about 600 bytes."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text, "tool_calls": []}, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
-    usage = {"prompt_tokens": 900, "total_tokens": 920, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 864}}
-    head = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion", "created": 1760000000, "model": "mock"}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "tool_calls": []},
+        "logprobs": None,
+        "finish_reason": "stop",
+        "stop_reason": None,
+    }
+    usage = {
+        "prompt_tokens": 900,
+        "total_tokens": 920,
+        "completion_tokens": 20,
+        "prompt_tokens_details": {"cached_tokens": 864},
+    }
+    head = {
+        "id": "chatcmpl-0123456789abcdef",
+        "object": "chat.completion",
+        "created": 1760000000,
+        "model": "mock",
+    }
     return _framed(head | {"choices": [choice], "usage": usage, "prompt_logprobs": None})
 
 
@@ -149,6 +184,10 @@ if __name__ == "__main__":
     parser.add_argument("--mean", type=float, default=0.04, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--by-turn", action="store_true", help="latencies belong to turns; GET /v1/drawn reports them")
+    parser.add_argument(
+        "--by-turn",
+        action="store_true",
+        help="latencies belong to turns; GET /v1/drawn reports them",
+    )
     given = parser.parse_args()
     asyncio.run(serve(given.latency, given.mean, given.seed, given.port, given.by_turn))

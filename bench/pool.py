@@ -1,8 +1,10 @@
-"""What a process, a thread and the pool add to a step: the same environment, whose steps do nothing, called in four ways.
+"""What a process, a thread and the pool add to a step: the same environment, whose steps do
+nothing, called in four ways.
 
     python bench/pool.py [--steps 2000] [--rounds 5]
 
-Rounds alternate between the ways; a cell is the median over rounds of a round's mean, with the lowest and highest round.
+Rounds alternate between the ways; a cell is the median over rounds of a round's mean, with the
+lowest and highest round.
 """
 
 from __future__ import annotations
@@ -108,7 +110,9 @@ def forks(env: Environment) -> tuple[Callable[[int], float], Callable[[int], flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
@@ -120,7 +124,10 @@ def main() -> None:
         "step, quick environment in the pool": (pooled(IdleQuick), args.steps),
         "step, thread environment in the pool": (pooled(Idle), args.steps),
         "step, process environment called directly": (direct(process), args.steps),
-        "step, process environment in the pool": (pooled(lambda: make_env("pool:IdleProcess")), args.steps),
+        "step, process environment in the pool": (
+            pooled(lambda: make_env("pool:IdleProcess")),
+            args.steps,
+        ),
         "snapshot by fork": (snapshots, max(1, args.steps // 20)),
         "restore by fork": (restores, max(1, args.steps // 20)),
     }
@@ -132,10 +139,15 @@ def main() -> None:
             found[name].append(1000 * value)
     process.close()
     forked.close()
-    print(f"{args.rounds} rounds of {args.steps} steps ({args.steps // 20} forks), observation of {len(Idle.text)} characters, ms a call\n")
+    print(
+        f"{args.rounds} rounds of {args.steps} steps ({args.steps // 20} forks), "
+        f"observation of {len(Idle.text)} characters, ms a call\n"
+    )
     print("| way | median | lowest | highest |\n| --- | --- | --- | --- |")
     for name, values in found.items():
-        print(f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} | {max(values):.3f} |")
+        print(
+            f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} | {max(values):.3f} |"
+        )
 
 
 if __name__ == "__main__":

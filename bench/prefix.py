@@ -1,14 +1,22 @@
-"""How many prompt tokens a rollback tree costs an engine with a prefix cache, by how its prompts are built.
+"""How many prompt tokens a rollback tree costs an engine with a prefix cache, by how its prompts
+are built.
 
-    python bench/prefix.py [--envs gates sokoban ...] [--tasks 64] [--calls 64] [--flight 8 64] [--capacity 0 200000 50000] [--engine]
+    python bench/prefix.py [--envs gates sokoban ...] [--tasks 64] [--calls 64] [--flight 8 64]
+    [--capacity 0 200000 50000] [--engine]
 
-A real exploration (20-turn episodes at most; the embedded model on gates, a random player with a random reflector elsewhere) gives trees. Their requests, the
-same episodes and the same answers, are then asked for in three ways: `append`, as leafe does; `system`, with the experience and the request to reflect in the
-system message and a history that grows otherwise; `window`, the last two turns. Served by a model of a prefix cache (bench/prefix_cache.py; capacity in
-tokens, 0: without end), and with --engine by the in-process engine itself, held to the recorded answers on a model of one narrow layer, with room for so many
-tokens: its counts do not depend on the weights. `flight` tasks are open at a time; the simulator takes their requests in turn, the engine as they come.
+A real exploration (20-turn episodes at most; the embedded model on gates, a random player with a
+random reflector elsewhere) gives trees. Their requests, the
+same episodes and the same answers, are then asked for in three ways: `append`, as leafe does;
+`system`, with the experience and the request to reflect in the
+system message and a history that grows otherwise; `window`, the last two turns. Served by a model
+of a prefix cache (bench/prefix_cache.py; capacity in
+tokens, 0: without end), and with --engine by the in-process engine itself, held to the recorded
+answers on a model of one narrow layer, with room for so many
+tokens: its counts do not depend on the weights. `flight` tasks are open at a time; the simulator
+takes their requests in turn, the engine as they come.
 
-Prints computed tokens a turn, ratios to `append` with 95 % intervals (tasks drawn again), and where the saving of `append` comes from.
+Prints computed tokens a turn, ratios to `append` with 95 % intervals (tasks drawn again), and where
+the saving of `append` comes from.
 """
 
 from __future__ import annotations
@@ -54,14 +62,36 @@ ENVS: dict[str, tuple[str, dict[str, Any]]] = {
     "textworld": ("textworld", {"make": "coin:level=10", "horizon": HORIZON}),
 }
 """Row of the table -> environment (and prompt set) and its options."""
-WORDS = ("the", "a", "box", "key", "door", "room", "water", "left", "right", "near", "now", "then", "still", "first", "goal", "way", "maybe", "so", "I", "must")
+WORDS = (
+    "the",
+    "a",
+    "box",
+    "key",
+    "door",
+    "room",
+    "water",
+    "left",
+    "right",
+    "near",
+    "now",
+    "then",
+    "still",
+    "first",
+    "goal",
+    "way",
+    "maybe",
+    "so",
+    "I",
+    "must",
+)
 
 
 # exploring
 
 
 class Player:
-    """Plays random valid actions and reflects at random, in the forms that the prompt sets ask for."""
+    """Plays random valid actions and reflects at random, in the forms that the prompt sets ask
+    for."""
 
     def __init__(self) -> None:
         self.envs: dict[str, Environment] = {}
@@ -92,13 +122,18 @@ class Player:
         return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high))) + "."
 
 
-async def grow(row: str, tasks: int, calls: int, scope: str, flight: int) -> tuple[list[Tree], Prompts, ChatTokens, Policy]:
+async def grow(
+    row: str, tasks: int, calls: int, scope: str, flight: int
+) -> tuple[list[Tree], Prompts, ChatTokens, Policy]:
     name, options = ENVS[row]
     if row == "gates":
         from leafe.embedded import base_path
 
         policy = make_policy("hf", model=str(base_path()), name="base", max_batch=64, threads=1)
-        pool, chat = EnvPool(lambda: make_env(name, **options), size=flight), ChatTokens(load_tokenizer(base_path()))
+        pool, chat = (
+            EnvPool(lambda: make_env(name, **options), size=flight),
+            ChatTokens(load_tokenizer(base_path())),
+        )
     else:
         from leafe.policies import smollm2
 
@@ -108,7 +143,14 @@ async def grow(row: str, tasks: int, calls: int, scope: str, flight: int) -> tup
         pool = EnvPool(lambda: player.make(name, options), size=flight)
     try:
         prompts = Prompts(load_prompt_set(name), pool.facts.actions_help)
-        config = ExploreConfig(limits={"policy_calls": calls}, stop_when="budget", horizon=HORIZON, scope=Scope(scope), max_invalid_actions=HORIZON, concurrency=flight)
+        config = ExploreConfig(
+            limits={"policy_calls": calls},
+            stop_when="budget",
+            horizon=HORIZON,
+            scope=Scope(scope),
+            max_invalid_actions=HORIZON,
+            concurrency=flight,
+        )
         found = await explore(policy, pool, pool.facts.tasks("train", tasks, 0), prompts, config)
         return list(found.trees.values()), prompts, chat, policy
     finally:
@@ -141,8 +183,13 @@ class InSystem(Prompts):
         return self._moved(history, "")
 
     def reflect(self, history: History, _: object = None) -> tuple[Message, ...]:
-        tried = "".join(fill(self.set.tried, {"step": step, "experience": note}) for step, note in history.tried)
-        return self._moved(history, tried + fill(self.set.reflect, {"last": history.step - 1, "step": history.step}))
+        tried = "".join(
+            fill(self.set.tried, {"step": step, "experience": note}) for step, note in history.tried
+        )
+        return self._moved(
+            history,
+            tried + fill(self.set.reflect, {"last": history.step - 1, "step": history.step}),
+        )
 
     def _moved(self, history: History, asked: str) -> tuple[Message, ...]:
         said = "".join(self._note(history, step) for step in sorted(history.notes)) + asked
@@ -168,15 +215,34 @@ def asks_of(trees: list[Tree], prompts: Prompts, chat: ChatTokens, way: str) -> 
                 history = history_before(tree, turn, with_experience=True)
                 reflects = turn.kind is Kind.reflect
                 messages = prompts.reflect(history) if reflects else prompts.act(history)
-                kind = "reflect" if reflects else "act" if nth else "rollback" if episode.experience else "fresh"
+                kind = (
+                    "reflect"
+                    if reflects
+                    else "act"
+                    if nth
+                    else "rollback"
+                    if episode.experience
+                    else "fresh"
+                )
                 answer = chat.answer(Message("assistant", turn.action_text, turn.tokens))
-                mine.append(Ask(i, episode.index, kind, messages, np.array(chat.prompt(messages), np.int32), answer, turn.usage.cached))
+                mine.append(
+                    Ask(
+                        i,
+                        episode.index,
+                        kind,
+                        messages,
+                        np.array(chat.prompt(messages), np.int32),
+                        answer,
+                        turn.usage.cached,
+                    )
+                )
         out.append(mine)
     return out
 
 
 def in_turn(asks: list[list[Ask]], flight: int) -> Iterator[Ask]:
-    """One request of each of the open tasks after the other; where a task is done the next one opens."""
+    """One request of each of the open tasks after the other; where a task is done the next one
+    opens."""
     waiting = deque(deque(a) for a in asks if a)
     opened = deque(waiting.popleft() for _ in range(min(flight, len(waiting))))
     while opened:
@@ -203,14 +269,28 @@ class SnapshotHandle(Engine):
 
     def _draw(self, rows: list[Any], logits: Any) -> None:
         for row in rows:
-            self._split(row, [_Part(self.answers[row.job.seed][row.total - len(row.job.prompt)], 0.0, row.samples)])
+            self._split(
+                row,
+                [
+                    _Part(
+                        self.answers[row.job.seed][row.total - len(row.job.prompt)],
+                        0.0,
+                        row.samples,
+                    )
+                ],
+            )
         self._active = [r for r in self._active if r.slot >= 0]
 
 
 def engined(asks: list[list[Ask]], flight: int, capacity: int | None, folder: Path) -> np.ndarray:
     """Computed prompt tokens of each task."""
     token_bytes = 1 * 2 * 16 * 4  # layers, keys and values, width, float32
-    policy = HFPolicy(folder, max_batch=flight, threads=1, cache_gib=64 if capacity is None else (capacity + 1) * token_bytes / 2**30)
+    policy = HFPolicy(
+        folder,
+        max_batch=flight,
+        threads=1,
+        cache_gib=64 if capacity is None else (capacity + 1) * token_bytes / 2**30,
+    )
     engine = policy.engine
     engine.__class__ = SnapshotHandle
     flat = [a for task in asks for a in task]
@@ -220,7 +300,12 @@ def engined(asks: list[list[Ask]], flight: int, capacity: int | None, folder: Pa
     async def play(queue: Iterator[list[Ask]]) -> None:
         for mine in queue:
             for ask in mine:
-                request = Request(ask.messages, max_tokens=len(ask.answer), seed=number[id(ask)], cache_key=str(ask.task))
+                request = Request(
+                    ask.messages,
+                    max_tokens=len(ask.answer),
+                    seed=number[id(ask)],
+                    cache_key=str(ask.task),
+                )
                 (done,) = await policy.complete(request)
                 assert done.tokens == ask.answer
                 computed[ask.task] += done.usage.prompt - done.usage.cached
@@ -244,27 +329,50 @@ def shared(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def sources(asks: list[list[Ask]]) -> dict[str, float]:
-    """Shares of the prompt tokens of `append` that an endless cache has, by the nearest earlier request that has them."""
+    """Shares of the prompt tokens of `append` that an endless cache has, by the nearest earlier
+    request that has them."""
     found: Counter[str] = Counter()
     firsts = [a[0].prompt for a in asks if a]
     for i, mine in enumerate(asks):
         by_episode: dict[int, list[np.ndarray]] = {}
         for ask in mine:
             most = len(ask.prompt) - 1
-            near = max((min(most, shared(ask.prompt, s)) for s in by_episode.get(ask.episode, ())), default=0)
-            task = max((min(most, shared(ask.prompt, s)) for e, all_ in by_episode.items() if e != ask.episode for s in all_), default=0)
+            near = max(
+                (min(most, shared(ask.prompt, s)) for s in by_episode.get(ask.episode, ())),
+                default=0,
+            )
+            task = max(
+                (
+                    min(most, shared(ask.prompt, s))
+                    for e, all_ in by_episode.items()
+                    if e != ask.episode
+                    for s in all_
+                ),
+                default=0,
+            )
             every = max((min(most, shared(ask.prompt, s)) for s in firsts[:i]), default=0)
-            found["reflection on the episode" if ask.kind == "reflect" else "growth of the episode"] += near
-            found["other episodes, after a rollback" if ask.kind == "rollback" else "other episodes, from the reset"] += max(0, task - near)
+            found[
+                "reflection on the episode" if ask.kind == "reflect" else "growth of the episode"
+            ] += near
+            found[
+                "other episodes, after a rollback"
+                if ask.kind == "rollback"
+                else "other episodes, from the reset"
+            ] += max(0, task - near)
             found["other tasks"] += max(0, every - max(task, near))
             found["none"] += len(ask.prompt) - max(near, task, every)
-            by_episode.setdefault(ask.episode, []).append(np.concatenate((ask.prompt, np.array(ask.answer[:-1], np.int32))))
+            by_episode.setdefault(ask.episode, []).append(
+                np.concatenate((ask.prompt, np.array(ask.answer[:-1], np.int32)))
+            )
     return {name: n / found.total() for name, n in found.items()}
 
 
 def by_kind(asks: list[list[Ask]]) -> dict[str, int]:
     """Tokens that an endless cache of single tokens leaves to compute, by kind of request."""
-    cache, found = PrefixCache(None, block=1), Counter(dict.fromkeys(("act", "reflect", "rollback", "fresh"), 0))
+    cache, found = (
+        PrefixCache(None, block=1),
+        Counter(dict.fromkeys(("act", "reflect", "rollback", "fresh"), 0)),
+    )
     for ask in in_turn(asks, len(asks)):
         found[ask.kind] += len(ask.prompt) - cache.serve(ask.prompt.tolist(), ask.answer)
     return dict(found)
@@ -278,7 +386,9 @@ def ratio(of: np.ndarray, to: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--envs", nargs="+", choices=ENVS, default=list(ENVS))
     parser.add_argument("--scopes", nargs="+", choices=list(Scope), default=["action"])
     parser.add_argument("--tasks", type=int, default=64)
@@ -288,45 +398,97 @@ def main() -> None:
     parser.add_argument("--engine", action="store_true")
     args = parser.parse_args()
     say = partial(print, flush=True)
-    say("| environment | scope | by | capacity | in flight | tokens a turn: append | system | window | system / append | window / append |")
+    say(
+        "| environment | scope | by | capacity | in flight | tokens a turn: append | "
+        "system | window | system / append | window / append |"
+    )
     say("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     notes = []
     for row in args.envs:
         for scope in args.scopes:
             began = time.perf_counter()
-            trees, prompts, chat, _ = asyncio.run(grow(row, args.tasks, args.calls, scope, max(args.flight)))
+            trees, prompts, chat, _ = asyncio.run(
+                grow(row, args.tasks, args.calls, scope, max(args.flight))
+            )
             ways = {way: asks_of(trees, prompts, chat, way) for way in WAYS}
             turns = sum(len(a) for a in ways["append"])
             episodes = [e for t in trees for e in t.episodes]
-            length = np.array([len(t.path(e.acts[-1].id)) for t in trees for e in t.episodes if e.acts])
+            length = np.array(
+                [len(t.path(e.acts[-1].id)) for t in trees for e in t.episodes if e.acts]
+            )
 
-            def show(by: str, capacity: int | None, flight: int | str, found: list[np.ndarray], row: str = row, scope: str = scope, turns: int = turns) -> None:
-                each = " | ".join(f"{f.sum() / turns:,.{0 if f.sum() >= 100 * turns else 1}f}" for f in found)
+            def show(
+                by: str,
+                capacity: int | None,
+                flight: int | str,
+                found: list[np.ndarray],
+                row: str = row,
+                scope: str = scope,
+                turns: int = turns,
+            ) -> None:
+                each = " | ".join(
+                    f"{f.sum() / turns:,.{0 if f.sum() >= 100 * turns else 1}f}" for f in found
+                )
                 ratios = " | ".join(ratio(f, found[0]) for f in found[1:])
-                say(f"| {row} | {scope} | {by} | {capacity or '∞'} | {flight} | {each} | {ratios} |")
+                say(
+                    f"| {row} | {scope} | {by} | {capacity or '∞'} | {flight} | {each} | {ratios} |"
+                )
 
-            show("no cache", None, "", [np.array([sum(len(a.prompt) for a in t) for t in ways[w]]) for w in WAYS])
+            show(
+                "no cache",
+                None,
+                "",
+                [np.array([sum(len(a.prompt) for a in t) for t in ways[w]]) for w in WAYS],
+            )
             for flight in args.flight:
                 for capacity in args.capacity:
-                    show("simulator", capacity, flight, [simulated(ways[w], flight, capacity or None) for w in WAYS])
+                    show(
+                        "simulator",
+                        capacity,
+                        flight,
+                        [simulated(ways[w], flight, capacity or None) for w in WAYS],
+                    )
             if args.engine:
                 from tests.tiny import tiny_checkpoint
 
                 with tempfile.TemporaryDirectory() as folder:
-                    path = tiny_checkpoint(folder, tokenizer=chat.tokenizer, layers=1, width=16, heads=1, kv_heads=1, context=32768)
+                    path = tiny_checkpoint(
+                        folder,
+                        tokenizer=chat.tokenizer,
+                        layers=1,
+                        width=16,
+                        heads=1,
+                        kv_heads=1,
+                        context=32768,
+                    )
                     for flight in args.flight:
                         for capacity in args.capacity:
-                            show("engine", capacity, flight, [engined(ways[w], flight, capacity or None, path) for w in WAYS])
-            nearest, total = sources(ways["append"]), sum(len(a.prompt) for t in ways["append"] for a in t)
+                            show(
+                                "engine",
+                                capacity,
+                                flight,
+                                [engined(ways[w], flight, capacity or None, path) for w in WAYS],
+                            )
+            nearest, total = (
+                sources(ways["append"]),
+                sum(len(a.prompt) for t in ways["append"] for a in t),
+            )
             recorded = sum(a.cached for t in ways["append"] for a in t) / total
             notes.append(
-                f"{row}, {scope}: {len(trees)} tasks, {turns:,} turns, {len(episodes)} episodes of {length.mean():.1f} actions from the reset on "
-                f"({100 * (length >= HORIZON).mean():.0f} % of {HORIZON}), {sum(e.experience is not None for e in episodes)} after a rollback; "
-                f"{time.perf_counter() - began:.0f} s.\n  Nearest request that has a prompt token of append, %: "
+                f"{row}, {scope}: {len(trees)} tasks, {turns:,} turns, {len(episodes)} "
+                f"episodes of {length.mean():.1f} actions from the reset on "
+                f"({100 * (length >= HORIZON).mean():.0f} % of {HORIZON}), "
+                f"{sum(e.experience is not None for e in episodes)} after a rollback; "
+                f"{time.perf_counter() - began:.0f} s.\n  Nearest request that has a "
+                "prompt token of append, %: "
                 + ", ".join(f"{name} {100 * share:.1f}" for name, share in nearest.items())
                 + (f"; had while exploring: {100 * recorded:.1f}" if recorded else "")
                 + ".\n  Left to compute by an endless cache, tokens a turn: "
-                + "; ".join(f"{w}: " + ", ".join(f"{kind} {n / turns:.1f}" for kind, n in by_kind(ways[w]).items()) for w in WAYS)
+                + "; ".join(
+                    f"{w}: "
+                    + ", ".join(f"{kind} {n / turns:.1f}" for kind, n in by_kind(ways[w]).items())
+                    for w in WAYS
+                )
             )
     say("\n" + "\n".join(notes))
 

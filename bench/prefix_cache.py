@@ -1,11 +1,16 @@
 """A model of an inference server's prefix cache: how many tokens of each prompt it would compute.
 
-After vLLM's automatic prefix caching, as its design pages describe it. Tokens are put in blocks of 16. A block is known by its own tokens and all before them,
-through the hash of the block before it; only full blocks are kept. A prompt finds its longest run of known blocks from the start, its last token always left
-to compute. A request takes new blocks where it finds none, from those used longest ago, and on its end gives all of its blocks back, the last one
-first: so a tail goes before what it hangs on. What was generated is kept like what was read; the last token's keys and values never existed.
+After vLLM's automatic prefix caching, as its design pages describe it. Tokens are put in blocks of
+16. A block is known by its own tokens and all before them,
+through the hash of the block before it; only full blocks are kept. A prompt finds its longest run
+of known blocks from the start, its last token always left
+to compute. A request takes new blocks where it finds none, from those used longest ago, and on its
+end gives all of its blocks back, the last one
+first: so a tail goes before what it hangs on. What was generated is kept like what was read; the
+last token's keys and values never existed.
 
-Left out: requests are served one after another, so that none holds blocks against another, and a block that is not full is free at once.
+Left out: requests are served one after another, so that none holds blocks against another, and a
+block that is not full is free at once.
 """
 
 from __future__ import annotations
@@ -16,7 +21,8 @@ from itertools import pairwise
 
 
 class PrefixCache:
-    """`capacity` in tokens, rounded down to blocks; None: without end. ValueError from `serve` for a request that alone needs more."""
+    """`capacity` in tokens, rounded down to blocks; None: without end. ValueError from `serve` for
+    a request that alone needs more."""
 
     def __init__(self, capacity: int | None, block: int = 16) -> None:
         self.block = block
@@ -25,16 +31,23 @@ class PrefixCache:
         """Hashes of the blocks that are kept; the one to go next stands first."""
 
     def serve(self, prompt: Sequence[int], answer: Sequence[int]) -> int:
-        """How many tokens of the prompt were there; afterwards prompt and answer are, as far as there is room."""
+        """How many tokens of the prompt were there; afterwards prompt and answer are, as far as
+        there is room."""
         tokens = (*prompt, *answer[:-1])
         needed = -(-len(tokens) // self.block)
         if self.blocks is not None and needed > self.blocks:
-            raise ValueError(f"a request of {len(tokens)} tokens does not fit {self.blocks} blocks of {self.block}")
+            raise ValueError(
+                f"a request of {len(tokens)} tokens does not fit {self.blocks} blocks of "
+                f"{self.block}"
+            )
         hashes: list[int] = []
         for begin, end in pairwise(range(0, len(tokens) + 1, self.block)):
             hashes.append(hash((hashes[-1] if hashes else None, tokens[begin:end])))
         usable = (len(prompt) - 1) // self.block
-        hits = next((i for i, h in enumerate(hashes[:usable]) if h not in self._known), min(usable, len(hashes)))
+        hits = next(
+            (i for i, h in enumerate(hashes[:usable]) if h not in self._known),
+            min(usable, len(hashes)),
+        )
         for h in hashes:
             self._known.pop(h, None)
         while self.blocks is not None and len(self._known) + needed > self.blocks:

@@ -1,10 +1,14 @@
-"""What a step costs more when the environment is on a server: the same steps here, over HTTP on 127.0.0.1, and there in the thread of a blocking environment.
+"""What a step costs more when the environment is on a server: the same steps here, over HTTP on
+127.0.0.1, and there in the thread of a blocking environment.
 
     python bench/remote.py [--steps 5000] [--sessions 1 8]
 
-Server and client are processes of their own on one machine. `ms a step` is the mean over blocks of 100 steps with its 95 % interval (blocks drawn with
-replacement), beside the median step and the 99th percentile. The sessions of one row play at once, each in a thread of the client.
-`overhead` is the mean less that of the same environment at home; `cpu` is what client and server together computed a step, which other load does not change.
+Server and client are processes of their own on one machine. `ms a step` is the mean over blocks of
+100 steps with its 95 % interval (blocks drawn with
+replacement), beside the median step and the 99th percentile. The sessions of one row play at once,
+each in a thread of the client.
+`overhead` is the mean less that of the same environment at home; `cpu` is what client and server
+together computed a step, which other load does not change.
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ class Blocking(Gates):
 
 @contextmanager
 def server(command: list[str]) -> Iterator[tuple[str, int]]:
-    started = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert started.stdout is not None
         yield started.stdout.readline().split()[-1], started.pid
@@ -69,7 +75,11 @@ def cpu(pid: int | None = None) -> float:
     """Milliseconds that this process and the other one have computed so far."""
     there = 0.0
     with suppress(OSError):  # no /proc
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() if pid is not None else ["0"] * 13
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if pid is not None
+            else ["0"] * 13
+        )
         there = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return 1000 * (time.process_time() + there)
 
@@ -80,7 +90,11 @@ def others(env: Environment, rounds: int) -> dict[str, float]:
     seen: dict[str, list[float]] = {"reset": [], "snapshot": [], "restore": []}
     for _ in range(rounds):
         mark: list[object] = []
-        calls = {"reset": partial(env.reset, task, 0), "snapshot": lambda m=mark: m.append(env.snapshot()), "restore": lambda m=mark: env.restore(m[0])}
+        calls = {
+            "reset": partial(env.reset, task, 0),
+            "snapshot": lambda m=mark: m.append(env.snapshot()),
+            "restore": lambda m=mark: env.restore(m[0]),
+        }
         for name, call in calls.items():
             began = time.perf_counter()
             call()
@@ -97,15 +111,37 @@ def interval(steps: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8])
     args = parser.parse_args()
     table = Table(box=box.SIMPLE, title=f"{args.steps} steps a row")
-    for column in ("env", "sessions", "ms a step", "95 %", "median", "p99", "overhead", "cpu", "steps/s", "reset", "snapshot", "restore"):
+    for column in (
+        "env",
+        "sessions",
+        "ms a step",
+        "95 %",
+        "median",
+        "p99",
+        "overhead",
+        "cpu",
+        "steps/s",
+        "reset",
+        "snapshot",
+        "restore",
+    ):
         table.add_column(column, justify="left" if column == "env" else "right")
 
-    def row(name: str, sessions: int, steps: np.ndarray, home: float, computed: float, rest: dict[str, float]) -> None:
+    def row(
+        name: str,
+        sessions: int,
+        steps: np.ndarray,
+        home: float,
+        computed: float,
+        rest: dict[str, float],
+    ) -> None:
         low, high = interval(steps)
         mean, median, slowest = steps.mean(), np.median(steps), np.quantile(steps, 0.99)
         figures = [
@@ -117,15 +153,27 @@ def main() -> None:
             f"{computed / len(steps):.3f}",
             f"{1000 * sessions / mean:,.0f}",
         ]
-        table.add_row(name, str(sessions), *figures, *(f"{rest[call]:.3f}" if call in rest else "" for call in ("reset", "snapshot", "restore")))
+        table.add_row(
+            name,
+            str(sessions),
+            *figures,
+            *(
+                f"{rest[call]:.3f}" if call in rest else ""
+                for call in ("reset", "snapshot", "restore")
+            ),
+        )
 
-    action = "walk on"  # valid nowhere at the start of a task: the environment answers, and stays where it is
+    # valid nowhere at the start of a task: the environment answers, and stays where it is
+    action = "walk on"
     before = cpu()
     here = play(action, args.steps, Gates())
     row("gates, at home", 1, here, float(here.mean()), cpu() - before, others(Gates(), 500))
     served = {
         "gates, served": ["-c", "from leafe.envs.remote import serve; serve('gates', {})"],
-        "gates, served, blocking": ["-c", "from leafe.envs.remote import serve; serve('bench.remote:Blocking', {})"],
+        "gates, served, blocking": [
+            "-c",
+            "from leafe.envs.remote import serve; serve('bench.remote:Blocking', {})",
+        ],
     }
     for name, command in served.items():
         with server(command) as (url, pid):
@@ -134,7 +182,14 @@ def main() -> None:
                     envs = [Remote(url) for _ in range(sessions)]
                     before = cpu(pid)
                     parts = list(threads.map(partial(play, action, args.steps // sessions), envs))
-                    row(name, sessions, np.concatenate(parts), float(here.mean()), cpu(pid) - before, others(envs[0], 200) if sessions == 1 else {})
+                    row(
+                        name,
+                        sessions,
+                        np.concatenate(parts),
+                        float(here.mean()),
+                        cpu(pid) - before,
+                        others(envs[0], 200) if sessions == 1 else {},
+                    )
                     for env in envs:
                         env.close()
     with server(["docs/examples/remote_server.py"]) as (url, pid), Remote(url) as env:

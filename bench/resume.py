@@ -1,12 +1,15 @@
-"""A long run's own weight: what it takes to go on after a million turns, to begin with ten thousand tasks, and whether memory stays flat.
+"""A long run's own weight: what it takes to go on after a million turns, to begin with ten thousand
+tasks, and whether memory stays flat.
 
     python -m bench.resume [--turns 1000000] [--tasks 10000] [--flat 100000] [--folder FOLDER]
 
-1. A journal of so many turns (100 a task: five episodes of 20) is written, then a fresh process does what `leafe run` does when given again: read the trees,
+1. A journal of so many turns (100 a task: five episodes of 20) is written, then a fresh process
+   does what `leafe run` does when given again: read the trees,
    hand them to `explore`, and ask the policy. Seconds until that first request, and peak memory.
 2. `explore` is handed so many new tasks: seconds until its first request.
 3. So many scripted turns with `keep=False`, journal on: resident memory every tenth of them.
-Each part runs in a process of its own. Seconds are wall time, processor time in brackets; MB are 2**20 bytes.
+Each part runs in a process of its own. Seconds are wall time, processor time in brackets; MB are
+2**20 bytes.
 """
 
 from __future__ import annotations
@@ -73,7 +76,11 @@ class Scripted:
     async def complete(self, request: Request) -> list[Completion]:
         await asyncio.sleep(0)
         said = sum(m.role == "assistant" for m in request.messages)
-        text = "Thought: I walk on.\nAction: go up" if request.schema is None else f'{{"step": {said // 2}, "experience": "The left door."}}'
+        text = (
+            "Thought: I walk on.\nAction: go up"
+            if request.schema is None
+            else f'{{"step": {said // 2}, "experience": "The left door."}}'
+        )
         return [Completion(text, usage=Usage(1000, 900, 20))]
 
     async def close(self) -> None:
@@ -86,7 +93,18 @@ def write(folder: Path, turns: int) -> None:
     with Journal(folder, fsync=False) as journal:
         for task in tasks:
             for index in range(EPISODES):
-                journal.append([Episode(task.id, index, Stop.horizon, _walked(task, index), first_observation="You wake up in a hall. " * 10, seconds=8.0)])
+                journal.append(
+                    [
+                        Episode(
+                            task.id,
+                            index,
+                            Stop.horizon,
+                            _walked(task, index),
+                            first_observation="You wake up in a hall. " * 10,
+                            seconds=8.0,
+                        )
+                    ]
+                )
 
 
 def _walked(task: Task, index: int) -> tuple[Turn, ...]:
@@ -120,7 +138,17 @@ def _walked(task: Task, index: int) -> tuple[Turn, ...]:
 async def until_first_request(tasks: Sequence[Task], known: dict[str, Tree]) -> None:
     policy = FirstRequest()
     config = ExploreConfig(limits={"policy_calls": 10.0 * EPISODES * STEPS}, concurrency=128)
-    running = asyncio.ensure_future(explore(policy, EnvPool(Walk, 128), tasks, Prompts(PromptSet(name="walk")), config, known=known, keep=False))
+    running = asyncio.ensure_future(
+        explore(
+            policy,
+            EnvPool(Walk, 128),
+            tasks,
+            Prompts(PromptSet(name="walk")),
+            config,
+            known=known,
+            keep=False,
+        )
+    )
     await policy.asked.wait()
     running.cancel()
 
@@ -133,7 +161,8 @@ def resume(folder: Path) -> str:
     turns = sum(map(len, trees.values()))
     size = sum(p.stat().st_size for p in folder.glob("journal*")) / 2**20
     return (
-        f"{turns:,} turns, {size:,.0f} MB of journal: trees read in {read}; {RESUMED[0]} until the first request; peak {peak():,.0f} MB ({before:.0f} before)"
+        f"{turns:,} turns, {size:,.0f} MB of journal: trees read in {read}; {RESUMED[0]} until "
+        f"the first request; peak {peak():,.0f} MB ({before:.0f} before)"
     )
 
 
@@ -169,22 +198,46 @@ async def flat(turns: int, folder: Path, parts: int = 10) -> list[tuple[int, flo
     config = ExploreConfig(limits={"policy_calls": float(calls)}, concurrency=64)
     with Journal(folder) as journal:
         pool = EnvPool(Walk, 64)
-        await explore(Scripted(), pool, tasks, Prompts(PromptSet(name="walk")), config, journal=journal, on_progress=look, keep=False)
+        await explore(
+            Scripted(),
+            pool,
+            tasks,
+            Prompts(PromptSet(name="walk")),
+            config,
+            journal=journal,
+            on_progress=look,
+            keep=False,
+        )
     return seen
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--turns", type=int, default=1_000_000)
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--flat", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, help="for the journals; a temporary one otherwise")
-    parser.add_argument("--part", choices=["write", "resume", "plan", "flat"], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--part", choices=["write", "resume", "plan", "flat"], help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.part is None:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             for part in ("write", "resume", "plan", "flat"):
-                own = ["--part", part, "--folder", folder, "--turns", str(args.turns), "--tasks", str(args.tasks), "--flat", str(args.flat)]
+                own = [
+                    "--part",
+                    part,
+                    "--folder",
+                    folder,
+                    "--turns",
+                    str(args.turns),
+                    "--tasks",
+                    str(args.tasks),
+                    "--flat",
+                    str(args.flat),
+                ]
                 subprocess.run([sys.executable, "-m", "bench.resume", *own], check=True)
     elif args.part == "write":
         clock = Clock()
@@ -197,7 +250,9 @@ def main() -> None:
     else:
         clock = Clock()
         seen = asyncio.run(flat(args.flat, args.folder / "flat"))
-        print("flat: " + ", ".join(f"{n:,}: {mb:.1f} MB" for n, mb in seen) + f"; {clock}", flush=True)
+        print(
+            "flat: " + ", ".join(f"{n:,}: {mb:.1f} MB" for n, mb in seen) + f"; {clock}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""What a run in the sandbox costs, both ways of making its process, beside a bare interpreter; and how many programs a second two at a time give.
+"""What a run in the sandbox costs, both ways of making its process, beside a bare interpreter; and
+how many programs a second two at a time give.
 
     python bench/sandbox.py [--runs 100] [--seconds 10]
 
-`script`: a program that adds two numbers from stdin, one input. `function`: a program and three asserts on its function (two boxes, four calls). `bare`:
-`python -I -S -c` with pipes, no walls at all. Times are wall clock in ms: median, and the 10th and 90th percentile. A fork server's memory is the
+`script`: a program that adds two numbers from stdin, one input. `function`: a program and three
+asserts on its function (two boxes, four calls). `bare`:
+`python -I -S -c` with pipes, no walls at all. Times are wall clock in ms: median, and the 10th and
+90th percentile. A fork server's memory is the
 proportional share (PSS) of its process, with nothing running in it.
 """
 
@@ -44,7 +47,9 @@ def ways() -> dict[tuple[str, str], Callable[[], None]]:
 
 
 def bare() -> None:
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", SCRIPT], input=b"2 3\n", capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", SCRIPT], input=b"2 3\n", capture_output=True, check=True
+    )
     assert done.stdout == b"5\n"
 
 
@@ -86,11 +91,15 @@ def memory(process: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=10)
     arguments = parser.parse_args()
-    table = Table("process", "run", "ms, median", "10 %", "90 %", "a second, two at a time", box=box.MARKDOWN)
+    table = Table(
+        "process", "run", "ms, median", "10 %", "90 %", "a second, two at a time", box=box.MARKDOWN
+    )
     for (way, what), run in ways().items():
         times = one_by_one(run, arguments.runs)
         low, middle, high = (f"{times[int(len(times) * part)]:.1f}" for part in (0.1, 0.5, 0.9))

@@ -1,8 +1,10 @@
-"""What a run in the sandbox costs in two versions of leafe, side by side in one run: pairs in random order, so that the machine's load falls on both.
+"""What a run in the sandbox costs in two versions of leafe, side by side in one run: pairs in
+random order, so that the machine's load falls on both.
 
     python bench/sandbox_pair.py OLD/src NEW/src [--pairs 100]
 
-`script` and `function` as in bench/sandbox.py. The ratio is the median of the pairs' ratios, with a 95 % interval by bootstrap over the pairs.
+`script` and `function` as in bench/sandbox.py. The ratio is the median of the pairs' ratios, with a
+95 % interval by bootstrap over the pairs.
 """
 
 from __future__ import annotations
@@ -33,14 +35,22 @@ for line in sys.stdin: print(seconds(*line.split()), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old")
     parser.add_argument("new")
     parser.add_argument("--pairs", type=int, default=100)
     given = parser.parse_args()
     chance = random.Random(0)
     sides = [
-        subprocess.Popen([sys.executable, "-c", TIMED], stdin=-1, stdout=-1, text=True, env=os.environ | {"PYTHONPATH": path})
+        subprocess.Popen(
+            [sys.executable, "-c", TIMED],
+            stdin=-1,
+            stdout=-1,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
         for path in (given.old, given.new)
     ]
 
@@ -59,10 +69,20 @@ def main() -> None:
                 times = {at: ask(sides[at], f"{way} {what}") for at in order}
                 rows.append((times[0], times[1]))
             ratios = [math.log(new / old) for old, new in rows]
-            drawn = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000))
-            middle, low, high = (math.exp(x) for x in (statistics.median(ratios), drawn[50], drawn[1949]))
+            drawn = sorted(
+                statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000)
+            )
+            middle, low, high = (
+                math.exp(x) for x in (statistics.median(ratios), drawn[50], drawn[1949])
+            )
             old, new = (1000 * statistics.median(row[at] for row in rows) for at in (0, 1))
-            print(f"| {way} | {what} | {len(rows)} | {old:.1f} | {new:.1f} | {middle:.2f} [{low:.2f}, {high:.2f}] |", flush=True)
+            print(
+                (
+                    f"| {way} | {what} | {len(rows)} | {old:.1f} | {new:.1f} | {middle:.2f} "
+                    f"[{low:.2f}, {high:.2f}] |"
+                ),
+                flush=True,
+            )
     for side in sides:
         assert side.stdin is not None
         side.stdin.close()

@@ -1,12 +1,18 @@
-"""Stage 1 at a size that no machine here has: the real scheduler, simulated servers and environments, and a clock that jumps.
+"""Stage 1 at a size that no machine here has: the real scheduler, simulated servers and
+environments, and a clock that jumps.
 
     python bench/scale.py [--tasks 4000] [--servers 64] [--workers 1000] ...
 
-The event loop's clock moves to the next timer whenever nothing else is to be done, so that a day of waiting costs nothing and every order of events is one
-that could happen. What is simulated: inference servers that batch continuously (a request prefills what its server has not cached, then decodes at a
-speed that falls as the batch grows; beyond the batch limit it queues), and environments whose steps take time in one of `workers` places. What is
-real: leafe.explore, its strategy, budget, prompts and pool. What is not in the clock: the processor time that leafe itself takes; it is
-measured beside it, as the calls a second that one process of this machine can do. docs/scale.md reads the table.
+The event loop's clock moves to the next timer whenever nothing else is to be done, so that a day of
+waiting costs nothing and every order of events is one
+that could happen. What is simulated: inference servers that batch continuously (a request prefills
+what its server has not cached, then decodes at a
+speed that falls as the batch grows; beyond the batch limit it queues), and environments whose steps
+take time in one of `workers` places. What is
+real: leafe.explore, its strategy, budget, prompts and pool. What is not in the clock: the processor
+time that leafe itself takes; it is
+measured beside it, as the calls a second that one process of this machine can do. docs/scale.md
+reads the table.
 """
 
 from __future__ import annotations
@@ -103,7 +109,8 @@ class Server:
 
 
 class Simulated:
-    """The policy: tokens by a seeded law, routed to the task's own server (or to any, to see what affinity is worth)."""
+    """The policy: tokens by a seeded law, routed to the task's own server (or to any, to see what
+    affinity is worth)."""
 
     name = "simulated"
 
@@ -114,7 +121,9 @@ class Simulated:
     async def complete(self, request: Request) -> list[Completion]:
         chance = random.Random(request.seed)
         key = request.cache_key if self.affine else f"{request.cache_key}{request.seed}"
-        server = self.servers[int.from_bytes(blake2b(key.encode(), digest_size=4).digest(), "big") % len(self.servers)]
+        server = self.servers[
+            int.from_bytes(blake2b(key.encode(), digest_size=4).digest(), "big") % len(self.servers)
+        ]
         prompt = sum(len(m.content) for m in request.messages) // 4
         generated = round(min(8 * self.tokens[0], chance.lognormvariate(0, 0.5) * self.tokens[0]))
         if request.schema is not None:
@@ -124,8 +133,17 @@ class Simulated:
         self.waits.append(asyncio.get_running_loop().time() - began)
         if request.schema is not None:
             step = chance.randrange(sum(m.role == "assistant" for m in request.messages))
-            return [Completion(f'{{"step": {step}, "experience": "do otherwise"}}', usage=Usage(prompt, hit, generated))]
-        return [Completion("Thought: " + "so " * 40 + "\nAction: go", usage=Usage(prompt, hit, generated))]
+            return [
+                Completion(
+                    f'{{"step": {step}, "experience": "do otherwise"}}',
+                    usage=Usage(prompt, hit, generated),
+                )
+            ]
+        return [
+            Completion(
+                "Thought: " + "so " * 40 + "\nAction: go", usage=Usage(prompt, hit, generated)
+            )
+        ]
 
     async def close(self) -> None:
         pass
@@ -144,7 +162,12 @@ class Errand(Environment):
         self.at += 1
         done = self.at >= 20
         won = done and self.chance.random() < 0.02
-        return StepResult(f"Step {self.at}: " + "the corridor goes on and on. " * 8, done=done, success=won, reward=float(won))
+        return StepResult(
+            f"Step {self.at}: " + "the corridor goes on and on. " * 8,
+            done=done,
+            success=won,
+            reward=float(won),
+        )
 
 
 class _Timed(EnvLease):
@@ -185,27 +208,46 @@ class _borrow:
 
 def simulate(args: argparse.Namespace, **changes: Any) -> dict[str, Any]:
     a = argparse.Namespace(**(vars(args) | changes))
-    servers = [Server(a.batch, a.prefill_rate, a.token_seconds, a.token_seconds_more, a.cache_tokens) for _ in range(a.servers)]
+    servers = [
+        Server(a.batch, a.prefill_rate, a.token_seconds, a.token_seconds_more, a.cache_tokens)
+        for _ in range(a.servers)
+    ]
     policy = Simulated(servers, a.affine, (a.tokens, a.reflection_tokens))
     in_flight = min(a.in_flight, a.workers) if a.heavy else a.in_flight
     pool = TimedPool(in_flight, a.workers, a.reset_seconds, a.step_seconds)
-    tasks = [Task(f"task-{i}", "errand", "train", "Find the lamp, clean it, and bring it to the desk.") for i in range(a.tasks)]
+    tasks = [
+        Task(f"task-{i}", "errand", "train", "Find the lamp, clean it, and bring it to the desk.")
+        for i in range(a.tasks)
+    ]
     config = ExploreConfig(limits={"policy_calls": float(a.calls)}, concurrency=in_flight)
     began = time.process_time()
-    found, seconds = run_virtually(explore(policy, pool, tasks, Prompts(PromptSet(name="scale")), config, keep=False))
+    found, seconds = run_virtually(
+        explore(policy, pool, tasks, Prompts(PromptSet(name="scale")), config, keep=False)
+    )
     cpu = time.process_time() - began
     spent = found.spent
     return {
-        "tasks": a.tasks, "in flight": in_flight, "servers": a.servers, "environment workers": a.workers, "heavy environments": a.heavy, "affine": a.affine,
-        "calls": spent.policy_calls, "virtual s": seconds, "calls/s": spent.policy_calls / seconds,
-        "server use": sum(s.busy for s in servers) / (a.servers * a.batch * seconds), "environment use": pool.busy / (a.workers * seconds),
-        "cached": spent.cached_tokens / max(1, spent.prompt_tokens), "wait s": statistics.median(policy.waits),
+        "tasks": a.tasks,
+        "in flight": in_flight,
+        "servers": a.servers,
+        "environment workers": a.workers,
+        "heavy environments": a.heavy,
+        "affine": a.affine,
+        "calls": spent.policy_calls,
+        "virtual s": seconds,
+        "calls/s": spent.policy_calls / seconds,
+        "server use": sum(s.busy for s in servers) / (a.servers * a.batch * seconds),
+        "environment use": pool.busy / (a.workers * seconds),
+        "cached": spent.cached_tokens / max(1, spent.prompt_tokens),
+        "wait s": statistics.median(policy.waits),
         "leafe calls/s": spent.policy_calls / cpu,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", type=int, default=40_000)
     parser.add_argument("--calls", type=int, default=44, help="policy calls a task")
     parser.add_argument("--in-flight", type=int, default=16_384)
@@ -220,11 +262,18 @@ def main() -> None:
     parser.add_argument("--reflection-tokens", type=int, default=120)
     parser.add_argument("--reset-seconds", type=float, default=0.3)
     parser.add_argument("--step-seconds", type=float, default=0.02)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the size, for the tests")
+    parser.add_argument(
+        "--quick", action="store_true", help="a hundredth of the size, for the tests"
+    )
     args = parser.parse_args()
     args.heavy, args.affine = False, True
     if args.quick:
-        args.tasks, args.in_flight, args.servers, args.workers = args.tasks // 100, args.in_flight // 100, max(1, args.servers // 64), args.workers // 100
+        args.tasks, args.in_flight, args.servers, args.workers = (
+            args.tasks // 100,
+            args.in_flight // 100,
+            max(1, args.servers // 64),
+            args.workers // 100,
+        )
     cases: dict[str, dict[str, Any]] = {
         "as asked": {},
         "routed anyhow": {"affine": False},
@@ -239,7 +288,14 @@ def main() -> None:
         if not columns:
             columns = list(row)
             print("| case | " + " | ".join(columns) + " |\n" + "| --- " * (len(columns) + 1) + "|")
-        cells = [f"{v:.3g}" if isinstance(v, float) and v < 100 else f"{v:,.0f}" if isinstance(v, float) else str(v) for v in row.values()]
+        cells = [
+            f"{v:.3g}"
+            if isinstance(v, float) and v < 100
+            else f"{v:,.0f}"
+            if isinstance(v, float)
+            else str(v)
+            for v in row.values()
+        ]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,9 +1,12 @@
 """How fast Sokoban levels are generated, and how long their shortest solutions are.
 
-    python bench/sokoban_levels.py [--count 1000] [--split train] [--seed 0] [--setting 6x6:1:15 ...]
+    python bench/sokoban_levels.py [--count 1000] [--split train] [--seed 0] [--setting 6x6:1:15
+    ...]
 
-A setting is size:boxes:horizon. Every level is solved once more by the forward A* search of the tests, outside the timed part: `agree` counts the levels
-whose solution has the length that the generator says. Levels/s are those of one process with one thread.
+A setting is size:boxes:horizon. Every level is solved once more by the forward A* search of the
+tests, outside the timed part: `agree` counts the levels
+whose solution has the length that the generator says. Levels/s are those of one process with one
+thread.
 """
 
 from __future__ import annotations
@@ -29,14 +32,27 @@ SETTINGS = ("6x6:1:15", "6x6:2:20", "8x8:1:20", "8x8:2:30", "10x10:2:40")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--split", default="train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--setting", nargs="+", default=SETTINGS)
     args = parser.parse_args()
     table = Table(box=box.SIMPLE)
-    for column in ("setting", "levels", "seconds", "levels/s", "agree", "shortest solution: min", "10 %", "median", "90 %", "max"):
+    for column in (
+        "setting",
+        "levels",
+        "seconds",
+        "levels/s",
+        "agree",
+        "shortest solution: min",
+        "10 %",
+        "median",
+        "90 %",
+        "max",
+    ):
         table.add_column(column, justify="right")
     for setting in args.setting:
         size, boxes, horizon = setting.split(":")
@@ -45,9 +61,18 @@ def main() -> None:
         tasks = env.tasks(args.split, args.count, args.seed)
         seconds = time.perf_counter() - begun
         moves = [task.payload["moves"] for task in tasks]
-        agree = sum(len(solve(task.payload["level"]) or ()) == task.payload["moves"] for task in tasks)
+        agree = sum(
+            len(solve(task.payload["level"]) or ()) == task.payload["moves"] for task in tasks
+        )
         spread = [f"{value:.0f}" for value in np.quantile(moves, [0, 0.1, 0.5, 0.9, 1])]
-        table.add_row(setting, str(len(tasks)), f"{seconds:.2f}", f"{len(tasks) / seconds:.0f}", f"{agree}/{len(tasks)}", *spread)
+        table.add_row(
+            setting,
+            str(len(tasks)),
+            f"{seconds:.2f}",
+            f"{len(tasks) / seconds:.0f}",
+            f"{agree}/{len(tasks)}",
+            *spread,
+        )
     Console(width=140).print(table)
 
 

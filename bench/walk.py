@@ -1,6 +1,8 @@
-"""An environment that costs next to nothing: so many steps along a corridor, then failure. What is measured with it is the loop around it.
+"""An environment that costs next to nothing: so many steps along a corridor, then failure. What is
+measured with it is the loop around it.
 
-`Walk` is called in the event loop, `SlowWalk` blocks for `step_s` seconds a call and is called in threads, `ProcessWalk` does so in a process of its own. None
+`Walk` is called in the event loop, `SlowWalk` blocks for `step_s` seconds a call and is called in
+threads, `ProcessWalk` does so in a process of its own. None
 keeps snapshots but the first. Every task names its own length, 10 to 20 steps, drawn from the seed.
 """
 
@@ -23,7 +25,16 @@ class Walk(Environment):
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         chance = random.Random(f"{split} {seed}")
         lengths = [chance.randint(10, 20) for _ in range(count or 64)]
-        return [Task(f"task-{i}", "walk", split, f"Errand task-{i}: find the lamp and light it.", {"length": n}) for i, n in enumerate(lengths)]
+        return [
+            Task(
+                f"task-{i}",
+                "walk",
+                split,
+                f"Errand task-{i}: find the lamp and light it.",
+                {"length": n},
+            )
+            for i, n in enumerate(lengths)
+        ]
 
     def reset(self, task: Task, seed: int) -> str:
         self.at, self.length = 0, int(task.payload["length"])
@@ -31,7 +42,10 @@ class Walk(Environment):
 
     def step(self, action: str) -> StepResult:
         self.at += 1
-        return StepResult(f"Room {self.at}. " + "There is a table, a lamp and two doors, one of them open. " * 4, done=self.at >= self.length)
+        return StepResult(
+            f"Room {self.at}. " + "There is a table, a lamp and two doors, one of them open. " * 4,
+            done=self.at >= self.length,
+        )
 
     def valid_actions(self) -> Sequence[str]:
         return ["go up", "look"]

@@ -1,4 +1,5 @@
-"""A small sound environment and some that break their contract where only another process can see it; they import nothing beside leafe's core."""
+"""A small sound environment and some that break their contract where only another process can see
+it; they import nothing beside leafe's core."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ class Hashes(Count):
 
     def step(self, action: str) -> StepResult:
         result = super().step(action)
-        return replace(result, observation=f"{result.observation} {sorted(['lamp', 'rope', 'key', 'map'], key=hash)}")
+        return replace(
+            result,
+            observation=f"{result.observation} {sorted(['lamp', 'rope', 'key', 'map'], key=hash)}",
+        )
 
 
 class Numbers(Count):

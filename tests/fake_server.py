@@ -1,9 +1,13 @@
-"""A model server for tests of its life: starts in a moment, answers chats with the checkpoint's name, dies or hangs when it is told to.
+"""A model server for tests of its life: starts in a moment, answers chats with the checkpoint's
+name, dies or hangs when it is told to.
 
-    python tests/fake_server.py CHECKPOINT PORT [--delay S] [--dies MESSAGE] [--stubborn] [--gates] [--lora vllm|sglang|llama.cpp] [--child]
+    python tests/fake_server.py CHECKPOINT PORT [--delay S] [--dies MESSAGE] [--stubborn] [--gates]
+    [--lora vllm|sglang|llama.cpp] [--child]
 
---dies: it writes the message and ends with code 3. --stubborn: it ignores SIGTERM. --child: it starts another process, which sleeps. --gates: it plays
-the environment gates, and knows every rule. LORA_FILES: what llama.cpp was started with, separated by colons. It writes the environment variable
+--dies: it writes the message and ends with code 3. --stubborn: it ignores SIGTERM. --child: it
+starts another process, which sleeps. --gates: it plays
+the environment gates, and knows every rule. LORA_FILES: what llama.cpp was started with, separated
+by colons. It writes the environment variable
 FAKE_KEY to its output, as careless servers do.
 """
 
@@ -61,7 +65,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == {"vllm": "/v1/load_lora_adapter", "sglang": "/load_lora_adapter"}.get(given.lora):
+        if self.path == {"vllm": "/v1/load_lora_adapter", "sglang": "/load_lora_adapter"}.get(
+            given.lora
+        ):
             name, path = body["lora_name"], body["lora_path"]
             if name in adapters:
                 self.answer({"message": f"The lora adapter '{name}' has already been loaded."}, 400)
@@ -70,30 +76,58 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 adapters[name] = path
                 print(f"adapter {name} from {path}", flush=True)
-                self.answer(f"Success: LoRA adapter '{name}' added successfully." if given.lora == "vllm" else {"success": True})
+                self.answer(
+                    f"Success: LoRA adapter '{name}' added successfully."
+                    if given.lora == "vllm"
+                    else {"success": True}
+                )
         elif self.path != "/v1/chat/completions":
             self.answer({"error": {"message": "not found"}}, 404)
         else:
             base, _, lora = body["model"].partition(":")
             name = lora or (base if base in adapters else "")
-            if (lora and (given.lora != "sglang" or lora not in adapters)) or (not name and base != given.checkpoint):
-                self.answer({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
+            if (lora and (given.lora != "sglang" or lora not in adapters)) or (
+                not name and base != given.checkpoint
+            ):
+                self.answer(
+                    {"error": {"message": f"The model `{body['model']}` does not exist."}}, 404
+                )
                 return
             chosen = next((str(a["id"]) for a in body.get("lora", ()) if a["scale"] > 0), "")
-            text = f"I am {adapters.get(name, given.checkpoint)}{' with adapter ' + chosen if chosen else ''}; {body.get('seed')}."
+            text = (
+                "I am "
+                f"{adapters.get(name, given.checkpoint)}{' with adapter ' + chosen if chosen else ''}; "
+                ""
+                ""
+                f"{body.get('seed')}."
+            )
             if given.gates:
                 text = play(body) or text
             if body.get("response_format"):
                 text = json.dumps({"step": 0, "experience": text[-20:]})
-            choices = [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
-            self.answer({"model": body["model"], "choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": 3}})
+            choices = [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": "stop",
+                }
+            ]
+            self.answer(
+                {
+                    "model": body["model"],
+                    "choices": choices,
+                    "usage": {"prompt_tokens": 9, "completion_tokens": 3},
+                }
+            )
 
 
 def play(body: dict[str, Any]) -> str:
     from leafe.core import Message, PolicyError, Request
     from leafe.envs.gates.reference import GatesReference
 
-    request = Request(tuple(Message(m["role"], m["content"]) for m in body["messages"]), seed=body.get("seed", 0))
+    request = Request(
+        tuple(Message(m["role"], m["content"]) for m in body["messages"]), seed=body.get("seed", 0)
+    )
     try:
         return asyncio.run(GatesReference().complete(request))[0].text
     except PolicyError:
@@ -101,7 +135,10 @@ def play(body: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    print(f"fake server {os.getpid()} for {given.checkpoint}; my key is {os.environ.get('FAKE_KEY')}", flush=True)
+    print(
+        f"fake server {os.getpid()} for {given.checkpoint}; my key is {os.environ.get('FAKE_KEY')}",
+        flush=True,
+    )
     if given.api_key:
         print(given, flush=True)
     if given.stubborn:

@@ -1,16 +1,21 @@
 """A chat-completions endpoint on 127.0.0.1 that fails on demand, for tests and benchmarks.
 
-Faults come from a script (one entry a request, then none) or by chance from a seed. The text of a sample is a pure function of
+Faults come from a script (one entry a request, then none) or by chance from a seed. The text of a
+sample is a pure function of
 (messages, seed, index) unless `reply` is given. Use it in this process (a thread of its own):
 
     with FaultyServer(script=["429", "500"]) as server:
         policy = HTTPPolicy(server.base_url, "mock")
 
-or as a process: `python -m tests.faulty_server --rates '{"500": 0.1}'` prints its base_url and serves until it is killed.
-Faults: ok, 429 (Retry-After: 0.05), 429-date, 500, 503, 400, 401, 404, context, garbage, html, empty (no choices), no-message, error-200, hang,
-partial (half a body, then the connection closes), reset (closed before any answer), drip (a byte now and then, for ever), redirect, slow (half a second),
+or as a process: `python -m tests.faulty_server --rates '{"500": 0.1}'` prints its base_url and
+serves until it is killed.
+Faults: ok, 429 (Retry-After: 0.05), 429-date, 500, 503, 400, 401, 404, context, garbage, html,
+empty (no choices), no-message, error-200, hang,
+partial (half a body, then the connection closes), reset (closed before any answer), drip (a byte
+now and then, for ever), redirect, slow (half a second),
 held (until `released` is set),
-leak-400, leak-500, leak-200, leak-garbage (an answer that holds the key it was sent, as a careless gateway's does).
+leak-400, leak-500, leak-200, leak-garbage (an answer that holds the key it was sent, as a careless
+gateway's does).
 """
 
 from __future__ import annotations
@@ -38,13 +43,17 @@ def plain_reply(body: Mapping[str, Any], index: int) -> str:
 
 
 class FaultyServer:
-    """`limit_n`: the most choices an answer holds. `forbidden`: body fields that are answered by 400, whose sentence names the field
-    if `says_why`. `key`: what the Authorization header must bear. `latency_s`: the time before an answer. `holds`: the body field in which it takes a
-    schema, None: it ignores all. `ignores`: `seed` (every answer is another) and `n` (all choices are one text) may stand there.
+    """`limit_n`: the most choices an answer holds. `forbidden`: body fields that are answered by
+    400, whose sentence names the field
+    if `says_why`. `key`: what the Authorization header must bear. `latency_s`: the time before an
+    answer. `holds`: the body field in which it takes a
+    schema, None: it ignores all. `ignores`: `seed` (every answer is another) and `n` (all choices
+    are one text) may stand there.
     `told`: what it answers to a request's body instead of all this, a body with the status 200, a
     status and a body, or a whole response; None: as ever.
     `gives`: `token_ids`,
-    `response_token_ids` and `logprobs` (with `ids in logprobs`, these too) are in its answers where they are asked for. `healthy`: what /health says.
+    `response_token_ids` and `logprobs` (with `ids in logprobs`, these too) are in its answers where
+    they are asked for. `healthy`: what /health says.
     """
 
     def __init__(
@@ -122,7 +131,9 @@ class FaultyServer:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
+        )
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)
         await site.start()
@@ -134,14 +145,18 @@ class FaultyServer:
     def _refuses_key(self, request: web.Request) -> web.Response | None:
         if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
             sent = request.headers.get("Authorization", "none").removeprefix("Bearer ")
-            return web.json_response({"error": {"message": f"Incorrect API key provided: {sent}"}}, status=401)
+            return web.json_response(
+                {"error": {"message": f"Incorrect API key provided: {sent}"}}, status=401
+            )
         return None
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         self.headers.append(dict(request.headers))
         if not self.lists_models:
             raise web.HTTPNotFound
-        return self._refuses_key(request) or web.json_response({"object": "list", "data": [{"id": m} for m in self.models]})
+        return self._refuses_key(request) or web.json_response(
+            {"object": "list", "data": [{"id": m} for m in self.models]}
+        )
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"status": "ok"}, status=200 if self.healthy else 503)
@@ -181,7 +196,9 @@ class FaultyServer:
             status, value = told if isinstance(told, tuple) else (200, told)
             return web.json_response(value, status=status)
         if body["model"] not in self.models:
-            return web.json_response({"error": {"message": f"The model `{body['model']}` does not exist."}}, status=404)
+            return web.json_response(
+                {"error": {"message": f"The model `{body['model']}` does not exist."}}, status=404
+            )
         for name in self.forbidden:
             if name in body:
                 why = f"'{name}' is not supported" if self.says_why else "bad request"
@@ -195,7 +212,10 @@ class FaultyServer:
         if self.holds in body and self.reply is plain_reply:
             texts = [json.dumps({"step": 0, "experience": t[-6:]}) for t in texts]
         prompt = sum(len(m["content"].split()) for m in body["messages"])
-        choices: list[dict[str, Any]] = [{"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": "stop"} for i, t in enumerate(texts)]
+        choices: list[dict[str, Any]] = [
+            {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": "stop"}
+            for i, t in enumerate(texts)
+        ]
         for choice, text in zip(choices, texts, strict=True):
             words = text.split()
 
@@ -206,7 +226,9 @@ class FaultyServer:
                 if field in self.gives and body.get("return_token_ids"):
                     choice[field] = [len(w) for w in words]
             if "logprobs" in self.gives and body.get("logprobs"):
-                choice["logprobs"] = {"content": [{"token": w, "logprob": -0.5} | ids(w) for w in words]}
+                choice["logprobs"] = {
+                    "content": [{"token": w, "logprob": -0.5} | ids(w) for w in words]
+                }
         return {
             "model": body["model"],
             "choices": choices,
@@ -217,7 +239,9 @@ class FaultyServer:
             },
         }
 
-    async def _fail(self, request: web.Request, fault: str, body: Mapping[str, Any]) -> web.StreamResponse:
+    async def _fail(
+        self, request: web.Request, fault: str, body: Mapping[str, Any]
+    ) -> web.StreamResponse:
         good = json.dumps(self._answer(body)).encode()
         sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
         match fault:
@@ -230,13 +254,17 @@ class FaultyServer:
                 return web.Response(body=good, content_type="application/json")
             case "leak-400" | "leak-500":
                 long = "x" * 285  # the sentence is cut at 300 characters: in the midst of the key
-                return web.json_response({"error": {"message": f"bad key {sent}; {long}{sent}"}}, status=int(fault[-3:]))
+                return web.json_response(
+                    {"error": {"message": f"bad key {sent}; {long}{sent}"}}, status=int(fault[-3:])
+                )
             case "leak-200":
                 return web.json_response({"error": {"message": f"upstream refused {sent}"}})
             case "leak-garbage":
                 return web.Response(text=f"Bearer {sent} was not accepted")
             case "429":
-                return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.05"})
+                return web.json_response(
+                    {"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.05"}
+                )
             case "429-date":
                 return web.Response(status=429, headers={"Retry-After": formatdate(usegmt=True)})
             case "500" | "503":
@@ -244,8 +272,13 @@ class FaultyServer:
             case "400" | "401" | "404":
                 return web.json_response({"error": {"message": "no such thing"}}, status=int(fault))
             case "context":
-                text = "This model's maximum context length is 16 tokens. However, you requested 99 tokens."
-                return web.json_response({"error": {"message": text, "code": "context_length_exceeded"}}, status=400)
+                text = (
+                    "This model's maximum context length is 16 tokens. However, you requested "
+                    "99 tokens."
+                )
+                return web.json_response(
+                    {"error": {"message": text, "code": "context_length_exceeded"}}, status=400
+                )
             case "garbage":
                 return web.Response(body=b'{"choices": [{"mess', content_type="application/json")
             case "html":
@@ -303,13 +336,22 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def _main() -> None:
-    parser = argparse.ArgumentParser(description="A chat-completions endpoint that fails on demand.")
+    parser = argparse.ArgumentParser(
+        description="A chat-completions endpoint that fails on demand."
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rates", type=json.loads, default={}, help='chance of each fault, as JSON: {"500": 0.1, "hang": 0.01}')
+    parser.add_argument(
+        "--rates",
+        type=json.loads,
+        default={},
+        help='chance of each fault, as JSON: {"500": 0.1, "hang": 0.01}',
+    )
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before an answer")
     given = parser.parse_args()
-    server = FaultyServer(port=given.port, seed=given.seed, rates=given.rates, latency_s=given.latency)
+    server = FaultyServer(
+        port=given.port, seed=given.seed, rates=given.rates, latency_s=given.latency
+    )
     serving = asyncio.ensure_future(server.serve())
     while not server._ready.is_set():
         await asyncio.sleep(0.01)

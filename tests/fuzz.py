@@ -128,17 +128,19 @@ def answer(draw: random.Random, reflect: bool = False) -> str:
 def _mutated(text: str, draw: random.Random) -> str:
     a, b = sorted((draw.randrange(len(text) + 1), draw.randrange(len(text) + 1)))
     other = draw.choice((*TEXTS, *REFLECTIONS, *PROGRAMS))
-    return draw.choice((
-        text[:a] + draw.choice(PIECES) + text[a:],
-        text[:a] + draw.choice(PIECES) * draw.choice((2, 50)) + text[b:],
-        text[:a] + text[b:],
-        text[:b],
-        text[:b] + text[a:],
-        text[:a] + other + text[b:],
-        text + "\n" + other,
-        text[:a] + text[a:b].swapcase() + text[b:],
-        text[:a] + text[a:b][::-1] + text[b:],
-    ))  # fmt: skip
+    return draw.choice(
+        (
+            text[:a] + draw.choice(PIECES) + text[a:],
+            text[:a] + draw.choice(PIECES) * draw.choice((2, 50)) + text[b:],
+            text[:a] + text[b:],
+            text[:b],
+            text[:b] + text[a:],
+            text[:a] + other + text[b:],
+            text + "\n" + other,
+            text[:a] + text[a:b].swapcase() + text[b:],
+            text[:a] + text[a:b][::-1] + text[b:],
+        )
+    )
 
 
 def _value(draw: random.Random, depth: int) -> object:

@@ -1,14 +1,20 @@
-"""The code blocks of the documentation, as a reader meets them: found, checked, and played in order, one folder a page.
+"""The code blocks of the documentation, as a reader meets them: found, checked, and played in
+order, one folder a page.
 
-A block is fenced and names its language. What a page needs beside it stands in a comment on the line above, which readers of the site do not see:
+A block is fenced and names its language. What a page needs beside it stands in a comment on the
+line above, which readers of the site do not see:
 
     <!-- not run: REASON -->     checked, not run: it needs a GPU, a cluster, someone's account
-    <!-- run with: WORDS -->     the words are added to its `leafe` commands, so that a test takes seconds and not minutes
+    <!-- run with: WORDS -->     the words are added to its `leafe` commands, so that a test takes
+    seconds and not minutes
     <!-- exit: 2 -->             its last command ends with this code
-    <!-- serves: URL -->         its command goes on until the page is played through; the next block waits until the URL answers
+    <!-- serves: URL -->         its command goes on until the page is played through; the next
+    block waits until the URL answers
 
-`python`: a program of its own; with `title="FILE"` it is written to that file instead, as are blocks of any language. `console`: lines that begin with `$ `
-are commands, what follows one is what it prints: every line has to come, in order (`...` stands for anything). `bash`: a script. `toml` without a title is a
+`python`: a program of its own; with `title="FILE"` it is written to that file instead, as are
+blocks of any language. `console`: lines that begin with `$ `
+are commands, what follows one is what it prints: every line has to come, in order (`...` stands for
+anything). `bash`: a script. `toml` without a title is a
 part of a recipe. `json` and `yaml` are parsed. `text` is no code.
 
 A `pip install` is never run: that it names extras that there are is checked.
@@ -56,7 +62,8 @@ class Block:
         return f"{self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page}:{self.line}"
 
     def commands(self) -> list[tuple[str, list[str]]]:
-        """(command, lines that it prints) of a console block; a command may go on after a backslash."""
+        """(command, lines that it prints) of a console block; a command may go on after a
+        backslash."""
         out: list[tuple[str, list[str]]] = []
         going_on = False
         for line in self.text.splitlines():
@@ -65,7 +72,10 @@ class Block:
             elif line.startswith("$ "):
                 out.append((line[2:], []))
             elif line.strip():
-                assert out, f"{self.where}: output without a command before it: write the command after '$ '"
+                assert out, (
+                    f"{self.where}: output without a command before it: write the command "
+                    "after '$ '"
+                )
                 out[-1][1].append(line)
             going_on = (going_on or line.startswith("$ ")) and line.endswith("\\")
         return out
@@ -79,7 +89,9 @@ def blocks(page: Path) -> list[Block]:
     for number, line in lines:
         note = _NOTE.match(line.strip())
         if note:
-            assert note[1] in NOTES, f"{page}:{number}: there is no note {note[1]!r}: {', '.join(NOTES)}"
+            assert note[1] in NOTES, (
+                f"{page}:{number}: there is no note {note[1]!r}: {', '.join(NOTES)}"
+            )
             notes[note[1]] = note[2]
             continue
         fence = _FENCE.match(line)
@@ -87,7 +99,9 @@ def blocks(page: Path) -> list[Block]:
             indent, ticks, language, rest = fence.groups()
             title = _TITLE.search(rest)
             text = "\n".join(body.removeprefix(indent) for body in _until(lines, indent + ticks))
-            out.append(Block(page, number, language, title[1] if title else None, notes, text + "\n"))
+            out.append(
+                Block(page, number, language, title[1] if title else None, notes, text + "\n")
+            )
         notes = {}
     return out
 
@@ -101,7 +115,8 @@ def _until(lines: Iterator[tuple[int, str]], end: str) -> Iterator[str]:
 
 
 def indented_code(page: Path) -> list[int]:
-    """Lines of code blocks by indentation, whose language nobody knows: a paragraph of four spaces outside lists and fences."""
+    """Lines of code blocks by indentation, whose language nobody knows: a paragraph of four spaces
+    outside lists and fences."""
     out, fenced, listed, before = [], False, False, ""
     for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
         if _FENCE.match(line):
@@ -111,18 +126,27 @@ def indented_code(page: Path) -> list[int]:
                 listed = True
             elif line and not line.startswith(" "):
                 listed = False
-            if line.startswith("    ") and (not before.strip() or before.startswith("#")) and not listed:
+            if (
+                line.startswith("    ")
+                and (not before.strip() or before.startswith("#"))
+                and not listed
+            ):
                 out.append(number)
         before = line
     return out
 
 
 def play(todo: list[Block], folder: Path, timeout: float = 600.0) -> list[tuple[Block, float]]:
-    """Run blocks in order in the folder, as the notes say; the seconds that each took. AssertionError that names the block which does not do what it says."""
+    """Run blocks in order in the folder, as the notes say; the seconds that each took.
+    AssertionError that names the block which does not do what it says."""
     env = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "COLUMNS": "160", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
+        "COLUMNS": "160",
+        "NO_COLOR": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
     served: list[subprocess.Popen[str]] = []
     took = []
     try:
@@ -138,7 +162,13 @@ def play(todo: list[Block], folder: Path, timeout: float = 600.0) -> list[tuple[
     return took
 
 
-def _play_one(block: Block, folder: Path, env: dict[str, str], served: list[subprocess.Popen[str]], timeout: float) -> None:
+def _play_one(
+    block: Block,
+    folder: Path,
+    env: dict[str, str],
+    served: list[subprocess.Popen[str]],
+    timeout: float,
+) -> None:
     if block.title is not None:
         target = folder / block.title
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -149,22 +179,49 @@ def _play_one(block: Block, folder: Path, env: dict[str, str], served: list[subp
         _run(block, [sys.executable, "-c", block.text], folder, env, timeout, [])
     elif block.language == "bash":
         if not _only_installs(block.text):
-            _run(block, ["bash", "-euo", "pipefail", "-c", _with(block, block.text)], folder, env, timeout, [])
+            _run(
+                block,
+                ["bash", "-euo", "pipefail", "-c", _with(block, block.text)],
+                folder,
+                env,
+                timeout,
+                [],
+            )
     elif block.language == "console":
-        commands = [(command, said) for command, said in block.commands() if not _only_installs(command)]
+        commands = [
+            (command, said) for command, said in block.commands() if not _only_installs(command)
+        ]
         for n, (command, said) in enumerate(commands, 1):
             words = ["bash", "-euo", "pipefail", "-c", _with(block, command)]
             if "serves" in block.notes:
                 nowhere = subprocess.DEVNULL
-                process = subprocess.Popen(words, cwd=folder, env=env, stdin=nowhere, stdout=nowhere, stderr=nowhere, text=True)
+                process = subprocess.Popen(
+                    words,
+                    cwd=folder,
+                    env=env,
+                    stdin=nowhere,
+                    stdout=nowhere,
+                    stderr=nowhere,
+                    text=True,
+                )
                 served.append(process)
                 _wait(block, block.notes["serves"], process)
             else:
-                _run(block, words, folder, env, timeout, said, int(block.notes.get("exit", 0)) if n == len(commands) else 0)
+                _run(
+                    block,
+                    words,
+                    folder,
+                    env,
+                    timeout,
+                    said,
+                    int(block.notes.get("exit", 0)) if n == len(commands) else 0,
+                )
 
 
 def _only_installs(script: str) -> bool:
-    lines = [line for line in script.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [
+        line for line in script.splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
     return all(re.match(r"(python3? -m )?(pip|pipx|uv pip) install ", line) for line in lines)
 
 
@@ -173,17 +230,45 @@ def _with(block: Block, script: str) -> str:
     words = block.notes.get("run with")
     if words is None:
         return script
-    return re.sub(r"^( *leafe (?:run|demo|explore|distill|evaluate)\b[^\n|&;#]*)", lambda m: f"{m[1].rstrip()} {words}", script, flags=re.MULTILINE)
+    return re.sub(
+        r"^( *leafe (?:run|demo|explore|distill|evaluate)\b[^\n|&;#]*)",
+        lambda m: f"{m[1].rstrip()} {words}",
+        script,
+        flags=re.MULTILINE,
+    )
 
 
-def _run(block: Block, words: list[str], folder: Path, env: dict[str, str], timeout: float, said: list[str], code: int = 0) -> None:
-    done = subprocess.run(words, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False)
+def _run(
+    block: Block,
+    words: list[str],
+    folder: Path,
+    env: dict[str, str],
+    timeout: float,
+    said: list[str],
+    code: int = 0,
+) -> None:
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
     printed = _COLOURS.sub("", done.stdout + done.stderr)
-    assert done.returncode == code, f"{block.where}: exit code {done.returncode} instead of {code}\n{words[-1]}\n{printed[-3000:]}"
+    assert done.returncode == code, (
+        f"{block.where}: exit code {done.returncode} instead of "
+        f"{code}\n{words[-1]}\n{printed[-3000:]}"
+    )
     lines = iter(_plain(line) for line in printed.splitlines())
     for line in said:
         pattern = _plain(line).replace("[", "[[]").replace("...", "*")
-        missing = f"{block.where}: this was not printed (any more): {line}\nIt printed:\n{printed[-3000:]}"
+        missing = (
+            f"{block.where}: this was not printed (any more): {line}\nIt "
+            f"printed:\n{printed[-3000:]}"
+        )
         assert any(fnmatch.fnmatchcase(given, pattern) for given in lines), missing
 
 
@@ -193,7 +278,9 @@ def _plain(line: str) -> str:
 
 def _wait(block: Block, url: str, process: subprocess.Popen[str]) -> None:
     for _ in range(240):
-        assert process.poll() is None, f"{block.where}: the command ended with {process.returncode} and serves nothing"
+        assert process.poll() is None, (
+            f"{block.where}: the command ended with {process.returncode} and serves nothing"
+        )
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 assert answer.status == 200, f"{block.where}: {url} answers {answer.status}"
@@ -204,8 +291,13 @@ def _wait(block: Block, url: str, process: subprocess.Popen[str]) -> None:
 
 
 def command_lines(block: Block) -> list[list[str]]:
-    """The words of every command of a console or bash block; empty for lines that are no simple command."""
-    text = "\n".join(command for command, _ in block.commands()) if block.language == "console" else block.text
+    """The words of every command of a console or bash block; empty for lines that are no simple
+    command."""
+    text = (
+        "\n".join(command for command, _ in block.commands())
+        if block.language == "console"
+        else block.text
+    )
     out = []
     for line in text.replace("\\\n", " ").splitlines():
         try:

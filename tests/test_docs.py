@@ -1,4 +1,5 @@
-"""The documentation says what is there: its commands and flags exist, its code runs, its links lead somewhere, and the site needs nothing from elsewhere."""
+"""The documentation says what is there: its commands and flags exist, its code runs, its links lead
+somewhere, and the site needs nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -30,20 +31,44 @@ PAGES = sorted(DOCS.rglob("*.md"))
 WRITTEN_ELSEWHERE = {"results.md", "design.md", "study.md"}
 """Pages of figures and plans: their blocks are checked, and none is code to be run."""
 FENCED = [ROOT / "README.md", *PAGES]
-PLAYED = [page for page in PAGES if page.name not in WRITTEN_ELSEWHERE and any(b.language in {"python", "console", "bash"} for b in blocks(page))]
+PLAYED = [
+    page
+    for page in PAGES
+    if page.name not in WRITTEN_ELSEWHERE
+    and any(b.language in {"python", "console", "bash"} for b in blocks(page))
+]
 STANDS_FOR = re.compile(r"[A-Z][A-Z0-9_+]*|\.\.\.")
 """A word of a command that the reader replaces: RECIPE, RUN, ..."""
 FLAGS = {
-    # as their projects document them (vLLM 0.31's `vllm serve`, SGLang's "Server Arguments", llama.cpp's server README, Slurm's manuals), in November 2026
-    "vllm serve": {"--port", "--host", "--enable-prompt-tokens-details", "--data-parallel-size", "--tensor-parallel-size", "--max-model-len",
-                   "--gpu-memory-utilization", "--enable-lora", "--max-lora-rank", "--served-model-name"},
-    "python -m sglang.launch_server": {"--model-path", "--port", "--host", "--enable-cache-report", "--dp", "--tp", "--context-length"},
+    # as their projects document them (vLLM 0.31's `vllm serve`, SGLang's "Server Arguments",
+    # llama.cpp's server README, Slurm's manuals), in November 2026
+    "vllm serve": {
+        "--port",
+        "--host",
+        "--enable-prompt-tokens-details",
+        "--data-parallel-size",
+        "--tensor-parallel-size",
+        "--max-model-len",
+        "--gpu-memory-utilization",
+        "--enable-lora",
+        "--max-lora-rank",
+        "--served-model-name",
+    },
+    "python -m sglang.launch_server": {
+        "--model-path",
+        "--port",
+        "--host",
+        "--enable-cache-report",
+        "--dp",
+        "--tp",
+        "--context-length",
+    },
     "llama-server": {"-m", "--port", "--host", "--parallel", "-c"},
     "sbatch": {"--parsable", "--dependency", "--wrap", "--array"},
     "curl": {"-s", "-o"},
     "torchrun": {"--nproc_per_node", "--nproc-per-node", "--nnodes", "--standalone", "-m"},
     "alfworld-download": set[str](),
-}  # fmt: skip
+}
 INSTALLED = {
     "ray start": ["ray", "start"],
     "ray stop": ["ray", "stop"],
@@ -54,7 +79,27 @@ INSTALLED = {
     "accelerate config": ["accelerate", "config"],
 }
 """Tools that are here and say themselves what flags they have."""
-SHELL = {".", "hf", "eval", "jq", "export", "cd", "mkdir", "cat", "ls", "head", "set", "scontrol", "echo", "source", "git", "python", "python3", "pip", "pipx"}
+SHELL = {
+    ".",
+    "hf",
+    "eval",
+    "jq",
+    "export",
+    "cd",
+    "mkdir",
+    "cat",
+    "ls",
+    "head",
+    "set",
+    "scontrol",
+    "echo",
+    "source",
+    "git",
+    "python",
+    "python3",
+    "pip",
+    "pipx",
+}
 
 
 def every_block() -> list[Block]:
@@ -63,10 +108,15 @@ def every_block() -> list[Block]:
 
 @pytest.mark.parametrize("block", every_block(), ids=lambda b: b.where)
 def test_a_block_is_sound(block: Block) -> None:
-    """Whether it is run or not: its language is known, it parses, what it imports and the flags that it gives exist."""
-    assert block.language in LANGUAGES, f"{block.where}: the language {block.language!r}: write one of {', '.join(LANGUAGES)}"
+    """Whether it is run or not: its language is known, it parses, what it imports and the flags
+    that it gives exist."""
+    assert block.language in LANGUAGES, (
+        f"{block.where}: the language {block.language!r}: write one of {', '.join(LANGUAGES)}"
+    )
     for note, reason in block.notes.items():
-        assert len(reason) >= (10 if note == "not run" else 1), f"{block.where}: '{note}' wants a reason"
+        assert len(reason) >= (10 if note == "not run" else 1), (
+            f"{block.where}: '{note}' wants a reason"
+        )
     if block.language == "python":
         check_python(block)
     elif block.language == "toml":
@@ -76,9 +126,19 @@ def test_a_block_is_sound(block: Block) -> None:
     elif block.language == "yaml":
         yaml.safe_load(block.text)
     elif block.language in {"console", "bash"}:
-        scripts = [command for command, _ in block.commands()] if block.language == "console" else [block.text]
+        scripts = (
+            [command for command, _ in block.commands()]
+            if block.language == "console"
+            else [block.text]
+        )
         for script in scripts:
-            done = subprocess.run(["bash", "-n", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                ["bash", "-n", "-c", script],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
             assert done.returncode == 0, f"{block.where}: {done.stderr}"
         for words in command_lines(block):
             check_command(block, words)
@@ -87,7 +147,10 @@ def test_a_block_is_sound(block: Block) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_code_is_fenced(page: Path) -> None:
     if page.name not in WRITTEN_ELSEWHERE:
-        assert not indented_code(page), f"{page.name}: code by indentation in lines {indented_code(page)}: fence it and name its language"
+        assert not indented_code(page), (
+            f"{page.name}: code by indentation in lines {indented_code(page)}: fence it "
+            "and name its language"
+        )
 
 
 def check_python(block: Block) -> None:
@@ -95,7 +158,9 @@ def check_python(block: Block) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "leafe":
             module = importlib.import_module(str(node.module))
             for alias in node.names:
-                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), f"{block.where}: no {node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or importlib.util.find_spec(
+                    f"{node.module}.{alias.name}"
+                ), f"{block.where}: no {node.module}.{alias.name}"
 
 
 def check_toml(block: Block) -> None:
@@ -117,7 +182,11 @@ def check_toml(block: Block) -> None:
 
 
 def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {key: laid_over(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)}
+    both = {
+        key: laid_over(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
     return below | above | both
 
 
@@ -132,33 +201,49 @@ def check_command(block: Block, words: list[str]) -> None:
     elif module in FLAGS or two in FLAGS or name in FLAGS:
         check_flags(block, words, FLAGS[next(t for t in (module, two, name) if t in FLAGS)])
     elif two in INSTALLED:
-        end = words.index("--") if "--" in words else len(words)  # its own flags: see test_flags_of_the_tools_that_are_here
+        end = (
+            words.index("--") if "--" in words else len(words)
+        )  # its own flags: see test_flags_of_the_tools_that_are_here
         if "leafe" in words[end:]:
             check_leafe(block, words[words.index("leafe", end) + 1 :])
     elif module.startswith("python -m "):
-        assert importlib.util.find_spec(words[2].split(".")[0]) or words[2] in {"venv"}, f"{block.where}: there is no module {words[2]}"
+        assert importlib.util.find_spec(words[2].split(".")[0]) or words[2] in {"venv"}, (
+            f"{block.where}: there is no module {words[2]}"
+        )
         if words[2].startswith(("leafe.", "bench.")):
-            assert importlib.util.find_spec(words[2]), f"{block.where}: there is no module {words[2]}"
+            assert importlib.util.find_spec(words[2]), (
+                f"{block.where}: there is no module {words[2]}"
+            )
         check_extras(block, words)
     elif name in {"pip", "pipx", "python", "python3"} or words[0].startswith(".venv/"):
         check_extras(block, words)
     elif name == "make":
-        targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+        targets = set(
+            re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        )
         assert set(words[1:]) <= targets, f"{block.where}: make has no {set(words[1:]) - targets}"
     else:
         known = name in SHELL or "=" in words[0] or STANDS_FOR.fullmatch(words[0])
-        assert known, f"{block.where}: nobody checks the command {words[0]!r}: add it to FLAGS or SHELL"
+        assert known, (
+            f"{block.where}: nobody checks the command {words[0]!r}: add it to FLAGS or SHELL"
+        )
 
 
 def check_flags(block: Block, words: list[str], known: set[str]) -> None:
     for word in words[1:]:
         flag = word.split("=")[0]
         if re.fullmatch(r"--?[a-zA-Z][\w-]*", flag) and word != "-m":
-            assert flag in known, f"{block.where}: {words[0]} {flag}: not among the flags that are known to exist"
+            assert flag in known, (
+                f"{block.where}: {words[0]} {flag}: not among the flags that are known to exist"
+            )
 
 
 def check_extras(block: Block, words: list[str]) -> None:
-    known = set(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"])
+    known = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+            "optional-dependencies"
+        ]
+    )
     for extras in re.findall(r"leafe\[([^\]]+)\]|\.\[([^\]]+)\]", " ".join(words)):
         for extra in (extras[0] or extras[1]).split(","):
             assert extra in known, f"{block.where}: leafe has no extra {extra!r}"
@@ -169,26 +254,44 @@ def flags_of(tool: str) -> set[str] | None:
     program = Path(sys.executable).parent / INSTALLED[tool][0]
     if not program.exists():
         return None
-    done = subprocess.run([str(program), *INSTALLED[tool][1:], "--help"], capture_output=True, text=True, timeout=120, check=False)
-    return set(re.findall(r"--?[a-zA-Z][\w-]*", done.stdout + done.stderr)) | ({"--num-cpus", "--num-gpus"} if tool == "ray symmetric-run" else set())
+    done = subprocess.run(
+        [str(program), *INSTALLED[tool][1:], "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return set(re.findall(r"--?[a-zA-Z][\w-]*", done.stdout + done.stderr)) | (
+        {"--num-cpus", "--num-gpus"} if tool == "ray symmetric-run" else set()
+    )
 
 
 def check_leafe(block: Block, words: list[str]) -> None:
-    """As the command line would read it, without doing anything; overrides are laid over the recipe where it is there."""
+    """As the command line would read it, without doing anything; overrides are laid over the recipe
+    where it is there."""
     command: Any = typer.main.get_command(app)
     path = ["leafe"]
     words = [word for word in words if not word.startswith((">", "2>"))]
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
-        assert words[0] in command.commands, f"{block.where}: there is no command {' '.join([*path, words[0]])}"
+        assert words[0] in command.commands, (
+            f"{block.where}: there is no command {' '.join([*path, words[0]])}"
+        )
         command, path, words = command.commands[words[0]], [*path, words[0]], words[1:]
     known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
     for word in words:
         if word.startswith("--"):
-            assert word.split("=")[0] in known, f"{block.where}: {' '.join(path)} has no option {word.split('=')[0]}: {', '.join(sorted(known))}"
+            assert word.split("=")[0] in known, (
+                f"{block.where}: {' '.join(path)} has no option {word.split('=')[0]}: "
+                f"{', '.join(sorted(known))}"
+            )
     if path[-1] in {"run", "explore", "distill", "evaluate", "demo"}:
-        recipe = "demo" if path[-1] == "demo" else next((w for w in words if not w.startswith("-")), "")
+        recipe = (
+            "demo" if path[-1] == "demo" else next((w for w in words if not w.startswith("-")), "")
+        )
         overrides = [w for w in words if re.match(r"[a-z_]+[\w.\"+-]*=", w)]
-        if recipe in recipe_names() and not any(STANDS_FOR.fullmatch(w.partition("=")[2]) for w in overrides):
+        if recipe in recipe_names() and not any(
+            STANDS_FOR.fullmatch(w.partition("=")[2]) for w in overrides
+        ):
             load_recipe(recipe, overrides)
 
 
@@ -203,11 +306,14 @@ def test_flags_of_the_tools_that_are_here(tool: str) -> None:
         for words in command_lines(block) if block.language in {"console", "bash"} else ():
             words = words[1:] if words[0] == "srun" else words
             if " ".join(words[:2]) == tool:
-                check_flags(block, words[: words.index("--") if "--" in words else len(words)], known)
+                check_flags(
+                    block, words[: words.index("--") if "--" in words else len(words)], known
+                )
 
 
 def test_what_the_checks_refuse(tmp_path: Path) -> None:
-    """A command, a flag, an override, an extra, an import, a recipe key that are not there, and an unknown language."""
+    """A command, a flag, an override, an extra, an import, a recipe key that are not there, and an
+    unknown language."""
 
     def block(language: str, text: str) -> Block:
         return Block(tmp_path / "page.md", 1, language, None, {}, text)
@@ -237,9 +343,31 @@ def test_a_page_that_says_what_does_not_come_fails(tmp_path: Path) -> None:
         return blocks(tmp_path / "page.md")
 
     play(page("```console", "$ echo one; echo two 2.5 s", "one", "two ... s", "```"), tmp_path)
-    play(page('```python title="a.py"', "print(7)", "```", "```console", "$ python a.py", "7", "```"), tmp_path)
-    play(page("<!-- exit: 3 -->", "```console", "$ exit 3", "```", "<!-- not run: there is no such program -->", "```bash", "no-such-program", "```"), tmp_path)
-    for lines in (["```console", "$ echo one", "two", "```"], ["```console", "$ false", "```"], ["```python", "1/0", "```"], ["```bash", "false; true", "```"]):
+    play(
+        page(
+            '```python title="a.py"', "print(7)", "```", "```console", "$ python a.py", "7", "```"
+        ),
+        tmp_path,
+    )
+    play(
+        page(
+            "<!-- exit: 3 -->",
+            "```console",
+            "$ exit 3",
+            "```",
+            "<!-- not run: there is no such program -->",
+            "```bash",
+            "no-such-program",
+            "```",
+        ),
+        tmp_path,
+    )
+    for lines in (
+        ["```console", "$ echo one", "two", "```"],
+        ["```console", "$ false", "```"],
+        ["```python", "1/0", "```"],
+        ["```bash", "false; true", "```"],
+    ):
         with pytest.raises(AssertionError, match=r"page.md:1"):
             play(page(*lines), tmp_path)
 
@@ -279,49 +407,91 @@ def test_every_command_stands_on_its_page() -> None:
 
 
 def test_links_within_the_documentation_lead_somewhere() -> None:
-    """Without the generator, so that the quick tests see it: files; `make docs` sees the anchors too."""
+    """Without the generator, so that the quick tests see it: files; `make docs` sees the anchors
+    too."""
     for page in PAGES:
         for target in re.findall(r"\]\(([\w/.-]+\.\w+)(?:#[\w-]*)?\)", page.read_text("utf-8")):
-            assert (page.parent / target).resolve().is_file(), f"{page.relative_to(ROOT)} points to {target}"
+            assert (page.parent / target).resolve().is_file(), (
+                f"{page.relative_to(ROOT)} points to {target}"
+            )
 
 
 def test_every_page_is_in_the_navigation() -> None:
     class Loader(yaml.SafeLoader): ...
 
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
-    nav = re.findall(r"[\w/-]+\.md", json.dumps(yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)["nav"]))
+    nav = re.findall(
+        r"[\w/-]+\.md",
+        json.dumps(yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)["nav"]),
+    )
     assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("zensical", reason="the site wants its generator: pip install -e '.[docs]'")
-    pytest.importorskip("mkdocstrings", reason="the site wants its generator: pip install -e '.[docs]'")
-    here = tmp_path_factory.mktemp("site")  # a copy, since it is built into the folder of its settings
+    pytest.importorskip(
+        "mkdocstrings", reason="the site wants its generator: pip install -e '.[docs]'"
+    )
+    here = tmp_path_factory.mktemp(
+        "site"
+    )  # a copy, since it is built into the folder of its settings
     shutil.copytree(DOCS, here / "docs")
-    shutil.copytree(ROOT / "src" / "leafe", here / "src" / "leafe", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    shutil.copytree(
+        ROOT / "src" / "leafe",
+        here / "src" / "leafe",
+        ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"),
+    )
     shutil.copy(ROOT / "mkdocs.yml", here)
-    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=here, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert done.returncode == 0, f"zensical build --strict\n{(done.stdout + done.stderr)[-4000:]}"
     return here / "site"
 
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(site: Path) -> None:
-    """Strict: a dead link, a dead anchor, a page outside the navigation, a name that is not in the package each end the build."""
+    """Strict: a dead link, a dead anchor, a page outside the navigation, a name that is not in the
+    package each end the build."""
     assert {p.stem for p in site.glob("*.html")} >= {"index", "quickstart", "troubleshooting"}
     api = "".join(p.read_text("utf-8") for p in (site / "api").glob("*.html"))
-    for name in ("leafe.core.Environment.reset", "leafe.explore.ExploreConfig.depth", "leafe.distill.DistillConfig.beta", "leafe.baselines.grpo.train"):
+    for name in (
+        "leafe.core.Environment.reset",
+        "leafe.explore.ExploreConfig.depth",
+        "leafe.distill.DistillConfig.beta",
+        "leafe.baselines.grpo.train",
+    ):
         assert f'id="{name}"' in api, f"{name} is not in the reference"
 
 
 @pytest.mark.slow
 def test_the_site_asks_nobody_for_anything(site: Path) -> None:
-    """No script, style, font, picture or frame from elsewhere; links that a reader may follow are no such thing."""
+    """No script, style, font, picture or frame from elsewhere; links that a reader may follow are
+    no such thing."""
     asked = []
     for page in [*site.rglob("*.html"), *site.rglob("*.css")]:
         text = page.read_text("utf-8")
-        asked += [f"{page.relative_to(site)}: {tag}" for tag in re.findall(r"<(?:script|img|iframe|source|video)\b[^>]*\bsrc=\"?(?:https?:)?//[^>]+", text)]
-        asked += [f"{page.relative_to(site)}: {tag}" for tag in re.findall(r"<link\b[^>]*>", text) if "//" in tag and 'rel="canonical"' not in tag]
-        asked += [f"{page.relative_to(site)}: {url}" for url in re.findall(r"url\(\s*[\"']?(?:https?:)?//[^)]+\)|@import\s+[\"'](?:https?:)?//[^\"']+", text)]
+        asked += [
+            f"{page.relative_to(site)}: {tag}"
+            for tag in re.findall(
+                r"<(?:script|img|iframe|source|video)\b[^>]*\bsrc=\"?(?:https?:)?//[^>]+", text
+            )
+        ]
+        asked += [
+            f"{page.relative_to(site)}: {tag}"
+            for tag in re.findall(r"<link\b[^>]*>", text)
+            if "//" in tag and 'rel="canonical"' not in tag
+        ]
+        asked += [
+            f"{page.relative_to(site)}: {url}"
+            for url in re.findall(
+                r"url\(\s*[\"']?(?:https?:)?//[^)]+\)|@import\s+[\"'](?:https?:)?//[^\"']+", text
+            )
+        ]
     assert not asked

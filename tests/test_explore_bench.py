@@ -1,4 +1,5 @@
-"""bench/explore.py: every loop is made to wait for the same latencies, and no run is faster than the ideal that is computed from them."""
+"""bench/explore.py: every loop is made to wait for the same latencies, and no run is faster than
+the ideal that is computed from them."""
 
 from __future__ import annotations
 
@@ -20,8 +21,15 @@ from bench.walk import Walk
 ARGS = argparse.Namespace(mean=0.002, seed=3, most=30.0, workers=2, step=0.001)
 
 
-@given(st.dictionaries(st.integers(0, 40), st.lists(st.floats(0.001, 5.0), min_size=1, max_size=8), min_size=1), st.integers(1, 9))
-def test_no_schedule_is_faster_than_the_bounds_and_the_list_is_within_both(drawn: dict[int, list[float]], in_flight: int) -> None:
+@given(
+    st.dictionaries(
+        st.integers(0, 40), st.lists(st.floats(0.001, 5.0), min_size=1, max_size=8), min_size=1
+    ),
+    st.integers(1, 9),
+)
+def test_no_schedule_is_faster_than_the_bounds_and_the_list_is_within_both(
+    drawn: dict[int, list[float]], in_flight: int
+) -> None:
     run = Run("any", "normal", in_flight, 1, 1.0, 0.0, drawn)
     assert run.ideal <= run.listed * (1 + 1e-9)
     assert run.listed <= (run.slots + run.path) * (1 + 1e-9)  # Graham's bound for lists
@@ -34,7 +42,10 @@ def test_no_schedule_is_faster_than_the_bounds_and_the_list_is_within_both(drawn
 def test_a_latency_belongs_to_a_turn_and_not_to_the_order_of_requests() -> None:
     def body(task: int, answers: int) -> bytes:
         talk: list[dict[str, Any]] = [{"role": "user", "content": f"Errand task-{task}: go."}]
-        talk += [{"role": "assistant", "content": "up"}, {"role": "user", "content": "seen"}] * answers
+        talk += [
+            {"role": "assistant", "content": "up"},
+            {"role": "user", "content": "seen"},
+        ] * answers
         return json.dumps({"messages": talk}).encode()
 
     turns = [(task, answers) for task in range(5) for answers in range(4)] * 2
@@ -43,18 +54,26 @@ def test_a_latency_belongs_to_a_turn_and_not_to_the_order_of_requests() -> None:
     assert len(set(first)) > 30, "the second time that a turn is asked for it has another latency"
     for turn in sorted(turns, key=lambda t: (t[1], -t[0])):
         other.draw(body(*turn))
-    assert {t: sorted(w) for t, w in one.drawn.items()} == {t: sorted(w) for t, w in other.drawn.items()}
+    assert {t: sorted(w) for t, w in one.drawn.items()} == {
+        t: sorted(w) for t, w in other.drawn.items()
+    }
 
 
 def test_every_loop_plays_the_same_episodes_and_waits_for_the_same_latencies() -> None:
     tasks = Walk().tasks("train", 8, ARGS.seed)
     whole = sum(int(t.payload["length"]) for t in tasks)
-    runs = [leafe_run(ARGS, "long", 4, 8, calls=None), other_run(ARGS, "lockstep", "long", 4, tasks), other_run(ARGS, "openai", "long", 4, tasks)]
+    runs = [
+        leafe_run(ARGS, "long", 4, 8, calls=None),
+        other_run(ARGS, "lockstep", "long", 4, tasks),
+        other_run(ARGS, "openai", "long", 4, tasks),
+    ]
     for run in runs:
         assert (run.turns, run.whole) == (whole, True)
         assert run.drawn == runs[0].drawn, run.loop
         assert run.wall >= run.ideal
-    assert {task: len(waits) for task, waits in runs[0].drawn.items()} == {int(t.id.removeprefix("task-")): t.payload["length"] for t in tasks}
+    assert {task: len(waits) for task, waits in runs[0].drawn.items()} == {
+        int(t.id.removeprefix("task-")): t.payload["length"] for t in tasks
+    }
 
 
 @pytest.mark.parametrize("env", ["walk", "threads"])
@@ -73,9 +92,19 @@ def test_the_engine_ends_with_its_standard_input() -> None:
 
 @pytest.mark.slow
 def test_memory_is_flat_over_a_hundred_thousand_turns(tmp_path: Path) -> None:
-    """In a process of its own: what is resident after 20,000 turns and after 100,000 differs by less than 8 MB (0.1 kB a turn; a turn's record has 2)."""
-    code = "import asyncio, json, sys, pathlib; from bench.resume import flat; print(json.dumps(asyncio.run(flat(100_000, pathlib.Path(sys.argv[1])))))"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    """In a process of its own: what is resident after 20,000 turns and after 100,000 differs by
+    less than 8 MB (0.1 kB a turn; a turn's record has 2)."""
+    code = (
+        "import asyncio, json, sys, pathlib; from bench.resume import flat; "
+        "print(json.dumps(asyncio.run(flat(100_000, pathlib.Path(sys.argv[1])))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
     seen = {turns // 10_000: mb for turns, mb in json.loads(done.stdout)}
     assert set(seen) == set(range(11))
     assert max(seen[i] for i in range(3, 11)) - seen[2] < 8

@@ -1,7 +1,9 @@
-"""Imports go down the floors of the house only, and nothing heavy is imported at the top of a module that need not be.
+"""Imports go down the floors of the house only, and nothing heavy is imported at the top of a
+module that need not be.
 
-    cli -> tables, view -> pipeline, embedded -> recipes -> report -> baselines, evaluate -> explore, distill -> prompts, runs -> core;
-    testing imports envs and core; envs and policies import core alone
+cli -> tables, view -> pipeline, embedded -> recipes -> report -> baselines, evaluate -> explore,
+distill -> prompts, runs -> core;
+testing imports envs and core; envs and policies import core alone
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ FLOORS = [
     {"envs", "policies"},
     {"core"},
 ]
-"""Top floor first; a part may import from the floors below its own. Parts of one floor may not import each other, unless `BESIDE` says so."""
+"""Top floor first; a part may import from the floors below its own. Parts of one floor may not
+import each other, unless `BESIDE` says so."""
 BESIDE: dict[str, set[str]] = {"pipeline": {"embedded"}}
 """What a part may import from its own floor."""
 ONLY: dict[str, set[str]] = {
@@ -37,10 +40,26 @@ ONLY: dict[str, set[str]] = {
     "explore": {"prompts", "runs", "core"},
     "distill": {"prompts", "runs", "core"},
 }
-"""Parts that may import less than the floors below: environments and policies are never named below the pipeline."""
-HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "gguf", "ray", "matplotlib", "scipy", "pandas"}
+"""Parts that may import less than the floors below: environments and policies are never named below
+the pipeline."""
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "ray",
+    "matplotlib",
+    "scipy",
+    "pandas",
+}
 HEAVY_AT_HOME = {"policies.hf", "policies._hf", "distill", "embedded", "baselines.grpo"}
-"""Where a module may import a heavy package at its top; such a module is itself imported lazily (tests/test_imports.py)."""
+"""Where a module may import a heavy package at its top; such a module is itself imported lazily
+(tests/test_imports.py)."""
 
 
 def allowed(part: str) -> set[str]:
@@ -50,18 +69,26 @@ def allowed(part: str) -> set[str]:
 
 
 def modules() -> list[tuple[str, Path, ast.Module]]:
-    return [(".".join(p.relative_to(SOURCE).with_suffix("").parts), p, ast.parse(p.read_text("utf-8"))) for p in sorted(SOURCE.rglob("*.py"))]
+    return [
+        (".".join(p.relative_to(SOURCE).with_suffix("").parts), p, ast.parse(p.read_text("utf-8")))
+        for p in sorted(SOURCE.rglob("*.py"))
+    ]
 
 
 def imported(tree: ast.AST, name: str) -> list[tuple[int, str]]:
-    """(line, absolute module) of every import statement; `from leafe import x` counts as `leafe.x`."""
+    """(line, absolute module) of every import statement; `from leafe import x` counts as
+    `leafe.x`."""
     out = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             out += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}, line {node.lineno}: relative import; say where from"
-            out += [(node.lineno, f"leafe.{alias.name}") for alias in node.names] if node.module == "leafe" else [(node.lineno, node.module or "")]
+            out += (
+                [(node.lineno, f"leafe.{alias.name}") for alias in node.names]
+                if node.module == "leafe"
+                else [(node.lineno, node.module or "")]
+            )
     return out
 
 
@@ -76,13 +103,20 @@ def test_imports_go_down() -> None:
         for name, path, tree in modules()
         if (part := name.split(".")[0]) != "__init__"
         for line, target in imported(tree, name)
-        if target.startswith("leafe.") and not target.startswith("leafe.__") and target.split(".")[1] not in allowed(part)
+        if target.startswith("leafe.")
+        and not target.startswith("leafe.__")
+        and target.split(".")[1] not in allowed(part)
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_face_of_the_package_imports_core_alone() -> None:
-    assert {target for _, target in imported(ast.parse((SOURCE / "__init__.py").read_text("utf-8")), "__init__")} <= {"leafe.core"}
+    assert {
+        target
+        for _, target in imported(
+            ast.parse((SOURCE / "__init__.py").read_text("utf-8")), "__init__"
+        )
+    } <= {"leafe.core"}
 
 
 def test_private_modules_are_imported_within_their_part_only() -> None:
@@ -90,7 +124,10 @@ def test_private_modules_are_imported_within_their_part_only() -> None:
         f"{path.relative_to(SOURCE)}:{line}: {target} is private to {target.split('.')[1]}"
         for name, path, tree in modules()
         for line, target in imported(tree, name)
-        if target.startswith("leafe.") and not target.startswith("leafe.__") and "._" in target and target.split(".")[1] != name.split(".")[0]
+        if target.startswith("leafe.")
+        and not target.startswith("leafe.__")
+        and "._" in target
+        and target.split(".")[1] != name.split(".")[0]
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -101,12 +138,17 @@ def test_heavy_packages_are_imported_at_the_top_at_home_only() -> None:
         if any(name == home or name.startswith((f"{home}.", f"{home}_")) for home in HEAVY_AT_HOME):
             continue
         for node in top(tree):
-            wrong += [f"{path.relative_to(SOURCE)}:{line}: {target} at the top" for line, target in imported(node, name) if target.split(".")[0] in HEAVY]
+            wrong += [
+                f"{path.relative_to(SOURCE)}:{line}: {target} at the top"
+                for line, target in imported(node, name)
+                if target.split(".")[0] in HEAVY
+            ]
     assert not wrong, "\n".join(wrong)
 
 
 def top(tree: ast.Module) -> list[ast.stmt]:
-    """The statements that run at import: not those within functions, nor those for the type checker alone."""
+    """The statements that run at import: not those within functions, nor those for the type checker
+    alone."""
     out: list[ast.stmt] = []
     queue: list[ast.stmt] = list(tree.body)
     while queue:

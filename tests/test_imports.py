@@ -1,4 +1,5 @@
-"""`import leafe` and `leafe --help` are light: no torch, no transformers, nothing else that takes seconds to import."""
+"""`import leafe` and `leafe --help` are light: no torch, no transformers, nothing else that takes
+seconds to import."""
 
 from __future__ import annotations
 
@@ -10,14 +11,32 @@ import pytest
 
 import leafe
 
-HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf", "matplotlib", "ray")
-PARTS = sorted(m.name for m in pkgutil.iter_modules(leafe.__path__) if m.name not in {"embedded", "__main__"})
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "gguf",
+    "matplotlib",
+    "ray",
+)
+PARTS = sorted(
+    m.name for m in pkgutil.iter_modules(leafe.__path__) if m.name not in {"embedded", "__main__"}
+)
 
 
 def loaded(code: str) -> set[str]:
     """The heavy packages in memory after this code."""
     report = f"\nimport sys; print('\\n' + ' '.join(m for m in {HEAVY!r} if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code + report],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split())
 

@@ -1,4 +1,5 @@
-"""The prefix-cache model against one that looks everything up, and the bench's requests against those that an exploration really made."""
+"""The prefix-cache model against one that looks everything up, and the bench's requests against
+those that an exploration really made."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from bench.prefix_cache import PrefixCache
 
 
-def naive(requests: list[tuple[tuple[int, ...], tuple[int, ...]]], room: int, block: int) -> list[int]:
+def naive(
+    requests: list[tuple[tuple[int, ...], tuple[int, ...]]], room: int, block: int
+) -> list[int]:
     """The same rules over whole prefixes in a plain list; the one to go next stands first."""
     kept: list[tuple[int, ...]] = []
     out = []
@@ -30,12 +33,16 @@ def naive(requests: list[tuple[tuple[int, ...], tuple[int, ...]]], room: int, bl
 
 
 @given(st.data())
-def test_it_is_a_block_wise_cache_that_forgets_what_was_used_longest_ago(data: st.DataObject) -> None:
+def test_it_is_a_block_wise_cache_that_forgets_what_was_used_longest_ago(
+    data: st.DataObject,
+) -> None:
     block, room = data.draw(st.integers(1, 5)), data.draw(st.integers(8, 30))
     requests: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     for _ in range(data.draw(st.integers(1, 25))):
         earlier = sum(data.draw(st.sampled_from(requests)), ()) if requests else ()
-        prompt = earlier[: data.draw(st.integers(0, len(earlier)))] + tuple(data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=12)))
+        prompt = earlier[: data.draw(st.integers(0, len(earlier)))] + tuple(
+            data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=12))
+        )
         answer = tuple(data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=6)))
         if len(prompt) + len(answer) <= room * block:
             requests.append((prompt, answer))
@@ -74,7 +81,9 @@ def test_what_is_asked_again_is_what_was_asked(scope: str) -> None:
     pool = EnvPool(lambda: player.make("sokoban", {"horizon": 6}), size=3)
     prompts = Prompts(load_prompt_set("sokoban"), pool.facts.actions_help)
     config = ExploreConfig(limits={"policy_calls": 25}, stop_when="budget", scope=scope)  # type: ignore[arg-type]
-    found = asyncio.run(explore(ScriptedPolicy(script), pool, pool.facts.tasks("train", 3, 0), prompts, config))
+    found = asyncio.run(
+        explore(ScriptedPolicy(script), pool, pool.facts.tasks("train", 3, 0), prompts, config)
+    )
     pool.close()
     trees = list(found.trees.values())
     chat = ChatTokens(byte_tokenizer())
@@ -85,14 +94,26 @@ def test_what_is_asked_again_is_what_was_asked(scope: str) -> None:
     notes = {turn.note for t in trees for turn in t.reflections}
     for way in ("system", "window"):
         other = asks_of(trees, prompts, chat, way)
-        assert [[(a.kind, a.answer) for a in mine] for mine in other] == [[(a.kind, a.answer) for a in mine] for mine in again]
+        assert [[(a.kind, a.answer) for a in mine] for mine in other] == [
+            [(a.kind, a.answer) for a in mine] for mine in again
+        ]
         for mine, theirs in zip(again, other, strict=True):
             for a, b in zip(mine, theirs, strict=True):
-                said = [{n for n in notes if any(n in m.content for m in x.messages if m.role != "assistant")} for x in (a, b)]
-                # a window shows the advice at the step at which it is given, wherever the scope ends
+                said = [
+                    {
+                        n
+                        for n in notes
+                        if any(n in m.content for m in x.messages if m.role != "assistant")
+                    }
+                    for x in (a, b)
+                ]
+                # a window shows the advice at the step at which it is given, wherever the scope
+                # ends
                 assert said[1] == said[0] or (way == "window" and said[1] < said[0])
                 if way == "system":
-                    assert not any(n in m.content for n in notes for m in b.messages if m.role == "user")
+                    assert not any(
+                        n in m.content for n in notes for m in b.messages if m.role == "user"
+                    )
 
     order = [(a.task, a) for a in in_turn(again, 2)]
     assert {t for t, _ in order[:2]} == {0, 1}

@@ -1,4 +1,5 @@
-"""The README's own example is an environment that keeps the contract and a recipe that is valid; the files that it points to are there."""
+"""The README's own example is an environment that keeps the contract and a recipe that is valid;
+the files that it points to are there."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def block(language: str, nth: int = 0) -> str:
     return str(found[nth])
 
 
-def test_the_example_is_a_sound_env_and_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_is_a_sound_env_and_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "doors.py").write_text(block("python"))
     (tmp_path / "doors.toml").write_text(block("toml"))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -52,7 +55,13 @@ def test_exported_samples_train_with_plain_trl(tmp_path: Path) -> None:
     recipe = load_recipe(str(ROOT / "tests" / "pipeline" / "small.toml"))
     run_recipe(recipe, tmp_path / "runs" / "demo", only="explore")
     run_recipe(recipe, tmp_path / "runs" / "demo", only="distill")
-    done = subprocess.run([sys.executable, "-c", block("python", 1)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", block("python", 1)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     losses = [float(x) for x in re.findall(r"'train_loss': '?([0-9.]+)", done.stdout)]
     assert losses

@@ -1,4 +1,5 @@
-"""The environment check sees what it is there to see: sound environments pass it, and an environment with each fault does not."""
+"""The environment check sees what it is there to see: sound environments pass it, and an
+environment with each fault does not."""
 
 from __future__ import annotations
 
@@ -65,7 +66,11 @@ class SharesState(Count):
     def step(self, action: str) -> StepResult:
         result = super().step(action)
         self.state["at"] += 1
-        return replace(result, observation=f"{result.observation} {self.state}") if result.valid else result
+        return (
+            replace(result, observation=f"{result.observation} {self.state}")
+            if result.valid
+            else result
+        )
 
     def snapshot(self) -> object:
         return (self.to, self.at, self.state)
@@ -186,7 +191,11 @@ def test_each_fault_is_seen(env: type[Environment], says: str) -> None:
 @pytest.mark.parametrize(
     ("env", "check", "says"),
     [
-        (Hashes, "other processes", ") the answer to step 0 ('"),  # under hash seed 1 or 2: this process's own may be like one of them
+        (
+            Hashes,
+            "other processes",
+            ") the answer to step 0 ('",
+        ),  # under hash seed 1 or 2: this process's own may be like one of them
         (Numbers, "other processes", "the answer to reset is another one"),
         (Leaves, "close", "processes were left after close"),
         (Dies, "other processes", "RuntimeError: there is one already"),
@@ -238,9 +247,14 @@ def test_an_env_without_a_list_of_actions_needs_one() -> None:
 
 def test_faulty_tasks_are_seen() -> None:
     assert check_environment(Count(), [], ["more"]).problems == ["there is no task to check"]
-    assert "two tasks have the same id" in check_environment(Count(), [TASKS[0], TASKS[0]], ["more"]).problems
+    assert (
+        "two tasks have the same id"
+        in check_environment(Count(), [TASKS[0], TASKS[0]], ["more"]).problems
+    )
     strange = Task("count-x", "count", "train", "Count.", {"to": 3, "kept": {1, 2}})
-    assert any("payload" in problem for problem in check_environment(Count(), [strange], ["more"]).problems)
+    assert any(
+        "payload" in problem for problem in check_environment(Count(), [strange], ["more"]).problems
+    )
 
 
 @pytest.mark.parametrize("setting", ["easy", "hard", "random"])
@@ -250,7 +264,10 @@ def test_gates(setting: str) -> None:
     def act(task: Task, observation: str, draw: random.Random) -> str:
         for kind, name, right, _ in task.payload["stages"]:
             if f"{name} {kind}" in observation:
-                return draw.choice([f"take {right}" if kind == "gate" else f"go {right}"] * 3 + ["take hammer", "go left", "walk on"])
+                return draw.choice(
+                    [f"take {right}" if kind == "gate" else f"go {right}"] * 3
+                    + ["take hammer", "go left", "walk on"]
+                )
         held = observation.rpartition("hold ")[2]
         return draw.choice([f"use {held}", "walk on", f"take {task.payload['object']}"])
 
@@ -261,5 +278,7 @@ def test_gates(setting: str) -> None:
 @needs_boxoban
 def test_sokoban() -> None:
     env = make_env("sokoban", levels=str(BOXOBAN))
-    report = check_environment(env, load_tasks(env, "train", 3), ["up", "down", "left", "right", "jump"])
+    report = check_environment(
+        env, load_tasks(env, "train", 3), ["up", "down", "left", "right", "jump"]
+    )
     assert report.problems == []

@@ -12,9 +12,23 @@ def test_the_default_tree_fails_improves_and_wins() -> None:
     tree = make_tree()
     assert tree.solved
     first, second = tree.branches()
-    assert (first.original.action, first.revised.action, first.improved, first.on_success_path) == ("take lamp", "take key", True, True)
-    assert (second.original.action, second.revised.action, second.outcome_after.success) == ("open box", "open door", True)
-    assert [t.action for t in tree.trajectory(tree.episodes[2])] == ["go left", "take key", "open door", "walk out"]
+    assert (first.original.action, first.revised.action, first.improved, first.on_success_path) == (
+        "take lamp",
+        "take key",
+        True,
+        True,
+    )
+    assert (second.original.action, second.revised.action, second.outcome_after.success) == (
+        "open box",
+        "open door",
+        True,
+    )
+    assert [t.action for t in tree.trajectory(tree.episodes[2])] == [
+        "go left",
+        "take key",
+        "open door",
+        "walk out",
+    ]
 
 
 def test_an_unusable_reflection_names_no_step() -> None:

@@ -1,8 +1,10 @@
-"""A tiny random checkpoint in the standard format, so that tests take the path that any model takes.
+"""A tiny random checkpoint in the standard format, so that tests take the path that any model
+takes.
 
     from tests.tiny import tiny_checkpoint
 
-The tokenizer is word-level (one token a word, split at white space); its chat template closes every message with `<|end|>` and only appends,
+The tokenizer is word-level (one token a word, split at white space); its chat template closes every
+message with `<|end|>` and only appends,
 so `ChatTokens` accepts it. Weights are random but seeded.
 """
 
@@ -13,8 +15,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 WORDS = (
-    "take", "use", "go", "left", "right", "up", "down", "walk", "on", "key", "lamp",
-    "rope", "rusty", "dark", "gate", ";", ":", "s0", "s1", "s2", "note", "reflect",
+    "take",
+    "use",
+    "go",
+    "left",
+    "right",
+    "up",
+    "down",
+    "walk",
+    "on",
+    "key",
+    "lamp",
+    "rope",
+    "rusty",
+    "dark",
+    "gate",
+    ";",
+    ":",
+    "s0",
+    "s1",
+    "s2",
+    "note",
+    "reflect",
 )
 
 SPECIAL = ("<unk>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -26,7 +48,8 @@ TEMPLATE = (
 
 
 def tiny_tokenizer(words: Iterable[str] = WORDS, template: str | None = TEMPLATE) -> Any:
-    """A word-level `PreTrainedTokenizerFast` with the special tokens above; `template=None`: no chat template."""
+    """A word-level `PreTrainedTokenizerFast` with the special tokens above; `template=None`: no
+    chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +70,8 @@ def tiny_tokenizer(words: Iterable[str] = WORDS, template: str | None = TEMPLATE
 
 
 def byte_tokenizer() -> Any:
-    """A byte-level tokenizer (one token a byte, any text goes in and out) with the same special tokens and template."""
+    """A byte-level tokenizer (one token a byte, any text goes in and out) with the same special
+    tokens and template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -56,7 +80,10 @@ def byte_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|end|>", additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"]
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
     )
     fast.chat_template = TEMPLATE
     return fast
@@ -76,12 +103,15 @@ def tiny_checkpoint(
     template: str | None = TEMPLATE,
     tokenizer: Any = None,
 ) -> Path:
-    """Write a random model and its tokenizer (`words` by default) to the folder `path` and return it. A larger `scale` (0.2) gives peaked distributions."""
+    """Write a random model and its tokenizer (`words` by default) to the folder `path` and return
+    it. A larger `scale` (0.2) gives peaked distributions."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = tokenizer or tiny_tokenizer(words, template)
-    config_class, model_class = (LlamaConfig, LlamaForCausalLM) if arch == "llama" else (Qwen2Config, Qwen2ForCausalLM)
+    config_class, model_class = (
+        (LlamaConfig, LlamaForCausalLM) if arch == "llama" else (Qwen2Config, Qwen2ForCausalLM)
+    )
     config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=width,

@@ -1,7 +1,10 @@
-"""The walk's episodes in Inspect AI: samples with a solver that generates, steps the environment and appends, as its own agent loops do.
+"""The walk's episodes in Inspect AI: samples with a solver that generates, steps the environment
+and appends, as its own agent loops do.
 
-Runs in an environment of its own, without leafe; reads the job from standard input, prints {"version", "turns", "wall", "cpu"}. The clock runs from the call
-of `eval` to its end; imports are not counted. The log is written where Inspect writes it, without samples, and nothing is shown.
+Runs in an environment of its own, without leafe; reads the job from standard input, prints
+{"version", "turns", "wall", "cpu"}. The clock runs from the call
+of `eval` to its end; imports are not counted. The log is written where Inspect writes it, without
+samples, and nothing is shown.
 """
 
 import json
@@ -41,7 +44,10 @@ def walk():
 @task
 def errands():
     first = f"find the lamp and light it.\n\n{HELP}\n\n[Step 0]\n{HALL}"
-    samples = [Sample(f"Errand {name}: {first}", metadata={"length": length}) for name, length in JOB["lengths"].items()]
+    samples = [
+        Sample(f"Errand {name}: {first}", metadata={"length": length})
+        for name, length in JOB["lengths"].items()
+    ]
     return Task(MemoryDataset(samples), solver=walk())
 
 

@@ -1,6 +1,8 @@
-"""The walk's episodes in verifiers, as a MultiTurnEnv: for versions whose environments run in the caller's process (0.1.5 and 0.1.14 were tried).
+"""The walk's episodes in verifiers, as a MultiTurnEnv: for versions whose environments run in the
+caller's process (0.1.5 and 0.1.14 were tried).
 
-Runs in an environment of its own, without leafe; reads the job from standard input, prints {"version", "turns", "wall", "cpu"}. The clock runs from the call
+Runs in an environment of its own, without leafe; reads the job from standard input, prints
+{"version", "turns", "wall", "cpu"}. The clock runs from the call
 that plays the rollouts to its end; imports and the data set are not counted.
 """
 
@@ -75,7 +77,10 @@ async def main():
     else:
         from verifiers.types import ClientConfig
 
-        client, play = ClientConfig(api_base_url=JOB["url"], api_key_var="MOCK_API_KEY"), env.generate
+        client, play = (
+            ClientConfig(api_base_url=JOB["url"], api_key_var="MOCK_API_KEY"),
+            env.generate,
+        )
     began, cpu = time.perf_counter(), time.process_time()
     await play(data, client, "mock", sampling, max_concurrent=JOB["in_flight"])
     return time.perf_counter() - began, time.process_time() - cpu
@@ -83,4 +88,13 @@ async def main():
 
 wall, cpu = asyncio.run(main())
 # the last turn of an episode has no answer of the environment here
-print(json.dumps({"version": version("verifiers"), "turns": turns + len(JOB["lengths"]), "wall": wall, "cpu": cpu}))
+print(
+    json.dumps(
+        {
+            "version": version("verifiers"),
+            "turns": turns + len(JOB["lengths"]),
+            "wall": wall,
+            "cpu": cpu,
+        }
+    )
+)

@@ -1,4 +1,5 @@
-"""What the tests of the baselines share: the environment of doors, and policies with known behaviour for it."""
+"""What the tests of the baselines share: the environment of doors, and policies with known
+behaviour for it."""
 
 from __future__ import annotations
 
@@ -21,11 +22,17 @@ def pool(make: Callable[[], Doors] = Doors, size: int = 4) -> EnvPool:
 
 
 def asked_for(request: Request) -> str:
-    """What a request asks: act, lesson, delta, explain, predict or reflect, by the default wording."""
+    """What a request asks: act, lesson, delta, explain, predict or reflect, by the default
+    wording."""
     last = request.messages[-1].content
     if "keep a list of lessons" in last:
         return "delta"
-    known = {"most useful lesson": "lesson", "why is action A": "explain", "next observation will be": "predict", "Which of the steps": "reflect"}
+    known = {
+        "most useful lesson": "lesson",
+        "why is action A": "explain",
+        "next observation will be": "predict",
+        "Which of the steps": "reflect",
+    }
     return next((what for words, what in known.items() if words in last), "act")
 
 
@@ -35,10 +42,15 @@ def seeded_key(request: Request) -> str:
 
 
 def pupil(request: Request) -> str:
-    """Does what the playbook says of the door that it stands before, else guesses. As reflector it names what the trap said, marks the items of the doors that
-    it passed as helpful and the one of the door where it failed as harmful; as curator it adds every lesson."""
+    """Does what the playbook says of the door that it stands before, else guesses. As reflector it
+    names what the trap said, marks the items of the doors that
+    it passed as helpful and the one of the door where it failed as harmful; as curator it adds
+    every lesson."""
     users = [m.content for m in request.messages if m.role == "user"]
-    items = {int(d): (int(i), key) for i, d, key in re.findall(r"\[(\d+)\] door (\d): at door \d say (\w)", users[0])}
+    items = {
+        int(d): (int(i), key)
+        for i, d, key in re.findall(r"\[(\d+)\] door (\d): at door \d say (\w)", users[0])
+    }
     what = asked_for(request)
     if what == "act":
         door = int(re.findall(r"door (\d)", users[-1])[-1])
@@ -49,10 +61,19 @@ def pupil(request: Request) -> str:
         passed = len(users) - 2 if trap else len(users) - 1
         helpful = ", ".join(str(items[d][0]) for d in items if d < passed) or "none"
         if not trap:
-            return json.dumps({"section": "all", "lesson": "none", "helpful": helpful, "harmful": "none"})
+            return json.dumps(
+                {"section": "all", "lesson": "none", "helpful": helpful, "harmful": "none"}
+            )
         door, key = trap[-1]
         wrong = str(items[int(door)][0]) if int(door) in items else "none"
-        return json.dumps({"section": f"door {door}", "lesson": f"at door {door} say {key}", "helpful": helpful, "harmful": wrong})
+        return json.dumps(
+            {
+                "section": f"door {door}",
+                "lesson": f"at door {door} say {key}",
+                "helpful": helpful,
+                "harmful": wrong,
+            }
+        )
     assert what == "delta"
     section, lesson = re.findall(r"under the topic (.+?):\n(.+)", users[0])[0]
     return json.dumps({"operation": "ADD", "item": 0, "section": section, "text": lesson})
@@ -103,5 +124,3 @@ class Sink:
         if self.dies_at is not None and len(self.lines) >= self.dies_at:
             raise Killed
         self.lines.append(list(lot))
-
-

@@ -1,4 +1,5 @@
-"""A process that grows a playbook or collects alternatives into the journal of a folder, slowly: `python -m tests.baselines.kill_me ace FOLDER`."""
+"""A process that grows a playbook or collects alternatives into the journal of a folder, slowly:
+`python -m tests.baselines.kill_me ace FOLDER`."""
 
 from __future__ import annotations
 
@@ -25,7 +26,16 @@ def grow(folder: Path, latency: float = 0.0) -> Ace:
             with Journal(folder) as journal:
                 config = ExploreConfig(limits={"policy_calls": 40}, seed=5)
                 policy = ScriptedPolicy(pupil, latency=latency)
-                return await ace(policy, pool, tasks(8), PROMPTS, config, AceConfig(batch=3), journal=journal, known=load_trees(folder))
+                return await ace(
+                    policy,
+                    pool,
+                    tasks(8),
+                    PROMPTS,
+                    config,
+                    AceConfig(batch=3),
+                    journal=journal,
+                    known=load_trees(folder),
+                )
         finally:
             pool.close()
 
@@ -38,8 +48,20 @@ def gather(folder: Path, latency: float = 0.0) -> Collected:
         try:
             with Journal(folder) as journal:
                 config = ExploreConfig(limits={}, seed=5)
-                policy, known = ScriptedPolicy(script, latency=latency), by_task(read_journal(folder))
-                return await collect(policy, pool, forest(), PROMPTS, config, EarlyConfig(explanations=1), journal=journal, known=known)
+                policy, known = (
+                    ScriptedPolicy(script, latency=latency),
+                    by_task(read_journal(folder)),
+                )
+                return await collect(
+                    policy,
+                    pool,
+                    forest(),
+                    PROMPTS,
+                    config,
+                    EarlyConfig(explanations=1),
+                    journal=journal,
+                    known=known,
+                )
         finally:
             pool.close()
 

@@ -1,4 +1,5 @@
-"""ACE on an environment whose rules repeat: it learns them, spends what it says, is cut off and goes on to the same playbook."""
+"""ACE on an environment whose rules repeat: it learns them, spends what it says, is cut off and
+goes on to the same playbook."""
 
 from __future__ import annotations
 
@@ -9,28 +10,68 @@ from dataclasses import replace
 import pytest
 
 from leafe.baselines.ace import Ace, AceConfig, Playbook, ace, with_playbook
-from leafe.core import ContextFull, Environment, ForeignFailure, Kind, Policy, PolicyError, Request, Task, Tree, UserError
+from leafe.core import (
+    ContextFull,
+    Environment,
+    ForeignFailure,
+    Kind,
+    Policy,
+    PolicyError,
+    Request,
+    Task,
+    Tree,
+    UserError,
+)
 from leafe.evaluate import counts, evaluate
 from leafe.explore import EnvPool, ExploreConfig
-from tests.baselines.doors import PROMPTS, Killed, Sink, asked_for, episodes, plain, pupil, scripted, seeded_key, total
+from tests.baselines.doors import (
+    PROMPTS,
+    Killed,
+    Sink,
+    asked_for,
+    episodes,
+    plain,
+    pupil,
+    scripted,
+    seeded_key,
+    total,
+)
 from tests.explore.envs import Doors, Raising
 
 
 def tasks(number: int, word: str = "abcb") -> list[Task]:
     """The same doors under other names: what one teaches helps at all."""
-    return [Task(f"t{i}", "doors", "train", "open all doors", {"word": word}) for i in range(number)]
+    return [
+        Task(f"t{i}", "doors", "train", "open all doors", {"word": word}) for i in range(number)
+    ]
 
 
 def grow(
-    policy: Policy | None = None, number: int = 6, *, make: type[Environment] = Doors, limits: Mapping[str, float] | None = None, journal: Sink | None = None,
-    known: Mapping[str, Tree] | None = None, own: AceConfig | None = None, **settings: object,
-) -> Ace:  # fmt: skip
+    policy: Policy | None = None,
+    number: int = 6,
+    *,
+    make: type[Environment] = Doors,
+    limits: Mapping[str, float] | None = None,
+    journal: Sink | None = None,
+    known: Mapping[str, Tree] | None = None,
+    own: AceConfig | None = None,
+    **settings: object,
+) -> Ace:
     config = ExploreConfig(**({"limits": limits or {"policy_calls": 30}, "seed": 3} | settings))  # type: ignore[arg-type]
 
     async def main() -> Ace:
         envs = EnvPool(make, size=4)
         try:
-            return await ace(policy or scripted(pupil), envs, tasks(number), PROMPTS, config, own or AceConfig(batch=2), journal=journal, known=known)
+            return await ace(
+                policy or scripted(pupil),
+                envs,
+                tasks(number),
+                PROMPTS,
+                config,
+                own or AceConfig(batch=2),
+                journal=journal,
+                known=known,
+            )
         finally:
             envs.close()
 
@@ -39,7 +80,9 @@ def grow(
 
 def test_the_playbook_comes_to_hold_the_rules_and_then_tasks_are_solved_at_once() -> None:
     found = grow()
-    assert {i.text: i.section for i in found.playbook.items} == {f"at door {i} say {key}": f"door {i}" for i, key in enumerate("abcb")}
+    assert {i.text: i.section for i in found.playbook.items} == {
+        f"at door {i} say {key}": f"door {i}" for i, key in enumerate("abcb")
+    }
     assert all(i.helpful > 0 and i.harmful == 0 for i in found.playbook.items)
     assert [t.solved for t in found.trees.values()] == [True] * 6
     last = found.trees["t5"].episodes[-1]
@@ -47,7 +90,9 @@ def test_the_playbook_comes_to_hold_the_rules_and_then_tasks_are_solved_at_once(
 
     async def tested(playbook: Playbook) -> float:
         envs = EnvPool(Doors, size=2)
-        policy = scripted(lambda r: pupil(r) if "Lessons" in r.messages[0].content else f"Action: {seeded_key(r)}")
+        policy = scripted(
+            lambda r: pupil(r) if "Lessons" in r.messages[0].content else f"Action: {seeded_key(r)}"
+        )
         trees = await evaluate(policy, envs, tasks(3), with_playbook(PROMPTS, playbook), samples=4)
         envs.close()
         return float(counts(trees).pass_at(1).mean())
@@ -61,7 +106,9 @@ def test_prompts_begin_with_the_playbook_that_stood_at_the_batch_and_share_it() 
     grow(scripted(lambda r: seen.append(r) or pupil(r)))  # type: ignore[func-returns-value]
     acts = [r.messages[0].content for r in seen if asked_for(r) == "act"]
     assert not acts[0].startswith("Lessons")
-    assert acts[-1].startswith("Lessons from earlier tasks of this kind. Use those that apply here:\n[1] door ")
+    assert acts[-1].startswith(
+        "Lessons from earlier tasks of this kind. Use those that apply here:\n[1] door "
+    )
     for r in seen:
         if asked_for(r) == "lesson":
             assert r.schema is not None
@@ -75,8 +122,12 @@ def test_every_call_is_within_the_budget_and_the_journal_sums_to_what_was_spent(
     assert policy.calls == found.spent.policy_calls <= 6 * calls
     for tree in found.trees.values():
         spent = total(tree.episodes)
-        assert spent.policy_calls == calls  # one more is always asked for: an action, a lesson or a delta
-    assert replace(found.spent, seconds=0.0) == replace(total(e for line in sink.lines for e in line), seconds=0.0)
+        assert (
+            spent.policy_calls == calls
+        )  # one more is always asked for: an action, a lesson or a delta
+    assert replace(found.spent, seconds=0.0) == replace(
+        total(e for line in sink.lines for e in line), seconds=0.0
+    )
     asides = [t for e in episodes(found.trees.values()) for t in e.turns if t.kind is Kind.aside]
     assert policy.calls == len(asides) + sum(len(e.acts) for e in episodes(found.trees.values()))
 
@@ -92,10 +143,18 @@ def test_unusable_answers_are_asked_for_again_and_counted_by_reason() -> None:
         return pupil(request)
 
     found = grow(scripted(clumsy), number=8)
-    turns = [t for e in episodes(found.trees.values()) for t in e.turns if t.kind is Kind.aside and not t.valid]
+    turns = [
+        t
+        for e in episodes(found.trees.values())
+        for t in e.turns
+        if t.kind is Kind.aside and not t.valid
+    ]
     assert turns
     assert sum(found.unusable.values()) == len(turns)
-    assert set(found.unusable) == {"lesson: the answer holds no JSON object", "delta: the operation is none of ADD, UPDATE, REMOVE, NONE"}
+    assert set(found.unusable) == {
+        "lesson: the answer holds no JSON object",
+        "delta: the operation is none of ADD, UPDATE, REMOVE, NONE",
+    }
     assert found.playbook.items
 
 
@@ -116,11 +175,19 @@ def test_killed_at_any_line_it_goes_on_to_the_same_playbook(batch: int) -> None:
         policy, rest = scripted(pupil), Sink()
         found = grow(policy, journal=rest, known=known, own=own)
         assert found.playbook == expected.playbook
-        assert (found.merges, found.unusable, found.passes) == (expected.merges, expected.unusable, expected.passes)
+        assert (found.merges, found.unusable, found.passes) == (
+            expected.merges,
+            expected.unusable,
+            expected.passes,
+        )
         assert plain(episodes(found.trees.values())) == plain(episodes(expected.trees.values()))
         assert replace(found.spent, seconds=0.0) == replace(expected.spent, seconds=0.0)
         assert len(sink.lines) + len(rest.lines) == len(whole.lines)
-        assert policy.calls == expected.spent.policy_calls - total(e for line in sink.lines for e in line).policy_calls
+        assert (
+            policy.calls
+            == expected.spent.policy_calls
+            - total(e for line in sink.lines for e in line).policy_calls
+        )
 
 
 def test_a_dead_endpoint_ends_the_run_and_one_broken_task_does_not() -> None:
@@ -174,7 +241,8 @@ def test_passes_and_run_limits_and_bad_input() -> None:
 
 
 def test_a_playbook_read_step_by_step() -> None:
-    """A pupil that heeds advice and reads no list; lessons of a door stand before that door once another attempt has confirmed them."""
+    """A pupil that heeds advice and reads no list; lessons of a door stand before that door once
+    another attempt has confirmed them."""
     seen: list[str] = []
 
     def heeds(request: Request) -> str:

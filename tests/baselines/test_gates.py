@@ -1,4 +1,5 @@
-"""The baselines on the embedded environment and model: they run through, within their budgets, and learn what can be learnt."""
+"""The baselines on the embedded environment and model: they run through, within their budgets, and
+learn what can be learnt."""
 
 from __future__ import annotations
 
@@ -30,10 +31,20 @@ def test_all_three_with_the_embedded_model() -> None:
         config = ExploreConfig(limits={"policy_calls": 20})
         try:
             grown = await ace(policy, pool, tasks, PROMPTS, config, AceConfig(batch=8, most=4))
-            trees = await evaluate(policy, pool, Gates("easy").tasks("test", 3, 0), with_playbook(PROMPTS, grown.playbook), samples=4)
-            tried = await sample_attempts(policy, pool, tasks[:3], PROMPTS, config, method="reflexion", attempts=3, samples=2)
+            trees = await evaluate(
+                policy,
+                pool,
+                Gates("easy").tasks("test", 3, 0),
+                with_playbook(PROMPTS, grown.playbook),
+                samples=4,
+            )
+            tried = await sample_attempts(
+                policy, pool, tasks[:3], PROMPTS, config, method="reflexion", attempts=3, samples=2
+            )
             found = (await explore(policy, pool, tasks, PROMPTS, config)).trees
-            collected = await collect(policy, pool, found, PROMPTS, config, EarlyConfig(alternatives=3))
+            collected = await collect(
+                policy, pool, found, PROMPTS, config, EarlyConfig(alternatives=3)
+            )
             return grown, trees, tried, found, collected
         finally:
             await policy.close()
@@ -42,15 +53,26 @@ def test_all_three_with_the_embedded_model() -> None:
     grown, trees, tried, found, collected = asyncio.run(main())
     assert grown.spent.policy_calls <= 16 * 20
     assert 0 < len(grown.playbook.items) <= 4
-    said = [i for i in (*grown.playbook.items, *(g.item for g in grown.playbook.gone)) if " needs " in i.text]
+    said = [
+        i
+        for i in (*grown.playbook.items, *(g.item for g in grown.playbook.gone))
+        if " needs " in i.text
+    ]
     assert said
-    right = [i.text == f"{i.section} needs {TARGET[i.section]}" for i in said if i.section in TARGET]
+    right = [
+        i.text == f"{i.section} needs {TARGET[i.section]}" for i in said if i.section in TARGET
+    ]
     assert sum(right) > len(said) / 2  # the reflector mostly says what the environment said
-    plain_prompt, with_it = (Prompts(load_prompt_set("gates"), playbook=p) for p in ("", grown.playbook.render(PROMPTS.set)))
+    plain_prompt, with_it = (
+        Prompts(load_prompt_set("gates"), playbook=p)
+        for p in ("", grown.playbook.render(PROMPTS.set))
+    )
     assert with_it.playbook.startswith("earlier ")
     assert not plain_prompt.playbook
     first = next(t for t in trees[0])
-    assert first.usage.prompt >= 5 * len(grown.playbook.items)  # the playbook's tokens are seen in the usage
+    assert first.usage.prompt >= 5 * len(
+        grown.playbook.items
+    )  # the playbook's tokens are seen in the usage
     assert len(tried.samples) == 6
     assert all(1 <= len(s.after) <= 3 for s in tried.samples)
     data = early_data(found, collected.trees, PROMPTS, EarlyConfig(alternatives=3))

@@ -1,4 +1,5 @@
-"""Rollouts as sequences, and batches of them under a budget: the trainer is given what the policy read and wrote, and no call is made that is not paid for."""
+"""Rollouts as sequences, and batches of them under a budget: the trainer is given what the policy
+read and wrote, and no call is made that is not paid for."""
 
 from __future__ import annotations
 
@@ -17,7 +18,18 @@ pytest.importorskip("transformers")
 
 from leafe.baselines.grpo import GrpoConfig, row_of
 from leafe.baselines.grpo._rollouts import Batch, Rollouts
-from leafe.core import Budget, ChatTokens, Completion, Environment, Request, StepResult, Stop, Task, Tree, UserError
+from leafe.core import (
+    Budget,
+    ChatTokens,
+    Completion,
+    Environment,
+    Request,
+    StepResult,
+    Stop,
+    Task,
+    Tree,
+    UserError,
+)
 from leafe.embedded import base_path
 from leafe.envs.gates import Gates, GatesReference
 from leafe.explore import EnvPool, ExploreConfig, explore
@@ -31,7 +43,8 @@ WORDS = [i for i in range(2, len(CHAT.tokenizer)) if i != END]
 
 
 class Babbler:
-    """Knows the way and leaves it at random: words at random, answers without an end, answers whose ids nobody knows. Keeps what it read and wrote."""
+    """Knows the way and leaves it at random: words at random, answers without an end, answers whose
+    ids nobody knows. Keeps what it read and wrote."""
 
     name = "babbler"
 
@@ -44,7 +57,10 @@ class Babbler:
         self.calls += 1
         rng = random.Random(request.seed)
         if rng.random() < self.slips:
-            tokens: tuple[int, ...] | None = (*rng.choices(WORDS, k=rng.randint(1, 4)), *((END,) if rng.random() < 0.5 else ()))
+            tokens: tuple[int, ...] | None = (
+                *rng.choices(WORDS, k=rng.randint(1, 4)),
+                *((END,) if rng.random() < 0.5 else ()),
+            )
             text = CHAT.decode(tokens or ())
         else:
             text = (await self.knows.complete(request))[0].text
@@ -59,18 +75,26 @@ class Babbler:
 
 
 def grown(policy: Babbler, seed: int, count: int = 3, episodes: int = 3) -> dict[str, Tree]:
-    config = ExploreConfig(strategy="independent", limits={"episodes": episodes}, stop_when="budget", seed=seed)
+    config = ExploreConfig(
+        strategy="independent", limits={"episodes": episodes}, stop_when="budget", seed=seed
+    )
 
     async def main() -> dict[str, Tree]:
         pool = EnvPool(lambda: Gates("easy", "habit"), size=9)
-        return (await explore(policy, pool, Gates("easy", "habit").tasks("train", count, seed), PROMPTS, config)).trees
+        return (
+            await explore(
+                policy, pool, Gates("easy", "habit").tasks("train", count, seed), PROMPTS, config
+            )
+        ).trees
 
     return asyncio.run(main())
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0, 0.6), st.sampled_from([0.0, 0.5]))
-def test_a_row_is_what_was_read_and_written_token_by_token(seed: int, slips: float, nameless: float) -> None:
+def test_a_row_is_what_was_read_and_written_token_by_token(
+    seed: int, slips: float, nameless: float
+) -> None:
     policy = Babbler(slips, nameless)
     for tree in grown(policy, seed).values():
         for episode in tree.episodes:
@@ -80,7 +104,8 @@ def test_a_row_is_what_was_read_and_written_token_by_token(seed: int, slips: flo
             begins = [i for i, one in enumerate(row.mask) if one and not (i and row.mask[i - 1])]
             known = [t for t in episode.acts if t.tokens is not None]
             assert row.unknown == len(episode.acts) - len(known)
-            # what the mask marks are the sampled ids, each after the very prompt that it was sampled at
+            # what the mask marks are the sampled ids, each after the very prompt that it was
+            # sampled at
             marked = [i for i, one in enumerate(row.mask) if one]
             assert [row.completion[i] for i in marked] == [i for t in known for i in t.tokens or ()]
             at = 0
@@ -97,7 +122,9 @@ def test_observations_are_never_marked() -> None:
     for tree in trees.values():
         for episode in tree.episodes:
             row = row_of(tree, episode, PROMPTS, CHAT)
-            unmarked = CHAT.tokenizer.decode([i for i, one in zip(row.completion, row.mask, strict=True) if not one])
+            unmarked = CHAT.tokenizer.decode(
+                [i for i, one in zip(row.completion, row.mask, strict=True) if not one]
+            )
             said = " ".join(f"s{t.step + 1} {t.observation}" for t in episode.acts[:-1])
             assert unmarked.replace(" <end>", "").replace("<end> ", "").split() == said.split()
 
@@ -112,7 +139,12 @@ def test_the_envs_reward_is_summed_and_a_lost_rollout_has_none() -> None:
     for stop in Stop:
         lost = Tree(tree.task, [replace(paid, stop=stop)])
         reward = row_of(lost, lost.episodes[0], PROMPTS, CHAT).reward
-        assert reward == {Stop.success: 1.0}.get(stop, None if stop in (Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget) else 0.0)
+        assert reward == {Stop.success: 1.0}.get(
+            stop,
+            None
+            if stop in (Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget)
+            else 0.0,
+        )
 
 
 def test_a_history_that_is_no_sequence_is_refused() -> None:
@@ -132,16 +164,27 @@ class Counting(Gates):
 
 
 def batches(
-    config: GrpoConfig, most: int = 30, policy: Babbler | None = None, make: Callable[[], Environment] = lambda: Gates("easy", "habit"),
+    config: GrpoConfig,
+    most: int = 30,
+    policy: Babbler | None = None,
+    make: Callable[[], Environment] = lambda: Gates("easy", "habit"),
     tasks: Sequence[Task] | None = None,
-) -> tuple[list[Batch], Budget, Babbler]:  # fmt: skip
+) -> tuple[list[Batch], Budget, Babbler]:
     policy = policy or Babbler()
     budget = Budget(config.limits)
     out: list[Batch] = []
 
     async def main() -> None:
         pool = EnvPool(make, size=64)
-        rollouts = Rollouts(policy, CHAT, pool, tasks or Gates("easy", "habit").tasks("train", 7, 0), PROMPTS, config, budget)
+        rollouts = Rollouts(
+            policy,
+            CHAT,
+            pool,
+            tasks or Gates("easy", "habit").tasks("train", 7, 0),
+            PROMPTS,
+            config,
+            budget,
+        )
         while budget.reached() is None and len(out) < most:
             out.append(await rollouts.batch(len(out)))
 
@@ -150,10 +193,20 @@ def batches(
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.sampled_from(["policy_calls", "env_steps", "episodes"]), st.integers(1, 120), st.integers(2, 5), st.integers(1, 4), st.integers(0, 1000))
-def test_a_limit_is_met_exactly_and_no_group_that_it_cuts_is_trained_on(name: str, limit: int, group: int, size: int, seed: int) -> None:
+@given(
+    st.sampled_from(["policy_calls", "env_steps", "episodes"]),
+    st.integers(1, 120),
+    st.integers(2, 5),
+    st.integers(1, 4),
+    st.integers(0, 1000),
+)
+def test_a_limit_is_met_exactly_and_no_group_that_it_cuts_is_trained_on(
+    name: str, limit: int, group: int, size: int, seed: int
+) -> None:
     Counting.steps = 0
-    config = GrpoConfig(limits={name: limit}, num_generations=group, tasks_per_batch=size, seed=seed)
+    config = GrpoConfig(
+        limits={name: limit}, num_generations=group, tasks_per_batch=size, seed=seed
+    )
     found, budget, policy = batches(config, most=1000, make=lambda: Counting("easy", "habit"))
     assert getattr(budget.spent, name) == limit
     assert policy.calls == budget.spent.policy_calls == budget.spent.env_steps == Counting.steps
@@ -162,14 +215,18 @@ def test_a_limit_is_met_exactly_and_no_group_that_it_cuts_is_trained_on(name: st
         groups = [batch.rows[i : i + group] for i in range(0, len(batch.rows), group)]
         assert len(groups) == min(size, 7)
         assert sum(any(r.reward is not None for r in g) for g in groups) == batch.whole
-        assert all(len({r.reward is None for r in g}) == 1 for g in groups), "a group is whole or not there"
+        assert all(len({r.reward is None for r in g}) == 1 for g in groups), (
+            "a group is whole or not there"
+        )
         assert all(sum(r.mask) == 0 for g in groups for r in g if r.reward is None)
     assert all(b.whole == min(size, 7) for b in found[:-1])
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     config = GrpoConfig(limits={"policy_calls": 200}, num_generations=4, tasks_per_batch=3, seed=3)
-    first, again, other = (batches(c)[0] for c in (config, config, config.model_copy(update={"seed": 4})))
+    first, again, other = (
+        batches(c)[0] for c in (config, config, config.model_copy(update={"seed": 4}))
+    )
     assert first == again
     assert first[0] != other[0]
     rows = [r.completion for b in first for r in b.rows]
@@ -178,8 +235,18 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 
 def test_every_epoch_has_every_task_once() -> None:
     tasks = Gates("easy").tasks("train", 12, 0)
-    rollouts = Rollouts(Babbler(), CHAT, EnvPool(Gates), tasks, PROMPTS, GrpoConfig(max_steps=1, tasks_per_batch=4), Budget())
-    epochs = [[t.id for step in range(3 * e, 3 * e + 3) for t in rollouts.chosen(step)] for e in range(4)]
+    rollouts = Rollouts(
+        Babbler(),
+        CHAT,
+        EnvPool(Gates),
+        tasks,
+        PROMPTS,
+        GrpoConfig(max_steps=1, tasks_per_batch=4),
+        Budget(),
+    )
+    epochs = [
+        [t.id for step in range(3 * e, 3 * e + 3) for t in rollouts.chosen(step)] for e in range(4)
+    ]
     assert all(Counter(e) == Counter(t.id for t in tasks) for e in epochs)
     assert len({tuple(e) for e in epochs}) == 4
     assert len(rollouts.chosen(1000)) == 4
@@ -195,7 +262,10 @@ def test_the_rollouts_of_a_group_begin_in_the_same_env() -> None:
             began.setdefault(task.id, set()).add(seed)
             return super().reset(task, seed)
 
-    batches(GrpoConfig(max_steps=1, limits={"episodes": 28}, tasks_per_batch=7, num_generations=4), make=lambda: Random("easy", "habit"))
+    batches(
+        GrpoConfig(max_steps=1, limits={"episodes": 28}, tasks_per_batch=7, num_generations=4),
+        make=lambda: Random("easy", "habit"),
+    )
     assert len(began) == 7
     assert all(len(seeds) == 1 for seeds in began.values())
 
@@ -216,7 +286,11 @@ def test_a_rollout_that_the_env_lost_leaves_the_others_their_group() -> None:
                 return [replace(answers[0], text="take scroll", tokens=(WORDS[0], END))]
             return answers
 
-    (batch, *_), _, _ = batches(GrpoConfig(max_steps=1, limits={"episodes": 28}, tasks_per_batch=7, num_generations=4), policy=Wanders(0.1), make=lambda: Breaks("easy", "habit"))
+    (batch, *_), _, _ = batches(
+        GrpoConfig(max_steps=1, limits={"episodes": 28}, tasks_per_batch=7, num_generations=4),
+        policy=Wanders(0.1),
+        make=lambda: Breaks("easy", "habit"),
+    )
     assert batch.stops["env_error"] > 2
     assert batch.whole == 7
     lost = [r for r in batch.rows if r.reward is None]

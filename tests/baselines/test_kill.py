@@ -1,4 +1,5 @@
-"""kill -9 in the middle: what was journalled is gone on with, and the end is that of an unbroken run."""
+"""kill -9 in the middle: what was journalled is gone on with, and the end is that of an unbroken
+run."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ def test_killed_by_the_system(what: str, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     for more in (2, 4):  # twice
         before = lines(folder)
-        process = subprocess.Popen([sys.executable, "-m", "tests.baselines.kill_me", what, str(folder)], cwd=Path(__file__).parents[2])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.baselines.kill_me", what, str(folder)],
+            cwd=Path(__file__).parents[2],
+        )
         while lines(folder) < before + more and process.poll() is None:
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""The in-process engine honours both schemas: even a model of random weights gives lessons that can be read, and deltas that at worst name no operation."""
+"""The in-process engine honours both schemas: even a model of random weights gives lessons that can
+be read, and deltas that at worst name no operation."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ def test_lessons_and_deltas_of_a_random_model_can_be_read(tmp_path: Path) -> Non
     policy = HFPolicy(tiny_checkpoint(tmp_path, tokenizer=byte_tokenizer(), scale=0.1), threads=1)
 
     async def main() -> list[list[Completion]]:
-        asked = [Request((Message("user", "teach"),), n=4, max_tokens=120, seed=1, schema=schema) for schema in (LESSON_SCHEMA, DELTA_SCHEMA)]
+        asked = [
+            Request((Message("user", "teach"),), n=4, max_tokens=120, seed=1, schema=schema)
+            for schema in (LESSON_SCHEMA, DELTA_SCHEMA)
+        ]
         try:
             return [await policy.complete(request) for request in asked]
         finally:

@@ -1,4 +1,5 @@
-"""Attempts at test time: the samples are explore's, the price is what was spent, the rates are what a hand count gives."""
+"""Attempts at test time: the samples are explore's, the price is what was spent, the rates are what
+a hand count gives."""
 
 from __future__ import annotations
 
@@ -14,7 +15,16 @@ from leafe.core import Kind, PolicyError, Request, Stop, Task, Tree, UserError
 from leafe.evaluate import Counts
 from leafe.explore import EnvPool, ExploreConfig
 from leafe.policies.scripted import ScriptedPolicy
-from tests.baselines.doors import PROMPTS, Killed, Sink, asked_for, episodes, plain, seeded_key, total
+from tests.baselines.doors import (
+    PROMPTS,
+    Killed,
+    Sink,
+    asked_for,
+    episodes,
+    plain,
+    seeded_key,
+    total,
+)
 from tests.explore.envs import Doors, answer
 
 
@@ -23,14 +33,29 @@ def tasks(number: int) -> list[Task]:
 
 
 def attempt(
-    policy: ScriptedPolicy, method: Method, *, number: int = 4, attempts: int = 5, samples: int = 3, journal: Sink | None = None,
+    policy: ScriptedPolicy,
+    method: Method,
+    *,
+    number: int = 4,
+    attempts: int = 5,
+    samples: int = 3,
+    journal: Sink | None = None,
     known: Mapping[str, Tree] | None = None,
-) -> Attempts:  # fmt: skip
+) -> Attempts:
     async def main() -> Attempts:
         envs = EnvPool(Doors, size=4)
         try:
             return await sample_attempts(
-                policy, envs, tasks(number), PROMPTS, ExploreConfig(seed=1), method=method, attempts=attempts, samples=samples, journal=journal, known=known
+                policy,
+                envs,
+                tasks(number),
+                PROMPTS,
+                ExploreConfig(seed=1),
+                method=method,
+                attempts=attempts,
+                samples=samples,
+                journal=journal,
+                known=known,
             )
         finally:
             envs.close()
@@ -60,7 +85,9 @@ def test_counts_and_costs_are_those_of_the_journal(method: Method) -> None:
     rates = [found.rate(r) for r in range(1, 6)]
     assert rates == sorted(rates)
     assert rates[-1] == pytest.approx(np.mean([s.solved_at is not None for s in found.samples]))
-    assert [row["plain_k"] for row in found.rows(4.0)] == [int(np.ceil(row["policy_calls"] / 4)) for row in found.rows()]
+    assert [row["plain_k"] for row in found.rows(4.0)] == [
+        int(np.ceil(row["policy_calls"] / 4)) for row in found.rows()
+    ]
     assert Counts(*found.counts()).pass_at(1).mean() == pytest.approx(rates[-1])
     assert found.rate(calls=0) == 0.0
     assert found.rate(calls=10**6) == rates[-1]
@@ -82,22 +109,34 @@ def test_reflexion_carries_the_policys_own_words_and_refinement_what_was_done_an
         assert 2 <= max(s.count(words) for s in seen) <= 3  # memory
         assert not any("you told yourself" in s for s in seen) or method == "reflexion"
         if method == "refine":
-            assert any(re.search(r"Step 0: [abc]\ndoor 1\nStep 1: .\ntrap: door 0 needed ", s) for s in seen)
+            assert any(
+                re.search(r"Step 0: [abc]\ndoor 1\nStep 1: .\ntrap: door 0 needed ", s)
+                for s in seen
+            )
 
 
 def test_feedback_helps_at_equal_attempts_and_its_price_is_seen() -> None:
     def heeds(request: Request) -> str:
         if asked_for(request) == "reflect":
             last = request.messages[-1].content
-            return '{"step": 0, "experience": "' + last.split("trap: ")[1].split("\n")[0] + '"}' if "trap: " in last else "hm"
+            return (
+                '{"step": 0, "experience": "' + last.split("trap: ")[1].split("\n")[0] + '"}'
+                if "trap: " in last
+                else "hm"
+            )
         door = request.messages[-1].content.split("door ")[-1][0]
         told = request.messages[0].content.split(f"door {door} needed ")
         return f"Action: {told[1][0] if len(told) > 1 else seeded_key(request)}"
 
-    by = {m: attempt(ScriptedPolicy(heeds), m, number=6, samples=4, attempts=4) for m in ("independent", "refine", "reflexion")}
+    by = {
+        m: attempt(ScriptedPolicy(heeds), m, number=6, samples=4, attempts=4)
+        for m in ("independent", "refine", "reflexion")
+    }
     assert by["refine"].rate() > by["independent"].rate()
     assert by["reflexion"].rate() > by["independent"].rate()
-    assert by["reflexion"].rate(1) == by["refine"].rate(1) == by["independent"].rate(1)  # the first attempt is the same for all
+    assert (
+        by["reflexion"].rate(1) == by["refine"].rate(1) == by["independent"].rate(1)
+    )  # the first attempt is the same for all
     assert by["reflexion"].mean_spent(1) == by["independent"].mean_spent(1)
 
 
@@ -113,7 +152,14 @@ def test_killed_and_gone_on_with() -> None:
             known[episode.task_id].add(episode)
     found = attempt(ScriptedPolicy(answer), "reflexion", known=known)
     assert found == expected
-    again = read({t.id: Tree(t, [e for line in whole.lines for e in line if e.task_id == t.id]) for t in samples_of(tasks(4), 3)}, "reflexion", 5)
+    again = read(
+        {
+            t.id: Tree(t, [e for line in whole.lines for e in line if e.task_id == t.id])
+            for t in samples_of(tasks(4), 3)
+        },
+        "reflexion",
+        5,
+    )
     assert again == expected
     assert plain(episodes(known.values()))
 
@@ -133,7 +179,8 @@ def test_a_lost_sample_is_neither_success_nor_failure() -> None:
 
 @pytest.mark.parametrize("method", ["refine", "reflexion", "independent"])
 def test_a_lost_attempt_is_made_again(method: Method) -> None:
-    """Every second sample loses one attempt: none is lost for it, on resume neither, and each has as many sound attempts as it may."""
+    """Every second sample loses one attempt: none is lost for it, on resume neither, and each has
+    as many sound attempts as it may."""
     failed: set[str] = set()
 
     def once(request: Request) -> object:
@@ -147,7 +194,10 @@ def test_a_lost_attempt_is_made_again(method: Method) -> None:
     assert len(failed) == 4
     assert not any(s.lost for s in found.samples)
     assert "lost" not in found.rows()[0]
-    trees = {t.id: Tree(t, [e for line in sink.lines for e in line if e.task_id == t.id]) for t in samples_of(tasks(4), 3)}
+    trees = {
+        t.id: Tree(t, [e for line in sink.lines for e in line if e.task_id == t.id])
+        for t in samples_of(tasks(4), 3)
+    }
     for sample in found.samples:
         ended = [e.stop for e in trees[f"{sample.task_id}~{sample.number}"].episodes]
         sound = [stop for stop in ended if stop is not Stop.policy_error]

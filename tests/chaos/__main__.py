@@ -1,4 +1,5 @@
-"""python -m tests.chaos [--seconds 60] [--seed 0] [--tasks 120]: the chaos test by hand, with its table."""
+"""python -m tests.chaos [--seconds 60] [--seed 0] [--tasks 120]: the chaos test by hand, with its
+table."""
 
 from __future__ import annotations
 
@@ -9,7 +10,11 @@ from pathlib import Path
 
 from tests.chaos.storm import Storm
 
-parser = argparse.ArgumentParser(description="Explore while everything breaks, and hold the journal against a run in which nothing did.")
+parser = argparse.ArgumentParser(
+    description=(
+        "Explore while everything breaks, and hold the journal against a run in which nothing did."
+    )
+)
 parser.add_argument("--seconds", type=float, default=60.0)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--tasks", type=int, default=120)

@@ -1,8 +1,10 @@
-"""The mock endpoint, in a process of its own that may be killed at any time: what it says is a function of the request, how it fails comes from a seed.
+"""The mock endpoint, in a process of its own that may be killed at any time: what it says is a
+function of the request, how it fails comes from a seed.
 
     python -m tests.chaos.endpoint PORT COUNTERS SEED
 
-COUNTERS is a file of numbers shared with whoever started this, so that the counts outlive a kill; the first of them, where it is not 0, ends the faults.
+COUNTERS is a file of numbers shared with whoever started this, so that the counts outlive a kill;
+the first of them, where it is not 0, ends the faults.
 """
 
 from __future__ import annotations
@@ -22,10 +24,23 @@ from leafe.core import Message
 from tests.chaos.envs import reply
 
 RATES: Mapping[str, float] = {
-    "500": 0.015, "503": 0.01, "429 with Retry-After": 0.02, "connection reset": 0.015, "closed without a word": 0.005, "garbage for HTTP": 0.005,
-    "HTML": 0.005, "JSON cut short": 0.01, "body cut short": 0.01, "no choices": 0.005, "error with status 200": 0.005, "text of the wrong type": 0.003,
-    "hang": 0.002, "body byte by byte": 0.002, "slow head": 0.005, "slow answer": 0.01,
-}  # fmt: skip
+    "500": 0.015,
+    "503": 0.01,
+    "429 with Retry-After": 0.02,
+    "connection reset": 0.015,
+    "closed without a word": 0.005,
+    "garbage for HTTP": 0.005,
+    "HTML": 0.005,
+    "JSON cut short": 0.01,
+    "body cut short": 0.01,
+    "no choices": 0.005,
+    "error with status 200": 0.005,
+    "text of the wrong type": 0.003,
+    "hang": 0.002,
+    "body byte by byte": 0.002,
+    "slow head": 0.005,
+    "slow answer": 0.01,
+}
 """Chance of each fault, a request."""
 PLACES = ("calm", "starts", "answered", *RATES)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -96,7 +111,9 @@ class Connection(asyncio.Protocol):
             case "500" | "503":
                 self.send(framed({"error": {"message": "internal error"}}, f"{fault} Oh No"))
             case "429 with Retry-After":
-                self.send(framed({"error": {"message": "slow down"}}, "429 Busy", "Retry-After: 0.1\r\n"))
+                self.send(
+                    framed({"error": {"message": "slow down"}}, "429 Busy", "Retry-After: 0.1\r\n")
+                )
             case "connection reset":
                 self.transport.abort()
             case "closed without a word":
@@ -115,7 +132,11 @@ class Connection(asyncio.Protocol):
             case "error with status 200":
                 self.send(framed({"error": {"message": "upstream overloaded"}}))
             case "text of the wrong type":
-                self.send(framed({"choices": [{"index": 0, "message": {"role": "assistant", "content": 7}}]}))
+                self.send(
+                    framed(
+                        {"choices": [{"index": 0, "message": {"role": "assistant", "content": 7}}]}
+                    )
+                )
             case "hang":
                 pass
             case "body byte by byte":
@@ -145,7 +166,14 @@ def chat(body: Mapping[str, Any]) -> dict[str, Any]:
     usage = made[0].usage
     return {
         "model": "mock",
-        "choices": [{"index": i, "message": {"role": "assistant", "content": c.text}, "finish_reason": "stop"} for i, c in enumerate(made)],
+        "choices": [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": c.text},
+                "finish_reason": "stop",
+            }
+            for i, c in enumerate(made)
+        ],
         "usage": {
             "prompt_tokens": usage.prompt,
             "completion_tokens": sum(c.usage.generated for c in made),
@@ -155,14 +183,25 @@ def chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def framed(content: object, status: str = "200 OK", head: str = "") -> bytes:
-    body = content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else json.dumps(content).encode()
-    return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    body = (
+        content
+        if isinstance(content, bytes)
+        else content.encode()
+        if isinstance(content, str)
+        else json.dumps(content).encode()
+    )
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{head}Content-Length: "
+        f"{len(body)}\r\n\r\n"
+    ).encode() + body
 
 
 async def serve(port: int, counters: Counters, seed: int) -> None:
     Connection.counters, Connection.chance = counters, random.Random(f"{seed} {counters['starts']}")
     counters["starts"] += 1
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=1024, reuse_address=True)
+    server = await asyncio.get_running_loop().create_server(
+        Connection, "127.0.0.1", port, backlog=1024, reuse_address=True
+    )
     async with server:
         await server.serve_forever()
 

@@ -1,4 +1,5 @@
-"""One environment in three bodies: in the event loop, in a process brought back by replay, in a process brought back by forks. All say the same."""
+"""One environment in three bodies: in the event loop, in a process brought back by replay, in a
+process brought back by forks. All say the same."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Forked(Hosted):
 
 
 def reply(messages: tuple[Message, ...], seed: int) -> Completion:
-    """What the model says: a function of the prompt and of the seed's 31 bits that go over the wire."""
+    """What the model says: a function of the prompt and of the seed's 31 bits that go over the
+    wire."""
     seed &= 0x7FFF_FFFF
     text = answer(Request(messages, seed=seed))[0].text
     prompt = sum(len(m.content.split()) for m in messages)

@@ -1,8 +1,10 @@
-"""`leafe`, as a user calls it, watched: whatever the journal says is durable is noted elsewhere, and the wall clock jumps.
+"""`leafe`, as a user calls it, watched: whatever the journal says is durable is noted elsewhere,
+and the wall clock jumps.
 
     python -m tests.chaos.run NOTES SEED explore RECIPE ...
 
-A line of NOTES is [task, index, digest of the episode's JSON, whether the disk was synced since it was handed over].
+A line of NOTES is [task, index, digest of the episode's JSON, whether the disk was synced since it
+was handed over].
 """
 
 from __future__ import annotations
@@ -36,7 +38,12 @@ def watch(notes: str, seed: int) -> None:
     def noted(self: Journal, episodes: Sequence[Episode]) -> None:
         before = syncs
         append(self, episodes)
-        os.write(file, "".join(json.dumps([e.task_id, e.index, digest(e), syncs > before]) + "\n" for e in episodes).encode())
+        os.write(
+            file,
+            "".join(
+                json.dumps([e.task_id, e.index, digest(e), syncs > before]) + "\n" for e in episodes
+            ).encode(),
+        )
 
     os.fsync = counted
     Journal.append = noted  # type: ignore[method-assign]

@@ -1,4 +1,5 @@
-"""Runs `leafe explore` again and again while it breaks what the run depends on, by a seed; ends only what it started, by process handles."""
+"""Runs `leafe explore` again and again while it breaks what the run depends on, by a seed; ends
+only what it started, by process handles."""
 
 from __future__ import annotations
 
@@ -39,10 +40,17 @@ CONCURRENCY = 24
 BODIES = ("Forked", "Hosted", "Quick")
 OUTAGE = "outage beyond the deadline"
 EVERY_S = {
-    "kill an environment's process": 1.0, "stop an environment's process (hangs)": 9.0, "kill the run": 14.0, "interrupt the run": 45.0, "suspend the run": 15.0,
-    "kill the endpoint and start it again": 8.0, "stop the endpoint (hangs)": 20.0, OUTAGE: 50.0, "disk full": 20.0,
+    "kill an environment's process": 1.0,
+    "stop an environment's process (hangs)": 9.0,
+    "kill the run": 14.0,
+    "interrupt the run": 45.0,
+    "suspend the run": 15.0,
+    "kill the endpoint and start it again": 8.0,
+    "stop the endpoint (hangs)": 20.0,
+    OUTAGE: 50.0,
+    "disk full": 20.0,
     "file may not grow": 20.0,
-}  # fmt: skip
+}
 """Mean seconds between two of each."""
 CALM_S = 240.0
 """So long may a wave take to end once nothing is broken any more."""
@@ -110,29 +118,61 @@ class Storm:
             with _disk(self.folder / f"disk-{self.waves}") as (disk, why):
                 self.skipped = self.skipped or why
                 began = time.monotonic()
-                wave = Wave(self, disk, not why, BODIES[self.waves % len(BODIES)], ("tree", "tree", "refine")[self.waves % 3])
+                wave = Wave(
+                    self,
+                    disk,
+                    not why,
+                    BODIES[self.waves % len(BODIES)],
+                    ("tree", "tree", "refine")[self.waves % 3],
+                )
                 found = wave.run()
                 self.stormy += min(time.monotonic(), wave.until) - began
                 self.verdict.add(found)
                 self.waves += 1
-                self.said(f"wave {self.waves} ({wave.body}, {wave.recipe.strategies[0]}): {wave.starts} starts, {found.episodes} episodes, "
-                          f"{sum(found.errors.values())} errors, {time.monotonic() - began:.0f} s, {len(found.problems)} problems")  # fmt: skip
+                self.said(
+                    f"wave {self.waves} ({wave.body}, {wave.recipe.strategies[0]}): "
+                    f"{wave.starts} starts, {found.episodes} episodes, "
+                    f"{sum(found.errors.values())} errors, {time.monotonic() - began:.0f} "
+                    f"s, {len(found.problems)} problems"
+                )
                 if found.problems:
                     return
         outages, errors = self.injected[OUTAGE], sum(self.verdict.errors.values())
         most = 2 * CONCURRENCY * outages + self.verdict.episodes // 50
         if errors > most:
-            self.verdict.problems.append(f"{errors} errors, where {outages} outages explain {most} at most")
+            self.verdict.problems.append(
+                f"{errors} errors, where {outages} outages explain {most} at most"
+            )
 
     def table(self) -> str:
         v = self.verdict
-        rows = [("injected", "times"), *((k, str(n)) for k, n in sorted(self.injected.items(), key=lambda kn: -kn[1]))]
+        rows = [
+            ("injected", "times"),
+            *((k, str(n)) for k, n in sorted(self.injected.items(), key=lambda kn: -kn[1])),
+        ]
         if self.skipped:
             rows.append((f"disk full: not injected, {self.skipped}", "0"))
         calls = v.turns - v.errors["reflection without an answer"]
-        rows += [("", ""), ("what it cost", ""), ("starts of the run, by how they ended", ", ".join(f"{n} {k}" for k, n in self.ends.most_common()))]
-        rows += [("requests answered for each turn in the journal", f"{self.answered / max(1, calls):.2f}"), ("steps replayed", str(v.replayed))]
-        rows += [(f"episodes that ended in {k}" if "error" in k else k, str(n)) for k, n in v.errors.items() if n]
+        rows += [
+            ("", ""),
+            ("what it cost", ""),
+            (
+                "starts of the run, by how they ended",
+                ", ".join(f"{n} {k}" for k, n in self.ends.most_common()),
+            ),
+        ]
+        rows += [
+            (
+                "requests answered for each turn in the journal",
+                f"{self.answered / max(1, calls):.2f}",
+            ),
+            ("steps replayed", str(v.replayed)),
+        ]
+        rows += [
+            (f"episodes that ended in {k}" if "error" in k else k, str(n))
+            for k, n in v.errors.items()
+            if n
+        ]
         rows += [(f"  {words}", str(n)) for words, n in v.words.most_common(12)]
         rows += [
             ("", ""),
@@ -142,8 +182,14 @@ class Storm:
             ("episodes", str(v.episodes)),
             ("turns", str(v.turns)),
         ]
-        rows += [("the fault-free run's, every turn", str(v.same)), ("sound, numbered after an error", str(v.after))]
-        rows += [("tasks given up after errors", str(v.given_up)), ("problems", str(len(v.problems)))]
+        rows += [
+            ("the fault-free run's, every turn", str(v.same)),
+            ("sound, numbered after an error", str(v.after)),
+        ]
+        rows += [
+            ("tasks given up after errors", str(v.given_up)),
+            ("problems", str(len(v.problems))),
+        ]
         wide = max(len(k) for k, _ in rows)
         return "\n".join(f"{k:<{wide}}  {n}" for k, n in rows)
 
@@ -152,7 +198,13 @@ class Wave:
     """One exploration from its first start to its end."""
 
     def __init__(self, storm: Storm, disk: Path, may_fill: bool, body: str, strategy: str) -> None:
-        self.storm, self.disk, self.may_fill, self.body, self.chance = storm, disk, may_fill, body, storm.chance
+        self.storm, self.disk, self.may_fill, self.body, self.chance = (
+            storm,
+            disk,
+            may_fill,
+            body,
+            storm.chance,
+        )
         here = storm.folder / f"wave-{storm.waves}"
         here.mkdir()
         self.notes, self.errors, self.temp = here / "notes", here / "stderr", here / "temp"
@@ -161,11 +213,22 @@ class Wave:
         self.port = _free_port()
         (here / "prompts.toml").write_text('name = "doors"\n')
         self.recipe_path = here / "chaos.toml"
-        facts = {"strategy": strategy, "body": body, "tasks": storm.tasks, "prompts": here / "prompts.toml", "port": self.port, "concurrency": CONCURRENCY}
-        self.recipe_path.write_text(RECIPE.format(**facts, deadline=DEADLINE_S, seed=self.chance.randrange(10**6)))
+        facts = {
+            "strategy": strategy,
+            "body": body,
+            "tasks": storm.tasks,
+            "prompts": here / "prompts.toml",
+            "port": self.port,
+            "concurrency": CONCURRENCY,
+        }
+        self.recipe_path.write_text(
+            RECIPE.format(**facts, deadline=DEADLINE_S, seed=self.chance.randrange(10**6))
+        )
         self.recipe: Recipe = load_recipe(str(self.recipe_path))
         self.mark = uuid.uuid4().hex
-        self.until = min(storm.until, time.monotonic() + storm.seconds / len(BODIES)) - DEADLINE_S - 3
+        self.until = (
+            min(storm.until, time.monotonic() + storm.seconds / len(BODIES)) - DEADLINE_S - 3
+        )
         """Then all is put right, and the wave comes to its end."""
         self.due: list[tuple[float, int, Callable[[], None]]] = []
         self.count = itertools.count()
@@ -185,7 +248,10 @@ class Wave:
         deadline = self.until + CALM_S
         for kind in EVERY_S:
             self._again(kind)
-        self._later(self.storm.seconds / len(BODIES) * self.chance.uniform(0.2, 0.5), lambda: self._break(OUTAGE))  # one at least
+        self._later(
+            self.storm.seconds / len(BODIES) * self.chance.uniform(0.2, 0.5),
+            lambda: self._break(OUTAGE),
+        )  # one at least
         try:
             while not self._step():
                 if time.monotonic() > deadline:
@@ -203,7 +269,8 @@ class Wave:
         now = time.monotonic()
         under_way = self.process is not None and self._written() != self.written
         if now > self.until and not self.closing and (under_way or now > self.until + 20):
-            # the last start of the run meets an outage too: what that costs is held against the journal
+            # the last start of the run meets an outage too: what that costs is held against the
+            # journal
             self.closing = True
             self.storm.injected[OUTAGE] += 1
             self._outage(DEADLINE_S + 2)
@@ -211,11 +278,29 @@ class Wave:
         while self.due and self.due[0][0] <= now:
             heapq.heappop(self.due)[2]()
         if self.endpoint is None and now >= self.endpoint_may_start:
-            self.endpoint = self._start(["tests.chaos.endpoint", str(self.port), str(self.counters_path), str(self.storm.seed)], self.mark + "-endpoint")
+            self.endpoint = self._start(
+                [
+                    "tests.chaos.endpoint",
+                    str(self.port),
+                    str(self.counters_path),
+                    str(self.storm.seed),
+                ],
+                self.mark + "-endpoint",
+            )
         if self.process is None:
             self.starts += 1
             self.ended_by, self.written = "", self._written()
-            words = ["tests.chaos.run", str(self.notes), str(self.starts), "explore", str(self.recipe_path), "--runs", str(self.disk), "--name", "run"]
+            words = [
+                "tests.chaos.run",
+                str(self.notes),
+                str(self.starts),
+                "explore",
+                str(self.recipe_path),
+                "--runs",
+                str(self.disk),
+                "--name",
+                "run",
+            ]
             self.process = self._start(words, self.mark)
         elif (code := self.process.poll()) is not None:
             self.process = None
@@ -232,9 +317,19 @@ class Wave:
     def _start(self, words: list[str], mark: str) -> subprocess.Popen[bytes]:
         with self.errors.open("wb" if mark == self.mark else "ab") as errors:
             return subprocess.Popen(
-                [sys.executable, "-m", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-                env=os.environ | {MARK: mark, "TMPDIR": str(self.temp), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+                [sys.executable, "-m", *words],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env=os.environ
+                | {
+                    MARK: mark,
+                    "TMPDIR": str(self.temp),
+                    "PYTHONWARNINGS": "ignore",
+                    "OMP_NUM_THREADS": "1",
+                },
+            )
 
     def _judge(self, code: int) -> None:
         """A run may end by our hand, by a failure outside that it names, or because it is done."""
@@ -245,7 +340,12 @@ class Wave:
             self.storm.ends["done"] += 1
         elif self.ended_by:
             self.storm.ends[self.ended_by] += 1
-        elif code in (1, 2) and ("could not be written" in words or "cannot be opened" in words or "cannot be made" in words or "durable" in words):
+        elif code in (1, 2) and (
+            "could not be written" in words
+            or "cannot be opened" in words
+            or "cannot be made" in words
+            or "durable" in words
+        ):
             if time.monotonic() > self.disk_trouble + 60:
                 raise Failure(f"the disk was never full: {words}")
             self.storm.ends["no room on the disk"] += 1
@@ -261,7 +361,8 @@ class Wave:
     def _last_words(self) -> str:
         return self.errors.read_text(errors="replace")[-6000:] if self.errors.exists() else ""
 
-    # --- what is broken -------------------------------------------------------------------------------------------
+    # --- what is broken
+    # -------------------------------------------------------------------------------------------
 
     def _again(self, kind: str) -> None:
         self._later(self.chance.expovariate(1 / EVERY_S[kind]), lambda: self._break(kind))
@@ -272,11 +373,17 @@ class Wave:
     def _break(self, kind: str) -> None:
         if time.monotonic() > self.until:
             return
-        if self._written() == self.written and self.chance.random() < 0.9:  # it is still starting: most faults wait for what they can break
+        if (
+            self._written() == self.written and self.chance.random() < 0.9
+        ):  # it is still starting: most faults wait for what they can break
             self._later(0.5, lambda: self._break(kind))
             return
         self._again(kind)
-        if kind not in ("kill the endpoint and start it again", "stop the endpoint (hangs)", OUTAGE) and self.process is None:
+        if (
+            kind
+            not in ("kill the endpoint and start it again", "stop the endpoint (hangs)", OUTAGE)
+            and self.process is None
+        ):
             return
         chance, done = self.chance, True
         match kind:
@@ -290,21 +397,29 @@ class Wave:
             case "kill the run" | "interrupt the run":
                 assert self.process is not None
                 self.ended_by = "killed" if kind == "kill the run" else "interrupted"
-                self.process.send_signal(signal.SIGKILL if kind == "kill the run" else signal.SIGINT)
+                self.process.send_signal(
+                    signal.SIGKILL if kind == "kill the run" else signal.SIGINT
+                )
             case "suspend the run":
                 process = self.process
                 assert process is not None
                 process.send_signal(signal.SIGSTOP)
                 self._later(chance.uniform(0.2, 4.0), lambda: process.send_signal(signal.SIGCONT))
             case "kill the endpoint and start it again" | "outage beyond the deadline":
-                wait = chance.uniform(0.0, 0.7) if kind != OUTAGE else DEADLINE_S + chance.uniform(1.0, 3.0)
+                wait = (
+                    chance.uniform(0.0, 0.7)
+                    if kind != OUTAGE
+                    else DEADLINE_S + chance.uniform(1.0, 3.0)
+                )
                 self._outage(wait)
             case "stop the endpoint (hangs)":
                 endpoint = self.endpoint
                 done = endpoint is not None
                 if endpoint is not None:
                     endpoint.send_signal(signal.SIGSTOP)
-                    self._later(chance.uniform(0.3, 2.0), lambda: endpoint.send_signal(signal.SIGCONT))
+                    self._later(
+                        chance.uniform(0.3, 2.0), lambda: endpoint.send_signal(signal.SIGCONT)
+                    )
             case "disk full":
                 done = self.may_fill
                 if done:
@@ -316,7 +431,11 @@ class Wave:
                 with contextlib.suppress(ProcessLookupError):
                     shards = sorted(self.disk.glob("run/explore/*/journal-*.jsonl"))
                     size = shards[-1].stat().st_size if shards else 0
-                    resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size + chance.randrange(3000), resource.RLIM_INFINITY))
+                    resource.prlimit(
+                        self.process.pid,
+                        resource.RLIMIT_FSIZE,
+                        (size + chance.randrange(3000), resource.RLIM_INFINITY),
+                    )
                 self.disk_trouble = time.monotonic()
             case _:
                 raise AssertionError(kind)
@@ -338,7 +457,11 @@ class Wave:
 
     def _signal_an_env(self, what: signal.Signals, keep: bool = False) -> int | None:
         """A handle of the process that got the signal, if there was one."""
-        found = [pid for pid in _marked(self.mark) if b"leafe.envs.worker._child" in _read(pid, "cmdline")]
+        found = [
+            pid
+            for pid in _marked(self.mark)
+            if b"leafe.envs.worker._child" in _read(pid, "cmdline")
+        ]
         if not found:
             return None
         with contextlib.suppress(ProcessLookupError):
@@ -364,7 +487,11 @@ class Wave:
         self.endpoint_may_start = 0.0
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                resource.prlimit(
+                    self.process.pid,
+                    resource.RLIMIT_FSIZE,
+                    (resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+                )
 
     def _end_all(self) -> None:
         for process in (self.process, self.endpoint):
@@ -374,13 +501,16 @@ class Wave:
         self.process = self.endpoint = None
         (self.disk / "ballast").unlink(missing_ok=True)
 
-    # --- what is held against it ----------------------------------------------------------------------------------
+    # --- what is held against it
+    # ----------------------------------------------------------------------------------
 
     def _nothing_left(self) -> None:
         deadline = time.monotonic() + 20
         while left := list(_marked(self.mark)):
             if time.monotonic() > deadline:
-                raise Failure(f"processes were left behind: {[(pid, _read(pid, 'cmdline')) for pid in left]}")
+                raise Failure(
+                    f"processes were left behind: {[(pid, _read(pid, 'cmdline')) for pid in left]}"
+                )
             time.sleep(0.1)
         files = [*self.temp.rglob("*"), *self.disk.rglob("*.tmp")]
         if files:
@@ -391,9 +521,18 @@ class Wave:
         done = json.loads((stage / "done.json").read_text())
         notes = self.notes.read_text().splitlines()
         strategy = self.recipe.strategies[0]
-        config = self.recipe.explore.model_copy(update={"strategy": strategy, "seed": self.recipe.seeds[0]})
+        config = self.recipe.explore.model_copy(
+            update={"strategy": strategy, "seed": self.recipe.seeds[0]}
+        )
         prompts = Prompts(PromptSet(name="doors"), Quick.actions_help)
-        return verify(load_trees(stage), fault_free(config, prompts, self.storm.tasks), done, notes, config, prompts)
+        return verify(
+            load_trees(stage),
+            fault_free(config, prompts, self.storm.tasks),
+            done,
+            notes,
+            config,
+            prompts,
+        )
 
 
 def fault_free(config: ExploreConfig, prompts: Prompts, tasks: int) -> dict[str, Tree]:
@@ -452,7 +591,11 @@ def _disk(folder: Path) -> Iterator[tuple[Path, str]]:
     folder.mkdir(parents=True)
     why = "mounting a small file system needs root and the right to mount"
     with contextlib.suppress(OSError):
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "leafe-chaos", str(folder)], capture_output=True, check=False)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=32m", "leafe-chaos", str(folder)],
+            capture_output=True,
+            check=False,
+        )
         why = why if mounted.returncode else ""
     try:
         yield folder, why

@@ -1,4 +1,5 @@
-"""The chaos test would notice: journals that are doctored in one place are found out, and those that an outage shaped are not."""
+"""The chaos test would notice: journals that are doctored in one place are found out, and those
+that an outage shaped are not."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from tests.chaos.run import digest
 from tests.chaos.storm import fault_free
 from tests.chaos.verify import Verdict, tasks_of, verify
 
-CONFIG = ExploreConfig(limits={"policy_calls": 40}, stop_when="budget", branches_per_reflection=2, horizon=12, seed=5, concurrency=3)
+CONFIG = ExploreConfig(
+    limits={"policy_calls": 40},
+    stop_when="budget",
+    branches_per_reflection=2,
+    horizon=12,
+    seed=5,
+    concurrency=3,
+)
 PROMPTS = Prompts(PromptSet(name="doors"), Quick.actions_help)
 TASKS = 6
 TRUTH = fault_free(CONFIG, PROMPTS, TASKS)
@@ -33,13 +41,18 @@ class Flaky(Oracle):
     async def complete(self, request: Request) -> list[Completion]:
         self.calls += 1
         if self.calls % 19 == 0:
-            raise PolicyError("http://127.0.0.1:9/v1/chat/completions gave no answer after 61 tries: status 500: internal error.")
+            raise PolicyError(
+                "http://127.0.0.1:9/v1/chat/completions gave no answer after 61 tries: "
+                "status 500: internal error."
+            )
         return await super().complete(request)
 
 
 def explored() -> dict[str, Tree]:
     async def main() -> dict[str, Tree]:
-        return (await explore(Flaky(), EnvPool(Quick, size=3), tasks_of(TASKS), PROMPTS, CONFIG)).trees
+        return (
+            await explore(Flaky(), EnvPool(Quick, size=3), tasks_of(TASKS), PROMPTS, CONFIG)
+        ).trees
 
     return asyncio.run(main())
 
@@ -77,7 +90,14 @@ def judged(
         doctor(held)
     done(said)
     notes(lines)
-    return verify({name: Loose(trees[name].task, episodes) for name, episodes in held.items()}, TRUTH, said, lines, CONFIG, PROMPTS)
+    return verify(
+        {name: Loose(trees[name].task, episodes) for name, episodes in held.items()},
+        TRUTH,
+        said,
+        lines,
+        CONFIG,
+        PROMPTS,
+    )
 
 
 def first(held: dict[str, list[Episode]]) -> list[Episode]:
@@ -109,18 +129,28 @@ def invented(held: dict[str, list[Episode]]) -> None:
 
 def other_words(held: dict[str, list[Episode]]) -> None:
     episode = first(held)[-1]
-    first(held)[-1] = replace(episode, turns=(*episode.turns[:-1], replace(episode.turns[-1], observation="The walls are blue.")))
+    first(held)[-1] = replace(
+        episode,
+        turns=(*episode.turns[:-1], replace(episode.turns[-1], observation="The walls are blue.")),
+    )
 
 
 def other_action(held: dict[str, list[Episode]]) -> None:
     episode = first(held)[-1]
-    first(held)[-1] = replace(episode, turns=(*episode.turns[:-1], replace(episode.turns[-1], action_text="Action: q")))
+    first(held)[-1] = replace(
+        episode, turns=(*episode.turns[:-1], replace(episode.turns[-1], action_text="Action: q"))
+    )
 
 
 def excused(held: dict[str, list[Episode]]) -> None:
     """A failure is no excuse for what came before it."""
     episode = first(held)[-1]
-    first(held)[-1] = replace(episode, stop=Stop.policy_error, error="down", turns=(replace(episode.turns[0], action_text="Action: q"),))
+    first(held)[-1] = replace(
+        episode,
+        stop=Stop.policy_error,
+        error="down",
+        turns=(replace(episode.turns[0], action_text="Action: q"),),
+    )
 
 
 def silent(held: dict[str, list[Episode]]) -> None:
@@ -136,7 +166,9 @@ DOCTORS = [lost, twice, invented, other_words, other_action, excused, silent, di
 
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("doctor", DOCTORS)
-def test_a_doctored_journal_is_found_out(doctor: Callable[[dict[str, list[Episode]]], None], follow: bool) -> None:
+def test_a_doctored_journal_is_found_out(
+    doctor: Callable[[dict[str, list[Episode]]], None], follow: bool
+) -> None:
     """Also where all that the run said of itself agrees with it."""
     assert judged(TRUTH, doctor, follow=follow).problems
 
@@ -144,7 +176,9 @@ def test_a_doctored_journal_is_found_out(doctor: Callable[[dict[str, list[Episod
 @pytest.mark.parametrize("doctor", [lost, invented, other_words, other_action])
 def test_also_after_an_error(doctor: Callable[[dict[str, list[Episode]]], None]) -> None:
     trees = explored()
-    name = next(n for n, t in trees.items() if any(e.stop is Stop.policy_error for e in t.episodes[:-1]))
+    name = next(
+        n for n, t in trees.items() if any(e.stop is Stop.policy_error for e in t.episodes[:-1])
+    )
     found = judged(trees, lambda held: doctor({"train-1": held[name]}), follow=True)
     assert found.problems
 
@@ -158,6 +192,16 @@ def test_sums_and_notes_are_held_to_the_journal() -> None:
         assert judged(TRUTH, done=more).problems
     assert judged(TRUTH, done=lambda said: said["stops"].update(policy_error=1)).problems
     assert "written twice" in judged(TRUTH, notes=lambda lines: lines.append(lines[0])).problems[0]
-    assert "is gone" in judged(TRUTH, notes=lambda lines: lines.append('["train-0", 99, "x", true]')).problems[0]
-    assert "not synced" in judged(TRUTH, notes=lambda lines: lines.append(lines.pop().replace("true", "false"))).problems[0]
-    assert not judged(TRUTH, notes=list.clear).problems, "it may be killed between a write and its note"
+    assert (
+        "is gone"
+        in judged(TRUTH, notes=lambda lines: lines.append('["train-0", 99, "x", true]')).problems[0]
+    )
+    assert (
+        "not synced"
+        in judged(
+            TRUTH, notes=lambda lines: lines.append(lines.pop().replace("true", "false"))
+        ).problems[0]
+    )
+    assert not judged(TRUTH, notes=list.clear).problems, (
+        "it may be killed between a write and its note"
+    )

@@ -1,7 +1,10 @@
-"""What must hold at the end, whatever happened: says what does not, in sentences, and none where all does.
+"""What must hold at the end, whatever happened: says what does not, in sentences, and none where
+all does.
 
-An episode may differ from the fault-free run's in two ways only, and only where what is outside failed for longer than it is retried: it ended there
-(policy_error, env_error), or a reflection got no answer. Its turns up to there are the fault-free run's. What comes after it in its task has other numbers, so
+An episode may differ from the fault-free run's in two ways only, and only where what is outside
+failed for longer than it is retried: it ended there
+(policy_error, env_error), or a reflection got no answer. Its turns up to there are the fault-free
+run's. What comes after it in its task has other numbers, so
 other seeds: there every prompt is built again, the model asked, the environment played.
 """
 
@@ -36,7 +39,8 @@ class Verdict:
     words: Counter[str] = field(default_factory=Counter)
     """Their sentences, numbers left out."""
     after: int = 0
-    """Sound episodes with other numbers than in the fault-free run, because an error came before them."""
+    """Sound episodes with other numbers than in the fault-free run, because an error came before
+    them."""
     replayed: int = 0
     given_up: int = 0
     """Tasks left after `max_errors` errors."""
@@ -48,7 +52,9 @@ class Verdict:
 
 def plain(episode: Episode) -> dict[str, Any]:
     """All of it but times and replays."""
-    return replace(episode, seconds=0.0, replayed=0, turns=tuple(map(timeless, episode.turns))).to_json()
+    return replace(
+        episode, seconds=0.0, replayed=0, turns=tuple(map(timeless, episode.turns))
+    ).to_json()
 
 
 def timeless(turn: Turn) -> Turn:
@@ -56,15 +62,23 @@ def timeless(turn: Turn) -> Turn:
 
 
 def verify(
-    trees: Mapping[str, Tree], truth: Mapping[str, Tree], done: Mapping[str, Any], notes: Sequence[str], config: ExploreConfig, prompts: Prompts
+    trees: Mapping[str, Tree],
+    truth: Mapping[str, Tree],
+    done: Mapping[str, Any],
+    notes: Sequence[str],
+    config: ExploreConfig,
+    prompts: Prompts,
 ) -> Verdict:
-    """`truth`: the fault-free run's trees. `done`: what the stage said of itself. `notes`: see `tests.chaos.run`."""
+    """`truth`: the fault-free run's trees. `done`: what the stage said of itself. `notes`: see
+    `tests.chaos.run`."""
     verdict = Verdict(tasks=len(trees))
     if list(trees) != list(truth):
         verdict.problems.append("other tasks, or another order of tasks")
         return verdict
     ids = Counter(turn.id for tree in trees.values() for turn in tree)
-    verdict.problems += [f"the turn {name} is there {times} times" for name, times in ids.items() if times > 1]
+    verdict.problems += [
+        f"the turn {name} is there {times} times" for name, times in ids.items() if times > 1
+    ]
     for task_id, tree in trees.items():
         _verify_task(verdict, tree, truth[task_id], config, prompts)
     _verify_sums(verdict, trees, done)
@@ -72,7 +86,9 @@ def verify(
     return verdict
 
 
-def _verify_task(verdict: Verdict, tree: Tree, true: Tree, config: ExploreConfig, prompts: Prompts) -> None:
+def _verify_task(
+    verdict: Verdict, tree: Tree, true: Tree, config: ExploreConfig, prompts: Prompts
+) -> None:
     say, name = verdict.problems.append, tree.task.id
     verdict.episodes += len(tree.episodes)
     verdict.turns += len(tree)
@@ -88,7 +104,10 @@ def _verify_task(verdict: Verdict, tree: Tree, true: Tree, config: ExploreConfig
             verdict.errors[episode.stop.value] += 1
             verdict.words[re.sub(r"\d+", "N", episode.error)[:120]] += 1
             if not episode.error:
-                say(f"episode {episode.index} of {name} ended in {episode.stop.value} and does not say why")
+                say(
+                    f"episode {episode.index} of {name} ended in {episode.stop.value} and "
+                    "does not say why"
+                )
         verdict.errors["reflection without an answer"] += sum(map(unanswered, episode.turns))
         if episode.stop is Stop.diverged:
             say(f"episode {episode.index} of {name} diverged: {episode.error}")
@@ -102,7 +121,10 @@ def _verify_task(verdict: Verdict, tree: Tree, true: Tree, config: ExploreConfig
         return
     first = tree.episodes[same]
     if not _is_cut(first, true.episodes[same]):
-        say(f"episode {same} of {name} differs, and no failure explains it: {plain(first)} where {plain(true.episodes[same])} is true")
+        say(
+            f"episode {same} of {name} differs, and no failure explains it: {plain(first)} "
+            f"where {plain(true.episodes[same])} is true"
+        )
     for index in range(same, len(tree.episodes)):
         verdict.after += tree.episodes[index].stop not in ERRORS
         _replay(verdict, tree, index, config, prompts)
@@ -111,14 +133,19 @@ def _verify_task(verdict: Verdict, tree: Tree, true: Tree, config: ExploreConfig
 
 def unanswered(turn: Turn) -> bool:
     """A reflection that the endpoint never answered."""
-    return turn.kind is Kind.reflect and not turn.valid and not turn.action_text and "gave no answer" in turn.observation
+    return (
+        turn.kind is Kind.reflect
+        and not turn.valid
+        and not turn.action_text
+        and "gave no answer" in turn.observation
+    )
 
 
 def _is_cut(episode: Episode, true: Episode) -> bool:
     """Whether it is the true one up to a failure."""
-    if replace(episode, turns=(), stop=true.stop, error="", seconds=0.0, replayed=0, first_observation="") != replace(
-        true, turns=(), seconds=0.0, replayed=0, first_observation=""
-    ):
+    if replace(
+        episode, turns=(), stop=true.stop, error="", seconds=0.0, replayed=0, first_observation=""
+    ) != replace(true, turns=(), seconds=0.0, replayed=0, first_observation=""):
         return False
     same = 0
     for turn, other in zip(episode.turns, true.turns, strict=False):
@@ -130,7 +157,9 @@ def _is_cut(episode: Episode, true: Episode) -> bool:
     return unanswered(episode.turns[same])
 
 
-def _replay(verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, prompts: Prompts) -> None:
+def _replay(
+    verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, prompts: Prompts
+) -> None:
     """Ask the strategy, the model and the environment again."""
     episode, say = tree.episodes[index], verdict.problems.append
     where = f"episode {index} of {tree.task.id}"
@@ -149,7 +178,9 @@ def _replay(verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, pro
         if turn.kind is Kind.act:
             messages = prompts.act(history_before(tree, turn, with_experience=True))
         else:
-            messages = prompts.reflect(replace(history_before(tree, turn, with_experience=True), first_observation=first))
+            messages = prompts.reflect(
+                replace(history_before(tree, turn, with_experience=True), first_observation=first)
+            )
             names += ("reflect", tries[turn.step])
             tries[turn.step] += 1
         if turn.action_text != reply(messages, derive_seed(*names)).text:
@@ -157,18 +188,28 @@ def _replay(verdict: Verdict, tree: Tree, index: int, config: ExploreConfig, pro
         if turn.kind is Kind.act:
             result = env.step(turn.action)
             told = (turn.observation, turn.done, turn.success, turn.valid, turn.progress)
-            if told != (result.observation, result.done, result.success, result.valid, result.progress):
+            if told != (
+                result.observation,
+                result.done,
+                result.success,
+                result.valid,
+                result.progress,
+            ):
                 say(f"the turn {turn.id} is not what the environment says")
         elif turn.valid:
             try:
-                if prompts.parse_reflection(turn.action_text, turn.step) != (turn.target, turn.note):
+                if prompts.parse_reflection(turn.action_text, turn.step) != (
+                    turn.target,
+                    turn.note,
+                ):
                     say(f"the reflection {turn.id} is misread")
             except UnusableReflection:
                 say(f"the reflection {turn.id} is unusable")
 
 
 def _finished(verdict: Verdict, tree: Tree, config: ExploreConfig) -> None:
-    """A task is left when it is solved, its budget is used up, or errors ended it again and again."""
+    """A task is left when it is solved, its budget is used up, or errors ended it again and
+    again."""
     errors = sum(e.stop in ERRORS for e in tree.episodes)
     calls = sum(len(e.turns) for e in tree.episodes)
     if calls > config.limits["policy_calls"]:
@@ -176,7 +217,9 @@ def _finished(verdict: Verdict, tree: Tree, config: ExploreConfig) -> None:
     if errors >= config.max_errors:
         verdict.given_up += calls < config.limits["policy_calls"]
     elif calls < config.limits["policy_calls"] and not (tree.solved and config.until == "solved"):
-        verdict.problems.append(f"{tree.task.id} was left with {calls} calls spent and {errors} errors")
+        verdict.problems.append(
+            f"{tree.task.id} was left with {calls} calls spent and {errors} errors"
+        )
 
 
 def _verify_sums(verdict: Verdict, trees: Mapping[str, Tree], done: Mapping[str, Any]) -> None:
@@ -186,15 +229,21 @@ def _verify_sums(verdict: Verdict, trees: Mapping[str, Tree], done: Mapping[str,
         sums.update({name: int(amount) for name, amount in cost_of(episode).items()})
     for name in cost_of(Episode("", 0, Stop.failure, ())):
         if done["spent"][name] != sums[name]:
-            verdict.problems.append(f"the budget says {done['spent'][name]} {name}, the journal {sums[name]}")
+            verdict.problems.append(
+                f"the budget says {done['spent'][name]} {name}, the journal {sums[name]}"
+            )
     stops = Counter(e.stop.value for e in episodes)
     if dict(done["stops"]) != dict(stops):
-        verdict.problems.append(f"the stage counted the stops {dict(done['stops'])}, the journal holds {dict(stops)}")
+        verdict.problems.append(
+            f"the stage counted the stops {dict(done['stops'])}, the journal holds {dict(stops)}"
+        )
 
 
 def _verify_notes(verdict: Verdict, trees: Mapping[str, Tree], notes: Sequence[str]) -> None:
     """What was said to be durable is there as it was, and was said once."""
-    there = {(task_id, e.index): digest(e) for task_id, tree in trees.items() for e in tree.episodes}
+    there = {
+        (task_id, e.index): digest(e) for task_id, tree in trees.items() for e in tree.episodes
+    }
     said: set[tuple[str, int]] = set()
     for line in notes:
         task_id, index, true, synced = json.loads(line)
@@ -202,9 +251,14 @@ def _verify_notes(verdict: Verdict, trees: Mapping[str, Tree], notes: Sequence[s
             verdict.problems.append(f"episode {index} of {task_id} was written twice")
         said.add((task_id, index))
         if there.get((task_id, index)) != true:
-            verdict.problems.append(f"episode {index} of {task_id} was durable and is {'another' if (task_id, index) in there else 'gone'}")
+            verdict.problems.append(
+                f"episode {index} of {task_id} was durable and is "
+                f"{'another' if (task_id, index) in there else 'gone'}"
+            )
         if not synced:
-            verdict.problems.append(f"episode {index} of {task_id} was called durable and was not synced")
+            verdict.problems.append(
+                f"episode {index} of {task_id} was called durable and was not synced"
+            )
 
 
 def tasks_of(count: int) -> list[Task]:

@@ -12,11 +12,32 @@ from typer.testing import CliRunner
 
 from leafe.cli import app
 
-COMMANDS = {"demo", "run", "explore", "merge", "distill", "evaluate", "report", "table", "figure", "envs", "view", "doctor", "export", "import"}
+COMMANDS = {
+    "demo",
+    "run",
+    "explore",
+    "merge",
+    "distill",
+    "evaluate",
+    "report",
+    "table",
+    "figure",
+    "envs",
+    "view",
+    "doctor",
+    "export",
+    "import",
+}
 
 
 def leafe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "leafe.cli", *arguments], capture_output=True, text=True, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        [sys.executable, "-m", "leafe.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_the_surface_is_frozen() -> None:
@@ -42,7 +63,10 @@ def test_help_lists_every_command() -> None:
         (("run", "demo", "env.name=mars", "jobs=1"), "There is no environment 'mars'"),
         (("run", "demo", "env.options.setting=huge", "jobs=1"), "no setting 'huge'"),
         (("run", "demo", "env.options.size=3", "jobs=1"), "no option 'size'"),
-        (("run", "demo", "tasks.train_split=dev", "jobs=1"), "has no such split; its splits are train, valid, test"),
+        (
+            ("run", "demo", "tasks.train_split=dev", "jobs=1"),
+            "has no such split; its splits are train, valid, test",
+        ),
         (("run", "demo", "policy.kind=oracle", "jobs=1"), "oracle"),
         (("run", "demo", "policy.options.colour=red", "jobs=1"), "colour"),
         (("run", "demo", "prompts=absent", "jobs=1"), "no prompt set 'absent'"),
@@ -50,7 +74,9 @@ def test_help_lists_every_command() -> None:
         (("report", "absent"), "absent is not a run folder"),
     ],
 )
-def test_users_mistakes_are_one_sentence_and_exit_code_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_users_mistakes_are_one_sentence_and_exit_code_2(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
     done = leafe(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
@@ -59,7 +85,10 @@ def test_users_mistakes_are_one_sentence_and_exit_code_2(arguments: tuple[str, .
 
 
 def test_no_endpoint_is_one_sentence(tmp_path: Path) -> None:
-    endpoint = ("policy.kind=http", "policy.options={base_url='http://127.0.0.1:9/v1', model='m', retries=0}")
+    endpoint = (
+        "policy.kind=http",
+        "policy.options={base_url='http://127.0.0.1:9/v1', model='m', retries=0}",
+    )
     done = leafe("explore", "demo", *endpoint, "jobs=1", "tasks.train=2", cwd=tmp_path)
     assert done.returncode in (1, 2), done.stderr
     assert "127.0.0.1:9" in done.stderr
@@ -69,11 +98,33 @@ def test_no_endpoint_is_one_sentence(tmp_path: Path) -> None:
 def test_envs_lists_every_env(tmp_path: Path) -> None:
     listed = leafe("envs", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
-    assert all(name in listed.stdout for name in ("gates", "sokoban", "mbpp", "scienceworld", "alfworld", "webshop", "codecontests", "remote"))
+    assert all(
+        name in listed.stdout
+        for name in (
+            "gates",
+            "sokoban",
+            "mbpp",
+            "scienceworld",
+            "alfworld",
+            "webshop",
+            "codecontests",
+            "remote",
+        )
+    )
 
 
 def test_an_env_is_checked_by_name_and_options(tmp_path: Path) -> None:
-    checked = leafe("envs", "check", "gates", "setting=easy", "--tasks", "3", "--markdown", "table.md", cwd=tmp_path)
+    checked = leafe(
+        "envs",
+        "check",
+        "gates",
+        "setting=easy",
+        "--tasks",
+        "3",
+        "--markdown",
+        "table.md",
+        cwd=tmp_path,
+    )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "gates setting=easy" in checked.stdout
     assert "9 of 9" in checked.stdout
@@ -87,7 +138,8 @@ def test_a_broken_env_is_said_and_ends_with_1(tmp_path: Path) -> None:
         "import os\nfrom leafe import Environment, StepResult, Task\n"
         "class Broken(Environment):\n"
         "    name = 'broken'\n"
-        "    def tasks(self, split, count=None, seed=0): return [Task('b', 'broken', split, 'Go.')]\n"
+        "    def tasks(self, split, count=None, seed=0): return [Task('b', 'broken', "
+        "split, 'Go.')]\n"
         "    def reset(self, task, seed): return f'process {os.getpid()}'\n"
         "    def step(self, action): return StepResult('no', valid=action == 'go')\n"
         "    def valid_actions(self): return ['go']\n"
@@ -141,7 +193,9 @@ class Silent(Environment):
 """
 
 
-def test_an_environment_without_valid_actions_is_checked_by_actions_of_the_command_line(tmp_path: Path) -> None:
+def test_an_environment_without_valid_actions_is_checked_by_actions_of_the_command_line(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "silent.py").write_text(SILENT)
     (tmp_path / "actions.txt").write_text("a\nb c\n\n")
     refused = leafe("envs", "check", "silent:Silent", cwd=tmp_path)

@@ -54,14 +54,22 @@ def test_a_recipes_run_goes_on_with_the_import(log: Path, tmp_path: Path) -> Non
     known = load_trees(out / "explore" / "tree")
     assert list(known) == [task.id for task in tasks(8)]
     facts = json.loads((out / "explore" / "tree" / "import.json").read_text("utf-8"))
-    assert facts["episodes"] == sum(len(tree.episodes) for tree in known.values()) == sum(facts["stops"].values())
+    assert (
+        facts["episodes"]
+        == sum(len(tree.episodes) for tree in known.values())
+        == sum(facts["stops"].values())
+    )
     assert facts["left_out"]["no messages"] == 1
-    assert facts["episodes"] + sum(facts["left_out"].values()) == len(log.read_text("utf-8").splitlines())
+    assert facts["episodes"] + sum(facts["left_out"].values()) == len(
+        log.read_text("utf-8").splitlines()
+    )
     with pytest.raises(UserError, match="is there already"):
         leafe("import", log, "--format", "chat", "--out", out)
 
 
-@pytest.mark.parametrize("where", [(), ("--env", "gates", "--option", "setting=easy", "--prompts", "gates")])
+@pytest.mark.parametrize(
+    "where", [(), ("--env", "gates", "--option", "setting=easy", "--prompts", "gates")]
+)
 def test_an_import_can_be_exported(where: tuple[str, ...], log: Path, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     out = tmp_path / "logged"
@@ -69,7 +77,18 @@ def test_an_import_can_be_exported(where: tuple[str, ...], log: Path, tmp_path: 
     run = RunFolder.read(out)
     assert recipe_of(run).env.name == ("gates" if where else "imported")
     assert (run.done("explore/tree") or {})["imported"]["verified"] == bool(where)
-    said = leafe("export", out, "--stage", "explore/tree", "--preset", "rft", "--to", "axolotl", "--out", tmp_path / "axolotl")
+    said = leafe(
+        "export",
+        out,
+        "--stage",
+        "explore/tree",
+        "--preset",
+        "rft",
+        "--to",
+        "axolotl",
+        "--out",
+        tmp_path / "axolotl",
+    )
     assert "rehearsal.jsonl" in said
     assert "imported from `log.jsonl`" in (tmp_path / "axolotl" / "README.md").read_text("utf-8")
     won = sum(tree.solved for tree in load_trees(out / "explore" / "tree").values())
@@ -77,22 +96,61 @@ def test_an_import_can_be_exported(where: tuple[str, ...], log: Path, tmp_path: 
     row = json.loads((tmp_path / "axolotl" / "rehearsal.jsonl").read_text("utf-8").splitlines()[0])
     assert row["messages"][-1]["train"] is True
     again = leafe("export", out, "--to", "chat", "--out", tmp_path / "chat")
-    assert f"episodes.jsonl: {len((tmp_path / 'chat' / 'episodes.jsonl').read_text('utf-8').splitlines())} rows" in again.replace("\n", "")
+    assert (
+        "episodes.jsonl: "
+        f"{len((tmp_path / 'chat' / 'episodes.jsonl').read_text('utf-8').splitlines())} "
+        "rows"
+    ) in again.replace("\n", "")
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
         (("import", "LOG", "--format", "csv", "--out", "OUT"), "There is no format 'csv'"),
-        (("import", "absent.jsonl", "--format", "chat", "--out", "OUT"), "absent.jsonl is not there"),
+        (
+            ("import", "absent.jsonl", "--format", "chat", "--out", "OUT"),
+            "absent.jsonl is not there",
+        ),
         (("import", "LOG", "--format", "inspect", "--out", "OUT"), "is no Inspect log"),
-        (("import", "LOG", "--format", "verifiers", "--out", "OUT"), "holds no episode in the format 'verifiers'"),
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--recipe", SMALL, "--env", "gates"), "give --recipe or --env"),
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--option", "a=1"), "give --env too"),
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--set", "a=1"), "give --recipe too"),
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--env", "mars"), "There is no environment 'mars'"),
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--env", "gates"), "No episode of"),  # the tasks of another setting
-        (("import", "LOG", "--format", "chat", "--out", "OUT", "--recipe", SMALL, *REFINE), "does not explore by tree"),
+        (
+            ("import", "LOG", "--format", "verifiers", "--out", "OUT"),
+            "holds no episode in the format 'verifiers'",
+        ),
+        (
+            (
+                "import",
+                "LOG",
+                "--format",
+                "chat",
+                "--out",
+                "OUT",
+                "--recipe",
+                SMALL,
+                "--env",
+                "gates",
+            ),
+            "give --recipe or --env",
+        ),
+        (
+            ("import", "LOG", "--format", "chat", "--out", "OUT", "--option", "a=1"),
+            "give --env too",
+        ),
+        (
+            ("import", "LOG", "--format", "chat", "--out", "OUT", "--set", "a=1"),
+            "give --recipe too",
+        ),
+        (
+            ("import", "LOG", "--format", "chat", "--out", "OUT", "--env", "mars"),
+            "There is no environment 'mars'",
+        ),
+        (
+            ("import", "LOG", "--format", "chat", "--out", "OUT", "--env", "gates"),
+            "No episode of",
+        ),  # the tasks of another setting
+        (
+            ("import", "LOG", "--format", "chat", "--out", "OUT", "--recipe", SMALL, *REFINE),
+            "does not explore by tree",
+        ),
         (("export", "absent", "a", "--out", "OUT"), "is not a run folder"),
         (("export", "absent", "a", "--to", "csv", "--out", "OUT"), "There is no export to 'csv'"),
         (("export", "absent", "a"), "--out"),

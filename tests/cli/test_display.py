@@ -1,4 +1,5 @@
-"""What is shown while stages run: the same facts in a live view, in lines and as JSON, at any width, in any encoding, with a terminal and without."""
+"""What is shown while stages run: the same facts in a live view, in lines and as JSON, at any
+width, in any encoding, with a terminal and without."""
 
 from __future__ import annotations
 
@@ -39,16 +40,34 @@ from leafe.pipeline import Stage, Variant
 from leafe.pipeline._progress import exploring, went_wrong
 
 STAGE = Stage("explore", Variant(0), "tree")
-OTHER = Stage("distill", Variant(0), "an arm with a name that is much longer than any terminal of the last century was wide, and then some")
+OTHER = Stage(
+    "distill",
+    Variant(0),
+    (
+        "an arm with a name that is much longer than any terminal of the last century was "
+        "wide, and then some"
+    ),
+)
 counts = st.integers(0, 10**9)
 events = st.fixed_dictionaries(
     {"done": counts},
     optional={
-        "of": st.integers(1, 10**9), "solved": counts, "by_rollback": counts, "samples": counts, "successes": counts, "turns": counts, "tokens": counts,
-        "prompt_tokens": counts, "cached_tokens": counts, "words": st.text(max_size=300), "errors": st.dictionaries(st.text(max_size=20), counts, max_size=4),
-        "budget": st.none() | st.fixed_dictionaries({"of": st.just("policy_calls"), "spent": counts, "limit": counts}), "what nobody knows": st.text(),
+        "of": st.integers(1, 10**9),
+        "solved": counts,
+        "by_rollback": counts,
+        "samples": counts,
+        "successes": counts,
+        "turns": counts,
+        "tokens": counts,
+        "prompt_tokens": counts,
+        "cached_tokens": counts,
+        "words": st.text(max_size=300),
+        "errors": st.dictionaries(st.text(max_size=20), counts, max_size=4),
+        "budget": st.none()
+        | st.fixed_dictionaries({"of": st.just("policy_calls"), "spent": counts, "limit": counts}),
+        "what nobody knows": st.text(),
     },
-)  # fmt: skip
+)
 
 
 class Clock:
@@ -71,7 +90,11 @@ def course(clock: Clock, *told: tuple[float, dict[str, Any]]) -> StageProgress:
 
 def test_speeds_are_those_of_this_start() -> None:
     """A stage that goes on from 10,000 turns has not made them in its first seconds."""
-    gone_on = course(Clock(), (3, {"done": 50, "of": 100, "turns": 10_000, "tokens": 0}), (10, {"done": 60, "of": 100, "turns": 10_500, "tokens": 40}))
+    gone_on = course(
+        Clock(),
+        (3, {"done": 50, "of": 100, "turns": 10_000, "tokens": 0}),
+        (10, {"done": 60, "of": 100, "turns": 10_500, "tokens": 40}),
+    )
     assert gone_on.rate("turns") == pytest.approx(50)
     assert gone_on.rate("tokens") == pytest.approx(4)
     assert gone_on.eta == pytest.approx(40)  # 10 tasks took 10 s, 40 are left
@@ -81,17 +104,42 @@ def test_speeds_are_those_of_this_start() -> None:
 @given(st.floats(3, 1e4), st.integers(1, 99), st.integers(0, 99))
 def test_the_end_is_near_as_the_larger_share_says(seconds: float, tasks: int, calls: int) -> None:
     budget = {"of": "policy_calls", "spent": calls, "limit": 100}
-    told = course(Clock(), (0, {"done": 0, "of": 100}), (seconds, {"done": tasks, "of": 100, "budget": budget}))
+    told = course(
+        Clock(),
+        (0, {"done": 0, "of": 100}),
+        (seconds, {"done": tasks, "of": 100, "budget": budget}),
+    )
     behind = max(tasks, calls) / 100
     assert told.eta == pytest.approx(seconds * (1 - behind) / behind, rel=1e-6, abs=1e-6)
 
 
 def test_an_event_of_exploration_names_the_closest_limit_and_errors_alone() -> None:
-    p = Progress(10, tasks_done=4, solved=3, solved_by_rollback=2, unusable_reflections=5, spent=Spent(policy_calls=50, env_steps=45, generated_tokens=90))
+    p = Progress(
+        10,
+        tasks_done=4,
+        solved=3,
+        solved_by_rollback=2,
+        unusable_reflections=5,
+        spent=Spent(policy_calls=50, env_steps=45, generated_tokens=90),
+    )
     p.stops.update({"success": 3, "failure": 9, "diverged": 1, "policy_error": 2})
-    event = exploring(p, {"policy_calls": 10.0, "env_steps": 30.0, "seconds": 1.0}, {"policy_calls": 60.0}, failures={"requests": 70, "5xx": 2, "timeout": 0})
-    assert event["budget"] == {"of": "policy_calls", "spent": 50, "limit": 60.0}  # 50 of 60 is more than 45 of 300
-    assert event["errors"] == {"diverged": 1, "policy error": 2, "5xx": 2, "unusable reflections": 5}
+    event = exploring(
+        p,
+        {"policy_calls": 10.0, "env_steps": 30.0, "seconds": 1.0},
+        {"policy_calls": 60.0},
+        failures={"requests": 70, "5xx": 2, "timeout": 0},
+    )
+    assert event["budget"] == {
+        "of": "policy_calls",
+        "spent": 50,
+        "limit": 60.0,
+    }  # 50 of 60 is more than 45 of 300
+    assert event["errors"] == {
+        "diverged": 1,
+        "policy error": 2,
+        "5xx": 2,
+        "unusable reflections": 5,
+    }
     assert exploring(p)["budget"] is None
     json.dumps(event)
     assert went_wrong({"requests": 3, "hedge_won": 1, "given_up": 2}) == {"given up": 2}
@@ -104,11 +152,20 @@ class Terminal(io.TextIOWrapper):
         return True
 
 
-def drawn(width: int, height: int, *told: tuple[Stage, dict[str, Any] | None], encoding: str = "utf-8") -> list[str]:
+def drawn(
+    width: int, height: int, *told: tuple[Stage, dict[str, Any] | None], encoding: str = "utf-8"
+) -> list[str]:
     """The live view's lines on such a screen."""
     plain_where_needed()
     file = Terminal(io.BytesIO(), encoding=encoding, errors="leafe.plain")
-    console = Console(file=file, width=width, height=height, force_terminal=True, color_system=None, legacy_windows=False)
+    console = Console(
+        file=file,
+        width=width,
+        height=height,
+        force_terminal=True,
+        color_system=None,
+        legacy_windows=False,
+    )
     display = Display(console, lambda kind: None, 29, 3)
     for stage, event in told:
         display.begins(stage)
@@ -121,27 +178,57 @@ def drawn(width: int, height: int, *told: tuple[Stage, dict[str, Any] | None], e
 
 
 @given(st.integers(20, 200), st.integers(2, 50), events, st.booleans())
-def test_any_event_fits_any_width(width: int, height: int, event: dict[str, Any], ascii_only: bool) -> None:
-    lines = drawn(width, height, (STAGE, event), (OTHER, None), encoding="ascii" if ascii_only else "utf-8")
+def test_any_event_fits_any_width(
+    width: int, height: int, event: dict[str, Any], ascii_only: bool
+) -> None:
+    lines = drawn(
+        width, height, (STAGE, event), (OTHER, None), encoding="ascii" if ascii_only else "utf-8"
+    )
     assert all(cell_len(line) <= width for line in lines)
     assert "3 of 29 stages" in lines[-1] or width < 30
 
 
 def test_the_view_says_what_is_asked_of_it() -> None:
-    event = {"done": 143, "of": 240, "solved": 49, "by_rollback": 45, "turns": 1, "tokens": 2, "prompt_tokens": 100, "cached_tokens": 78,
-             "budget": {"of": "policy_calls", "spent": 2832, "limit": 4800}, "errors": {"diverged": 2}}  # fmt: skip
+    event = {
+        "done": 143,
+        "of": 240,
+        "solved": 49,
+        "by_rollback": 45,
+        "turns": 1,
+        "tokens": 2,
+        "prompt_tokens": 100,
+        "cached_tokens": 78,
+        "budget": {"of": "policy_calls", "spent": 2832, "limit": 4800},
+        "errors": {"diverged": 2},
+    }
     lines = drawn(100, 30, (STAGE, event))
     shown = " ".join(lines)
-    for words in ("explore/tree", "143/240", "49 solved (20.4 %, 45 by rollback)", "2 diverged", "budget 59 % of 4,800 policy calls", "cache 78 %"):
+    for words in (
+        "explore/tree",
+        "143/240",
+        "49 solved (20.4 %, 45 by rollback)",
+        "2 diverged",
+        "budget 59 % of 4,800 policy calls",
+        "cache 78 %",
+    ):
         assert words in shown
     narrow = " ".join(drawn(40, 30, (STAGE, event)))
     assert "143/240" in narrow
-    assert "49 solved (20.4 %, 45 by rollback)" in narrow, "what matters most has its place before the rest"
+    assert "49 solved (20.4 %, 45 by rollback)" in narrow, (
+        "what matters most has its place before the rest"
+    )
 
 
 def test_more_stages_than_lines_are_counted() -> None:
     stages = [Stage("evaluate", Variant(0), f"row {n}") for n in range(20)]
-    lines = drawn(80, 12, *((stage, {"done": 1, "of": 2, "solved": 1, "samples": 2, "successes": 1}) for stage in stages))
+    lines = drawn(
+        80,
+        12,
+        *(
+            (stage, {"done": 1, "of": 2, "solved": 1, "samples": 2, "successes": 1})
+            for stage in stages
+        ),
+    )
     assert len(lines) <= 12
     assert "17 not shown" in lines[-1]
 
@@ -149,14 +236,19 @@ def test_more_stages_than_lines_are_counted() -> None:
 def test_lines_where_there_is_no_terminal() -> None:
     for forced in (False, True):  # FORCE_COLOR makes rich believe in a terminal
         out = io.StringIO()
-        with Display(Console(file=out, width=200, force_terminal=forced), lambda kind: None) as display:
+        with Display(
+            Console(file=out, width=200, force_terminal=forced), lambda kind: None
+        ) as display:
             display.begins(STAGE)
             display.progress(STAGE, {"done": 1, "of": 2})
             display._spoke[STAGE.name] -= 60
             display.progress(STAGE, {"done": 1, "of": 2, "solved": 1})
             display.ends(STAGE, {"seconds": 1.25, "empty": "nothing [to] learn"})
         lines = out.getvalue().splitlines()
-        assert [lines[0], lines[1]] == ["explore/tree: begins", "explore/tree: 1/2, 1 solved (50.0 %)"]
+        assert [lines[0], lines[1]] == [
+            "explore/tree: begins",
+            "explore/tree: 1/2, 1 solved (50.0 %)",
+        ]
         assert "explore/tree in 1.2 s: nothing [to] learn" in lines[2]
         assert len(lines) == 3
         assert "\x1b[" not in lines[0]
@@ -173,7 +265,12 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert [t["event"] for t in told] == ["plan", "begin", "progress", "end"]
     assert told[0]["stages"] == [{"stage": "explore/tree", "kind": "explore", "row": "tree"}]
     assert told[0]["done"] == ["explore/independent"]
-    assert (told[2]["done"], told[2]["of"], told[2]["turns"], told[2]["stage"]) == (1, 4, 3, "explore/tree")
+    assert (told[2]["done"], told[2]["of"], told[2]["turns"], told[2]["stage"]) == (
+        1,
+        4,
+        3,
+        "explore/tree",
+    )
     assert told[3]["seconds"] == 2.0
     assert all(line.isascii() for line in lines), "readable in any locale"
 
@@ -214,12 +311,25 @@ with Display(console, lambda kind: None, 9) as display:
 """
 
 
-def in_terminal(columns: int, rows: int, resize: tuple[int, int] | None = None, **environment: str) -> tuple[int, bytes]:
-    """(exit code, all that the program wrote) of `PLAY` on a terminal of that size, which may change on the way."""
+def in_terminal(
+    columns: int, rows: int, resize: tuple[int, int] | None = None, **environment: str
+) -> tuple[int, bytes]:
+    """(exit code, all that the program wrote) of `PLAY` on a terminal of that size, which may
+    change on the way."""
     master, slave = pty.openpty()
     ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")}
-    process = subprocess.Popen([sys.executable, "-c", PLAY], stdin=slave, stdout=slave, stderr=slave, env=clean | {"TERM": "xterm-256color"} | environment)
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", PLAY],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=clean | {"TERM": "xterm-256color"} | environment,
+    )
     os.close(slave)
     out = b""
     while True:
@@ -276,12 +386,29 @@ def test_signs_that_an_encoding_lacks(encoding: str) -> None:
 
 
 def leafe(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "leafe.cli", *arguments], capture_output=True, text=True, cwd=cwd, env=os.environ | environment)
+    return subprocess.run(
+        [sys.executable, "-m", "leafe.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | environment,
+    )
 
 
 def test_json_of_a_run_and_of_a_mistake(tmp_path: Path) -> None:
     small = str(Path(__file__).parents[1] / "pipeline" / "small.toml")
-    asked = ("run", small, "tasks.train=2", "tasks.test=1", "evaluate.samples=2", "evaluate.k=[1]", "evaluate.compare=[]", "arms={}", "jobs=1", "--json")
+    asked = (
+        "run",
+        small,
+        "tasks.train=2",
+        "tasks.test=1",
+        "evaluate.samples=2",
+        "evaluate.k=[1]",
+        "evaluate.compare=[]",
+        "arms={}",
+        "jobs=1",
+        "--json",
+    )
     done = leafe(*asked, cwd=tmp_path, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]
@@ -292,7 +419,10 @@ def test_json_of_a_run_and_of_a_mistake(tmp_path: Path) -> None:
     stages = [s["stage"] for s in told[0]["stages"]]
     assert [t["stage"] for t in told if t["event"] == "begin"] == stages
     assert [t["stage"] for t in told if t["event"] == "end"] == stages
-    again = [json.loads(line) for line in leafe(*asked, cwd=tmp_path, OMP_NUM_THREADS="1").stdout.splitlines()]
+    again = [
+        json.loads(line)
+        for line in leafe(*asked, cwd=tmp_path, OMP_NUM_THREADS="1").stdout.splitlines()
+    ]
     assert again[0]["done"] == stages
     assert [t["event"] for t in again] == ["plan", "finished"]
     wrong = leafe("run", small, "explore.depht=3", "--json", cwd=tmp_path)
@@ -303,8 +433,15 @@ def test_json_of_a_run_and_of_a_mistake(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
-    told = "from leafe.cli._json import JsonLines\nimport sys, time\nsaid = JsonLines()\nfor n in range(20):\n    said.say('x', n=n); time.sleep(0.02)\n"
-    process = subprocess.Popen([sys.executable, "-c", told + "sys.stderr.write('whole')"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    told = (
+        "from leafe.cli._json import JsonLines\nimport sys, time\nsaid = JsonLines()\nfor n in "
+        "range(20):\n    said.say('x', n=n); time.sleep(0.02)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", told + "sys.stderr.write('whole')"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
@@ -319,11 +456,19 @@ def test_completion_for_shells(shell: str, tmp_path: Path) -> None:
     assert printed.returncode == 0
     assert "_LEAFE_COMPLETE=complete_" + shell in printed.stdout
     if shell == "bash":
-        checked = subprocess.run(["bash", "-n"], input=printed.stdout, text=True, capture_output=True)
+        checked = subprocess.run(
+            ["bash", "-n"], input=printed.stdout, text=True, capture_output=True
+        )
         assert checked.returncode == 0, checked.stderr
 
 
-WORDS = [("ru", {"run"}), ("run gates-see", {"gates-seeds"}), ("run mi", {"mine.toml"}), ("report ru", {"runs/"}), ("report runs/", {"runs/a"})]
+WORDS = [
+    ("ru", {"run"}),
+    ("run gates-see", {"gates-seeds"}),
+    ("run mi", {"mine.toml"}),
+    ("report ru", {"runs/"}),
+    ("report runs/", {"runs/a"}),
+]
 
 
 @pytest.mark.parametrize(("typed", "offered"), WORDS)
@@ -331,17 +476,34 @@ def test_what_a_word_may_become(typed: str, offered: set[str], tmp_path: Path) -
     (tmp_path / "mine.toml").write_text("")
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/manifest.json").write_text("{}")
-    asked = {"_LEAFE_COMPLETE": "complete_bash", "COMP_WORDS": f"leafe {typed}", "COMP_CWORD": str(len(typed.split()))}
+    asked = {
+        "_LEAFE_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"leafe {typed}",
+        "COMP_CWORD": str(len(typed.split())),
+    }
     program = "from leafe.cli import app; app(prog_name='leafe')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ | asked)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | asked,
+    )
     assert set(done.stdout.split()) == offered, done.stderr
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-@given(words=st.text(st.characters(codec=None) | st.sampled_from("\x1b\x07\x08\r\x9b\u202e\ud800[]31m"), max_size=60))
+@given(
+    words=st.text(
+        st.characters(codec=None) | st.sampled_from("\x1b\x07\x08\r\x9b\u202e\ud800[]31m"),
+        max_size=60,
+    )
+)
 def test_nothing_that_is_printed_steers_the_terminal(terminal: bool, words: str) -> None:
     out = io.StringIO()
-    console = SafeConsole(file=out, force_terminal=terminal, width=80, color_system=None, legacy_windows=False)
+    console = SafeConsole(
+        file=out, force_terminal=terminal, width=80, color_system=None, legacy_windows=False
+    )
     table = Table(words, title=Text(words))
     table.add_row(Text(words), escape(words))
     for what in (table, Text(words), Text.assemble((words, "bold"), words), Panel(Text(words))):

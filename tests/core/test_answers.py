@@ -1,4 +1,5 @@
-"""Whatever an environment answers is plain JSON afterwards, or one sentence; what carries its value keeps it."""
+"""Whatever an environment answers is plain JSON afterwards, or one sentence; what carries its value
+keeps it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.core import EnvError, Environment, Kind, StepResult, Task, Turn, UserError
-from leafe.core.answers import check_facts, observation_text, plain_json, plain_task, step_result, versions_of
+from leafe.core.answers import (
+    check_facts,
+    observation_text,
+    plain_json,
+    plain_task,
+    step_result,
+    versions_of,
+)
 
 
 class Raises:
@@ -30,13 +38,50 @@ class Raises:
 
 itself: list[Any] = []
 itself.append(itself)
-odd = st.sampled_from([
-    None, math.nan, math.inf, -math.inf, 10**400, -1, 2, 0.5, "", "1.0", "True", b"1", "\ud800", "\udcff a",
-    [], [1.0], {}, {1: 2}, set(), object(), Raises(), itself,
-    np.float32(1), np.float32("nan"), np.int64(3), np.bool_(True), np.str_("hi"), np.array([1.0]), np.array([1.0, 2.0]), np.array("x"), np.zeros(()), 1j,
-    Decimal("0.1"), Decimal("NaN"), Fraction(1, 3), Path("a"), np.datetime64("2020-01-01"),
-])  # fmt: skip
-fields = st.fixed_dictionaries(dict.fromkeys(("observation", "reward", "done", "success", "valid", "progress", "info"), odd))
+odd = st.sampled_from(
+    [
+        None,
+        math.nan,
+        math.inf,
+        -math.inf,
+        10**400,
+        -1,
+        2,
+        0.5,
+        "",
+        "1.0",
+        "True",
+        b"1",
+        "\ud800",
+        "\udcff a",
+        [],
+        [1.0],
+        {},
+        {1: 2},
+        set(),
+        object(),
+        Raises(),
+        itself,
+        np.float32(1),
+        np.float32("nan"),
+        np.int64(3),
+        np.bool_(True),
+        np.str_("hi"),
+        np.array([1.0]),
+        np.array([1.0, 2.0]),
+        np.array("x"),
+        np.zeros(()),
+        1j,
+        Decimal("0.1"),
+        Decimal("NaN"),
+        Fraction(1, 3),
+        Path("a"),
+        np.datetime64("2020-01-01"),
+    ]
+)
+fields = st.fixed_dictionaries(
+    dict.fromkeys(("observation", "reward", "done", "success", "valid", "progress", "info"), odd)
+)
 
 
 def strict(value: object) -> Any:
@@ -63,9 +108,14 @@ def test_any_answer_is_plain_or_refused_in_one_sentence(values: dict[str, Any]) 
     result.observation.encode()
 
 
-@given(st.sampled_from([np.float32, np.float64, np.int64, np.int8, Decimal, Fraction, float, int]), st.integers(-100, 100))
+@given(
+    st.sampled_from([np.float32, np.float64, np.int64, np.int8, Decimal, Fraction, float, int]),
+    st.integers(-100, 100),
+)
 def test_a_number_keeps_its_value(kind: Any, number: int) -> None:
-    result = step_result(StepResult("x", reward=kind(number), progress=kind(number), done=np.bool_(number > 0)), "w")  # type: ignore[arg-type]
+    result = step_result(
+        StepResult("x", reward=kind(number), progress=kind(number), done=np.bool_(number > 0)), "w"
+    )  # type: ignore[arg-type]
     assert (result.reward, result.progress, result.done) == (number, number, number > 0)
 
 
@@ -96,8 +146,14 @@ def test_texts_are_cleaned_and_other_things_are_no_texts() -> None:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -109,27 +165,49 @@ def test_a_payload_of_json_is_left_as_it_is(payload: dict[str, Any]) -> None:
 
 
 def test_a_payload_of_numpy_reads_back_as_json() -> None:
-    payload = {"n": np.int64(3), "grid": np.arange(4).reshape(2, 2), "pair": (1, np.float32(0.5)), "more": OrderedDict(ok=np.bool_(True)), "s": np.str_("x")}
+    payload = {
+        "n": np.int64(3),
+        "grid": np.arange(4).reshape(2, 2),
+        "pair": (1, np.float32(0.5)),
+        "more": OrderedDict(ok=np.bool_(True)),
+        "s": np.str_("x"),
+    }
     plain = plain_task(Task("t", "w", "train", "Go.", payload), "w")
-    assert plain.payload == {"n": 3, "grid": [[0, 1], [2, 3]], "pair": [1, 0.5], "more": {"ok": True}, "s": "x"}
+    assert plain.payload == {
+        "n": 3,
+        "grid": [[0, 1], [2, 3]],
+        "pair": [1, 0.5],
+        "more": {"ok": True},
+        "s": "x",
+    }
     assert Task.from_json(strict(plain.to_json())) == plain
 
 
 @pytest.mark.parametrize(
     ("payload", "says"),
     [
-        ({"a": [math.nan]}, r"payload\['a'\]\[0\] is nan"), ({"a": {1}}, "type set, which JSON"), ({1: 2}, "the key '1', which is no text"),
+        ({"a": [math.nan]}, r"payload\['a'\]\[0\] is nan"),
+        ({"a": {1}}, "type set, which JSON"),
+        ({1: 2}, "the key '1', which is no text"),
         ([1], "not a mapping"),
-        ({"a": itself}, "holds itself"), ({"a": np.array([np.inf])}, "is inf"), ({"a": b"x"}, "type bytes"), ({"a": Raises()}, "type Raises"), (None, "None"),
+        ({"a": itself}, "holds itself"),
+        ({"a": np.array([np.inf])}, "is inf"),
+        ({"a": b"x"}, "type bytes"),
+        ({"a": Raises()}, "type Raises"),
+        (None, "None"),
     ],
-)  # fmt: skip
-def test_a_payload_that_json_does_not_hold_is_refused_with_its_place(payload: Any, says: str) -> None:
+)
+def test_a_payload_that_json_does_not_hold_is_refused_with_its_place(
+    payload: Any, says: str
+) -> None:
     with pytest.raises(UserError, match=says):
         plain_task(Task("t", "w", "train", "Go.", payload), "w")
 
 
 def test_a_task_is_a_record_with_texts() -> None:
-    assert plain_task(Task("t\ud800", "w", np.str_("train"), "Go."), "w") == Task("t\ufffd", "w", "train", "Go.")
+    assert plain_task(Task("t\ud800", "w", np.str_("train"), "Go."), "w") == Task(
+        "t\ufffd", "w", "train", "Go."
+    )
     for task in (Task(3, "w", "train", "Go."), Task("t", "w", None, "Go."), {"id": "t"}):  # type: ignore[arg-type]
         with pytest.raises(UserError, match=r"[Tt]ask"):
             plain_task(task, "w")
@@ -157,8 +235,21 @@ def env(**facts: Any) -> Environment:
 
 def test_what_an_environment_says_of_itself() -> None:
     made = check_facts(env(horizon=np.int64(4), actions_help="go\ud800", name=np.str_("w")))
-    assert (type(made.horizon), made.horizon, made.actions_help, made.name) == (int, 4, "go\ufffd", "w")
-    for facts in ({"horizon": None}, {"horizon": math.inf}, {"horizon": 0}, {"horizon": "3"}, {"name": 3}, {"actions_help": None}, {"name": b"\xff"}):
+    assert (type(made.horizon), made.horizon, made.actions_help, made.name) == (
+        int,
+        4,
+        "go\ufffd",
+        "w",
+    )
+    for facts in (
+        {"horizon": None},
+        {"horizon": math.inf},
+        {"horizon": 0},
+        {"horizon": "3"},
+        {"name": 3},
+        {"actions_help": None},
+        {"name": b"\xff"},
+    ):
         with pytest.raises(UserError, match="give its class"):
             check_facts(env(**facts))
     made.versions = lambda: {"rom": np.int64(3), "data": None}  # type: ignore[method-assign,dict-item]
@@ -168,11 +259,15 @@ def test_what_an_environment_says_of_itself() -> None:
 @pytest.mark.parametrize("value", ["null", "NaN", "-Infinity", '"x"', "[1]"])
 def test_a_journal_of_0_1_0_with_odd_numbers_is_read(value: str) -> None:
     turn = Turn("t/0.0", None, "t", 0, Kind.act, "go")
-    turn = Turn.from_json(turn.to_json() | dict.fromkeys(("reward", "progress", "logprob"), json.loads(value)))
+    turn = Turn.from_json(
+        turn.to_json() | dict.fromkeys(("reward", "progress", "logprob"), json.loads(value))
+    )
     assert (turn.reward, turn.progress, turn.logprob) == (0.0, None, None)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_a_number_that_json_does_not_have_is_not_written(number: float) -> None:
-    turn = Turn("t/0.0", None, "t", 0, Kind.act, "go", reward=number, progress=number, logprob=number)
+    turn = Turn(
+        "t/0.0", None, "t", 0, Kind.act, "go", reward=number, progress=number, logprob=number
+    )
     assert Turn.from_json(strict(turn.to_json())) == Turn("t/0.0", None, "t", 0, Kind.act, "go")

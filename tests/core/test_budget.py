@@ -1,4 +1,5 @@
-"""No limit on counted things is ever passed; tokens pass theirs by the turn in flight at most; a parent binds its children."""
+"""No limit on counted things is ever passed; tokens pass theirs by the turn in flight at most; a
+parent binds its children."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ limits = st.dictionaries(st.sampled_from(COUNTED), st.integers(0, 12))
 def test_take_meets_limits_exactly(limit: dict[str, float], asked: list[dict[str, float]]) -> None:
     budget, spent = Budget(limit), dict.fromkeys(COUNTED, 0.0)
     for amount in asked:
-        fits = all(spent[name] + amount.get(name, 0) <= most for name, most in limit.items() if name in amount)
+        fits = all(
+            spent[name] + amount.get(name, 0) <= most
+            for name, most in limit.items()
+            if name in amount
+        )
         assert budget.admits(**amount) == fits
         assert budget.take(**amount) == fits
         if fits:
@@ -50,7 +55,9 @@ def test_tokens_pass_their_limit_by_the_turn_in_flight_at_most(most: int, turns:
 
 
 @given(limits, limits, st.lists(st.tuples(st.booleans(), amounts)))
-def test_a_parent_sums_its_children_and_binds_them(whole: dict[str, float], part: dict[str, float], asked: list[tuple[bool, dict[str, float]]]) -> None:
+def test_a_parent_sums_its_children_and_binds_them(
+    whole: dict[str, float], part: dict[str, float], asked: list[tuple[bool, dict[str, float]]]
+) -> None:
     parent = Budget(whole)
     children = [Budget(part, parent), Budget(part, parent)]
     for which, amount in asked:

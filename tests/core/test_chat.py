@@ -1,6 +1,8 @@
-"""Token ids by splicing: the prompt of a turn is a prefix of its child's, and a template that cannot give that is refused by name.
+"""Token ids by splicing: the prompt of a turn is a prefix of its child's, and a template that
+cannot give that is refused by name.
 
-The tokenizers here are hand-made: the few methods of a `transformers` fast tokenizer that `ChatTokens` uses, over words, with jinja templates.
+The tokenizers here are hand-made: the few methods of a `transformers` fast tokenizer that
+`ChatTokens` uses, over words, with jinja templates.
 """
 
 from __future__ import annotations
@@ -18,31 +20,53 @@ from leafe.core import ChatTokens, Message, UserError
 from leafe.core.chat import _MARK
 
 END = "<|end|>"
-APPENDS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+APPENDS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if "
+    "add_generation_prompt %}<|assistant|>{% endif %}"
+)
 BROKEN = {
     "drops earlier answers": (
-        "{% for m in messages %}{% if m.role == 'user' or loop.last %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endif %}{% endfor %}<|assistant|>",
+        (
+            "{% for m in messages %}{% if m.role == 'user' or loop.last %}<|{{ m.role }}|>{{ "
+            "m.content }}<|end|>{% endif %}{% endfor %}<|assistant|>"
+        ),
         "breaks the prefix rule",
     ),
     "cuts earlier answers short": (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content if loop.last or m.role == 'user' else m.content[:3] }}<|end|>{% endfor %}<|assistant|>",
+        (
+            "{% for m in messages %}<|{{ m.role }}|>{{ m.content if loop.last or m.role == "
+            "'user' else m.content[:3] }}<|end|>{% endfor %}<|assistant|>"
+        ),
         "breaks the prefix rule",
     ),
     "renders earlier messages anew": (
-        "{% for m in messages %}<|{{ m.role }}|>{{ '' if loop.last else 'earlier ' }}{{ m.content }}<|end|>{% endfor %}<|assistant|>",
+        (
+            "{% for m in messages %}<|{{ m.role }}|>{{ '' if loop.last else 'earlier ' }}{{ "
+            "m.content }}<|end|>{% endfor %}<|assistant|>"
+        ),
         "breaks the prefix rule",
     ),
-    "counts the messages in its head": ("<|system|>{{ messages | length }}" + APPENDS, "breaks the prefix rule"),
+    "counts the messages in its head": (
+        "<|system|>{{ messages | length }}" + APPENDS,
+        "breaks the prefix rule",
+    ),
     "shows the last user message alone": (
-        "<|user|>{{ (messages | selectattr('role', 'equalto', 'user') | list)[-1].content }}<|end|><|assistant|>",
+        (
+            "<|user|>{{ (messages | selectattr('role', 'equalto', 'user') | list)[-1].content "
+            "}}<|end|><|assistant|>"
+        ),
         "breaks the prefix rule",
     ),
     "closes no answer": (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ '' if m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ '' if m.role == "
+        "'assistant' else '<|end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}",
         "a turn has no end",
     ),
-    "closes an answer with a plain word": (APPENDS.replace("<|end|>", " end "), "a turn has no end"),
+    "closes an answer with a plain word": (
+        APPENDS.replace("<|end|>", " end "),
+        "a turn has no end",
+    ),
     "raises": ("{{ messages[9].content.nothing }}", "refuses these messages"),
 }
 
@@ -53,7 +77,8 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 class Words:
-    """A tokenizer of words: special tokens, words and single spaces, ids in the order of first sight."""
+    """A tokenizer of words: special tokens, words and single spaces, ids in the order of first
+    sight."""
 
     special = ("<|system|>", "<|user|>", "<|assistant|>", END)
 
@@ -75,7 +100,9 @@ class Words:
     def convert_ids_to_tokens(self, number: int) -> str:
         return self.special[number]
 
-    def apply_chat_template(self, chat: list[dict[str, str]], tokenize: bool, **variables: object) -> str:
+    def apply_chat_template(
+        self, chat: list[dict[str, str]], tokenize: bool, **variables: object
+    ) -> str:
         assert not tokenize
         return _compiled(self.chat_template).render(messages=chat, **variables)
 
@@ -87,8 +114,11 @@ sampled = st.lists(st.integers(1000, 1009), max_size=4)
 
 @st.composite
 def talks(draw: st.DrawFn) -> list[Message]:
-    """A whole episode: user and assistant in turn, some answers with sampled ids, some of those cut off before the end-of-turn token."""
-    talk = [Message("system", draw(texts))] * draw(st.integers(0, 1)) + [Message("user", draw(texts))]
+    """A whole episode: user and assistant in turn, some answers with sampled ids, some of those cut
+    off before the end-of-turn token."""
+    talk = [Message("system", draw(texts))] * draw(st.integers(0, 1)) + [
+        Message("user", draw(texts))
+    ]
     for _ in range(draw(st.integers(0, 5))):
         tokens = draw(st.none() | sampled.map(tuple) | sampled.map(lambda ids: (*ids, 3)))
         talk += [Message("assistant", draw(texts), tokens), Message("user", draw(texts))]
@@ -96,11 +126,17 @@ def talks(draw: st.DrawFn) -> list[Message]:
 
 
 @given(talks())
-def test_the_prompt_of_a_turn_and_its_answer_are_a_prefix_of_the_next_prompt(talk: list[Message]) -> None:
+def test_the_prompt_of_a_turn_and_its_answer_are_a_prefix_of_the_next_prompt(
+    talk: list[Message],
+) -> None:
     chat = ChatTokens(Words(APPENDS))
     for at, message in enumerate(talk):
         if message.role == "assistant":
-            before, answer, after = chat.prompt(talk[:at]), chat.answer(message), chat.prompt(talk[: at + 2])
+            before, answer, after = (
+                chat.prompt(talk[:at]),
+                chat.answer(message),
+                chat.prompt(talk[: at + 2]),
+            )
             assert after[: len(before) + len(answer)] == before + answer
             closed = answer if answer[-1:] == (chat.end_of_turn,) else (*answer, chat.end_of_turn)
             assert after[: len(before) + len(closed)] == before + closed
@@ -112,8 +148,14 @@ def test_the_prompt_of_a_turn_and_its_answer_are_a_prefix_of_the_next_prompt(tal
 def test_without_sampled_ids_it_is_the_template_and_nothing_else(talk: list[Message]) -> None:
     words = Words(APPENDS)
     plain = [Message(m.role, m.content) for m in talk]
-    rendered = words.apply_chat_template([{"role": m.role, "content": m.content} for m in plain], tokenize=False, add_generation_prompt=True)
-    assert ChatTokens(words).prompt(plain) == tuple(words(rendered, add_special_tokens=False)["input_ids"])
+    rendered = words.apply_chat_template(
+        [{"role": m.role, "content": m.content} for m in plain],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert ChatTokens(words).prompt(plain) == tuple(
+        words(rendered, add_special_tokens=False)["input_ids"]
+    )
 
 
 @given(talks())
@@ -151,7 +193,10 @@ def test_a_prompt_ends_with_the_user(messages: list[Message]) -> None:
 
 
 def test_a_template_that_names_the_role_in_words_and_breaks_the_line_is_accepted() -> None:
-    named = "{% for m in messages %}<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|user|>assistant\n{% endif %}"
+    named = (
+        "{% for m in messages %}<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}{% "
+        "if add_generation_prompt %}<|user|>assistant\n{% endif %}"
+    )
     assert ChatTokens(Words(named)).end_of_turn == 3
 
 
@@ -161,6 +206,10 @@ def test_no_observation_is_taken_for_an_answer_or_refused_by_the_tokenizer(mark:
 
     for tokenizer in (Words(APPENDS), byte_tokenizer()):
         chat = ChatTokens(tokenizer)
-        talk = [Message("user", f"a {mark}"), Message("assistant", f"b {mark}"), Message("user", f"{mark} c")]
+        talk = [
+            Message("user", f"a {mark}"),
+            Message("assistant", f"b {mark}"),
+            Message("user", f"{mark} c"),
+        ]
         prompt = chat.prompt(talk)
         assert prompt[: len(chat.prompt(talk[:1]))] == chat.prompt(talk[:1])

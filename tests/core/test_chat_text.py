@@ -1,4 +1,5 @@
-"""Text is text and a prompt is the same on every day, with real tokenizers of `transformers` over bytes."""
+"""Text is text and a prompt is the same on every day, with real tokenizers of `transformers` over
+bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ from tests.tiny import SPECIAL, TEMPLATE, byte_tokenizer
 
 ROLE = "<<role>>"
 """An added token that is not special, as role marks are in some tokenizers."""
-pieces = st.lists(st.sampled_from([*SPECIAL, ROLE, "\ue0f1", "\ue0f10\ue0f2", "\ue0f1leafe\ue0f2", "a", " ", "\n", "é", "<|"]), max_size=6)
+pieces = st.lists(
+    st.sampled_from(
+        [*SPECIAL, ROLE, "\ue0f1", "\ue0f10\ue0f2", "\ue0f1leafe\ue0f2", "a", " ", "\n", "é", "<|"]
+    ),
+    max_size=6,
+)
 hostile = pieces.map("".join)
 
 
@@ -27,7 +33,9 @@ def tokenizer(template: str = TEMPLATE) -> Any:
     return made
 
 
-ROLES = TEMPLATE.replace("<|{{ m['role'] }}|>", ROLE + "{{ m['role'] }}:").replace("<|assistant|>", ROLE + "assistant:")
+ROLES = TEMPLATE.replace("<|{{ m['role'] }}|>", ROLE + "{{ m['role'] }}:").replace(
+    "<|assistant|>", ROLE + "assistant:"
+)
 
 
 @pytest.fixture(scope="module", params=[TEMPLATE, ROLES])
@@ -68,11 +76,21 @@ def test_an_answer_without_ids_has_one_end_of_turn_at_its_end(chat: ChatTokens, 
     assert found.count(ROLE) == text.count(ROLE)
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\ue0f1", exclude_categories=("Cs",))), min_size=1, max_size=3))
-def test_ordinary_text_is_tokenised_as_the_template_alone_would(chat: ChatTokens, texts: list[str]) -> None:
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="\ue0f1", exclude_categories=("Cs",))),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_ordinary_text_is_tokenised_as_the_template_alone_would(
+    chat: ChatTokens, texts: list[str]
+) -> None:
     plain = [Message("user", t) for t in texts]
     said = [{"role": "user", "content": t} for t in texts]
-    expected = chat.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    expected = chat.tokenizer.apply_chat_template(
+        said, add_generation_prompt=True, return_dict=False
+    )
     assert chat.prompt(plain) == tuple(expected)
 
 
@@ -109,14 +127,18 @@ def test_a_template_that_writes_the_date_writes_the_same_one_on_every_day(
 
 
 SYSTEM_LAST = (
-    "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}{% set rest = messages[1:] %}"
+    "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}{% set "
+    "rest = messages[1:] %}"
     "{% else %}{% set rest = messages %}{% endif %}"
-    "{% for m in rest %}{% if m['role'] == 'user' %}<|user|>{% if loop.last and s is defined %}{{ s }}\n{% endif %}"
+    "{% for m in rest %}{% if m['role'] == 'user' %}<|user|>{% if loop.last and s is "
+    "defined %}{{ s }}\n{% endif %}"
     "{{ m['content'] }}<|assistant|>{% else %}{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
 )
 
 
-def test_a_template_that_moves_the_system_text_to_the_last_turn_is_refused_where_there_is_such_a_text() -> None:
+def test_a_template_that_moves_the_system_text_to_the_last_turn_is_refused_where_there_is_such_a_text() -> (
+    None
+):
     chat = ChatTokens(tokenizer(SYSTEM_LAST), "made")
     talk = [Message("user", "u0"), Message("assistant", "a0"), Message("user", "u1")]
     assert chat.prompt(talk)[: len(chat.prompt(talk[:1]))] == chat.prompt(talk[:1])

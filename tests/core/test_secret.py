@@ -101,15 +101,37 @@ def test_a_process_of_foreign_code_inherits_what_programs_need_and_no_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needed = {
-        "PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "/p", "TMPDIR": "/t", "LEAFE_DATA": "/d",
-        "LD_LIBRARY_PATH": "/l", "JAVA_HOME": "/j", "JAVA_TOOL_OPTIONS": "-x", "CUDA_VISIBLE_DEVICES": "0",
-        "OMP_NUM_THREADS": "1", "HF_HOME": "/hf", "XDG_CACHE_HOME": "/x", "DISPLAY": ":0", "VIRTUAL_ENV": "/v",
-    }  # fmt: skip
+        "PATH": "/bin",
+        "HOME": "/h",
+        "LANG": "C",
+        "LC_ALL": "C",
+        "PYTHONPATH": "/p",
+        "TMPDIR": "/t",
+        "LEAFE_DATA": "/d",
+        "LD_LIBRARY_PATH": "/l",
+        "JAVA_HOME": "/j",
+        "JAVA_TOOL_OPTIONS": "-x",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": "/hf",
+        "XDG_CACHE_HOME": "/x",
+        "DISPLAY": ":0",
+        "VIRTUAL_ENV": "/v",
+    }
     kept_back = {
-        "OPENAI_API_KEY": "sk", "HF_TOKEN": "hf", "HF_HUB_TOKEN": "x", "AWS_SECRET_ACCESS_KEY": "a", "AWS_PROFILE": "p",
-        "DATABASE_URL": "postgres://u:p@h", "SSH_AUTH_SOCK": "/s", "HTTP_PROXY": "http://u:p@h", "LEAFE_API_KEY": "l",
-        "JAVA_KEYSTORE_PASSWORD": "j", "WANDB_API_KEY": "w", "MY_OWN": "m",
-    }  # fmt: skip
+        "OPENAI_API_KEY": "sk",
+        "HF_TOKEN": "hf",
+        "HF_HUB_TOKEN": "x",
+        "AWS_SECRET_ACCESS_KEY": "a",
+        "AWS_PROFILE": "p",
+        "DATABASE_URL": "postgres://u:p@h",
+        "SSH_AUTH_SOCK": "/s",
+        "HTTP_PROXY": "http://u:p@h",
+        "LEAFE_API_KEY": "l",
+        "JAVA_KEYSTORE_PASSWORD": "j",
+        "WANDB_API_KEY": "w",
+        "MY_OWN": "m",
+    }
     for name, value in (needed | kept_back).items():
         monkeypatch.setenv(name, value)
     found = inherited()

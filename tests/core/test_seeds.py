@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from leafe.core import derive_seed
 
-names = st.lists(st.text(st.characters(exclude_characters="\x1f", exclude_categories=["Cs"]), max_size=4) | st.integers(), max_size=4)
+names = st.lists(
+    st.text(st.characters(exclude_characters="\x1f", exclude_categories=["Cs"]), max_size=4)
+    | st.integers(),
+    max_size=4,
+)
 
 
 @given(names, names)
@@ -25,9 +29,20 @@ def test_a_seed_fits_63_bits(given_names: list[str | int]) -> None:
 
 
 def test_the_same_in_every_process() -> None:
-    code = "from leafe.core import derive_seed; print(derive_seed(7, 'a/b', 'é', 3), derive_seed('7', 'a/b', 'é', 3))"
+    code = (
+        "from leafe.core import derive_seed; print(derive_seed(7, 'a/b', 'é', 3), "
+        "derive_seed('7', 'a/b', 'é', 3))"
+    )
     said = {
-        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for seed in ("0", "1", "12345")
     }
-    assert said == {"7215368941054026196 7281849258618541571\n"}, "seeds changed: no earlier run can be resumed or repeated"
+    assert said == {"7215368941054026196 7281849258618541571\n"}, (
+        "seeds changed: no earlier run can be resumed or repeated"
+    )

@@ -24,10 +24,15 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "prompt set": ('extends = "é"\n', lambda path: load_prompt_set(str(path))),
     "levels": ("; 0\n####\n#@ #\n####\n", lambda path: list(read_levels(path))),
     "problems": ('{"a": "é"}\n', lambda path: list(read_json(path, "MBPP"))),
-    "chat": ('{"task": "é", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "reward": 1}\n',
-             lambda path: list(read(path, "chat", Problems()))),
+    "chat": (
+        (
+            '{"task": "é", "messages": [{"role": "user", "content": "a"}, {"role": '
+            '"assistant", "content": "b"}], "reward": 1}\n'
+        ),
+        lambda path: list(read(path, "chat", Problems())),
+    ),
     "inspect": ('{"eval": {"model": "é"}}', lambda path: list(read(path, "inspect", Problems()))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
@@ -43,7 +48,9 @@ def test_other_encodings_are_a_sentence(reader: str, encoding: str, tmp_path: Pa
     said = str(error.value)
     assert "file.toml" in said
     assert "\n" not in said
-    assert {"latin-1": "UTF-8", "utf-32": "UTF-32"}.get(encoding, "UTF-16") in said or reader == "problems"
+    assert {"latin-1": "UTF-8", "utf-32": "UTF-32"}.get(
+        encoding, "UTF-16"
+    ) in said or reader == "problems"
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -55,7 +62,9 @@ def test_a_byte_order_mark_is_passed_over(reader: str, tmp_path: Path) -> None:
         path.write_bytes(head + text.encode())
         try:
             said.append(str(takes(path)))
-        except UserError as error:  # some of these are not complete: then with and without a mark alike
+        except (
+            UserError
+        ) as error:  # some of these are not complete: then with and without a mark alike
             said.append(str(error))
     assert said[0] == said[1]
 
@@ -63,7 +72,10 @@ def test_a_byte_order_mark_is_passed_over(reader: str, tmp_path: Path) -> None:
 @given(st.text())
 def test_any_utf8_text_is_itself(text: str) -> None:
     if "\0" not in text[:4] and not text.startswith("\ufeff"):
-        assert decoded(text.encode("utf-8", "replace"), "f") == text.encode("utf-8", "replace").decode()
+        assert (
+            decoded(text.encode("utf-8", "replace"), "f")
+            == text.encode("utf-8", "replace").decode()
+        )
 
 
 @given(st.binary())
@@ -73,7 +85,13 @@ def test_any_bytes_are_a_text_or_a_sentence(raw: bytes) -> None:
 
 
 def test_what_is_no_toml_is_a_sentence(tmp_path: Path) -> None:
-    for text in ("name = ", "a = " + "[" * 5000, "a = " + "9" * 5000, "a = 2020-13-45", "a = 1\na = 2"):
+    for text in (
+        "name = ",
+        "a = " + "[" * 5000,
+        "a = " + "9" * 5000,
+        "a = 2020-13-45",
+        "a = 1\na = 2",
+    ):
         with pytest.raises(UserError, match=r"r\.toml cannot be read"):
             parsed_toml(text, "r.toml")
     with pytest.raises(UserError, match="cannot be read"):

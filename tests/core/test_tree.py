@@ -1,4 +1,5 @@
-"""A tree accepts what fits and nothing else; what it derives agrees with an oracle that walks flat tables."""
+"""A tree accepts what fits and nothing else; what it derives agrees with an oracle that walks flat
+tables."""
 
 from __future__ import annotations
 
@@ -36,11 +37,16 @@ def up(turns: dict[str, Turn], turn: str | None) -> list[str]:
     return out
 
 
-def oracle(episodes: list[Episode], rule: ImprovementRule) -> list[tuple[str, str, str, int, int, bool, bool]]:
-    """Branch events from the records alone: (reflection, original, revised, episode before, episode after, improved, on a successful path)."""
+def oracle(
+    episodes: list[Episode], rule: ImprovementRule
+) -> list[tuple[str, str, str, int, int, bool, bool]]:
+    """Branch events from the records alone: (reflection, original, revised, episode before, episode
+    after, improved, on a successful path)."""
     turns = {t.id: t for e in episodes for t in e.turns}
     holder = {t.id: e for e in episodes for t in e.turns}
-    ends = {e.index: ([t.id for t in e.turns if t.kind is Kind.act] or [e.start])[-1] for e in episodes}
+    ends = {
+        e.index: ([t.id for t in e.turns if t.kind is Kind.act] or [e.start])[-1] for e in episodes
+    }
     paths = {e.index: up(turns, ends[e.index]) for e in episodes}
     out = []
     for after in episodes:
@@ -51,7 +57,10 @@ def oracle(episodes: list[Episode], rule: ImprovementRule) -> list[tuple[str, st
         before = holder[reflection.id]
         original = [t for t in up(turns, reflection.parent) if turns[t].step == revised.step]
         assert len(original) == 1
-        scores = [[p for t in paths[e.index] if (p := turns[t].progress) is not None] for e in (before, after)]
+        scores = [
+            [p for t in paths[e.index] if (p := turns[t].progress) is not None]
+            for e in (before, after)
+        ]
         if after.stop == "success" or before.stop == "success":
             improved = after.stop == "success"
         elif rule == "progress" and (scores[0] or scores[1]):
@@ -60,16 +69,26 @@ def oracle(episodes: list[Episode], rule: ImprovementRule) -> list[tuple[str, st
             later = [t.target for t in after.turns if t.kind is Kind.reflect and t.valid]
             improved = bool(later) and later[0] > reflection.target  # type: ignore[operator]
         winning = any(revised.id in paths[e.index] for e in episodes if e.stop == "success")
-        out.append((reflection.id, original[0], revised.id, before.index, after.index, improved, winning))
+        out.append(
+            (reflection.id, original[0], revised.id, before.index, after.index, improved, winning)
+        )
     return out
 
 
 @given(grown_trees(max_episodes=9), st.sampled_from(["progress", "blame"]))
 def test_branches_agree_with_the_oracle(tree: Tree, rule: ImprovementRule) -> None:
     derived = [
-        (b.reflection.id, b.original.id, b.revised.id, b.outcome_before.index, b.outcome_after.index, b.improved, b.on_success_path)
+        (
+            b.reflection.id,
+            b.original.id,
+            b.revised.id,
+            b.outcome_before.index,
+            b.outcome_after.index,
+            b.improved,
+            b.on_success_path,
+        )
         for b in tree.branches(rule)
-    ]  # fmt: skip
+    ]
     assert derived == oracle(tree.episodes, rule)
 
 
@@ -129,4 +148,6 @@ def test_a_misfit_is_refused_and_leaves_the_tree_as_it_was(name: str) -> None:
 def test_a_diverged_branch_is_no_branch_event() -> None:
     tree = make_tree()
     last = replace(tree.episodes[1], stop=Stop.diverged)
-    assert [b.outcome_after.index for b in Tree(tree.task, [tree.episodes[0], last]).branches()] == []
+    assert [
+        b.outcome_after.index for b in Tree(tree.task, [tree.episodes[0], last]).branches()
+    ] == []

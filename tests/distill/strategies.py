@@ -16,9 +16,18 @@ def sequences(draw: st.DrawFn, longest: int = 12) -> TokenSequence:
     cuts = sorted(draw(st.sets(st.integers(1, len(ids)), min_size=2, max_size=6)))
     if len(cuts) % 2:
         cuts.pop()
-    teachers = st.none() | st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple) | st.just(ids[: cuts[0]])
-    spans = [Span(a, b, draw(st.sampled_from([1.0, 0.25, 3.0])), draw(teachers)) for a, b in zip(cuts[::2], cuts[1::2], strict=True)]
-    return TokenSequence(draw(st.sampled_from(PARTS)), draw(st.sampled_from(["t0", "t1"])), ids, spans)
+    teachers = (
+        st.none()
+        | st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple)
+        | st.just(ids[: cuts[0]])
+    )
+    spans = [
+        Span(a, b, draw(st.sampled_from([1.0, 0.25, 3.0])), draw(teachers))
+        for a, b in zip(cuts[::2], cuts[1::2], strict=True)
+    ]
+    return TokenSequence(
+        draw(st.sampled_from(PARTS)), draw(st.sampled_from(["t0", "t1"])), ids, spans
+    )
 
 
 batches = st.lists(sequences(), min_size=1, max_size=8)

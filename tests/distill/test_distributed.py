@@ -1,4 +1,5 @@
-"""One training on several processes is the training on one: however a batch is cut, its gradient is the same."""
+"""One training on several processes is the training on one: however a batch is cut, its gradient is
+the same."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ from leafe.distill import Dataset, DistillConfig, preset, train
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
-SIZES: dict[str, Any] = {"rehearsal_batch_size": 4, "counterfactual_batch_size": 3, "anchor_batch_size": 3, "reflection_batch_size": 1}
+SIZES: dict[str, Any] = {
+    "rehearsal_batch_size": 4,
+    "counterfactual_batch_size": 3,
+    "anchor_batch_size": 3,
+    "reflection_batch_size": 1,
+}
 
 
 def training(data: Dataset, model_path: Path, config: DistillConfig, out: Path) -> Any:
@@ -47,14 +53,32 @@ def training(data: Dataset, model_path: Path, config: DistillConfig, out: Path) 
 
 
 @pytest.fixture(scope="module")
-def trainings(data: Dataset, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+def trainings(
+    data: Dataset, model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Any, Any]:
     out = tmp_path_factory.mktemp("never")
-    options: list[Any] = [("tree", "sequence"), ("causal", "sequence"), ("tree", "task"), ("causal", "task")]
-    return {(p, b): training(data, model_path, preset("leafe+", **SIZES, max_steps=9, packing_strategy=p, batch_by=b, tasks_per_batch=2), out) for p, b in options}
+    options: list[Any] = [
+        ("tree", "sequence"),
+        ("causal", "sequence"),
+        ("tree", "task"),
+        ("causal", "task"),
+    ]
+    return {
+        (p, b): training(
+            data,
+            model_path,
+            preset(
+                "leafe+", **SIZES, max_steps=9, packing_strategy=p, batch_by=b, tasks_per_batch=2
+            ),
+            out,
+        )
+        for p, b in options
+    }
 
 
 def gradient(of: Any, step: int, budget: int, processes: int, sharded: bool) -> tuple[Any, Any]:
-    """(losses_P, the gradient) of a step as so many processes have it: the mean of theirs, as accelerate takes it."""
+    """(losses_P, the gradient) of a step as so many processes have it: the mean of theirs, as
+    accelerate takes it."""
     of.budget, of.parallel.processes, of.parallel.sharded = budget, processes, sharded
     losses = 0
     passes = set()
@@ -70,17 +94,28 @@ def gradient(of: Any, step: int, budget: int, processes: int, sharded: bool) -> 
 
 
 @given(
-    st.sampled_from([("tree", "sequence"), ("causal", "sequence"), ("tree", "task"), ("causal", "task")]),
-    st.integers(0, 5), st.integers(2, 1500), st.integers(1, 4), st.booleans(),
-)  # fmt: skip
+    st.sampled_from(
+        [("tree", "sequence"), ("causal", "sequence"), ("tree", "task"), ("causal", "task")]
+    ),
+    st.integers(0, 5),
+    st.integers(2, 1500),
+    st.integers(1, 4),
+    st.booleans(),
+)
 @settings(max_examples=12)
-def test_however_a_batch_is_cut_its_gradient_is_the_same(trainings: Any, kind: Any, step: int, budget: int, processes: int, sharded: bool) -> None:
+def test_however_a_batch_is_cut_its_gradient_is_the_same(
+    trainings: Any, kind: Any, step: int, budget: int, processes: int, sharded: bool
+) -> None:
     losses, found = gradient(trainings[kind], step, budget, processes, sharded)
     expected_losses, expected = gradient(trainings["causal", kind[1]], step, 1 << 20, 1, False)
-    torch.testing.assert_close(losses, expected_losses, rtol=1e-5, atol=1e-7)  # they are kept in float32
+    torch.testing.assert_close(
+        losses, expected_losses, rtol=1e-5, atol=1e-7
+    )  # they are kept in float32
     whole = sum(float(t.norm()) ** 2 for t in expected.values()) ** 0.5
     for name, tensor in expected.items():
-        assert float((found[name] - tensor).norm()) < 1e-5 * max(float(tensor.norm()), 1e-2 * whole)  # norms are computed in float32
+        assert float((found[name] - tensor).norm()) < 1e-5 * max(
+            float(tensor.norm()), 1e-2 * whole
+        )  # norms are computed in float32
     assert any(float(t.abs().max()) > 1e-3 for t in expected.values())
 
 
@@ -139,7 +174,10 @@ def weights(path: Path) -> dict[str, Any]:
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def same(one: Path, other: Path) -> None:
@@ -154,8 +192,18 @@ def same(one: Path, other: Path) -> None:
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-2, atol=1e-3)
 
 
-CONFIG = preset("leafe+", max_steps=6, learning_rate=3e-3, eval_steps=2, micro_batch_tokens=50, save_steps=2, **SIZES)
-LORA = CONFIG.model_copy(update={"lora": preset("leafe+", lora={"r": 2}).lora, "batch_by": "task", "tasks_per_batch": 2})
+CONFIG = preset(
+    "leafe+",
+    max_steps=6,
+    learning_rate=3e-3,
+    eval_steps=2,
+    micro_batch_tokens=50,
+    save_steps=2,
+    **SIZES,
+)
+LORA = CONFIG.model_copy(
+    update={"lora": preset("leafe+", lora={"r": 2}).lora, "batch_by": "task", "tasks_per_batch": 2}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -166,25 +214,51 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "values", "config"),
-    [(FSDP, {"ram": "false"}, CONFIG), (FSDP, {"ram": "true"}, LORA), (DATA_PARALLEL, {}, CONFIG), (DATA_PARALLEL, {}, LORA)],
+    [
+        (FSDP, {"ram": "false"}, CONFIG),
+        (FSDP, {"ram": "true"}, LORA),
+        (DATA_PARALLEL, {}, CONFIG),
+        (DATA_PARALLEL, {}, LORA),
+    ],
     ids=["fsdp2", "fsdp2, lora, loaded once, checkpointed", "data-parallel", "data-parallel, lora"],
 )
-def test_two_processes_train_as_one_does(data: Dataset, model_path: Path, tmp_path: Path, text: str, values: Any, config: DistillConfig) -> None:
+def test_two_processes_train_as_one_does(
+    data: Dataset, model_path: Path, tmp_path: Path, text: str, values: Any, config: DistillConfig
+) -> None:
     from leafe.distill._job import launched
 
     some, valid = data.split(0.3, 0)
     one = train(model_path, tmp_path / "one", some, valid, config)
     steps: list[int] = []
-    two = launched(accelerate(tmp_path, text, **values), model_path, tmp_path / "two", some, valid, config, lambda row: steps.append(row["step"]))
+    two = launched(
+        accelerate(tmp_path, text, **values),
+        model_path,
+        tmp_path / "two",
+        some,
+        valid,
+        config,
+        lambda row: steps.append(row["step"]),
+    )
     assert steps == [0, 1, 2, 3, 4, 5, 6]
-    assert (two.steps, two.kept_step, two.counts, two.notes, two.given) == (one.steps, one.kept_step, one.counts, one.notes, one.given)
+    assert (two.steps, two.kept_step, two.counts, two.notes, two.given) == (
+        one.steps,
+        one.kept_step,
+        one.counts,
+        one.notes,
+        one.given,
+    )
     same(tmp_path / "one", tmp_path / "two")
-    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()} | {"job"}
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {
+        p.name for p in (tmp_path / "one").iterdir()
+    } | {"job"}
 
 
 @pytest.mark.slow
-def test_a_sharded_training_that_was_killed_goes_on_with_any_number_of_processes(data: Dataset, model_path: Path, tmp_path: Path) -> None:
-    """Begun by two sharding processes, killed; gone on with by one alone, stopped; and brought to its end by two."""
+def test_a_sharded_training_that_was_killed_goes_on_with_any_number_of_processes(
+    data: Dataset, model_path: Path, tmp_path: Path
+) -> None:
+    """Begun by two sharding processes, killed; gone on with by one alone, stopped; and brought to
+    its end by two."""
     from leafe.distill._job import launched
 
     some, valid = data.split(0.3, 0)
@@ -203,18 +277,24 @@ def test_a_sharded_training_that_was_killed_goes_on_with_any_number_of_processes
         return progress
 
     with pytest.raises(Enough):
-        launched(accelerate(tmp_path, FSDP, ram="false"), model_path, out, some, valid, config, until(3))
+        launched(
+            accelerate(tmp_path, FSDP, ram="false"), model_path, out, some, valid, config, until(3)
+        )
     checkpoints = sorted(p.name for p in (out / "checkpoints").glob("step-*"))
     assert checkpoints
     with pytest.raises(Enough):
         train(model_path, out, some, valid, config, until(5))
-    result = launched(accelerate(tmp_path, FSDP, ram="true"), model_path, out, some, valid, config, None)
+    result = launched(
+        accelerate(tmp_path, FSDP, ram="true"), model_path, out, some, valid, config, None
+    )
     assert result.notes == ()
     same(tmp_path / "one", out)
 
 
 @pytest.mark.slow
-def test_what_a_launcher_started_ends_with_its_caller(data: Dataset, model_path: Path, tmp_path: Path) -> None:
+def test_what_a_launcher_started_ends_with_its_caller(
+    data: Dataset, model_path: Path, tmp_path: Path
+) -> None:
     data.save(tmp_path / "data.jsonl")
     program = f"""
 import sys
@@ -224,7 +304,9 @@ from leafe.distill._job import launched
 launched({accelerate(tmp_path, DATA_PARALLEL)!r}, {str(model_path)!r}, Path({str(tmp_path / "out")!r}), Dataset.load(Path({str(tmp_path / "data.jsonl")!r})),
          None, preset("leafe+", steps=100000, learning_rate=1e-5), lambda row: print(row["step"], flush=True))
 """
-    caller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=dict(os.environ))
+    caller = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=dict(os.environ)
+    )
     assert caller.stdout is not None
     assert caller.stdout.readline() == b"1\n"
     caller.send_signal(signal.SIGKILL)
@@ -245,7 +327,9 @@ def _runs(process: Path, job: str) -> bool:
         return False
 
 
-def test_a_launched_training_says_its_errors_in_our_own_kinds(data: Dataset, model_path: Path, tmp_path: Path) -> None:
+def test_a_launched_training_says_its_errors_in_our_own_kinds(
+    data: Dataset, model_path: Path, tmp_path: Path
+) -> None:
     from leafe.distill._job import launched
 
     config = preset("leafe+", **SIZES, max_steps=2)
@@ -253,12 +337,24 @@ def test_a_launched_training_says_its_errors_in_our_own_kinds(data: Dataset, mod
         launched(sys.executable, tmp_path / "nowhere", tmp_path / "a", data, None, config, None)
     with pytest.raises(UserError, match=r"'no-such-program --x' cannot be started"):
         launched("no-such-program --x", model_path, tmp_path / "b", data, None, config, None)
-    with pytest.raises(ForeignFailure, match=r"ended with code 2: what they wrote is in .*launch\.log, its end"):
-        launched(f"{sys.executable} --no-such-option", model_path, tmp_path / "c", data, None, config, None)
+    with pytest.raises(
+        ForeignFailure, match=r"ended with code 2: what they wrote is in .*launch\.log, its end"
+    ):
+        launched(
+            f"{sys.executable} --no-such-option",
+            model_path,
+            tmp_path / "c",
+            data,
+            None,
+            config,
+            None,
+        )
     assert "no-such-option" in (tmp_path / "c" / "job" / "launch.log").read_text(encoding="utf-8")
 
 
-def test_a_job_is_a_file(data: Dataset, model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_is_a_file(
+    data: Dataset, model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from leafe.distill import _job
 
     config = preset("leafe+", **SIZES, max_steps=2, eval_steps=1)
@@ -268,10 +364,16 @@ def test_a_job_is_a_file(data: Dataset, model_path: Path, tmp_path: Path, capsys
     assert _job.main([str(path)]) == 0
     assert "leafe.distill step" in capsys.readouterr().out
     expected = train(model_path, tmp_path / "direct", some, valid, config)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "direct" / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "direct" / "model.safetensors"
+    ).read_bytes()
     assert expected.steps == 2
     assert _job.main([]) == 2
-    for text, why in (("{}", "it has no 'config'"), ("[", "Expecting value"), ('{"config": {"max_steps": 0}}', "validation error")):
+    for text, why in (
+        ("{}", "it has no 'config'"),
+        ("[", "Expecting value"),
+        ('{"config": {"max_steps": 0}}', "validation error"),
+    ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=f"is no job of a training: .*{why}"):
             _job.run(path, None)

@@ -20,7 +20,9 @@ def test_the_columns_are_trls(tmp_path: Path) -> None:
     train, valid = data.split(0.25, 0)
     folders = export_trl(train, tmp_path / "out", valid)
     assert sorted(folders) == ["counterfactual", "reflection", "rehearsal"]
-    found = datasets.Dataset.from_parquet(str(folders["counterfactual"] / "train.parquet"), cache_dir=str(tmp_path / "cache"))
+    found = datasets.Dataset.from_parquet(
+        str(folders["counterfactual"] / "train.parquet"), cache_dir=str(tmp_path / "cache")
+    )
     assert found.num_rows == len(train.part("counterfactual")) == 6
     first = train.part("counterfactual")[0]
     assert found[0]["prompt"] == [{"role": m.role, "content": m.content} for m in first.messages]
@@ -46,21 +48,35 @@ def test_trls_trainer_computes_the_same_loss(part: Any, tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "model")
     data = build(forest(5), PROMPTS, preset("leafe+"), 0)
     folder = export_trl(data, tmp_path / "out")[part]
-    rows = datasets.Dataset.from_parquet(str(folder / "train.parquet"), cache_dir=str(tmp_path / "cache"))
+    rows = datasets.Dataset.from_parquet(
+        str(folder / "train.parquet"), cache_dir=str(tmp_path / "cache")
+    )
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path / "trl"), per_device_eval_batch_size=len(rows), report_to=[], bf16=False, use_cpu=True, max_length=512
+        output_dir=str(tmp_path / "trl"),
+        per_device_eval_batch_size=len(rows),
+        report_to=[],
+        bf16=False,
+        use_cpu=True,
+        max_length=512,
     )
     trainer = trl.SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), args=arguments, train_dataset=rows, eval_dataset=rows,
+        model=AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(path),
-    )  # fmt: skip
+    )
     theirs = trainer.evaluate()["eval_loss"]
 
     sequences = encode(data.samples, chat(), 512).parts[part]  # merged, as our trainer has them
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():
         attention = choose(model, 512)
-        ours = part_losses(model, None, collate(pack(sequences, attention.shape(512)), totals(sequences), 1, attention))[PARTS.index(part)]
+        ours = part_losses(
+            model,
+            None,
+            collate(pack(sequences, attention.shape(512)), totals(sequences), 1, attention),
+        )[PARTS.index(part)]
     assert len(sequences) < len(rows)
     assert float(ours) == pytest.approx(theirs, rel=1e-5)
     assert theirs > 0.1

@@ -1,4 +1,5 @@
-"""What can go wrong while weights are trained: each has a word of its own, and nothing that was done is lost."""
+"""What can go wrong while weights are trained: each has a word of its own, and nothing that was
+done is lost."""
 
 from __future__ import annotations
 
@@ -25,8 +26,13 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
 SMALL: dict[str, Any] = {
-    "rehearsal_batch_size": 4, "counterfactual_batch_size": 3, "anchor_batch_size": 3, "reflection_batch_size": 2, "learning_rate": 3e-3, "max_steps": 8,
-}  # fmt: skip
+    "rehearsal_batch_size": 4,
+    "counterfactual_batch_size": 3,
+    "anchor_batch_size": 3,
+    "reflection_batch_size": 2,
+    "learning_rate": 3e-3,
+    "max_steps": 8,
+}
 
 
 def weights(path: Path) -> dict[str, Any]:
@@ -36,14 +42,20 @@ def weights(path: Path) -> dict[str, Any]:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 # memory
 
 
-def short(monkeypatch: pytest.MonkeyPatch, when: Callable[[int, Any], bool], error: BaseException) -> list[int]:
-    """Let forward passes fail in training where `when(number of the pass, piece)`; the tokens of those that did not, as they come."""
+def short(
+    monkeypatch: pytest.MonkeyPatch, when: Callable[[int, Any], bool], error: BaseException
+) -> list[int]:
+    """Let forward passes fail in training where `when(number of the pass, piece)`; the tokens of
+    those that did not, as they come."""
     from leafe.distill import _train
 
     real, sizes, calls = _train.part_losses, [], [0]
@@ -62,14 +74,21 @@ def short(monkeypatch: pytest.MonkeyPatch, when: Callable[[int, Any], bool], err
 
 SHORTAGES = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate "
+        "memory: you tried to allocate 9 bytes."
+    ),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
 ]
 
 
 @pytest.mark.parametrize("error", SHORTAGES, ids=["cuda", "linux", "windows"])
 def test_where_memory_ends_passes_are_halved_once_and_the_step_is_the_same(
-    data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    data: Dataset,
+    model_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
 ) -> None:
     config = preset("leafe+", **SMALL, micro_batch_tokens=200)
     whole = train(model_path, tmp_path / "whole", data, None, config)
@@ -79,7 +98,9 @@ def test_where_memory_ends_passes_are_halved_once_and_the_step_is_the_same(
     (note,) = (n for n in result.notes if "Memory" in n)
     assert f"({str(error).splitlines()[0][:30]}" in note
     assert [r["out_of_memory"] for r in rows(tmp_path / "short") if "out_of_memory" in r] == [1]
-    assert [r["loss"] for r in rows(tmp_path / "short")] == pytest.approx([r["loss"] for r in rows(tmp_path / "whole")], rel=1e-4)
+    assert [r["loss"] for r in rows(tmp_path / "short")] == pytest.approx(
+        [r["loss"] for r in rows(tmp_path / "whole")], rel=1e-4
+    )
     assert result.loss == pytest.approx(whole.loss, rel=1e-4)
 
 
@@ -87,12 +108,25 @@ def test_where_memory_ends_twice_the_user_reads_what_to_lower(
     data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short(monkeypatch, lambda call, piece: call > 6, SHORTAGES[0])
-    with pytest.raises(UserError, match=r"does not suffice at step \d+ .*CUDA out of memory.*set distill.micro_batch_tokens below \d+.*gradient_check"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"does not suffice at step \d+ .*CUDA out of memory.*set "
+            r"distill.micro_batch_tokens below \d+.*gradient_check"
+        ),
+    ):
         train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, save_steps=1))
     monkeypatch.undo()
     # with smaller passes, which are no other training, it goes on from where it was
     steps: list[int] = []
-    train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, save_steps=1, micro_batch_tokens=60), lambda row: steps.append(row["step"]))
+    train(
+        model_path,
+        tmp_path,
+        data,
+        None,
+        preset("leafe+", **SMALL, save_steps=1, micro_batch_tokens=60),
+        lambda row: steps.append(row["step"]),
+    )
     assert steps[0] > 1
     assert steps[-1] == 8
 
@@ -102,7 +136,11 @@ def test_memory_that_ends_elsewhere_and_other_errors_are_told_apart(
 ) -> None:
     from leafe.distill import _train
 
-    short(monkeypatch, lambda call, piece: call == 3, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    short(
+        monkeypatch,
+        lambda call, piece: call == 3,
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    )
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         train(model_path, tmp_path / "a", data, None, preset("leafe+", **SMALL))
     monkeypatch.undo()
@@ -111,7 +149,9 @@ def test_memory_that_ends_elsewhere_and_other_errors_are_told_apart(
         raise SHORTAGES[1]
 
     monkeypatch.setattr(_train.Parallel, "prepare", refuse)
-    with pytest.raises(UserError, match=r"weights, their gradients and the optimiser's moments.*lora"):
+    with pytest.raises(
+        UserError, match=r"weights, their gradients and the optimiser's moments.*lora"
+    ):
         train(model_path, tmp_path / "b", data, None, preset("leafe+", **SMALL))
 
 
@@ -129,10 +169,16 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_saved(
 
     def losses(model: Any, start: Any, piece: Any) -> Any:
         out = real(model, start, piece)
-        return out.masked_fill(torch.bincount(piece.part_N, minlength=4) > 0, value) if bool((piece.rows.ids_BT == poison).any()) else out
+        return (
+            out.masked_fill(torch.bincount(piece.part_N, minlength=4) > 0, value)
+            if bool((piece.rows.ids_BT == poison).any())
+            else out
+        )
 
     monkeypatch.setattr(_train, "part_losses", losses)
-    with pytest.raises(UserError, match=r"The loss is (nan|inf) .*lower learning_rate.*bad-batch\.json") as caught:
+    with pytest.raises(
+        UserError, match=r"The loss is (nan|inf) .*lower learning_rate.*bad-batch\.json"
+    ) as caught:
         train(model_path, tmp_path, data, None, preset("leafe+", **SMALL | {"max_steps": 40}))
     path = tmp_path / "bad-batch.json"
     assert str(path) in str(caught.value)
@@ -143,43 +189,82 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_saved(
     for one in bad["sequences"]:
         assert (one["loss"] == str(value)) == (poison in one["ids"])
         assert one["part"] in ("rehearsal", "counterfactual", "anchor", "reflection")
-        assert all(one["ids"][s["start"] : s["end"]][-1] == chat().end_of_turn for s in one["spans"])
+        assert all(
+            one["ids"][s["start"] : s["end"]][-1] == chat().end_of_turn for s in one["spans"]
+        )
     assert {one["task_id"] for one in bad["sequences"] if one["loss"] == str(value)} == {"t3"}
 
 
 # data
 
 
-def test_long_samples_are_skipped_or_cut_and_either_is_told(model_path: Path, tmp_path: Path) -> None:
+def test_long_samples_are_skipped_or_cut_and_either_is_told(
+    model_path: Path, tmp_path: Path
+) -> None:
     data = build(forest(4), PROMPTS, preset("leafe+"), 0)
     lengths = sorted(len(chat().prompt(s.messages)) for s in data.part("rehearsal"))
     most = lengths[-2]
     counts = {}
     for how in ("skip", "truncate"):
-        result = train(model_path, tmp_path / how, data, None, preset("leafe+", **SMALL | {"max_steps": 1}, max_length=most, too_long=how))
+        result = train(
+            model_path,
+            tmp_path / how,
+            data,
+            None,
+            preset("leafe+", **SMALL | {"max_steps": 1}, max_length=most, too_long=how),
+        )
         counts[how] = result.counts
     skipped = counts["skip"]["skipped"][f"rehearsal: longer than {most} tokens"]
     assert skipped > 0
-    assert counts["truncate"]["skipped"][f"rehearsal: without the oldest turns, to fit {most} tokens"] == skipped
-    assert counts["truncate"]["rehearsal"]["spans"] == counts["skip"]["rehearsal"]["spans"] + skipped
+    assert (
+        counts["truncate"]["skipped"][f"rehearsal: without the oldest turns, to fit {most} tokens"]
+        == skipped
+    )
+    assert (
+        counts["truncate"]["rehearsal"]["spans"] == counts["skip"]["rehearsal"]["spans"] + skipped
+    )
 
 
-def test_another_tokenizer_than_the_one_that_explored_is_named(model_path: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_than_the_one_that_explored_is_named(
+    model_path: Path, tmp_path: Path
+) -> None:
     ids = chat().tokenizer.convert_tokens_to_ids
-    own = build({"t0": make_tree(tokens=lambda text: (*ids(text.split()), chat().end_of_turn))}, PROMPTS, preset("rehearsal"), 0)
-    other = build({"t0": make_tree(tokens=lambda text: tuple(range(50, 50 + len(text))))}, PROMPTS, preset("rehearsal"), 0)
+    own = build(
+        {"t0": make_tree(tokens=lambda text: (*ids(text.split()), chat().end_of_turn))},
+        PROMPTS,
+        preset("rehearsal"),
+        0,
+    )
+    other = build(
+        {"t0": make_tree(tokens=lambda text: tuple(range(50, 50 + len(text))))},
+        PROMPTS,
+        preset("rehearsal"),
+        0,
+    )
     config = preset("rehearsal", **SMALL | {"max_steps": 1})
     assert train(model_path, tmp_path / "own", own, None, config).notes == ()
     (note,) = train(model_path, tmp_path / "other", other, None, config).notes
     assert "not to be the one that explored: the ids of 4 of 4 different sampled answers" in note
     # an answer that the engine cut at a stop string now and then is no other tokenizer
-    some = replace(own, samples=(*own.samples, replace(own.samples[0], task_id="x", answer=replace(own.samples[0].answer, tokens=(5, 6)))))
+    some = replace(
+        own,
+        samples=(
+            *own.samples,
+            replace(
+                own.samples[0], task_id="x", answer=replace(own.samples[0].answer, tokens=(5, 6))
+            ),
+        ),
+    )
     result = train(model_path, tmp_path / "some", some, None, config)
     assert result.notes == ()
-    assert result.counts["skipped"] == {"answers tokenised again: the sampled ids do not spell the text": 1}
+    assert result.counts["skipped"] == {
+        "answers tokenised again: the sampled ids do not spell the text": 1
+    }
 
 
-def test_an_empty_part_is_told_and_two_are_an_error(data: Dataset, model_path: Path, tmp_path: Path) -> None:
+def test_an_empty_part_is_told_and_two_are_an_error(
+    data: Dataset, model_path: Path, tmp_path: Path
+) -> None:
     config = preset("leafe+", **SMALL | {"max_steps": 1})
     for name, part in (("a", "rehearsal"), ("b", "counterfactual")):
         some = Dataset(tuple(s for s in data.samples if s.part != part))
@@ -190,9 +275,14 @@ def test_an_empty_part_is_told_and_two_are_an_error(data: Dataset, model_path: P
         train(model_path, tmp_path / "c", Dataset(data.part("anchor")), None, config)
 
 
-def test_trackers_that_are_not_installed_are_named(data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_that_are_not_installed_are_named(
+    data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"distill\.trackers names trackio, which is not installed: pip install trackio"):
+    with pytest.raises(
+        UserError,
+        match=r"distill\.trackers names trackio, which is not installed: pip install trackio",
+    ):
         train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, report_to=("trackio",)))
 
 
@@ -224,7 +314,8 @@ SAVED: dict[str, Any] = {"save_steps": 2}
 
 @pytest.fixture(scope="module")
 def saved(data: Dataset, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`whole`: a training in peace; `broken`: the same one, killed at step 5, with its checkpoints of steps 2 and 4."""
+    """`whole`: a training in peace; `broken`: the same one, killed at step 5, with its checkpoints
+    of steps 2 and 4."""
     folder = tmp_path_factory.mktemp("saved")
     config = preset("leafe+", **SMALL | SAVED)
     assert train(model_path, folder / "whole", data, None, config).notes == ()
@@ -243,16 +334,27 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "half the moments": lambda folder: cut(folder, "optimizer-0.safetensors"),
     "half the state": lambda folder: cut(folder, "state.json"),
     "another state": lambda folder: (folder / "state.json").write_text("{}"),
-    "garbage": lambda folder: (folder / "trained-0.safetensors").write_bytes(b"x" * (folder / "trained-0.safetensors").stat().st_size),
+    "garbage": lambda folder: (folder / "trained-0.safetensors").write_bytes(
+        b"x" * (folder / "trained-0.safetensors").stat().st_size
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_checkpoint_that_is_not_whole_is_passed_over(data: Dataset, model_path: Path, saved: Path, tmp_path: Path, damage: str) -> None:
+def test_a_checkpoint_that_is_not_whole_is_passed_over(
+    data: Dataset, model_path: Path, saved: Path, tmp_path: Path, damage: str
+) -> None:
     shutil.copytree(saved / "broken", tmp_path / "out")
     DAMAGES[damage](tmp_path / "out" / "checkpoints" / "step-00000004")
     steps: list[int] = []
-    result = train(model_path, tmp_path / "out", data, None, preset("leafe+", **SMALL | SAVED), lambda row: steps.append(row["step"]))
+    result = train(
+        model_path,
+        tmp_path / "out",
+        data,
+        None,
+        preset("leafe+", **SMALL | SAVED),
+        lambda row: steps.append(row["step"]),
+    )
     assert steps == [3, 4, 5, 6, 7, 8]
     (note,) = result.notes
     assert "step-00000004 is not whole and was not used" in note
@@ -260,29 +362,50 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(data: Dataset, model_path
     assert all(torch.equal(t, theirs[name]) for name, t in weights(tmp_path / "out").items())
 
 
-def test_where_no_checkpoint_is_whole_the_training_starts_anew(data: Dataset, model_path: Path, saved: Path, tmp_path: Path) -> None:
+def test_where_no_checkpoint_is_whole_the_training_starts_anew(
+    data: Dataset, model_path: Path, saved: Path, tmp_path: Path
+) -> None:
     shutil.copytree(saved / "broken", tmp_path / "out")
     for folder in (tmp_path / "out" / "checkpoints").iterdir():
         cut(folder, "state.json")
     steps: list[int] = []
-    result = train(model_path, tmp_path / "out", data, None, preset("leafe+", **SMALL | SAVED), lambda row: steps.append(row["step"]))
+    result = train(
+        model_path,
+        tmp_path / "out",
+        data,
+        None,
+        preset("leafe+", **SMALL | SAVED),
+        lambda row: steps.append(row["step"]),
+    )
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8] == [r["step"] for r in rows(tmp_path / "out")]
     assert len(result.notes) == 2
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (saved / "whole" / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        saved / "whole" / "model.safetensors"
+    ).read_bytes()
 
 
-def test_what_a_kill_leaves_of_a_save_is_no_checkpoint(data: Dataset, model_path: Path, saved: Path, tmp_path: Path) -> None:
+def test_what_a_kill_leaves_of_a_save_is_no_checkpoint(
+    data: Dataset, model_path: Path, saved: Path, tmp_path: Path
+) -> None:
     shutil.copytree(saved / "broken", tmp_path / "out")
     folder = tmp_path / "out" / "checkpoints"
     (folder / "step-00000004").rename(folder / "partial-4")
     steps: list[int] = []
-    result = train(model_path, tmp_path / "out", data, None, preset("leafe+", **SMALL | SAVED), lambda row: steps.append(row["step"]))
+    result = train(
+        model_path,
+        tmp_path / "out",
+        data,
+        None,
+        preset("leafe+", **SMALL | SAVED),
+        lambda row: steps.append(row["step"]),
+    )
     assert steps[0] == 3
     assert result.notes == ()
 
 
 def test_sigkill_at_random_moments_of_saving(tmp_path: Path) -> None:
-    """A process saves without end and says after each save that it is done; whatever the moment at which it is killed, the last one said, or a later one,
+    """A process saves without end and says after each save that it is done; whatever the moment at
+    which it is killed, the last one said, or a later one,
     is there, whole."""
     from leafe.distill._checkpoint import Checkpoints
 
@@ -290,7 +413,9 @@ def test_sigkill_at_random_moments_of_saving(tmp_path: Path) -> None:
         trained = {name: torch.nn.Parameter(torch.full((64, 33), value)) for name in "abc"}
         optimizer = torch.optim.AdamW(trained.values())
         for parameter in trained.values():
-            optimizer.state[parameter] = {m: torch.full((64, 33), value) for m in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {
+                m: torch.full((64, 33), value) for m in ("exp_avg", "exp_avg_sq")
+            }
         return trained, optimizer
 
     draw = random.Random(5)
@@ -302,10 +427,15 @@ def test_sigkill_at_random_moments_of_saving(tmp_path: Path) -> None:
             try:
                 trained, optimizer = numbered(0.0)
                 checkpoints = Checkpoints(tmp_path, trained, optimizer)
-                checkpoints.load()  # as a training that goes on: it knows which best weights the newest checkpoint names
+                # as a training that goes on: it knows which best weights the newest checkpoint
+                # names
+                checkpoints.load()
                 for step in range(last + 1, last + 10_000):
                     for parameter in trained.values():
-                        for tensor in (parameter.data, *(optimizer.state[parameter][m] for m in ("exp_avg", "exp_avg_sq"))):
+                        for tensor in (
+                            parameter.data,
+                            *(optimizer.state[parameter][m] for m in ("exp_avg", "exp_avg_sq")),
+                        ):
                             tensor.fill_(float(step))
                     if step % 3 == 0:
                         checkpoints.save_best(step)
@@ -330,7 +460,13 @@ def test_sigkill_at_random_moments_of_saving(tmp_path: Path) -> None:
         last = state["step"]
         for parameter in trained.values():
             assert bool((parameter == last).all())
-            assert all(bool((optimizer.state[parameter][m] == last).all()) for m in ("exp_avg", "exp_avg_sq"))
+            assert all(
+                bool((optimizer.state[parameter][m] == last).all())
+                for m in ("exp_avg", "exp_avg_sq")
+            )
         if state["best_step"] is not None:
-            assert all(bool((t == state["best_step"]).all()) for _, t in checkpoints.best(state["best_step"]))
+            assert all(
+                bool((t == state["best_step"]).all())
+                for _, t in checkpoints.best(state["best_step"])
+            )
         assert len(list(tmp_path.glob("step-*"))) <= 2

@@ -1,4 +1,5 @@
-"""Metrics reach the trackers by their own integrations, and a training that goes on does not count a step twice."""
+"""Metrics reach the trackers by their own integrations, and a training that goes on does not count
+a step twice."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from leafe.distill import Dataset, preset, train
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
-SIZES: dict[str, Any] = {"rehearsal_batch_size": 4, "counterfactual_batch_size": 3, "anchor_batch_size": 3, "reflection_batch_size": 1, "max_steps": 5, "save_steps": 2}
+SIZES: dict[str, Any] = {
+    "rehearsal_batch_size": 4,
+    "counterfactual_batch_size": 3,
+    "anchor_batch_size": 3,
+    "reflection_batch_size": 1,
+    "max_steps": 5,
+    "save_steps": 2,
+}
 
 
 class Killed(Exception):
@@ -27,7 +35,10 @@ def killed(row: Mapping[str, Any]) -> None:
 
 
 def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)["loss"]
+        for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_tensorboard_has_every_step_once(data: Dataset, model_path: Path, tmp_path: Path) -> None:
@@ -46,17 +57,23 @@ def test_tensorboard_has_every_step_once(data: Dataset, model_path: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_wandb_offline(data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline(
+    data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    result = train(model_path, tmp_path / "out", data, None, preset("leafe+", **SIZES, report_to=("wandb",)))
+    result = train(
+        model_path, tmp_path / "out", data, None, preset("leafe+", **SIZES, report_to=("wandb",))
+    )
     assert result.steps == 5
     assert len(losses(tmp_path / "out")) == 5
     assert list((tmp_path / "out").rglob("*.wandb"))
 
 
-def test_any_tracker_gets_numbers_by_step(data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_tracker_gets_numbers_by_step(
+    data: Dataset, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from accelerate import tracking
     from accelerate.utils import LoggerType
 

@@ -1,4 +1,5 @@
-"""A packed row holds what its sequences hold, every token once, and says of each which tokens came before it."""
+"""A packed row holds what its sequences hold, every token once, and says of each which tokens came
+before it."""
 
 from __future__ import annotations
 
@@ -17,8 +18,11 @@ from tests.distill.toy import PROMPTS, chat
 from tests.trees import trees
 
 shapes = st.builds(
-    Shape, limit=st.sampled_from([1, 5, 20, math.inf]), width=st.sampled_from([2.0, 20.0, math.inf]), branching=st.booleans()
-)  # fmt: skip
+    Shape,
+    limit=st.sampled_from([1, 5, 20, math.inf]),
+    width=st.sampled_from([2.0, 20.0, math.inf]),
+    branching=st.booleans(),
+)
 
 
 def read(row: Row, node: int) -> tuple[int, ...]:
@@ -29,9 +33,16 @@ def read(row: Row, node: int) -> tuple[int, ...]:
 
 
 def held(rows: Sequence[Row]) -> Counter[tuple[object, ...]]:
-    """All that the loss is a function of: part, weight, target, what is read before it, what the teacher reads before it."""
+    """All that the loss is a function of: part, weight, target, what is read before it, what the
+    teacher reads before it."""
     return Counter(
-        (t.part, t.weight, t.token, read(row, t.at), None if t.teacher is None else read(row.teachers[t.teacher[0]], t.teacher[1]))
+        (
+            t.part,
+            t.weight,
+            t.token,
+            read(row, t.at),
+            None if t.teacher is None else read(row.teachers[t.teacher[0]], t.teacher[1]),
+        )
         for row in rows
         for t in row.targets
     )
@@ -39,7 +50,13 @@ def held(rows: Sequence[Row]) -> Counter[tuple[object, ...]]:
 
 def wanted(batch: Sequence[TokenSequence]) -> Counter[tuple[object, ...]]:
     return Counter(
-        (s.part, span.weight, s.ids[at], s.ids[:at], None if span.teacher is None else (*span.teacher, *s.ids[span.start : at]))
+        (
+            s.part,
+            span.weight,
+            s.ids[at],
+            s.ids[:at],
+            None if span.teacher is None else (*span.teacher, *s.ids[span.start : at]),
+        )
         for s in batch
         for span in s.spans
         for at in range(span.start, span.end)
@@ -51,7 +68,9 @@ def inputs(batch: Sequence[TokenSequence]) -> list[tuple[int, ...]]:
 
 
 @given(batches, shapes)
-def test_every_target_stands_in_its_context_whatever_the_shape(batch: list[TokenSequence], shape: Shape) -> None:
+def test_every_target_stands_in_its_context_whatever_the_shape(
+    batch: list[TokenSequence], shape: Shape
+) -> None:
     rows = pack(batch, shape)
     assert held(rows) == wanted(batch)
     assert sum(r.given for r in rows) == sum(span.end - 1 for s in batch for span in s.spans)
@@ -77,11 +96,17 @@ def test_rows_are_trees_in_depth_first_order(batch: list[TokenSequence], shape: 
             assert row.branches == (max(children.values()) > 1)
             # no row holds a token that nothing is read from
             leaves = set(range(row.tokens)) - set(children)
-            assert leaves <= ({t.at for t in row.targets} if row is packed else {t.teacher[1] for t in packed.targets if t.teacher})
+            assert leaves <= (
+                {t.at for t in row.targets}
+                if row is packed
+                else {t.teacher[1] for t in packed.targets if t.teacher}
+            )
 
 
 @given(batches, shapes, st.randoms(use_true_random=False))
-def test_the_order_of_the_batch_is_of_no_account(batch: list[TokenSequence], shape: Shape, random: object) -> None:
+def test_the_order_of_the_batch_is_of_no_account(
+    batch: list[TokenSequence], shape: Shape, random: object
+) -> None:
     shuffled = list(batch)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     one, two = pack(batch, shape), pack(shuffled, shape)
@@ -98,11 +123,16 @@ def test_a_row_is_within_the_limit_or_a_single_path(batch: list[TokenSequence], 
 
 
 @given(batches, st.sampled_from([2.0, 8.0, 30.0]))
-def test_under_a_dense_mask_sharing_never_costs_more_than_it_saves(batch: list[TokenSequence], width: float) -> None:
+def test_under_a_dense_mask_sharing_never_costs_more_than_it_saves(
+    batch: list[TokenSequence], width: float
+) -> None:
     def cost(number: int) -> float:
         return number + number**2 / width
 
-    assert sum(cost(r.tokens) for r in pack(batch, Shape(width=width))) <= sum(cost(len(ids)) for ids in inputs(batch)) + 1e-9
+    assert (
+        sum(cost(r.tokens) for r in pack(batch, Shape(width=width)))
+        <= sum(cost(len(ids)) for ids in inputs(batch)) + 1e-9
+    )
 
 
 @given(batches)
@@ -111,18 +141,26 @@ def test_rows_for_causal_models_are_single_paths(batch: list[TokenSequence]) -> 
     assert not any(r.branches for packed in rows for r in (packed, *packed.teachers))
     # as few as can be: one for each sequence that is no prefix of another
     distinct = set(inputs(batch))
-    assert len(rows) == sum(not any(other != one and other[: len(one)] == one for other in distinct) for one in distinct)
+    assert len(rows) == sum(
+        not any(other != one and other[: len(one)] == one for other in distinct) for one in distinct
+    )
 
 
 @given(trees())
 def test_a_tree_of_episodes_is_one_row_in_which_no_history_is_repeated(tree: Tree) -> None:
-    config = DistillConfig(rehearsal="progress_prefix", counterfactuals="all", anchors=True, reflections=True)
+    config = DistillConfig(
+        rehearsal="progress_prefix", counterfactuals="all", anchors=True, reflections=True
+    )
     encoded = encode(build({"t0": tree}, PROMPTS, config, 0).samples, chat(), 512)
     batch = [s for mine in encoded.parts.values() for s in mine]
     rows = pack(batch, Shape())
     assert len(rows) == bool(batch)
     assert held(rows) == wanted(batch)
-    assert sum(r.tokens for r in rows) <= sum(len(ids) for ids in inputs(batch)) <= sum(r.given for r in rows)
+    assert (
+        sum(r.tokens for r in rows)
+        <= sum(len(ids) for ids in inputs(batch))
+        <= sum(r.given for r in rows)
+    )
 
 
 def test_two_samples_of_one_history_share_it_and_keep_their_weights() -> None:
@@ -132,11 +170,20 @@ def test_two_samples_of_one_history_share_it_and_keep_their_weights() -> None:
         TokenSequence("counterfactual", "t0", (1, 2, 5, 4), [Span(2, 4)]),
     ]
     (row,) = pack(batch, Shape())
-    assert (row.ids, row.parents, row.depths, row.given) == ([1, 2, 3, 5], [-1, 0, 1, 1], [0, 1, 2, 2], 9)
+    assert (row.ids, row.parents, row.depths, row.given) == (
+        [1, 2, 3, 5],
+        [-1, 0, 1, 1],
+        [0, 1, 2, 2],
+        9,
+    )
     assert Counter(t[:4] for t in row.targets) == Counter(
         {
-            (1, 3, "rehearsal", 2.0): 1, (1, 3, "counterfactual", 0.5): 1, (1, 5, "counterfactual", 1.0): 1,
-            (2, 4, "rehearsal", 2.0): 1, (2, 4, "counterfactual", 0.5): 1, (3, 4, "counterfactual", 1.0): 1,
+            (1, 3, "rehearsal", 2.0): 1,
+            (1, 3, "counterfactual", 0.5): 1,
+            (1, 5, "counterfactual", 1.0): 1,
+            (2, 4, "rehearsal", 2.0): 1,
+            (2, 4, "counterfactual", 0.5): 1,
+            (3, 4, "counterfactual", 1.0): 1,
         }
-    )  # fmt: skip
+    )
     assert pack([], Shape()) == []

@@ -20,13 +20,26 @@ def episode(task: str, words: list[tuple[str, str]]) -> list[Sample]:
     samples = []
     for nth, (seen, action) in enumerate(words):
         messages.append(Message("user", f"{task} ; {seen}" if nth == 0 else seen))
-        samples.append(Sample("rehearsal", task, f"{task}/{nth}", tuple(messages), Message("assistant", action), note=str(nth)))
+        samples.append(
+            Sample(
+                "rehearsal",
+                task,
+                f"{task}/{nth}",
+                tuple(messages),
+                Message("assistant", action),
+                note=str(nth),
+            )
+        )
         messages.append(Message("assistant", action))
     return samples
 
 
 def texts(ids: tuple[int, ...]) -> list[str]:
-    return [m.strip() for m in chat().tokenizer.decode(ids).replace("<|", "\n<|").split("\n<|end|>") if m.strip()]
+    return [
+        m.strip()
+        for m in chat().tokenizer.decode(ids).replace("<|", "\n<|").split("\n<|end|>")
+        if m.strip()
+    ]
 
 
 @given(st.lists(st.tuples(WORD, WORD), min_size=2, max_size=40), st.integers(22, 120))
@@ -53,28 +66,38 @@ def test_what_is_kept_of_a_long_talk(words: list[tuple[str, str]], most: int) ->
         assert says[:4] == said[:4]  # the system message, the example, the task
         assert says[4:] == said[4 + cut :]  # then the rest of the talk, oldest turns missing
         assert len(says) >= 7  # the last action and its observation are there
-    assert found.skipped.get(f"rehearsal: without the oldest turns, to fit {most} tokens", 0) == sum(len(s.ids) > most for s in whole.values())
+    assert found.skipped.get(
+        f"rehearsal: without the oldest turns, to fit {most} tokens", 0
+    ) == sum(len(s.ids) > most for s in whole.values())
 
 
 @given(st.lists(st.tuples(WORD, WORD), min_size=30, max_size=60))
 @settings(max_examples=20)
 def test_a_long_episode_stays_a_few_sequences(drawn: list[tuple[str, str]]) -> None:
-    words = [(f"s{n % 9} t{n // 9} ; {seen}", action) for n, (seen, action) in enumerate(drawn)]  # no two turns are alike
+    words = [
+        (f"s{n % 9} t{n // 9} ; {seen}", action) for n, (seen, action) in enumerate(drawn)
+    ]  # no two turns are alike
     samples = [*episode("t0", words), *episode("t1", words[:1])]
     most = 100
     merged = encode(samples, chat(), most, too_long="truncate")
     apart = encode(samples, chat(), most, merge=False, too_long="truncate")
     assert sum(len(s.spans) for s in merged.parts["rehearsal"]) == len(samples)
     total = sum(len(f"{a} {b}".split()) + 4 for a, b in words)
-    assert len(merged.parts["rehearsal"]) <= 3 + total / (most / 2 - 15)  # each cut frees half the room, and a turn has at most 13 tokens
-    assert sum(len(s.ids) for s in merged.parts["rehearsal"]) < 0.5 * sum(len(s.ids) for s in apart.parts["rehearsal"])
+    assert len(merged.parts["rehearsal"]) <= 3 + total / (
+        most / 2 - 15
+    )  # each cut frees half the room, and a turn has at most 13 tokens
+    assert sum(len(s.ids) for s in merged.parts["rehearsal"]) < 0.5 * sum(
+        len(s.ids) for s in apart.parts["rehearsal"]
+    )
 
 
 def test_the_cut_does_not_depend_on_the_other_samples() -> None:
     words = [("go", "left")] * 40
     samples = [*episode("t0", words), *episode("t1", words[:1])]
     found = encode(samples, chat(), 80, merge=False, too_long="truncate").parts["rehearsal"]
-    some = encode([samples[30], samples[-1]], chat(), 80, merge=False, too_long="truncate").parts["rehearsal"]
+    some = encode([samples[30], samples[-1]], chat(), 80, merge=False, too_long="truncate").parts[
+        "rehearsal"
+    ]
     assert some[0].ids == found[30].ids
 
 

@@ -1,4 +1,5 @@
-"""What the distill tests share: a prompt set whose words the tiny tokenizer knows, and trees by the number."""
+"""What the distill tests share: a prompt set whose words the tiny tokenizer knows, and trees by the
+number."""
 
 from __future__ import annotations
 
@@ -43,5 +44,6 @@ def chat() -> ChatTokens:
 
 
 def checkpoint(folder: Path, scale: float = 0.2) -> Path:
-    """A two-layer model that knows the words; its distributions are peaked, so that losses differ between contexts."""
+    """A two-layer model that knows the words; its distributions are peaked, so that losses differ
+    between contexts."""
     return tiny_checkpoint(folder, words=WORDS, layers=2, width=32, scale=scale)

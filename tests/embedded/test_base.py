@@ -28,7 +28,9 @@ PROMPTS = Prompts(load_prompt_set("gates"))
 
 def test_the_checkpoint_is_a_standard_one_of_at_most_four_megabytes() -> None:
     assert (base_path() / "model.safetensors").stat().st_size <= 4_000_000
-    assert json.loads((base_path() / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert json.loads((base_path() / "config.json").read_text())["architectures"] == [
+        "LlamaForCausalLM"
+    ]
     tokenizer = load_tokenizer(base_path())
     assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
     assert tokenizer.chat_template == make_tokenizer().chat_template
@@ -39,7 +41,9 @@ def test_the_checkpoint_is_a_standard_one_of_at_most_four_megabytes() -> None:
 
 
 def test_the_base_passes_its_gates() -> None:
-    measured = gauge(load_model(base_path()), ChatTokens(load_tokenizer(base_path())), PROMPTS, tasks=24, seed=2)
+    measured = gauge(
+        load_model(base_path()), ChatTokens(load_tokenizer(base_path())), PROMPTS, tasks=24, seed=2
+    )
     assert all(measured[name] >= least for name, least in LIMITS.items() if name in measured)
     assert measured["reflection_right"] > 0.8
     assert measured["shifted"] < 0.05
@@ -58,7 +62,15 @@ def test_the_build_is_seeded_and_refuses_a_model_that_misses_a_gate(tmp_path: Pa
     assert any("following" in line for line in said)
     weights = []
     for name in ("a", "b"):
-        build(tmp_path / name, seed=5, steps=3, batch_tokens=256, tasks=2, say=said.append, strict=False)
+        build(
+            tmp_path / name,
+            seed=5,
+            steps=3,
+            batch_tokens=256,
+            tasks=2,
+            say=said.append,
+            strict=False,
+        )
         with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
             weights.append(file.get_tensor("model.layers.0.mlp.up_proj.weight"))
     assert weights[0].equal(weights[1])
@@ -69,7 +81,13 @@ def grown(strategy: str) -> Exploration:
         policy = HFPolicy(base_path(), threads=1)
         try:
             config = ExploreConfig(strategy=strategy, limits={"policy_calls": 24}, seed=1)
-            return await explore(policy, EnvPool(lambda: Gates("hard"), 16), Gates("hard").tasks("valid", 16, seed=4), PROMPTS, config)
+            return await explore(
+                policy,
+                EnvPool(lambda: Gates("hard"), 16),
+                Gates("hard").tasks("valid", 16, seed=4),
+                PROMPTS,
+                config,
+            )
         finally:
             await policy.close()
 
@@ -89,10 +107,15 @@ def test_no_prompt_holds_a_rule_that_the_env_did_not_say_in_that_task(strategy: 
             for prompt in prompts:
                 for name, answer in re.findall(r"(\w+) (?:needs|go) (\w+)", prompt):
                     if right.get(name) == answer:
-                        assert f"{name} {answer}" in said, f"{prompt!r} in {tree.task.id}: nobody had said so"
+                        assert f"{name} {answer}" in said, (
+                            f"{prompt!r} in {tree.task.id}: nobody had said so"
+                        )
                         told += 1
             for turn in episode.acts:
-                said |= {f"{name} {answer}" for name, answer in re.findall(r"(\w+) (?:needs|go) (\w+)", turn.observation)}
+                said |= {
+                    f"{name} {answer}"
+                    for name, answer in re.findall(r"(\w+) (?:needs|go) (\w+)", turn.observation)
+                }
     assert told > 10
 
 

@@ -1,4 +1,5 @@
-"""What the base policy is brought up on: real episodes, exact tokens, and no held-out rule in any note, reflection or feedback."""
+"""What the base policy is brought up on: real episodes, exact tokens, and no held-out rule in any
+note, reflection or feedback."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ import pytest
 
 from leafe.core import ChatTokens
 from leafe.embedded.lessons import HEED, WEIGHTS, Lesson, lessons, words_to_ids
-from leafe.envs.gates.rules import ADJECTIVES, HABIT, HELD_OUT, HORIZON, SHIFTED, TARGET, TOOLS, WORDS
+from leafe.envs.gates.rules import (
+    ADJECTIVES,
+    HABIT,
+    HELD_OUT,
+    HORIZON,
+    SHIFTED,
+    TARGET,
+    TOOLS,
+    WORDS,
+)
 from leafe.prompts import Prompts, load_prompt_set
 
 PROMPTS = Prompts(load_prompt_set("gates"))
@@ -21,15 +31,22 @@ def text_of(lesson: Lesson) -> str:
 
 
 def test_no_lesson_states_a_held_out_pair() -> None:
-    stated = {(a, b) for lesson in SOME for a, b in re.findall(r"(\w+) needs (\w+)", text_of(lesson))}
-    assert len(stated) == len(ADJECTIVES) * len(TOOLS) - len(HELD_OUT), "every other pair is stated somewhere"
+    stated = {
+        (a, b) for lesson in SOME for a, b in re.findall(r"(\w+) needs (\w+)", text_of(lesson))
+    }
+    assert len(stated) == len(ADJECTIVES) * len(TOOLS) - len(HELD_OUT), (
+        "every other pair is stated somewhere"
+    )
     assert not stated & HELD_OUT
     assert not stated & {(a, TARGET[a]) for a in SHIFTED}
 
 
 def test_every_word_that_a_prompt_can_hold_is_seen_and_every_step_marker_often() -> None:
     seen = [word for lesson in SOME for m in lesson.messages for word in m.content.split()]
-    assert set(WORDS) - set(seen) <= {"have", "over"}  # said only when all is over and nobody is asked any more
+    assert set(WORDS) - set(seen) <= {
+        "have",
+        "over",
+    }  # said only when all is over and nobody is asked any more
     assert set(seen) <= set(WORDS)
     # the last history that is acted on has HORIZON - 1 turns; s20 stands only before a reflection
     assert all(seen.count(f"s{step}") >= 20 for step in range(HORIZON))
@@ -41,7 +58,9 @@ def test_without_a_note_the_actor_goes_by_habit() -> None:
     for lesson in SOME:
         if "note" in text_of(lesson) or "earlier" in text_of(lesson):
             continue
-        for user, answer, weight in zip(lesson.messages[::2], lesson.messages[1::2], lesson.weights, strict=True):
+        for user, answer, weight in zip(
+            lesson.messages[::2], lesson.messages[1::2], lesson.weights, strict=True
+        ):
             words = user.content.split()
             if weight == WEIGHTS["act"] and words[-1] == "gate":
                 tools.append(answer.content == f"take {HABIT[words[-2]]}")
@@ -55,7 +74,9 @@ def test_without_a_note_the_actor_goes_by_habit() -> None:
 def test_a_note_decides_the_next_choice() -> None:
     followed = heeded = 0
     for lesson in SOME:
-        for user, answer, weight in zip(lesson.messages[::2], lesson.messages[1::2], lesson.weights, strict=True):
+        for user, answer, weight in zip(
+            lesson.messages[::2], lesson.messages[1::2], lesson.weights, strict=True
+        ):
             match = re.search(r"(\w+) (?:gate|fork) note (\w+) (?:needs|go) (\w+)$", user.content)
             if match and match[1] == match[2] and weight:
                 heeded += answer.content.split()[1] == match[3]
@@ -91,6 +112,10 @@ def test_the_fast_encoder_gives_the_chat_templates_tokens() -> None:
     for lesson in SOME[:200]:
         ids, weight = encode(lesson)
         assert ids == [*chat.prompt(lesson.messages[:-1]), *chat.answer(lesson.messages[-1])]
-        own = [w for m, load in zip(lesson.messages[1::2], lesson.weights, strict=True) for w in [load] * len(chat.answer(m))]
+        own = [
+            w
+            for m, load in zip(lesson.messages[1::2], lesson.weights, strict=True)
+            for w in [load] * len(chat.answer(m))
+        ]
         assert [w for w in weight if w] == [w for w in own if w]
         assert len(ids) <= build.CONTEXT

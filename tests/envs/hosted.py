@@ -1,4 +1,5 @@
-"""Environments for the tests of environments in processes of their own: they hang, die, print, count, and keep files."""
+"""Environments for the tests of environments in processes of their own: they hang, die, print,
+count, and keep files."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class Hosted(Environment):
         return {"hosted": "1"}
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        return [Task(f"hosted-{i}", "hosted", split, "Add.", {"start": i}) for i in range(10)][:count]
+        return [Task(f"hosted-{i}", "hosted", split, "Add.", {"start": i}) for i in range(10)][
+            :count
+        ]
 
     def reset(self, task: Task, seed: int) -> str:
         print("this goes nowhere")
@@ -69,7 +72,12 @@ class Hosted(Environment):
         if not action.strip() or action.startswith("no such"):
             return StepResult("Say add.", valid=False)
         self.at += self.chance.randint(1, 6)
-        return StepResult(f"You are at {self.at}.", done=self.at > 40, success=self.at == 42, info={"pid": os.getpid()})
+        return StepResult(
+            f"You are at {self.at}.",
+            done=self.at > 40,
+            success=self.at == 42,
+            info={"pid": os.getpid()},
+        )
 
     def valid_actions(self) -> Sequence[str]:
         return ["add", "add more"]

@@ -1,4 +1,5 @@
-"""Programs and tests that hold for them in plain Python, by kind: what a judge in a box of its own must not judge otherwise (judged.txt)."""
+"""Programs and tests that hold for them in plain Python, by kind: what a judge in a box of its own
+must not judge otherwise (judged.txt)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ _CASE = re.compile(r"^#### (.+?): (.+)\n((?:.*\n)*?)--\n((?:(?!####).*\n)*)", re
 def kinds() -> dict[str, dict[str, tuple[str, str]]]:
     """Kind, name of the case, (program, test)."""
     found: dict[str, dict[str, tuple[str, str]]] = {}
-    for kind, name, program, test in _CASE.findall(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")):
+    for kind, name, program, test in _CASE.findall(
+        Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
+    ):
         found.setdefault(kind, {})[name] = (program.rstrip("\n"), test[:-1])
     return found
 

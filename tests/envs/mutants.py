@@ -1,4 +1,5 @@
-"""Programs with one small mistake: an operator swapped, a comparison shifted, a constant off by one."""
+"""Programs with one small mistake: an operator swapped, a comparison shifted, a constant off by
+one."""
 
 from __future__ import annotations
 
@@ -8,13 +9,25 @@ import random
 from collections.abc import Iterator
 
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.And: ast.Or, ast.Or: ast.And,
-}  # fmt: skip
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
 
 
 def mutants(program: str, count: int, seed: int) -> list[tuple[str, str]]:
-    """(what was changed, the program with it) for `count` places drawn by `seed`, or for all where there are fewer. None for what does not parse."""
+    """(what was changed, the program with it) for `count` places drawn by `seed`, or for all where
+    there are fewer. None for what does not parse."""
     tree = ast.parse(program)
     places = list(_places(tree))
     random.Random(seed).shuffle(places)

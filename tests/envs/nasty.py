@@ -1,8 +1,18 @@
-"""Programs that do what they should not: a corpus for both ways of making a process, as scripts and as modules whose function is called."""
+"""Programs that do what they should not: a corpus for both ways of making a process, as scripts and
+as modules whose function is called."""
 
 from __future__ import annotations
 
-SLOW = {"sleeps", "stops itself", "traps signals", "deeper recursion", "spins", "spins in C", "thread that stays", "many threads"}
+SLOW = {
+    "sleeps",
+    "stops itself",
+    "traps signals",
+    "deeper recursion",
+    "spins",
+    "spins in C",
+    "thread that stays",
+    "many threads",
+}
 """These run into a time limit, or take their time."""
 SLEEP = {"sleeps", "stops itself", "thread that stays"}
 """Of these, into that of the wall clock."""
@@ -14,7 +24,9 @@ PROGRAMS: dict[str, str] = {
     "execs": "import os\nos.execv('/usr/bin/env', ['env'])",
     "allocates": "kept = []\nwhile True: kept.append(bytearray(1 << 20))",
     "allocates at once": "kept = bytearray(1 << 40)",
-    "catches memory errors": "kept = []\ntry:\n    while True: kept.append(' ' * 10**6)\nexcept MemoryError: kept = None",
+    "catches memory errors": (
+        "kept = []\ntry:\n    while True: kept.append(' ' * 10**6)\nexcept MemoryError: kept = None"
+    ),
     "spins": "while True: pass",
     "spins in C": "pow(3, 10**9)",
     "sleeps": "import time\ntime.sleep(1000)",
@@ -29,11 +41,16 @@ PROGRAMS: dict[str, str] = {
     "reads proc": "print(open('/proc/self/maps').read())",
     "reads files": "print(open('/etc/passwd').read())",
     "reads the guest code": "import leafe",
-    "writes everywhere": "import os\nfor top in os.listdir('/'):\n    for folder in ('/', '/' + top, '/' + top + '/lib'):\n"
-    "        try: open(folder + '/x', 'w')\n        except OSError: pass\n        else: print(folder)",
+    "writes everywhere": "import os\nfor top in os.listdir('/'):\n    for folder in ('/', '/' + top, '/' + top "
+    "+ '/lib'):\n"
+    "        try: open(folder + '/x', 'w')\n        except OSError: pass\n        else: "
+    "print(folder)",
     "writes itself": "open(__file__ if '__file__' in globals() else 'x', 'w')",
     "temporary files": "import tempfile\ntempfile.TemporaryFile()",
-    "traps signals": "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, print)\n    except (OSError, ValueError): pass\nwhile True: pass",
+    "traps signals": (
+        "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, print)\n    except "
+        "(OSError, ValueError): pass\nwhile True: pass"
+    ),
     "exits 0": "import sys\nsys.exit(0)",
     "exits 0 hard": "import os\nos._exit(0)",
     "exits 3": "import os\nos._exit(3)",
@@ -42,17 +59,26 @@ PROGRAMS: dict[str, str] = {
     "aborts": "import os\nos.abort()",
     "segmentation fault": "import ctypes\nctypes.string_at(0)",
     "kills its parent": "import os\nos.kill(os.getppid(), 9)",
-    "kills all": "import os\nfor n in (-1, 0, 1, 2):\n    try: os.kill(n, 9)\n    except OSError as error: print(error)",
+    "kills all": (
+        "import os\nfor n in (-1, 0, 1, 2):\n    try: os.kill(n, 9)\n    except OSError as "
+        "error: print(error)"
+    ),
     "a file's owner": "import fcntl, os\nfcntl.fcntl(0, fcntl.F_SETOWN, 1)",
     "limits of others": "import resource\nresource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0))",
     "lifts its limits": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     "fills descriptors": "import os\nwhile True: os.dup(0)",
     "closes all": "import os\nos.closerange(0, 99)",
-    "writes on every descriptor": "import os\nfor n in range(64):\n    try: os.write(n, b'{}\\n' * 5)\n    except OSError: pass",
+    "writes on every descriptor": (
+        "import os\nfor n in range(64):\n    try: os.write(n, b'{}\\n' * 5)\n    except "
+        "OSError: pass"
+    ),
     "deep recursion": "def f(n): return f(n + 1)\nf(0)",
     "deeper recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return [f(n + 1)]\nf(0)",
     "deep in C": "x = []\nfor _ in range(10**5): x = [x]\nrepr(x)",
-    "many threads": "import threading, time\nfor _ in range(9999): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+    "many threads": (
+        "import threading, time\nfor _ in range(9999): threading.Thread(target=time.sleep, "
+        "args=(9,), daemon=True).start()"
+    ),
     "thread that stays": "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()",
     "error in a thread": "import threading\nt = threading.Thread(target=lambda: 1 / 0)\nt.start(); t.join()",
     "exit function": "import atexit, os\natexit.register(os._exit, 7)",

@@ -1,4 +1,5 @@
-"""A server that speaks OpenEnv's protocol (openenv 0.10: /schema, and reset and step over /ws), with one small game, and faults on demand.
+"""A server that speaks OpenEnv's protocol (openenv 0.10: /schema, and reset and step over /ws),
+with one small game, and faults on demand.
 
 with serving() as url: ...
 
@@ -19,9 +20,21 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 SCHEMA = {
-    "action": {"properties": {"metadata": {"type": "object"}, "guess": {"type": "string", "maxLength": 20}}, "required": ["guess"]},
+    "action": {
+        "properties": {
+            "metadata": {"type": "object"},
+            "guess": {"type": "string", "maxLength": 20},
+        },
+        "required": ["guess"],
+    },
     "observation": {
-        "properties": {"done": {"type": "boolean"}, "reward": {}, "metadata": {"type": "object"}, "hint": {"type": "string"}, "left": {"type": "integer"}},
+        "properties": {
+            "done": {"type": "boolean"},
+            "reward": {},
+            "metadata": {"type": "object"},
+            "hint": {"type": "string"},
+            "left": {"type": "integer"},
+        },
         "required": ["hint"],
     },
     "state": {},
@@ -31,7 +44,10 @@ SCHEMA = {
 
 class Game:
     def reset(self, data: dict[str, Any]) -> dict[str, Any]:
-        self.secret, self.left = random.Random(data.get("seed")).randrange(1, 11), data.get("tries", 6)
+        self.secret, self.left = (
+            random.Random(data.get("seed")).randrange(1, 11),
+            data.get("tries", 6),
+        )
         return self.seen("Guess a number from 1 to 10.", None, False)
 
     def step(self, guess: str) -> dict[str, Any]:
@@ -43,7 +59,12 @@ class Game:
 
     def seen(self, hint: str, reward: float | None, done: bool) -> dict[str, Any]:
         metadata = {"solved": done and reward == 1.0}
-        return {"observation": {"hint": hint, "left": self.left, "metadata": metadata}, "reward": reward, "done": done, "metadata": metadata}
+        return {
+            "observation": {"hint": hint, "left": self.left, "metadata": metadata},
+            "reward": reward,
+            "done": done,
+            "metadata": metadata,
+        }
 
 
 PONGS = threading.Semaphore(0)
@@ -95,7 +116,14 @@ async def session(request: web.Request) -> web.WebSocketResponse:
             answer = {"type": "error", "data": {"message": "it broke", "code": "EXECUTION_ERROR"}}
         elif len(guess) > 20:
             errors = [{"msg": "String should have at most 20 characters"}]
-            answer = {"type": "error", "data": {"message": "Invalid message", "code": "VALIDATION_ERROR", "errors": errors}}
+            answer = {
+                "type": "error",
+                "data": {
+                    "message": "Invalid message",
+                    "code": "VALIDATION_ERROR",
+                    "errors": errors,
+                },
+            }
         else:
             answer = {"type": "observation", "data": game.step(guess)}
         await socket.send_json(answer)

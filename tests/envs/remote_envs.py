@@ -1,4 +1,5 @@
-"""Environments, servers and a bad network for the tests of remote environments. All on 127.0.0.1."""
+"""Environments, servers and a bad network for the tests of remote environments. All on
+127.0.0.1."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ TALLY = "tests.envs.remote_envs:Tally"
 
 
 class Tally(Environment):
-    """Adds up what it is told. Everything that happens to any instance is counted, and some words do harm."""
+    """Adds up what it is told. Everything that happens to any instance is counted, and some words
+    do harm."""
 
     name = "tally"
     can_snapshot = True
@@ -47,7 +49,12 @@ class Tally(Environment):
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         if split != "train":
             raise UserError(f"tally has no split {split!r}: use train.")
-        return [Task(f"t{n}", "tally", split, "Add up.", {"from": n + seed, "text": "é\ud800\u2028\x00"}) for n in range(3 if count is None else count)]
+        return [
+            Task(
+                f"t{n}", "tally", split, "Add up.", {"from": n + seed, "text": "é\ud800\u2028\x00"}
+            )
+            for n in range(3 if count is None else count)
+        ]
 
     def reset(self, task: Task, seed: int) -> str:
         self.happened["reset"] += 1
@@ -79,7 +86,9 @@ class Tally(Environment):
                 return StepResult("Odd.", info={"path": Path("x"), "nan": float("nan")})
             case _:
                 return StepResult(f"There is no {action!r}: say add N.", valid=False, progress=0.0)
-        return StepResult(f"You have {self.total}.", reward=0.5, progress=1.0, info={"total": self.total})
+        return StepResult(
+            f"You have {self.total}.", reward=0.5, progress=1.0, info={"total": self.total}
+        )
 
     def valid_actions(self) -> Sequence[str]:
         return ["add 1", "add 2"]
@@ -130,10 +139,22 @@ class Stuck(Tally):
 
 
 class Served:
-    """An environment server in a thread of this process, so that what its environments did can be looked at."""
+    """An environment server in a thread of this process, so that what its environments did can be
+    looked at."""
 
-    def __init__(self, name: str = TALLY, *, port: int = 0, workers: int = 8, token: str | None = None, idle: float = 600.0, **options: Any) -> None:
-        self.server = EnvServer(name, options, host="127.0.0.1", port=port, workers=workers, token=token, idle=idle)
+    def __init__(
+        self,
+        name: str = TALLY,
+        *,
+        port: int = 0,
+        workers: int = 8,
+        token: str | None = None,
+        idle: float = 600.0,
+        **options: Any,
+    ) -> None:
+        self.server = EnvServer(
+            name, options, host="127.0.0.1", port=port, workers=workers, token=token, idle=idle
+        )
         self.ready = threading.Event()
         self.ended: asyncio.Event | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -164,10 +185,15 @@ class Served:
 
 
 @contextlib.contextmanager
-def process(code: str | list[str], env: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server process and its address: the last word of its first line. Killed at the end, should it still live."""
+def process(
+    code: str | list[str], env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process and its address: the last word of its first line. Killed at the end, should
+    it still live."""
     words = [sys.executable, "-c", code] if isinstance(code, str) else [sys.executable, *code]
-    started = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    started = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
     try:
         assert started.stdout is not None
         line = started.stdout.readline()
@@ -183,10 +209,13 @@ def serving(name: str, port: int = 0, **options: Any) -> str:
 
 
 class BadNetwork:
-    """Stands between a client and a server, and does to each answer what the script says, one entry a request, then nothing.
+    """Stands between a client and a server, and does to each answer what the script says, one entry
+    a request, then nothing.
 
-    before (closed before the server hears of it), after (closed when the server has answered), half (half the answer), 500, 503, garbage, list, html,
-    302, 404, drip (a byte of the body now and then), drip-head, declared (a length past all bounds), endless (chunks without end), hang, echo (401 with
+    before (closed before the server hears of it), after (closed when the server has answered), half
+    (half the answer), 500, 503, garbage, list, html,
+    302, 404, drip (a byte of the body now and then), drip-head, declared (a length past all
+    bounds), endless (chunks without end), hang, echo (401 with
     the Authorization header), a dict: the answer itself, or bytes: its body.
     """
 
@@ -214,7 +243,9 @@ class BadNetwork:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self) -> BadNetwork:
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -229,7 +260,9 @@ class BadNetwork:
         if fault in ("ok", "after", "half", "drip"):
             connection = HTTPConnection(self.target.hostname or "", self.target.port)
             try:
-                connection.request(client.command, client.path, body, {"Content-Type": "application/json"})
+                connection.request(
+                    client.command, client.path, body, {"Content-Type": "application/json"}
+                )
                 answer = connection.getresponse()
                 status, raw = answer.status, answer.read()
             except OSError:
@@ -256,7 +289,18 @@ class BadNetwork:
                 case "html":
                     self.send(client, 200, b"<html>gateway</html>")
                 case "echo":
-                    self.send(client, 401, json.dumps({"error": {"kind": "user", "message": f"not {client.headers['Authorization']}"}}).encode())
+                    self.send(
+                        client,
+                        401,
+                        json.dumps(
+                            {
+                                "error": {
+                                    "kind": "user",
+                                    "message": f"not {client.headers['Authorization']}",
+                                }
+                            }
+                        ).encode(),
+                    )
                 case "declared":
                     self.send(client, 200, b"{", length=10**12)
                 case "endless":
@@ -287,7 +331,9 @@ class BadNetwork:
         client.close_connection = True
 
     @staticmethod
-    def send(client: BaseHTTPRequestHandler, status: int, raw: bytes, length: int | None = None) -> None:
+    def send(
+        client: BaseHTTPRequestHandler, status: int, raw: bytes, length: int | None = None
+    ) -> None:
         client.send_response(status)
         client.send_header("Content-Length", str(len(raw) if length is None else length))
         client.end_headers()

@@ -24,7 +24,10 @@ def test_textarena_examples() -> None:
     from tests.envs.test_prompt_sets import replay
 
     task = Task("x", "textarena", "train", "Play Minesweeper and win.", {"seed": 4})
-    assert replay(load_prompt_set("textarena"), TextArena(), [task, task]) == [(True, False), (True, True)]
+    assert replay(load_prompt_set("textarena"), TextArena(), [task, task]) == [
+        (True, False),
+        (True, True),
+    ]
 
 
 @pytest.mark.parametrize("name", ["gymnasium", "textarena"])

@@ -1,4 +1,5 @@
-"""ALFWorld's generator and planner, and the environment on generated games: the words are textworld's own, and every way back leads to the same state."""
+"""ALFWorld's generator and planner, and the environment on generated games: the words are
+textworld's own, and every way back leads to the same state."""
 
 from __future__ import annotations
 
@@ -41,7 +42,11 @@ HUNG = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
 def files(root: Path) -> dict[str, str]:
-    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    }
 
 
 def alive(pid: int) -> bool:
@@ -56,7 +61,13 @@ def test_a_planner_that_hangs_is_killed(tmp_path: Path) -> None:
         assert planner.win(tmp_path / GAME, "") is None
         assert planner._process is None
         planner.seconds = 30.0
-        planner.command = (sys.executable, "-c", "import os; print([str(os.getpid())], flush=True)".replace("[str(os.getpid())]", "'[\"%d\"]' % os.getpid()"))
+        planner.command = (
+            sys.executable,
+            "-c",
+            "import os; print([str(os.getpid())], flush=True)".replace(
+                "[str(os.getpid())]", "'[\"%d\"]' % os.getpid()"
+            ),
+        )
         said = planner.win(tmp_path / GAME, "")
         assert said is not None
         assert int(said[0]) > 0
@@ -64,7 +75,9 @@ def test_a_planner_that_hangs_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_planner_that_dies_counts_as_no_plan(tmp_path: Path) -> None:
-    with Planner(30.0, (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")) as planner:
+    with Planner(
+        30.0, (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    ) as planner:
         assert planner.win(tmp_path / GAME, "") is None
         assert planner.win(tmp_path / GAME, "") is None
 
@@ -72,7 +85,13 @@ def test_a_planner_that_dies_counts_as_no_plan(tmp_path: Path) -> None:
 def test_a_game_on_which_the_planner_hangs_is_dropped_and_counted(tmp_path: Path) -> None:
     said: list[tuple[int, int]] = []
     with Planner(2.0, (sys.executable, "-c", FORGETFUL, str(tmp_path / "seen"))) as planner:
-        told = make_games(tmp_path / "out", games=3, seed=1, planner=planner, progress=lambda done, of: said.append((done, of)))
+        told = make_games(
+            tmp_path / "out",
+            games=3,
+            seed=1,
+            planner=planner,
+            progress=lambda done, of: said.append((done, of)),
+        )
     assert told["dropped"] == 1
     assert told["games"] == dict.fromkeys(FOLDERS, 1)
     assert said == [(1, 3), (2, 3), (3, 3)]
@@ -82,14 +101,23 @@ def test_a_game_on_which_the_planner_hangs_is_dropped_and_counted(tmp_path: Path
     with Planner(30.0, (sys.executable, "-c", FORGETFUL, str(tmp_path / "seen"))) as planner:
         assert make_games(plain, games=3, seed=1, planner=planner)["dropped"] == 0
     kept, replaced = files(tmp_path / "out"), files(plain)
-    assert {name for name in kept if "valid" in name} == {name for name in replaced if "valid" in name}
-    assert {name for name in kept if name.startswith("train")} != {name for name in replaced if name.startswith("train")}
+    assert {name for name in kept if "valid" in name} == {
+        name for name in replaced if "valid" in name
+    }
+    assert {name for name in kept if name.startswith("train")} != {
+        name for name in replaced if name.startswith("train")
+    }
 
 
 def test_what_is_left_half_way_is_no_data_and_can_be_finished(tmp_path: Path) -> None:
     out, seen = tmp_path / "out", tmp_path / "seen"
     seen.touch()
-    with pytest.raises(UserError, match=rf"could win none of {TRIES} games drawn for train, number 0"), Planner(0.05, HUNG) as planner:
+    with (
+        pytest.raises(
+            UserError, match=rf"could win none of {TRIES} games drawn for train, number 0"
+        ),
+        Planner(0.05, HUNG) as planner,
+    ):
         make_games(out, games=3, planner=planner)
     with pytest.raises(UserError, match="holds none of the ALFWorld splits"):
         AlfWorld(data=str(out))
@@ -154,12 +182,22 @@ def test_every_made_game_is_won_by_its_walkthrough(made: Path) -> None:
 
 @pytest.mark.real
 def test_the_same_seed_gives_the_same_bytes_in_another_process(made: Path, tmp_path: Path) -> None:
-    program = "import sys; from leafe.envs.alfworld import make_games; make_games(sys.argv[1], games=5, seed=2)"
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "again")], check=True, env=os.environ | {"PYTHONHASHSEED": "77"}, timeout=300)
+    program = (
+        "import sys; from leafe.envs.alfworld import make_games; make_games(sys.argv[1], "
+        "games=5, seed=2)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "again")],
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "77"},
+        timeout=300,
+    )
     whole = files(made)
     fewer = {name: digest for name, digest in files(tmp_path / "again").items() if name != MARKER}
     assert len(fewer) == 10
-    assert all(whole[name] == digest for name, digest in fewer.items())  # fewer games are the first of more
+    assert all(
+        whole[name] == digest for name, digest in fewer.items()
+    )  # fewer games are the first of more
 
 
 @pytest.mark.slow
@@ -176,7 +214,9 @@ def test_words_and_possible_commands_are_those_of_textworld(task_type: str, tmp_
     file = tmp_path / GAME
     game = draw_game(task_type, floor_plans(seen=True), 11)
     _write(file, _contents(game))
-    theirs = AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False)
+    theirs = AlfredDemangler(
+        PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False
+    )
     theirs.load(str(file))
     state = theirs.reset()
     ours = Engine()
@@ -186,7 +226,9 @@ def test_words_and_possible_commands_are_those_of_textworld(task_type: str, tmp_
         assert ours.commands == state.admissible_commands
         assert ours.won == state.won
         known = [c for c in ours.commands if not c.startswith(("go to", "examine"))]
-        action = "go nowhere" if step % 5 == 4 else chance.choice(known if step % 2 else ours.commands)
+        action = (
+            "go nowhere" if step % 5 == 4 else chance.choice(known if step % 2 else ours.commands)
+        )
         state = theirs.step(action)[0]
         assert ours.act(action) == state.feedback
     assert ours.start(file) == theirs.reset().feedback

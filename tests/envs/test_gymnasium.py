@@ -1,4 +1,5 @@
-"""The Gymnasium adapter: its own text games and a user's, by way of the worker process and without it."""
+"""The Gymnasium adapter: its own text games and a user's, by way of the worker process and without
+it."""
 
 from __future__ import annotations
 
@@ -17,12 +18,22 @@ pytest.importorskip("gymnasium", reason="needs pip install 'leafe[gymnasium]'")
 
 from leafe.envs.adapters.gymnasium import GymnasiumEnv, frozen_lake, marked
 
-RIDDLE = {"id": "tests.envs.gym_envs:Riddle", "text_key": "text", "success": "solved", "invalid": "refused", "actions_help": "Say a colour."}
+RIDDLE = {
+    "id": "tests.envs.gym_envs:Riddle",
+    "text_key": "text",
+    "success": "solved",
+    "invalid": "refused",
+    "actions_help": "Say a colour.",
+}
 
 
 def lake_path(observation: str) -> list[str]:
     """Shortest way over the lake, from its picture."""
-    rows = [line.replace("[", "").replace("]", "") for line in observation.split("\n") if set(line) <= set("[]SFHG")]
+    rows = [
+        line.replace("[", "").replace("]", "")
+        for line in observation.split("\n")
+        if set(line) <= set("[]SFHG")
+    ]
     at = {(r, c): s for r, row in enumerate(rows) for c, s in enumerate(row)}
     start = next(cell for cell, s in at.items() if s == "S")
     todo, seen = deque([(start, list[str]())]), {start}
@@ -30,7 +41,12 @@ def lake_path(observation: str) -> list[str]:
         (r, c), path = todo.popleft()
         if at[r, c] == "G":
             return path
-        for word, (dr, dc) in {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}.items():
+        for word, (dr, dc) in {
+            "left": (0, -1),
+            "down": (1, 0),
+            "right": (0, 1),
+            "up": (-1, 0),
+        }.items():
             to = (r + dr, c + dc)
             if at.get(to, "H") != "H" and to not in seen:
                 seen.add(to)
@@ -64,18 +80,25 @@ def test_a_hole_is_a_loss() -> None:
     env.step("down")
     result = env.step("Right.")
     assert (result.done, result.success) == (True, False)
-    assert result.observation == "  (Right)\nSFFF\nF[H]FH\nFFFH\nHFFG\nThe episode is over. You have failed."
+    assert (
+        result.observation
+        == "  (Right)\nSFFF\nF[H]FH\nFFFH\nHFFG\nThe episode is over. You have failed."
+    )
 
 
 def test_chance_is_part_of_the_task() -> None:
-    """On slippery ice: the same task slips alike, tasks slip differently, and nobody else's draws move."""
+    """On slippery ice: the same task slips alike, tasks slip differently, and nobody else's draws
+    move."""
     env = GymnasiumEnv(id="FrozenLake-v1", kwargs={"is_slippery": True})
     random.seed(5)
     np.random.seed(5)
     before = (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
 
     def play(task: Task, seed: int) -> list[str]:
-        return [env.reset(task, seed), *(env.step(a).observation for a in ("right", "down", "right", "down"))]
+        return [
+            env.reset(task, seed),
+            *(env.step(a).observation for a in ("right", "down", "right", "down")),
+        ]
 
     tasks = env.tasks("train", 8)
     first = [play(task, 0) for task in tasks]
@@ -175,7 +198,11 @@ def test_numbers_where_no_names_are_given() -> None:
 def test_tasks_are_seeds() -> None:
     env = GymnasiumEnv(tasks=50)
     seeds = {split: [t.payload["seed"] for t in env.tasks(split)] for split in env.splits}
-    assert {split: len(set(found)) for split, found in seeds.items()} == {"train": 50, "valid": 50, "test": 50}
+    assert {split: len(set(found)) for split, found in seeds.items()} == {
+        "train": 50,
+        "valid": 50,
+        "test": 50,
+    }
     assert not set(seeds["train"]) & set(seeds["test"])
     assert env.tasks("train", 7, 3) == env.tasks("train", None, 3)[:7]
     assert env.tasks("train", 7, 3) != env.tasks("train", 7, 4)
@@ -189,7 +216,10 @@ def test_tasks_are_seeds() -> None:
         ({"id": "no_module_here:factory"}, "package 'no_module_here' cannot be found"),
         ({"id": "tests.envs.gym_envs:nothing"}, "has no function or class 'nothing'"),
         ({"id": "tests.envs.gym_envs:not_an_env"}, "gave str, not a gymnasium.Env"),
-        ({"id": "tests.envs.gym_envs:Pixels", "kwargs": {"actions": 0}}, "wrap it so that its actions are Discrete or Text"),
+        (
+            {"id": "tests.envs.gym_envs:Pixels", "kwargs": {"actions": 0}},
+            "wrap it so that its actions are Discrete or Text",
+        ),
         ({"id": "tests.envs.gym_envs:Pixels", "kwargs": {"colour": 1}}, "correct id or kwargs"),
         ({"id": "tests.envs.gym_envs:Pixels", "render": "ansi"}, "does not render 'ansi'"),
         ({"actions": ["left", "right"]}, "has 4 actions: give so many different names"),
@@ -212,7 +242,10 @@ def test_mistakes_are_named(options: dict[str, object], says: str) -> None:
 
 
 def test_colours_become_brackets() -> None:
-    assert marked("a\x1b[43m\x1b[34;1mR\x1b[0m\x1b[0mb \x1b[35mG\x1b[0m \x1b[32mx") == "a[(R)]b {G} <x>"
+    assert (
+        marked("a\x1b[43m\x1b[34;1mR\x1b[0m\x1b[0mb \x1b[35mG\x1b[0m \x1b[32mx")
+        == "a[(R)]b {G} <x>"
+    )
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +257,11 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_factory_draws_from_its_seed() -> None:
-    assert frozen_lake(3).unwrapped.desc.tolist() == frozen_lake(3).unwrapped.desc.tolist() != frozen_lake(4).unwrapped.desc.tolist()
+    assert (
+        frozen_lake(3).unwrapped.desc.tolist()
+        == frozen_lake(3).unwrapped.desc.tolist()
+        != frozen_lake(4).unwrapped.desc.tolist()
+    )
 
 
 def test_rollback_by_a_copy_of_the_process() -> None:

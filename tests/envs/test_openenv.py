@@ -39,7 +39,9 @@ def test_fields_are_found_and_a_game_is_won(url: str) -> None:
     env.reset(task, 0)
     long = env.step("x" * 30)
     assert (long.valid, long.done) == (False, False)
-    assert "does not take this action (String should have at most 20 characters)" in long.observation
+    assert (
+        "does not take this action (String should have at most 20 characters)" in long.observation
+    )
     assert not env.step(" ").valid
     env.close()
     env.close()
@@ -48,7 +50,9 @@ def test_fields_are_found_and_a_game_is_won(url: str) -> None:
 def test_contract(url: str) -> None:
     with OpenEnv(url, reset={"tries": 30}) as env:
         numbers = [str(n) for n in range(1, 11)]
-        report = check_environment(env, env.tasks("train", 5), numbers, invalid=("", "no such action at all"), steps=20)
+        report = check_environment(
+            env, env.tasks("train", 5), numbers, invalid=("", "no such action at all"), steps=20
+        )
     assert not report.problems, report
 
 
@@ -127,7 +131,9 @@ def test_a_server_that_goes_away() -> None:
 
 def test_missing_field_is_named(url: str) -> None:
     env = OpenEnv(url, text_field="words")
-    with pytest.raises(EnvError, match="no field 'words', only hint, left, metadata: set the option text_field"):
+    with pytest.raises(
+        EnvError, match="no field 'words', only hint, left, metadata: set the option text_field"
+    ):
         env.reset(env.tasks("train", 1)[0], 0)
     env.close()
 
@@ -149,8 +155,13 @@ def test_mistakes_are_named(url: str, options: dict[str, Any], says: str) -> Non
 
 
 def test_fields_that_are_not_clear() -> None:
-    schema = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}, "reward": {}}, "required": ["a", "b"]}
-    with pytest.raises(UserError, match="which field of the action to use: set action_field to one of a, b"):
+    schema = {
+        "properties": {"a": {"type": "string"}, "b": {"type": "string"}, "reward": {}},
+        "required": ["a", "b"],
+    }
+    with pytest.raises(
+        UserError, match="which field of the action to use: set action_field to one of a, b"
+    ):
         _only(schema, "action", required=True)
     with pytest.raises(UserError, match="set text_field to one of a, b"):
         _only(schema, "observation", required=False)

@@ -11,12 +11,17 @@ from leafe.prompts import History, Prompts, PromptSet, load_prompt_set
 from tests.envs.data import needs_sandbox
 
 LEVEL = ["######", "#@   #", "# $  #", "#  . #", "######"]
-EVEN = ["assert even_squares([1, 2, 3, 4]) == 20", "assert even_squares([]) == 0", "assert even_squares([5, 6]) == 36"]
+EVEN = [
+    "assert even_squares([1, 2, 3, 4]) == 20",
+    "assert even_squares([]) == 0",
+    "assert even_squares([5, 6]) == 36",
+]
 WORDS = ["assert reverse_words('one two three') == 'three two one'"]
 
 
 def replay(prompt_set: PromptSet, env: Environment, tasks: list[Task]) -> list[tuple[bool, bool]]:
-    """Play the examples on the environment; (done, success) of each episode. Every user message must be the environment's own words."""
+    """Play the examples on the environment; (done, success) of each episode. Every user message
+    must be the environment's own words."""
     prompts = Prompts(prompt_set, env.actions_help)
     ends: list[tuple[bool, bool]] = []
     said, step, left = "", 0, list(tasks)
@@ -31,7 +36,10 @@ def replay(prompt_set: PromptSet, env: Environment, tasks: list[Task]) -> list[t
                 ends.append((False, False))
                 continue
             assert message.content.startswith(f"[Step {step}]\n{said}")
-            reflected = "Stop here and look back. Which of the steps 0 to " + str(step - 1) in message.content
+            reflected = (
+                "Stop here and look back. Which of the steps 0 to " + str(step - 1)
+                in message.content
+            )
             assert reflected or message.content == f"[Step {step}]\n{said}"
         elif reflected:
             target, note = prompts.parse_reflection(message.content, step)
@@ -57,11 +65,23 @@ def test_sokoban_examples() -> None:
 @needs_sandbox
 def test_mbpp_examples() -> None:
     def task(text: str, tests: list[str]) -> Task:
-        return Task("x", "mbpp", "shots", f"{text}\nYour code should pass this test:\n{tests[0]}", {"tests": tests, "setup": ""})
+        return Task(
+            "x",
+            "mbpp",
+            "shots",
+            f"{text}\nYour code should pass this test:\n{tests[0]}",
+            {"tests": tests, "setup": ""},
+        )
 
-    even = task("Write a function to find the sum of the squares of the even numbers in a list.", EVEN)
+    even = task(
+        "Write a function to find the sum of the squares of the even numbers in a list.", EVEN
+    )
     words = task("Write a function to reverse the order of the words in a sentence.", WORDS)
-    assert replay(load_prompt_set("mbpp"), Mbpp(), [even, even, words]) == [(False, False), (True, True), (True, True)]
+    assert replay(load_prompt_set("mbpp"), Mbpp(), [even, even, words]) == [
+        (False, False),
+        (True, True),
+        (True, True),
+    ]
 
 
 @pytest.mark.parametrize("name", ["sokoban", "mbpp", "codecontests", "humaneval"])

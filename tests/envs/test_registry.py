@@ -51,11 +51,24 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_names_are_listed_without_importing_an_env() -> None:
-    program = "import sys, leafe.envs; print(leafe.envs.env_names()); assert not [m for m in sys.modules if 'sokoban' in m or 'mbpp' in m or m == 'torch']"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    program = (
+        "import sys, leafe.envs; print(leafe.envs.env_names()); assert not [m for m in "
+        "sys.modules if 'sokoban' in m or 'mbpp' in m or m == 'torch']"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(sorted(_registry.BUILTIN))
-    assert {"alfworld", "codecontests", "gates", "mbpp", "scienceworld", "sokoban", "webshop"} <= set(_registry.BUILTIN)
+    assert {
+        "alfworld",
+        "codecontests",
+        "gates",
+        "mbpp",
+        "scienceworld",
+        "sokoban",
+        "webshop",
+    } <= set(_registry.BUILTIN)
 
 
 def test_own_env_by_import_path(own: str) -> None:
@@ -64,7 +77,12 @@ def test_own_env_by_import_path(own: str) -> None:
     env.reset(task, 0)
     assert env.step("flip").observation == "tails"
     info = describe(own)
-    assert (info.summary, info.splits, info.horizon, info.options) == ("A coin that is flipped.", ("train", "test"), 3, {"side": "side: str = 'heads'"})
+    assert (info.summary, info.splits, info.horizon, info.options) == (
+        "A coin that is flipped.",
+        ("train", "test"),
+        3,
+        {"side": "side: str = 'heads'"},
+    )
 
 
 def test_env_of_an_installed_package(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +103,11 @@ def test_env_of_an_installed_package(own: str, monkeypatch: pytest.MonkeyPatch) 
         ("leafe.core:Task", {}, "no class 'Task' that derives from"),
         ("leafe.core:Nothing", {}, "no class 'Nothing' that derives from"),
         ("my_coin_env:not_a_class", {}, "no class 'not_a_class'"),
-        ("sokoban", {"level": "x"}, "no option 'level': its options are levels, difficulty, horizon"),
+        (
+            "sokoban",
+            {"level": "x"},
+            "no option 'level': its options are levels, difficulty, horizon",
+        ),
         ("my_coin_env:Bare", {}, "needs the option 'must'"),
         ("sokoban", {"difficulty": "easy"}, "no difficulty 'easy': give one of unfiltered, medium"),
         ("sokoban", {"horizon": 0}, "cannot have horizon 0"),
@@ -102,7 +124,9 @@ def test_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch, own:
     Path("needy_env.py").write_text("import surely_not_installed")
     with pytest.raises(UserError, match="run pip install surely_not_installed"):
         make_env("needy_env:Env")
-    monkeypatch.setattr(_registry, "BUILTIN", {"needy": _registry._Builtin("needy_env:Env", extra="code")})
+    monkeypatch.setattr(
+        _registry, "BUILTIN", {"needy": _registry._Builtin("needy_env:Env", extra="code")}
+    )
     with pytest.raises(UserError, match=r"run pip install 'leafe\[code\]'"):
         make_env("needy")
 

@@ -1,4 +1,5 @@
-"""A remote environment is the environment: turn by turn, from snapshots, in many sessions at once, over a server of ours and over one without leafe."""
+"""A remote environment is the environment: turn by turn, from snapshots, in many sessions at once,
+over a server of ours and over one without leafe."""
 
 from __future__ import annotations
 
@@ -26,14 +27,37 @@ from leafe.envs.remote._wire import Malformed, decode, encode, result_from_json
 from leafe.testing import check_environment
 from tests.envs.remote_envs import ROOT, TALLY, Served, Tally, process, serving
 
-GATES = ["take mirror", "use mirror", "take rope", "use rope", "go left", "go up", "walk on", "walk on", "walk on", "dance", ""]
+GATES = [
+    "take mirror",
+    "use mirror",
+    "take rope",
+    "use rope",
+    "go left",
+    "go up",
+    "walk on",
+    "walk on",
+    "walk on",
+    "dance",
+    "",
+]
 MOVES = ["up", "down", "left", "right", "jump", ""]
-ENVS = [("gates", {"setting": "easy"}, GATES), ("gates", {"setting": "random"}, GATES), ("sokoban", {}, MOVES)]
+ENVS = [
+    ("gates", {"setting": "easy"}, GATES),
+    ("gates", {"setting": "random"}, GATES),
+    ("sokoban", {}, MOVES),
+]
 
 texts = st.text(st.characters(exclude_categories=[]))  # lone surrogates too
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 results = st.builds(
-    StepResult, texts, numbers, st.booleans(), st.booleans(), st.booleans(), st.none() | numbers, st.dictionaries(texts, texts | st.integers() | st.none())
+    StepResult,
+    texts,
+    numbers,
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.none() | numbers,
+    st.dictionaries(texts, texts | st.integers() | st.none()),
 )
 
 
@@ -49,7 +73,10 @@ def test_a_result_comes_through_the_wire_as_it_was(result: StepResult) -> None:
 
 NAMES = ("observation", "reward", "done", "success", "valid", "progress")
 answers = st.recursive(
-    st.none() | st.booleans() | numbers | texts, lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*NAMES, "info", "else"]), inner)
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from([*NAMES, "info", "else"]), inner)
+    ),
 )
 
 
@@ -66,20 +93,33 @@ def test_an_answer_is_read_or_refused_by_name(answer: Any) -> None:
         assert any(f"{name!r}" in said for name in NAMES)
     else:
         read = asdict(result)
-        assert read == {**asdict(StepResult("")), **{k: v for k, v in answer.items() if k in NAMES and v is not None}, "info": read["info"]}
+        assert read == {
+            **asdict(StepResult("")),
+            **{k: v for k, v in answer.items() if k in NAMES and v is not None},
+            "info": read["info"],
+        }
 
 
 @pytest.mark.parametrize(("name", "options", "actions"), ENVS)
-def test_a_served_env_is_the_local_one(name: str, options: dict[str, Any], actions: list[str]) -> None:
+def test_a_served_env_is_the_local_one(
+    name: str, options: dict[str, Any], actions: list[str]
+) -> None:
     chance = random.Random(name)
     local = make_env(name, **options)
     with Served(name, **options) as served, Remote(served.url) as one, Remote(served.url) as other:
         for fact in ("name", "deterministic", "horizon", "actions_help", "splits", "can_snapshot"):
             assert getattr(one, fact) == getattr(local, fact), fact
-        assert one.versions() == {"remote protocol": str(PROTOCOL), "env": name, "options": json.dumps(options), **local.versions()}
+        assert one.versions() == {
+            "remote protocol": str(PROTOCOL),
+            "env": name,
+            "options": json.dumps(options),
+            **local.versions(),
+        }
         tasks = load_tasks(local, "train", 8, seed=3)
         assert load_tasks(one, "train", 8, seed=3) == tasks
-        assert pickle.loads(pickle.dumps(load_tasks(one, "test", 2))) == load_tasks(local, "test", 2)
+        assert pickle.loads(pickle.dumps(load_tasks(one, "test", 2))) == load_tasks(
+            local, "test", 2
+        )
         marks: list[tuple[object, object, Environment]] = []
         for task in tasks:
             seed = chance.getrandbits(62)
@@ -88,7 +128,9 @@ def test_a_served_env_is_the_local_one(name: str, options: dict[str, Any], actio
                 marks.append((one.snapshot(), local.snapshot(), one))
                 action = chance.choice(actions)
                 assert one.step(action) == local.step(action)
-        for here, there, _ in chance.sample(marks, 40):  # any snapshot, any number of times, in either session
+        for here, there, _ in chance.sample(
+            marks, 40
+        ):  # any snapshot, any number of times, in either session
             env = chance.choice([one, other])
             env.restore(here)
             local.restore(there)
@@ -138,7 +180,11 @@ def test_the_example_server_keeps_the_contract_without_leafe() -> None:
         low, high = 1, 50
         mark = env.snapshot()
         while (result := env.step(f"guess {(low + high) // 2}")).observation != "Right!":
-            low, high = ((low + high) // 2 + 1, high) if "low" in result.observation else (low, (low + high) // 2 - 1)
+            low, high = (
+                ((low + high) // 2 + 1, high)
+                if "low" in result.observation
+                else (low, (low + high) // 2 - 1)
+            )
         assert result == StepResult("Right!", 1.0, True, True)
         assert env.step("guess 1").valid is False
         other.restore(mark)
@@ -163,28 +209,74 @@ def test_servers_that_keep_the_protocol() -> None:
         with Served(name, **options) as served:
             assert check_server(served.url) == []
             assert served.server._sessions == {}
-    with Served("tests.envs.remote_envs:Loose") as served, pytest.raises(UserError, match="not deterministic"):
+    with (
+        Served("tests.envs.remote_envs:Loose") as served,
+        pytest.raises(UserError, match="not deterministic"),
+    ):
         check_server(served.url)
 
 
 @pytest.mark.parametrize(
     ("line", "instead", "says"),
     [
-        ('if body["call"] == session["call"] + 1:', "if True:", "sent again with the same number, got"),
-        ('(session["call"], session["call"] + 1)', '(session["call"] + 1,)', "sent again with the same number, was refused"),
-        ('body["call"] not in (session["call"], session["call"] + 1)', "False", "a number that is left out was accepted"),
-        ('session["state"]', 'SNAPSHOTS["one"]', "with another session in between, was answered with"),
-        ('SESSIONS.pop(body.get("session"), None)', "pass", "a step in a closed session was accepted"),
+        (
+            'if body["call"] == session["call"] + 1:',
+            "if True:",
+            "sent again with the same number, got",
+        ),
+        (
+            '(session["call"], session["call"] + 1)',
+            '(session["call"] + 1,)',
+            "sent again with the same number, was refused",
+        ),
+        (
+            'body["call"] not in (session["call"], session["call"] + 1)',
+            "False",
+            "a number that is left out was accepted",
+        ),
+        (
+            'session["state"]',
+            'SNAPSHOTS["one"]',
+            "with another session in between, was answered with",
+        ),
+        (
+            'SESSIONS.pop(body.get("session"), None)',
+            "pass",
+            "a step in a closed session was accepted",
+        ),
         ('"/close", "/release"', '"/release",', "close was refused"),
-        ('return {"error": {"kind": "absent"', 'return {"none": {"kind": "absent"', "a call of no version was accepted"),
-        ('"kind": "gone"', '"kind": "environment"', "a snapshot that was never taken was refused as 'environment'"),
-        ('"kind": "lost"', '"kind": "gone"', "in a session that nobody opened was refused as 'gone'"),
-        ('session["state"] = SNAPSHOTS[body["snapshot"]]', "session.setdefault('state', (1, 7))", "after a restore in another session"),
-        ('= SNAPSHOTS[body["snapshot"]]', '= SNAPSHOTS.pop(body["snapshot"])', "restore, was refused .gone"),
+        (
+            'return {"error": {"kind": "absent"',
+            'return {"none": {"kind": "absent"',
+            "a call of no version was accepted",
+        ),
+        (
+            '"kind": "gone"',
+            '"kind": "environment"',
+            "a snapshot that was never taken was refused as 'environment'",
+        ),
+        (
+            '"kind": "lost"',
+            '"kind": "gone"',
+            "in a session that nobody opened was refused as 'gone'",
+        ),
+        (
+            'session["state"] = SNAPSHOTS[body["snapshot"]]',
+            "session.setdefault('state', (1, 7))",
+            "after a restore in another session",
+        ),
+        (
+            '= SNAPSHOTS[body["snapshot"]]',
+            '= SNAPSHOTS.pop(body["snapshot"])',
+            "restore, was refused .gone",
+        ),
     ],
 )
-def test_servers_that_do_not_are_found_out(line: str, instead: str, says: str, tmp_path: Path) -> None:
-    """The example with one line changed. `Remote` alone would play most of them without a complaint."""
+def test_servers_that_do_not_are_found_out(
+    line: str, instead: str, says: str, tmp_path: Path
+) -> None:
+    """The example with one line changed. `Remote` alone would play most of them without a
+    complaint."""
     source = (ROOT / "docs" / "examples" / "remote_server.py").read_text("utf-8")
     assert line in source
     (tmp_path / "server.py").write_text(source.replace(line, instead), "utf-8")
@@ -200,7 +292,9 @@ def test_a_server_that_closes_every_connection_will_do(tmp_path: Path) -> None:
     source = (ROOT / "docs" / "examples" / "remote_server.py").read_text("utf-8")
     header = '        self.send_header("Content-Length", str(len(raw)))\n'
     assert header in source
-    (tmp_path / "server.py").write_text(source.replace('"HTTP/1.1"', '"HTTP/1.0"').replace(header, ""), "utf-8")
+    (tmp_path / "server.py").write_text(
+        source.replace('"HTTP/1.1"', '"HTTP/1.0"').replace(header, ""), "utf-8"
+    )
     with process([str(tmp_path / "server.py")]) as (_, url):
         assert check_server(url, actions=GUESSES) == []
 
@@ -208,7 +302,12 @@ def test_a_server_that_closes_every_connection_will_do(tmp_path: Path) -> None:
 def test_what_an_env_has_not_is_told_as_it_would_be_at_home() -> None:
     task = Task("t", "loose", "train", "Go.")
     with Served("tests.envs.remote_envs:Loose") as served, Remote(served.url) as env:
-        assert (env.name, env.deterministic, env.can_snapshot, env.splits) == ("loose", False, False, ())
+        assert (env.name, env.deterministic, env.can_snapshot, env.splits) == (
+            "loose",
+            False,
+            False,
+            (),
+        )
         with pytest.raises(UserError, match="has no task list"):
             load_tasks(env, "train")
         assert env.reset(task, 0) == "Loose."
@@ -263,7 +362,13 @@ def test_a_closed_env_frees_its_place_and_can_be_used_again() -> None:
 
 
 def test_the_documented_exchange_is_what_goes_over_the_wire() -> None:
-    lines = (ROOT / "docs" / "remote.md").read_text("utf-8").partition("```text\n")[2].partition("```")[0].splitlines()
+    lines = (
+        (ROOT / "docs" / "remote.md")
+        .read_text("utf-8")
+        .partition("```text\n")[2]
+        .partition("```")[0]
+        .splitlines()
+    )
     names: dict[str, str] = {}
     with Served("gates", setting="easy") as served:
         connection = HTTPConnection("127.0.0.1", served.server.port, timeout=20)
@@ -287,7 +392,11 @@ def test_importing_the_client_brings_no_server() -> None:
 
 
 def test_step_before_reset_says_what_to_do() -> None:
-    with Served() as served, Remote(served.url) as env, pytest.raises(EnvError, match="reset the environment first"):
+    with (
+        Served() as served,
+        Remote(served.url) as env,
+        pytest.raises(EnvError, match="reset the environment first"),
+    ):
         env.step("add 1")
 
 
@@ -296,7 +405,10 @@ def test_step_before_reset_says_what_to_do() -> None:
 def test_any_walk_over_snapshots_ends_where_the_local_one_does(walk: st.DataObject) -> None:
     """Reset, step, snapshot and restore in any order on two sessions, against plain numbers."""
     task = Task("t", "tally", "train", "Add up.", {"from": 0})
-    with Remote(_shared().url) as one, Remote(_shared().url) as other:  # closed too where hypothesis gives an example up
+    with (
+        Remote(_shared().url) as one,
+        Remote(_shared().url) as other,
+    ):  # closed too where hypothesis gives an example up
         envs = [one, other]
         totals: list[int | None] = [None, None]
         marks: list[tuple[object, int]] = []
@@ -340,9 +452,13 @@ def test_both_stages_in_a_remote_env(tmp_path: Path) -> None:
     with process(serving("gates", setting="easy")) as (_, url):
         recipe = tmp_path / "far.toml"
         recipe.write_text(
-            f'name = "far"\nprompts = "plain"\nstrategies = ["tree"]\npolicy = {{ model = "embedded" }}\ntasks = {{ train = 2, test = 2 }}\n'
-            f'env = {{ name = "remote", options = {{ url = "{url}" }} }}\n[arms.leafe]\npreset = "paper"\n',
+            f'name = "far"\nprompts = "plain"\nstrategies = ["tree"]\npolicy = {{ model = '
+            f'"embedded" }}\ntasks = {{ train = 2, test = 2 }}\n'
+            f'env = {{ name = "remote", options = {{ url = "{url}" }} '
+            f'}}\n[arms.leafe]\npreset = "paper"\n',
             "utf-8",
         )
-        trees = both_stages(str(recipe), tmp_path, solve=lambda _, task: winning(task), wrong="walk on")
+        trees = both_stages(
+            str(recipe), tmp_path, solve=lambda _, task: winning(task), wrong="walk on"
+        )
         assert all(tree.solved for tree in trees.values())

@@ -1,4 +1,5 @@
-"""What goes wrong between a remote environment and its server: nothing steps twice, everything is said in a sentence, nothing waits for ever."""
+"""What goes wrong between a remote environment and its server: nothing steps twice, everything is
+said in a sentence, nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -23,7 +24,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import Completion, EnvError, LeafeError, Request, SnapshotGone, StepResult, Stop, Task, Tree, UserError
+from leafe.core import (
+    Completion,
+    EnvError,
+    LeafeError,
+    Request,
+    SnapshotGone,
+    StepResult,
+    Stop,
+    Task,
+    Tree,
+    UserError,
+)
 from leafe.envs import make_env
 from leafe.envs.gates import GatesReference
 from leafe.envs.remote import PROTOCOL, Remote, _server, _transport, serve
@@ -35,7 +47,13 @@ from tests.envs.remote_envs import TALLY, BadNetwork, Served, Stuck, Tally, proc
 TASK = Task("t", "tally", "train", "Add up.", {"from": 0})
 PASSING = ["before", "after", "half", "500", "503", "garbage", "list", "html"]
 """What passes by itself when it is asked again."""
-FACTS = {"protocol": PROTOCOL, "name": "tally", "deterministic": True, "horizon": 9, "snapshots": True}
+FACTS = {
+    "protocol": PROTOCOL,
+    "name": "tally",
+    "deterministic": True,
+    "horizon": 9,
+    "snapshots": True,
+}
 
 
 def free_port() -> int:
@@ -63,7 +81,9 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("fault", PASSING)
 @pytest.mark.parametrize("at", ["reset", "step", "snapshot", "restore"])
-def test_whatever_is_lost_on_the_way_happens_once(fault: str, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_is_lost_on_the_way_happens_once(
+    fault: str, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_transport, "_BACKOFF_S", 0.001)
     with Served() as served, BadNetwork(served.url) as network, Remote(network.url) as env:
         calls = ["reset", "step", "snapshot", "step", "restore", "step"]
@@ -80,11 +100,19 @@ def test_whatever_is_lost_on_the_way_happens_once(fault: str, at: str, monkeypat
 
 
 @settings(max_examples=25)
-@given(st.lists(st.sampled_from([*PASSING, *["ok"] * 8]), max_size=60).filter(lambda s: not any(all(f != "ok" for f in s[i : i + 5]) for i in range(len(s)))))
+@given(
+    st.lists(st.sampled_from([*PASSING, *["ok"] * 8]), max_size=60).filter(
+        lambda s: not any(all(f != "ok" for f in s[i : i + 5]) for i in range(len(s)))
+    )
+)
 def test_an_episode_over_a_bad_network_is_the_episode(script: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_transport, "_BACKOFF_S", 0.0005)
-        with Served(quick=True) as served, BadNetwork(served.url) as network, Remote(network.url) as env:
+        with (
+            Served(quick=True) as served,
+            BadNetwork(served.url) as network,
+            Remote(network.url) as env,
+        ):
             network.script = list(script)
             local, chance, before = Tally(), random.Random(len(script)), Tally.happened["step"]
             assert env.reset(TASK, 1) == local.reset(TASK, 1)
@@ -98,7 +126,9 @@ def test_a_call_sent_again_while_it_runs_waits_for_its_answer() -> None:
     Tally.go_on.clear()
     with Served() as served:
         before = Tally.happened["step"]
-        first, second = (HTTPConnection("127.0.0.1", served.server.port, timeout=20) for _ in range(2))
+        first, second = (
+            HTTPConnection("127.0.0.1", served.server.port, timeout=20) for _ in range(2)
+        )
         ask(first, "reset", session="s", call=1, task=TASK.to_json(), seed=0)
         send(first, "step", session="s", call=2, action="wait")
         assert until(lambda: Tally.happened["step"] == before + 1)
@@ -106,7 +136,9 @@ def test_a_call_sent_again_while_it_runs_waits_for_its_answer() -> None:
         Tally.go_on.set()
         assert receive(first) == receive(second)
         assert Tally.happened["step"] == before + 1
-        status, answer = ask(first, "step", session="s", call=2, action="add 1")  # the number of the last call, but another call
+        status, answer = ask(
+            first, "step", session="s", call=2, action="add 1"
+        )  # the number of the last call, but another call
         assert (status, answer["error"]["kind"]) == (404, "lost")
         status, answer = ask(first, "step", session="s", call=4, action="add 1")
         assert (status, answer["error"]["kind"]) == (404, "lost")
@@ -141,9 +173,16 @@ def test_a_server_killed_in_mid_episode_and_started_again() -> None:
         mark = env.snapshot()
         server.send_signal(signal.SIGKILL)
         server.wait()
-        with pytest.raises(EnvError, match=f"127.0.0.1:{port} gave no answer to step after 2 tries"):
+        with pytest.raises(
+            EnvError, match=f"127.0.0.1:{port} gave no answer to step after 2 tries"
+        ):
             env.step("walk on")
-        for call in (lambda: env.step("walk on"), env.snapshot, lambda: env.restore(mark), lambda: env.reset(task, 0)):
+        for call in (
+            lambda: env.step("walk on"),
+            env.snapshot,
+            lambda: env.restore(mark),
+            lambda: env.reset(task, 0),
+        ):
             with pytest.raises(EnvError):
                 call()
     with process(serving("gates", port, setting="easy")):
@@ -162,14 +201,20 @@ def test_a_server_killed_in_mid_episode_and_started_again() -> None:
     with process(serving("sokoban", port)):
         with pytest.raises(EnvError, match="not known here"):
             env.step("walk on")
-        with pytest.raises(UserError, match=r"now offers another environment than before \(other: .*name"):
+        with pytest.raises(
+            UserError, match=r"now offers another environment than before \(other: .*name"
+        ):
             env.reset(task, 0)
     env.close()
 
 
 def test_a_hung_step_ends_at_the_time_out_and_its_place_is_free_when_it_ends() -> None:
     Tally.go_on.clear()
-    with Served(workers=2) as served, Remote(served.url, retries=1) as env, Remote(served.url) as other:
+    with (
+        Served(workers=2) as served,
+        Remote(served.url, retries=1) as env,
+        Remote(served.url) as other,
+    ):
         env.reset(TASK, 0)
         env._transport.timeout = 0.3
         other.reset(TASK, 0)
@@ -187,7 +232,10 @@ def test_a_hung_step_ends_at_the_time_out_and_its_place_is_free_when_it_ends() -
 
 @pytest.mark.slow
 def test_a_hung_env_with_a_process_of_its_own_frees_its_place_at_once() -> None:
-    with Served(f"{Stuck.__module__}:Stuck", workers=1) as served, Remote(served.url, timeout=20.0) as env:
+    with (
+        Served(f"{Stuck.__module__}:Stuck", workers=1) as served,
+        Remote(served.url, timeout=20.0) as env,
+    ):
         env.reset(TASK, 0)
         env.step("add 2")
         mark = env.snapshot()
@@ -237,7 +285,9 @@ def test_snapshots_make_room_for_newer_ones_and_are_freed(monkeypatch: pytest.Mo
             assert env.step("add 1").info == {"total": total + 1}
 
 
-def test_a_full_server_says_so_and_has_room_again_when_a_client_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_server_says_so_and_has_room_again_when_a_client_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Served(workers=1) as served, Remote(served.url, retries=1) as env:
         other = Remote(served.url, retries=1)
         other.reset(TASK, 0)
@@ -250,7 +300,9 @@ def test_a_full_server_says_so_and_has_room_again_when_a_client_has_left(monkeyp
         assert env.reset(TASK, 0).startswith("You have 0")
         with pytest.raises(EnvError):
             other.step("add 1")
-        with pytest.raises(EnvError, match="start it with more workers"):  # a connected client keeps its place
+        with pytest.raises(
+            EnvError, match="start it with more workers"
+        ):  # a connected client keeps its place
             other.reset(TASK, 0)
 
 
@@ -266,7 +318,9 @@ def test_a_full_server_says_so_and_has_room_again_when_a_client_has_left(monkeyp
     ],
 )
 @pytest.mark.parametrize("quick", [True, False])
-def test_an_env_that_fails_is_an_env_error_and_begins_anew(action: str, says: str, quick: bool) -> None:
+def test_an_env_that_fails_is_an_env_error_and_begins_anew(
+    action: str, says: str, quick: bool
+) -> None:
     with Served(quick=quick) as served, Remote(served.url) as env:
         env.reset(TASK, 0)
         with pytest.raises(EnvError, match=says) as raised:
@@ -283,7 +337,13 @@ def test_a_fresh_instance_in_mid_run_takes_a_dead_server_for_a_failure_that_may_
     with process(serving("gates", port)) as (_, url):
         first = Remote(url, retries=0)
     second = Remote(url, retries=0)  # as the pool makes one for an environment that failed
-    task = Task("t", "gates", "train", "get orb", {"stages": [["gate", "golden", "axe", 0]], "object": "orb"})
+    task = Task(
+        "t",
+        "gates",
+        "train",
+        "get orb",
+        {"stages": [["gate", "golden", "axe", 0]], "object": "orb"},
+    )
     for env in (first, second):
         with pytest.raises(EnvError, match="gave no answer"):
             env.reset(task, 0)
@@ -293,7 +353,9 @@ def test_a_fresh_instance_in_mid_run_takes_a_dead_server_for_a_failure_that_may_
         first.close()
     with process(serving("gates", port, setting="easy")):
         for env in (first, second):
-            with pytest.raises(UserError, match=r"now offers another environment than before \(other: versions\)"):
+            with pytest.raises(
+                UserError, match=r"now offers another environment than before \(other: versions\)"
+            ):
                 env.reset(task, 0)
     second.close()
     with process(serving("sokoban", port)) as (_, url):
@@ -306,9 +368,15 @@ def test_a_fresh_instance_in_mid_run_takes_a_dead_server_for_a_failure_that_may_
 
 
 @pytest.mark.parametrize("fault", ["before", "500", "garbage", "list", "html", "half"])
-def test_what_does_not_pass_is_given_up_after_the_retries(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_pass_is_given_up_after_the_retries(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_transport, "_BACKOFF_S", 0.001)
-    with Served() as served, BadNetwork(served.url) as network, Remote(network.url, retries=2) as env:
+    with (
+        Served() as served,
+        BadNetwork(served.url) as network,
+        Remote(network.url, retries=2) as env,
+    ):
         env.reset(TASK, 0)
         network.paths.clear()
         network.script = [fault] * 99
@@ -322,8 +390,14 @@ def test_what_does_not_pass_is_given_up_after_the_retries(fault: str, monkeypatc
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip", "drip-head"])
-def test_no_answer_takes_longer_than_the_time_out(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Served() as served, BadNetwork(served.url) as network, Remote(network.url, timeout=20.0) as env:
+def test_no_answer_takes_longer_than_the_time_out(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        Served() as served,
+        BadNetwork(served.url) as network,
+        Remote(network.url, timeout=20.0) as env,
+    ):
         env.reset(TASK, 0)
         network.script = [fault]
         env._transport.timeout = 0.4
@@ -341,7 +415,9 @@ def test_an_answer_without_bounds_is_not_read(fault: str, monkeypatch: pytest.Mo
             env.step("add 1")
 
 
-def test_a_request_or_a_task_list_without_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_or_a_task_list_without_bounds_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_server, "MAX_BODY", 2**20)
     with Served() as served, Remote(served.url) as env:
         env.reset(TASK, 0)
@@ -370,7 +446,12 @@ def test_a_request_or_a_task_list_without_bounds_is_refused(monkeypatch: pytest.
     ],
 )
 def test_an_answer_against_the_protocol_is_named(answer: dict[str, Any], says: str) -> None:
-    with BadNetwork(script=[FACTS, {"observation": "Go."}, answer, {}, FACTS, {"observation": "Go."}]) as network, Remote(network.url) as env:
+    with (
+        BadNetwork(
+            script=[FACTS, {"observation": "Go."}, answer, {}, FACTS, {"observation": "Go."}]
+        ) as network,
+        Remote(network.url) as env,
+    ):
         assert env.reset(TASK, 0) == "Go."
         with pytest.raises(EnvError, match=says):
             env.step("x")
@@ -378,7 +459,13 @@ def test_an_answer_against_the_protocol_is_named(answer: dict[str, Any], says: s
 
 
 def test_unknown_fields_are_ignored_and_absent_ones_have_defaults() -> None:
-    with BadNetwork(script=[FACTS | {"colour": "red"}, {"observation": "Go.", "more": 1}, {"observation": "So.", "else": [1]}]) as network:
+    with BadNetwork(
+        script=[
+            FACTS | {"colour": "red"},
+            {"observation": "Go.", "more": 1},
+            {"observation": "So.", "else": [1]},
+        ]
+    ) as network:
         env = Remote(network.url)
         assert (env.name, env.actions_help, env.splits) == ("tally", "", ())
         assert env.reset(TASK, 0) == "Go."
@@ -393,7 +480,10 @@ def test_unknown_fields_are_ignored_and_absent_ones_have_defaults() -> None:
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        ([FACTS | {"protocol": 7}], rf"speaks version 7 of the protocol and this leafe version {PROTOCOL}"),
+        (
+            [FACTS | {"protocol": 7}],
+            rf"speaks version 7 of the protocol and this leafe version {PROTOCOL}",
+        ),
         ([FACTS | {"protocol": "1"}], "speaks version '1'"),
         ([{"hello": "env"}], "no environment server .'protocol' is absent"),
         ([FACTS | {"horizon": 0}], "'horizon' is 0"),
@@ -408,7 +498,9 @@ def test_unknown_fields_are_ignored_and_absent_ones_have_defaults() -> None:
         (["drip-head"], r"within 0\.5 s"),
     ],
 )
-def test_a_server_that_is_none_is_the_users_to_mend(script: list[Any], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_none_is_the_users_to_mend(
+    script: list[Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_transport, "_BACKOFF_S", 0.001)
     with BadNetwork(script=script) as network, pytest.raises(UserError, match=says) as raised:
         Remote(network.url, timeout=0.5 if "0\\.5" in says else 20.0, retries=2)
@@ -418,7 +510,9 @@ def test_a_server_that_is_none_is_the_users_to_mend(script: list[Any], says: str
 
 def test_nobody_there_names_the_address_and_the_command() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(UserError, match=rf"{url} gave no answer .*start it \(leafe envs serve NAME --port N\)"):
+    with pytest.raises(
+        UserError, match=rf"{url} gave no answer .*start it \(leafe envs serve NAME --port N\)"
+    ):
         make_env("remote", url=url, retries=0)
 
 
@@ -448,13 +542,19 @@ def test_a_server_that_starts_slowly_is_waited_for() -> None:
         ({"url": "http://localhöst:1"}, "no web address"),
         ({"url": "http://localhost:1/\r\nX: y"}, "no web address"),
         ({"url": f"http://{'a' * 64}:1", "retries": 0}, "no host can have that name"),
-        ({"url": "http://no-such-host.invalid:1", "retries": 0}, "no environment server to be reached"),
+        (
+            {"url": "http://no-such-host.invalid:1", "retries": 0},
+            "no environment server to be reached",
+        ),
         ({"url": "http://me:secret@localhost:1"}, "token_env"),
         ({"url": "http://localhost:1/?key=secret"}, "token_env"),
         ({"url": "http://localhost:1", "timeout": 0}, "timeout 0"),
         ({"url": "http://localhost:1", "timeout": float("inf")}, "timeout inf"),
         ({"url": "http://localhost:1", "retries": -1}, "retries -1"),
-        ({"url": "http://localhost:1", "token_env": "LEAFE_NO_SUCH_TOKEN"}, "LEAFE_NO_SUCH_TOKEN is empty"),
+        (
+            {"url": "http://localhost:1", "token_env": "LEAFE_NO_SUCH_TOKEN"},
+            "LEAFE_NO_SUCH_TOKEN is empty",
+        ),
         ({}, "needs the option 'url'"),
     ],
 )
@@ -469,7 +569,9 @@ def test_options_that_cannot_be_are_named(options: dict[str, Any], says: str) ->
 
 def test_the_token_opens_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
     with Served(token="s3same-open") as served:
-        with pytest.raises(UserError, match="token is missing or wrong; correct the options url and token_env"):
+        with pytest.raises(
+            UserError, match="token is missing or wrong; correct the options url and token_env"
+        ):
             Remote(served.url)
         for wrong in ("other", "s3same-ope", "s3same-open2"):
             monkeypatch.setenv("DOOR", wrong)
@@ -488,7 +590,10 @@ def test_the_token_opens_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_token_that_is_echoed_stays_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOOR", "s3same-open")
-    with BadNetwork(script=["echo"]) as network, pytest.raises(UserError, match=r"not Bearer \*\*\*") as raised:
+    with (
+        BadNetwork(script=["echo"]) as network,
+        pytest.raises(UserError, match=r"not Bearer \*\*\*") as raised,
+    ):
         Remote(network.url, token_env="DOOR")
     assert "s3same" not in str(raised.value)
     for spelled in (
@@ -504,7 +609,13 @@ def test_a_token_that_is_echoed_stays_hidden(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(EnvError) as cut:
             Remote(network.url, token_env="DOOR").reset(TASK, 0)
         assert "s3same" not in str(cut.value)
-    with BadNetwork(script=[FACTS, {"observation": "Go."}, {"error": {"kind": "env", "message": "key s3same-open"}}]) as network:
+    with BadNetwork(
+        script=[
+            FACTS,
+            {"observation": "Go."},
+            {"error": {"kind": "env", "message": "key s3same-open"}},
+        ]
+    ) as network:
         env = Remote(network.url, token_env="DOOR")
         env.reset(TASK, 0)
         with pytest.raises(EnvError, match=r"key \*\*\*"):
@@ -543,7 +654,9 @@ def test_an_env_or_a_port_that_cannot_be_had_is_said_at_the_start() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         before = Tally.happened["close"]
-        with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1, port {taken.getsockname()[1]}"):
+        with pytest.raises(
+            UserError, match=f"cannot listen at 127.0.0.1, port {taken.getsockname()[1]}"
+        ):
             serve(TALLY, {}, port=taken.getsockname()[1])
         assert Tally.happened["close"] == before + 1
 
@@ -551,14 +664,24 @@ def test_an_env_or_a_port_that_cannot_be_had_is_said_at_the_start() -> None:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("hung", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_server_and_its_envs(how: signal.Signals, hung: bool) -> None:
-    with process(serving(f"{Stuck.__module__}:Stuck")) as (server, url), Remote(url, retries=0) as env:
+    with (
+        process(serving(f"{Stuck.__module__}:Stuck")) as (server, url),
+        Remote(url, retries=0) as env,
+    ):
         env.reset(TASK, 0)
         mark = env.snapshot()
-        pids = [int(p) for p in subprocess.run(["ps", "-eo", "pid="], capture_output=True, text=True, check=True).stdout.split()]
+        pids = [
+            int(p)
+            for p in subprocess.run(
+                ["ps", "-eo", "pid="], capture_output=True, text=True, check=True
+            ).stdout.split()
+        ]
         children = [pid for pid in pids if descends(pid, server.pid)]
         assert len(children) >= 3  # the first environment, this one, and its snapshot
         errors: list[str] = []
-        waiting = threading.Thread(target=lambda: errors.append(error_of(lambda: env.step("hang" if hung else "add 1"))))
+        waiting = threading.Thread(
+            target=lambda: errors.append(error_of(lambda: env.step("hang" if hung else "add 1")))
+        )
         waiting.start()
         time.sleep(0.3)
         server.send_signal(how)
@@ -613,7 +736,13 @@ def test_an_env_that_never_returns_cannot_keep_the_server_alive() -> None:
 def test_only_localhost_is_answered_without_a_token_and_no_web_page() -> None:
     with Served() as served:
         connection = HTTPConnection("127.0.0.1", served.server.port, timeout=20)
-        for host, status in (("localhost:1", 200), ("127.0.0.1", 200), ("[::1]:8", 200), ("evil.example", 401), ("evil.example:80", 401)):
+        for host, status in (
+            ("localhost:1", 200),
+            ("127.0.0.1", 200),
+            ("[::1]:8", 200),
+            ("evil.example", 401),
+            ("evil.example:80", 401),
+        ):
             connection.request("GET", "/", headers={"Host": host})
             answer = connection.getresponse()
             answer.read()
@@ -624,7 +753,10 @@ def test_only_localhost_is_answered_without_a_token_and_no_web_page() -> None:
 
 jsons = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "payload", "from", "kind"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["id", "payload", "from", "kind"]), inner)
+    ),
     max_leaves=5,
 )
 FIELDS = {
@@ -638,11 +770,26 @@ FIELDS = {
     "split": st.just("train") | jsons,
     "count": st.integers(-2, 3) | jsons,
 }
-PATHS = ["tasks", "reset", "step", "valid_actions", "snapshot", "restore", "release", "close", "", "elsewhere"]
+PATHS = [
+    "tasks",
+    "reset",
+    "step",
+    "valid_actions",
+    "snapshot",
+    "restore",
+    "release",
+    "close",
+    "",
+    "elsewhere",
+]
 
 
 @settings(max_examples=80)
-@given(st.lists(st.tuples(st.sampled_from(PATHS), st.fixed_dictionaries({}, optional=FIELDS)), max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(PATHS), st.fixed_dictionaries({}, optional=FIELDS)), max_size=6
+    )
+)
 def test_no_request_breaks_the_server(requests: list[tuple[str, dict[str, Any]]]) -> None:
     served = _shared()
     connection = HTTPConnection("127.0.0.1", served.server.port, timeout=20)
@@ -650,7 +797,10 @@ def test_no_request_breaks_the_server(requests: list[tuple[str, dict[str, Any]]]
         for path, body in requests:
             status, answer = ask(connection, path, **body)
             if status != 200:
-                assert answer["error"]["kind"] in ("user", "env", "lost", "gone", "absent"), (path, body)
+                assert answer["error"]["kind"] in ("user", "env", "lost", "gone", "absent"), (
+                    path,
+                    body,
+                )
                 assert answer["error"]["message"].endswith("."), answer
         ask(connection, "close", session="s")
         with Remote(served.url) as env:
@@ -659,7 +809,9 @@ def test_no_request_breaks_the_server(requests: list[tuple[str, dict[str, Any]]]
         connection.close()
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"7", b'{"session": ' + b"[" * 100_000, b"\xff\xfe", b'{"seed": NaN}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"7", b'{"session": ' + b"[" * 100_000, b"\xff\xfe", b'{"seed": NaN}']
+)
 def test_bodies_that_are_no_json_object_are_refused(raw: bytes) -> None:
     connection = HTTPConnection("127.0.0.1", _shared().server.port, timeout=20)
     connection.request("POST", "/reset", raw, {"Content-Type": "application/json"})
@@ -683,7 +835,8 @@ def teardown_module() -> None:
 
 @pytest.mark.slow
 def test_random_faults_and_kills_never_change_an_episode() -> None:
-    """A server that is killed at random moments, and a network that loses answers: after each EnvError reset and replay, as the pool does."""
+    """A server that is killed at random moments, and a network that loses answers: after each
+    EnvError reset and replay, as the pool does."""
     chance, port, deaths = random.Random(7), free_port(), 0
     local = make_env("gates", setting="hard")
     environment = {**os.environ, "PYTHONPATH": "."}
@@ -692,11 +845,20 @@ def test_random_faults_and_kills_never_change_an_episode() -> None:
     try:
         assert server.stdout is not None
         server.stdout.readline()
-        with BadNetwork(f"http://127.0.0.1:{port}") as network, Remote(network.url, retries=5) as env:
+        with (
+            BadNetwork(f"http://127.0.0.1:{port}") as network,
+            Remote(network.url, retries=5) as env,
+        ):
             task = env.tasks("train", 1)[0]
             for _ in range(12):
                 network.script = [chance.choice([*PASSING, *["ok"] * 12]) for _ in range(20)]
-                first, actions = local.reset(task, 0), [chance.choice(["take rope", "use rope", "go left", "walk on", "go up"]) for _ in range(10)]
+                first, actions = (
+                    local.reset(task, 0),
+                    [
+                        chance.choice(["take rope", "use rope", "go left", "walk on", "go up"])
+                        for _ in range(10)
+                    ],
+                )
                 wanted = [local.step(action) for action in actions]
                 got: list[Any] = []
                 played = False
@@ -710,7 +872,9 @@ def test_random_faults_and_kills_never_change_an_episode() -> None:
                             server.kill()
                             server.wait()
                             deaths += 1
-                            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+                            server = subprocess.Popen(
+                                command, stdout=subprocess.PIPE, text=True, env=environment
+                            )
                         got.append(env.step(actions[len(got)]))
                     except LeafeError:
                         played = False
@@ -722,9 +886,19 @@ def test_random_faults_and_kills_never_change_an_episode() -> None:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
-def test_https_is_spoken_with_a_certificate_that_is_trusted_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    subprocess.run(["openssl", *words.split(), "-keyout", "key.pem", "-out", "cert.pem"], cwd=tmp_path, check=True, capture_output=True)
+def test_https_is_spoken_with_a_certificate_that_is_trusted_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost "
+        "-addext subjectAltName=DNS:localhost"
+    )
+    subprocess.run(
+        ["openssl", *words.split(), "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     with Served() as served, BadNetwork(served.url) as network:
@@ -758,20 +932,43 @@ def test_an_evaluation_outlives_its_server_and_finds_the_same() -> None:
 
     def look(url: str | None) -> list[tuple[Any, ...]]:
         async def run() -> list[Tree]:
-            pool = EnvPool((lambda: Remote(url, retries=6)) if url else (lambda: make_env("gates", **options)), size=4)
+            pool = EnvPool(
+                (lambda: Remote(url, retries=6)) if url else (lambda: make_env("gates", **options)),
+                size=4,
+            )
             prompts = Prompts(load_prompt_set("gates"), "")
             try:
-                return await evaluate(Slowly(begun if url else None), pool, pool.facts.tasks("test", 6, 1), prompts, samples=12, seed=3)
+                return await evaluate(
+                    Slowly(begun if url else None),
+                    pool,
+                    pool.facts.tasks("test", 6, 1),
+                    prompts,
+                    samples=12,
+                    seed=3,
+                )
             finally:
                 pool.close()
 
         trees = asyncio.run(run())
-        assert all(episode.stop in (Stop.success, Stop.failure) for tree in trees for episode in tree.episodes)
+        assert all(
+            episode.stop in (Stop.success, Stop.failure)
+            for tree in trees
+            for episode in tree.episodes
+        )
         turns = [turn for tree in trees for episode in tree.episodes for turn in episode.turns]
-        return sorted((t.id, t.parent or "", t.action, t.observation, t.count, t.done, t.success) for t in turns)
+        return sorted(
+            (t.id, t.parent or "", t.action, t.observation, t.count, t.done, t.success)
+            for t in turns
+        )
 
     def start() -> None:
-        servers.append(subprocess.Popen([sys.executable, "-c", serving("gates", port, **options)], stdout=subprocess.PIPE, text=True))
+        servers.append(
+            subprocess.Popen(
+                [sys.executable, "-c", serving("gates", port, **options)],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
         assert servers[-1].stdout is not None
         servers[-1].stdout.readline()
 
@@ -788,7 +985,10 @@ def test_an_evaluation_outlives_its_server_and_finds_the_same() -> None:
         start()
         killer = threading.Thread(target=kill)
         killer.start()
-        with BadNetwork(f"http://127.0.0.1:{port}", ["ok"] * 8 + [chance.choice([*PASSING, *["ok"] * 30]) for _ in range(600)]) as network:
+        with BadNetwork(
+            f"http://127.0.0.1:{port}",
+            ["ok"] * 8 + [chance.choice([*PASSING, *["ok"] * 30]) for _ in range(600)],
+        ) as network:
             far = look(network.url)
             assert len(network.paths) > 200
         killer.join()

@@ -1,4 +1,5 @@
-"""Whatever is sent to a served environment, its answer is a 4xx with a sentence, and nothing is logged."""
+"""Whatever is sent to a served environment, its answer is a 4xx with a sentence, and nothing is
+logged."""
 
 from __future__ import annotations
 
@@ -25,7 +26,24 @@ GOOD: dict[str, dict[str, Any]] = {
     "release": {"snapshots": ["x"]},
     "close": {"session": "s"},
 }
-ODD = [7, -1, 0, 10**400, -(10**400), 1.5, True, None, "", "x" * 300, "\ud800", [], [1], [[]], {}, {"a": 1}]
+ODD = [
+    7,
+    -1,
+    0,
+    10**400,
+    -(10**400),
+    1.5,
+    True,
+    None,
+    "",
+    "x" * 300,
+    "\ud800",
+    [],
+    [1],
+    [[]],
+    {},
+    {"a": 1},
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +79,9 @@ def well(url: str) -> bool:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_odd_values_in_every_field(call: str, served: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_odd_values_in_every_field(
+    call: str, served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     for field in GOOD[call]:
         for value in ODD:
             status = post(served.url, call, json.dumps(GOOD[call] | {field: value}).encode())
@@ -76,7 +96,9 @@ def test_odd_values_in_every_field(call: str, served: Served, caplog: pytest.Log
 
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -96,12 +118,20 @@ def test_any_body_and_header(served: Served, call: str, body: bytes, header: byt
 @pytest.mark.parametrize(
     "headers",
     [
-        (b"Authorization: Bearer \xff\xfe",), (b"Content-Type: application/json; charset=\xff",),
-        (b"Content-Type: \xff",), (b"Content-Encoding: gzip",), (b"Content-Encoding: deflate",),
-        (b"Content-Encoding: no-such",), (b"Transfer-Encoding: chunked",), (b"Content-Length: x",),
-        (b"Host: [::1",), (b"Expect: something",), (b"Cookie: \xff",), (b"Upgrade: websocket",),
+        (b"Authorization: Bearer \xff\xfe",),
+        (b"Content-Type: application/json; charset=\xff",),
+        (b"Content-Type: \xff",),
+        (b"Content-Encoding: gzip",),
+        (b"Content-Encoding: deflate",),
+        (b"Content-Encoding: no-such",),
+        (b"Transfer-Encoding: chunked",),
+        (b"Content-Length: x",),
+        (b"Host: [::1",),
+        (b"Expect: something",),
+        (b"Cookie: \xff",),
+        (b"Upgrade: websocket",),
     ],
-)  # fmt: skip
+)
 def test_odd_headers(
     headers: tuple[bytes, ...], served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -124,7 +154,10 @@ def test_a_connection_lost_in_mid_body(served: Served, caplog: pytest.LogCapture
         body = json.dumps(GOOD[call]).encode()
         post(served.url, call, body[:5], length=len(body), cut=True)
         post(served.url, call, body, length=10 * len(body), cut=True)
-        chunked = b"POST /%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n" % call.encode()
+        chunked = (
+            b"POST /%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            % call.encode()
+        )
         exchange(served.url, chunked + b"Transfer-Encoding: chunked\r\n\r\nff\r\n{", cut=True)
         exchange(served.url, chunked + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{")
     assert well(served.url)

@@ -1,4 +1,5 @@
-"""What the sandbox says of the machine: where it cannot be, one sentence and the remedy; where it can, what it gives."""
+"""What the sandbox says of the machine: where it cannot be, one sentence and the remedy; where it
+can, what it gives."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ open('/proc/self/gid_map', 'w').write(f'0 {group} 1')
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = with_default_signals([sys.executable, "-c", program])
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
 
 
 @needs_sandbox
@@ -41,14 +44,22 @@ def test_where_user_namespaces_are_off_it_is_refused_with_the_remedy() -> None:
     assert "UserError: The sandbox for model-written code does not work on this machine" in last
     assert "sysctl user.max_user_namespaces" in last
     assert "docs/sandbox.md" in last
-    told = run(off + "from leafe.envs.sandbox import guarantees\nprint(*guarantees().items())").stdout
+    told = run(
+        off + "from leafe.envs.sandbox import guarantees\nprint(*guarantees().items())"
+    ).stdout
     assert told.startswith("('model-written code', ")
     assert "is not run: The sandbox for" in told
 
 
 @needs_sandbox
 def test_root_of_a_container_with_one_id_has_boxes_of_that_id() -> None:
-    done = run(NO_NAMESPACES + "from leafe.envs.sandbox import guarantees, _box\nprint(_box.host_id(), guarantees()['boxes belong to'])")
+    done = run(
+        NO_NAMESPACES
+        + (
+            "from leafe.envs.sandbox import guarantees, _box\nprint(_box.host_id(), "
+            "guarantees()['boxes belong to'])"
+        )
+    )
     assert done.stdout.startswith("None the one id of this container"), done.stderr[-500:]
 
 
@@ -69,7 +80,10 @@ def test_what_it_gives_is_shown_by_doctor(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_another_kind_of_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sandbox, "seccomp_filter", lambda: None)
-    with pytest.raises(UserError, match=r"There is no sandbox for model-written code on \w+: run on x86_64 or aarch64\."):
+    with pytest.raises(
+        UserError,
+        match=r"There is no sandbox for model-written code on \w+: run on x86_64 or aarch64\.",
+    ):
         _sandbox.self_test("fork")
 
 
@@ -81,8 +95,11 @@ def test_ids_that_somebody_has_are_passed_over(monkeypatch: pytest.MonkeyPatch) 
     assert _box.host_id.__wrapped__() is None
 
 
-def test_packages_within_a_standard_library_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As in an installation without a virtual environment, where HumanEval's file lies beside the standard library."""
+def test_packages_within_a_standard_library_are_hidden(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in an installation without a virtual environment, where HumanEval's file lies beside the
+    standard library."""
     for name in ("json", "site-packages", "dist-packages"):
         (tmp_path / name).mkdir()
     (tmp_path / "site-packages" / "HumanEval.jsonl.gz").touch()

@@ -1,4 +1,5 @@
-"""The process that forks the programs: it dies and comes back, serves many runs, and ends with what made it."""
+"""The process that forks the programs: it dies and comes back, serves many runs, and ends with what
+made it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,11 @@ class TestForkServer:
         with other_boxes(monkeypatch) as (programs, _, _), ThreadPoolExecutor(1) as thread:
             started: list[_box.Zygote] = []
             give = _box.Zygote.start
-            monkeypatch.setattr(_box.Zygote, "start", lambda zygote, *job: (started.append(zygote), give(zygote, *job))[1])
+            monkeypatch.setattr(
+                _box.Zygote,
+                "start",
+                lambda zygote, *job: (started.append(zygote), give(zygote, *job))[1],
+            )
             run = thread.submit(box.run_script, "import time; time.sleep(1); print(5)", b"")
             while not started:
                 time.sleep(0.01)
@@ -45,12 +50,20 @@ class TestForkServer:
     def test_the_same_server_serves_many_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         box = Sandbox(SHORT, way="fork")
         with other_boxes(monkeypatch) as (programs, _, tests):
-            for program in (GOOD, "import os; os._exit(1)", "while True: print('x')", "import os\nfor p in range(9): os.kill(p, 9)", GOOD):
+            for program in (
+                GOOD,
+                "import os; os._exit(1)",
+                "while True: print('x')",
+                "import os\nfor p in range(9): os.kill(p, 9)",
+                GOOD,
+            ):
                 box.run(program, TESTS)
             assert [len(boxes._idle) for boxes in (programs, tests)] == [1, 1]
             assert restarts() == 0
 
-    def test_close_ends_the_servers_and_a_later_run_makes_new_ones(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_close_ends_the_servers_and_a_later_run_makes_new_ones(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(_sandbox, "_USERS", weakref.WeakSet())
         with other_boxes(monkeypatch):
             before = _boxes()
@@ -66,13 +79,25 @@ class TestForkServer:
             one.close()
 
     def test_the_servers_end_with_the_process_that_made_them(self) -> None:
-        program = "import os, signal, time\nfrom leafe.envs.sandbox import Sandbox, _sandbox\nbox = Sandbox(way='fork')\nbox.run('x = 1', ['assert x == 1'])\n"
-        program += "print(*[z._popen.pid for b in _sandbox._BOXES['fork'] for z in b._idle], flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        program = (
+            "import os, signal, time\nfrom leafe.envs.sandbox import Sandbox, _sandbox\nbox = "
+            "Sandbox(way='fork')\nbox.run('x = 1', ['assert x == 1'])\n"
+        )
+        program += (
+            "print(*[z._popen.pid for b in _sandbox._BOXES['fork'] for z in b._idle], "
+            "flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
         pids = [int(word) for word in done.stdout.split()]
         assert len(pids) == 2, done.stderr
         until = time.monotonic() + 120
-        while any(Path(f"/proc/{pid}/cmdline").exists() and b"bwrap" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+        while any(
+            Path(f"/proc/{pid}/cmdline").exists()
+            and b"bwrap" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            for pid in pids
+        ):
             assert time.monotonic() < until
             time.sleep(0.05)
 

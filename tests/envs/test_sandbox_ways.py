@@ -1,4 +1,5 @@
-"""The verdict does not depend on how the process was made: kept boxes against fresh ones, over programs that do what they should not."""
+"""The verdict does not depend on how the process was made: kept boxes against fresh ones, over
+programs that do what they should not."""
 
 from __future__ import annotations
 
@@ -45,11 +46,16 @@ def test_nasty_programs_fare_the_same(boxes: tuple[Sandbox, Sandbox], name: str)
 @pytest.mark.slow
 @needs_sandbox
 @pytest.mark.parametrize("name", NAMES)
-def test_nasty_modules_fare_the_same(boxes: tuple[Sandbox, Sandbox], sleepers: tuple[Sandbox, Sandbox], name: str) -> None:
+def test_nasty_modules_fare_the_same(
+    boxes: tuple[Sandbox, Sandbox], sleepers: tuple[Sandbox, Sandbox], name: str
+) -> None:
     """The nasty part when the program is loaded, and when its function is called."""
     before = restarts()
     body = "\n".join("    " + line for line in PROGRAMS[name].split("\n"))
-    for program in (PROGRAMS[name] + "\ndef f(x): return x + 1", f"def f(x):\n{body}\n    return x + 2"):
+    for program in (
+        PROGRAMS[name] + "\ndef f(x): return x + 1",
+        f"def f(x):\n{body}\n    return x + 2",
+    ):
         tests = ["assert f(1) == 2", "assert f(2) == 3"]
         kept, fresh = (box.run(program, tests) for box in (sleepers if name in SLEEP else boxes))
         assert kept == fresh

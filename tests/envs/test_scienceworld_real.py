@@ -1,4 +1,5 @@
-"""ScienceWorld with its JVM: exact replay, the package's own numbers and solutions, and what dies comes back."""
+"""ScienceWorld with its JVM: exact replay, the package's own numbers and solutions, and what dies
+comes back."""
 
 from __future__ import annotations
 
@@ -44,7 +45,14 @@ def play(env: Environment, task: Task, actions: list[str]) -> list[object]:
 
 
 def told(result: StepResult) -> tuple[object, ...]:
-    return (result.observation, result.reward, result.done, result.success, result.valid, result.progress)
+    return (
+        result.observation,
+        result.reward,
+        result.done,
+        result.success,
+        result.valid,
+        result.progress,
+    )
 
 
 def gone(pid: int, seconds: float = 20.0) -> bool:
@@ -64,12 +72,18 @@ def test_the_variations_are_the_packages(env: ScienceWorld) -> None:
     env.reset(FIND, 0)
     for name in VARIATIONS:
         env._call("load", name, 0, "easy", False)
-        theirs = [list(getattr(env._jvm._server, f"getVariations{split}")()) for split in ("Train", "Dev", "Test")]
+        theirs = [
+            list(getattr(env._jvm._server, f"getVariations{split}")())
+            for split in ("Train", "Dev", "Test")
+        ]
         assert theirs == [list(variations(name, split)) for split in SPLITS], name
 
 
 def test_instructions_are_the_packages_own(env: ScienceWorld) -> None:
-    tasks = [*env.tasks("train", 60, seed=1), *(t for t in env.tasks("test", 300, seed=2) if t.payload["task"].startswith("inclined"))][:85]
+    tasks = [
+        *env.tasks("train", 60, seed=1),
+        *(t for t in env.tasks("test", 300, seed=2) if t.payload["task"].startswith("inclined")),
+    ][:85]
     for task in tasks:
         env.reset(task, 0)
         assert task.instruction == env._call("getTaskDescription"), task.id
@@ -94,7 +108,8 @@ def test_it_keeps_the_contract(env: ScienceWorld) -> None:
 
 
 def test_replay_is_exact_in_another_process(env: ScienceWorld) -> None:
-    """Ten tasks, twelve random valid actions each, recorded in a JVM that has played before and listed actions at each step; replayed in a fresh one, in
+    """Ten tasks, twelve random valid actions each, recorded in a JVM that has played before and
+    listed actions at each step; replayed in a fresh one, in
     another order, under another hash seed, with another heap, with nonsense in between."""
     episodes = []
     for task in env.tasks("train", 10, seed=6):
@@ -125,19 +140,28 @@ print(json.dumps(out))
 """
     backwards = episodes[::-1]
     done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps([(task.to_json(), actions) for task, actions, _ in backwards]), capture_output=True, text=True,
-        env={**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        input=json.dumps([(task.to_json(), actions) for task, actions, _ in backwards]),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(json.dumps([seen for _, _, seen in backwards]))
 
 
 def test_it_says_and_scores_what_the_package_does(env: ScienceWorld) -> None:
-    """The package's interface as its Python class uses it (load, reset, look around, step), action by action: only what we add differs."""
+    """The package's interface as its Python class uses it (load, reset, look around, step), action
+    by action: only what we add differs."""
     compared = 0
     for task in env.tasks("valid", 5, seed=8):
         actions = ["sing", *env.gold_actions(task)[:20], "focus on agent"]
-        ours = [r for r in (env.reset(task, 0), *(env.step(action) for action in actions)) if isinstance(r, StepResult)]
+        ours = [
+            r
+            for r in (env.reset(task, 0), *(env.step(action) for action in actions))
+            if isinstance(r, StepResult)
+        ]
         env._call("load", task.payload["task"], task.payload["variation"], "easy", False)
         env._call("reset")
         env._call("step", "look around")
@@ -158,11 +182,23 @@ def test_it_says_and_scores_what_the_package_does(env: ScienceWorld) -> None:
     assert compared > 30
 
 
-@pytest.mark.parametrize("task", ["mendelian-genetics-known-plant", "grow-fruit", "find-animal", "power-component"])
+@pytest.mark.parametrize(
+    "task", ["mendelian-genetics-known-plant", "grow-fruit", "find-animal", "power-component"]
+)
 def test_looking_aside_changes_nothing(env: ScienceWorld, task: str) -> None:
     """A list of valid actions, of tasks or a solution, asked for in the middle of an episode."""
     chosen = Task("x", "scienceworld", "train", "", {"task": task, "variation": 3})
-    actions = ["teleport to greenhouse", "look around", "wait", "objects", "look around", "teleport to outside", "wait1", "look around", "inventory"]
+    actions = [
+        "teleport to greenhouse",
+        "look around",
+        "wait",
+        "objects",
+        "look around",
+        "teleport to outside",
+        "wait1",
+        "look around",
+        "inventory",
+    ]
     plain = play(env, chosen, actions)
     seen: list[object] = [env.reset(chosen, 0)]
     for number, action in enumerate(actions):
@@ -191,7 +227,10 @@ def test_an_ambiguous_request_takes_a_number_or_anything_else(env: ScienceWorld)
     assert "ceramic cup" in env.step("inventory").observation
     assert not env.step(number).valid, "the question is settled"
     # any other action is taken, and the question has cost nothing
-    assert play(env, FIND, [*asked, "wait1", "look around"])[-2:] == play(env, FIND, [*before, "wait1", "look around"])[-2:]
+    assert (
+        play(env, FIND, [*asked, "wait1", "look around"])[-2:]
+        == play(env, FIND, [*before, "wait1", "look around"])[-2:]
+    )
     play(env, FIND, [*asked, "look around"])
     assert not env.step(number).valid, "the question was left"
 
@@ -199,7 +238,9 @@ def test_an_ambiguous_request_takes_a_number_or_anything_else(env: ScienceWorld)
 def test_a_wrong_focus_fails_and_the_score_is_the_sum_of_the_rewards(env: ScienceWorld) -> None:
     env.reset(FIND, 0)
     start = env._score() / 100
-    results = [env.step(action) for action in ("teleport to outside", "look around", "focus on ground")]
+    results = [
+        env.step(action) for action in ("teleport to outside", "look around", "focus on ground")
+    ]
     assert [r.done for r in results] == [False, False, True]
     last = results[-1]
     assert not last.success
@@ -212,10 +253,24 @@ def test_a_wrong_focus_fails_and_the_score_is_the_sum_of_the_rewards(env: Scienc
     assert "over" in over.observation
 
 
-ODD = ["open the\ncupboard", "\x00", "\ud800", "é" * 50, "go " * 90, "look around " * 500, '"', "\\n", "!xreturn\n", "9" * 250, "٣"]
+ODD = [
+    "open the\ncupboard",
+    "\x00",
+    "\ud800",
+    "é" * 50,
+    "go " * 90,
+    "look around " * 500,
+    '"',
+    "\\n",
+    "!xreturn\n",
+    "9" * 250,
+    "٣",
+]
 
 
-@pytest.mark.parametrize("action", [*ODD, "help", "objects", "task", "reset task"], ids=range(len(ODD) + 4))
+@pytest.mark.parametrize(
+    "action", [*ODD, "help", "objects", "task", "reset task"], ids=range(len(ODD) + 4)
+)
 def test_no_text_breaks_it(env: ScienceWorld, action: str) -> None:
     first = env.reset(FIND, 0)
     env.step("teleport to kitchen")
@@ -233,7 +288,10 @@ def test_the_packages_solutions_win(env: ScienceWorld) -> None:
     won = {}
     with ScienceWorld() as plain:
         for task in env.tasks("test", 12, seed=4):
-            results = [plain.reset(task, 0), *(plain.step(action) for action in env.gold_actions(task))]
+            results = [
+                plain.reset(task, 0),
+                *(plain.step(action) for action in env.gold_actions(task)),
+            ]
             last = next(r for r in results if isinstance(r, StepResult) and r.done)
             won[task.payload["task"]] = last.success
             assert (last.progress == 100) is last.success
@@ -245,7 +303,9 @@ def test_one_jvm_for_all_episodes_and_none_after_close() -> None:
     assert env._jvm is None, "it starts when it is needed"
     pids = set()
     for variation in range(3):
-        env.reset(Task("x", "scienceworld", "train", "", {"task": "boil", "variation": variation}), 0)
+        env.reset(
+            Task("x", "scienceworld", "train", "", {"task": "boil", "variation": variation}), 0
+        )
         assert env._jvm is not None
         pids.add(env._jvm.pid)
     assert len(pids) == 1
@@ -256,14 +316,22 @@ def test_one_jvm_for_all_episodes_and_none_after_close() -> None:
     env.close()
 
 
-def test_a_jvm_killed_in_mid_episode_is_an_error_and_the_next_reset_heals(env: ScienceWorld) -> None:
+def test_a_jvm_killed_in_mid_episode_is_an_error_and_the_next_reset_heals(
+    env: ScienceWorld,
+) -> None:
     actions = ["teleport to kitchen", "open cupboard", "look around"]
     plain = play(env, FIND, actions)
     with ScienceWorld() as mine:
         play(mine, FIND, actions[:1])
         assert mine._jvm is not None
         os.kill(mine._jvm.pid, signal.SIGKILL)
-        with pytest.raises(EnvError, match=r"JVM of the environment 'scienceworld' gave no answer to step \(exit status -9\)"):
+        with pytest.raises(
+            EnvError,
+            match=(
+                r"JVM of the environment 'scienceworld' gave no answer to step \(exit status "
+                r"-9\)"
+            ),
+        ):
             mine.step("open cupboard")
         with pytest.raises(RuntimeError, match="before reset"):
             mine.step("open cupboard")
@@ -291,7 +359,11 @@ def test_a_jvm_without_memory_is_an_error_and_not_an_answer() -> None:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
 
 
 def test_a_killed_worker_leaves_no_jvm_and_is_made_anew() -> None:
@@ -325,11 +397,19 @@ def test_the_users_java_options_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
         assert mine.reset(FIND, 0)
 
 
-def test_a_simulator_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_simulator_of_another_version_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import scienceworld.constants
 
     monkeypatch.setitem(VARIATIONS, "boil", 31)
-    with ScienceWorld() as mine, pytest.raises(UserError, match=r"variations of boil: 30 and not 31\): run pip install 'scienceworld==1.2.3'"):
+    with (
+        ScienceWorld() as mine,
+        pytest.raises(
+            UserError,
+            match=r"variations of boil: 30 and not 31\): run pip install 'scienceworld==1.2.3'",
+        ),
+    ):
         mine.tasks("train", 1)
     monkeypatch.undo()
     for content in (b"", b"half a jar"):
@@ -349,14 +429,24 @@ def test_a_simulator_of_another_version_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_prompt_examples_are_what_the_env_says(env: ScienceWorld) -> None:
     tasks = {task.id: task for task in env.tasks("train")}
-    plant, paint = tasks["scienceworld-find-plant-17"], tasks["scienceworld-chemistry-mix-paint-secondary-color-10"]
-    assert replay(load_prompt_set("scienceworld"), env, [plant, plant, paint]) == [(True, False), (True, True), (True, True)]
+    plant, paint = (
+        tasks["scienceworld-find-plant-17"],
+        tasks["scienceworld-chemistry-mix-paint-secondary-color-10"],
+    )
+    assert replay(load_prompt_set("scienceworld"), env, [plant, plant, paint]) == [
+        (True, False),
+        (True, True),
+        (True, True),
+    ]
 
 
 @pytest.mark.slow
 def test_both_stages(env: ScienceWorld, tmp_path: Path) -> None:
     trees = both_stages(
-        "scienceworld", tmp_path, solve=lambda _, task: env.gold_actions(task), wrong="look at agent",
+        "scienceworld",
+        tmp_path,
+        solve=lambda _, task: env.gold_actions(task),
+        wrong="look at agent",
         options={"only": ["find-living-thing", "chemistry-mix-paint-secondary-color"]},
-    )  # fmt: skip
+    )
     assert len(trees) == 2

@@ -35,13 +35,22 @@ ROOM = level("######", "#@   #", "# $  #", "#  . #", "######")
 
 def test_a_level_is_solved() -> None:
     env = Sokoban()
-    assert env.reset(ROOM, 0) == "# # # # # #\n# P _ _ _ #\n# _ X _ _ #\n# _ _ O _ #\n# # # # # #\nBoxes on goals: 0 of 1."
+    assert env.reset(ROOM, 0) == (
+        "# # # # # #\n# P _ _ _ #\n# _ X _ _ #\n# _ _ O _ #\n# # # # # #\nBoxes on goals: 0 of 1."
+    )
     for action in ("down", "Right", "move up", "go right!"):
         result = env.step(action)
-        assert (result.valid, result.done, result.reward, result.progress) == (True, False, 0.0, 0.0)
+        assert (result.valid, result.done, result.reward, result.progress) == (
+            True,
+            False,
+            0.0,
+            0.0,
+        )
     result = env.step("push down")
     assert (result.done, result.success, result.reward, result.progress) == (True, True, 1.0, 1.0)
-    assert result.observation.startswith("You pushed a box down, onto a goal. All boxes are on goals: the level is solved.")
+    assert result.observation.startswith(
+        "You pushed a box down, onto a goal. All boxes are on goals: the level is solved."
+    )
     assert not env.step("up").valid
 
 
@@ -49,14 +58,48 @@ def test_a_level_is_solved() -> None:
     ("task", "actions", "says"),
     [
         (ROOM, "u", "You cannot move up: there is a wall above you. Nothing changed."),
-        (level("#####", "#@$ #", "# $.#", "#  .#", "#####"), "dlr", "You pushed a box right, onto a goal."),
-        (level("######", "#@$$ #", "# .. #", "######"), "r", "You cannot push the box to the right of you: there is another box behind it. Nothing changed."),
-        (level("#####", "#@$##", "# $.#", "#  .#", "#####"), "r", "You cannot push the box to the right of you: there is a wall behind it. Nothing changed."),
-        (ROOM, ["north"], "There is no action 'north': say up, down, left or right. Nothing changed."),
-        (ROOM, ["up " * 30], "There is no action 'up up up up up up up up up up up up up u...': say up"),
+        (
+            level("#####", "#@$ #", "# $.#", "#  .#", "#####"),
+            "dlr",
+            "You pushed a box right, onto a goal.",
+        ),
+        (
+            level("######", "#@$$ #", "# .. #", "######"),
+            "r",
+            (
+                "You cannot push the box to the right of you: there is another box behind it. "
+                "Nothing changed."
+            ),
+        ),
+        (
+            level("#####", "#@$##", "# $.#", "#  .#", "#####"),
+            "r",
+            (
+                "You cannot push the box to the right of you: there is a wall behind it. "
+                "Nothing changed."
+            ),
+        ),
+        (
+            ROOM,
+            ["north"],
+            "There is no action 'north': say up, down, left or right. Nothing changed.",
+        ),
+        (
+            ROOM,
+            ["up " * 30],
+            "There is no action 'up up up up up up up up up up up up up u...': say up",
+        ),
         (ROOM, [""], "There is no action '': say up, down, left or right. Nothing changed."),
-        (level("######", "#@*. #", "#  $ #", "######"), "r", "You pushed a box right, onto a goal."),
-        (level("#######", "#@*  ##", "#  $. #", "#######"), "r", "You pushed a box right, off its goal."),
+        (
+            level("######", "#@*. #", "#  $ #", "######"),
+            "r",
+            "You pushed a box right, onto a goal.",
+        ),
+        (
+            level("#######", "#@*  ##", "#  $. #", "#######"),
+            "r",
+            "You pushed a box right, off its goal.",
+        ),
     ],
 )
 def test_sentences(task: Task, actions: str | Sequence[str], says: str) -> None:
@@ -68,20 +111,37 @@ def test_corner_and_block_lose() -> None:
     assert not any("lost" in told for told in corner)
     lost = play(level("######", "#    #", "#@$  #", "# .  #", "######"), "rr")
     assert lost[-1] == (
-        "You pushed a box right. The box at row 2, column 4 stands where it can no longer be brought to any goal. "
+        "You pushed a box right. The box at row 2, column 4 stands where it can no longer "
+        "be brought to any goal. "
         "The level can no longer be solved: you have lost."
     )
     lost = play(level("#####", "#   #", "#.$ #", "# @ #", "#####"), "u")
     assert "can no longer be brought to any goal" in lost[-1]
     lost = play(level("#####", "#.  #", "#@$ #", "#####"), "r")
     assert "is in a corner that is no goal and cannot be moved again" in lost[-1]
-    lost = play(level("########", "#      #", "#  $   #", "#@$  . #", "#  $.. #", "#      #", "########"), ["right"])
+    lost = play(
+        level("########", "#      #", "#  $   #", "#@$  . #", "#  $.. #", "#      #", "########"),
+        ["right"],
+    )
     assert "lost" not in lost[-1]
-    lost = play(level("#########", "#       #", "#   $$  #", "# @$ $  #", "#  ...  #", "#       #", "#########"), ["right"])
+    lost = play(
+        level(
+            "#########",
+            "#       #",
+            "#   $$  #",
+            "# @$ $  #",
+            "#  ...  #",
+            "#       #",
+            "#########",
+        ),
+        ["right"],
+    )
     assert "form a block of two by two, in which no box can be moved" in lost[-1]
 
 
-def solvable(rows: tuple[str, ...], player: tuple[int, int], boxes: frozenset[tuple[int, int]]) -> bool:
+def solvable(
+    rows: tuple[str, ...], player: tuple[int, int], boxes: frozenset[tuple[int, int]]
+) -> bool:
     """By exhaustion: the slow truth that the environment's claims are held against."""
     fixed = build(rows)
     seen, todo = {(player, boxes)}, [(player, boxes)]
@@ -107,12 +167,29 @@ def solvable(rows: tuple[str, ...], player: tuple[int, int], boxes: frozenset[tu
 
 @given(st.data())
 def test_a_claimed_loss_is_certain(data: st.DataObject) -> None:
-    height, width, boxes = data.draw(st.integers(3, 4)), data.draw(st.integers(3, 4)), data.draw(st.integers(1, 3))
+    height, width, boxes = (
+        data.draw(st.integers(3, 4)),
+        data.draw(st.integers(3, 4)),
+        data.draw(st.integers(1, 3)),
+    )
     cells = [(r, c) for r in range(height) for c in range(width)]
     order = data.draw(st.permutations(cells))
-    symbols = dict.fromkeys(order[:boxes], "$") | dict.fromkeys(order[boxes : 2 * boxes], ".") | {order[2 * boxes]: "@"}
-    symbols |= dict.fromkeys(order[2 * boxes + 1 : 2 * boxes + 1 + data.draw(st.integers(0, 2))], "#")
-    rows = ("#" * (width + 2), *("#" + "".join(symbols.get((r, c), " ") for c in range(width)) + "#" for r in range(height)), "#" * (width + 2))
+    symbols = (
+        dict.fromkeys(order[:boxes], "$")
+        | dict.fromkeys(order[boxes : 2 * boxes], ".")
+        | {order[2 * boxes]: "@"}
+    )
+    symbols |= dict.fromkeys(
+        order[2 * boxes + 1 : 2 * boxes + 1 + data.draw(st.integers(0, 2))], "#"
+    )
+    rows = (
+        "#" * (width + 2),
+        *(
+            "#" + "".join(symbols.get((r, c), " ") for c in range(width)) + "#"
+            for r in range(height)
+        ),
+        "#" * (width + 2),
+    )
     env = Sokoban()
     env.reset(level(*rows), 0)
     for move in data.draw(st.lists(st.sampled_from(list(MOVES)), max_size=25)):
@@ -150,9 +227,15 @@ def test_level_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "mine.txt").write_text("\n".join(f"; {n}\n{one}" for n in range(20)))
     env = Sokoban(levels=str(tmp_path / "mine.txt"))
     ids = {split: [t.id for t in env.tasks(split)] for split in env.splits}
-    assert {split: len(found) for split, found in ids.items()} == {"train": 16, "valid": 2, "test": 2}
+    assert {split: len(found) for split, found in ids.items()} == {
+        "train": 16,
+        "valid": 2,
+        "test": 2,
+    }
     assert sorted(ids["valid"]) == ["sokoban-mine-18", "sokoban-mine-8"]
-    assert [t.id for t in env.tasks("train", 5, seed=3)] == [t.id for t in env.tasks("train", None, seed=3)][:5]
+    assert [t.id for t in env.tasks("train", 5, seed=3)] == [
+        t.id for t in env.tasks("train", None, seed=3)
+    ][:5]
     assert [t.id for t in env.tasks("train", seed=3)] != [t.id for t in env.tasks("train", seed=4)]
     with pytest.raises(UserError, match="'unfiltered' in its name"):
         Sokoban(levels=str(tmp_path)).tasks("train")
@@ -174,7 +257,9 @@ def test_level_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_outside_of_a_level_is_cut_off() -> None:
     env = Sokoban()
-    shown = env.reset(level("##########", "##########", "###@ $.###", "##########", "   ####   "), 0)
+    shown = env.reset(
+        level("##########", "##########", "###@ $.###", "##########", "   ####   "), 0
+    )
     assert shown.split("\n")[:-1] == ["# # # # # #", "# P _ X O #", "# # # # # #"]
 
 
@@ -196,7 +281,8 @@ def test_boxoban_levels(difficulty: str) -> None:
 
 @needs_boxoban
 def test_moves_agree_with_a_second_implementation() -> None:
-    """A string-based stepper, written apart from the environment's, over random play on real levels."""
+    """A string-based stepper, written apart from the environment's, over random play on real
+    levels."""
     task = Sokoban(levels=str(BOXOBAN)).tasks("train", 1)[0]
     number = int(task.id.rsplit("-", 1)[1])
     rows = dict(read_levels(BOXOBAN / "unfiltered-train-000.txt.gz"))[number]

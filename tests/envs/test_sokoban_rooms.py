@@ -1,4 +1,5 @@
-"""Generated Sokoban: solvable as claimed, distinct, in one split only, the same in every process."""
+"""Generated Sokoban: solvable as claimed, distinct, in one split only, the same in every
+process."""
 
 from __future__ import annotations
 
@@ -38,9 +39,17 @@ def without_player(rows: Sequence[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("size", "boxes", "horizon", "count"),
-    [("6x6", 1, 15, 150), ("6x6", 2, 20, 40), ("7x5", 1, 9, 40), ("8x8", 2, 25, 8), ("10x10", 3, 40, 1)],
+    [
+        ("6x6", 1, 15, 150),
+        ("6x6", 2, 20, 40),
+        ("7x5", 1, 9, 40),
+        ("8x8", 2, 25, 8),
+        ("10x10", 3, 40, 1),
+    ],
 )
-def test_every_level_is_solved_within_the_horizon(size: str, boxes: int, horizon: int, count: int) -> None:
+def test_every_level_is_solved_within_the_horizon(
+    size: str, boxes: int, horizon: int, count: int
+) -> None:
     env = Sokoban(size=size, boxes=boxes, horizon=horizon)
     tasks = env.tasks("train", count)
     assert len(tasks) == count
@@ -49,12 +58,19 @@ def test_every_level_is_solved_within_the_horizon(size: str, boxes: int, horizon
         rows = task.payload["level"]
         text = "".join(rows)
         assert (len(rows), {len(row) for row in rows}) == (height, {width})
-        assert (text.count("$"), text.count("*"), text.count(".") + text.count("+"), text.count("@") + text.count("+")) == (boxes, 0, boxes, 1)
+        assert (
+            text.count("$"),
+            text.count("*"),
+            text.count(".") + text.count("+"),
+            text.count("@") + text.count("+"),
+        ) == (boxes, 0, boxes, 1)
         path = solve(rows)
         assert path is not None
         assert len(path) == task.payload["moves"] <= horizon
         shown = env.reset(task, 0).split("\n")[:-1]
-        assert [len(line.split(" ")) for line in shown] == [width] * height  # nothing is cropped: a room is shown in its full size
+        assert [len(line.split(" ")) for line in shown] == [
+            width
+        ] * height  # nothing is cropped: a room is shown in its full size
         results = [env.step(move) for move in path]
         assert [r.done for r in results] == [False] * (len(path) - 1) + [True]
         assert results[-1].success
@@ -63,10 +79,17 @@ def test_every_level_is_solved_within_the_horizon(size: str, boxes: int, horizon
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_lengths_are_those_of_a_forward_search(data: st.DataObject) -> None:
-    """On any floor, connected or not, for every state: the backward search against the forward one."""
-    height, width, boxes = data.draw(st.integers(2, 3)), data.draw(st.integers(2, 4)), data.draw(st.integers(1, 2))
+    """On any floor, connected or not, for every state: the backward search against the forward
+    one."""
+    height, width, boxes = (
+        data.draw(st.integers(2, 3)),
+        data.draw(st.integers(2, 4)),
+        data.draw(st.integers(1, 2)),
+    )
     squares = list(range(height * width))
-    floor = sorted(data.draw(st.permutations(squares))[: data.draw(st.integers(2 * boxes, height * width))])
+    floor = sorted(
+        data.draw(st.permutations(squares))[: data.draw(st.integers(2 * boxes, height * width))]
+    )
     goals = sorted(data.draw(st.permutations(floor))[:boxes])
     known = solution_lengths(height, width, [floor, squares], [goals, goals], 200)[0]
     where = sorted(data.draw(st.permutations(floor))[: boxes + 1])
@@ -79,7 +102,13 @@ def test_lengths_are_those_of_a_forward_search(data: st.DataObject) -> None:
     for cell, off, on in (*((cell, "$", "*") for cell in placed), (player, "@", "+")):
         grid[cell] = on if cell in goals else off
     wall = "#" * (width + 2)
-    path = solve([wall, *("#" + "".join(grid[r * width : (r + 1) * width]) + "#" for r in range(height)), wall])
+    path = solve(
+        [
+            wall,
+            *("#" + "".join(grid[r * width : (r + 1) * width]) + "#" for r in range(height)),
+            wall,
+        ]
+    )
     assert known[code] == (255 if path is None else len(path))
 
 
@@ -90,7 +119,11 @@ def test_levels_are_distinct_and_in_one_split() -> None:
         assert len({min(variants(t.payload["level"])) for t in tasks}) == len(tasks) == 200
     for bare in (False, True):  # not even with the player elsewhere
         keys = {
-            split: {min(variants(without_player(t.payload["level"]) if bare else t.payload["level"])) for seed in (0, 1) for t in found[split, seed]}
+            split: {
+                min(variants(without_player(t.payload["level"]) if bare else t.payload["level"]))
+                for seed in (0, 1)
+                for t in found[split, seed]
+            }
             for split in env.splits
         }
         assert not keys["train"] & keys["valid"]
@@ -98,7 +131,9 @@ def test_levels_are_distinct_and_in_one_split() -> None:
         assert not keys["valid"] & keys["test"]
     by_id: dict[str, str] = {}
     for tasks in found.values():
-        for task in tasks:  # an id is a level's, up to turning and mirroring, in every split and for every seed
+        for task in (
+            tasks
+        ):  # an id is a level's, up to turning and mirroring, in every split and for every seed
             key = min(variants(task.payload["level"]))
             assert by_id.setdefault(task.id, key) == key
     assert env.tasks("test", 20, 1) == found["test", 1][:20]
@@ -106,12 +141,23 @@ def test_levels_are_distinct_and_in_one_split() -> None:
 
 
 def test_same_levels_in_another_process() -> None:
-    program = "from leafe.envs.sokoban import Sokoban; print([(t.id, t.payload) for s in ('train', 'test') for t in Sokoban().tasks(s, 20, 5)])"
+    program = (
+        "from leafe.envs.sokoban import Sokoban; print([(t.id, t.payload) for s in ('train', "
+        "'test') for t in Sokoban().tasks(s, 20, 5)])"
+    )
     said = {
-        subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for seed in ("0", "1")
     }
-    assert said == {f"{[(t.id, t.payload) for s in ('train', 'test') for t in Sokoban().tasks(s, 20, 5)]}\n"}
+    assert said == {
+        f"{[(t.id, t.payload) for s in ('train', 'test') for t in Sokoban().tasks(s, 20, 5)]}\n"
+    }
 
 
 def test_contract() -> None:
@@ -186,7 +232,11 @@ def test_the_same_seed_gives_the_levels_of_this_version() -> None:
 
 
 def test_horizons() -> None:
-    assert (Sokoban().horizon, Sokoban(levels="boxoban").horizon, Sokoban(horizon=7).horizon) == (15, 40, 7)
+    assert (Sokoban().horizon, Sokoban(levels="boxoban").horizon, Sokoban(horizon=7).horizon) == (
+        15,
+        40,
+        7,
+    )
 
 
 @pytest.mark.slow

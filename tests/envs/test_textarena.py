@@ -19,15 +19,33 @@ pytest.importorskip("textarena", reason="needs pip install 'leafe[textarena]'")
 from leafe.envs.adapters.textarena import TextArena
 
 GAMES = [
-    "2048-v0-ultra-easy", "Blackjack-v0", "FifteenPuzzle-v0", "FrozenLake-v0-random", "GuessTheNumber-v0", "LightsOut-v0", "Mastermind-v0", "Minesweeper-v0",
-    "PegJump-v0", "Secretary-v0-long", "Sokoban-v0", "Sudoku-v0-easy", "ThreeCardMonte-v0", "TowerOfHanoi-v0",
-]  # fmt: skip
+    "2048-v0-ultra-easy",
+    "Blackjack-v0",
+    "FifteenPuzzle-v0",
+    "FrozenLake-v0-random",
+    "GuessTheNumber-v0",
+    "LightsOut-v0",
+    "Mastermind-v0",
+    "Minesweeper-v0",
+    "PegJump-v0",
+    "Secretary-v0-long",
+    "Sokoban-v0",
+    "Sudoku-v0-easy",
+    "ThreeCardMonte-v0",
+    "TowerOfHanoi-v0",
+]
 
 
 def hidden(env: TextArena, mine: bool) -> list[str]:
-    """Cells that are still hidden, mines or others: by the game's own board, which no observation shows."""
+    """Cells that are still hidden, mines or others: by the game's own board, which no observation
+    shows."""
     grid, shown = env.env.grid, env.env.revealed
-    return [f"{r} {c}" for r, row in enumerate(grid) for c, value in enumerate(row) if not shown[r][c] and (value == -1) is mine]
+    return [
+        f"{r} {c}"
+        for r, row in enumerate(grid)
+        for c, value in enumerate(row)
+        if not shown[r][c] and (value == -1) is mine
+    ]
 
 
 def solve_mines(env: Environment, task: Task) -> list[str]:
@@ -51,14 +69,18 @@ def test_minesweeper_is_won_and_lost() -> None:
         assert [r.done for r in results] == [False] * (len(moves) - 1) + [True]
         assert (results[-1].success, results[-1].reward) == (True, 1.0)
         assert results[-1].observation.endswith("The game is over. You have won.")
-        assert env.step("0 0") == StepResult("The game is over. You have won. Nothing changed.", valid=False, done=True)
+        assert env.step("0 0") == StepResult(
+            "The game is over. You have won. Nothing changed.", valid=False, done=True
+        )
         env.reset(task, 5)
         if len(moves) > 1:
             env.step("2 2")
             mine = hidden(env, mine=True)[0]
             lost = env.step(mine)
             where = mine.replace(" ", ", ")
-            assert lost == StepResult(f"You hit a mine at ({where}).\n\nThe game is over. You have lost.", done=True)
+            assert lost == StepResult(
+                f"You hit a mine at ({where}).\n\nThe game is over. You have lost.", done=True
+            )
 
 
 def test_observations_hold_what_is_new() -> None:
@@ -98,7 +120,9 @@ def test_a_part_of_the_way_is_no_success() -> None:
     env = TextArena("GuessTheNumber-v0", horizon=12)
     assert TextArena("GuessTheNumber-v0").horizon == 10
     env.reset(env.tasks("test", 1)[0], 0)
-    guesses = [n for n in range(1, 21) if n != env.env.game_number][:11]  # its limit of 10 ends the 11th
+    guesses = [n for n in range(1, 21) if n != env.env.game_number][
+        :11
+    ]  # its limit of 10 ends the 11th
     results = [env.step(str(n)) for n in guesses]
     assert (results[-1].done, results[-1].success) == (True, False)
     assert 0 < results[-1].reward < 1
@@ -113,18 +137,28 @@ def test_global_chance_is_left_alone() -> None:
     before = random.getstate()
     env = TextArena("2048-v0")
     task = env.tasks("train", 1)[0]
-    seen = [env.reset(task, 0), *(env.step(move).observation for move in ("up", "left", "down", "right") * 3)]
+    seen = [
+        env.reset(task, 0),
+        *(env.step(move).observation for move in ("up", "left", "down", "right") * 3),
+    ]
     assert random.getstate() == before
     random.seed(4)
-    assert [env.reset(task, 1), *(env.step(move).observation for move in ("up", "left", "down", "right") * 3)] == seen
+    assert [
+        env.reset(task, 1),
+        *(env.step(move).observation for move in ("up", "left", "down", "right") * 3),
+    ] == seen
 
 
 def test_games_whose_notes_are_no_texts() -> None:
-    """Countdown notes the player's number for what he said, and its score for the reason of a refusal."""
+    """Countdown notes the player's number for what he said, and its score for the reason of a
+    refusal."""
     env = TextArena("Countdown-v0")
     env.reset(env.tasks("train", 1)[0], 0)
     refused = env.step("add them")
-    assert refused.observation == "This is no valid move: the game's first message has its rules. Nothing changed."
+    assert (
+        refused.observation
+        == "This is no valid move: the game's first message has its rules. Nothing changed."
+    )
     taken = env.step("[0 1 +]")
     assert taken.valid
     assert "add them" not in taken.observation
@@ -182,7 +216,9 @@ def test_no_word_list_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nltk.download is refuse
 
 
-def test_a_word_game_is_played_where_its_list_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_game_is_played_where_its_list_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the form of NLTK's corpus, which cannot be had here: a file of words."""
     lists = tmp_path / "corpora" / "words"
     lists.mkdir(parents=True)
@@ -200,7 +236,13 @@ assert not env.step("[z]").valid, "guessed already"
 won = env.step(env.env.state.game_state["target_word"])
 assert won.success, won
 """
-    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"NLTK_DATA": str(tmp_path)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"NLTK_DATA": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "You are playing Hangman" in done.stdout
 
@@ -223,7 +265,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rollback_by_a_copy_of_the_process() -> None:
-    """The mines are laid by the first move: a copy from before it lays them anew, in the same places."""
+    """The mines are laid by the first move: a copy from before it lays them anew, in the same
+    places."""
     with make_env("textarena") as env:
         env.reset(env.tasks("train", 1)[0], 0)
         here = env.snapshot()

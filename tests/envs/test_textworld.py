@@ -1,4 +1,5 @@
-"""TextWorld games: made from a seed, played in their own words, undone where a command is not taken."""
+"""TextWorld games: made from a seed, played in their own words, undone where a command is not
+taken."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("textworld", reason="textworld is not installed: pip install 'leafe[textworld]'")
+pytest.importorskip(
+    "textworld", reason="textworld is not installed: pip install 'leafe[textworld]'"
+)
 
 from leafe.core import EnvError, Environment, Task, UserError
 from leafe.envs.adapters import textworld as adapter
@@ -43,7 +46,13 @@ def coin(cache: Path) -> Iterator[TextWorld]:
     [
         ({}, "needs one of its options games .* and make"),
         ({"make": "coin:level=1", "games": "x"}, "needs one of its options"),
-        ({"make": "chess:level=1"}, "cannot make 'chess': the option make begins with one of coin, treasure, cooking, simple"),
+        (
+            {"make": "chess:level=1"},
+            (
+                "cannot make 'chess': the option make begins with one of coin, treasure, "
+                "cooking, simple"
+            ),
+        ),
         ({"make": "coin:level=1,output=x"}, "'output=x', which is no setting of tw-coin_collector"),
         ({"make": "coin:level=1,--force"}, "'--force', which is no setting"),
         ({"make": "coin:level=1", "horizon": 0}, "horizon 0"),
@@ -99,7 +108,10 @@ def test_made_games_have_lists_before_they_are_made(cache: Path) -> None:
 
 def test_a_setting_that_tw_make_does_not_know(cache: Path) -> None:
     env = TextWorld(make="coin:levle=5", cache=str(cache))
-    with pytest.raises(UserError, match=r"tw-make cannot make a game 'coin:levle=5' \(.*--level\): correct the option make"):
+    with pytest.raises(
+        UserError,
+        match=r"tw-make cannot make a game 'coin:levle=5' \(.*--level\): correct the option make",
+    ):
         env.reset(env.tasks("train", 1)[0], 0)
 
 
@@ -118,7 +130,9 @@ def solution(env: Environment, task: Task) -> Sequence[str]:
     assert isinstance(inner, TextWorld)
     inner.reset(task, 0)
     assert inner._playing is not None
-    return list(json.loads(inner._playing.with_suffix(".json").read_text())["metadata"]["walkthrough"])
+    return list(
+        json.loads(inner._playing.with_suffix(".json").read_text())["metadata"]["walkthrough"]
+    )
 
 
 @pytest.mark.real
@@ -134,7 +148,13 @@ def test_a_coin_is_found(coin: TextWorld) -> None:
         result = coin.step(action)
         assert (result.valid, result.done, result.progress) == (True, False, 0.0)
     result = coin.step(last)
-    assert (result.valid, result.done, result.success, result.reward, result.progress) == (True, True, True, 1.0, 1.0)
+    assert (result.valid, result.done, result.success, result.reward, result.progress) == (
+        True,
+        True,
+        True,
+        1.0,
+        1.0,
+    )
     assert "*** The End ***" in result.observation
     assert "RESTART" not in result.observation
     over = coin.step("look")
@@ -143,7 +163,9 @@ def test_a_coin_is_found(coin: TextWorld) -> None:
 
 
 @pytest.mark.real
-def test_what_is_not_taken_changes_nothing_not_even_the_count_of_turns(coin: TextWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_taken_changes_nothing_not_even_the_count_of_turns(
+    coin: TextWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     task = coin.tasks("train", 1)[0]
     *way, last = solution(coin, task)
@@ -162,8 +184,36 @@ def test_what_is_not_taken_changes_nothing_not_even_the_count_of_turns(coin: Tex
         return coin.step(last).observation
 
     assert "turns" in ending([])
-    bad = ["", "no such action at all", "take zebra", "go up", "take", "xyzzy", "wait", "save", "undo", "restart", "quit", "tw-print x", "look. look", "again"]
-    bad += ["\\x", "\\s", "\\help", "script", "go to \\x", "\0look", "look\0", "l\u00f6\u00f6k", "\ud800", "look\x1b[A", "look " * 60, "take " + "a" * 100_000]
+    bad = [
+        "",
+        "no such action at all",
+        "take zebra",
+        "go up",
+        "take",
+        "xyzzy",
+        "wait",
+        "save",
+        "undo",
+        "restart",
+        "quit",
+        "tw-print x",
+        "look. look",
+        "again",
+    ]
+    bad += [
+        "\\x",
+        "\\s",
+        "\\help",
+        "script",
+        "go to \\x",
+        "\0look",
+        "look\0",
+        "l\u00f6\u00f6k",
+        "\ud800",
+        "look\x1b[A",
+        "look " * 60,
+        "take " + "a" * 100_000,
+    ]
     assert ending(bad) == ending([])
     assert list(tmp_path.iterdir()) == []  # neither saved games nor transcripts
 
@@ -189,28 +239,42 @@ def test_lost_games_and_partial_scores(cache: Path) -> None:
 def test_examples_are_what_the_game_says(cache: Path) -> None:
     with TextWorld(make=COOKING, cache=str(cache)) as env:
         task = next(t for t in env.tasks("train") if t.payload["number"] == 375)
-        assert replay(load_prompt_set("textworld"), env, [task, task]) == [(True, False), (True, True)]
+        assert replay(load_prompt_set("textworld"), env, [task, task]) == [
+            (True, False),
+            (True, True),
+        ]
 
 
 @pytest.mark.real
 def test_a_game_is_the_same_wherever_it_is_made(cache: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from leafe.envs.adapters.textworld import TextWorld\n"
-        f"env = TextWorld(make={COOKING!r}, cache=sys.argv[1]); task = [t for t in env.tasks('train') if t.payload['number'] == 375][0]\n"
+        f"env = TextWorld(make={COOKING!r}, cache=sys.argv[1]); task = [t for t in "
+        "env.tasks('train') if t.payload['number'] == 375][0]\n"
         "print(env.reset(task, 0))"
     )
-    said = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "5"})
+    said = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "5"},
+    )
     with TextWorld(make=COOKING, cache=str(cache)) as env:
         task = next(t for t in env.tasks("train") if t.payload["number"] == 375)
         assert said.stdout.strip() == env.reset(task, 0)
-    (theirs,), (ours,) = ([p for p in root.rglob("train-375.z8") if "cooking" in str(p)] for root in (tmp_path, cache))
+    (theirs,), (ours,) = (
+        [p for p in root.rglob("train-375.z8") if "cooking" in str(p)] for root in (tmp_path, cache)
+    )
     assert theirs.read_bytes() == ours.read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.real
 def test_the_contract(cache: Path) -> None:
-    report = check_environment("textworld", options={"make": "coin:level=3", "cache": str(cache)}, count=3, steps=20)
+    report = check_environment(
+        "textworld", options={"make": "coin:level=3", "cache": str(cache)}, count=3, steps=20
+    )
     assert not report.problems, str(report)
     assert not report.left_out, str(report)
 
@@ -218,4 +282,10 @@ def test_the_contract(cache: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.real
 def test_both_stages(cache: Path, tmp_path: Path) -> None:
-    both_stages("textworld", tmp_path, solve=solution, wrong="look", options={"make": "coin:level=2", "cache": str(cache)})
+    both_stages(
+        "textworld",
+        tmp_path,
+        solve=solution,
+        wrong="look",
+        options={"make": "coin:level=2", "cache": str(cache)},
+    )

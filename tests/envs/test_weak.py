@@ -1,4 +1,5 @@
-"""The weak programmer: its mistakes are real, it knows what the prompt says and nothing else, and it reads alike whoever asks."""
+"""The weak programmer: its mistakes are real, it knows what the prompt says and nothing else, and
+it reads alike whoever asks."""
 
 from __future__ import annotations
 
@@ -29,8 +30,18 @@ def clipped(values, low):
         if value > low and value != 7:
             total += math.floor(value) + 1
     return total"""
-TESTS = ["assert clipped([3, 9], 2) == 14", "assert clipped([], 5) == 0", "assert clipped([4, 7, 2], 2) == 5"]
-ROW = {"task_id": 601, "text": "Add up.", "code": CLIPPED.replace("\n", "\r\n"), "test_list": TESTS, "test_setup_code": ""}
+TESTS = [
+    "assert clipped([3, 9], 2) == 14",
+    "assert clipped([], 5) == 0",
+    "assert clipped([4, 7, 2], 2) == 5",
+]
+ROW = {
+    "task_id": 601,
+    "text": "Add up.",
+    "code": CLIPPED.replace("\n", "\r\n"),
+    "test_list": TESTS,
+    "test_setup_code": "",
+}
 PLACES = places_of(ast.unparse(ast.parse(CLIPPED)), "\n".join(TESTS), 0)
 
 
@@ -38,16 +49,33 @@ def test_there_is_a_mistake_of_every_kind_and_each_changes_the_program() -> None
     written = [Versions(CLIPPED, [place]).text(frozenset([0])) for place in PLACES]
     right = ast.unparse(ast.parse(CLIPPED))
     assert len({*written, right}) == len(PLACES) + 1
-    kinds = ("solution(", "return print(total)", "value >= low", "value > low or", "floor(value) - 1", "if False:", "import math as _math", "+ 2")
+    kinds = (
+        "solution(",
+        "return print(total)",
+        "value >= low",
+        "value > low or",
+        "floor(value) - 1",
+        "if False:",
+        "import math as _math",
+        "+ 2",
+    )
     for kind in kinds:
         assert any(kind in program for program in written), kind
-    assert len({advice for place in PLACES for advice in (place.right, place.wrong)}) == 2 * len(PLACES)
+    assert len({advice for place in PLACES for advice in (place.right, place.wrong)}) == 2 * len(
+        PLACES
+    )
 
 
 @given(st.lists(st.sampled_from(PLACES), unique=True, max_size=5), st.data())
-def test_a_version_is_read_as_the_fewest_mistakes_that_give_it(places: list[object], data: st.DataObject) -> None:
+def test_a_version_is_read_as_the_fewest_mistakes_that_give_it(
+    places: list[object], data: st.DataObject
+) -> None:
     versions = Versions(CLIPPED, places)  # type: ignore[arg-type]
-    wrong = frozenset(data.draw(st.sets(st.integers(0, len(places) - 1)))) if places else frozenset[int]()
+    wrong = (
+        frozenset(data.draw(st.sets(st.integers(0, len(places) - 1))))
+        if places
+        else frozenset[int]()
+    )
     text = versions.text(wrong)
     alike = [other for other in versions.all() if versions.text(other) == text]
     assert versions.read(text) in alike
@@ -76,13 +104,28 @@ class Desk:
 
     def messages(self, note: str = "", preamble: tuple[str, ...] = ()) -> tuple[Message, ...]:
         talk = list(self.prompts.act(History(self.task, self.said[0], preamble=preamble)))
-        for step, (text, verdict) in enumerate(zip(self.written, self.said[1:], strict=True), start=1):
+        for step, (text, verdict) in enumerate(
+            zip(self.written, self.said[1:], strict=True), start=1
+        ):
             talk += [Message("assistant", text), Message("user", f"[Step {step}]\n{verdict}")]
-        talk[-1] = Message("user", talk[-1].content + (f"\n\nAdvice from an earlier attempt at this very step: {note}" if note else ""))
+        talk[-1] = Message(
+            "user",
+            talk[-1].content
+            + (f"\n\nAdvice from an earlier attempt at this very step: {note}" if note else ""),
+        )
         return tuple(talk)
 
-    def ask(self, seed: int = 0, note: str = "", preamble: tuple[str, ...] = (), n: int = 1, schema: object = None) -> list[str]:
-        request = Request(self.messages(note, preamble), n=n, seed=seed, schema=schema, cache_key=self.task.id)  # type: ignore[arg-type]
+    def ask(
+        self,
+        seed: int = 0,
+        note: str = "",
+        preamble: tuple[str, ...] = (),
+        n: int = 1,
+        schema: object = None,
+    ) -> list[str]:
+        request = Request(
+            self.messages(note, preamble), n=n, seed=seed, schema=schema, cache_key=self.task.id
+        )  # type: ignore[arg-type]
         answers = asyncio.run(self.policy.complete(request))
         return [a.text for a in answers for _ in range(a.count)]
 
@@ -99,7 +142,9 @@ class Desk:
         return {problem.versions.places[place].right for place in found}
 
     def reflect(self, seed: int = 0) -> tuple[int, str]:
-        return self.prompts.parse_reflection(self.ask(seed, schema={"type": "object"})[0], len(self.written))
+        return self.prompts.parse_reflection(
+            self.ask(seed, schema={"type": "object"})[0], len(self.written)
+        )
 
 
 BLIND: dict[str, Any] = {"repair": 0.0, "recall": 0.0, "insight": 0.0, "heed": 0.0, "lost": 0.0}
@@ -109,10 +154,18 @@ NEVER: dict[str, Any] = {"habits": 0.0, "stubborn": 1.0, "slip": 0.0}
 
 @needs_sandbox
 def test_without_mistakes_it_is_right_and_with_all_of_them_wrong(problems: str) -> None:
-    assert Desk(problems, **NEVER).submit(Desk(problems, **NEVER).ask()[0]).startswith("All 3 tests passed.")
+    assert (
+        Desk(problems, **NEVER)
+        .submit(Desk(problems, **NEVER).ask()[0])
+        .startswith("All 3 tests passed.")
+    )
     desk = Desk(problems, **ALWAYS)
     assert len(desk.wrong(desk.ask()[0])) == 5
-    assert "passed" not in desk.submit(desk.ask()[0]).splitlines()[0] or "0 of 3" in desk.said[-1] or "This test" in desk.said[-1]
+    assert (
+        "passed" not in desk.submit(desk.ask()[0]).splitlines()[0]
+        or "0 of 3" in desk.said[-1]
+        or "This test" in desk.said[-1]
+    )
 
 
 @needs_sandbox
@@ -127,8 +180,13 @@ def test_every_place_alone_fails_in_the_env(problems: str) -> None:
 
 
 @needs_sandbox
-def test_who_sees_what_a_verdict_speaks_of_is_right_in_the_end_and_who_does_not_stays_wrong(problems: str) -> None:
-    seeing, blind = Desk(problems, **ALWAYS | BLIND | {"repair": 1.0}), Desk(problems, **ALWAYS | BLIND)
+def test_who_sees_what_a_verdict_speaks_of_is_right_in_the_end_and_who_does_not_stays_wrong(
+    problems: str,
+) -> None:
+    seeing, blind = (
+        Desk(problems, **ALWAYS | BLIND | {"repair": 1.0}),
+        Desk(problems, **ALWAYS | BLIND),
+    )
     for _ in range(4):
         before = len(seeing.wrong(seeing.written[-1])) if seeing.written else 6
         last = seeing.submit(seeing.ask()[0])
@@ -162,13 +220,19 @@ def test_advice_is_done_as_often_as_it_is_heeded_right_or_wrong(problems: str) -
         followed = sum(advice not in desk.wrong(text) for text in desk.ask(note=advice, n=200))
         assert abs(followed / 200 - heed) < 0.15, "five standard errors"
         sound = Desk(problems, **NEVER | BLIND | {"heed": heed})
-        harm = next(p.wrong for p in sound.policy._known.problem(sound.task.id).versions.places if p.right == advice)
+        harm = next(
+            p.wrong
+            for p in sound.policy._known.problem(sound.task.id).versions.places
+            if p.right == advice
+        )
         harmed = sum(advice in sound.wrong(text) for text in sound.ask(note=harm, n=200))
         assert abs(harmed / 200 - heed) < 0.15
 
 
 @needs_sandbox
-def test_a_reflection_names_what_stands_there_and_the_first_step_at_which_it_stood(problems: str) -> None:
+def test_a_reflection_names_what_stands_there_and_the_first_step_at_which_it_stood(
+    problems: str,
+) -> None:
     desk = Desk(problems, **ALWAYS | BLIND | {"insight": 1.0})
     for _ in range(2):
         desk.submit(desk.ask()[0])
@@ -185,15 +249,24 @@ def _lost(desk: Desk) -> Desk:
 
 
 @needs_sandbox
-def test_a_verdict_without_its_program_is_understood_by_its_simplest_explanation(problems: str) -> None:
+def test_a_verdict_without_its_program_is_understood_by_its_simplest_explanation(
+    problems: str,
+) -> None:
     desk = Desk(problems, **ALWAYS | BLIND | {"recall": 1.0})
     desk.ask()
     problem = desk.policy._known.problem(desk.task.id)
     for place, _ in enumerate(problem.versions.places):
         desk.env.reset(desk.task, 0)
         verdict = desk.env.step(problem.versions.text(frozenset([place]))).observation
-        same = {frozenset([p]) for p in range(5) if problem.said(frozenset([p]), 3) == problem.said(frozenset([place]), 3)}
-        avoided = {frozenset(range(5)) - (problem.versions.read(desk.prompts.parse_action(t)[1]) or set()) for t in desk.ask(preamble=(verdict,), n=60)}
+        same = {
+            frozenset([p])
+            for p in range(5)
+            if problem.said(frozenset([p]), 3) == problem.said(frozenset([place]), 3)
+        }
+        avoided = {
+            frozenset(range(5)) - (problem.versions.read(desk.prompts.parse_action(t)[1]) or set())
+            for t in desk.ask(preamble=(verdict,), n=60)
+        }
         assert avoided == same
     assert all(len(desk.wrong(t)) == 5 for t in desk.ask(preamble=("It is wrong.",), n=20))
 
@@ -212,13 +285,17 @@ def test_it_goes_on_from_the_last_program_of_an_earlier_attempt(problems: str) -
     first = Desk(problems, **ALWAYS | BLIND)
     shown, wrong = attempt_of(first, 2), first.wrong(first.written[-1])
     able = Desk(problems, **NEVER | BLIND)
-    assert {len(wrong - able.wrong(text)) for text in able.ask(preamble=(shown,), n=20)} == {1}, "one guess, all else as it was"
+    assert {len(wrong - able.wrong(text)) for text in able.ask(preamble=(shown,), n=20)} == {1}, (
+        "one guess, all else as it was"
+    )
     assert able.wrong(able.ask()[0]) == set(), "without the attempt it would have been right"
 
 
 @needs_sandbox
 @pytest.mark.parametrize("repair", [0.0, 0.5, 1.0])
-def test_an_earlier_attempt_is_looked_through_once_as_its_own_history_is(problems: str, repair: float) -> None:
+def test_an_earlier_attempt_is_looked_through_once_as_its_own_history_is(
+    problems: str, repair: float
+) -> None:
     first = Desk(problems, **ALWAYS | BLIND)
     shown, text = attempt_of(first, 3), first.written[-1]
     reader = Desk(problems, **ALWAYS | BLIND | {"repair": repair})
@@ -229,7 +306,10 @@ def test_an_earlier_attempt_is_looked_through_once_as_its_own_history_is(problem
     spoken = {problem.versions.places[p].right for p in problem.speaks_of(version, 3)}
     assert spoken
     for advice in spoken:  # the same verdict stands there three times: it is still one look
-        seen = sum(advice not in reader.wrong(answer) for answer in reader.ask(preamble=(shown, shown), n=200))
+        seen = sum(
+            advice not in reader.wrong(answer)
+            for answer in reader.ask(preamble=(shown, shown), n=200)
+        )
         assert abs(seen / 200 - repair) < 0.15, "five standard errors"
 
 
@@ -238,13 +318,19 @@ def test_of_an_attempt_that_is_cut_it_reads_what_is_there(problems: str) -> None
     first = Desk(problems, **ALWAYS | BLIND)
     shown = attempt_of(first)
     reader = Desk(problems, **ALWAYS | BLIND | {"repair": 1.0})
-    for cut in (shown.replace("return", "re...", 1), shown.split("\n```\n")[0] + "\n```\n(left out)\n", shown[: len(shown) // 2]):
+    for cut in (
+        shown.replace("return", "re...", 1),
+        shown.split("\n```\n")[0] + "\n```\n(left out)\n",
+        shown[: len(shown) // 2],
+    ):
         assert all(len(reader.wrong(text)) in (4, 5) for text in reader.ask(preamble=(cut,), n=5))
 
 
 @needs_sandbox
 @given(seed=st.integers(0, 2**40), n=st.integers(1, 5))
-def test_answers_depend_on_the_request_alone(seed: int, n: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_answers_depend_on_the_request_alone(
+    seed: int, n: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     file = tmp_path_factory.getbasetemp() / "weak.jsonl"
     file.write_text(json.dumps(ROW) + "\n")
     assert sorted(Desk(str(file)).ask(seed, n=n)) == sorted(Desk(str(file)).ask(seed, n=n))
@@ -254,15 +340,30 @@ def test_answers_depend_on_the_request_alone(seed: int, n: int, tmp_path_factory
 @needs_sandbox
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"repair": 1.5}, "repair = 1.5: give a probability"), ({"places": 9}, "places = 9: give a whole number"), ({"heed": True}, "heed = True")],
+    [
+        ({"repair": 1.5}, "repair = 1.5: give a probability"),
+        ({"places": 9}, "places = 9: give a whole number"),
+        ({"heed": True}, "heed = True"),
+    ],
 )
-def test_options_that_do_not_fit_are_one_sentence(problems: str, options: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_are_one_sentence(
+    problems: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         WeakProgrammer(problems=problems, **options)
 
 
 def act_turn_of(desk: Desk, step: int, text: str, said: str) -> Turn:
-    return Turn(f"t/0.{step}", None, desk.task.id, step, Kind.act, text, desk.prompts.parse_action(text)[1], observation=said)
+    return Turn(
+        f"t/0.{step}",
+        None,
+        desk.task.id,
+        step,
+        Kind.act,
+        text,
+        desk.prompts.parse_action(text)[1],
+        observation=said,
+    )
 
 
 @needs_sandbox
@@ -272,9 +373,13 @@ def test_what_it_does_not_know_is_one_sentence(problems: str, tmp_path: Path) ->
     with pytest.raises(UserError, match="knows no task 'mbpp-602'"):
         asyncio.run(desk.policy.complete(other))
     with pytest.raises(UserError, match='history = "full"'):
-        asyncio.run(desk.policy.complete(Request((Message("user", "Write."),), cache_key=desk.task.id)))
+        asyncio.run(
+            desk.policy.complete(Request((Message("user", "Write."),), cache_key=desk.task.id))
+        )
     desk.submit(desk.ask()[0])
-    window = Prompts(load_prompt_set("mbpp"), history="window:2").act(History(desk.task, desk.said[0], (act_turn_of(desk, 0, desk.written[0], desk.said[1]),)))
+    window = Prompts(load_prompt_set("mbpp"), history="window:2").act(
+        History(desk.task, desk.said[0], (act_turn_of(desk, 0, desk.written[0], desk.said[1]),))
+    )
     with pytest.raises(UserError, match='history = "full"'):
         asyncio.run(desk.policy.complete(Request(window, cache_key=desk.task.id)))
     desk.submit("```python\nprint('somebody else')\n```")

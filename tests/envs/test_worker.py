@@ -50,7 +50,12 @@ def gone(pid: int) -> bool:
 
 def test_it_is_the_env_that_it_hosts() -> None:
     with hosted(horizon=9, mood="calm") as env:
-        assert (env.name, env.horizon, env.actions_help, env.versions()) == ("hosted", 9, "say add (calm)", {"hosted": "1"})
+        assert (env.name, env.horizon, env.actions_help, env.versions()) == (
+            "hosted",
+            9,
+            "say add (calm)",
+            {"hosted": "1"},
+        )
         assert not env.quick
         tasks = load_tasks(env, "train", 3)
         here = Hosted()
@@ -62,21 +67,32 @@ def test_it_is_the_env_that_it_hosts() -> None:
             for action in ("add", "", "add"):
                 there, local = env.step(action), here.step(action)
                 assert there.info.get("pid", env.pid) == env.pid != os.getpid()
-                assert (there.observation, there.valid, there.done) == (local.observation, local.valid, local.done)
+                assert (there.observation, there.valid, there.done) == (
+                    local.observation,
+                    local.valid,
+                    local.done,
+                )
             assert env.valid_actions() == ["add", "add more"]
 
 
 def test_text_of_any_kind_travels() -> None:
     with hosted() as env:
         env.reset(load_tasks(env, "train", 1)[0], 0)
-        for action in ("x" * 3_000_000, "\ud800 half a pair", "\x00\x1b[31m", "no such \u202e thing"):
+        for action in (
+            "x" * 3_000_000,
+            "\ud800 half a pair",
+            "\x00\x1b[31m",
+            "no such \u202e thing",
+        ):
             assert env.step(action).observation
 
 
 def test_mistakes_and_failures_keep_their_kind() -> None:
     with pytest.raises(UserError, match="never picky"):
         hosted(mood="picky")
-    with pytest.raises(EnvError, match=r"died at its start \(status 3\); its last words: could not find the heart"):
+    with pytest.raises(
+        EnvError, match=r"died at its start \(status 3\); its last words: could not find the heart"
+    ):
         hosted(mood="stillborn")
     with pytest.raises(UserError, match="no option 'colour'"):
         hosted(colour="red")
@@ -89,7 +105,9 @@ def test_mistakes_and_failures_keep_their_kind() -> None:
             env.step("raise")
         assert env.step("add").valid, "an exception is not the end of the process"
         pid = env.pid
-        with pytest.raises(EnvError, match=r"died in step \(status 9\); its last words: the dam broke"):
+        with pytest.raises(
+            EnvError, match=r"died in step \(status 9\); its last words: the dam broke"
+        ):
             env.step("die")
         with pytest.raises(EnvError, match="reset it first"):
             env.step("add")
@@ -152,10 +170,13 @@ def test_close_lets_the_env_close(tmp_path: Path) -> None:
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = (
         f"from leafe.envs import make_env; import os, signal\n"
-        f"w = make_env({FORKED!r}, folder={str(tmp_path)!r}); w.reset(w.tasks('train', 1)[0], 0); w.step('add'); s = w.snapshot(); w.restore(s)\n"
+        f"w = make_env({FORKED!r}, folder={str(tmp_path)!r}); w.reset(w.tasks('train', "
+        "1)[0], 0); w.step('add'); s = w.snapshot(); w.restore(s)\n"
         f"print(w.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert gone(int(done.stdout)), done.stderr
     assert gone(int(next(tmp_path.glob("open-*")).name.removeprefix("open-")))
 
@@ -172,7 +193,9 @@ threading.Thread(target=w.step, args=['hang with a child'], daemon=True).start()
 while not list(folder.glob('child-*')): time.sleep(0.01)
 print(w.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     child = int(next(tmp_path.glob("child-*")).name.removeprefix("child-"))
     try:
         assert gone(int(done.stdout)), done.stderr
@@ -184,7 +207,10 @@ print(w.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)
 
 
 @settings(max_examples=15)
-@given(st.lists(st.sampled_from(["add", "snapshot", "restore", "release"]), max_size=25), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.sampled_from(["add", "snapshot", "restore", "release"]), max_size=25),
+    st.randoms(use_true_random=False),
+)
 def test_a_fork_is_a_snapshot(moves: list[str], chance: object) -> None:
     """Against the same environment here, brought back by replay."""
     import random
@@ -259,7 +285,8 @@ def test_a_snapshot_outlives_its_env_and_serves_another() -> None:
 
 
 def test_a_snapshot_taken_in_the_last_moment_outlives_its_env_too() -> None:
-    """The copy must have left the environment's process group before anybody is told that there is one."""
+    """The copy must have left the environment's process group before anybody is told that there is
+    one."""
     with forked() as second:
         task = second.tasks("train", 1)[0]
         for _ in range(8):

@@ -9,17 +9,32 @@ from itertools import count as counter
 
 import numpy as np
 
-from leafe.core import Completion, Environment, Episode, PolicyError, Request, StepResult, Task, Tree, Usage
+from leafe.core import (
+    Completion,
+    Environment,
+    Episode,
+    PolicyError,
+    Request,
+    StepResult,
+    Task,
+    Tree,
+    Usage,
+)
 from leafe.evaluate import evaluate
 from leafe.explore import EnvPool
 from leafe.prompts import Prompts, PromptSet
 
-PROMPTS = Prompts(PromptSet(name="letters", action="plain", first="{instruction}\n{observation}", turn="{observation}"))
+PROMPTS = Prompts(
+    PromptSet(
+        name="letters", action="plain", first="{instruction}\n{observation}", turn="{observation}"
+    )
+)
 LETTERS = "abcx"
 
 
 class Spell(Environment):
-    """Spell the task's word letter by letter. A wrong letter fails two letters later; x is invalid."""
+    """Spell the task's word letter by letter. A wrong letter fails two letters later; x is
+    invalid."""
 
     name = "spell"
     quick = True
@@ -62,7 +77,8 @@ class Plain(Spell):
 
 
 class Fickle(Replayed):
-    """Says something else after a reset: no replay reproduces it, though it promises to be deterministic."""
+    """Says something else after a reset: no replay reproduces it, though it promises to be
+    deterministic."""
 
     resets = counter()
 
@@ -80,13 +96,19 @@ class Fragile(Spell):
 
 
 class Chance:
-    """Draws letters with the probabilities of `chances`, which depend on the last observation. Counted: distinct answers with counts, by an exact
-    multinomial; else n single answers. Tokens: 7 a prompt, 2 a letter; the counted engine gives their ids, as any that counts must."""
+    """Draws letters with the probabilities of `chances`, which depend on the last observation.
+    Counted: distinct answers with counts, by an exact
+    multinomial; else n single answers. Tokens: 7 a prompt, 2 a letter; the counted engine gives
+    their ids, as any that counts must."""
 
     name = "chance"
 
     def __init__(self, counted: bool = True, delays: int | None = None, down: str = "") -> None:
-        self.counted, self.delays, self.down = counted, None if delays is None else random.Random(delays), down
+        self.counted, self.delays, self.down = (
+            counted,
+            None if delays is None else random.Random(delays),
+            down,
+        )
         self.requests: list[Request] = []
 
     @staticmethod
@@ -106,9 +128,16 @@ class Chance:
         if self.counted:
             split = rng.multinomial(request.n, self.chances(last))
             usage = iter([Usage(7, 0, 2)] + [Usage(0, 0, 2)] * 3)
-            return [Completion(letter, int(n), (ord(letter), 0), usage=next(usage)) for letter, n in zip(LETTERS, split, strict=True) if n]
+            return [
+                Completion(letter, int(n), (ord(letter), 0), usage=next(usage))
+                for letter, n in zip(LETTERS, split, strict=True)
+                if n
+            ]
         drawn = rng.choice(list(LETTERS), size=request.n, p=self.chances(last))
-        return [Completion(str(letter), usage=Usage(7 if i == 0 else 0, 0, 2)) for i, letter in enumerate(drawn)]
+        return [
+            Completion(str(letter), usage=Usage(7 if i == 0 else 0, 0, 2))
+            for i, letter in enumerate(drawn)
+        ]
 
     async def close(self) -> None:
         pass
@@ -126,11 +155,24 @@ def tasks(number: int, word: str = "ab") -> list[Task]:
     return [Task(f"t{i}", "spell", "test", f"spell {word}", {"word": word}) for i in range(number)]
 
 
-def play(env: type[Environment] = Spell, policy: Chance | None = None, number: int = 3, word: str = "ab", size: int = 4, **settings: object) -> list[Tree]:
+def play(
+    env: type[Environment] = Spell,
+    policy: Chance | None = None,
+    number: int = 3,
+    word: str = "ab",
+    size: int = 4,
+    **settings: object,
+) -> list[Tree]:
     async def main() -> list[Tree]:
         pool = EnvPool(env, size=size)
         try:
-            return await evaluate(policy or Chance(), pool, tasks(number, word), PROMPTS, **({"samples": 64} | settings))  # type: ignore[arg-type]
+            return await evaluate(
+                policy or Chance(),
+                pool,
+                tasks(number, word),
+                PROMPTS,
+                **({"samples": 64} | settings),
+            )  # type: ignore[arg-type]
         finally:
             pool.close()
 
@@ -143,7 +185,8 @@ def said(tree: Tree, episode: Episode) -> str:
 
 
 def path_chances(word: str, horizon: int, max_invalid_actions: int = 5) -> dict[str, float]:
-    """The exact probability of every path of the policy `Chance` in `Spell`, by walking all of them."""
+    """The exact probability of every path of the policy `Chance` in `Spell`, by walking all of
+    them."""
     out: dict[str, float] = {}
 
     def walk(path: str, chance: float, observation: str, invalid: int) -> None:

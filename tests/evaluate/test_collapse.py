@@ -15,12 +15,23 @@ rates = st.none() | st.floats(0, 1)
 
 
 def row(arm: str, role: str = "arm", **more: Any) -> dict[str, Any]:
-    return {"arm": arm, "role": role, "temperature": 1.0, "samples": 128} | dict.fromkeys(FIGURES, 0.8) | more
+    return (
+        {"arm": arm, "role": role, "temperature": 1.0, "samples": 128}
+        | dict.fromkeys(FIGURES, 0.8)
+        | more
+    )
 
 
-@given(st.lists(st.fixed_dictionaries(dict.fromkeys(FIGURES, rates)), max_size=4), st.fixed_dictionaries(dict.fromkeys(FIGURES, rates)))
-def test_every_alarm_is_one_and_every_fall_gives_one(arms: list[dict[str, Any]], base: dict[str, Any]) -> None:
-    rows = [row("base", "base", **base)] + [row(f"a{i}", **figures) for i, figures in enumerate(arms)]
+@given(
+    st.lists(st.fixed_dictionaries(dict.fromkeys(FIGURES, rates)), max_size=4),
+    st.fixed_dictionaries(dict.fromkeys(FIGURES, rates)),
+)
+def test_every_alarm_is_one_and_every_fall_gives_one(
+    arms: list[dict[str, Any]], base: dict[str, Any]
+) -> None:
+    rows = [row("base", "base", **base)] + [
+        row(f"a{i}", **figures) for i, figures in enumerate(arms)
+    ]
     alarms = {(a["arm"], a["figure"]) for a in collapses(rows)}
     for i, figures in enumerate(arms):
         for d in DETECTORS:
@@ -30,11 +41,16 @@ def test_every_alarm_is_one_and_every_fall_gives_one(arms: list[dict[str, Any]],
 
 
 def test_the_prototypes_policies_are_told_apart() -> None:
-    """FACTS: following and reflection of the base, of LEAFE and of the anchored arm, which alone explored better afterwards."""
+    """FACTS: following and reflection of the base, of LEAFE and of the anchored arm, which alone
+    explored better afterwards."""
     base = row("base", "base", following=0.85, same_step=0.98)
     assert not collapses([base, row("anchored", following=0.83, same_step=0.92)])
     found = collapses([base, row("leafe", following=0.31, same_step=0.3), row("n", following=0.19)])
-    assert [(a["arm"], a["figure"]) for a in found] == [("leafe", "following"), ("leafe", "same_step"), ("n", "following")]
+    assert [(a["arm"], a["figure"]) for a in found] == [
+        ("leafe", "following"),
+        ("leafe", "same_step"),
+        ("n", "following"),
+    ]
 
 
 def test_samples_are_compared_at_one_temperature_and_number_alone() -> None:
@@ -55,4 +71,6 @@ def test_only_arms_are_looked_at(role: str) -> None:
 def test_the_envs_own_gauge_is_looked_at_too() -> None:
     base = row("base", "base", env={"following": 0.8, "parses": 1.0})
     found = collapses([base, row("a", env={"following": 0.5, "parses": 0.9})])
-    assert found == [{"arm": "a", "figure": "gauge: following", "value": 0.5, "base": 0.8, "share": 0.75}]
+    assert found == [
+        {"arm": "a", "figure": "gauge: following", "value": 0.5, "base": 0.8, "share": 0.75}
+    ]

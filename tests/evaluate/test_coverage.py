@@ -20,7 +20,15 @@ def test_the_curve_steps_up_where_tasks_were_first_solved() -> None:
     never = make_tree(Ep(*"abcdefghijk", stop=Stop.horizon), task_id="t2")
     curve = coverage_curve([solved, at_once, never])
     assert (curve.budget, curve.solved, curve.tasks, curve.end) == ((0, 2, 9), (0, 1, 2), 3, 11)
-    assert [curve.at(b) for b in (-1, 0, 1, 2, 8, 9, 100)] == [0.0, 0.0, 0.0, 1 / 3, 1 / 3, 2 / 3, 2 / 3]
+    assert [curve.at(b) for b in (-1, 0, 1, 2, 8, 9, 100)] == [
+        0.0,
+        0.0,
+        0.0,
+        1 / 3,
+        1 / 3,
+        2 / 3,
+        2 / 3,
+    ]
     assert coverage([solved, at_once, never]).value == 2 / 3
     assert math.isnan(coverage_curve([]).at(3))
 
@@ -37,7 +45,10 @@ def test_the_curve_ends_at_the_coverage_and_never_falls(some: list[Tree]) -> Non
 
 
 def test_means_go_by_samples_and_costs_by_what_was_computed() -> None:
-    counted, plain = measure(play(Spell, Chance(), number=20, samples=100)), measure(play(Plain, Chance(), number=20, samples=100))
+    counted, plain = (
+        measure(play(Spell, Chance(), number=20, samples=100)),
+        measure(play(Plain, Chance(), number=20, samples=100)),
+    )
     assert counted.samples == plain.samples == 2000
     for name in ("turns", "invalid", "tokens"):
         assert getattr(counted, name) == pytest.approx(getattr(plain, name), rel=0.05, abs=0.04)

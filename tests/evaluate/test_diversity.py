@@ -20,7 +20,9 @@ from tests.trees import Ep, make_tree, trees
 def test_distinct_episodes_are_counted_on_whole_trajectories(grown: list[Tree]) -> None:
     shares, largest = [], []
     for tree in grown:
-        paths = Counter(tuple(t.action for t in tree.trajectory(e)) for e in tree.episodes if e.stop not in LOST)
+        paths = Counter(
+            tuple(t.action for t in tree.trajectory(e)) for e in tree.episodes if e.stop not in LOST
+        )
         if paths:
             shares.append(len(paths) / paths.total())
             largest.append(max(paths.values()) / paths.total())
@@ -33,11 +35,17 @@ def test_distinct_episodes_are_counted_on_whole_trajectories(grown: list[Tree]) 
 
 
 def test_counts_weigh_and_lost_samples_do_not() -> None:
-    tree = make_tree(Ep("a", "b", stop=Stop.failure, count=6), Ep("c", count=2), Ep("a", "b", stop=Stop.env_error, count=40))
+    tree = make_tree(
+        Ep("a", "b", stop=Stop.failure, count=6),
+        Ep("c", count=2),
+        Ep("a", "b", stop=Stop.env_error, count=40),
+    )
     got = diversity([tree])
     assert (got.distinct, got.largest) == (2 / 8, 6 / 8)
     assert diversity([make_tree(Ep("a", stop=Stop.env_error))]).distinct is None
-    assert diversity([]).to_json() == dict.fromkeys(("entropy", "entropy_turn", "distinct", "largest"))
+    assert diversity([]).to_json() == dict.fromkeys(
+        ("entropy", "entropy_turn", "distinct", "largest")
+    )
 
 
 class Surprised(Chance):
@@ -45,12 +53,15 @@ class Surprised(Chance):
 
     async def complete(self, request: Request) -> list[Completion]:
         chances = dict(zip(LETTERS, self.chances(request.messages[-1].content), strict=True))
-        return [replace(a, logprob=math.log(chances[a.text])) for a in await super().complete(request)]
+        return [
+            replace(a, logprob=math.log(chances[a.text])) for a in await super().complete(request)
+        ]
 
 
 @pytest.mark.parametrize("counted", [True, False])
 def test_entropy_is_the_policys_own(counted: bool) -> None:
-    """The chain rule: the entropy of whole paths, over the mean number of turns of one. Here every path and its chance are known."""
+    """The chain rule: the entropy of whole paths, over the mean number of turns of one. Here every
+    path and its chance are known."""
     paths = path_chances("ab", Spell.horizon)
     whole = -sum(p * math.log(p) for p in paths.values())
     turns = sum(p * len(path) for path, p in paths.items())

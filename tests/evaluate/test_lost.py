@@ -1,4 +1,5 @@
-"""What was lost is sampled again: n becomes whole, the draws stay those of plain sampling, a resumed
+"""What was lost is sampled again: n becomes whole, the draws stay those of plain sampling, a
+resumed
 evaluation is the unbroken one, and what stays short is counted."""
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tests.evaluate.envs import (
     path_chances,
     play,
     said,
-)  # fmt: skip
+)
 
 ENVS = [Spell, Replayed, Plain]
 
@@ -66,7 +67,8 @@ def test_lost_requests_leave_n_whole_and_the_draws_as_they_are(env: type[Spell])
 
 @pytest.mark.parametrize("env", [Spell, Replayed])
 def test_what_is_lost_most_is_not_what_is_drawn_least(env: type[Spell]) -> None:
-    """An environment that mostly breaks on the winning action: to begin such samples anew would halve the rate."""
+    """An environment that mostly breaks on the winning action: to begin such samples anew would
+    halve the rate."""
     chance = random.Random(7)
 
     class Breaks(env):  # type: ignore[misc, valid-type]

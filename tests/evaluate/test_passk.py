@@ -21,7 +21,11 @@ def exact(n: int, c: int, k: int) -> float:
     return float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
 
 
-@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+@given(
+    st.integers(1, 400).flatmap(
+        lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))
+    )
+)
 def test_equals_the_exact_fraction(ncK: tuple[int, int, int]) -> None:
     n, c, k = ncK
     assert pass_at_k(n, c, k) == pytest.approx(exact(n, c, k), rel=1e-12, abs=0)
@@ -62,12 +66,19 @@ def expand(tree: Tree) -> Tree:
     return Tree(tree.task, out)
 
 
-_stops = st.lists(st.tuples(st.sampled_from(list(Stop)), st.integers(1, 40)), min_size=1, max_size=12)
+_stops = st.lists(
+    st.tuples(st.sampled_from(list(Stop)), st.integers(1, 40)), min_size=1, max_size=12
+)
 
 
 @given(_stops)
-def test_a_counted_tree_gives_the_estimate_of_its_samples_written_out(ends: list[tuple[Stop, int]]) -> None:
-    tree = Tree(make_task(), [Episode("t0", i, stop, (), count=count) for i, (stop, count) in enumerate(ends)])
+def test_a_counted_tree_gives_the_estimate_of_its_samples_written_out(
+    ends: list[tuple[Stop, int]],
+) -> None:
+    tree = Tree(
+        make_task(),
+        [Episode("t0", i, stop, (), count=count) for i, (stop, count) in enumerate(ends)],
+    )
     plain = expand(tree)
     for k in (1, 2, 8, 32, 128):
         np.testing.assert_array_equal(counts([tree]).pass_at(k), counts([plain]).pass_at(k))
@@ -78,7 +89,9 @@ def test_a_counted_tree_gives_the_estimate_of_its_samples_written_out(ends: list
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 40), st.sampled_from(["a", "ab", "aba"]))
-def test_a_sampled_tree_gives_the_estimate_of_its_samples_written_out(seed: int, samples: int, word: str) -> None:
+def test_a_sampled_tree_gives_the_estimate_of_its_samples_written_out(
+    seed: int, samples: int, word: str
+) -> None:
     trees = play(Spell, Chance(), number=3, word=word, samples=samples, seed=seed)
     plain = [expand(t) for t in trees]
     assert all(len(p.episodes) == samples for p in plain)

@@ -1,4 +1,5 @@
-"""The probe finds what a policy does with an experience, whatever the environment: policies that are known to follow, to know by heart, to reflect or not."""
+"""The probe finds what a policy does with an experience, whatever the environment: policies that
+are known to follow, to know by heart, to reflect or not."""
 
 from __future__ import annotations
 
@@ -18,18 +19,31 @@ from tests.trees import Ep, make_tree, trees
 
 PROMPTS = Prompts(
     PromptSet(
-        name="toy", first="[{step}] {observation}", turn="[{step}] {observation}", experience=" note: {experience}", reflect=" reflect", action="plain",
-        reflection="pattern", reflection_pattern=r"^s(?P<step>-?\d+) : (?P<experience>.+)$",
+        name="toy",
+        first="[{step}] {observation}",
+        turn="[{step}] {observation}",
+        experience=" note: {experience}",
+        reflect=" reflect",
+        action="plain",
+        reflection="pattern",
+        reflection_pattern=r"^s(?P<step>-?\d+) : (?P<experience>.+)$",
     )
-)  # fmt: skip
+)
 
 
 class Toy:
-    """Puts the probability `heed` on the action that a note names, and `knows` on any without one; reflects with the words `says`."""
+    """Puts the probability `heed` on the action that a note names, and `knows` on any without one;
+    reflects with the words `says`."""
 
     name = "toy"
 
-    def __init__(self, heed: float = 0.9, knows: float = 0.1, says: str = "s0 : take care", fails: bool = False) -> None:
+    def __init__(
+        self,
+        heed: float = 0.9,
+        knows: float = 0.1,
+        says: str = "s0 : take care",
+        fails: bool = False,
+    ) -> None:
         self.heed, self.knows, self.says, self.fails = heed, knows, says, fails
         self.asked: list[Request] = []
         self.scored: list[tuple[tuple[Message, ...], Message]] = []
@@ -42,7 +56,9 @@ class Toy:
 
     async def score(self, asked: Sequence[tuple[Sequence[Message], Message]]) -> list[float | None]:
         self.scored += [(tuple(prompt), answer) for prompt, answer in asked]
-        return [math.log(self._chance(prompt[-1].content, answer.content)) for prompt, answer in asked]
+        return [
+            math.log(self._chance(prompt[-1].content, answer.content)) for prompt, answer in asked
+        ]
 
     def _chance(self, last: str, answer: str) -> float:
         if last.endswith(" reflect"):
@@ -70,7 +86,8 @@ class Unscored:
 
 
 def forest(number: int = 24) -> list[Tree]:
-    """Tasks that come to the same place ("seen home"), each with a way of its own that its reflection names and its branch improves by."""
+    """Tasks that come to the same place ("seen home"), each with a way of its own that its
+    reflection names and its branch improves by."""
     out = []
     for i in range(number):
         good = f"way{i % 4}"
@@ -94,25 +111,44 @@ def test_following_and_knowing_are_told_apart() -> None:
 def test_a_pair_is_one_history_with_the_experience_of_another_branch_that_fits_it() -> None:
     toy = Toy()
     got = run(toy, forest())
-    told = [(prompt[-1].content, answer.content) for prompt, answer in toy.scored if " note: " in prompt[-1].content]
+    told = [
+        (prompt[-1].content, answer.content)
+        for prompt, answer in toy.scored
+        if " note: " in prompt[-1].content
+    ]
     assert len(told) == got.pairs == 24
     for last, answer in told:
         assert last == f"[1] seen home note: {answer}"
     assert {answer for _, answer in told} == {f"way{i}" for i in range(4)}
-    own = [prompt[0].content.split()[-1] for prompt, _ in toy.scored if " note: " in prompt[-1].content]
-    assert all(int(task[1:]) % 4 != int(answer[3:]) for task, (_, answer) in zip(own, told, strict=True)), "never the host's own way"
+    own = [
+        prompt[0].content.split()[-1] for prompt, _ in toy.scored if " note: " in prompt[-1].content
+    ]
+    assert all(
+        int(task[1:]) % 4 != int(answer[3:]) for task, (_, answer) in zip(own, told, strict=True)
+    ), "never the host's own way"
     assert run(Toy(), forest(), most=5).pairs == 5
 
 
 def test_where_no_observation_recurs_a_branch_has_its_own_experience() -> None:
-    grown = [make_tree(Ep("home", stop=Stop.failure, blame=0, note=f"way{i}"), Ep(f"way{i}", branch_of=0), task_id=f"t{i}") for i in range(30)]
+    grown = [
+        make_tree(
+            Ep("home", stop=Stop.failure, blame=0, note=f"way{i}"),
+            Ep(f"way{i}", branch_of=0),
+            task_id=f"t{i}",
+        )
+        for i in range(30)
+    ]
     got = run(Toy(heed=0.7, knows=0.2), grown)
     assert (got.kind, got.pairs) == ("own", 30)
     assert [got.following, got.unaided] == pytest.approx([0.7, 0.2])
 
 
 def test_reflections_are_usable_and_name_the_step_or_not() -> None:
-    good, other, broken = run(Toy(says="s1 : x"), forest()), run(Toy(says="s0 : x"), forest()), run(Toy(says="no idea"), forest())
+    good, other, broken = (
+        run(Toy(says="s1 : x"), forest()),
+        run(Toy(says="s0 : x"), forest()),
+        run(Toy(says="no idea"), forest()),
+    )
     out_of_range = run(Toy(says="s2 : x"), forest())
     assert (good.reflection, good.same_step) == (1.0, 1.0)
     assert (other.reflection, other.same_step) == (1.0, 0.0)
@@ -121,12 +157,20 @@ def test_reflections_are_usable_and_name_the_step_or_not() -> None:
     assert good.reflection_logprob == pytest.approx(math.log(0.5))
     assert (good.reflections, good.improved) == (24, 24)
     alike = forest(1) * 3
-    assert (run(Toy(), alike).reflections, run(Toy(), alike).improved) == (1, 1), "asked once where the words are the same"
+    assert (run(Toy(), alike).reflections, run(Toy(), alike).improved) == (1, 1), (
+        "asked once where the words are the same"
+    )
 
 
 def test_a_policy_that_cannot_score_has_a_reflection_rate_all_the_same() -> None:
     got = run(Unscored(), forest())
-    assert (got.following, got.unaided, got.kind, got.pairs, got.reflection_logprob) == (None, None, None, 0, None)
+    assert (got.following, got.unaided, got.kind, got.pairs, got.reflection_logprob) == (
+        None,
+        None,
+        None,
+        0,
+        None,
+    )
     assert got.reflection == 1.0
 
 
@@ -143,7 +187,9 @@ def test_failed_requests_are_counted_and_bugs_are_not() -> None:
 
 
 @given(st.lists(trees(), min_size=0, max_size=5), st.integers(0, 9))
-def test_any_trees_give_plain_values_and_the_same_questions_to_every_policy(grown: list[Tree], seed: int) -> None:
+def test_any_trees_give_plain_values_and_the_same_questions_to_every_policy(
+    grown: list[Tree], seed: int
+) -> None:
     one, two = Toy(), Toy(heed=0.2, says="none")
     first, second = run(one, grown, seed), run(two, grown, seed)
     assert one.scored == two.scored
@@ -159,7 +205,9 @@ def test_any_trees_give_plain_values_and_the_same_questions_to_every_policy(grow
 
 
 def test_the_envs_own_gauge_stands_beside() -> None:
-    got = asyncio.run(probe(Toy(), forest(), PROMPTS, seed=0, gauge="tests.evaluate.test_probe:own_gauge"))
+    got = asyncio.run(
+        probe(Toy(), forest(), PROMPTS, seed=0, gauge="tests.evaluate.test_probe:own_gauge")
+    )
     assert got.env == {"heeds": 0.9}
 
 

@@ -1,4 +1,5 @@
-"""Counted sampling: the same distribution as plain sampling, the same tree whatever the concurrency, nothing lost in silence."""
+"""Counted sampling: the same distribution as plain sampling, the same tree whatever the
+concurrency, nothing lost in silence."""
 
 from __future__ import annotations
 
@@ -12,11 +13,23 @@ import pytest
 from leafe.core import Episode, ForeignFailure, JournalError, Kind, Stop, Tree, UserError
 from leafe.evaluate import counts, measure
 from leafe.runs import Journal, load_trees, write_tasks
-from tests.evaluate.envs import Chance, Fickle, Fragile, ListSink, Plain, Replayed, Spell, path_chances, play, said
+from tests.evaluate.envs import (
+    Chance,
+    Fickle,
+    Fragile,
+    ListSink,
+    Plain,
+    Replayed,
+    Spell,
+    path_chances,
+    play,
+    said,
+)
 
 
 def chi_square_p(observed: list[float], expected: list[float]) -> float:
-    """Upper tail of Pearson's statistic by the Wilson-Hilferty approximation; cells below 5 are put together."""
+    """Upper tail of Pearson's statistic by the Wilson-Hilferty approximation; cells below 5 are put
+    together."""
     cells = sorted(zip(expected, observed, strict=True))
     pooled: list[list[float]] = [[0.0, 0.0]]
     for e, o in cells:
@@ -32,7 +45,14 @@ def chi_square_p(observed: list[float], expected: list[float]) -> float:
 
 def shape(trees: list[Tree]) -> list[list[dict[str, object]]]:
     """Everything but the times."""
-    return [[{k: v for k, v in e.to_json().items() if k not in ("seconds", "turns")} | {"t": _timeless(e)} for e in tree.episodes] for tree in trees]
+    return [
+        [
+            {k: v for k, v in e.to_json().items() if k not in ("seconds", "turns")}
+            | {"t": _timeless(e)}
+            for e in tree.episodes
+        ]
+        for tree in trees
+    ]
 
 
 def _timeless(episode: Episode) -> list[dict[str, object]]:
@@ -55,7 +75,10 @@ def test_counts_add_up(env: type[Spell], counted: bool) -> None:
             assert len(paths) == 64
         else:
             assert len(set(paths)) == len(paths) < 64
-        assert Tree(tree.task, [Episode.from_json(e.to_json()) for e in tree.episodes]).episodes == tree.episodes
+        assert (
+            Tree(tree.task, [Episode.from_json(e.to_json()) for e in tree.episodes]).episodes
+            == tree.episodes
+        )
 
 
 @pytest.mark.parametrize("env", [Spell, Replayed])
@@ -72,7 +95,9 @@ def test_each_distinct_history_is_asked_and_stepped_once(env: type[Spell]) -> No
 
 def test_a_replayed_env_gives_the_tree_of_one_with_snapshots_and_charges_the_replays() -> None:
     quick, slow = play(Spell, word="aba"), play(Replayed, word="aba")
-    assert [[(said(t, e), e.count, e.stop) for e in t.episodes] for t in quick] == [[(said(t, e), e.count, e.stop) for e in t.episodes] for t in slow]
+    assert [[(said(t, e), e.count, e.stop) for e in t.episodes] for t in quick] == [
+        [(said(t, e), e.count, e.stop) for e in t.episodes] for t in slow
+    ]
     assert measure(quick).computed.replayed_steps == 0
     for tree in slow:
         # every branch but the one that stayed in its environment walked to where it left
@@ -83,12 +108,26 @@ def test_a_replayed_env_gives_the_tree_of_one_with_snapshots_and_charges_the_rep
 def test_the_tree_does_not_depend_on_timing_or_concurrency() -> None:
     base = shape(play(Replayed, number=5, word="aba"))
     for seed, concurrency, size in ((1, 1, 1), (2, 5, 8), (3, 2, 2)):
-        assert shape(play(Replayed, Chance(delays=seed), number=5, word="aba", concurrency=concurrency, size=size)) == base
+        assert (
+            shape(
+                play(
+                    Replayed,
+                    Chance(delays=seed),
+                    number=5,
+                    word="aba",
+                    concurrency=concurrency,
+                    size=size,
+                )
+            )
+            == base
+        )
     assert shape(play(Replayed, number=5, word="aba", seed=1)) != base
 
 
 @pytest.mark.parametrize(("env", "counted"), [(Spell, True), (Spell, False), (Plain, True)])
-def test_paths_have_the_distribution_of_independent_samples(env: type[Spell], counted: bool) -> None:
+def test_paths_have_the_distribution_of_independent_samples(
+    env: type[Spell], counted: bool
+) -> None:
     chances = path_chances("aba", horizon=5)
     assert math.isclose(sum(chances.values()), 1.0)
     drawn: Counter[str] = Counter()
@@ -101,16 +140,23 @@ def test_paths_have_the_distribution_of_independent_samples(env: type[Spell], co
     assert chi_square_p([drawn[p] for p in chances], [total * c for c in chances.values()]) > 0.01
     skewed = {p: c * (1.6 if p.startswith("a") else 1.0) for p, c in chances.items()}
     norm = sum(skewed.values())
-    assert chi_square_p([drawn[p] for p in chances], [total * c / norm for c in skewed.values()]) < 0.001  # the test can tell
+    assert (
+        chi_square_p([drawn[p] for p in chances], [total * c / norm for c in skewed.values()])
+        < 0.001
+    )  # the test can tell
 
 
 @pytest.mark.parametrize("env", [Spell, Plain])
 def test_successes_of_a_task_scatter_as_independent_samples_do(env: type[Spell]) -> None:
-    """Counts that were right on average but not independent (an even split, say) would give another spread over tasks."""
+    """Counts that were right on average but not independent (an even split, say) would give another
+    spread over tasks."""
     rate = sum(c for p, c in path_chances("ab", horizon=8).items() if p.replace("x", "") == "ab")
     got = counts(play(env, number=600, samples=6, concurrency=64)).c
     binomial = [math.comb(6, c) * rate**c * (1 - rate) ** (6 - c) for c in range(7)]
-    assert chi_square_p([float(np.sum(got == c)) for c in range(7)], [600 * p for p in binomial]) > 0.01
+    assert (
+        chi_square_p([float(np.sum(got == c)) for c in range(7)], [600 * p for p in binomial])
+        > 0.01
+    )
 
 
 def test_stops() -> None:
@@ -118,14 +164,18 @@ def test_stops() -> None:
     assert set(stops) == {"success", "failure", "max_invalid_actions"}
     assert sum(stops.values()) == 2000
     short = play(word="aba", number=1, horizon=2, samples=100)
-    assert all(len(short[0].trajectory(e)) == 2 and e.stop is Stop.horizon for e in short[0].episodes)
+    assert all(
+        len(short[0].trajectory(e)) == 2 and e.stop is Stop.horizon for e in short[0].episodes
+    )
 
 
 def test_a_failing_policy_loses_its_samples_and_no_others() -> None:
     (tree,) = play(policy=Chance(down="said a"), number=1, word="aba")
     lost = [e for e in tree.episodes if e.stop is Stop.policy_error]
     assert lost
-    assert all(e.error == "the endpoint is down" and said(tree, e).replace("x", "") == "a" for e in lost)
+    assert all(
+        e.error == "the endpoint is down" and said(tree, e).replace("x", "") == "a" for e in lost
+    )
     whole = counts([tree])
     assert whole.lost[0] == sum(e.count for e in lost) > 0
     assert whole.n[0] + whole.lost[0] == 64
@@ -163,7 +213,9 @@ def test_a_policy_that_gives_too_few_answers_is_a_policy_error() -> None:
 
 def test_an_endpoint_that_is_down_ends_the_evaluation_and_writes_nothing() -> None:
     sink = ListSink()
-    with pytest.raises(ForeignFailure, match="10 tasks in a row were lost, the last with: the endpoint is down"):
+    with pytest.raises(
+        ForeignFailure, match="10 tasks in a row were lost, the last with: the endpoint is down"
+    ):
         play(policy=Chance(down="say a letter"), number=30, journal=sink, concurrency=2)
     assert sink.writes == []
     with pytest.raises(ForeignFailure, match="Every sample of every task"):
@@ -223,7 +275,9 @@ def test_a_bug_comes_out_as_it_is_with_its_cause() -> None:
 
 def test_progress_counts_samples() -> None:
     seen: list[tuple[int, int, int]] = []
-    trees = play(number=3, on_progress=lambda p: seen.append((p.tasks_done, p.samples, p.successes)))
+    trees = play(
+        number=3, on_progress=lambda p: seen.append((p.tasks_done, p.samples, p.successes))
+    )
     assert [s[:2] for s in seen] == [(1, 64), (2, 128), (3, 192)]
     assert seen[-1][2] == sum(counts(trees).c)
 

@@ -9,7 +9,8 @@ from leafe.core import Completion, Request, StepResult, Task
 
 
 class Doors(Environment):
-    """Say the right letter at each of `depth` doors; a wrong one is noticed one step later. Feedback names the right letter."""
+    """Say the right letter at each of `depth` doors; a wrong one is noticed one step later.
+    Feedback names the right letter."""
 
     name = "doors"
     quick = True
@@ -23,7 +24,16 @@ class Doors(Environment):
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> list[Task]:
         words = ["abab", "bcca", "cabc", "aaab", "bbcb", "cacb", "acbb", "bacc"]
         count = 8 if count is None else count
-        return [Task(f"{split}-{i}", self.name, split, "open all doors", {"word": words[(i + seed) % len(words)]}) for i in range(count)]
+        return [
+            Task(
+                f"{split}-{i}",
+                self.name,
+                split,
+                "open all doors",
+                {"word": words[(i + seed) % len(words)]},
+            )
+            for i in range(count)
+        ]
 
     def reset(self, task: Task, seed: int) -> str:
         self.word, self.at, self.wrong = str(task.payload["word"])[: self.depth], 0, -1
@@ -31,9 +41,15 @@ class Doors(Environment):
 
     def step(self, action: str) -> StepResult:
         if action not in ("a", "b", "c"):
-            return StepResult(f"{action!r} is not a key: use a, b or c", valid=False, progress=self.at)
+            return StepResult(
+                f"{action!r} is not a key: use a, b or c", valid=False, progress=self.at
+            )
         if self.wrong >= 0:
-            return StepResult(f"trap: door {self.wrong} needed {self.word[self.wrong]}", done=True, progress=self.at)
+            return StepResult(
+                f"trap: door {self.wrong} needed {self.word[self.wrong]}",
+                done=True,
+                progress=self.at,
+            )
         if action != self.word[self.at]:
             self.wrong = self.at
             return StepResult(f"door {self.at + 1}", progress=self.at)
@@ -79,7 +95,8 @@ class Raising(Doors):
 
 
 def answer(request: Request) -> list[Completion]:
-    """A scripted policy: follows advice, reflects on what the trap said, else guesses from the request's seed."""
+    """A scripted policy: follows advice, reflects on what the trap said, else guesses from the
+    request's seed."""
     last = request.messages[-1].content
     assert request.seed is not None
     if "Which of the steps" in last:
@@ -89,7 +106,8 @@ def answer(request: Request) -> list[Completion]:
         if not found or request.seed % 10 == 0:
             return [Completion("I cannot say")]
         door, key = found[-1]
-        # doors are opened one a step here, but invalid actions shift them: find the step that stood before that door
+        # doors are opened one a step here, but invalid actions shift them: find the step that stood
+        # before that door
         users = [m.content for m in request.messages if m.role == "user"]
         step = next(i for i, text in enumerate(users) if f"door {door}" in text)
         return [Completion(f'{{"step": {step}, "experience": "say {key}"}}')]

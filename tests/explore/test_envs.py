@@ -1,4 +1,5 @@
-"""Borrowed environments find their way back: what dies or hangs is replaced, replayed, compared, and the episode goes on."""
+"""Borrowed environments find their way back: what dies or hangs is replaced, replayed, compared,
+and the episode goes on."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ HOSTED, FORKED = "tests.envs.hosted:Hosted", "tests.envs.hosted:Forked"
 PROMPTS = Prompts(PromptSet(name="test", action="plain"))
 
 
-def with_pool(make: Callable[[], Environment], use: Callable[[EnvPool], Awaitable[Any]], timeout: float = 60.0) -> Any:
+def with_pool(
+    make: Callable[[], Environment], use: Callable[[EnvPool], Awaitable[Any]], timeout: float = 60.0
+) -> Any:
     async def main() -> Any:
         pool = EnvPool(make, size=2, timeout=timeout)
         try:
@@ -37,15 +40,24 @@ def with_pool(make: Callable[[], Environment], use: Callable[[EnvPool], Awaitabl
     return asyncio.run(main())
 
 
-def tree_of(make: Callable[[], Environment], actions: list[str], *, timeout: float = 60.0, **settings: Any) -> tuple[Tree, EnvPool]:
+def tree_of(
+    make: Callable[[], Environment], actions: list[str], *, timeout: float = 60.0, **settings: Any
+) -> tuple[Tree, EnvPool]:
     """One episode of the given actions."""
 
     def script(request: Request) -> str:
         return actions[sum(m.role == "assistant" for m in request.messages)]
 
     async def use(pool: EnvPool) -> tuple[Tree, EnvPool]:
-        config = ExploreConfig(limits={"policy_calls": float(len(actions)), "episodes": 1.0}, reflect_on_failure=False, horizon=len(actions), **settings)
-        found = await explore(ScriptedPolicy(script), pool, pool.facts.tasks("train", 1), PROMPTS, config)
+        config = ExploreConfig(
+            limits={"policy_calls": float(len(actions)), "episodes": 1.0},
+            reflect_on_failure=False,
+            horizon=len(actions),
+            **settings,
+        )
+        found = await explore(
+            ScriptedPolicy(script), pool, pool.facts.tasks("train", 1), PROMPTS, config
+        )
         return next(iter(found.trees.values())), pool
 
     result: tuple[Tree, EnvPool] = with_pool(make, use, timeout)
@@ -57,7 +69,9 @@ def told(tree: Tree) -> list[str]:
 
 
 @pytest.mark.parametrize(("what", "timeout"), [("die once", 60.0), ("hang once", 1.0)])
-def test_an_env_that_dies_or_hangs_once_costs_a_replay_and_nothing_else(what: str, timeout: float, tmp_path: Path) -> None:
+def test_an_env_that_dies_or_hangs_once_costs_a_replay_and_nothing_else(
+    what: str, timeout: float, tmp_path: Path
+) -> None:
     actions = ["add", "add", what, "add"]
     broken, pool = tree_of(lambda: make_env(HOSTED, folder=str(tmp_path)), actions, timeout=timeout)
     whole, _ = tree_of(lambda: make_env(HOSTED), actions)
@@ -86,7 +100,14 @@ def test_evaluation_recovers_too(tmp_path: Path) -> None:
         return actions[sum(m.role == "assistant" for m in request.messages)]
 
     async def use(pool: EnvPool) -> list[Tree]:
-        return await evaluate(ScriptedPolicy(script), pool, pool.facts.tasks("train", 1), PROMPTS, samples=3, horizon=4)
+        return await evaluate(
+            ScriptedPolicy(script),
+            pool,
+            pool.facts.tasks("train", 1),
+            PROMPTS,
+            samples=3,
+            horizon=4,
+        )
 
     broken = with_pool(lambda: make_env(HOSTED, folder=str(tmp_path)), use)
     whole = with_pool(lambda: make_env(HOSTED), use)
@@ -96,7 +117,8 @@ def test_evaluation_recovers_too(tmp_path: Path) -> None:
 
 
 def test_counted_evaluation_parts_by_forks_as_by_replay() -> None:
-    """Every sample goes its own way: snapshots are taken where histories part, and freed at the end."""
+    """Every sample goes its own way: snapshots are taken where histories part, and freed at the
+    end."""
 
     def script(request: Request) -> Any:
         from leafe.core import Completion
@@ -105,12 +127,21 @@ def test_counted_evaluation_parts_by_forks_as_by_replay() -> None:
         return [Completion(names[(i + (request.seed or 0)) % 4]) for i in range(request.n)]
 
     async def use(pool: EnvPool) -> list[Tree]:
-        return await evaluate(ScriptedPolicy(script), pool, pool.facts.tasks("train", 2), PROMPTS, samples=8, horizon=4)
+        return await evaluate(
+            ScriptedPolicy(script),
+            pool,
+            pool.facts.tasks("train", 2),
+            PROMPTS,
+            samples=8,
+            horizon=4,
+        )
 
     forks = with_pool(lambda: make_env(FORKED), use)
     replays = with_pool(lambda: make_env(HOSTED), use)
     for a, b in zip(forks, replays, strict=True):
-        assert [(told_of(e.acts), e.count, e.stop) for e in a.episodes] == [(told_of(e.acts), e.count, e.stop) for e in b.episodes]
+        assert [(told_of(e.acts), e.count, e.stop) for e in a.episodes] == [
+            (told_of(e.acts), e.count, e.stop) for e in b.episodes
+        ]
     assert sum(e.replayed for t in forks for e in t.episodes) == 0
     assert sum(e.replayed for t in replays for e in t.episodes) > 0
     assert not _proxy._held
@@ -351,7 +382,9 @@ def test_many_light_envs_share_few_threads() -> None:
                 inside += 1
                 if inside == 10:
                     together.set()
-                await together.wait()  # as if ten answers of the policy were awaited, each holding its environment
+                await (
+                    together.wait()
+                )  # as if ten answers of the policy were awaited, each holding its environment
                 await env.step("x")
 
         await asyncio.wait_for(asyncio.gather(*(play() for _ in range(10))), 60)

@@ -12,7 +12,21 @@ from dataclasses import replace
 
 import pytest
 
-from leafe.core import Completion, ContextFull, Environment, Episode, ForeignFailure, JournalError, Kind, PolicyError, Request, Stop, Tree, Turn, UserError
+from leafe.core import (
+    Completion,
+    ContextFull,
+    Environment,
+    Episode,
+    ForeignFailure,
+    JournalError,
+    Kind,
+    PolicyError,
+    Request,
+    Stop,
+    Tree,
+    Turn,
+    UserError,
+)
 from leafe.evaluate import coverage_curve
 from leafe.explore import EnvPool, Exploration, ExploreConfig, Plan, cost_of, explore, make_strategy
 from leafe.prompts import Prompts, PromptSet, history_before
@@ -26,7 +40,9 @@ class Script:
 
     name = "script"
 
-    def __init__(self, respond: Callable[[Request], list[Completion]] = answer, delays: int | None = None) -> None:
+    def __init__(
+        self, respond: Callable[[Request], list[Completion]] = answer, delays: int | None = None
+    ) -> None:
         self.respond, self.rng, self.seen = respond, random.Random(delays), list[Request]()
         self.delays = delays is not None
 
@@ -62,7 +78,15 @@ def run(
     async def main() -> Exploration:
         pool = EnvPool(env, size=4)
         try:
-            return await explore(policy or Script(), pool, Doors().tasks("train", count), prompts or PROMPTS, config, journal=sink, known=known)
+            return await explore(
+                policy or Script(),
+                pool,
+                Doors().tasks("train", count),
+                prompts or PROMPTS,
+                config,
+                journal=sink,
+                known=known,
+            )
         finally:
             pool.close()
 
@@ -72,7 +96,12 @@ def run(
 def plain(trees: dict[str, Tree]) -> list[object]:
     """Everything in the trees but times and replays."""
     episodes = [e for tree in trees.values() for e in tree.episodes]
-    return [replace(e, seconds=0.0, replayed=0, turns=tuple(replace(t, seconds=0.0) for t in e.turns)).to_json() for e in episodes]
+    return [
+        replace(
+            e, seconds=0.0, replayed=0, turns=tuple(replace(t, seconds=0.0) for t in e.turns)
+        ).to_json()
+        for e in episodes
+    ]
 
 
 @pytest.mark.parametrize("strategy", ["tree", "independent", "refine"])
@@ -82,12 +111,16 @@ def test_same_journal_whatever_the_concurrency(strategy: str, seed: int) -> None
     many = run(env=Slow, policy=Script(delays=seed), strategy=strategy, seed=seed, concurrency=7)
     assert plain(alone.trees) == plain(many.trees)
     assert alone.stops == many.stops
-    assert replace(alone.spent, seconds=0, replayed_steps=0) == replace(many.spent, seconds=0, replayed_steps=0)
+    assert replace(alone.spent, seconds=0, replayed_steps=0) == replace(
+        many.spent, seconds=0, replayed_steps=0
+    )
 
 
 @pytest.mark.parametrize("scope", ["action", "branch"])
 @pytest.mark.parametrize("window", ["full", "window:1", "window:3"])
-def test_a_turn_names_the_experience_that_stood_in_its_prompt_and_no_other(window: str, scope: str) -> None:
+def test_a_turn_names_the_experience_that_stood_in_its_prompt_and_no_other(
+    window: str, scope: str
+) -> None:
     policy = Script()
     prompts = Prompts(PROMPTS.set, history=window)
     found = run(policy=policy, prompts=prompts, scope=scope)
@@ -101,7 +134,9 @@ def test_a_turn_names_the_experience_that_stood_in_its_prompt_and_no_other(windo
             if episode.experience is None:
                 assert turn.experience is None
                 continue
-            without = prompts.act(replace(history_before(tree, turn, with_experience=True), notes={}))
+            without = prompts.act(
+                replace(history_before(tree, turn, with_experience=True), notes={})
+            )
             assert (turn.experience is not None) == (messages != without)
             later += turn.experience is not None and turn is not episode.acts[0]
     assert bool(later) == (scope == "branch" and window == "full")
@@ -114,10 +149,16 @@ def test_how_an_answer_ended_is_kept() -> None:
 
     policy, sink = Script(half), ListSink()
     run(policy=policy, sink=sink)
-    turns = [Turn.from_json(json.loads(json.dumps(t.to_json()))) for e in sink.episodes for t in e.turns]
-    assert {(t.kind, t.finish) for t in turns} == {(k, f) for k in (Kind.act, Kind.reflect) for f in ("stop", "length")}
+    turns = [
+        Turn.from_json(json.loads(json.dumps(t.to_json()))) for e in sink.episodes for t in e.turns
+    ]
+    assert {(t.kind, t.finish) for t in turns} == {
+        (k, f) for k in (Kind.act, Kind.reflect) for f in ("stop", "length")
+    }
     assert sum(t.cut for t in turns) == sum(bool((r.seed or 0) % 3) for r in policy.seen)
-    assert not any("finish" in t.to_json() for t in turns if not t.cut)  # what a journal of 0.1.0 says of no turn
+    assert not any(
+        "finish" in t.to_json() for t in turns if not t.cut
+    )  # what a journal of 0.1.0 says of no turn
 
 
 def test_snapshot_and_replay_grow_the_same_tree() -> None:
@@ -125,7 +166,11 @@ def test_snapshot_and_replay_grow_the_same_tree() -> None:
     by_replay = run(env=lambda: Doors(snapshots=False))
     assert plain(by_snapshot.trees) == plain(by_replay.trees)
     assert by_snapshot.spent.replayed_steps == 0
-    assert by_replay.spent.replayed_steps == sum(len(t.path(e.start)) for t in by_replay.trees.values() for e in t.episodes) > 0
+    assert (
+        by_replay.spent.replayed_steps
+        == sum(len(t.path(e.start)) for t in by_replay.trees.values() for e in t.episodes)
+        > 0
+    )
 
 
 def test_the_budget_is_met_exactly_and_is_what_the_journal_sums_to() -> None:
@@ -139,7 +184,10 @@ def test_the_budget_is_met_exactly_and_is_what_the_journal_sums_to() -> None:
 
 
 def test_limits_on_steps_and_episodes() -> None:
-    assert run(until="budget", strategy="independent", limits={"env_steps": 7}).spent.env_steps == 8 * 7
+    assert (
+        run(until="budget", strategy="independent", limits={"env_steps": 7}).spent.env_steps
+        == 8 * 7
+    )
     found = run(until="budget", limits={"episodes": 3})
     assert [len(t.episodes) for t in found.trees.values()] == [3] * 8
 
@@ -162,13 +210,19 @@ def test_a_branch_starts_where_the_reflection_says_and_sees_the_experience_once(
         later = [t for t in branch.outcome_after.acts if t.step > branch.revised.step]
         assert all(t.experience is None for t in later)
         prompt = PROMPTS.act(history_before(tree, branch.revised, with_experience=True))
-        assert any(r.messages == prompt for r in policy.seen), "what history_before rebuilds is what was sent"
+        assert any(r.messages == prompt for r in policy.seen), (
+            "what history_before rebuilds is what was sent"
+        )
         bare = PROMPTS.act(history_before(tree, branch.revised, with_experience=False))
         assert "Advice" in prompt[-1].content
         assert prompt[:-1] == bare[:-1]
-        assert prompt[-1].content.startswith(bare[-1].content), "the experience comes after the history"
+        assert prompt[-1].content.startswith(bare[-1].content), (
+            "the experience comes after the history"
+        )
         for turn in later:
-            assert "Advice" not in "".join(m.content for m in PROMPTS.act(history_before(tree, turn, with_experience=True)))
+            assert "Advice" not in "".join(
+                m.content for m in PROMPTS.act(history_before(tree, turn, with_experience=True))
+            )
 
 
 def test_scope_branch_keeps_the_experience_in_place() -> None:
@@ -183,7 +237,11 @@ def test_scope_branch_keeps_the_experience_in_place() -> None:
                 assert turn.experience == episode.experience
                 prompt = PROMPTS.act(history_before(tree, turn, with_experience=True))
                 assert any(r.messages == prompt for r in policy.seen)
-                advice = [i for i, m in enumerate(m for m in prompt if m.role == "user") if "Advice" in m.content]
+                advice = [
+                    i
+                    for i, m in enumerate(m for m in prompt if m.role == "user")
+                    if "Advice" in m.content
+                ]
                 assert episode.acts[0].step in advice
                 checked += 1
     assert checked > 5
@@ -217,19 +275,30 @@ def test_refine_shows_earlier_feedback_and_independent_does_not() -> None:
     shown = [r.messages[0].content.count("An earlier attempt") for r in refined.seen]
     assert max(shown) == 2
     assert not any("An earlier attempt" in m.content for r in fresh.seen for m in r.messages)
-    assert not any("Which of the steps" in r.messages[-1].content for r in refined.seen + fresh.seen)
+    assert not any(
+        "Which of the steps" in r.messages[-1].content for r in refined.seen + fresh.seen
+    )
 
 
 def test_unusable_reflections_are_turns_and_bounded() -> None:
     def mute(request: Request) -> list[Completion]:
-        return [Completion("no idea")] if "Which of the steps" in request.messages[-1].content else answer(request)
+        return (
+            [Completion("no idea")]
+            if "Which of the steps" in request.messages[-1].content
+            else answer(request)
+        )
 
     found = run(policy=Script(mute), max_reflection_attempts=3, strategy="tree")
     bad = [t for tree in found.trees.values() for t in tree.reflections]
     assert bad
-    assert all(not t.valid and t.observation == "the answer holds no JSON object" and t.target is None for t in bad)
+    assert all(
+        not t.valid and t.observation == "the answer holds no JSON object" and t.target is None
+        for t in bad
+    )
     assert found.unusable_reflections == len(bad)
-    assert all(e.start is None for tree in found.trees.values() for e in tree.episodes), "no reflection, no branch: fresh roots"
+    assert all(e.start is None for tree in found.trees.values() for e in tree.episodes), (
+        "no reflection, no branch: fresh roots"
+    )
     for tree in found.trees.values():
         for episode in tree.episodes:
             assert sum(t.kind is Kind.reflect for t in episode.turns) <= 3
@@ -240,7 +309,9 @@ def test_a_replay_that_does_not_reproduce_diverges() -> None:
     stops = [e.stop for tree in found.trees.values() for e in tree.episodes if e.start is not None]
     assert stops
     assert set(stops) == {Stop.diverged}
-    diverged = next(e for tree in found.trees.values() for e in tree.episodes if e.stop is Stop.diverged)
+    diverged = next(
+        e for tree in found.trees.values() for e in tree.episodes if e.stop is Stop.diverged
+    )
     assert not diverged.turns
     assert "after reset the environment said" in diverged.error
     assert not any(tree.branches() for tree in found.trees.values())
@@ -266,7 +337,9 @@ def test_policy_failures_are_bounded_counted_and_charged_nothing() -> None:
     few = ListSink()
     with pytest.raises(ForeignFailure, match="refuses connections"):
         run(policy=Script(down), count=1, sink=few)
-    assert [e.index for e in few.episodes] == list(range(6)), "put off once, though there is no other task"
+    assert [e.index for e in few.episodes] == list(range(6)), (
+        "put off once, though there is no other task"
+    )
 
 
 def test_context_full_ends_the_episode_only() -> None:
@@ -281,10 +354,21 @@ def test_context_full_ends_the_episode_only() -> None:
 
 
 def test_invalid_actions_and_horizon_end_an_episode() -> None:
-    found = run(policy=Script(lambda r: [Completion("Action: x")]), strategy="independent", max_invalid_actions=3, limits={"episodes": 1})
+    found = run(
+        policy=Script(lambda r: [Completion("Action: x")]),
+        strategy="independent",
+        max_invalid_actions=3,
+        limits={"episodes": 1},
+    )
     assert found.stops == {"max_invalid_actions": 8}
     assert all(len(e.acts) == 3 for t in found.trees.values() for e in t.episodes)
-    found = run(policy=Script(lambda r: [Completion("Action: x")]), strategy="independent", max_invalid_actions=9, horizon=4, limits={"episodes": 1})
+    found = run(
+        policy=Script(lambda r: [Completion("Action: x")]),
+        strategy="independent",
+        max_invalid_actions=9,
+        horizon=4,
+        limits={"episodes": 1},
+    )
     assert found.stops == {"horizon": 8}
 
 
@@ -299,10 +383,17 @@ def test_resume_goes_on_to_the_same_trees() -> None:
         policy = Script()
         resumed = run(known=kept, policy=policy)
         assert plain(resumed.trees) == plain(whole.trees)
-        for cost in ("policy_calls", "env_steps"):  # replays, of which a resumed run has more, are counted apart
-            curves = [coverage_curve(list(found.trees.values()), cost) for found in (resumed, whole)]  # type: ignore[arg-type]
+        for cost in (
+            "policy_calls",
+            "env_steps",
+        ):  # replays, of which a resumed run has more, are counted apart
+            curves = [
+                coverage_curve(list(found.trees.values()), cost) for found in (resumed, whole)
+            ]  # type: ignore[arg-type]
             assert curves[0] == curves[1]
-        assert len(policy.seen) == whole.spent.policy_calls - sum(int(cost_of(e)["policy_calls"]) for e in sink.episodes[:cut])
+        assert len(policy.seen) == whole.spent.policy_calls - sum(
+            int(cost_of(e)["policy_calls"]) for e in sink.episodes[:cut]
+        )
 
 
 def test_a_disk_that_fails_ends_the_stage_with_its_own_error() -> None:
@@ -325,7 +416,12 @@ def test_a_disk_that_fails_ends_the_stage_with_its_own_error() -> None:
 
 
 def _as_plain(episode: Episode) -> object:
-    return replace(episode, seconds=0.0, replayed=0, turns=tuple(replace(t, seconds=0.0) for t in episode.turns)).to_json()
+    return replace(
+        episode,
+        seconds=0.0,
+        replayed=0,
+        turns=tuple(replace(t, seconds=0.0) for t in episode.turns),
+    ).to_json()
 
 
 def test_many_finished_episodes_share_one_write() -> None:
@@ -362,7 +458,11 @@ class Counts(Script):
 
 def test_branches_of_one_reflection_run_side_by_side_and_grow_the_same_tree() -> None:
     policy = Counts()
-    settings: dict[str, object] = {"limits": {"policy_calls": 400, "episodes": 9}, "branches_per_reflection": 4, "stop_when": "budget"}
+    settings: dict[str, object] = {
+        "limits": {"policy_calls": 400, "episodes": 9},
+        "branches_per_reflection": 4,
+        "stop_when": "budget",
+    }
     wide = run(policy=policy, count=1, **settings)
     assert policy.most == 4
     tree = next(iter(wide.trees.values()))
@@ -378,12 +478,19 @@ def test_branches_of_one_reflection_run_side_by_side_and_grow_the_same_tree() ->
 
 def test_independent_episodes_of_a_given_number_run_side_by_side_and_grow_the_same_tree() -> None:
     wide, alone, solved = Counts(), Counts(), Counts()
-    settings: dict[str, object] = {"strategy": "independent", "limits": {"episodes": 4}, "stop_when": "budget", "concurrency": 1}
+    settings: dict[str, object] = {
+        "strategy": "independent",
+        "limits": {"episodes": 4},
+        "stop_when": "budget",
+        "concurrency": 1,
+    }
     together = run(policy=wide, **settings)
     assert wide.most == 4
     assert all([e.index for e in tree.episodes] == [0, 1, 2, 3] for tree in together.trees.values())
     # a run's limit is shared with other tasks: they follow one another, and the trees are the same
-    assert plain(run(policy=alone, **settings, run_limits={"policy_calls": 10_000}).trees) == plain(together.trees)
+    assert plain(run(policy=alone, **settings, run_limits={"policy_calls": 10_000}).trees) == plain(
+        together.trees
+    )
     assert alone.most == 1
     run(policy=solved, **(settings | {"stop_when": "solved"}))
     assert solved.most == 1, "a success would have spared the later ones"
@@ -394,7 +501,9 @@ def test_siblings_do_not_pass_the_budget(calls: int) -> None:
     found = run(limits={"policy_calls": calls}, width=3, until="budget")
     for tree in found.trees.values():
         assert sum(len(e.turns) for e in tree.episodes) <= calls
-    assert found.spent.policy_calls == sum(len(e.turns) for t in found.trees.values() for e in t.episodes)
+    assert found.spent.policy_calls == sum(
+        len(e.turns) for t in found.trees.values() for e in t.episodes
+    )
     assert found.spent.policy_calls == 8 * calls, "and use it up"
 
 
@@ -402,13 +511,17 @@ def test_trees_of_finished_tasks_can_be_let_go() -> None:
     async def main(sink: ListSink) -> Exploration:
         pool = EnvPool(Doors, size=4)
         config = ExploreConfig(limits={"policy_calls": 40}, horizon=12)
-        return await explore(Script(), pool, Doors().tasks("train", 8), PROMPTS, config, journal=sink, keep=False)
+        return await explore(
+            Script(), pool, Doors().tasks("train", 8), PROMPTS, config, journal=sink, keep=False
+        )
 
     kept, sink = ListSink(), ListSink()
     whole = run(sink=kept)
     found = asyncio.run(main(sink))
     assert found.trees == {}
-    assert sorted(map(str, map(_as_plain, sink.episodes))) == sorted(map(str, map(_as_plain, kept.episodes)))
+    assert sorted(map(str, map(_as_plain, sink.episodes))) == sorted(
+        map(str, map(_as_plain, kept.episodes))
+    )
     assert replace(found.spent, seconds=0) == replace(whole.spent, seconds=0)
 
 

@@ -10,7 +10,20 @@ from dataclasses import replace
 
 import pytest
 
-from leafe.core import Completion, EnvError, Environment, Episode, ForeignFailure, PolicyError, Request, StepResult, Stop, Task, Tree, Usage
+from leafe.core import (
+    Completion,
+    EnvError,
+    Environment,
+    Episode,
+    ForeignFailure,
+    PolicyError,
+    Request,
+    StepResult,
+    Stop,
+    Task,
+    Tree,
+    Usage,
+)
 from leafe.evaluate import evaluate
 from leafe.explore import EnvPool, Exploration, ExploreConfig, cost_of, explore
 from leafe.prompts import Prompts, PromptSet
@@ -21,14 +34,29 @@ PROMPTS = Prompts(PromptSet(name="doors"))
 
 
 def run(
-    make: Callable[[], Environment], policy: Script, sink: ListSink | None = None, known: dict[str, Tree] | None = None, count: int = 8, **settings: object
+    make: Callable[[], Environment],
+    policy: Script,
+    sink: ListSink | None = None,
+    known: dict[str, Tree] | None = None,
+    count: int = 8,
+    **settings: object,
 ) -> Exploration:
-    config = ExploreConfig(**({"limits": {"policy_calls": 40}, "horizon": 12, "stop_when": "budget"} | settings))  # type: ignore[arg-type]
+    config = ExploreConfig(
+        **({"limits": {"policy_calls": 40}, "horizon": 12, "stop_when": "budget"} | settings)
+    )  # type: ignore[arg-type]
 
     async def main() -> Exploration:
         pool = EnvPool(make, size=4)
         try:
-            return await explore(policy, pool, Doors().tasks("train", count), PROMPTS, config, journal=sink, known=known)
+            return await explore(
+                policy,
+                pool,
+                Doors().tasks("train", count),
+                PROMPTS,
+                config,
+                journal=sink,
+                known=known,
+            )
         finally:
             pool.close()
 
@@ -80,7 +108,9 @@ class Shifting(Doors):
 
 
 @pytest.mark.parametrize(("env", "stop"), [(Crumbling, Stop.env_error), (Shifting, Stop.diverged)])
-def test_an_answer_that_no_turn_came_of_is_in_neither_sum(env: Callable[[], Environment], stop: Stop) -> None:
+def test_an_answer_that_no_turn_came_of_is_in_neither_sum(
+    env: Callable[[], Environment], stop: Stop
+) -> None:
     sink = ListSink()
     try:
         spent = run(env, Script(paid), sink, max_errors=100).spent
@@ -114,7 +144,9 @@ class Unborn(Doors):
 
 
 @pytest.mark.parametrize("fails", [range(2, 4), range(2, 12)])
-def test_an_env_that_cannot_be_made_now_can_be_made_later(fails: range, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_env_that_cannot_be_made_now_can_be_made_later(
+    fails: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Unborn, "born", 0)
     monkeypatch.setattr(Unborn, "fails", fails)
     sink = ListSink()
@@ -134,7 +166,9 @@ def test_evaluation_outlives_an_env_that_cannot_be_made(monkeypatch: pytest.Monk
     async def main() -> list[Tree]:
         pool = EnvPool(Unborn, size=4)
         try:
-            return await evaluate(Script(delays=1), pool, Doors().tasks("train", 6), PROMPTS, samples=1, horizon=6)
+            return await evaluate(
+                Script(delays=1), pool, Doors().tasks("train", 6), PROMPTS, samples=1, horizon=6
+            )
         finally:
             pool.close()
 
@@ -191,13 +225,18 @@ def test_a_task_that_always_fails_does_not_keep_the_run_from_its_end() -> None:
     again = run(Poisoned, Script(), ListSink(), trees_of(sink.episodes, 3), 3, concurrency=1)
     assert again.given_up == 1, "every start tries it anew, within bounds"
     assert len(again.trees[poison.id].episodes) == 14
-    assert [e.stop for e in found.trees[poison.id].episodes] == [Stop.env_error] * 7, "put off, tried again, and once more when the others were seen to work"
+    assert [e.stop for e in found.trees[poison.id].episodes] == [Stop.env_error] * 7, (
+        "put off, tried again, and once more when the others were seen to work"
+    )
     assert found.given_up == 1
-    assert plain({k: t for k, t in found.trees.items() if k != poison.id}) == plain(run(Doors, Script(), count=2).trees)
+    assert plain({k: t for k, t in found.trees.items() if k != poison.id}) == plain(
+        run(Doors, Script(), count=2).trees
+    )
 
 
 def test_a_wall_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Back and forth by centuries, at every look: limits in seconds, waits and records of durations go by another clock."""
+    """Back and forth by centuries, at every look: limits in seconds, waits and records of durations
+    go by another clock."""
     limits = {"policy_calls": 40, "seconds": 3600}
     whole = run(Doors, Script(), limits=limits, run_limits={"seconds": 3600})
     chance = random.Random(0)
@@ -206,4 +245,8 @@ def test_a_wall_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch
     assert plain(jumped.trees) == plain(whole.trees)
     assert jumped.cut_short is None
     assert 0 <= jumped.spent.seconds < 3600
-    assert all(0 <= e.seconds < 3600 and all(0 <= t.seconds < 3600 for t in e.turns) for tree in jumped.trees.values() for e in tree.episodes)
+    assert all(
+        0 <= e.seconds < 3600 and all(0 <= t.seconds < 3600 for t in e.turns)
+        for tree in jumped.trees.values()
+        for e in tree.episodes
+    )

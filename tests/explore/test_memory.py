@@ -1,4 +1,5 @@
-"""What an episode used is gone with it: nothing is left for Python's collector, which is told to look seldom while a stage runs."""
+"""What an episode used is gone with it: nothing is left for Python's collector, which is told to
+look seldom while a stage runs."""
 
 from __future__ import annotations
 
@@ -30,7 +31,14 @@ def test_episodes_leave_no_cycles(snapshots: bool) -> None:
         pool = EnvPool(lambda: Doors(snapshots=snapshots), size=4)
         config = ExploreConfig(limits={"policy_calls": 40}, concurrency=4)
         gc.collect()
-        await explore(Script(), pool, Doors().tasks("train", tasks), Prompts(PromptSet(name="doors")), config, keep=False)
+        await explore(
+            Script(),
+            pool,
+            Doors().tasks("train", tasks),
+            Prompts(PromptSet(name="doors")),
+            config,
+            keep=False,
+        )
         return gc.collect()
 
     before = gc.get_threshold()

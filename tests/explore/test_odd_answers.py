@@ -1,4 +1,5 @@
-"""An environment may answer with anything: what is explored and what is evaluated stays JSON, or the episode ends as `env_error` with a sentence."""
+"""An environment may answer with anything: what is explored and what is evaluated stays JSON, or
+the episode ends as `env_error` with a sentence."""
 
 from __future__ import annotations
 
@@ -32,7 +33,15 @@ class Odd(Environment):
     horizon = np.int64(3)  # type: ignore[assignment]
     quick = True
     answers: ClassVar[dict[str, StepResult]] = {
-        "numpy": StepResult("a\udcff", np.float32(0.5), np.bool_(False), np.bool_(False), np.int64(1), np.float64(2), {"x": np.zeros(2), 1: {3}}),  # type: ignore[arg-type,dict-item]
+        "numpy": StepResult(
+            "a\udcff",
+            np.float32(0.5),
+            np.bool_(False),
+            np.bool_(False),
+            np.int64(1),
+            np.float64(2),
+            {"x": np.zeros(2), 1: {3}},
+        ),  # type: ignore[arg-type,dict-item]
         "none": StepResult("a", None),  # type: ignore[arg-type]
         "nan": StepResult("a", math.nan),
         "progress": StepResult("a", progress=-math.inf),
@@ -44,7 +53,12 @@ class Odd(Environment):
         self.what = what
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        return [Task(f"t{n}", "odd", split, "Go\ud800.", {"n": np.int64(n), "at": (np.float32(1), None)}) for n in range(count or 2)]
+        return [
+            Task(
+                f"t{n}", "odd", split, "Go\ud800.", {"n": np.int64(n), "at": (np.float32(1), None)}
+            )
+            for n in range(count or 2)
+        ]
 
     def reset(self, task: Task, seed: int) -> str:
         self.at = 0
@@ -52,7 +66,11 @@ class Odd(Environment):
 
     def step(self, action: str) -> StepResult:
         self.at += 1
-        return self.answers[self.what] if self.at == 1 else StepResult("won", 1, done=True, success=True)
+        return (
+            self.answers[self.what]
+            if self.at == 1
+            else StepResult("won", 1, done=True, success=True)
+        )
 
 
 def strict(folder: Path) -> None:
@@ -73,10 +91,16 @@ def play(env: Any, folder: Path, stage: str) -> Any:
             write_tasks(folder, tasks)
             with Journal(folder) as journal:
                 if stage == "explore":
-                    config = ExploreConfig(limits={"policy_calls": 2.0, "episodes": 1.0}, reflect_on_failure=False)
-                    await explore(ScriptedPolicy(script), pool, tasks, PROMPTS, config, journal=journal)
+                    config = ExploreConfig(
+                        limits={"policy_calls": 2.0, "episodes": 1.0}, reflect_on_failure=False
+                    )
+                    await explore(
+                        ScriptedPolicy(script), pool, tasks, PROMPTS, config, journal=journal
+                    )
                 else:
-                    await evaluate(ScriptedPolicy(script), pool, tasks, PROMPTS, samples=2, journal=journal)
+                    await evaluate(
+                        ScriptedPolicy(script), pool, tasks, PROMPTS, samples=2, journal=journal
+                    )
         finally:
             pool.close()
         return load_trees(folder)["t0"]
@@ -86,7 +110,9 @@ def play(env: Any, folder: Path, stage: str) -> Any:
 
 @pytest.mark.parametrize("stage", ["explore", "evaluate"])
 @pytest.mark.parametrize("process", [False, True])
-def test_numpy_and_surrogates_are_recorded_as_plain_values(stage: str, process: bool, tmp_path: Path) -> None:
+def test_numpy_and_surrogates_are_recorded_as_plain_values(
+    stage: str, process: bool, tmp_path: Path
+) -> None:
     tree = play(lambda: ProcessEnv(f"{__name__}:Odd", {}) if process else Odd(), tmp_path, stage)
     strict(tmp_path)
     episode = tree.episodes[0]
@@ -101,7 +127,9 @@ def test_numpy_and_surrogates_are_recorded_as_plain_values(stage: str, process: 
 @pytest.mark.parametrize("what", [what for what in Odd.answers if what != "numpy"])
 @pytest.mark.parametrize("stage", ["explore", "evaluate"])
 def test_what_carries_no_value_is_a_typed_stop(what: str, stage: str, tmp_path: Path) -> None:
-    with contextlib.suppress(ForeignFailure):  # every episode of this environment fails: the stage may end with that
+    with contextlib.suppress(
+        ForeignFailure
+    ):  # every episode of this environment fails: the stage may end with that
         play(lambda: Odd(what), tmp_path, stage)
     strict(tmp_path)
     for episode in load_trees(tmp_path)["t0"].episodes:

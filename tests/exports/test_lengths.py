@@ -1,4 +1,5 @@
-"""No answer is lost in another trainer without a word: rows are measured as the trainer renders them, and the length that holds all of them is named."""
+"""No answer is lost in another trainer without a word: rows are measured as the trainer renders
+them, and the length that holds all of them is named."""
 
 from __future__ import annotations
 
@@ -34,14 +35,23 @@ def long_source(target: str, words: int = 2100) -> Source:
     found = of(target)
     first = found.data.samples[0]
     told = Message("user", " ".join(["go"] * words))
-    return replace(found, data=Dataset((*found.data.samples, replace(first, messages=(*first.messages[:-1], told)))))
+    return replace(
+        found,
+        data=Dataset((*found.data.samples, replace(first, messages=(*first.messages[:-1], told)))),
+    )
 
 
 @pytest.mark.parametrize("target", SAMPLES)
-def test_the_longest_row_is_named_in_the_card_and_the_trainers_settings(target: Any, tmp_path: Path) -> None:
+def test_the_longest_row_is_named_in_the_card_and_the_trainers_settings(
+    target: Any, tmp_path: Path
+) -> None:
     done = export(of(target), target, tmp_path / "out", tokenizer=measure())
     assert done.lengths is not None
-    assert done.lengths.rows == sum(number for name, number in done.files.items() if not (target == "dpo" and name.endswith(".jsonl")))
+    assert done.lengths.rows == sum(
+        number
+        for name, number in done.files.items()
+        if not (target == "dpo" and name.endswith(".jsonl"))
+    )
     card = (done.folder / "README.md").read_text("utf-8")
     _trainer, setting, usual = USUAL[target]
     longest = done.lengths.longest
@@ -50,7 +60,11 @@ def test_the_longest_row_is_named_in_the_card_and_the_trainers_settings(target: 
     assert f"**`{setting} = {longest}` holds every row.**" in card
     for part, lengths in done.lengths.parts.items():
         assert f"| {part} | {len(lengths)} |" in card
-    told = yaml.safe_load((done.folder / "axolotl.yaml").read_text("utf-8"))["sequence_len"] if target == "axolotl" else None
+    told = (
+        yaml.safe_load((done.folder / "axolotl.yaml").read_text("utf-8"))["sequence_len"]
+        if target == "axolotl"
+        else None
+    )
     assert told in (None, longest)
     if target != "axolotl":
         assert str(longest) in card.partition("## How to load it")[2]
@@ -62,18 +76,25 @@ def test_a_usual_default_that_would_cut_is_warned_of(target: Any, tmp_path: Path
     trainer, setting, usual = USUAL[target]
     assert done.lengths is not None
     assert done.lengths.longer_than(usual) == 1
-    assert f"1 of {done.lengths.rows} rows are longer than the {usual:,} tokens that {trainer} keeps by default" in done.warning
+    assert (
+        f"1 of {done.lengths.rows} rows are longer than the {usual:,} tokens that "
+        f"{trainer} keeps by default"
+    ) in done.warning
     assert f"set {setting} = {done.lengths.longest}" in done.warning
 
 
 @pytest.mark.parametrize("target", SAMPLES)
 def test_what_is_too_long_is_left_out_and_counted(target: Any, tmp_path: Path) -> None:
     whole = export(of(target), target, tmp_path / "whole", tokenizer=measure())
-    done = export(long_source(target), target, tmp_path / "out", tokenizer=measure(), max_length=500)
+    done = export(
+        long_source(target), target, tmp_path / "out", tokenizer=measure(), max_length=500
+    )
     assert done.left_out["longer than 500 tokens"] == 1
     assert done.files == whole.files
     assert done.lengths == whole.lengths
-    assert [rows(done.folder, name) for name in done.files] == [rows(whole.folder, name) for name in whole.files]
+    assert [rows(done.folder, name) for name in done.files] == [
+        rows(whole.folder, name) for name in whole.files
+    ]
     assert "| longer than 500 tokens | 1 |" in (done.folder / "README.md").read_text("utf-8")
     with pytest.raises(UserError, match="every sample is longer than 3 tokens"):
         export(of(target), target, tmp_path / "none", tokenizer=measure(), max_length=3)
@@ -112,11 +133,21 @@ def test_trl_keeps_every_answer_token_with_the_named_length(tmp_path: Path) -> N
     done = export(source(), "trl", tmp_path / "out", tokenizer=Tokenizer("toy", tokenizer))
     assert done.lengths is not None
     model = AutoModelForCausalLM.from_pretrained(path)
-    data = datasets.Dataset.from_list([row for name in done.files for row in rows(done.folder, name)])
+    data = datasets.Dataset.from_list(
+        [row for name in done.files for row in rows(done.folder, name)]
+    )
 
     def kept(most: int | None) -> list[int]:
-        arguments = trl.SFTConfig(output_dir=str(tmp_path / "trl"), report_to=[], bf16=False, use_cpu=True, max_length=most)
-        trainer = trl.SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
+        arguments = trl.SFTConfig(
+            output_dir=str(tmp_path / "trl"),
+            report_to=[],
+            bf16=False,
+            use_cpu=True,
+            max_length=most,
+        )
+        trainer = trl.SFTTrainer(
+            model=model, args=arguments, train_dataset=data, processing_class=tokenizer
+        )
         batch = trainer.data_collator(list(trainer.train_dataset))
         return sorted((batch["labels"] != -100).sum(1).tolist())
 
@@ -128,16 +159,32 @@ def test_trl_keeps_every_answer_token_with_the_named_length(tmp_path: Path) -> N
 
 
 def test_a_sample_is_as_long_as_its_longer_answer() -> None:
-    sample = Sample("counterfactual", "t", "t/0.0", (Message("user", "go"),), Message("assistant", "up"), rejected=Message("assistant", "up up up"))
+    sample = Sample(
+        "counterfactual",
+        "t",
+        "t/0.0",
+        (Message("user", "go"),),
+        Message("assistant", "up"),
+        rejected=Message("assistant", "up up up"),
+    )
     assert measure().length(sample) == measure().length(replace(sample, rejected=None)) + 2
     assert ABOUT["model"]
 
 
 @pytest.mark.parametrize("target", SAMPLES)
-def test_half_a_surrogate_pair_of_an_old_journal_is_written_as_a_character(target: Any, tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_of_an_old_journal_is_written_as_a_character(
+    target: Any, tmp_path: Path
+) -> None:
     found = of(target)
     first = found.data.samples[0]
-    odd = replace(first, messages=(*first.messages[:-1], Message("user", "a \udcff file")), note="\ud800")
-    done = export(replace(found, data=Dataset((odd,)), valid=None), target, tmp_path / "out", tokenizer=measure())
+    odd = replace(
+        first, messages=(*first.messages[:-1], Message("user", "a \udcff file")), note="\ud800"
+    )
+    done = export(
+        replace(found, data=Dataset((odd,)), valid=None),
+        target,
+        tmp_path / "out",
+        tokenizer=measure(),
+    )
     for name in done.files:
         assert "a \ufffd file" in str(rows(done.folder, name))

@@ -1,4 +1,5 @@
-"""What of a run is exported is what its training would see; the card's numbers are those of the files; the hub is asked by its own client."""
+"""What of a run is exported is what its training would see; the card's numbers are those of the
+files; the hub is asked by its own client."""
 
 from __future__ import annotations
 
@@ -26,16 +27,24 @@ NAMES = ["t0", "t1", "t2", "t3"]
 
 def recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
-        "name": "mine", "about": "Does it | `work`?", "env": {"name": "gates", "options": {"setting": "easy"}}, "policy": {"model": "embedded"},
-        "arms": {"a": {"preset": "leafe+", "distill": {"valid_fraction": 0.3, "eval_steps": 1}}, "b": {"preset": "paper"}},
+        "name": "mine",
+        "about": "Does it | `work`?",
+        "env": {"name": "gates", "options": {"setting": "easy"}},
+        "policy": {"model": "embedded"},
+        "arms": {
+            "a": {"preset": "leafe+", "distill": {"valid_fraction": 0.3, "eval_steps": 1}},
+            "b": {"preset": "paper"},
+        },
         "evaluate": {"samples": 1, "k": [1]},
-    }  # fmt: skip
+    }
     return parse_recipe(values | changes)
 
 
 def run_of(folder: Path, recipe: Recipe) -> RunFolder:
     """A run whose explorations have the default tree for each task."""
-    with RunFolder.open(folder, config_of(recipe), seeds={str(n): s for n, s in enumerate(recipe.seeds)}) as run:
+    with RunFolder.open(
+        folder, config_of(recipe), seeds={str(n): s for n, s in enumerate(recipe.seeds)}
+    ) as run:
         for stage in plan(recipe):
             if stage.kind == "explore" and not stage.needs:
                 trees = [make_tree(task_id=name) for name in NAMES]
@@ -59,10 +68,15 @@ def test_an_arms_samples_are_those_of_its_training(tmp_path: Path) -> None:
     assert (found.data, found.valid) == (learn, valid)
     assert samples_of(run, stage="distill/a").data == learn
     assert samples_of(run, "b").data == build(trees, prompts, mine.arms["b"].config(), 0)
-    assert samples_of(run, stage="explore/tree", name="rft").data == build(trees, prompts, preset("rft"), 0)
+    assert samples_of(run, stage="explore/tree", name="rft").data == build(
+        trees, prompts, preset("rft"), 0
+    )
     pairs = samples_of(run, "a", pairs=True).data
     assert {(s.turn_id, s.rejected and s.rejected.content) for s in pairs.samples} == {
-        (b.revised.id, b.original.action_text) for tree in trees.values() for b in tree.branches() if b.improved
+        (b.revised.id, b.original.action_text)
+        for tree in trees.values()
+        for b in tree.branches()
+        if b.improved
     }
 
 
@@ -99,10 +113,23 @@ def test_a_run_that_has_not_explored_and_one_of_several_seeds(tmp_path: Path) ->
 
 
 def test_success_over_failure_where_they_part() -> None:
-    tree = make_tree(Ep("go", "take", "open", stop=Stop.failure), Ep("go", "open"), Ep("go", "open", stop=Stop.failure), Ep("!fly", "open"), Ep("take"))
+    tree = make_tree(
+        Ep("go", "take", "open", stop=Stop.failure),
+        Ep("go", "open"),
+        Ep("go", "open", stop=Stop.failure),
+        Ep("!fly", "open"),
+        Ep("take"),
+    )
     prompts = Prompts(load_prompt_set("plain"))
     data = first_differences({"t0": tree}, prompts)
-    found = {(s.messages[-1].content.splitlines()[-1], s.answer.content, s.rejected and s.rejected.content) for s in data.samples}
+    found = {
+        (
+            s.messages[-1].content.splitlines()[-1],
+            s.answer.content,
+            s.rejected and s.rejected.content,
+        )
+        for s in data.samples
+    }
     assert found == {("seen go", "open", "take"), ("start t0", "take", "go")}
     assert sum(data.skipped.values()) == 2  # the environment refused !fly
     assert data.duplicates == {"counterfactual": 1}
@@ -115,10 +142,24 @@ def test_a_pair_of_whole_answers_with_two_actions() -> None:
 
     def pairs(**of_the_win: str) -> Dataset:
         turn = replace(tree.episodes[1].acts[1], **of_the_win)  # type: ignore[arg-type]
-        return first_differences({"t0": Tree(tree.task, [tree.episodes[0], replace(tree.episodes[1], turns=(tree.episodes[1].acts[0], turn))])}, prompts)
+        return first_differences(
+            {
+                "t0": Tree(
+                    tree.task,
+                    [
+                        tree.episodes[0],
+                        replace(tree.episodes[1], turns=(tree.episodes[1].acts[0], turn)),
+                    ],
+                )
+            },
+            prompts,
+        )
 
     assert len(pairs().samples) == 1
-    assert (pairs(finish="length").samples, pairs(finish="length").skipped) == ((), {"pair: an answer was cut at its limit of tokens": 1})
+    assert (pairs(finish="length").samples, pairs(finish="length").skipped) == (
+        (),
+        {"pair: an answer was cut at its limit of tokens": 1},
+    )
     same = pairs(action_text="Thought: it is.\nAction: take", action=" take ")
     assert (same.samples, same.skipped) == ((), {"pair: the answers differ, the actions do not": 1})
 
@@ -131,15 +172,29 @@ def test_the_card_has_the_numbers_and_where_it_comes_from(tmp_path: Path) -> Non
     text = (done.folder / "README.md").read_text("utf-8")
     card = hub.DatasetCard.load(done.folder / "README.md")
     assert card.data.license == "apache-2.0"
-    assert {c["config_name"] for c in card.data.to_dict()["configs"]} == {"rehearsal", "counterfactual", "reflection"}
+    assert {c["config_name"] for c in card.data.to_dict()["configs"]} == {
+        "rehearsal",
+        "counterfactual",
+        "reflection",
+    }
     assert yaml.safe_load(text.split("---")[1])["tags"] == ["leafe", "agents", "axolotl"]
     for name, number in done.files.items():
         assert f"| `{name}` | {number} |" in text
-    for words in ("run `run`", "recipe `mine`", "seed 0", "environment `gates` (setting = easy), 4 tasks", "model `embedded`", "`explore/tree`", "the arm a"):
+    for words in (
+        "run `run`",
+        "recipe `mine`",
+        "seed 0",
+        "environment `gates` (setting = easy), 4 tasks",
+        "model `embedded`",
+        "`explore/tree`",
+        "the arm a",
+    ):
         assert words in text, words
     assert "Does it \\| 'work'?" in text
     counts = source.data.counts["rehearsal"]
-    assert f"| rehearsal | {counts['samples']} | {counts['tasks']} | {counts['duplicates']} |" in text
+    assert (
+        f"| rehearsal | {counts['samples']} | {counts['tasks']} | {counts['duplicates']} |" in text
+    )
     unknown = Source({**ABOUT, "env": "my.env:Env"}, source.data)
     export(unknown, "trl", tmp_path / "other")
     assert "license: unknown" in (tmp_path / "other" / "README.md").read_text("utf-8")
@@ -148,12 +203,20 @@ def test_the_card_has_the_numbers_and_where_it_comes_from(tmp_path: Path) -> Non
 def test_whole_episodes(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", recipe())
     done = export(episodes_of(run), "chat", tmp_path / "out")
-    rows = [json.loads(line) for line in (done.folder / "episodes.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (done.folder / "episodes.jsonl").read_text("utf-8").splitlines()
+    ]
     assert len(rows) == done.files["episodes.jsonl"] == 3 * len(NAMES)
     assert [row["success"] for row in rows[:3]] == [False, False, True]
     said = [m["action"] for m in rows[2]["messages"] if m["role"] == "assistant"]
     assert said == ["go left", "take key", "open door", "walk out"]
-    assert [m.get("experience") for m in rows[2]["messages"] if m["role"] == "assistant"] == [None, "take key", "open door", None]
+    assert [m.get("experience") for m in rows[2]["messages"] if m["role"] == "assistant"] == [
+        None,
+        "take key",
+        "open door",
+        None,
+    ]
     with pytest.raises(UserError, match="has samples and no episodes"):
         episodes_of(run, "distill/a")
 
@@ -184,7 +247,10 @@ def test_pushing_asks_the_hubs_own_client(tmp_path: Path, monkeypatch: pytest.Mo
     for public in (False, True):
         Hub.calls, Hub.error = [], None
         assert push(tmp_path, "me/data", public=public) == "https://hub/datasets/me/data"
-        assert Hub.calls[0] == ("me/data", {"repo_type": "dataset", "private": not public, "exist_ok": True})
+        assert Hub.calls[0] == (
+            "me/data",
+            {"repo_type": "dataset", "private": not public, "exist_ok": True},
+        )
         assert Hub.calls[1][1]["folder_path"] == str(tmp_path)
     for error, kind, why in (
         (errors.LocalTokenNotFoundError(), UserError, "hf auth login"),

@@ -1,4 +1,5 @@
-"""Known episodes that are gone on with: a reflection on one of them is no episode, and everything that draws, counts, tells and exports them holds."""
+"""Known episodes that are gone on with: a reflection on one of them is no episode, and everything
+that draws, counts, tells and exports them holds."""
 
 from __future__ import annotations
 
@@ -28,16 +29,23 @@ SMALL = str(Path(__file__).parents[1] / "pipeline" / "small.toml")
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, Tree]:
-    """One failed episode of each task that has one, as an import leaves it: without a reflection."""
+    """One failed episode of each task that has one, as an import leaves it: without a
+    reflection."""
     first = {task: tree.episodes[0] for task, tree in played(12, 1).items()}
     chosen = {task.id: task for task in tasks(12)}
-    return {name: Tree(chosen[name], [episode]) for name, episode in first.items() if episode.stop in FAILED_BY_ENV}
+    return {
+        name: Tree(chosen[name], [episode])
+        for name, episode in first.items()
+        if episode.stop in FAILED_BY_ENV
+    }
 
 
 @pytest.fixture(scope="module")
 def trees(known: dict[str, Tree]) -> dict[str, Tree]:
     assert len(known) > 2
-    found = grown([tree.task for tree in known.values()], ExploreConfig(limits={"policy_calls": 60.0}), known)
+    found = grown(
+        [tree.task for tree in known.values()], ExploreConfig(limits={"policy_calls": 60.0}), known
+    )
     assert all(sum(e.looks_back for e in tree.episodes) == 1 for tree in found.values())
     assert any(tree.solved for tree in found.values())
     return found
@@ -52,7 +60,11 @@ def test_a_reflection_on_a_known_episode_is_no_episode(trees: dict[str, Tree]) -
         assert record not in tree.rollouts
         assert tree.rollouts == [e for e in tree.episodes if e.acts or not e.turns]
     every = list(trees.values())
-    assert measure(every).samples == sum(measure(every).stops.values()) == sum(len(tree.rollouts) for tree in every)
+    assert (
+        measure(every).samples
+        == sum(measure(every).stops.values())
+        == sum(len(tree.rollouts) for tree in every)
+    )
     assert spent(every).episodes == sum(len(tree.rollouts) for tree in every)
     assert spent(every).policy_calls == sum(len(tree) for tree in every)
 
@@ -79,9 +91,13 @@ def test_every_tree_is_drawn_and_told(trees: dict[str, Tree]) -> None:
         assert told["rollbacks"][0]["turns"] == len(rescue.chain[0].acts)
 
 
-def test_the_viewer_shows_the_reflection_on_the_known_episode(trees: dict[str, Tree], tmp_path: Path) -> None:
+def test_the_viewer_shows_the_reflection_on_the_known_episode(
+    trees: dict[str, Tree], tmp_path: Path
+) -> None:
     async def main() -> None:
-        pages = make_app(make_run(tmp_path / "run", trees.values()), tmp_path / "cache", follow=False)[_PAGES]
+        pages = make_app(
+            make_run(tmp_path / "run", trees.values()), tmp_path / "cache", follow=False
+        )[_PAGES]
         pages.follower.look()
         for tree in trees.values():
             reflection = next(t for t in tree if t.kind is Kind.reflect)
@@ -106,8 +122,19 @@ def leafe(*arguments: object) -> str:
 @pytest.mark.slow
 def test_from_an_import_to_a_report_and_an_export(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    log = write_lines(tmp_path / "log.jsonl", [bare(row) for row in chat_lines(played(3, 1), tmp_path / "out")])
-    run, less = tmp_path / "run", ["tasks.train=3", "tasks.test=1", "explore.limits.policy_calls=24", "evaluate.samples=2", "evaluate.k=[1]"]
+    log = write_lines(
+        tmp_path / "log.jsonl", [bare(row) for row in chat_lines(played(3, 1), tmp_path / "out")]
+    )
+    run, less = (
+        tmp_path / "run",
+        [
+            "tasks.train=3",
+            "tasks.test=1",
+            "explore.limits.policy_calls=24",
+            "evaluate.samples=2",
+            "evaluate.k=[1]",
+        ],
+    )
     sets = [word for change in less for word in ("--set", change)]
     said = leafe("import", log, "--format", "chat", "--recipe", SMALL, *sets, "--out", run)
     assert "Go on with: leafe run" in said
@@ -118,11 +145,22 @@ def test_from_an_import_to_a_report_and_an_export(tmp_path: Path) -> None:
     summary = json.loads((run / "summary.json").read_text("utf-8"))
     marker = json.loads((run / STAGE / "done.json").read_text("utf-8"))
     assert sum(marker["stops"].values()) == sum(len(tree.rollouts) for tree in trees.values())
-    assert summary["explore"][0]["solved"] == marker["solved"] == sum(tree.solved for tree in trees.values())
+    assert (
+        summary["explore"][0]["solved"]
+        == marker["solved"]
+        == sum(tree.solved for tree in trees.values())
+    )
     assert marker["spent"]["episodes"] == sum(len(tree.rollouts) for tree in trees.values())
     leafe("export", run, "leafe+", "--to", "axolotl", "--out", tmp_path / "axolotl")
     leafe("export", run, "--stage", STAGE, "--to", "chat", "--out", tmp_path / "chat")
-    assert leafe("import", tmp_path / "chat" / "episodes.jsonl", "--format", "chat", "--out", tmp_path / "again")
+    assert leafe(
+        "import",
+        tmp_path / "chat" / "episodes.jsonl",
+        "--format",
+        "chat",
+        "--out",
+        tmp_path / "again",
+    )
 
     async def view() -> None:
         pages = make_app(run, tmp_path / "cache", follow=False)[_PAGES]
@@ -141,11 +179,17 @@ def test_where_every_episode_diverged_it_says_what_differed_and_not_go_on(tmp_pa
             if message["role"] == "user":
                 message["content"] = "You stand in another house."
     log = write_lines(tmp_path / "log.jsonl", rows_)
-    for where in (("--recipe", SMALL), ("--env", "gates", "--option", "setting=easy", "--prompts", "gates")):
+    for where in (
+        ("--recipe", SMALL),
+        ("--env", "gates", "--option", "setting=easy", "--prompts", "gates"),
+    ):
         said = leafe("import", log, "--format", "chat", *where, "--out", tmp_path / where[0])
         assert "Go on with" not in said
         assert "Their samples" not in said
         assert "Nothing can be gone on with" in said
-        assert "which does not stand in the log's first message" in said.partition("Nothing can be gone on with")[2]
+        assert (
+            "which does not stand in the log's first message"
+            in said.partition("Nothing can be gone on with")[2]
+        )
     with pytest.raises(UserError):
         leafe("import", log, "--format", "chat", "--env", "gates", "--out", tmp_path / "other")

@@ -1,4 +1,5 @@
-"""Inspect AI's logs. `data/gates.eval` and `data/gates.json` were written by inspect_ai itself (`tests/imports/made.py`); where it is installed, it reads too.
+"""Inspect AI's logs. `data/gates.eval` and `data/gates.json` were written by inspect_ai itself
+(`tests/imports/made.py`); where it is installed, it reads too.
 
 Format: https://inspect.aisi.org.uk/eval-logs.html
 """
@@ -29,7 +30,13 @@ def load(path: Path) -> tuple[list[Logged], Problems]:
 
 
 def without_where(found: list[Logged]) -> list[dict[str, Any]]:
-    return sorted(({name: getattr(each, name) for name in each.__slots__ if name != "where"} for each in found), key=str)
+    return sorted(
+        (
+            {name: getattr(each, name) for name in each.__slots__ if name != "where"}
+            for each in found
+        ),
+        key=str,
+    )
 
 
 def test_both_forms_say_the_same() -> None:
@@ -37,27 +44,46 @@ def test_both_forms_say_the_same() -> None:
     assert without_where(zipped[0]) == without_where(plain[0])
     assert len(zipped[0]) == 5
     assert zipped[1].left_out == plain[1].left_out == {"no reward": 1}
-    assert zipfile.ZipFile(DATA / "gates.eval").infolist()[0].compress_type == 93  # zstandard, which zipfile may not know
-    assert all(each.system == f"Be quick. {LONG}" and each.model == "mockllm/fickle" for each in zipped[0])
+    assert (
+        zipfile.ZipFile(DATA / "gates.eval").infolist()[0].compress_type == 93
+    )  # zstandard, which zipfile may not know
+    assert all(
+        each.system == f"Be quick. {LONG}" and each.model == "mockllm/fickle" for each in zipped[0]
+    )
 
 
 def test_the_episodes_are_those_that_were_played() -> None:
-    """Tool calls and plain text alike are the actions; played again in the environment nothing diverges."""
+    """Tool calls and plain text alike are the actions; played again in the environment nothing
+    diverges."""
     problems = Problems()
     known = {task.id: task for task in tasks(3)}
 
     async def main() -> Any:
         pool = EnvPool(make, 2)
         try:
-            return await replayed(read(DATA / "gates.eval", "inspect", problems), pool, known, PROMPTS, problems=problems)
+            return await replayed(
+                read(DATA / "gates.eval", "inspect", problems),
+                pool,
+                known,
+                PROMPTS,
+                problems=problems,
+            )
         finally:
             pool.close()
 
     found = asyncio.run(main())
     assert found.stops[Stop.diverged.value] == 0
     trees = played(3, 2)
-    acted = {(name, *(t.action for t in tree.trajectory(e))) for name, tree in trees.items() for e in tree.episodes}
-    mine = {(name, *(t.action for t in tree.trajectory(e))) for name, tree in found.trees.items() for e in tree.episodes}
+    acted = {
+        (name, *(t.action for t in tree.trajectory(e)))
+        for name, tree in trees.items()
+        for e in tree.episodes
+    }
+    mine = {
+        (name, *(t.action for t in tree.trajectory(e)))
+        for name, tree in found.trees.items()
+        for e in tree.episodes
+    }
     assert mine < acted
     assert len(acted) - len(mine) <= 1
     assert {t.thought for tree in found.trees.values() for t in tree} == {"", "So."}
@@ -74,15 +100,26 @@ def test_inspect_ais_own_reader_has_the_same_texts() -> None:
         each = mine[f"{sample.id}_epoch_{sample.epoch}.json"]
         assert each.first == sample.messages[1].text
         said = [m for m in sample.messages if m.role == "assistant"]
-        assert [t.action or t.text for t in each.turns] == [m.tool_calls[0].arguments["command"] if m.tool_calls else m.text for m in said]
+        assert [t.action or t.text for t in each.turns] == [
+            m.tool_calls[0].arguments["command"] if m.tool_calls else m.text for m in said
+        ]
         answers = [m.text for m in sample.messages[2:] if m.role != "assistant"]
         assert [t.answer for t in each.turns] == answers
         assert each.reward == {"C": 1.0, "I": 0.0}[str(next(iter(sample.scores.values())).value)]
 
 
 def sample(**changes: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": "attachment://abc"}, {"role": "assistant", "content": "go"}]
-    return {"id": 7, "epoch": 1, "messages": messages, "scores": {"a": {"value": "C"}}, "attachments": {"abc": "a long text"}} | changes
+    messages = [
+        {"role": "user", "content": "attachment://abc"},
+        {"role": "assistant", "content": "go"},
+    ]
+    return {
+        "id": 7,
+        "epoch": 1,
+        "messages": messages,
+        "scores": {"a": {"value": "C"}},
+        "attachments": {"abc": "a long text"},
+    } | changes
 
 
 def as_log(folder: Path, *samples: Any, kind: str = "json") -> Path:
@@ -94,7 +131,9 @@ def as_log(folder: Path, *samples: Any, kind: str = "json") -> Path:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("header.json", json.dumps(head))
             for nth, each in enumerate(samples):
-                archive.writestr(f"samples/{nth}.json", each if isinstance(each, str) else json.dumps(each))
+                archive.writestr(
+                    f"samples/{nth}.json", each if isinstance(each, str) else json.dumps(each)
+                )
     return path
 
 
@@ -104,16 +143,41 @@ def test_long_texts_beside_the_messages_are_put_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "reward"), [("C", 1.0), ("I", 0.0), ("P", 0.5), (0.25, 0.25), (True, 1.0), ({"a": 1}, None), ("good", None), (float("nan"), None), (None, None)]
+    ("value", "reward"),
+    [
+        ("C", 1.0),
+        ("I", 0.0),
+        ("P", 0.5),
+        (0.25, 0.25),
+        (True, 1.0),
+        ({"a": 1}, None),
+        ("good", None),
+        (float("nan"), None),
+        (None, None),
+    ],
 )
 def test_scores(value: object, reward: float | None, tmp_path: Path) -> None:
-    found, problems = load(as_log(tmp_path, sample(scores={"a": {"value": value}}), sample(scores={"a": {"value": "C"}}, id="b")))
+    found, problems = load(
+        as_log(
+            tmp_path,
+            sample(scores={"a": {"value": value}}),
+            sample(scores={"a": {"value": "C"}}, id="b"),
+        )
+    )
     assert [each.reward for each in found] == ([reward] if reward is not None else []) + [1.0]
     assert problems.left_out.total() == (reward is None)
 
 
 def test_a_damaged_sample_is_left_out_and_said(tmp_path: Path) -> None:
-    path = as_log(tmp_path, sample(), '{"id": 1, "messages"', [1], sample(messages=[]), sample(error={"message": "out of tokens"}), kind="eval")
+    path = as_log(
+        tmp_path,
+        sample(),
+        '{"id": 1, "messages"',
+        [1],
+        sample(messages=[]),
+        sample(error={"message": "out of tokens"}),
+        kind="eval",
+    )
     found, problems = load(path)
     assert len(found) == 2
     assert problems.left_out == {"a damaged sample": 1, "no object": 1, "no messages": 1}
@@ -127,10 +191,19 @@ def test_a_flipped_byte_is_a_damaged_sample(tmp_path: Path) -> None:
         if kind == "zstd":
             data = bytearray((DATA / "gates.eval").read_bytes())
         else:
-            data = bytearray(as_log(tmp_path, sample(messages=sample()["messages"] * 40), sample(id="b"), kind="eval").read_bytes())
+            data = bytearray(
+                as_log(
+                    tmp_path,
+                    sample(messages=sample()["messages"] * 40),
+                    sample(id="b"),
+                    kind="eval",
+                ).read_bytes()
+            )
         path = tmp_path / "broken.eval"
         path.write_bytes(data)
-        info = next(i for i in zipfile.ZipFile(path).infolist() if i.filename.startswith("samples/"))
+        info = next(
+            i for i in zipfile.ZipFile(path).infolist() if i.filename.startswith("samples/")
+        )
         data[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 0xFF
         path.write_bytes(data)
         found, problems = load(path)

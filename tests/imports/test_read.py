@@ -1,4 +1,5 @@
-"""Chat lines, good and bad: what is taken is taken word for word, and nothing is left out without a sentence."""
+"""Chat lines, good and bad: what is taken is taken word for word, and nothing is left out without a
+sentence."""
 
 from __future__ import annotations
 
@@ -26,14 +27,23 @@ def conversations(draw: st.DrawFn) -> list[dict[str, str]]:
     """A system message or none, then user and assistant in turn; it may end with either."""
     said = [{"role": "system", "content": draw(text)}] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 5))):
-        said += [{"role": "user", "content": draw(text)}, {"role": "assistant", "content": draw(text)}]
+        said += [
+            {"role": "user", "content": draw(text)},
+            {"role": "assistant", "content": draw(text)},
+        ]
     return said + ([{"role": "user", "content": draw(text)}] if draw(st.booleans()) else [])
 
 
 @given(logs=st.lists(st.tuples(conversations(), st.booleans()), min_size=1, max_size=6))
-def test_training_prompts_are_the_logs_own_messages(logs: list[tuple[list[dict[str, str]], bool]], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every assistant message of a success is a sample whose prompt is the messages before it, word for word, and nothing else is a sample."""
-    path = write_lines(tmp_path_factory.mktemp("chat") / "a.jsonl", [{"messages": said, "success": won} for said, won in logs])
+def test_training_prompts_are_the_logs_own_messages(
+    logs: list[tuple[list[dict[str, str]], bool]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Every assistant message of a success is a sample whose prompt is the messages before it, word
+    for word, and nothing else is a sample."""
+    path = write_lines(
+        tmp_path_factory.mktemp("chat") / "a.jsonl",
+        [{"messages": said, "success": won} for said, won in logs],
+    )
     problems = Problems()
     found = as_logged(read(path, "chat", problems), problems=problems)
     data = build(found.trees, CHAT, preset("rft"), 0)
@@ -51,9 +61,18 @@ def test_training_prompts_are_the_logs_own_messages(logs: list[tuple[list[dict[s
 
 def one(row: Any, tmp_path: Path) -> tuple[list[Logged], Problems]:
     """The line as it is read, after one that is right."""
-    good = {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "gone"}], "reward": 1}
+    good = {
+        "messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "gone"}],
+        "reward": 1,
+    }
     path = tmp_path / "a.jsonl"
-    path.write_bytes(json.dumps(good).encode() + b"\n" + (row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" + json.dumps(good).encode())
+    path.write_bytes(
+        json.dumps(good).encode()
+        + b"\n"
+        + (row if isinstance(row, bytes) else json.dumps(row).encode())
+        + b"\n"
+        + json.dumps(good).encode()
+    )
     problems = Problems()
     return list(read(path, "chat", problems)), problems
 
@@ -73,24 +92,60 @@ USER, ACT = {"role": "user", "content": "go"}, {"role": "assistant", "content": 
         ({"messages": "go", "reward": 1}, "it has no list of messages"),
         ({"messages": ["go"], "reward": 1}, "message 0 is no object"),
         ({"messages": [{"content": "go"}, ACT], "reward": 1}, "message 0 has no role"),
-        ({"messages": [{"from": "human", "value": "go"}, ACT], "reward": 1}, "message 0 has no role"),
-        ({"messages": [{"role": "boss", "content": "go"}, ACT], "reward": 1}, "message 0 has the role 'boss'"),
+        (
+            {"messages": [{"from": "human", "value": "go"}, ACT], "reward": 1},
+            "message 0 has no role",
+        ),
+        (
+            {"messages": [{"role": "boss", "content": "go"}, ACT], "reward": 1},
+            "message 0 has the role 'boss'",
+        ),
         ({"messages": [USER, ACT]}, "it has neither a reward nor success"),
-        ({"messages": [USER, ACT], "reward": "high"}, "its reward is 'high', and not a finite number"),
-        (b'{"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "x"}], "reward": NaN}', "its reward is 'nan'"),
+        (
+            {"messages": [USER, ACT], "reward": "high"},
+            "its reward is 'high', and not a finite number",
+        ),
+        (
+            (
+                b'{"messages": [{"role": "user", "content": "go"}, {"role": "assistant", '
+                b'"content": "x"}], "reward": NaN}'
+            ),
+            "its reward is 'nan'",
+        ),
         ({"messages": [USER, ACT], "success": "yes"}, "its success is 'yes'"),
         ({"messages": [USER], "reward": 1}, "it has no assistant message"),
-        ({"messages": [ACT, USER], "reward": 1}, "nothing stands before the first assistant message"),
+        (
+            {"messages": [ACT, USER], "reward": 1},
+            "nothing stands before the first assistant message",
+        ),
         ({"messages": [USER, ACT, ACT], "reward": 1}, "messages 1 and 2 are both the assistant's"),
-        ({"messages": [USER | {"content": [{"type": "image_url", "image_url": "x"}]}, ACT], "reward": 1}, "message 0 holds 'image_url'"),
-        ({"messages": [USER | {"content": 7}, ACT], "reward": 1}, "message 0 is neither a text nor a list of parts"),
+        (
+            {
+                "messages": [USER | {"content": [{"type": "image_url", "image_url": "x"}]}, ACT],
+                "reward": 1,
+            },
+            "message 0 holds 'image_url'",
+        ),
+        (
+            {"messages": [USER | {"content": 7}, ACT], "reward": 1},
+            "message 0 is neither a text nor a list of parts",
+        ),
         ({"messages": [USER, ACT | {"content": "\ud800"}], "reward": 1}, "half a surrogate pair"),
         ({"messages": [USER, ACT | {"tokens": [1, -2]}], "reward": 1}, "the tokens of message 1"),
-        ({"messages": [USER, ACT | {"tool_calls": "x"}], "reward": 1}, "the tool_calls of message 1"),
-        ({"messages": [USER, ACT], "reward": 1, "task": [1]}, "its task is neither an id nor an object"),
-        ({"messages": [USER, ACT], "reward": 1, "task": {"id": "a", "payload": 3}}, "the payload of its task"),
+        (
+            {"messages": [USER, ACT | {"tool_calls": "x"}], "reward": 1},
+            "the tool_calls of message 1",
+        ),
+        (
+            {"messages": [USER, ACT], "reward": 1, "task": [1]},
+            "its task is neither an id nor an object",
+        ),
+        (
+            {"messages": [USER, ACT], "reward": 1, "task": {"id": "a", "payload": 3}},
+            "the payload of its task",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_line_is_left_out_and_said(row: Any, why: str, tmp_path: Path) -> None:
     found, problems = one(row, tmp_path)
     assert [each.where for each in found] == ["a.jsonl, line 1", "a.jsonl, line 3"]
@@ -100,16 +155,23 @@ def test_a_bad_line_is_left_out_and_said(row: Any, why: str, tmp_path: Path) -> 
     assert why in problems.sentences[0]
 
 
-def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_too_long_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "MAX_LINE", 1000)
-    found, problems = one({"messages": [USER | {"content": "x" * 5000}, ACT], "reward": 1}, tmp_path)
+    found, problems = one(
+        {"messages": [USER | {"content": "x" * 5000}, ACT], "reward": 1}, tmp_path
+    )
     assert len(found) == 2
     assert problems.left_out == {"a line that is too long": 1}
 
 
 def test_sentences_are_bounded_and_counts_are_not(tmp_path: Path) -> None:
     good = {"messages": [USER, ACT], "reward": 1}
-    path = write_lines(tmp_path / "a.jsonl", [good] + [{"messages": [USER, ACT], "reward": "x" * 10_000}] * 300 + [[]] * 2)
+    path = write_lines(
+        tmp_path / "a.jsonl",
+        [good] + [{"messages": [USER, ACT], "reward": "x" * 10_000}] * 300 + [[]] * 2,
+    )
     problems = Problems()
     assert len(list(read(path, "chat", problems))) == 1
     assert problems.left_out == {"a reward that is no number": 300, "no object": 2}
@@ -136,7 +198,9 @@ def test_a_mark_of_utf8_and_other_line_ends(tmp_path: Path) -> None:
         (b"PAR1....", "is no file of JSON lines"),
     ],
 )
-def test_a_file_of_which_nothing_can_be_read_is_the_users_mistake(data: bytes, why: str, tmp_path: Path) -> None:
+def test_a_file_of_which_nothing_can_be_read_is_the_users_mistake(
+    data: bytes, why: str, tmp_path: Path
+) -> None:
     (tmp_path / "a.jsonl").write_bytes(data)
     with pytest.raises(UserError, match=r"a\.jsonl") as raised:
         list(read(tmp_path / "a.jsonl", "chat", Problems()))
@@ -154,21 +218,41 @@ def test_tool_calls_are_actions(tmp_path: Path) -> None:
     """Calls are written out; what stood beside them is the thought."""
     said = [
         USER,
-        {"role": "assistant", "content": "I look.", "tool_calls": [{"id": "1", "function": {"name": "act", "arguments": '{"command": "look"}'}}]},
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "tool_calls": [
+                {"id": "1", "function": {"name": "act", "arguments": '{"command": "look"}'}}
+            ],
+        },
         {"role": "tool", "content": [{"type": "text", "text": "a lamp"}], "tool_call_id": "1"},
-        {"role": "assistant", "content": None, "tool_calls": [{"name": "take", "arguments": {"what": "lamp", "times": 2}}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"name": "take", "arguments": {"what": "lamp", "times": 2}}],
+        },
         {"role": "tool", "content": "taken", "tool_call_id": "2"},
         {"role": "user", "content": "well done"},
     ]
     found, _ = one({"messages": said, "success": True}, tmp_path)
     first, second = found[1].turns
     look = '{"name": "act", "arguments": {"command": "look"}}'
-    assert (first.text, first.action, first.thought, first.answer) == (f"I look.\n{look}", look, "I look.", "a lamp")
-    assert (json.loads(second.text), second.answer) == ({"name": "take", "arguments": {"what": "lamp", "times": 2}}, "taken\nwell done")
+    assert (first.text, first.action, first.thought, first.answer) == (
+        f"I look.\n{look}",
+        look,
+        "I look.",
+        "a lamp",
+    )
+    assert (json.loads(second.text), second.answer) == (
+        {"name": "take", "arguments": {"what": "lamp", "times": 2}},
+        "taken\nwell done",
+    )
 
 
 def test_reasoning_is_left_out_and_noted(tmp_path: Path) -> None:
-    found, problems = one({"messages": [USER, ACT | {"reasoning_content": "hm"}], "reward": 1}, tmp_path)
+    found, problems = one(
+        {"messages": [USER, ACT | {"reasoning_content": "hm"}], "reward": 1}, tmp_path
+    )
     assert found[1].turns[0].text == "gone"
     assert problems.noted == {"reasoning left out": 1}
 
@@ -182,7 +266,9 @@ def test_one_task_is_one_prompt(tmp_path: Path) -> None:
         {"task": "a", "messages": [USER, ACT], "reward": 1},
     ]
     problems = Problems()
-    found = as_logged(read(write_lines(tmp_path / "a.jsonl", rows), "chat", problems), problems=problems)
+    found = as_logged(
+        read(write_lines(tmp_path / "a.jsonl", rows), "chat", problems), problems=problems
+    )
     assert [len(tree.episodes) for tree in found.trees.values()] == [2, 1, 1]
     assert list(found.trees)[:2] == ["a", "a~2"]
     assert problems.noted == {"a task with several prompts": 1}
@@ -190,12 +276,20 @@ def test_one_task_is_one_prompt(tmp_path: Path) -> None:
     assert "line 5: it is the same episode as a.jsonl, line 1" in problems.sentences[-1]
     assert found.solved == 2
     problems = Problems()
-    found = as_logged(read(tmp_path / "a.jsonl", "chat", problems), success_at=0.5, problems=problems)
+    found = as_logged(
+        read(tmp_path / "a.jsonl", "chat", problems), success_at=0.5, problems=problems
+    )
     assert found.solved == 3
 
 
 def test_an_experience_and_a_reflection_can_be_asked_for_in_imported_words(tmp_path: Path) -> None:
-    found, problems = one({"messages": [{"role": "system", "content": "Be {observation}."}, USER, ACT, USER], "reward": 0}, tmp_path)
+    found, problems = one(
+        {
+            "messages": [{"role": "system", "content": "Be {observation}."}, USER, ACT, USER],
+            "reward": 0,
+        },
+        tmp_path,
+    )
     tree = list(as_logged(found, problems=problems).trees.values())[1]
     said = CHAT.reflect(History(tree.task, tree.first_observation, tuple(tree)))
     assert [m.role for m in said] == ["system", "user", "assistant", "user"]

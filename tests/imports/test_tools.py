@@ -1,4 +1,5 @@
-"""Tool calls of logs: their tool's name is kept, the environment is given what the log says it was given."""
+"""Tool calls of logs: their tool's name is kept, the environment is given what the log says it was
+given."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from leafe.imports._records import Bad, Logged, episode, number
 def log(*said: dict[str, Any]) -> Logged:
     messages: list[dict[str, Any]] = [{"role": "user", "content": "Tidy up."}]
     for each in said:
-        messages += [{"role": "assistant", "content": None} | each, {"role": "tool", "content": "done"}]
+        messages += [
+            {"role": "assistant", "content": None} | each,
+            {"role": "tool", "content": "done"},
+        ]
     return episode("here", messages, Problems(), success=True)
 
 
@@ -35,21 +39,35 @@ def test_the_name_is_kept_with_one_text_argument(tool: str, argument: str, value
 
 
 def test_where_there_are_several_tools_their_names_tell_the_actions_apart() -> None:
-    turns = log({"tool_calls": [call("open", path="a")]}, {"tool_calls": [call("delete", path="a")]}).turns
-    assert [json.loads(t.action or "") for t in turns] == [{"name": n, "arguments": {"path": "a"}} for n in ("open", "delete")]
+    turns = log(
+        {"tool_calls": [call("open", path="a")]}, {"tool_calls": [call("delete", path="a")]}
+    ).turns
+    assert [json.loads(t.action or "") for t in turns] == [
+        {"name": n, "arguments": {"path": "a"}} for n in ("open", "delete")
+    ]
     assert turns[0].text != turns[1].text
-    found = as_logged([log({"tool_calls": [call("open", path="a")]}), log({"tool_calls": [call("delete", path="a")]})], problems=Problems())
+    found = as_logged(
+        [
+            log({"tool_calls": [call("open", path="a")]}),
+            log({"tool_calls": [call("delete", path="a")]}),
+        ],
+        problems=Problems(),
+    )
     assert found.episodes == 2
 
 
-@pytest.mark.parametrize("arguments", ["not JSON", "", "[" * 5000, '"text"', "null", "3", '{"a": "b", "c": 1}'])
+@pytest.mark.parametrize(
+    "arguments", ["not JSON", "", "[" * 5000, '"text"', "null", "3", '{"a": "b", "c": 1}']
+)
 def test_arguments_of_any_form_keep_the_name(arguments: str) -> None:
     (turn,) = log({"tool_calls": [{"function": {"name": "bash", "arguments": arguments}}]}).turns
     assert json.loads(turn.text)["name"] == "bash"
 
 
 def test_an_explicit_action_wins_over_tool_calls() -> None:
-    (turn,) = log({"content": "So.", "action": "go north", "tool_calls": [call("walk", where="north")]}).turns
+    (turn,) = log(
+        {"content": "So.", "action": "go north", "tool_calls": [call("walk", where="north")]}
+    ).turns
     assert (turn.action, turn.thought) == ("go north", "So.")
     assert turn.text == 'So.\n{"name": "walk", "arguments": {"where": "north"}}'
     (turn,) = log({"action": "", "tool_calls": [call("walk", where="north")]}).turns

@@ -1,4 +1,5 @@
-"""llama.cpp's server on a GGUF file, by xllamacpp: `python tests/integration/llama_server.py FILE PORT [ALIAS]`."""
+"""llama.cpp's server on a GGUF file, by xllamacpp: `python tests/integration/llama_server.py FILE
+PORT [ALIAS]`."""
 
 import sys
 import threading

@@ -1,4 +1,5 @@
-"""Counted sampling with a real model draws what plain sampling of the same model draws (two-sample chi-square, fixed seeds)."""
+"""Counted sampling with a real model draws what plain sampling of the same model draws (two-sample
+chi-square, fixed seeds)."""
 
 from __future__ import annotations
 
@@ -35,7 +36,16 @@ def sample(env: type[Gates], samples: int, temperature: float = 1.0, seed: int =
         try:
             prompts = Prompts(load_prompt_set("gates"), pool.facts.actions_help)
             tasks = list(Gates().tasks("valid", 2))
-            return await evaluate(policy, pool, tasks, prompts, samples=samples, temperature=temperature, horizon=3, seed=seed)
+            return await evaluate(
+                policy,
+                pool,
+                tasks,
+                prompts,
+                samples=samples,
+                temperature=temperature,
+                horizon=3,
+                seed=seed,
+            )
         finally:
             await policy.close()
             pool.close()
@@ -52,7 +62,8 @@ def paths(trees: list[Tree]) -> Counter[str]:
 
 
 def same_distribution_p(a: Counter[str], b: Counter[str]) -> float:
-    """Pearson's test of homogeneity; cells that are rare in both are put together, the tail by Wilson and Hilferty."""
+    """Pearson's test of homogeneity; cells that are rare in both are put together, the tail by
+    Wilson and Hilferty."""
     total_a, total_b = a.total(), b.total()
     share = total_b / (total_a + total_b)
     cells, rare = [], [0, 0]
@@ -80,7 +91,10 @@ def test_counted_and_plain_sampling_of_the_embedded_policy_agree() -> None:
     plain = sample(Alone, 500, seed=1)
     assert all(e.count == 1 for t in plain for e in t.episodes)
     assert same_distribution_p(paths(counted), paths(plain)) > 0.01
-    assert same_distribution_p(paths(counted), paths(sample(Alone, 500, temperature=1.7, seed=1))) < 0.001  # the test can tell
+    assert (
+        same_distribution_p(paths(counted), paths(sample(Alone, 500, temperature=1.7, seed=1)))
+        < 0.001
+    )  # the test can tell
     means = measure(counted)
     assert means.computed.env_steps < means.plain_steps / 20
     assert means.tokens == pytest.approx(measure(plain).tokens, rel=0.05)

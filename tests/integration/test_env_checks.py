@@ -1,4 +1,5 @@
-"""Every environment of the registry keeps the contract, played as `leafe envs check` plays it, with what lies on this machine."""
+"""Every environment of the registry keeps the contract, played as `leafe envs check` plays it, with
+what lies on this machine."""
 
 from __future__ import annotations
 
@@ -58,7 +59,11 @@ def served() -> Iterator[str]:
     import subprocess
     import sys
 
-    server = subprocess.Popen([sys.executable, "-m", "leafe.cli", "envs", "serve", "gates", "setting=easy"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "leafe.cli", "envs", "serve", "gates", "setting=easy"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert server.stdout is not None
         found: list[str] = []

@@ -136,7 +136,9 @@ def trained_on(stored: StoredTrees, prompts: Prompts) -> int:
     """Samples of all presets, as tokens."""
     chat, samples = ChatTokens(byte_tokenizer()), 0
     for name in ("paper", "leafe+"):
-        encoded = encode(build(stored, prompts, preset(name, max_steps=1), 0).samples, chat, 1 << 15)
+        encoded = encode(
+            build(stored, prompts, preset(name, max_steps=1), 0).samples, chat, 1 << 15
+        )
         for sequences in encoded.parts.values():
             samples += len(sequences)
             assert all(len(sequence.ids) <= 1 << 15 for sequence in sequences)

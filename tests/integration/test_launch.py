@@ -1,4 +1,5 @@
-"""`policy.launch` with real servers and SmolLM2: they are started, killed in mid-run, started again, and ended; new weights are served."""
+"""`policy.launch` with real servers and SmolLM2: they are started, killed in mid-run, started
+again, and ended; new weights are served."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def overrides(tmp_path: Path, launch: str, model: str, *more: str) -> list[str]:
 
 
 class Killer(threading.Thread):
-    """Kills the server with SIGKILL as soon as the journal holds an episode. `pid`: of the server that it killed."""
+    """Kills the server with SIGKILL as soon as the journal holds an episode. `pid`: of the server
+    that it killed."""
 
     def __init__(self, run: Path) -> None:
         super().__init__(daemon=True)
@@ -76,7 +78,12 @@ class Killer(threading.Thread):
 
         journal = self.run_folder / "explore/tree/journal-00000.jsonl"
         while not self.over.is_set() and not self.pid:
-            if journal.is_file() and journal.read_bytes().count(b"\n") > 1 and _launch._running and _launch._running[0].pid:
+            if (
+                journal.is_file()
+                and journal.read_bytes().count(b"\n") > 1
+                and _launch._running
+                and _launch._running[0].pid
+            ):
                 self.pid = _launch._running[0].pid
                 os.kill(self.pid, signal.SIGKILL)
             time.sleep(0.05)
@@ -96,7 +103,12 @@ def explored_through_a_kill(run: Path, settings: list[str]) -> None:
     assert done is not None
     assert done["server_restarts"] == 1
     assert done["stops"].get("policy_error", 0) == 0
-    turns = [t for tree in load_trees(run / "explore/tree").values() for e in tree.episodes for t in e.turns]
+    turns = [
+        t
+        for tree in load_trees(run / "explore/tree").values()
+        for e in tree.episodes
+        for t in e.turns
+    ]
     assert len(turns) == done["spent"]["policy_calls"] == 3 * 8
     assert {t.policy for t in turns} == {"base"}
     assert done["spent"]["prompt_tokens"] == sum(t.usage.prompt for t in turns) > 0
@@ -121,21 +133,49 @@ def test_llama_cpp_explores_and_outlives_a_kill(tmp_path: Path) -> None:
 def test_transformers_serve_goes_from_exploration_to_new_weights(tmp_path: Path) -> None:
     needs("fastapi", "uvicorn", "openai", "transformers", "torch", "peft")
     program = f"{shlex.quote(sys.executable)} -m transformers.cli.transformers"
-    launch = f"{program} serve {{checkpoint}} --host 127.0.0.1 --port {{port}} --device cpu --dtype float32"
+    launch = (
+        f"{program} serve {{checkpoint}} --host 127.0.0.1 --port {{port}} --device cpu --dtype "
+        "float32"
+    )
     # one door: a success now and then, so that there is something to learn from
-    plain = 'policy.options.extra={generation_config="{\\"do_sample\\": true, \\"eos_token_id\\": 2, \\"pad_token_id\\": 2}"}'
-    settings = overrides(tmp_path, launch, "smollm2", plain, "evaluate.samples=2", "evaluate.k=[1,2]", "arms.leafe.distill.max_steps=2", "env.options={depth=1}")
+    plain = (
+        'policy.options.extra={generation_config="{\\"do_sample\\": true, \\"eos_token_id\\": '
+        '2, \\"pad_token_id\\": 2}"}'
+    )
+    settings = overrides(
+        tmp_path,
+        launch,
+        "smollm2",
+        plain,
+        "evaluate.samples=2",
+        "evaluate.k=[1,2]",
+        "arms.leafe.distill.max_steps=2",
+        "env.options={depth=1}",
+    )
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("OMP_NUM_THREADS", "1"), ("HF_HUB_OFFLINE", "1"), ("HF_HOME", str(tmp_path / "hf"))):
+        for name, value in (
+            ("OMP_NUM_THREADS", "1"),
+            ("HF_HUB_OFFLINE", "1"),
+            ("HF_HOME", str(tmp_path / "hf")),
+        ):
             patch.setenv(name, value)
         explored_through_a_kill(run, settings)
         run_recipe(load_recipe("sokoban-smollm2", settings), run)
     checkpoint = run.absolute() / "distill/leafe/checkpoint"
     logs = sorted((run / "logs").glob("server-*.log"), key=lambda p: p.stat().st_mtime)
-    assert [f"serve {checkpoint} " in log.read_text(errors="replace") for log in logs] == [False, False, True]
+    assert [f"serve {checkpoint} " in log.read_text(errors="replace") for log in logs] == [
+        False,
+        False,
+        True,
+    ]
     for row, weights in (("base", str(smollm2.path())), ("leafe", str(checkpoint))):
-        turns = [t for tree in load_trees(run / "evaluate" / row).values() for e in tree.episodes for t in e.turns]
+        turns = [
+            t
+            for tree in load_trees(run / "evaluate" / row).values()
+            for e in tree.episodes
+            for t in e.turns
+        ]
         assert {t.policy for t in turns} == {row}
         assert weights in logs[1 if row == "base" else 2].read_text(errors="replace")
     done = RunFolder.read(run).done("evaluate/leafe")

@@ -1,6 +1,8 @@
-"""Stages on a Ray cluster of two nodes on this machine: nodes, actors and the driver are killed while they work, and the trees are those of one machine.
+"""Stages on a Ray cluster of two nodes on this machine: nodes, actors and the driver are killed
+while they work, and the trees are those of one machine.
 
-The drivers are processes of their own (`leafe run`), the nodes are real raylets. Whatever is killed here was started here.
+The drivers are processes of their own (`leafe run`), the nodes are real raylets. Whatever is killed
+here was started here.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pipeline.test_deal import OVERRIDES, SMALL, fickle
+from tests.pipeline.test_dispatcher import OVERRIDES, SMALL, fickle
 
 from leafe.pipeline import run_recipe
 from leafe.recipes import load_recipe
@@ -45,7 +47,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[Any]:
     """A head with one CPU. What its actors import is found from the repository."""
     before = dict(os.environ)
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": ROOT,
+        "OMP_NUM_THREADS": "1",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+    }
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args=NODE)
@@ -68,18 +75,37 @@ def second(cluster: Any) -> Iterator[Any]:
 
 
 class Driver:
-    """`leafe run` on the cluster (or one that it starts: None), slow enough to be caught at work."""
+    """`leafe run` on the cluster (or one that it starts: None), slow enough to be caught at
+    work."""
 
     def __init__(self, folder: Path, address: str | None, *more: str, latency: float = 0.1) -> None:
         self.folder = folder
         self.pids = folder.with_name(folder.name + ".pids")
         self.pids.mkdir(exist_ok=True)
         overrides = [*OVERRIDES, *MORE, "engine=ray", "ray.workers=2", "ray.wait=60", *more]
-        overrides += [f"policy.options.latency={latency}", f"policy.options.pids={self.pids}"] + ([f"ray.address={address}"] if address else [])
-        self.command = [sys.executable, "-m", "leafe.cli", "run", SMALL, *overrides, "--runs", str(folder.parent), "--name", folder.name]
-        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+        overrides += [f"policy.options.latency={latency}", f"policy.options.pids={self.pids}"] + (
+            [f"ray.address={address}"] if address else []
+        )
+        self.command = [
+            sys.executable,
+            "-m",
+            "leafe.cli",
+            "run",
+            SMALL,
+            *overrides,
+            "--runs",
+            str(folder.parent),
+            "--name",
+            folder.name,
+        ]
+        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
+            "PYTHONPATH": ROOT,
+            "OMP_NUM_THREADS": "1",
+        }
         self.log = (folder.parent / f"{folder.name}.log").open("ab+")
-        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=subprocess.STDOUT, env=env, cwd=folder.parent)
+        self.process = subprocess.Popen(
+            self.command, stdout=self.log, stderr=subprocess.STDOUT, env=env, cwd=folder.parent
+        )
 
     def until_lines(self, stage: str, lines: int) -> None:
         """Until so many lines stand in the journal."""
@@ -141,10 +167,16 @@ def done(folder: Path, stage: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-def test_two_nodes_find_what_one_machine_finds(cluster: Any, second: Any, whole: Path, tmp_path: Path) -> None:
+def test_two_nodes_find_what_one_machine_finds(
+    cluster: Any, second: Any, whole: Path, tmp_path: Path
+) -> None:
     hold = tmp_path / "hold"
-    hold.touch()  # nobody is answered before both actors ask: one alone could be through before the other has started
-    with Driver(tmp_path / "run", cluster.address, f"policy.options.hold={hold}", latency=0.0) as driver:
+    # nobody is answered before both actors ask: one alone could be through before the other has
+    # started
+    hold.touch()
+    with Driver(
+        tmp_path / "run", cluster.address, f"policy.options.hold={hold}", latency=0.0
+    ) as driver:
         until(lambda: len(list(tmp_path.glob("hold.*"))) == 2)
         hold.unlink()
         driver.end()
@@ -153,15 +185,21 @@ def test_two_nodes_find_what_one_machine_finds(cluster: Any, second: Any, whole:
     for stage in STAGES:
         here, there = done(tmp_path / "run", stage), done(whole, stage)
         assert here["ray"] == {"lost_actors": 0, "given_again": 0}
-        assert here["policy_failures"]["asked"] == there["policy_failures"]["asked"], "both actors' counts, added up"
+        assert here["policy_failures"]["asked"] == there["policy_failures"]["asked"], (
+            "both actors' counts, added up"
+        )
     spent = done(tmp_path / "run", "explore/tree")["spent"], done(whole, "explore/tree")["spent"]
-    assert {k: v for k, v in spent[0].items() if k != "seconds"} == {k: v for k, v in spent[1].items() if k != "seconds"}
+    assert {k: v for k, v in spent[0].items() if k != "seconds"} == {
+        k: v for k, v in spent[1].items() if k != "seconds"
+    }
     assert done(tmp_path / "run", "explore/tree")["stops"] == done(whole, "explore/tree")["stops"]
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_node_that_is_killed_at_work(cluster: Any, second: Any, whole: Path, tmp_path: Path, stage: str) -> None:
+def test_a_node_that_is_killed_at_work(
+    cluster: Any, second: Any, whole: Path, tmp_path: Path, stage: str
+) -> None:
     hold = tmp_path / "hold"
     with Driver(tmp_path / "run", cluster.address, f"policy.options.hold={hold}") as driver:
         if stage == "explore/tree":
@@ -180,7 +218,9 @@ def test_a_node_that_is_killed_at_work(cluster: Any, second: Any, whole: Path, t
 
 
 @pytest.mark.timeout(300)
-def test_an_actor_that_is_killed_is_replaced(cluster: Any, second: Any, whole: Path, tmp_path: Path) -> None:
+def test_an_actor_that_is_killed_is_replaced(
+    cluster: Any, second: Any, whole: Path, tmp_path: Path
+) -> None:
     with Driver(tmp_path / "run", cluster.address) as driver:
         for lines in (3, 12):
             driver.until_lines("explore/tree", lines)
@@ -193,7 +233,9 @@ def test_an_actor_that_is_killed_is_replaced(cluster: Any, second: Any, whole: P
 
 
 @pytest.mark.timeout(300)
-def test_a_driver_that_is_killed_goes_on_where_its_journal_ends(cluster: Any, second: Any, whole: Path, tmp_path: Path) -> None:
+def test_a_driver_that_is_killed_goes_on_where_its_journal_ends(
+    cluster: Any, second: Any, whole: Path, tmp_path: Path
+) -> None:
     for stage, lines in (("explore/tree", 4), ("explore/tree", 15), ("evaluate/base", 1)):
         with Driver(tmp_path / "run", cluster.address) as driver:
             driver.until_lines(stage, lines)
@@ -204,12 +246,15 @@ def test_a_driver_that_is_killed_goes_on_where_its_journal_ends(cluster: Any, se
     with Driver(tmp_path / "run", cluster.address) as driver:
         driver.end()
     same(tmp_path / "run", whole)
-    assert [e.to_json() for line in journal(tmp_path / "run", "explore/tree") for e in line][: len(before)] == before
+    assert [e.to_json() for line in journal(tmp_path / "run", "explore/tree") for e in line][
+        : len(before)
+    ] == before
 
 
 @pytest.mark.timeout(300)
 def test_a_cluster_of_its_own_ends_with_it(whole: Path, tmp_path: Path) -> None:
-    """Without an address; killed in mid-run it leaves no process behind, and the local engine goes on with its journal."""
+    """Without an address; killed in mid-run it leaves no process behind, and the local engine goes
+    on with its journal."""
     with Driver(tmp_path / "run", None) as driver:
         driver.until_lines("explore/tree", 3)
         family = offspring(driver.process.pid)
@@ -217,7 +262,11 @@ def test_a_cluster_of_its_own_ends_with_it(whole: Path, tmp_path: Path) -> None:
         os.kill(driver.process.pid, signal.SIGKILL)
         driver.process.wait()
         until(lambda: not any(alive(pid) for pid in family), 150)  # Ray's agents take a minute
-    run_recipe(fickle(*MORE, f"policy.options.pids={driver.pids}", "policy.options.latency=0.1"), tmp_path / "run", only="explore")
+    run_recipe(
+        fickle(*MORE, f"policy.options.pids={driver.pids}", "policy.options.latency=0.1"),
+        tmp_path / "run",
+        only="explore",
+    )
     same(tmp_path / "run", whole, ("explore/tree",))
 
 
@@ -226,16 +275,33 @@ def test_a_trained_arm_is_evaluated_by_actors(cluster: Any, tmp_path: Path) -> N
     """With the embedded model: both stages, and the checkpoint read by the actors."""
     few = ("tasks.train=6", "tasks.test=2")
     run_recipe(load_recipe(SMALL, few), tmp_path / "here")
-    run_recipe(load_recipe(SMALL, (*few, "engine=ray", "ray.workers=1", f"ray.address={cluster.address}")), tmp_path / "there")
-    same(tmp_path / "there", tmp_path / "here", ("explore/tree", "evaluate/base", "evaluate/leafe+"))
+    run_recipe(
+        load_recipe(SMALL, (*few, "engine=ray", "ray.workers=1", f"ray.address={cluster.address}")),
+        tmp_path / "there",
+    )
+    same(
+        tmp_path / "there", tmp_path / "here", ("explore/tree", "evaluate/base", "evaluate/leafe+")
+    )
 
 
 @pytest.mark.timeout(300)
 def test_mistakes_arrive_as_sentences(cluster: Any, tmp_path: Path) -> None:
     said = {
-        "full": (("ray.cpus=64", "ray.wait=3"), 1, "No actor was at work for 3 s: each needs 64 CPU, and the cluster has 1 CPU in all."),
-        "model": (("policy.kind=hf", "policy.options={}", "policy.model=absent/model"), 2, "On the node"),
-        "dead": (("policy.options.unheard=x", "policy.kind=tests.gates_policy:Absent"), 2, "the module tests.gates_policy has no Absent"),
+        "full": (
+            ("ray.cpus=64", "ray.wait=3"),
+            1,
+            "No actor was at work for 3 s: each needs 64 CPU, and the cluster has 1 CPU in all.",
+        ),
+        "model": (
+            ("policy.kind=hf", "policy.options={}", "policy.model=absent/model"),
+            2,
+            "On the node",
+        ),
+        "dead": (
+            ("policy.options.unheard=x", "policy.kind=tests.gates_policy:Absent"),
+            2,
+            "the module tests.gates_policy has no Absent",
+        ),
     }
     for name, (more, code, words) in said.items():
         with Driver(tmp_path / name, cluster.address, *more) as driver:
@@ -245,12 +311,20 @@ def test_mistakes_arrive_as_sentences(cluster: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_task_that_kills_its_actor_is_given_up_and_the_others_are_done(cluster: Any, second: Any, whole: Path, tmp_path: Path) -> None:
+def test_a_task_that_kills_its_actor_is_given_up_and_the_others_are_done(
+    cluster: Any, second: Any, whole: Path, tmp_path: Path
+) -> None:
     deadly = "gates-hard-train-0-5"
-    with Driver(tmp_path / "run", cluster.address, f"policy.options.deadly={deadly}", latency=0.0) as driver:
-        assert f"1 tasks were given up after 5 actors each ({deadly})" in driver.end(1).replace("\n", " ")
+    with Driver(
+        tmp_path / "run", cluster.address, f"policy.options.deadly={deadly}", latency=0.0
+    ) as driver:
+        assert f"1 tasks were given up after 5 actors each ({deadly})" in driver.end(1).replace(
+            "\n", " "
+        )
     found = Counter(e.task_id for line in journal(tmp_path / "run", "explore/tree") for e in line)
-    assert set(found) == {e.task_id for line in journal(whole, "explore/tree") for e in line} - {deadly}
+    assert set(found) == {e.task_id for line in journal(whole, "explore/tree") for e in line} - {
+        deadly
+    }
 
 
 def offspring(pid: int) -> dict[int, str]:
@@ -259,7 +333,9 @@ def offspring(pid: int) -> dict[int, str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                parents.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(int(entry.name))
+                parents.setdefault(
+                    int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []
+                ).append(int(entry.name))
     out: dict[int, str] = {}
     queue = [pid]
     while queue:

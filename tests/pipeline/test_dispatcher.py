@@ -1,4 +1,5 @@
-"""Tasks dealt to actors that come and go: the trees are those of one machine, every finished episode stands in the journal once, whoever dies when."""
+"""Tasks dealt to actors that come and go: the trees are those of one machine, every finished
+episode stands in the journal once, whoever dies when."""
 
 from __future__ import annotations
 
@@ -30,9 +31,16 @@ from tests.pipeline.test_run import trees_of
 
 SMALL = str(Path(__file__).with_name("small.toml"))
 OVERRIDES = (
-    "policy.kind=tests.gates_policy:Fickle", "env.options.setting=hard", "arms={}", "evaluate.compare=[]", "tasks.train=12", "tasks.test=6",
-    "explore.branches_per_reflection=2", "explore.limits.policy_calls=20", "explore.concurrency=4",
-)  # fmt: skip
+    "policy.kind=tests.gates_policy:Fickle",
+    "env.options.setting=hard",
+    "arms={}",
+    "evaluate.compare=[]",
+    "tasks.train=12",
+    "tasks.test=6",
+    "explore.branches_per_reflection=2",
+    "explore.limits.policy_calls=20",
+    "explore.concurrency=4",
+)
 
 
 def fickle(*more: str) -> Recipe:
@@ -48,7 +56,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Here:
-    """An actor in this process. `dies` is asked after each of its answers, and decides whether this one is lost on the way and its maker with it."""
+    """An actor in this process. `dies` is asked after each of its answers, and decides whether this
+    one is lost on the way and its maker with it."""
 
     def __init__(self, actor: StageActor, dies: Callable[[], bool]) -> None:
         self.actor, self.dies, self.dismissed = actor, dies, False
@@ -97,7 +106,15 @@ def deal(
     """Deal the stage's tasks of the whole run to actors in this process."""
     stage = find(recipe, stage_name)
     tasks = read_tasks(folder / stage_name)
-    order = order_for(recipe, folder, stage, load_prompt_set(recipe.prompts), 3, source_of(folder, stage), sampling_of(recipe, folder, stage))
+    order = order_for(
+        recipe,
+        folder,
+        stage,
+        load_prompt_set(recipe.prompts),
+        3,
+        source_of(folder, stage),
+        sampling_of(recipe, folder, stage),
+    )
     hired: list[Here] = []
 
     async def hire() -> Actor:
@@ -105,7 +122,13 @@ def deal(
         return hired[-1]
 
     async def main() -> TaskDispatcher:
-        dealer = TaskDispatcher(tasks, known or {}, hire, journal, **({"actors": 3, "slots": 3, "whole": stage.kind != "explore"} | more))
+        dealer = TaskDispatcher(
+            tasks,
+            known or {},
+            hire,
+            journal,
+            **({"actors": 3, "slots": 3, "whole": stage.kind != "explore"} | more),
+        )
         await dealer.run()
         return dealer
 
@@ -129,7 +152,12 @@ def test_dealt_it_is_what_one_machine_finds(whole: Path, tmp_path: Path, stage: 
     memory = Memory()
     dealer = deal(fickle(), whole, stage, memory)
     assert as_trees(whole, stage, memory.episodes, tmp_path) == trees_of(whole, stage)
-    assert (dealer.done, dealer.lost, dealer.given_again, dealer.at_work) == (len(read_tasks(whole / stage)), 0, 0, 0)
+    assert (dealer.done, dealer.lost, dealer.given_again, dealer.at_work) == (
+        len(read_tasks(whole / stage)),
+        0,
+        0,
+        0,
+    )
     calls = sum(fact["policy_failures"]["asked"] for fact in dealer.facts)
     if stage == "explore/tree":
         assert calls == sum(len(e.turns) for e in memory.episodes), "no call was made twice"
@@ -138,7 +166,9 @@ def test_dealt_it_is_what_one_machine_finds(whole: Path, tmp_path: Path, stage: 
 @pytest.mark.parametrize("stage", ["explore/tree", "evaluate/base"])
 @settings(max_examples=8)
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.02, 0.1, 0.2]))
-def test_actors_that_die_at_any_time_change_nothing(whole: Path, tmp_path_factory: pytest.TempPathFactory, stage: str, seed: int, share: float) -> None:
+def test_actors_that_die_at_any_time_change_nothing(
+    whole: Path, tmp_path_factory: pytest.TempPathFactory, stage: str, seed: int, share: float
+) -> None:
     chance = random.Random(seed)
     memory = Memory()
     left = TRIES - 1  # of more, all could meet one task
@@ -152,15 +182,23 @@ def test_actors_that_die_at_any_time_change_nothing(whole: Path, tmp_path_factor
         return False
 
     dealer = deal(fickle(), whole, stage, memory, dies=dies)
-    twice = [key for key, times in Counter((e.task_id, e.index) for e in memory.episodes).items() if times > 1]
+    twice = [
+        key
+        for key, times in Counter((e.task_id, e.index) for e in memory.episodes).items()
+        if times > 1
+    ]
     assert not twice
-    assert as_trees(whole, stage, memory.episodes, tmp_path_factory.mktemp("dealt")) == trees_of(whole, stage)
+    assert as_trees(whole, stage, memory.episodes, tmp_path_factory.mktemp("dealt")) == trees_of(
+        whole, stage
+    )
     assert dealer.lost == deaths
 
 
 @settings(max_examples=8)
 @given(lines=st.integers(0, 40))
-def test_it_goes_on_from_any_point_of_the_journal(whole: Path, tmp_path_factory: pytest.TempPathFactory, lines: int) -> None:
+def test_it_goes_on_from_any_point_of_the_journal(
+    whole: Path, tmp_path_factory: pytest.TempPathFactory, lines: int
+) -> None:
     """What stands in the journal is handed along: the rest is found, and nothing of it again."""
     before = [e for line in read_journal(whole / "explore/tree") for e in line]
     kept = before[: min(lines, len(before))]
@@ -169,14 +207,20 @@ def test_it_goes_on_from_any_point_of_the_journal(whole: Path, tmp_path_factory:
         trees[episode.task_id].add(episode)
     memory = Memory()
     deal(fickle(), whole, "explore/tree", memory, known=trees)
-    assert as_trees(whole, "explore/tree", kept + memory.episodes, tmp_path_factory.mktemp("dealt")) == trees_of(whole, "explore/tree")
+    assert as_trees(
+        whole, "explore/tree", kept + memory.episodes, tmp_path_factory.mktemp("dealt")
+    ) == trees_of(whole, "explore/tree")
 
 
 def started(recipe: Recipe, folder: Path, stage_name: str, source: str = "base") -> Any:
     """What an actor says when it starts."""
 
     async def main() -> Any:
-        actor = StageActor(order_for(recipe, folder, find(recipe, stage_name), load_prompt_set(recipe.prompts), 1, source))
+        actor = StageActor(
+            order_for(
+                recipe, folder, find(recipe, stage_name), load_prompt_set(recipe.prompts), 1, source
+            )
+        )
         try:
             return json.loads(await actor.start())
         finally:
@@ -189,7 +233,13 @@ def test_an_actor_needs_no_file_of_the_drivers_to_explore(tmp_path: Path) -> Non
     words = tmp_path / "own.toml"
     words.write_text('name = "own"\naction = "plain"\n')
     recipe = fickle(f"prompts={words}")
-    order = order_for(recipe, tmp_path / "absent", find(recipe, "explore/tree"), load_prompt_set(recipe.prompts), 1)
+    order = order_for(
+        recipe,
+        tmp_path / "absent",
+        find(recipe, "explore/tree"),
+        load_prompt_set(recipe.prompts),
+        1,
+    )
     words.unlink()
 
     async def main() -> str:
@@ -204,9 +254,14 @@ def test_an_actor_needs_no_file_of_the_drivers_to_explore(tmp_path: Path) -> Non
 
 def test_weights_that_a_node_does_not_see(tmp_path: Path) -> None:
     arm = fickle("arms.rft.preset=rft", "arms.rft.explored=tree")
-    error = started(arm, tmp_path, "evaluate/rft", str(tmp_path / "distill/rft/checkpoint"))["error"]
+    error = started(arm, tmp_path, "evaluate/rft", str(tmp_path / "distill/rft/checkpoint"))[
+        "error"
+    ]
     assert error["kind"] == "user"
-    assert f"The weights of rft lie in {tmp_path / 'distill/rft/checkpoint'}, which the node" in error["message"]
+    assert (
+        f"The weights of rft lie in {tmp_path / 'distill/rft/checkpoint'}, which the node"
+        in error["message"]
+    )
     assert 'share, or set engine = "local".' in error["message"]
     (tmp_path / "model").mkdir()
     folder = fickle(f"policy.model={tmp_path / 'model'}", "policy.kind=hf")
@@ -224,7 +279,10 @@ def test_nodes_with_another_env_or_another_leafe_are_refused() -> None:
     from leafe.pipeline._ray import _same_everywhere
 
     _same_everywhere({"at": "n7", "leafe": __version__, "env": {"data": "1"}}, {"data": "1"})
-    with pytest.raises(UserError, match=r"The environment on the node n7 is not the one here: its data is '2' and not '1'"):
+    with pytest.raises(
+        UserError,
+        match=r"The environment on the node n7 is not the one here: its data is '2' and not '1'",
+    ):
         _same_everywhere({"at": "n7", "leafe": __version__, "env": {"data": "2"}}, {"data": "1"})
     with pytest.raises(UserError, match=r"its data is None and not '1'"):
         _same_everywhere({"at": "n7", "leafe": __version__, "env": {}}, {"data": "1"})
@@ -240,11 +298,19 @@ def plain(number: int) -> list[Task]:
 
 
 def said(**more: Any) -> dict[str, Any]:
-    return {"episodes": [], "done": [], "failed": {}, "unheard": {}, "error": None, "facts": {}} | more
+    return {
+        "episodes": [],
+        "done": [],
+        "failed": {},
+        "unheard": {},
+        "error": None,
+        "facts": {},
+    } | more
 
 
 class Scripted:
-    """Does each task at once, unless `play` says otherwise: it gets the ids that the actor holds, and returns an answer or raises `Lost`."""
+    """Does each task at once, unless `play` says otherwise: it gets the ids that the actor holds,
+    and returns an answer or raises `Lost`."""
 
     def __init__(self, play: Callable[[set[str]], dict[str, Any]]) -> None:
         self.play = play
@@ -264,13 +330,28 @@ class Scripted:
         await asyncio.sleep(0)
 
 
-def scripted(tasks: list[Task], play: Callable[[set[str]], dict[str, Any]], *, actors: int = 2, slots: int = 4, **more: Any) -> TaskDispatcher:
+def scripted(
+    tasks: list[Task],
+    play: Callable[[set[str]], dict[str, Any]],
+    *,
+    actors: int = 2,
+    slots: int = 4,
+    **more: Any,
+) -> TaskDispatcher:
     async def main() -> TaskDispatcher:
         async def hire() -> Actor:
             await asyncio.sleep(0)
             return Scripted(play)
 
-        dealer = TaskDispatcher(tasks, {}, more.pop("hire", hire), more.pop("journal", Memory()), actors=actors, slots=slots, **more)
+        dealer = TaskDispatcher(
+            tasks,
+            {},
+            more.pop("hire", hire),
+            more.pop("journal", Memory()),
+            actors=actors,
+            slots=slots,
+            **more,
+        )
         held.append(dealer)
         await dealer.run()
         return dealer
@@ -303,7 +384,13 @@ def test_a_deadly_task_is_given_up_and_no_other() -> None:
             raise Lost("out of memory")
         return said(done=[min(holds)])
 
-    with pytest.raises(ForeignFailure, match=r"1 tasks were given up after 5 actors each \(t3\), the last with: out of memory All others are done"):
+    with pytest.raises(
+        ForeignFailure,
+        match=(
+            r"1 tasks were given up after 5 actors each \(t3\), the last with: out of memory "
+            r"All others are done"
+        ),
+    ):
         scripted(plain(12), play)
     assert held[-1].done == 11
     assert held[-1].lost == TRIES
@@ -314,7 +401,10 @@ def test_a_task_that_fails_is_tried_on_other_actors() -> None:
 
     def play(holds: set[str]) -> dict[str, Any]:
         tries.update(holds)
-        return said(done=sorted(h for h in holds if tries[h] > 2), failed={h: "no such disk" for h in holds if tries[h] <= 2})
+        return said(
+            done=sorted(h for h in holds if tries[h] > 2),
+            failed={h: "no such disk" for h in holds if tries[h] <= 2},
+        )
 
     assert scripted(plain(5), play).done == 5
 
@@ -323,7 +413,10 @@ def test_a_cluster_on_which_every_actor_dies_ends_the_stage() -> None:
     async def hire() -> Actor:
         raise Lost("no leafe on this node")
 
-    with pytest.raises(ForeignFailure, match=r"1\d actors were lost one after another .* the last with: no leafe on this node"):
+    with pytest.raises(
+        ForeignFailure,
+        match=r"1\d actors were lost one after another .* the last with: no leafe on this node",
+    ):
         scripted(plain(3), lambda holds: said(), hire=hire, actors=4)
 
 
@@ -352,7 +445,10 @@ def test_what_an_actor_says_is_wrong_ends_the_stage_and_what_came_with_it_is_kep
     episode = Episode("t0", 0, "budget", ()).to_json()  # type: ignore[arg-type]
 
     def play(holds: set[str]) -> dict[str, Any]:
-        return said(episodes=[episode] if "t0" in holds else [], error={"kind": "user", "message": "no such option"})
+        return said(
+            episodes=[episode] if "t0" in holds else [],
+            error={"kind": "user", "message": "no such option"},
+        )
 
     with pytest.raises(UserError, match="no such option"):
         scripted(plain(3), play, journal=memory, actors=1)
@@ -394,28 +490,51 @@ def test_the_last_tasks_are_given_again_to_those_who_wait() -> None:
 
 
 def test_where_all_samples_of_all_tasks_are_lost_the_evaluation_ends() -> None:
-    with pytest.raises(ForeignFailure, match=r"1\d tasks in a row were lost, the last with: nobody is at home"):
-        scripted(plain(40), lambda holds: said(all_samples_lost=dict.fromkeys(sorted(holds), "nobody is at home")))
-    some = scripted(plain(6), lambda holds: said(all_samples_lost={h: "so" for h in holds if h == "t2"}, done=sorted(holds - {"t2"})))
+    with pytest.raises(
+        ForeignFailure, match=r"1\d tasks in a row were lost, the last with: nobody is at home"
+    ):
+        scripted(
+            plain(40),
+            lambda holds: said(all_samples_lost=dict.fromkeys(sorted(holds), "nobody is at home")),
+        )
+    some = scripted(
+        plain(6),
+        lambda holds: said(
+            all_samples_lost={h: "so" for h in holds if h == "t2"}, done=sorted(holds - {"t2"})
+        ),
+    )
     assert some.done == 6
     assert set(some.all_samples_lost) == {"t2"}
 
 
 def test_run_limits_cannot_be_shared() -> None:
-    with pytest.raises(UserError, match=r"explore.run_limits bound a whole stage, which actors cannot share exactly"):
+    with pytest.raises(
+        UserError,
+        match=r"explore.run_limits bound a whole stage, which actors cannot share exactly",
+    ):
         fickle("engine=ray", "explore.run_limits.policy_calls=100")
 
 
-def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"The package ray is not installed: pip install 'leafe\[ray\]'"):
+    with pytest.raises(
+        UserError, match=r"The package ray is not installed: pip install 'leafe\[ray\]'"
+    ):
         run_recipe(fickle("engine=ray"), tmp_path / "run", only="explore")
 
 
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("127.0.0.1:1", r"No Ray cluster answers at 127.0.0.1:1 \(.*refused\): check ray.address, or start its head"),
+        (
+            "127.0.0.1:1",
+            (
+                r"No Ray cluster answers at 127.0.0.1:1 \(.*refused\): check ray.address, or "
+                r"start its head"
+            ),
+        ),
         ("no.such.host.invalid:6379", "No Ray cluster answers at no.such.host.invalid:6379"),
         ("127.0.0.1:99999", "No Ray cluster answers at 127.0.0.1:99999"),
         ("somewhere", "ray.address = 'somewhere' is no cluster's head: write HOST:PORT"),
@@ -425,10 +544,15 @@ def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest
 def test_an_address_where_no_cluster_is(tmp_path: Path, address: str, says: str) -> None:
     pytest.importorskip("ray")
     with pytest.raises(UserError, match=says):
-        run_recipe(fickle("engine=ray", f"ray.address='{address}'"), tmp_path / "run", only="explore")
+        run_recipe(
+            fickle("engine=ray", f"ray.address='{address}'"), tmp_path / "run", only="explore"
+        )
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b"-ERR unknown command\r\n", b""])
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b"-ERR unknown command\r\n", b""],
+)
 def test_an_address_where_something_else_answers(tmp_path: Path, answer: bytes) -> None:
     """The dashboard's port instead of the head's, say."""
     pytest.importorskip("ray")
@@ -441,8 +565,12 @@ def test_an_address_where_something_else_answers(tmp_path: Path, answer: bytes) 
 
     threading.Thread(target=serve, daemon=True).start()
     address = f"127.0.0.1:{listening.getsockname()[1]}"
-    with pytest.raises(UserError, match=f"What answers at {address} is no head of a Ray cluster: give the port"):
-        run_recipe(fickle("engine=ray", f"ray.address='{address}'"), tmp_path / "run", only="explore")
+    with pytest.raises(
+        UserError, match=f"What answers at {address} is no head of a Ray cluster: give the port"
+    ):
+        run_recipe(
+            fickle("engine=ray", f"ray.address='{address}'"), tmp_path / "run", only="explore"
+        )
 
 
 def test_the_engine_is_no_part_of_the_experiment(whole: Path) -> None:

@@ -1,4 +1,5 @@
-"""`policy.launch`: a run goes from exploration to the evaluation of new weights through servers that it starts and ends itself."""
+"""`policy.launch`: a run goes from exploration to the evaluation of new weights through servers
+that it starts and ends itself."""
 
 from __future__ import annotations
 
@@ -27,8 +28,17 @@ KEY = "sk-launch-0123456789-abcdef"
 
 
 def overrides(*flags: str, more: tuple[str, ...] = ()) -> list[str]:
-    launch = f"{shlex.join([sys.executable, FAKE])} {{checkpoint}} {{port}} --gates {' '.join(flags)}"
-    return ["policy.kind=http", f"policy.launch={launch}", "policy.options.api_key_env=FAKE_KEY", "tasks.train=4", "tasks.test=2", *more]
+    launch = (
+        f"{shlex.join([sys.executable, FAKE])} {{checkpoint}} {{port}} --gates {' '.join(flags)}"
+    )
+    return [
+        "policy.kind=http",
+        f"policy.launch={launch}",
+        "policy.options.api_key_env=FAKE_KEY",
+        "tasks.train=4",
+        "tasks.test=2",
+        *more,
+    ]
 
 
 def recipe(*flags: str, more: tuple[str, ...] = ()) -> Recipe:
@@ -47,16 +57,28 @@ def served(log: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_serves_its_base_and_then_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_serves_its_base_and_then_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAKE_KEY", KEY)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     run = tmp_path / "run"
     run_recipe(recipe("--child"), run)
     first, second, third = logs(run)
-    assert served(first) == served(second) != served(third) == str(run.absolute() / "distill/leafe+/checkpoint")
+    assert (
+        served(first)
+        == served(second)
+        != served(third)
+        == str(run.absolute() / "distill/leafe+/checkpoint")
+    )
     assert gone(*(pid for log in (first, second, third) for pid in pids_in(log)))
     for row in ("base", "leafe+"):
-        turns = [t for tree in load_trees(run / "evaluate" / row).values() for e in tree.episodes for t in e.turns]
+        turns = [
+            t
+            for tree in load_trees(run / "evaluate" / row).values()
+            for e in tree.episodes
+            for t in e.turns
+        ]
         assert {t.policy for t in turns} == {row}
     done = RunFolder.read(run).done("evaluate/leafe+")
     assert done is not None
@@ -71,7 +93,9 @@ def test_a_run_serves_its_base_and_then_its_own_weights(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_an_adapter_goes_into_the_running_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_goes_into_the_running_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     lora = ('arms."leafe+".distill.lora={r=2, merge=false}',)
     run = tmp_path / "with"
@@ -79,14 +103,22 @@ def test_an_adapter_goes_into_the_running_server(tmp_path: Path, monkeypatch: py
     first, second = logs(run)  # one for exploration; one for both rows of the evaluation
     assert served(first) == served(second)
     checkpoint = str(run.absolute() / "distill/leafe+/checkpoint")
-    loaded = re.search(rf"^adapter leafe-[0-9a-f]{{12}} from {re.escape(checkpoint)}$", second.read_text(), re.MULTILINE)
+    loaded = re.search(
+        rf"^adapter leafe-[0-9a-f]{{12}} from {re.escape(checkpoint)}$",
+        second.read_text(),
+        re.MULTILINE,
+    )
     assert loaded is not None
     run = tmp_path / "without"
     run_recipe(recipe(more=lora), run)
-    assert [served(log) for log in logs(run)][2:] == [str(run.absolute() / "distill/leafe+/checkpoint")]
+    assert [served(log) for log in logs(run)][2:] == [
+        str(run.absolute() / "distill/leafe+/checkpoint")
+    ]
 
 
-def test_a_server_killed_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_killed_in_mid_run_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     struck = 0
 
@@ -96,7 +128,11 @@ def test_a_server_killed_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: p
         async def ready(self) -> None:
             nonlocal struck
             await super().ready()
-            if struck == self.deaths < 2 and self.pid is not None and (tmp_path / "run/explore/tree/journal-00000.jsonl").is_file():
+            if (
+                struck == self.deaths < 2
+                and self.pid is not None
+                and (tmp_path / "run/explore/tree/journal-00000.jsonl").is_file()
+            ):
                 struck += 1
                 os.kill(self.pid, signal.SIGKILL)
 
@@ -108,7 +144,10 @@ def test_a_server_killed_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: p
 
     def texts(run: str) -> list[tuple[str, list[str]]]:
         trees = load_trees(tmp_path / run / "explore/tree")
-        return [(k, [t.action_text for e in v.episodes for t in e.turns]) for k, v in sorted(trees.items())]
+        return [
+            (k, [t.action_text for e in v.episodes for t in e.turns])
+            for k, v in sorted(trees.items())
+        ]
 
     assert texts("run") == texts("calm")
     done = RunFolder.read(tmp_path / "run").done("explore/tree")
@@ -117,12 +156,32 @@ def test_a_server_killed_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: p
     assert done["stops"].get("policy_error", 0) == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_no_server_stays_behind_an_interrupted_run(how: signal.Signals, tmp_path: Path) -> None:
     more = ("tasks.train=400", "explore.limits.policy_calls=100000", "explore.stop_when=budget")
-    command = [sys.executable, "-m", "leafe.cli", "run", SMALL, *overrides("--child", more=more), "--name", "run", "--runs", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "leafe.cli",
+        "run",
+        SMALL,
+        *overrides("--child", more=more),
+        "--name",
+        "run",
+        "--runs",
+        str(tmp_path),
+    ]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as leafe:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env
+    ) as leafe:
         journal = tmp_path / "run/explore/tree/journal-00000.jsonl"
         deadline = time.monotonic() + 200
         while not journal.is_file() or journal.read_bytes().count(b"\n") < 3:
@@ -140,15 +199,23 @@ def test_no_server_stays_behind_an_interrupted_run(how: signal.Signals, tmp_path
 
 
 def test_a_server_that_does_not_come_up_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ended with code 3 before it answered; the end of .*: 'out of memory'\.$"):
+    with pytest.raises(
+        UserError, match=r"ended with code 3 before it answered; the end of .*: 'out of memory'\.$"
+    ):
         run_recipe(recipe("--dies", "'out of memory'"), tmp_path / "run", only="explore")
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("policy.kind=hf", 'launch starts a server, and kind = \'hf\' asks none: set kind = "http"'),
-        ("policy.launch=vllm serve {checkpoint}", "launch has no {port}: write something like vllm serve"),
+        (
+            "policy.kind=hf",
+            "launch starts a server, and kind = 'hf' asks none: set kind = \"http\"",
+        ),
+        (
+            "policy.launch=vllm serve {checkpoint}",
+            "launch has no {port}: write something like vllm serve",
+        ),
         ("policy.options.base_url=http://x/v1", "take options.base_url or launch out"),
         ("policy.launch_timeout=0", "policy.launch_timeout"),
     ],
@@ -161,9 +228,21 @@ def test_settings_that_do_not_fit_are_one_sentence(change: str, sentence: str) -
 def test_where_a_server_listens_is_no_part_of_the_experiment(tmp_path: Path) -> None:
     from leafe.pipeline._run import config_of
 
-    served_by_hand = load_recipe(SMALL, ["policy.kind=http", "policy.options.base_url=http://a/v1", "policy.options.model=m"])
-    elsewhere = load_recipe(SMALL, ["policy.kind=http", 'policy.options.base_url=["http://b/v1", "http://c/v1"]', "policy.options.model=m"])
+    served_by_hand = load_recipe(
+        SMALL, ["policy.kind=http", "policy.options.base_url=http://a/v1", "policy.options.model=m"]
+    )
+    elsewhere = load_recipe(
+        SMALL,
+        [
+            "policy.kind=http",
+            'policy.options.base_url=["http://b/v1", "http://c/v1"]',
+            "policy.options.model=m",
+        ],
+    )
     assert config_of(served_by_hand) == config_of(elsewhere)
     assert json.dumps(config_of(recipe())) == json.dumps(config_of(recipe("--child")))
-    other = load_recipe(SMALL, ["policy.kind=http", "policy.options.base_url=http://a/v1", "policy.options.model=another"])
+    other = load_recipe(
+        SMALL,
+        ["policy.kind=http", "policy.options.base_url=http://a/v1", "policy.options.model=another"],
+    )
     assert config_of(served_by_hand) != config_of(other)

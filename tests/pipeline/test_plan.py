@@ -1,4 +1,5 @@
-"""What a recipe unrolls into: every stage after what it needs, arms on arms, rounds that share the tasks, what is refused and how."""
+"""What a recipe unrolls into: every stage after what it needs, arms on arms, rounds that share the
+tasks, what is refused and how."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from leafe.pipeline import KINDS, Stage, plan
 from leafe.recipes import Recipe, load_recipe, parse_recipe
 
 SMALL = str(Path(__file__).with_name("small.toml"))
-BASE: dict[str, Any] = {"name": "r", "env": {"name": "gates"}, "policy": {"model": "embedded"}, "strategies": ["tree", "independent"]}
+BASE: dict[str, Any] = {
+    "name": "r",
+    "env": {"name": "gates"},
+    "policy": {"model": "embedded"},
+    "strategies": ["tree", "independent"],
+}
 
 
 def small(*more: str) -> Recipe:
@@ -37,14 +43,20 @@ def arms(draw: st.DrawFn) -> dict[str, Any]:
     known = ["base", *(f"a{i}" for i in range(number))]
     out: dict[str, Any] = {}
     for i in range(number):
-        arm: dict[str, Any] = {"preset": "leafe+", "start": draw(st.sampled_from(known)), "explorer": draw(st.sampled_from(known))}
+        arm: dict[str, Any] = {
+            "preset": "leafe+",
+            "start": draw(st.sampled_from(known)),
+            "explorer": draw(st.sampled_from(known)),
+        }
         arm["explored"] = draw(st.sampled_from(["tree", "independent"]))
         kind = draw(st.sampled_from(["once", "rounds", "sweep"]))
         if kind == "rounds":
             arm["rounds"] = {
-                "number": draw(st.integers(2, 4)), "tasks": draw(st.sampled_from(["parted", "same"])), "data": draw(st.sampled_from(["all", "newest"])),
+                "number": draw(st.integers(2, 4)),
+                "tasks": draw(st.sampled_from(["parted", "same"])),
+                "data": draw(st.sampled_from(["all", "newest"])),
                 "start": draw(st.sampled_from(["newest", "first"])),
-            }  # fmt: skip
+            }
         elif kind == "sweep":
             arm["sweep"] = {"beta": [0.5, 1.0], "temperature": [0.7, 1.0]}
         out[f"a{i}"] = arm
@@ -52,10 +64,15 @@ def arms(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def solvable(given_arms: dict[str, Any]) -> bool:
-    """Whether the arms can be trained one after another: those that need nothing which is not there are taken away until none is left."""
+    """Whether the arms can be trained one after another: those that need nothing which is not there
+    are taken away until none is left."""
     left = dict(given_arms)
     while left:
-        free = [name for name, arm in left.items() if arm["start"] not in left and arm["explorer"] not in left]
+        free = [
+            name
+            for name, arm in left.items()
+            if arm["start"] not in left and arm["explorer"] not in left
+        ]
         if not free:
             return False
         for name in free:
@@ -88,15 +105,26 @@ def test_any_arms_are_planned_or_refused(given_arms: dict[str, Any], seeds: list
         assert {f"evaluate/{prefix}{row}" for row in ("base", *given_arms)} <= set(found)
         for name, arm in given_arms.items():
             rounds = arm.get("rounds", {}).get("number", 0)
-            trained = [n for n in found if n == f"distill/{prefix}{name}" or n.startswith(f"distill/{prefix}{name}.")]
-            assert len(trained) == (rounds or (2 if "sweep" in arm else 1)), "settings that differ in temperature alone are one training"
+            trained = [
+                n
+                for n in found
+                if n == f"distill/{prefix}{name}" or n.startswith(f"distill/{prefix}{name}.")
+            ]
+            assert len(trained) == (rounds or (2 if "sweep" in arm else 1)), (
+                "settings that differ in temperature alone are one training"
+            )
             validated = [n for n in found if n.startswith(f"validate/{prefix}{name}.")]
             assert len(validated) == (rounds or (4 if "sweep" in arm else 0))
             assert (f"choose/{prefix}{name}" in found) == bool(validated)
 
 
 def test_an_arm_after_another() -> None:
-    more = ("arms.after.preset=rft", "arms.after.start=leafe+", "arms.after.explorer=leafe+", "arms.after.explored=independent")
+    more = (
+        "arms.after.preset=rft",
+        "arms.after.start=leafe+",
+        "arms.after.explorer=leafe+",
+        "arms.after.explored=independent",
+    )
     stages = by_name(small(*more))
     explored = stages["explore/leafe+.independent"]
     assert (explored.policy, explored.needs) == ("leafe+", ("distill/leafe+",))
@@ -109,7 +137,11 @@ def test_an_arm_after_another() -> None:
 
 
 def test_two_arms_share_an_exploration() -> None:
-    more = [f"arms.{n}.{what}" for n in ("b", "c") for what in ("preset=rft", "explorer=leafe+", "explored=independent")]
+    more = [
+        f"arms.{n}.{what}"
+        for n in ("b", "c")
+        for what in ("preset=rft", "explorer=leafe+", "explored=independent")
+    ]
     assert sum(name.startswith("explore/") for name in names(small(*more))) == 2
 
 
@@ -118,14 +150,31 @@ def test_two_arms_share_an_exploration() -> None:
 def test_rounds(data: str, start: str) -> None:
     stages = by_name(small(f"arms.leafe+.rounds={{number=3, data='{data}', start='{start}'}}"))
     assert "explore/tree" not in stages, "the rounds explore, and nobody else learns"
-    explored = [stages[n] for n in ("explore/round1of3.tree", "explore/leafe+.round2.tree", "explore/leafe+.round3.tree")]
-    assert [(s.policy, s.round, s.parted) for s in explored] == [("base", (1, 3), True), ("leafe+.round1", (2, 3), True), ("leafe+.round2", (3, 3), True)]
-    assert "validate/leafe+.round1" in explored[1].needs, "the stop rule has its say before the next round"
+    explored = [
+        stages[n]
+        for n in (
+            "explore/round1of3.tree",
+            "explore/leafe+.round2.tree",
+            "explore/leafe+.round3.tree",
+        )
+    ]
+    assert [(s.policy, s.round, s.parted) for s in explored] == [
+        ("base", (1, 3), True),
+        ("leafe+.round1", (2, 3), True),
+        ("leafe+.round2", (3, 3), True),
+    ]
+    assert "validate/leafe+.round1" in explored[1].needs, (
+        "the stop rule has its say before the next round"
+    )
     for number in (1, 2, 3):
         attempt = stages[f"distill/leafe+.round{number}"].attempt
         assert attempt is not None
-        assert attempt.explored == tuple(s.name for s in (explored[:number] if data == "all" else explored[number - 1 : number]))
-        assert attempt.start == ("base" if number == 1 or start == "first" else f"leafe+.round{number - 1}")
+        assert attempt.explored == tuple(
+            s.name for s in (explored[:number] if data == "all" else explored[number - 1 : number])
+        )
+        assert attempt.start == (
+            "base" if number == 1 or start == "first" else f"leafe+.round{number - 1}"
+        )
         assert stages[f"evaluate/leafe+.round{number}"].row == f"leafe+ (round {number})"
     assert stages["evaluate/leafe+"].needs[0] == "choose/leafe+"
 
@@ -133,7 +182,12 @@ def test_rounds(data: str, start: str) -> None:
 def test_rounds_of_the_recipe_are_those_of_every_arm_without_its_own() -> None:
     recipe = small("rounds=2", "arms.one.preset=cf", "arms.one.rounds=1")
     assert [recipe.rounds_of(arm).number for arm in ("leafe+", "one")] == [2, 1]
-    assert {"explore/tree", "explore/round1of2.tree", "distill/one", "distill/leafe+.round2"} <= set(names(recipe))
+    assert {
+        "explore/tree",
+        "explore/round1of2.tree",
+        "distill/one",
+        "distill/leafe+.round2",
+    } <= set(names(recipe))
 
 
 def test_all_tasks_in_every_round() -> None:
@@ -147,10 +201,14 @@ def test_all_tasks_in_every_round() -> None:
 def test_a_sweep_is_every_combination() -> None:
     stages = by_name(small("arms.leafe+.sweep={learning_rate=[1e-3, 1e-4], beta=[0.5, 1, 2]}"))
     tried = [s.attempt.config for s in stages.values() if s.kind == "distill" and s.attempt]
-    assert {(c.learning_rate, c.beta) for c in tried} == {(r, b) for r in (1e-3, 1e-4) for b in (0.5, 1.0, 2.0)}
+    assert {(c.learning_rate, c.beta) for c in tried} == {
+        (r, b) for r in (1e-3, 1e-4) for b in (0.5, 1.0, 2.0)
+    }
     assert stages["validate/leafe+.try2"].row == "leafe+ (learning_rate = 0.001, beta = 1)"
     assert stages["evaluate/leafe+"].needs == ("choose/leafe+",)
-    assert not any(n.startswith("evaluate/leafe+.") for n in stages), "test tasks see the chosen one alone"
+    assert not any(n.startswith("evaluate/leafe+.") for n in stages), (
+        "test tasks see the chosen one alone"
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,17 +218,32 @@ def test_a_sweep_is_every_combination() -> None:
         ("arms.leafe+.explorer=leaf", "arms.leafe+.explorer: there is no arm 'leaf'"),
         ("arms.leafe+.start=leafe+", "arms.leafe+ builds on itself (leafe+ -> leafe+)"),
         ("arms.leafe+.explored=forest", "there is no strategy 'forest'"),
-        ("arms.leafe+.sweep={learning_rat=[1]}", "arms.leafe+.sweep: 'learning_rat' is no option of distillation: did you mean 'learning_rate'?"),
+        (
+            "arms.leafe+.sweep={learning_rat=[1]}",
+            (
+                "arms.leafe+.sweep: 'learning_rat' is no option of distillation: did you mean "
+                "'learning_rate'?"
+            ),
+        ),
         ("arms.leafe+.sweep={horizon=[1]}", "'horizon' is no option of distillation"),
         ("arms.leafe+.sweep={beta=[]}", "arms.leafe+.sweep.beta is an empty list"),
         ("arms.leafe+.sweep={beta=[1, 1]}", "arms.leafe+.sweep.beta = [1, 1] names a value twice"),
-        ("arms.leafe+.sweep={beta=[-1]}", "arms.leafe+.sweep.beta: Input should be greater than or equal to 0"),
+        (
+            "arms.leafe+.sweep={beta=[-1]}",
+            "arms.leafe+.sweep.beta: Input should be greater than or equal to 0",
+        ),
         ("arms.leafe+.sweep={beta=1}", "arms.leafe+.sweep.beta: Input should be a valid list"),
         ("arms.leafe+.sweep={temperature=['hot']}", "temperatures are numbers"),
-        ("arms.leafe+.sweep={seed=[1, 2]}", "arms.leafe+.sweep.seed: a training takes the run's seed"),
+        (
+            "arms.leafe+.sweep={seed=[1, 2]}",
+            "arms.leafe+.sweep.seed: a training takes the run's seed",
+        ),
         ("arms.leafe+.distill.seed=1", "arms.leafe+.distill.seed: a training takes the run's seed"),
         ("arms.leafe+.distill.bta=1", "arms.leafe+.distill.bta"),
-        ("rounds=9", "arms.leafe+ has 9 rounds for 8 training tasks: every round needs one of its own"),
+        (
+            "rounds=9",
+            "arms.leafe+ has 9 rounds for 8 training tasks: every round needs one of its own",
+        ),
         ("rounds=0", "rounds.number"),
         ("rounds=true", "rounds"),
         ("rounds={number=2, taks='same'}", "unknown key 'rounds.taks': did you mean 'tasks'?"),
@@ -188,9 +261,20 @@ def test_more_mistakes() -> None:
     arm = ("arms.b.preset=rft", "arms.b.start=leafe+")
     with pytest.raises(UserError, match=re.escape("builds on itself (leafe+ -> b -> leafe+)")):
         small(*arm, "arms.leafe+.explorer=b")
-    with pytest.raises(UserError, match=re.escape("controls.x: the arm 'b' builds on 'leafe+', which is not among its arms b: add it")):
+    with pytest.raises(
+        UserError,
+        match=re.escape(
+            "controls.x: the arm 'b' builds on 'leafe+', which is not among its arms b: add it"
+        ),
+    ):
         small(*arm, "controls.x.arms=['b']")
-    with pytest.raises(UserError, match=re.escape("arms.b starts from 'leafe+', which is an adapter alone: set arms.leafe+.distill.lora.merge = true")):
+    with pytest.raises(
+        UserError,
+        match=re.escape(
+            "arms.b starts from 'leafe+', which is an adapter alone: set "
+            "arms.leafe+.distill.lora.merge = true"
+        ),
+    ):
         small(*arm, "arms.leafe+.distill.lora={merge=false}")
     with pytest.raises(UserError, match="has a sweep and several rounds"):
         small("rounds=2", "arms.leafe+.sweep={beta=[1]}")
@@ -204,5 +288,7 @@ def test_without(tmp_path: Path) -> None:
     assert not recipe.evaluate.extras
     assert recipe.arms == load_recipe("demo").arms
     mine.write_text('extends = "demo"\nwithout = ["control"]\n')
-    with pytest.raises(UserError, match=r"without names 'control', which demo does not have: take it out"):
+    with pytest.raises(
+        UserError, match=r"without names 'control', which demo does not have: take it out"
+    ):
         load_recipe(str(mine))

@@ -1,4 +1,5 @@
-"""Before the first stage: all that a run lacks is said at once, and what trains, what chooses and what
+"""Before the first stage: all that a run lacks is said at once, and what trains, what chooses and
+what
 tests are kept apart, in every built-in recipe and for whatever chooses on validation tasks."""
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ class Overlapping(Environment):
 
 def overlapping(*more: str, **data: Any) -> Recipe:
     base = {
-        "name": "x", "env": {"name": f"{__name__}:Overlapping"}, "policy": {"model": "embedded"},
-        "explore": {"limits": {"policy_calls": 4}}, "evaluate": {"samples": 2, "k": [1]},
+        "name": "x",
+        "env": {"name": f"{__name__}:Overlapping"},
+        "policy": {"model": "embedded"},
+        "explore": {"limits": {"policy_calls": 4}},
+        "evaluate": {"samples": 2, "k": [1]},
         "arms": {"a": {"preset": "leafe+"}},
-    }  # fmt: skip
+    }
     return parse_recipe({**base, **data})
 
 
@@ -54,7 +58,9 @@ def said(recipe: Recipe) -> list[str]:
     out: list[str] = []
     for variant in variants(recipe):
         pool = make_pool(recipe, variant, 1)
-        out += preflight._tasks(recipe, variant, pool, [s for s in plan(recipe) if s.variant == variant])
+        out += preflight._tasks(
+            recipe, variant, pool, [s for s in plan(recipe) if s.variant == variant]
+        )
         pool.close()
     return out
 
@@ -162,20 +168,35 @@ def test_all_that_lacks_is_said_at_once_and_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = {"torch", "trl", "peft"}
-    monkeypatch.setattr(ready, "find_spec", lambda name: None if name in absent else find_spec(name))
-    recipe = load_recipe(SMALL, [
-        "policy.model=./no-such-model", "prompts=no-such-prompts", "tasks.test_split=elsewhere",
-        "env.options.setting=nowhere", "arms.g={preset='grpo', grpo={max_steps=1, lora={r=4}}}",
-        "evaluate.extras.far={policy='no_such_module:Policy'}", "train.launch=no-such-program --x",
-        "controls.easy={options={setting='easy'}}",
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        preflight, "find_spec", lambda name: None if name in absent else find_spec(name)
+    )
+    recipe = load_recipe(
+        SMALL,
+        [
+            "policy.model=./no-such-model",
+            "prompts=no-such-prompts",
+            "tasks.test_split=elsewhere",
+            "env.options.setting=nowhere",
+            "arms.g={preset='grpo', grpo={max_steps=1, lora={r=4}}}",
+            "evaluate.extras.far={policy='no_such_module:Policy'}",
+            "train.launch=no-such-program --x",
+            "controls.easy={options={setting='easy'}}",
+        ],
+    )
     with pytest.raises(UserError) as lacks:
         run_recipe(recipe, tmp_path / "run")
     text = str(lacks.value)
     for word in (
-        "no-such-prompts", "'nowhere'", "tasks.test_split = 'elsewhere'", "torch, peft, trl",
-        "no-such-model", "no_such_module", "no-such-program", "7 reasons",
-    ):  # fmt: skip
+        "no-such-prompts",
+        "'nowhere'",
+        "tasks.test_split = 'elsewhere'",
+        "torch, peft, trl",
+        "no-such-model",
+        "no_such_module",
+        "no-such-program",
+        "7 reasons",
+    ):
         assert word in text, text
     assert text.count("pip install") == 1
     run = RunFolder.read(tmp_path / "run")
@@ -185,7 +206,11 @@ def test_all_that_lacks_is_said_at_once_and_before_anything_runs(
 
 @pytest.mark.parametrize(
     ("files", "words"),
-    [((), "no config.json"), (("config.json",), "no weights"), (("config.json", "model.safetensors"), "")],
+    [
+        ((), "no config.json"),
+        (("config.json",), "no weights"),
+        (("config.json", "model.safetensors"), ""),
+    ],
 )
 def test_a_folder_that_is_no_checkpoint(files: Sequence[str], words: str, tmp_path: Path) -> None:
     for name in files:

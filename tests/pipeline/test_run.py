@@ -1,4 +1,5 @@
-"""The whole pipeline on the embedded environment and model, very small: order, folders, resume, workers, faults."""
+"""The whole pipeline on the embedded environment and model, very small: order, folders, resume,
+workers, faults."""
 
 from __future__ import annotations
 
@@ -90,13 +91,25 @@ def _passes_are_shown(run: Path, marker: dict[str, Any]) -> None:
 def test_an_arm_more_is_all_that_is_done(tmp_path: Path) -> None:
     begun: list[str] = []
     run_recipe(small(), tmp_path / "run")
-    more = small("arms.cf.preset=cf", "arms.cf.distill.max_steps=1", "evaluate.compare=[['leafe+', 'cf']]", "evaluate.k=[1, 2]")
+    more = small(
+        "arms.cf.preset=cf",
+        "arms.cf.distill.max_steps=1",
+        "evaluate.compare=[['leafe+', 'cf']]",
+        "evaluate.k=[1, 2]",
+    )
     run_recipe(more, tmp_path / "run", watcher=Watcher(begins=lambda s: begun.append(s.name)))
     assert begun == ["distill/cf", "evaluate/cf"]
     with pytest.raises(UserError, match=r"arms\.cf"):
         run_recipe(small(), tmp_path / "run")
     with pytest.raises(UserError, match=r"leafe\+\.distill\.steps"):
-        run_recipe(small("arms.leafe+.distill.max_steps=3", "arms.cf.preset=cf", "arms.cf.distill.max_steps=1"), tmp_path / "run")
+        run_recipe(
+            small(
+                "arms.leafe+.distill.max_steps=3",
+                "arms.cf.preset=cf",
+                "arms.cf.distill.max_steps=1",
+            ),
+            tmp_path / "run",
+        )
 
 
 def test_one_kind_needs_what_comes_before(tmp_path: Path) -> None:
@@ -129,29 +142,77 @@ def test_a_users_mistake_in_a_worker_arrives_as_such(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on_to_the_same_trees(tmp_path: Path) -> None:
     run_recipe(small(), tmp_path / "whole")
-    command = [sys.executable, "-m", "leafe.cli", "run", SMALL, "--runs", str(tmp_path), "--name", "cut"]
+    command = [
+        sys.executable,
+        "-m",
+        "leafe.cli",
+        "run",
+        SMALL,
+        "--runs",
+        str(tmp_path),
+        "--name",
+        "cut",
+    ]
     chance = random.Random(0)
     for _ in range(4):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        # some time after it began to work: its folder is there, and a random part of a second has passed
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        # some time after it began to work: its folder is there, and a random part of a second has
+        # passed
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None and not list(tmp_path.glob("cut/*/*/journal-*")):
+        while (
+            time.monotonic() < deadline
+            and process.poll() is None
+            and not list(tmp_path.glob("cut/*/*/journal-*"))
+        ):
             time.sleep(0.05)
         time.sleep(3 * chance.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=280)
+    done = subprocess.run(
+        command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=280
+    )
     assert done.returncode == 0, done.stderr.decode()
-    assert trees_of(tmp_path / "cut", "explore/tree") == trees_of(tmp_path / "whole", "explore/tree")
-    assert trees_of(tmp_path / "cut", "evaluate/base") == trees_of(tmp_path / "whole", "evaluate/base")
+    assert trees_of(tmp_path / "cut", "explore/tree") == trees_of(
+        tmp_path / "whole", "explore/tree"
+    )
+    assert trees_of(tmp_path / "cut", "evaluate/base") == trees_of(
+        tmp_path / "whole", "evaluate/base"
+    )
 
 
 @pytest.mark.slow
 def test_interrupt_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "leafe.cli", "run", SMALL, "tasks.train=2000", "--jobs", "2", "--runs", str(tmp_path), "--name", "cut"]
-    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are started deaf to it
+    command = [
+        sys.executable,
+        "-m",
+        "leafe.cli",
+        "run",
+        SMALL,
+        "tasks.train=2000",
+        "--jobs",
+        "2",
+        "--runs",
+        str(tmp_path),
+        "--name",
+        "cut",
+    ]
+    listens = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a shell's background jobs are started deaf to it
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=listens)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        preexec_fn=listens,
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(tmp_path.glob("cut/explore/tree/journal-*")):
         time.sleep(0.2)
@@ -162,14 +223,17 @@ def test_interrupt_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in error
     size = sum(p.stat().st_size for p in tmp_path.glob("cut/explore/tree/journal-*"))
     time.sleep(1.0)
-    assert size == sum(p.stat().st_size for p in tmp_path.glob("cut/explore/tree/journal-*")), "no worker writes on"
+    assert size == sum(p.stat().st_size for p in tmp_path.glob("cut/explore/tree/journal-*")), (
+        "no worker writes on"
+    )
 
 
 def test_an_arm_with_nothing_to_learn_from_stops_nobody(tmp_path: Path) -> None:
 
-
     # two calls a task: no episode ends, nothing succeeds and nothing is reflected on
-    recipe = small("explore.limits.policy_calls=2", "arms.poor.preset=rft", "arms.poor.distill.max_steps=2")
+    recipe = small(
+        "explore.limits.policy_calls=2", "arms.poor.preset=rft", "arms.poor.distill.max_steps=2"
+    )
     run_recipe(recipe, tmp_path / "run")
     done = RunFolder.read(tmp_path / "run").done("distill/poor")
     assert done is not None
@@ -182,12 +246,21 @@ def test_an_arm_with_nothing_to_learn_from_stops_nobody(tmp_path: Path) -> None:
 
 def test_the_summary_is_stable(tmp_path: Path) -> None:
 
-
     run_recipe(small(), tmp_path / "run")
     report_run(tmp_path / "run", Console(quiet=True))
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert [row["strategy"] for row in summary["explore"]] == ["tree"]
-    assert set(summary["explore"][0]) >= {"strategy", "solved", "tasks", "coverage", "ci95", "policy_calls", "env_steps", "replayed_steps", "seconds"}
+    assert set(summary["explore"][0]) >= {
+        "strategy",
+        "solved",
+        "tasks",
+        "coverage",
+        "ci95",
+        "policy_calls",
+        "env_steps",
+        "replayed_steps",
+        "seconds",
+    }
     assert {row["arm"] for row in summary["evaluate"]} == {"base", "leafe+"}
     for row in summary["evaluate"]:
         assert set(row) >= {"arm", "temperature", "tasks", "samples", "pass_at", "seconds"}
@@ -199,7 +272,9 @@ def test_the_summary_is_stable(tmp_path: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_run_is_not_gone_on_with_in_another_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_not_gone_on_with_in_another_env(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from leafe.envs.gates import Gates
 
     monkeypatch.setattr(Gates, "versions", lambda self: {"wording": "1"}, raising=False)
@@ -208,7 +283,9 @@ def test_a_run_is_not_gone_on_with_in_another_env(tmp_path: Path, monkeypatch: p
     assert run.manifest["envs"] == {"env": {"wording": "1"}}
     assert run.versions["env.wording"] == "1"
     monkeypatch.setattr(Gates, "versions", lambda self: {"wording": "2"}, raising=False)
-    with pytest.raises(UserError, match=r"its wording was '1' and is '2'; bring that back, or start another run"):
+    with pytest.raises(
+        UserError, match=r"its wording was '1' and is '2'; bring that back, or start another run"
+    ):
         run_recipe(small("tasks.train=2", "tasks.test=1"), tmp_path / "run")
     monkeypatch.setattr(Gates, "versions", lambda self: {"wording": "1"}, raising=False)
     run_recipe(small("tasks.train=2", "tasks.test=1"), tmp_path / "run")

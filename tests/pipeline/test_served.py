@@ -1,4 +1,5 @@
-"""The policy behind a server that leafe starts: its options come first, and its adapter comes back."""
+"""The policy behind a server that leafe starts: its options come first, and its adapter comes
+back."""
 
 from __future__ import annotations
 

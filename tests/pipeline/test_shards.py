@@ -17,7 +17,9 @@ SMALL = str(Path(__file__).with_name("small.toml"))
 
 
 def small(*more: str) -> Recipe:
-    return load_recipe(SMALL, ("tasks.train=5", "tasks.test=1", "explore.limits.policy_calls=15", *more))
+    return load_recipe(
+        SMALL, ("tasks.train=5", "tasks.test=1", "explore.limits.policy_calls=15", *more)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     run_recipe(small(), folder / "whole", only="explore")
     for index in range(2):
-        run_recipe(small(), folder / Shard(index, 2).name("part"), only="explore", shard=Shard(index, 2))
+        run_recipe(
+            small(), folder / Shard(index, 2).name("part"), only="explore", shard=Shard(index, 2)
+        )
     return folder
 
 
@@ -40,7 +44,10 @@ def test_merged_shards_are_the_whole(runs: Path, tmp_path: Path) -> None:
     stage = "explore/tree"
     assert read_tasks(tmp_path / "part" / stage) == read_tasks(runs / "whole" / stage)
     assert trees_of(tmp_path / "part", stage) == trees_of(runs / "whole", stage)
-    done, whole = RunFolder.read(tmp_path / "part").done(stage), RunFolder.read(runs / "whole").done(stage)
+    done, whole = (
+        RunFolder.read(tmp_path / "part").done(stage),
+        RunFolder.read(runs / "whole").done(stage),
+    )
     assert done is not None
     assert whole is not None
     assert done["stops"] == whole["stops"]

@@ -1,4 +1,5 @@
-"""A policy around a model in memory answers with the weights of now, and with nothing that was computed before they changed."""
+"""A policy around a model in memory answers with the weights of now, and with nothing that was
+computed before they changed."""
 
 from __future__ import annotations
 
@@ -25,13 +26,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def talk(turns: int) -> tuple[Message, ...]:
     out = [Message("user", "rusty gate ; take key")]
     for turn in range(turns):
-        out += [Message("assistant", "take key", (6, 15, 5)), Message("user", f"s{turn % 3} dark gate ; rope")]
+        out += [
+            Message("assistant", "take key", (6, 15, 5)),
+            Message("user", f"s{turn % 3} dark gate ; rope"),
+        ]
     return tuple(out)
 
 
 def answers(policy: HFPolicy, seeds: range = range(6)) -> list[list[Completion]]:
     async def main() -> list[list[Completion]]:
-        requests = [Request(talk(seed % 3), n=3, max_tokens=6, seed=seed, cache_key=f"t{seed % 2}") for seed in seeds]
+        requests = [
+            Request(talk(seed % 3), n=3, max_tokens=6, seed=seed, cache_key=f"t{seed % 2}")
+            for seed in seeds
+        ]
         return list(await asyncio.gather(*(policy.complete(r) for r in requests)))
 
     return asyncio.run(main())
@@ -41,8 +48,16 @@ def same(found: list[list[Completion]], other: list[list[Completion]]) -> bool:
     def key(completion: Completion) -> tuple[int, ...]:
         return completion.tokens or ()
 
-    pairs = [(a, b) for one, two in zip(found, other, strict=True) for a, b in zip(sorted(one, key=key), sorted(two, key=key), strict=False)]
-    return all((a.tokens, a.count) == (b.tokens, b.count) and abs((a.logprob or 0) - (b.logprob or 0)) < 1e-3 for a, b in pairs)
+    pairs = [
+        (a, b)
+        for one, two in zip(found, other, strict=True)
+        for a, b in zip(sorted(one, key=key), sorted(two, key=key), strict=False)
+    ]
+    return all(
+        (a.tokens, a.count) == (b.tokens, b.count)
+        and abs((a.logprob or 0) - (b.logprob or 0)) < 1e-3
+        for a, b in pairs
+    )
 
 
 def shift(model: Any, by: float) -> None:
@@ -52,7 +67,9 @@ def shift(model: Any, by: float) -> None:
             parameter.add_(by * torch.randn_like(parameter) * parameter.std().nan_to_num())
 
 
-def test_after_a_change_the_answers_are_those_of_a_new_policy_on_the_new_weights(folder: Path) -> None:
+def test_after_a_change_the_answers_are_those_of_a_new_policy_on_the_new_weights(
+    folder: Path,
+) -> None:
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     live = HFPolicy.around(model, tokenizer, name="step 0", threads=1)
     before = answers(live)
@@ -85,7 +102,9 @@ def test_without_being_told_old_keys_and_values_are_used(folder: Path) -> None:
 def test_a_peft_model_answers_with_its_adapter(folder: Path) -> None:
     peft = pytest.importorskip("peft")
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    ).eval()
     live = HFPolicy.around(adapted, tokenizer, name="lora", threads=1)
     before = answers(live)
     with torch.no_grad():

@@ -31,10 +31,17 @@ def with_config(source: Path, target: Path, **changes: object) -> Path:
     return target
 
 
-def test_a_word_level_tokenizer_is_read_as_it_was_written_whatever_the_architecture(tmp_path: Path) -> None:
+def test_a_word_level_tokenizer_is_read_as_it_was_written_whatever_the_architecture(
+    tmp_path: Path,
+) -> None:
     for arch in ("llama", "qwen2"):
         tokenizer = load_tokenizer(tiny_checkpoint(tmp_path / arch, arch))
-        assert tokenizer.convert_ids_to_tokens(tokenizer("take key ; on")["input_ids"]) == ["take", "key", ";", "on"]
+        assert tokenizer.convert_ids_to_tokens(tokenizer("take key ; on")["input_ids"]) == [
+            "take",
+            "key",
+            ";",
+            "on",
+        ]
 
 
 @pytest.mark.parametrize("where", ["/no/such/folder", "no/such/local/folder"])
@@ -67,14 +74,23 @@ def test_a_checkpoint_without_chat_template(tmp_path: Path) -> None:
 
 
 def test_a_template_that_breaks_the_prefix_rule(tmp_path: Path) -> None:
-    shows_the_last_only = "{% for m in messages[-1:] %}<|user|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    shows_the_last_only = (
+        "{% for m in messages[-1:] %}<|user|>{{ m['content'] }}<|end|>{% endfor %}{% if "
+        "add_generation_prompt %}<|assistant|>{% endif %}"
+    )
     with pytest.raises(UserError, match="prefix rule"):
         HFPolicy(tiny_checkpoint(tmp_path, template=shows_the_last_only))
 
 
 def test_sliding_windows_are_refused_unless_the_context_fits_in_one(tmp_path: Path) -> None:
     qwen = tiny_checkpoint(tmp_path / "qwen", "qwen2")
-    slides = with_config(qwen, tmp_path / "slides", use_sliding_window=True, sliding_window=64, layer_types=["full_attention", "sliding_attention"])
+    slides = with_config(
+        qwen,
+        tmp_path / "slides",
+        use_sliding_window=True,
+        sliding_window=64,
+        layer_types=["full_attention", "sliding_attention"],
+    )
     with pytest.raises(UserError, match="sliding window of 64"):
         HFPolicy(slides)
     policy = HFPolicy(slides, max_context=64)
@@ -87,7 +103,9 @@ def test_an_architecture_that_keeps_another_state_is_refused(tmp_path: Path, lla
     from transformers import MambaConfig, MambaForCausalLM
 
     tokenizer = load_tokenizer(llama)
-    MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=8)).save_pretrained(tmp_path)
+    MambaForCausalLM(
+        MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=8)
+    ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="in-process engine"):
         HFPolicy(tmp_path, max_context=128)
@@ -112,9 +130,14 @@ def test_a_missing_extra_names_the_command(llama: Path, monkeypatch: pytest.Monk
         load_tokenizer(llama)
 
 
-def test_an_adapter_is_merged_and_an_adapter_folder_finds_its_base(tmp_path: Path, llama: Path) -> None:
+def test_an_adapter_is_merged_and_an_adapter_folder_finds_its_base(
+    tmp_path: Path, llama: Path
+) -> None:
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(load_model(llama), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    model = peft.get_peft_model(
+        load_model(llama),
+        peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
     model.save_pretrained(tmp_path / "adapter")
     ids = torch.tensor([[6, 7, 8, 9]])
     with torch.no_grad():
@@ -137,7 +160,11 @@ LONG = {
             "max_position_embeddings": 256,
             "original_max_position_embeddings": 64,
             "pad_token_id": 1,
-            "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8},
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0] * 8,
+                "long_factor": [4.0] * 8,
+            },
         },
     ),
     "dynamic": (
@@ -148,7 +175,9 @@ LONG = {
 
 
 @pytest.mark.parametrize("kind", LONG)
-def test_rotary_factors_that_depend_on_the_longest_row_are_refused_past_the_switch(kind: str) -> None:
+def test_rotary_factors_that_depend_on_the_longest_row_are_refused_past_the_switch(
+    kind: str,
+) -> None:
     family, options = LONG[kind]
     config = family(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, **options)
     with pytest.raises(UserError, match=r"past 64 tokens.*set max_context to 64 or less"):

@@ -1,4 +1,5 @@
-"""Counted sampling draws what plain sampling would: exactly, number by number, and so in distribution."""
+"""Counted sampling draws what plain sampling would: exactly, number by number, and so in
+distribution."""
 
 from __future__ import annotations
 
@@ -27,13 +28,21 @@ def chi_square_limit(df: int) -> float:
 
 
 def stream(seeds: object, samples: object, steps: object) -> np.ndarray:
-    return uniforms(np.atleast_1d(np.asarray(seeds, np.uint64)), np.atleast_1d(np.asarray(samples, np.int64)), np.atleast_1d(np.asarray(steps, np.int64)))
+    return uniforms(
+        np.atleast_1d(np.asarray(seeds, np.uint64)),
+        np.atleast_1d(np.asarray(samples, np.int64)),
+        np.atleast_1d(np.asarray(steps, np.int64)),
+    )
 
 
 def test_uniforms_are_uniform_and_uncorrelated_along_each_name() -> None:
     n = 40_000
     at = np.arange(n)
-    for u in (stream(at, 0 * at, 0 * at), stream(0 * at + 7, at, 0 * at), stream(0 * at + 7, 0 * at, at)):
+    for u in (
+        stream(at, 0 * at, 0 * at),
+        stream(0 * at + 7, at, 0 * at),
+        stream(0 * at + 7, 0 * at, at),
+    ):
         cells = np.bincount((u * 64).astype(int), minlength=64)
         assert ((cells - n / 64) ** 2 / (n / 64)).sum() < chi_square_limit(63)
         assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 4 / n**0.5
@@ -60,9 +69,13 @@ def test_a_shared_draw_is_each_samples_own_draw(data: st.DataObject) -> None:
         assert (row_n[mine] == together.row[k]).all()
         assert (np.diff(mine) > 0).all()
         token_n[mine] = token
-    alone = draw(logits[torch.from_numpy(row_n)], temperature[row_n], top_p[row_n], np.arange(len(row_n)), u)
+    alone = draw(
+        logits[torch.from_numpy(row_n)], temperature[row_n], top_p[row_n], np.arange(len(row_n)), u
+    )
     assert (alone.token == token_n).all()
-    logp = torch.log_softmax(logits.double() / torch.from_numpy(np.where(temperature > 0, temperature, 1.0))[:, None], -1).numpy()
+    logp = torch.log_softmax(
+        logits.double() / torch.from_numpy(np.where(temperature > 0, temperature, 1.0))[:, None], -1
+    ).numpy()
     assert np.allclose(together.logprob, logp[together.row, together.token], atol=1e-5)
 
 
@@ -70,7 +83,13 @@ def test_draws_follow_the_distribution_and_top_p_cuts_it() -> None:
     p = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
     n = 50_000
     for top_p, kept in ((1.0, 5), (0.75, 2), (0.76, 3), (1e-6, 1)):
-        drawn = draw(torch.log(torch.tensor(p))[None], np.ones(1), np.full(1, top_p), np.zeros(n, np.int64), stream(np.full(n, 3), np.arange(n), np.zeros(n)))
+        drawn = draw(
+            torch.log(torch.tensor(p))[None],
+            np.ones(1),
+            np.full(1, top_p),
+            np.zeros(n, np.int64),
+            stream(np.full(n, 3), np.arange(n), np.zeros(n)),
+        )
         counts = np.zeros(5)
         counts[drawn.token] = np.diff(drawn.start)
         assert (counts[kept:] == 0).all()
@@ -87,16 +106,23 @@ def test_numbers_at_the_edges_never_draw_an_impossible_token() -> None:
 
 
 def test_counted_answers_have_the_distribution_of_plain_ones(tmp_path: Path) -> None:
-    """Chi-square of one counted request against as many requests with seeds of their own, over whole answers."""
-    policy = HFPolicy(tiny_checkpoint(tmp_path, words=("a", "b", "c"), scale=0.15, seed=3), max_batch=64)
+    """Chi-square of one counted request against as many requests with seeds of their own, over
+    whole answers."""
+    policy = HFPolicy(
+        tiny_checkpoint(tmp_path, words=("a", "b", "c"), scale=0.15, seed=3), max_batch=64
+    )
     n = 3000
     messages = (Message("user", "a b"),)
 
     async def main() -> tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]]:
         counted = await policy.complete(Request(messages, n=n, max_tokens=3, seed=11))
-        plain = await asyncio.gather(*(policy.complete(Request(messages, max_tokens=3, seed=1000 + i)) for i in range(n)))
+        plain = await asyncio.gather(
+            *(policy.complete(Request(messages, max_tokens=3, seed=1000 + i)) for i in range(n))
+        )
         await policy.close()
-        return Counter({c.tokens or (): c.count for c in counted}), Counter(p[0].tokens or () for p in plain)
+        return Counter({c.tokens or (): c.count for c in counted}), Counter(
+            p[0].tokens or () for p in plain
+        )
 
     one, other = asyncio.run(main())
     assert sum(one.values()) == sum(other.values()) == n
@@ -105,4 +131,6 @@ def test_counted_answers_have_the_distribution_of_plain_ones(tmp_path: Path) -> 
     rare = (sum(a for a, b in cells if a + b < 20), sum(b for a, b in cells if a + b < 20))
     table = np.array([*common, rare], float) if sum(rare) else np.array(common, float)
     assert len(table) > 20
-    assert ((table[:, 0] - table[:, 1]) ** 2 / table.sum(1)).sum() < chi_square_limit(len(table) - 1)
+    assert ((table[:, 0] - table[:, 1]) ** 2 / table.sum(1)).sum() < chi_square_limit(
+        len(table) - 1
+    )

@@ -1,4 +1,5 @@
-"""Scores are the model's own: the sum that one plain forward pass over prompt and answer gives, whatever is scored beside it."""
+"""Scores are the model's own: the sum that one plain forward pass over prompt and answer gives,
+whatever is scored beside it."""
 
 from __future__ import annotations
 
@@ -19,8 +20,13 @@ Asked = list[tuple[tuple[Message, ...], Message]]
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
-def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFPolicy]:
-    made = HFPolicy(tiny_checkpoint(tmp_path_factory.mktemp("tiny"), request.param, scale=0.15, context=64), threads=1)
+def policy(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HFPolicy]:
+    made = HFPolicy(
+        tiny_checkpoint(tmp_path_factory.mktemp("tiny"), request.param, scale=0.15, context=64),
+        threads=1,
+    )
     yield made
     asyncio.run(made.close())
 
@@ -43,11 +49,18 @@ def talks(number: int, seed: int = 3) -> Asked:
 def plain(policy: HFPolicy, prompt: tuple[Message, ...], answer: Message) -> float:
     before, after = policy.chat.prompt(prompt), policy.chat.answer(answer)
     with torch.no_grad():
-        logp = policy.engine.model(input_ids=torch.tensor([[*before, *after]]), use_cache=False).logits[0].double().log_softmax(-1)
+        logp = (
+            policy.engine.model(input_ids=torch.tensor([[*before, *after]]), use_cache=False)
+            .logits[0]
+            .double()
+            .log_softmax(-1)
+        )
     return float(sum(logp[len(before) - 1 + i, token] for i, token in enumerate(after)))
 
 
-def test_equals_the_plain_forward_pass_for_prompts_of_all_lengths(policy: HFPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_plain_forward_pass_for_prompts_of_all_lengths(
+    policy: HFPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = talks(25)
     expected = [plain(policy, *pair) for pair in asked]
     together = asyncio.run(policy.score(asked))
@@ -59,13 +72,17 @@ def test_equals_the_plain_forward_pass_for_prompts_of_all_lengths(policy: HFPoli
     assert asyncio.run(policy.score([])) == []
 
 
-def test_a_sampled_answer_scores_as_it_was_sampled_also_while_the_engine_works(policy: HFPolicy) -> None:
+def test_a_sampled_answer_scores_as_it_was_sampled_also_while_the_engine_works(
+    policy: HFPolicy,
+) -> None:
     async def main() -> None:
         prompt = (Message("user", "take key"),)
         request = Request(prompt, n=8, max_tokens=6, seed=4)
         answers, *_ = await asyncio.gather(policy.complete(request), policy.score(talks(30)))
         whole = [a for a in answers if a.finish == "stop"]
-        scores = await policy.score([(prompt, Message("assistant", a.text, a.tokens)) for a in answers])
+        scores = await policy.score(
+            [(prompt, Message("assistant", a.text, a.tokens)) for a in answers]
+        )
         assert scores == pytest.approx([a.logprob for a in answers], abs=1e-4)
         assert all(score is not None and score < 0 for score in scores)
         assert len(whole) <= len(answers)

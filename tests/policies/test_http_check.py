@@ -19,7 +19,9 @@ SCHEMA = {"type": "object", "properties": {"step": {"type": "integer"}}, "requir
 ASK = Request((Message("user", "hello there"),), seed=11)
 
 
-def checked(server: FaultyServer, then: Callable[[HTTPPolicy], Awaitable[T]], **options: Any) -> tuple[T, HTTPPolicy, list[str]]:
+def checked(
+    server: FaultyServer, then: Callable[[HTTPPolicy], Awaitable[T]], **options: Any
+) -> tuple[T, HTTPPolicy, list[str]]:
     """What `then` gives after a check, and the warnings of both."""
 
     async def go() -> tuple[T, HTTPPolicy]:
@@ -59,15 +61,25 @@ def test_a_schema_that_is_ignored_is_said_once_and_no_longer_sent() -> None:
 
 
 def test_a_field_that_is_refused_does_not_hide_one_that_works() -> None:
-    with FaultyServer(holds="json_schema", forbidden=["response_format", "structured_outputs"]) as server:
+    with FaultyServer(
+        holds="json_schema", forbidden=["response_format", "structured_outputs"]
+    ) as server:
         _, policy, said = checked(server, ask(Request(ASK.messages, schema=SCHEMA)))
         assert policy.report()[0]["schema"] == "json_schema"
         assert said == []
 
 
 def test_a_talkative_model_is_not_taken_for_an_obedient_one() -> None:
-    for text in ("{} hello", '["step"]', '{"greeting": "hello"}', '```json\n{"step": 1}\n```', "hello {\"step\": 1}"):
-        with FaultyServer(reply=lambda body, i, text=text: text + str(body.get("seed")) + str(i)) as server:
+    for text in (
+        "{} hello",
+        '["step"]',
+        '{"greeting": "hello"}',
+        '```json\n{"step": 1}\n```',
+        'hello {"step": 1}',
+    ):
+        with FaultyServer(
+            reply=lambda body, i, text=text: text + str(body.get("seed")) + str(i)
+        ) as server:
             _, policy, _ = checked(server, ask(ASK))
             assert policy.report()[0]["schema"] is None
 
@@ -102,7 +114,11 @@ def test_a_server_that_does_not_sample() -> None:
     with FaultyServer(reply=lambda body, i: "always this") as server:
         _, policy, said = checked(server, ask(ASK))
         assert any("seems not to sample" in s for s in said)
-        assert (policy.stats["all_alike"], policy.stats["seed_ignored"], policy.stats["n_ignored"]) == (1, 0, 0)
+        assert (
+            policy.stats["all_alike"],
+            policy.stats["seed_ignored"],
+            policy.stats["n_ignored"],
+        ) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("field", ["token_ids", "response_token_ids"])
@@ -111,9 +127,17 @@ def test_token_ids_are_asked_for_where_they_are_given(field: str) -> None:
         (answer,), policy, _ = checked(server, ask(ASK), logprobs=True)
         assert answer.tokens == tuple(len(w) for w in answer.text.split())
         assert answer.logprob == -0.5 * len(answer.text.split())
-        assert (policy.report()[0]["token_ids"], policy.report()[0]["logprobs"]) == ("return_token_ids", True)
-        (answer,), policy, _ = checked(server, ask(Request(ASK.messages, temperature=0.5)), token_ids=False, logprobs=True)
-        assert (answer.tokens, answer.logprob) == (None, None)  # what servers give is from before the temperature
+        assert (policy.report()[0]["token_ids"], policy.report()[0]["logprobs"]) == (
+            "return_token_ids",
+            True,
+        )
+        (answer,), policy, _ = checked(
+            server, ask(Request(ASK.messages, temperature=0.5)), token_ids=False, logprobs=True
+        )
+        assert (answer.tokens, answer.logprob) == (
+            None,
+            None,
+        )  # what servers give is from before the temperature
 
 
 def test_token_ids_that_come_beside_log_probabilities_alone() -> None:
@@ -144,7 +168,12 @@ def test_every_server_is_asked_what_it_understands() -> None:
             policy = HTTPPolicy([old.base_url, new.base_url], "mock", api_key_env=None)
             try:
                 await policy.check()
-                await asyncio.gather(*(policy.complete(Request(ASK.messages, schema=SCHEMA, cache_key=str(i))) for i in range(20)))
+                await asyncio.gather(
+                    *(
+                        policy.complete(Request(ASK.messages, schema=SCHEMA, cache_key=str(i)))
+                        for i in range(20)
+                    )
+                )
                 return policy.report()
             finally:
                 await policy.close()

@@ -1,4 +1,5 @@
-"""Several endpoints: where requests go, and that none is lost or answered twice when servers fail, lag or come back."""
+"""Several endpoints: where requests go, and that none is lost or answered twice when servers fail,
+lag or come back."""
 
 from __future__ import annotations
 
@@ -24,9 +25,13 @@ from tests.faulty_server import FaultyServer, hasty, until
 T = TypeVar("T")
 
 
-def run(work: Callable[[HTTPPolicy], Awaitable[T]], servers: list[str], **options: Any) -> tuple[T, HTTPPolicy]:
+def run(
+    work: Callable[[HTTPPolicy], Awaitable[T]], servers: list[str], **options: Any
+) -> tuple[T, HTTPPolicy]:
     async def go() -> tuple[T, HTTPPolicy]:
-        policy = HTTPPolicy(servers, "mock", **({"backoff_s": 0.005, "retries": 3, "api_key_env": None} | options))
+        policy = HTTPPolicy(
+            servers, "mock", **({"backoff_s": 0.005, "retries": 3, "api_key_env": None} | options)
+        )
         try:
             return await work(policy), policy
         finally:
@@ -66,12 +71,19 @@ async def turns(policy: HTTPPolicy, tasks: int, count: int) -> dict[tuple[str, i
     return out
 
 
-# --- affinity -------------------------------------------------------------------------------------------------------
+# --- affinity
+# -------------------------------------------------------------------------------------------------------
 
 
 def fleet(names: list[str]) -> _fleet.Fleet:
     stats: Counter[str] = Counter()
-    return _fleet.Fleet([Endpoint(f"http://{n}/v1", None, 1.0, stats) for n in names], stats, retries=0, backoff_s=0.1, concurrency=9)
+    return _fleet.Fleet(
+        [Endpoint(f"http://{n}/v1", None, 1.0, stats) for n in names],
+        stats,
+        retries=0,
+        backoff_s=0.1,
+        concurrency=9,
+    )
 
 
 def test_a_task_stays_with_its_server_and_tasks_are_spread() -> None:
@@ -86,7 +98,9 @@ def test_a_task_stays_with_its_server_and_tasks_are_spread() -> None:
 
 
 @given(st.integers(2, 12), st.text(min_size=1, max_size=20), st.integers(0, 11))
-def test_a_server_that_is_taken_away_moves_only_its_own_tasks(count: int, key: str, gone: int) -> None:
+def test_a_server_that_is_taken_away_moves_only_its_own_tasks(
+    count: int, key: str, gone: int
+) -> None:
     names = [f"host{i}:8000" for i in range(count)]
     before = [e.base_url for e in fleet(names)._ranked(key)]
     left = [n for i, n in enumerate(names) if i != gone % count]
@@ -116,7 +130,8 @@ def test_requests_without_a_key_go_where_least_is_to_do() -> None:
     assert [e.in_flight for e in some.endpoints] == [3, 3, 3]
 
 
-# --- servers that fail ------------------------------------------------------------------------------------------------
+# --- servers that fail
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["500", "reset", "garbage", "hang"])
@@ -187,7 +202,13 @@ def test_a_server_that_is_up_and_not_healthy_stays_out(monkeypatch: pytest.Monke
 def test_all_servers_down_is_one_sentence_after_bounded_tries() -> None:
     with serving(2) as servers:
         addresses = urls(servers)
-    with pytest.raises(PolicyError, match=r"of 2 servers\) gave no answer after 4 tries: the connection failed \(Connection refused\)\.$"):
+    with pytest.raises(
+        PolicyError,
+        match=(
+            r"of 2 servers\) gave no answer after 4 tries: the connection failed \(Connection "
+            r"refused\)\.$"
+        ),
+    ):
         run(lambda p: p.complete(request("t")), addresses)
 
 
@@ -197,7 +218,9 @@ def test_check_goes_on_without_the_absent_and_not_without_all() -> None:
     with serving(1) as (one,):
 
         async def go(policy: HTTPPolicy) -> dict[tuple[str, int], str]:
-            with pytest.warns(UserWarning, match=r"Connection refused\)\. It is left out until it answers"):
+            with pytest.warns(
+                UserWarning, match=r"Connection refused\)\. It is left out until it answers"
+            ):
                 await policy.check()
             before = policy.stats["connection"]
             got = await turns(policy, 9, 1)
@@ -211,7 +234,9 @@ def test_check_goes_on_without_the_absent_and_not_without_all() -> None:
 
 def test_check_names_the_server_that_serves_another_model() -> None:
     with serving(1) as (good,), serving(1, models=["other"]) as (odd,):
-        with pytest.raises(UserError, match=r"refuses model 'mock' \(it serves 'other'\)") as raised:
+        with pytest.raises(
+            UserError, match=r"refuses model 'mock' \(it serves 'other'\)"
+        ) as raised:
             run(lambda p: p.check(), urls([good, odd]))
         assert odd.base_url in str(raised.value)
 
@@ -230,7 +255,8 @@ def test_faults_by_chance_on_every_server_change_no_sample() -> None:
         )
 
 
-# --- deadlines --------------------------------------------------------------------------------------------------------
+# --- deadlines
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_deadline_holds_over_all_tries() -> None:
@@ -246,11 +272,13 @@ def test_a_deadline_holds_over_all_tries() -> None:
         assert len(servers[0].bodies) >= 1
 
 
-# --- stragglers -------------------------------------------------------------------------------------------------------
+# --- stragglers
+# -------------------------------------------------------------------------------------------------------
 
 
 async def warm(policy: HTTPPolicy) -> None:
-    """So many answers that their median is known; none of them is asked for twice, however busy the machine is."""
+    """So many answers that their median is known; none of them is asked for twice, however busy the
+    machine is."""
     fleet = policy._fleet
     fleet.hedge, wanted = 1e6, fleet.hedge
     await turns(policy, 16, 4)
@@ -274,12 +302,22 @@ def test_a_straggler_is_asked_for_twice_answered_once_and_charged_for_both() -> 
             return got
 
         got, policy = run(go, urls([one, two]), hedge=3.0)
-        plain = run(lambda p: p.complete(request(one.bodies[-1]["messages"][0]["content"].partition(",")[0])), urls([two]))[0]
+        plain = run(
+            lambda p: p.complete(
+                request(one.bodies[-1]["messages"][0]["content"].partition(",")[0])
+            ),
+            urls([two]),
+        )[0]
         assert [c.text for c in got] == [c.text for c in plain]
-        assert one.bodies[-1] == two.bodies[-2] == two.bodies[-1]  # the very same request, seed included
+        assert (
+            one.bodies[-1] == two.bodies[-2] == two.bodies[-1]
+        )  # the very same request, seed included
         assert one.cancelled == 1
         assert (policy.stats["hedged"], policy.stats["hedge_won"]) == (1, 1)
-        assert (got[0].usage.prompt, got[0].usage.generated) == (2 * plain[0].usage.prompt, 2 * plain[0].usage.generated)
+        assert (got[0].usage.prompt, got[0].usage.generated) == (
+            2 * plain[0].usage.prompt,
+            2 * plain[0].usage.generated,
+        )
         assert got[0].usage.cached == plain[0].usage.cached
 
 
@@ -297,7 +335,9 @@ def test_at_most_a_tenth_is_asked_for_twice() -> None:
             await late
 
         _, policy = run(go, urls([one, two]), hedge=3.0)
-        assert policy.stats["hedged"] == 7  # 64 answers were there: a tenth of them, and the next one is let through at 6.4
+        assert (
+            policy.stats["hedged"] == 7
+        )  # 64 answers were there: a tenth of them, and the next one is let through at 6.4
         assert policy._fleet._answers == 72
 
 
@@ -352,7 +392,16 @@ def test_a_cancelled_caller_leaves_no_request_behind() -> None:
 
 
 def test_restarts_and_faults_of_every_kind_change_no_answer() -> None:
-    rates = {"429": 0.03, "500": 0.03, "garbage": 0.03, "reset": 0.03, "partial": 0.03, "hang": 0.005, "html": 0.02, "slow": 0.01}
+    rates = {
+        "429": 0.03,
+        "500": 0.03,
+        "garbage": 0.03,
+        "reset": 0.03,
+        "partial": 0.03,
+        "hang": 0.005,
+        "html": 0.02,
+        "slow": 0.01,
+    }
     servers = [FaultyServer(rates=rates, seed=i, latency_s=0.004).__enter__() for i in range(3)]
     over = threading.Event()
 
@@ -362,7 +411,9 @@ def test_restarts_and_faults_of_every_kind_change_no_answer() -> None:
             i = chance.randrange(3)
             servers[i].__exit__()
             time.sleep(chance.uniform(0.0, 0.5))
-            servers[i] = FaultyServer(rates=rates, seed=i, latency_s=0.004, port=servers[i].port).__enter__()
+            servers[i] = FaultyServer(
+                rates=rates, seed=i, latency_s=0.004, port=servers[i].port
+            ).__enter__()
 
     thread = threading.Thread(target=storm)
     thread.start()

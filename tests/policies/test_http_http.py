@@ -43,7 +43,11 @@ def chunked(body: bytes, sizes: list[int]) -> bytes:
             parts.append(b"%x;ext=1\r\n%b\r\n" % (len(piece), piece))
     if rest:
         parts.append(b"%X\r\n%b\r\n" % (len(rest), rest))
-    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(parts) + b"0\r\nTrailer: x\r\n\r\n"
+    return (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"".join(parts)
+        + b"0\r\nTrailer: x\r\n\r\n"
+    )
 
 
 class Heard(asyncio.Transport):
@@ -61,7 +65,8 @@ class Heard(asyncio.Transport):
 
 
 def fed(pieces: list[bytes], *, end: Exception | bool | None = False) -> tuple[Answer | None, Wire]:
-    """What a request gets whose answer comes in these pieces; `end`: how the connection is lost after them, False: it stays."""
+    """What a request gets whose answer comes in these pieces; `end`: how the connection is lost
+    after them, False: it stays."""
 
     async def go() -> tuple[Answer | None, Wire]:
         wire = Wire()
@@ -87,8 +92,15 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
     return [p for p in pieces if p]
 
 
-@given(st.binary(max_size=300), st.lists(st.integers(0, 400), max_size=6), st.lists(st.integers(1, 40), max_size=8), st.booleans())
-def test_any_body_in_any_pieces_comes_out_whole(body: bytes, at: list[int], sizes: list[int], hello: bool) -> None:
+@given(
+    st.binary(max_size=300),
+    st.lists(st.integers(0, 400), max_size=6),
+    st.lists(st.integers(1, 40), max_size=8),
+    st.booleans(),
+)
+def test_any_body_in_any_pieces_comes_out_whole(
+    body: bytes, at: list[int], sizes: list[int], hello: bool
+) -> None:
     early = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" if hello else b""
     for message in (plain(body), chunked(body, sizes)):
         answer, wire = fed(cut(early + message, at))
@@ -154,8 +166,11 @@ def test_bytes_that_nobody_asked_for_close_the_connection() -> None:
 
 
 @contextlib.asynccontextmanager
-async def server(*answers: bytes, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[int, list[int]]]:
-    """Gives these answers, each connection going on where the others are; an empty one closes. Yields its port and the connection that each request came on."""
+async def server(
+    *answers: bytes, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[int, list[int]]]:
+    """Gives these answers, each connection going on where the others are; an empty one closes.
+    Yields its port and the connection that each request came on."""
     left, seen, number = list(answers), [], 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -251,11 +266,30 @@ def test_nobody_listens() -> None:
         asyncio.run(Connections("no-such-host.invalid", 80, False, 5.0).ask(b""))
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed: no certificate can be made")
-def test_a_secure_connection_wants_a_certificate_that_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="openssl is not installed: no certificate can be made"
+)
+def test_a_secure_connection_wants_a_certificate_that_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*made, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=here",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    subprocess.run(
+        [*made, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
 
@@ -263,7 +297,9 @@ def test_a_secure_connection_wants_a_certificate_that_is_trusted(tmp_path: Path,
         async with server(plain(b"1"), plain(b"2"), tls=context) as (port, _):
             connections = Connections("127.0.0.1", port, True, 5.0)
             try:
-                return (await connections.ask(b"GET / HTTP/1.1\r\n\r\n")).body + (await connections.ask(b"GET / HTTP/1.1\r\n\r\n")).body
+                return (await connections.ask(b"GET / HTTP/1.1\r\n\r\n")).body + (
+                    await connections.ask(b"GET / HTTP/1.1\r\n\r\n")
+                ).body
             finally:
                 connections.close()
 

@@ -31,38 +31,67 @@ def leaks_in(text: str) -> list[str]:
 
 
 def everything_under(folder: Path) -> str:
-    return "\n".join(f"{p}\n{p.read_bytes().decode('latin-1')}" for p in folder.rglob("*") if p.is_file())
+    return "\n".join(
+        f"{p}\n{p.read_bytes().decode('latin-1')}" for p in folder.rglob("*") if p.is_file()
+    )
 
 
 def recipe(*servers: FaultyServer) -> Recipe:
     small = str(Path(__file__).parents[1] / "pipeline" / "small.toml")
     urls = [s.base_url for s in servers]
-    options = ["policy.kind=http", f"policy.options.base_url={urls}", "policy.options.model=mock", "policy.options.backoff_s=0.001", "policy.options.retries=4"]
-    options += ["policy.options.api_key_env=MY_KEY", "tasks.train=16", "explore.limits.policy_calls=6", "explore.max_errors=2"]
+    options = [
+        "policy.kind=http",
+        f"policy.options.base_url={urls}",
+        "policy.options.model=mock",
+        "policy.options.backoff_s=0.001",
+        "policy.options.retries=4",
+    ]
+    options += [
+        "policy.options.api_key_env=MY_KEY",
+        "tasks.train=16",
+        "explore.limits.policy_calls=6",
+        "explore.max_errors=2",
+    ]
     return load_recipe(small, options)
 
 
 @pytest.mark.parametrize("leak", LEAKS)
 def test_a_run_over_leaking_servers_writes_no_key(
-    leak: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    leak: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     caplog.set_level(logging.DEBUG)
-    with FaultyServer(key=KEY, script=["ok"] * 11, rates={leak: 0.5}, seed=1) as one, FaultyServer(key=KEY) as two:
+    with (
+        FaultyServer(key=KEY, script=["ok"] * 11, rates={leak: 0.5}, seed=1) as one,
+        FaultyServer(key=KEY) as two,
+    ):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
                 run_recipe(recipe(one, two), tmp_path / "run", only="explore")
                 words = ""
             except LeafeError as error:  # a check that met a 400, say
-                words = f"{error} {error.__cause__!r} {error.__cause__ and error.__cause__.__cause__!r}"
+                words = (
+                    f"{error} {error.__cause__!r} {error.__cause__ and error.__cause__.__cause__!r}"
+                )
         assert one.faults[leak] > 0
         assert all(h["Authorization"] == f"Bearer {KEY}" for s in (one, two) for h in s.headers)
     written = everything_under(tmp_path)
     assert "journal" in written
     assert leak != "leak-400" or "bad key ***" in written  # the episodes that ended so
     out = capfd.readouterr()
-    for text in (written, words, out.out, out.err, caplog.text, " ".join(str(w.message) for w in said)):
+    for text in (
+        written,
+        words,
+        out.out,
+        out.err,
+        caplog.text,
+        " ".join(str(w.message) for w in said),
+    ):
         assert leaks_in(text) == []
 
 
@@ -108,9 +137,12 @@ def test_a_key_is_cut_out_however_the_server_spells_it(
         finally:
             await policy.close()
 
-    with FaultyServer(
-        told=lambda b: web.Response(status=status, body=body, headers=headers)
-    ) as server, warnings.catch_warnings(record=True):
+    with (
+        FaultyServer(
+            told=lambda b: web.Response(status=status, body=body, headers=headers)
+        ) as server,
+        warnings.catch_warnings(record=True),
+    ):
         text = asyncio.run(ask(server.base_url))
     assert "***" in text
     plain = html.unescape(
@@ -171,7 +203,9 @@ def test_a_placeholder_for_a_key_is_cut_out_of_no_text(monkeypatch: pytest.Monke
         assert server.headers[-1]["Authorization"] == "Bearer EMPTY"
 
 
-def test_a_key_that_the_server_puts_into_its_answers_is_cut_out_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_the_server_puts_into_its_answers_is_cut_out_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
 
     async def ask(url: str) -> str:

@@ -21,7 +21,9 @@ T = TypeVar("T")
 ASK = Request((Message("user", "hello there"),), seed=11)
 
 
-def run(work: Callable[[HTTPPolicy], Awaitable[T]], base_url: str, model: str = "mock", **options: Any) -> tuple[T, HTTPPolicy]:
+def run(
+    work: Callable[[HTTPPolicy], Awaitable[T]], base_url: str, model: str = "mock", **options: Any
+) -> tuple[T, HTTPPolicy]:
     async def go() -> tuple[T, HTTPPolicy]:
         policy = HTTPPolicy(base_url, model, **({"backoff_s": 0.005, "retries": 3} | options))
         try:
@@ -32,7 +34,9 @@ def run(work: Callable[[HTTPPolicy], Awaitable[T]], base_url: str, model: str = 
     return asyncio.run(go())
 
 
-def ask(server: FaultyServer, request: Request = ASK, **options: Any) -> tuple[list[Completion], HTTPPolicy]:
+def ask(
+    server: FaultyServer, request: Request = ASK, **options: Any
+) -> tuple[list[Completion], HTTPPolicy]:
     return run(lambda p: p.complete(request), server.base_url, **options)
 
 
@@ -58,7 +62,8 @@ def test_it_is_a_policy_and_answers() -> None:
         assert policy.name == "mock"
 
 
-# --- what passes by itself is tried again -------------------------------------------------------------------------
+# --- what passes by itself is tried again
+# -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -109,7 +114,9 @@ def test_a_hanging_answer_is_cut_off_and_asked_for_again(fault: str) -> None:
         ("error-200", "upstream overloaded"),
     ],
 )
-def test_a_fault_that_stays_ends_in_one_sentence_that_names_address_and_cause(fault: str, cause: str) -> None:
+def test_a_fault_that_stays_ends_in_one_sentence_that_names_address_and_cause(
+    fault: str, cause: str
+) -> None:
     with FaultyServer(script=[fault] * 9) as server:
         with pytest.raises(PolicyError) as raised:
             ask(server, retries=2, **({"timeout_s": 0.2} if fault == "hang" else {}))
@@ -143,7 +150,9 @@ def waits(monkeypatch: pytest.MonkeyPatch, script: list[str], **options: Any) ->
     return seen
 
 
-def test_retry_after_is_waited_for_and_else_the_wait_doubles_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_waited_for_and_else_the_wait_doubles_with_jitter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with_wish = waits(monkeypatch, ["429"], backoff_s=1000.0)
     assert 0.05 in with_wish
     assert max(with_wish) < 1.0
@@ -162,7 +171,10 @@ def test_the_jitter_is_seeded_by_the_address() -> None:
     assert draw("http://a:1/v1") != draw("http://b:1/v1")
 
 
-@pytest.mark.parametrize(("header", "low", "high"), [("3", 3, 3), ("0.5", 0.5, 0.5), ("-4", 0, 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0)])
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [("3", 3, 3), ("0.5", 0.5, 0.5), ("-4", 0, 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0)],
+)
 def test_retry_after_in_seconds_and_as_a_date(header: str, low: float, high: float) -> None:
     wait = _endpoint._retry_after(header)
     assert wait is not None
@@ -175,7 +187,9 @@ def test_a_retry_after_that_says_nothing_is_no_wish(header: str | None) -> None:
 
 
 def test_clocks_that_jump_cost_a_minute_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_endpoint.time, "time", lambda: -1e10)  # ours, or the server's the other way
+    monkeypatch.setattr(
+        _endpoint.time, "time", lambda: -1e10
+    )  # ours, or the server's the other way
     asked = _endpoint._retry_after("Wed, 21 Oct 2015 07:28:00 GMT")
     assert asked is not None
     assert asked > 1e9
@@ -190,7 +204,8 @@ def test_clocks_that_jump_cost_a_minute_at_most(monkeypatch: pytest.MonkeyPatch)
         assert policy._fleet._wait(0, asked) == 60.0
 
 
-# --- what does not pass is said at once -----------------------------------------------------------------------------
+# --- what does not pass is said at once
+# -----------------------------------------------------------------------------
 
 
 def test_a_full_context_is_its_own_error_and_not_tried_again() -> None:
@@ -214,7 +229,9 @@ def test_a_full_context_is_its_own_error_and_not_tried_again() -> None:
 @pytest.mark.parametrize("fault", ["400", "401", "404", "redirect"])
 def test_other_refusals_are_not_tried_again(fault: str) -> None:
     with FaultyServer(script=[fault]) as server:
-        with pytest.raises(PolicyError, match=r"refused the request with status .*; .*\.$") as raised:
+        with pytest.raises(
+            PolicyError, match=r"refused the request with status .*; .*\.$"
+        ) as raised:
             ask(server)
         assert not isinstance(raised.value, ContextFull)
         assert len(server.bodies) == 1
@@ -225,11 +242,14 @@ def test_an_unknown_model_says_what_to_do() -> None:
         ask(server, model="other")
 
 
-# --- servers that know less -----------------------------------------------------------------------------------------
+# --- servers that know less
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("limit", "n", "requests"), [(1, 5, 5), (2, 5, 3), (4, 5, 2), (8, 5, 1)])
-def test_fewer_choices_than_asked_for_are_made_up_with_derived_seeds(limit: int, n: int, requests: int) -> None:
+def test_fewer_choices_than_asked_for_are_made_up_with_derived_seeds(
+    limit: int, n: int, requests: int
+) -> None:
     with FaultyServer(limit_n=limit) as server:
         many = Request(ASK.messages, n=n, seed=3)
         first, policy = ask(server, many)
@@ -296,12 +316,15 @@ def test_a_server_that_refuses_n_or_seeds() -> None:
         assert "seed" not in server.bodies[-1]
 
 
-# --- the key --------------------------------------------------------------------------------------------------------
+# --- the key
+# --------------------------------------------------------------------------------------------------------
 
 KEY = "sk-very-secret-123"
 
 
-def test_the_key_comes_from_the_environment_and_shows_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_the_environment_and_shows_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with FaultyServer(key=KEY) as server:
         with pytest.raises(PolicyError, match="set the environment variable MY_KEY to a valid key"):
             ask(server, api_key_env="MY_KEY")
@@ -328,7 +351,9 @@ def test_no_key_is_sent_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         assert "Authorization" not in server.headers[-1]
 
 
-def test_a_key_that_cannot_be_one_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_cannot_be_one_is_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sécret\x07")
     with FaultyServer() as server, pytest.raises(UserError, match="OPENAI_API_KEY") as raised:
         ask(server)
@@ -345,7 +370,8 @@ def test_keys_in_the_address_are_not_shown() -> None:
     assert "hunter2" not in str(failed.value)
 
 
-# --- before a run -------------------------------------------------------------------------------------------------
+# --- before a run
+# -------------------------------------------------------------------------------------------------
 
 
 def test_check_passes_where_all_is_well() -> None:
@@ -357,12 +383,18 @@ def test_check_passes_where_all_is_well() -> None:
 
 def test_check_says_that_nobody_answers() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    with pytest.raises(UserError, match=r"1 try: the connection failed \(.*\): start the server or correct base_url\.$"):
+    with pytest.raises(
+        UserError,
+        match=r"1 try: the connection failed \(.*\): start the server or correct base_url\.$",
+    ):
         run(lambda p: p.check(), url)
 
 
 def test_check_names_the_models_that_there_are() -> None:
-    with FaultyServer(models=["a", "b"]) as server, pytest.raises(UserError, match=r"'nosuch' .it serves 'a', 'b'. with status 404"):
+    with (
+        FaultyServer(models=["a", "b"]) as server,
+        pytest.raises(UserError, match=r"'nosuch' .it serves 'a', 'b'. with status 404"),
+    ):
         run(lambda p: p.check(), server.base_url, model="nosuch")
 
 
@@ -380,7 +412,10 @@ def test_check_says_that_the_address_is_wrong() -> None:
 
 
 def test_check_says_that_the_server_fails() -> None:
-    with FaultyServer(script=["500"] * 99) as server, pytest.raises(UserError, match=r"does not work: .* after 4 tries: status 500"):
+    with (
+        FaultyServer(script=["500"] * 99) as server,
+        pytest.raises(UserError, match=r"does not work: .* after 4 tries: status 500"),
+    ):
         run(lambda p: p.check(), server.base_url)
 
 
@@ -413,14 +448,17 @@ def test_bad_options_are_the_users_mistake(options: dict[str, Any]) -> None:
         HTTPPolicy(**({"base_url": "http://x/v1", "model": "m"} | options))
 
 
-# --- connections ----------------------------------------------------------------------------------------------------
+# --- connections
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_many_requests_share_few_connections_and_keep_the_limit() -> None:
     with FaultyServer(latency_s=0.002) as server:
 
         async def many(policy: HTTPPolicy) -> list[list[Completion]]:
-            return await asyncio.gather(*(policy.complete(Request((Message("user", str(i)),), seed=i)) for i in range(100)))
+            return await asyncio.gather(
+                *(policy.complete(Request((Message("user", str(i)),), seed=i)) for i in range(100))
+            )
 
         got, _ = run(many, server.base_url, concurrency=4)
         assert len({c.text for one in got for c in one}) == 100
@@ -459,7 +497,9 @@ def test_faults_by_chance_change_no_sample() -> None:
     rates = {"429": 0.08, "500": 0.08, "garbage": 0.08, "reset": 0.08, "partial": 0.08}
 
     async def many(policy: HTTPPolicy) -> list[list[Completion]]:
-        return await asyncio.gather(*(policy.complete(Request((Message("user", str(i)),), n=2, seed=i)) for i in range(40)))
+        return await asyncio.gather(
+            *(policy.complete(Request((Message("user", str(i)),), n=2, seed=i)) for i in range(40))
+        )
 
     with FaultyServer(rates=rates, seed=5) as faulty, FaultyServer() as calm:
         got, policy = run(many, faulty.base_url, retries=12)
@@ -472,7 +512,11 @@ def test_faults_by_chance_change_no_sample() -> None:
 
 
 def test_the_mock_endpoint_runs_as_a_process() -> None:
-    with subprocess.Popen([sys.executable, "-m", "tests.faulty_server", "--rates", '{"500": 1.0}'], stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.faulty_server", "--rates", '{"500": 1.0}'],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
         try:
             assert child.stdout is not None
             url = child.stdout.readline().strip()

@@ -13,10 +13,24 @@ from leafe.core import Message, Request, Usage
 from leafe.policies.http import _wire
 from leafe.policies.http._wire import Aborted, Dialect, Garbage, completions_of, has_reasoning
 
-REQUEST = Request((Message("system", "s"), Message("user", "u", tokens=None)), temperature=0.7, top_p=0.9, max_tokens=5, seed=2**62 + 3)
+REQUEST = Request(
+    (Message("system", "s"), Message("user", "u", tokens=None)),
+    temperature=0.7,
+    top_p=0.9,
+    max_tokens=5,
+    seed=2**62 + 3,
+)
 
 
-def body_of(request: Request, model: str, n: int, seed: int | None, *, schema: bool, extra: dict[str, object]) -> dict[str, Any]:
+def body_of(
+    request: Request,
+    model: str,
+    n: int,
+    seed: int | None,
+    *,
+    schema: bool,
+    extra: dict[str, object],
+) -> dict[str, Any]:
     dialect = Dialect(schema="response_format" if schema else None)
     body: dict[str, Any] = json.loads(_wire.body_of(request, model, n, seed, dialect, extra))
     return body
@@ -47,7 +61,10 @@ def test_n_stop_and_schema_stand_in_the_body_only_where_there_are_such() -> None
 
 
 def test_extra_fields_win() -> None:
-    assert body_of(REQUEST, "m", 1, None, schema=True, extra={"top_k": -1, "top_p": 0.5})["top_p"] == 0.5
+    assert (
+        body_of(REQUEST, "m", 1, None, schema=True, extra={"top_k": -1, "top_p": 0.5})["top_p"]
+        == 0.5
+    )
 
 
 @given(st.integers(0, 2**63 - 1))
@@ -58,7 +75,11 @@ def test_a_seed_fits_31_bits(seed: int) -> None:
 def test_usage_is_the_servers_and_its_sum_is_kept() -> None:
     answer = {
         "choices": [choice("a"), choice("b", finish_reason="length"), choice("c")],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 8, "prompt_tokens_details": {"cached_tokens": 4}},
+        "usage": {
+            "prompt_tokens": 10,
+            "completion_tokens": 8,
+            "prompt_tokens_details": {"cached_tokens": 4},
+        },
     }
     got = completions_of(answer, REQUEST)
     assert [c.text for c in got] == ["a", "b", "c"]
@@ -68,21 +89,38 @@ def test_usage_is_the_servers_and_its_sum_is_kept() -> None:
 
 
 def test_token_ids_are_taken_where_the_server_gives_them() -> None:
-    got = completions_of({"choices": [choice("a", token_ids=[5, 2]), choice("b", token_ids=[7, 8, 2])], "usage": {"prompt_tokens": 3}}, REQUEST)
+    got = completions_of(
+        {
+            "choices": [choice("a", token_ids=[5, 2]), choice("b", token_ids=[7, 8, 2])],
+            "usage": {"prompt_tokens": 3},
+        },
+        REQUEST,
+    )
     assert [c.tokens for c in got] == [(5, 2), (7, 8, 2)]
     assert [c.usage.generated for c in got] == [2, 3]
 
 
 def test_null_details_and_absent_usage_count_as_nothing() -> None:
-    assert completions_of({"choices": [choice("a")], "usage": {"prompt_tokens": 3, "prompt_tokens_details": None}}, REQUEST)[0].usage == Usage(3)
+    assert completions_of(
+        {"choices": [choice("a")], "usage": {"prompt_tokens": 3, "prompt_tokens_details": None}},
+        REQUEST,
+    )[0].usage == Usage(3)
     assert completions_of({"choices": [choice("a")], "usage": None}, REQUEST)[0].usage == Usage()
-    assert completions_of({"choices": [choice("a")], "usage": {"prompt_tokens": "many", "completion_tokens": -4}}, REQUEST)[0].usage == Usage()
+    assert (
+        completions_of(
+            {"choices": [choice("a")], "usage": {"prompt_tokens": "many", "completion_tokens": -4}},
+            REQUEST,
+        )[0].usage
+        == Usage()
+    )
 
 
 def test_a_text_ends_before_its_first_stop_and_holds_no_lone_surrogate() -> None:
     request = Request((Message("user", "u"),), stop=("END", "\n", ""))
     assert completions_of({"choices": [choice("go on\nEND more")]}, request)[0].text == "go on"
-    text = completions_of(json.loads('{"choices": [{"message": {"content": "caf\u00e9 \\ud83d!"}}]}'), request)[0].text
+    text = completions_of(
+        json.loads('{"choices": [{"message": {"content": "caf\u00e9 \\ud83d!"}}]}'), request
+    )[0].text
     assert text == "caf\u00e9 \ufffd!"
     assert completions_of({"choices": [choice(None)]}, request)[0].text == ""
 
@@ -322,7 +360,9 @@ def test_what_is_left_out_of_the_body() -> None:
 KEYS = ["choices", "message", "content", "usage", "token_ids", "error", "x"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -339,8 +379,16 @@ def test_whatever_json_comes_it_is_completions_or_garbage(answer: object) -> Non
     has_reasoning(answer)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=40)), max_size=6), st.booleans())
-def test_messages_whose_json_is_kept_are_the_messages(talk: list[tuple[Any, str]], forget: bool) -> None:
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=40)),
+        max_size=6,
+    ),
+    st.booleans(),
+)
+def test_messages_whose_json_is_kept_are_the_messages(
+    talk: list[tuple[Any, str]], forget: bool
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if forget:
             patch.setattr(_wire, "_FRAGMENTS_MOST", 0)
@@ -359,5 +407,12 @@ def test_the_kept_json_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_messages_of_ones_own_win_too() -> None:
-    body = body_of(REQUEST, "m", 1, None, schema=False, extra={"messages": [{"role": "user", "content": "mine"}]})
+    body = body_of(
+        REQUEST,
+        "m",
+        1,
+        None,
+        schema=False,
+        extra={"messages": [{"role": "user", "content": "mine"}]},
+    )
     assert body["messages"] == [{"role": "user", "content": "mine"}]

@@ -15,7 +15,12 @@ def test_one_text_stands_for_all_samples_and_is_charged_once() -> None:
     policy = ScriptedPolicy(lambda r: f"seed {r.seed}")
     assert isinstance(policy, Policy)
     (found,) = asyncio.run(policy.complete(ASKED))
-    assert (found.text, found.count, found.usage.prompt, found.usage.generated) == ("seed 7", 4, 3, 2)
+    assert (found.text, found.count, found.usage.prompt, found.usage.generated) == (
+        "seed 7",
+        4,
+        3,
+        2,
+    )
     assert policy.calls == 1
 
 

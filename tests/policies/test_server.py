@@ -55,7 +55,10 @@ def gone(*pids: int) -> bool:
 
 
 def pids_in(log: Path) -> list[int]:
-    return [int(pid) for pid in re.findall(r"^(?:fake server|child) (\d+)", log.read_text(), re.MULTILINE)]
+    return [
+        int(pid)
+        for pid in re.findall(r"^(?:fake server|child) (\d+)", log.read_text(), re.MULTILINE)
+    ]
 
 
 def ready(server: Launched) -> Launched:
@@ -65,7 +68,9 @@ def ready(server: Launched) -> Launched:
 
 def says(server: Launched, model: str, **extra: object) -> str:
     async def go() -> str:
-        policy = HTTPPolicy(server.base_url, model, api_key_env=None, extra=extra, ready=server.ready)
+        policy = HTTPPolicy(
+            server.base_url, model, api_key_env=None, extra=extra, ready=server.ready
+        )
         try:
             return (await policy.complete(ASK))[0].text
         finally:
@@ -74,9 +79,18 @@ def says(server: Launched, model: str, **extra: object) -> str:
     return asyncio.run(go())
 
 
-def test_it_starts_answers_and_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_starts_answers_and_ends_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAKE_KEY", "sk-hush-hush-1234")
-    server = ready(Launched(command("--child"), "weights of mine", tmp_path / "logs" / "server.log", secrets=["FAKE_KEY"]))
+    server = ready(
+        Launched(
+            command("--child"),
+            "weights of mine",
+            tmp_path / "logs" / "server.log",
+            secrets=["FAKE_KEY"],
+        )
+    )
     assert says(server, "weights of mine") == "I am weights of mine; 7."
     pids = pids_in(server.log)
     assert server.pid == pids[0]
@@ -136,13 +150,26 @@ def test_a_server_that_will_not_end_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (command("--dies", "'no GPU found'"), r"^The server of policy\.launch ended with code 3 before it answered; the end of .*log: 'no GPU found'\.$"),
-        ("no-such-program {checkpoint} {port}", r"cannot be started \(No such file or directory: no-such-program\)"),
+        (
+            command("--dies", "'no GPU found'"),
+            (
+                r"^The server of policy\.launch ended with code 3 before it answered; the end "
+                r"of .*log: 'no GPU found'\.$"
+            ),
+        ),
+        (
+            "no-such-program {checkpoint} {port}",
+            r"cannot be started \(No such file or directory: no-such-program\)",
+        ),
         (command("--silent"), r"did not answer within 0\.5 s \(policy\.launch_timeout\)"),
     ],
 )
-def test_a_server_that_does_not_come_up_is_one_sentence(line: str, sentence: str, tmp_path: Path) -> None:
-    server = Launched(line, "w", tmp_path / "log", start_s=0.5 if "silent" in line else 60, stop_s=1)
+def test_a_server_that_does_not_come_up_is_one_sentence(
+    line: str, sentence: str, tmp_path: Path
+) -> None:
+    server = Launched(
+        line, "w", tmp_path / "log", start_s=0.5 if "silent" in line else 60, stop_s=1
+    )
     with pytest.raises(UserError, match=sentence) as raised:
         ready(server)
     assert "\n" not in str(raised.value)
@@ -162,7 +189,11 @@ def test_a_killed_server_is_started_again_and_requests_wait_for_it(tmp_path: Pat
                 if round_:
                     assert server.pid is not None
                     os.kill(server.pid, signal.SIGKILL)
-                texts += [c.text for got in await asyncio.gather(*(policy.complete(ASK) for _ in range(20))) for c in got]
+                texts += [
+                    c.text
+                    for got in await asyncio.gather(*(policy.complete(ASK) for _ in range(20)))
+                    for c in got
+                ]
             return texts
         finally:
             await policy.close()
@@ -234,7 +265,9 @@ time.sleep(600)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP])
 def test_no_server_outlives_its_leafe(how: signal.Signals, tmp_path: Path) -> None:
     holder = [sys.executable, "-c", HOLDER, command("--child"), str(tmp_path)]
-    with subprocess.Popen(holder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as leafe:
+    with subprocess.Popen(
+        holder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as leafe:
         assert leafe.stdout is not None
         log = Path(leafe.stdout.readline().strip())
         pids = pids_in(log)
@@ -258,24 +291,37 @@ def test_a_killed_guard_takes_the_server_with_it_and_a_new_one_comes(tmp_path: P
     assert gone(*pids_in(server.log))
 
 
-@pytest.mark.parametrize("line", ["vllm serve {checkpoint}", "vllm serve m --port {port}", "vllm serve '{checkpoint} --port {port}", ""])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "vllm serve {checkpoint}",
+        "vllm serve m --port {port}",
+        "vllm serve '{checkpoint} --port {port}",
+        "",
+    ],
+)
 def test_a_command_that_cannot_be_one_is_the_users_mistake(line: str) -> None:
     with pytest.raises(UserError, match=r"policy\.launch"):
         check_command(line)
 
 
 def test_no_shell_reads_the_command(tmp_path: Path) -> None:
-    server = ready(Launched(command(), f"w; touch {tmp_path}/made; $(touch {tmp_path}/made)", tmp_path / "log"))
+    server = ready(
+        Launched(command(), f"w; touch {tmp_path}/made; $(touch {tmp_path}/made)", tmp_path / "log")
+    )
     assert server.command[2] == server.checkpoint
     assert not (tmp_path / "made").exists()
     server.stop()
 
 
-# --- adapters ---------------------------------------------------------------------------------------------------------
+# --- adapters
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "llama.cpp", "none"])
-def test_an_adapter_is_loaded_by_the_route_that_the_server_documents(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_is_loaded_by_the_route_that_the_server_documents(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter, other = tmp_path / "adapter", tmp_path / "other"
     adapter.mkdir()
     monkeypatch.setenv("LORA_FILES", f"{other}:{adapter}")
@@ -290,7 +336,9 @@ def test_an_adapter_is_loaded_by_the_route_that_the_server_documents(kind: str, 
         model, extra = found
         assert model == {"vllm": "mine", "sglang": "base:mine", "llama.cpp": "base"}[kind]
         said = says(server, model, **extra)
-        assert said == ("I am base with adapter 1; 7." if kind == "llama.cpp" else f"I am {adapter}; 7.")
+        assert said == (
+            "I am base with adapter 1; 7." if kind == "llama.cpp" else f"I am {adapter}; 7."
+        )
     assert load_adapter(server.base_url, "base", "absent", str(tmp_path / "absent")) is None
     assert says(server, "base") == "I am base; 7."
     server.stop()

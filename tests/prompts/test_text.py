@@ -1,4 +1,5 @@
-"""From wording to text and back: templates are filled once, and no answer of a model gives a step out of range."""
+"""From wording to text and back: templates are filled once, and no answer of a model gives a step
+out of range."""
 
 from __future__ import annotations
 
@@ -10,12 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.core import UserError
-from leafe.prompts import REFLECTION_SCHEMA, Prompts, PromptSet, UnusableReflection, load_prompt_set, prompt_sets
+from leafe.prompts import (
+    REFLECTION_SCHEMA,
+    Prompts,
+    PromptSet,
+    UnusableReflection,
+    load_prompt_set,
+    prompt_sets,
+)
 from leafe.prompts._set import NAMES, fill
 
 JSON = Prompts(PromptSet(name="j"))
-PATTERN = Prompts(PromptSet(name="p", reflection="pattern", reflection_pattern=r"^s(?P<step>-?\w+) : (?P<experience>.*)$"))
-braces = st.lists(st.sampled_from([*("{" + name + "}" for name in NAMES), "{other}", "{", "}", "{{", " x "])).map("".join)
+PATTERN = Prompts(
+    PromptSet(
+        name="p",
+        reflection="pattern",
+        reflection_pattern=r"^s(?P<step>-?\w+) : (?P<experience>.*)$",
+    )
+)
+braces = st.lists(
+    st.sampled_from([*("{" + name + "}" for name in NAMES), "{other}", "{", "}", "{{", " x "])
+).map("".join)
 
 
 @given(braces, st.dictionaries(st.sampled_from(NAMES), braces))
@@ -29,8 +45,15 @@ def test_fill_never_reads_what_it_put_in(template: str, values: dict[str, str]) 
 
 
 @pytest.mark.parametrize("prompts", [JSON, PATTERN], ids=["json", "pattern"])
-@given(text=st.text() | st.from_regex(r"s-?\d+ : .*") | st.from_regex(r'\{"step": -?\d+, "experience": "\w*"\}'), steps=st.integers(1, 30))
-def test_no_text_gives_a_step_out_of_range_or_an_empty_experience(prompts: Prompts, text: str, steps: int) -> None:
+@given(
+    text=st.text()
+    | st.from_regex(r"s-?\d+ : .*")
+    | st.from_regex(r'\{"step": -?\d+, "experience": "\w*"\}'),
+    steps=st.integers(1, 30),
+)
+def test_no_text_gives_a_step_out_of_range_or_an_empty_experience(
+    prompts: Prompts, text: str, steps: int
+) -> None:
     try:
         step, note = prompts.parse_reflection(text, steps)
     except UnusableReflection:
@@ -40,9 +63,18 @@ def test_no_text_gives_a_step_out_of_range_or_an_empty_experience(prompts: Promp
     assert note == note.strip()
 
 
-@given(st.integers(), st.text(), st.integers(1, 30), st.sampled_from(["{}", "So: {}", "```json\n{}\n```", "[1] {{not json {}"]))
-def test_a_json_reflection_is_read_wherever_it_stands(step: int, note: str, steps: int, around: str) -> None:
-    text = around.replace("{{", "{").replace("{}", json.dumps({"step": step, "experience": note}), 1)
+@given(
+    st.integers(),
+    st.text(),
+    st.integers(1, 30),
+    st.sampled_from(["{}", "So: {}", "```json\n{}\n```", "[1] {{not json {}"]),
+)
+def test_a_json_reflection_is_read_wherever_it_stands(
+    step: int, note: str, steps: int, around: str
+) -> None:
+    text = around.replace("{{", "{").replace(
+        "{}", json.dumps({"step": step, "experience": note}), 1
+    )
     if 0 <= step < steps and note.strip():
         assert JSON.parse_reflection(text, steps) == (step, note.strip())
     else:
@@ -91,7 +123,11 @@ def test_the_schema_goes_with_json_only() -> None:
         ("react", "Thought: it is dark\nAction: take lamp", ("it is dark", "take lamp")),
         ("react", "**Thought:** hm\nAction: `go`\nAction: stay", ("hm", "go")),
         ("react", "take lamp", ("", "take lamp")),
-        ("code", "Here:\n```python\nx = 1\n```\nor\n```python\ny = 2\n```", ("Here:\n```python\nx = 1\n```\nor", "y = 2")),
+        (
+            "code",
+            "Here:\n```python\nx = 1\n```\nor\n```python\ny = 2\n```",
+            ("Here:\n```python\nx = 1\n```\nor", "y = 2"),
+        ),
         ("code", "```python\ndef f():\n    return 1", ("", "")),
         ("code", "x = 1", ("", "x = 1")),
     ],

@@ -39,7 +39,10 @@ def test_every_built_in_recipe_is_valid_and_can_be_planned(name: str) -> None:
         ("evaluate.k=[1,256]", r"Pass@256 of 128 samples"),
         ("env.optoins.a=1", "did you mean 'options'"),
         ("strategies=['forest']", "no strategy 'forest'"),
-        ("controls.random.strategies=['refine']", "controls.random: the arm 'leafe\\+' learns from 'tree'"),
+        (
+            "controls.random.strategies=['refine']",
+            "controls.random: the arm 'leafe\\+' learns from 'tree'",
+        ),
         ("evaluate.compare=[['leafe','x']]", "no row 'x'"),
         ("seeds", "write key=value"),
         ("name.x=1", "'name', which is a value"),
@@ -52,10 +55,25 @@ def test_mistakes_are_one_sentence(override: str, message: str) -> None:
 
 
 def test_overrides_are_toml_values_or_words() -> None:
-    recipe = load_recipe("demo", ["explore.limits.policy_calls=7", "env.options.setting=easy", "seeds=[1, 2]", 'arms."leafe+".distill.max_steps=9'])
+    recipe = load_recipe(
+        "demo",
+        [
+            "explore.limits.policy_calls=7",
+            "env.options.setting=easy",
+            "seeds=[1, 2]",
+            'arms."leafe+".distill.max_steps=9',
+        ],
+    )
     assert recipe.explore.limits == {"policy_calls": 7}
     assert recipe.env.options["setting"] == "easy"
-    assert [variant.prefix for variant in variants(recipe)] == ["seed1.", "seed2.", "seed1.random.", "seed2.random.", "seed1.easy.", "seed2.easy."]
+    assert [variant.prefix for variant in variants(recipe)] == [
+        "seed1.",
+        "seed2.",
+        "seed1.random.",
+        "seed2.random.",
+        "seed1.easy.",
+        "seed2.easy.",
+    ]
     assert recipe.arms["leafe+"].config().steps == 9
     assert recipe.arms["leafe+"].config().epochs is None
 
@@ -67,24 +85,42 @@ def test_steps_and_epochs_take_each_others_place(tmp_path: Path) -> None:
         return config.steps, config.epochs
 
     assert length(load_recipe("demo", ["arms.leafe.distill.max_steps=4"])) == (4, None)
-    assert length(load_recipe("demo", ["arms.leafe.distill.max_steps=4", "arms.leafe.distill.num_train_epochs=1.5"])) == (None, 1.5)
+    assert length(
+        load_recipe(
+            "demo", ["arms.leafe.distill.max_steps=4", "arms.leafe.distill.num_train_epochs=1.5"]
+        )
+    ) == (None, 1.5)
     mine = tmp_path / "mine.toml"
     mine.write_text('extends = "demo"\nname = "mine"\n[arms.leafe.distill]\nsteps = 7\n')
     assert length(load_recipe(str(mine))) == (7, None)
-    assert load_recipe(str(mine)).arms["leafe"].config().learning_rate == load_recipe("demo").arms["leafe"].config().learning_rate
+    assert (
+        load_recipe(str(mine)).arms["leafe"].config().learning_rate
+        == load_recipe("demo").arms["leafe"].config().learning_rate
+    )
     with pytest.raises(UserError, match="not both"):
         load_recipe("demo", ["arms.leafe.distill={max_steps=4, num_train_epochs=2}"])
 
 
 def test_grpo_plays_as_long_as_every_method() -> None:
     def config(*overrides: str) -> GrpoConfig:
-        recipe = load_recipe("gates-hard", ["explore.horizon=7", "explore.max_invalid_actions=2", *overrides])
+        recipe = load_recipe(
+            "gates-hard", ["explore.horizon=7", "explore.max_invalid_actions=2", *overrides]
+        )
         method = recipe.arms["grpo"].config()
         assert isinstance(method, GrpoRecipe)
         return method.config(recipe.explore, 10, 3)
 
-    assert (config().horizon, config().max_invalid_actions, config().seed, config().limits) == (7, 2, 3, {"policy_calls": 200.0})
-    own = config("arms.grpo.grpo.horizon=9", "arms.grpo.grpo.max_invalid_actions=4", "arms.grpo.grpo.max_steps=5")
+    assert (config().horizon, config().max_invalid_actions, config().seed, config().limits) == (
+        7,
+        2,
+        3,
+        {"policy_calls": 200.0},
+    )
+    own = config(
+        "arms.grpo.grpo.horizon=9",
+        "arms.grpo.grpo.max_invalid_actions=4",
+        "arms.grpo.grpo.max_steps=5",
+    )
     assert (own.horizon, own.max_invalid_actions, own.steps, own.limits) == (9, 4, 5, {})
 
 

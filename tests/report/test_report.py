@@ -1,4 +1,5 @@
-"""The page is self-contained and escapes what models write; tables and drawings show what the summary holds."""
+"""The page is self-contained and escapes what models write; tables and drawings show what the
+summary holds."""
 
 from __future__ import annotations
 
@@ -19,33 +20,52 @@ from rich.console import Console
 
 from leafe.core import Stop, Tree
 from leafe.evaluate import Evaluated, Explored, summarise
-from leafe.report import against_csv, against_markdown, against_table, alarms, draw_tree, findings, pick_tree, print_tables, write_report
+from leafe.report import (
+    against_csv,
+    against_markdown,
+    against_table,
+    alarms,
+    draw_tree,
+    findings,
+    pick_tree,
+    print_tables,
+    write_report,
+)
 from leafe.report._charts import Series, line_chart, look
 from leafe.report._format import difference, interval, number, percent
 from leafe.report._tree import OUTCOMES
 from tests.evaluate.envs import play
 from tests.trees import Ep, make_tree, trees
 
-HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)> & {{ 7*7 }} ]]>'
+HOSTILE = (
+    '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)> & {{ 7*7 }} ]]>'
+)
 
 
 @cache
 def hostile_tree() -> Tree:
     return make_tree(
-        Ep(HOSTILE, "!" + HOSTILE, stop=Stop.failure, blame=0, note=HOSTILE), Ep("use " + HOSTILE, branch_of=0), task_id="t<b>0</b>"
+        Ep(HOSTILE, "!" + HOSTILE, stop=Stop.failure, blame=0, note=HOSTILE),
+        Ep("use " + HOSTILE, branch_of=0),
+        task_id="t<b>0</b>",
     )
 
 
 @cache
 def summary() -> dict[str, Any]:
-    explored = [Explored("tree", [[hostile_tree(), make_tree(task_id="t1")]], 1.0), Explored("<i>refine</i>", [[make_tree(Ep("a", stop=Stop.budget))]], 1.0)]
+    explored = [
+        Explored("tree", [[hostile_tree(), make_tree(task_id="t1")]], 1.0),
+        Explored("<i>refine</i>", [[make_tree(Ep("a", stop=Stop.budget))]], 1.0),
+    ]
     evaluated = [
         Evaluated("base", [play(number=8)], 1.0, 2.0, "base"),
         Evaluated("<b>arm</b>", [play(number=8, seed=5)], 0.7),
         Evaluated("top", [play(number=8, word="a")], 1.0, 0.0, "ceiling"),
     ]
     pairs = [("<b>arm</b>", "base"), ("top", "base")]
-    return summarise(explored, evaluated, ks=(1, 8, 64, 128), compare=pairs, seeds=[3], versions={"leafe": "0.1"}).to_json()
+    return summarise(
+        explored, evaluated, ks=(1, 8, 64, 128), compare=pairs, seeds=[3], versions={"leafe": "0.1"}
+    ).to_json()
 
 
 class Elements(HTMLParser):
@@ -72,9 +92,17 @@ class Elements(HTMLParser):
 
 def page(tmp_path: Path, **more: Any) -> tuple[str, Elements]:
     given_: dict[str, Any] = {
-        "title": f"run {HOSTILE}", "question": HOSTILE, "trees": [hostile_tree()], "config": HOSTILE, "notes": [HOSTILE], "command": HOSTILE,
-        "datasets": {"<b>arm</b>": {"rehearsal": 12, "tokens": {"target": 99}}, "rft": {"rehearsal": 4}},
-    }  # fmt: skip
+        "title": f"run {HOSTILE}",
+        "question": HOSTILE,
+        "trees": [hostile_tree()],
+        "config": HOSTILE,
+        "notes": [HOSTILE],
+        "command": HOSTILE,
+        "datasets": {
+            "<b>arm</b>": {"rehearsal": 12, "tokens": {"target": 99}},
+            "rft": {"rehearsal": 4},
+        },
+    }
     out = write_report(summary(), tmp_path / "deep" / "report.html", **(given_ | more))
     text = out.read_text(encoding="utf-8")
     parser = Elements()
@@ -89,14 +117,20 @@ def test_nothing_that_a_model_wrote_becomes_markup(tmp_path: Path) -> None:
     assert not [name for _, attrs in elements.tags for name in attrs if name.startswith("on")]
     assert "49" not in re.findall(r"&amp; (\S+) ]]", text)
     shown = "".join(elements.text)
-    assert shown.count(HOSTILE) >= 7  # title, question, note, command, config, and in the tree's words
+    assert (
+        shown.count(HOSTILE) >= 7
+    )  # title, question, note, command, config, and in the tree's words
 
 
 def test_nothing_is_fetched(tmp_path: Path) -> None:
     _, elements = page(tmp_path)
-    assert not [attrs for _, attrs in elements.tags if {"src", "srcset", "data", "action"} & set(attrs)]
+    assert not [
+        attrs for _, attrs in elements.tags if {"src", "srcset", "data", "action"} & set(attrs)
+    ]
     assert all(attrs["href"].startswith("#") for _, attrs in elements.tags if attrs.get("href"))
-    policy = next(attrs["content"] for tag, attrs in elements.tags if tag == "meta" and "http-equiv" in attrs)
+    policy = next(
+        attrs["content"] for tag, attrs in elements.tags if tag == "meta" and "http-equiv" in attrs
+    )
     assert policy is not None
     assert policy.startswith("default-src 'none'")
 
@@ -118,7 +152,16 @@ def test_shows_the_figures(tmp_path: Path) -> None:
             assert interval(point["ci95"]) in shown
     for row in summary()["differences"]:
         assert difference(row["value"]) in shown
-    for words in ("Stage 1", "Stage 2", "tokens: target", "Differences on the same tasks", "One exploration tree", "How episodes ended", "invalid", "Seeds: 3"):
+    for words in (
+        "Stage 1",
+        "Stage 2",
+        "tokens: target",
+        "Differences on the same tasks",
+        "One exploration tree",
+        "How episodes ended",
+        "invalid",
+        "Seeds: 3",
+    ):
         assert words in shown
     for line in findings(summary()):
         assert line in shown
@@ -127,8 +170,14 @@ def test_shows_the_figures(tmp_path: Path) -> None:
 def test_a_half_finished_run_has_a_report_too(tmp_path: Path) -> None:
     whole = summary()
     early = summarise([Explored("tree", [[make_tree(Ep("a", stop=Stop.failure))]])]).to_json()
-    for part in (early, whole | {"explore": [], "details": whole["details"] | {"explore": []}}, summarise().to_json()):
-        text = write_report(part, tmp_path / "report.html", title="half").read_text(encoding="utf-8")
+    for part in (
+        early,
+        whole | {"explore": [], "details": whole["details"] | {"explore": []}},
+        summarise().to_json(),
+    ):
+        text = write_report(part, tmp_path / "report.html", title="half").read_text(
+            encoding="utf-8"
+        )
         assert ("Stage 1" in text) == bool(part["explore"])
         assert ("Evaluation" in text) == bool(part["evaluate"])
         assert "One exploration tree" not in text
@@ -160,20 +209,41 @@ def test_terminal_tables_show_the_figures_whole(width: int) -> None:
 
 
 def test_figures_as_text() -> None:
-    assert (percent(0.12345), percent(None), number(1234.56, 1), number(None)) == ("12.3", "–", "1,234.6", "–")
+    assert (percent(0.12345), percent(None), number(1234.56, 1), number(None)) == (
+        "12.3",
+        "–",
+        "1,234.6",
+        "–",
+    )
     assert (difference(0.1), difference(-0.1), difference(-0.0001)) == ("+10.0", "−10.0", "0.0")
-    assert (interval([-0.01, 0.2], signed=True), interval([0.1, 0.2]), interval(None)) == ("[−1.0, +20.0]", "[10.0, 20.0]", "–")
+    assert (interval([-0.01, 0.2], signed=True), interval([0.1, 0.2]), interval(None)) == (
+        "[−1.0, +20.0]",
+        "[10.0, 20.0]",
+        "–",
+    )
 
 
 def rescue(task_id: str, branches: int) -> Tree:
     """Fails, is rolled back `branches` times, wins with the last."""
-    failing = [Ep("a", "b", stop=Stop.failure, branch_of=i - 1 if i else None, blame=0, note="c") for i in range(branches)]
+    failing = [
+        Ep("a", "b", stop=Stop.failure, branch_of=i - 1 if i else None, blame=0, note="c")
+        for i in range(branches)
+    ]
     return make_tree(*failing, Ep("c", branch_of=branches - 1), task_id=task_id)
 
 
 def test_the_tree_is_picked_by_the_rule() -> None:
-    at_once = make_tree(Ep("a"), Ep("b", stop=Stop.failure, blame=0, note="x"), *[Ep("c", "d", stop=Stop.failure, branch_of=1)] * 4, task_id="a")
-    never = make_tree(Ep("b", stop=Stop.failure, blame=0, note="x"), *[Ep("c", stop=Stop.failure, branch_of=0)] * 5, task_id="b")
+    at_once = make_tree(
+        Ep("a"),
+        Ep("b", stop=Stop.failure, blame=0, note="x"),
+        *[Ep("c", "d", stop=Stop.failure, branch_of=1)] * 4,
+        task_id="a",
+    )
+    never = make_tree(
+        Ep("b", stop=Stop.failure, blame=0, note="x"),
+        *[Ep("c", stop=Stop.failure, branch_of=0)] * 5,
+        task_id="b",
+    )
     crowd = [rescue("z", 3), rescue("y", 3), rescue("x", 2), rescue("w", 9), at_once, never]
     picked = pick_tree(crowd)
     assert picked is not None
@@ -192,8 +262,12 @@ def test_any_tree_can_be_drawn_whole(tree: Tree) -> None:
     acts = [t for e in tree.episodes for t in e.acts]
     assert len(groups) == len(acts)
     assert sum("invalid" in g for g in groups) == sum(not t.valid for t in acts)
-    assert sum("revised" in g for g in groups) == sum(e.experience is not None for e in tree.episodes)
-    assert sum(p.get("class") == "rollback" for p in drawing.iter("path")) == sum(e.experience is not None for e in tree.episodes)
+    assert sum("revised" in g for g in groups) == sum(
+        e.experience is not None for e in tree.episodes
+    )
+    assert sum(p.get("class") == "rollback" for p in drawing.iter("path")) == sum(
+        e.experience is not None for e in tree.episodes
+    )
     width, height = map(float, drawing.get("viewBox", "").split()[2:])
     for circle in drawing.iter("circle"):
         assert 0 < float(circle.get("cx", "")) < width
@@ -204,27 +278,54 @@ def test_any_tree_can_be_drawn_whole(tree: Tree) -> None:
 
 def test_every_stop_has_a_mark_of_its_own_colour_or_shape() -> None:
     assert set(OUTCOMES) == set(Stop)
-    shown = [OUTCOMES[s] for s in (Stop.success, Stop.failure, Stop.horizon, Stop.invalid_limit, Stop.context_full, Stop.budget, Stop.diverged)]
+    shown = [
+        OUTCOMES[s]
+        for s in (
+            Stop.success,
+            Stop.failure,
+            Stop.horizon,
+            Stop.invalid_limit,
+            Stop.context_full,
+            Stop.budget,
+            Stop.diverged,
+        )
+    ]
     assert len(set(shown)) == len(shown)
     assert len({shape for _, shape in shown[:4]}) == 4  # told apart without colour
 
 
 @given(
     st.lists(
-        st.lists(st.tuples(st.integers(1, 2000), st.floats(0, 1)), min_size=1, max_size=8, unique_by=lambda p: p[0]).map(sorted), min_size=1, max_size=9
+        st.lists(
+            st.tuples(st.integers(1, 2000), st.floats(0, 1)),
+            min_size=1,
+            max_size=8,
+            unique_by=lambda p: p[0],
+        ).map(sorted),
+        min_size=1,
+        max_size=9,
     ),
     st.booleans(),
 )
-def test_a_chart_keeps_every_point_and_label_inside(lines: list[list[tuple[int, float]]], log2: bool) -> None:
-    series = [Series(f"s{i}", [x for x, _ in points], [y for _, y in points], look(i)) for i, points in enumerate(lines)]
-    drawing = ElementTree.fromstring(str(line_chart(series, title="t", x_label="x", y_label="y", log2=log2)))
+def test_a_chart_keeps_every_point_and_label_inside(
+    lines: list[list[tuple[int, float]]], log2: bool
+) -> None:
+    series = [
+        Series(f"s{i}", [x for x, _ in points], [y for _, y in points], look(i))
+        for i, points in enumerate(lines)
+    ]
+    drawing = ElementTree.fromstring(
+        str(line_chart(series, title="t", x_label="x", y_label="y", log2=log2))
+    )
     width, height = map(float, drawing.get("viewBox", "").split()[2:])
     for line in drawing.iter("polyline"):
         for point in line.get("points", "").split():
             x, y = map(float, point.split(","))
             assert 0 <= x <= width
             assert 0 <= y <= height
-    places = sorted(float(t.get("y", "")) for t in drawing.iter("text") if t.get("class") == "series")
+    places = sorted(
+        float(t.get("y", "")) for t in drawing.iter("text") if t.get("class") == "series"
+    )
     assert len(places) == len(series)
     assert all(b - a > 12 for a, b in itertools.pairwise(places))  # no name on another
     assert places[0] > 0
@@ -237,8 +338,18 @@ def test_a_chart_without_points_is_nothing() -> None:
 
 @cache
 def full() -> dict[str, Any]:
-    """A summary with all that may stand beside Pass@k: probes, alarms, rounds, validation, and every row against one."""
-    well = {"following": 0.8, "unaided": 0.1, "kind": "swapped", "pairs": 9, "reflection": 1.0, "reflections": 7, "same_step": 0.9, "reflection_logprob": -0.5}
+    """A summary with all that may stand beside Pass@k: probes, alarms, rounds, validation, and
+    every row against one."""
+    well = {
+        "following": 0.8,
+        "unaided": 0.1,
+        "kind": "swapped",
+        "pairs": 9,
+        "reflection": 1.0,
+        "reflections": 7,
+        "same_step": 0.9,
+        "reflection_logprob": -0.5,
+    }
     ill = well | {"following": 0.2, "same_step": 0.3, "env": {"heeds": 0.1}}
     runs = [play(number=8, seed=s) for s in range(3)]
     rows = [
@@ -248,13 +359,52 @@ def full() -> dict[str, Any]:
     ]
     out = summarise([], rows, ks=(1, 8, 64), against="base").to_json()
     one = {
-        "arm": HOSTILE, "round": 1, "tasks": 10, "solved": 3, "coverage": 0.3, "samples": 41.5, "valid": {"1": 0.125}, "test": {"1": 0.25, "64": None},
-        "entropy": 0.5, "distinct": 0.25, "following": 0.8, "reflection": 1.0, "same_step": 0.9, "chosen": 2, "stopped": 0, "runs": 3,
-    }  # fmt: skip
-    two = one | {"round": 2, "valid": {}, "test": {}, "samples": None, "coverage": None, "following": None, "chosen": 0, "stopped": 1}
-    tried = {"arm": "a", "seed": 0, "chosen": True, "attempt": "a.try1", "what": f"a ({HOSTILE} = 1)", "temperature": 1.0, "tasks": 4}
+        "arm": HOSTILE,
+        "round": 1,
+        "tasks": 10,
+        "solved": 3,
+        "coverage": 0.3,
+        "samples": 41.5,
+        "valid": {"1": 0.125},
+        "test": {"1": 0.25, "64": None},
+        "entropy": 0.5,
+        "distinct": 0.25,
+        "following": 0.8,
+        "reflection": 1.0,
+        "same_step": 0.9,
+        "chosen": 2,
+        "stopped": 0,
+        "runs": 3,
+    }
+    two = one | {
+        "round": 2,
+        "valid": {},
+        "test": {},
+        "samples": None,
+        "coverage": None,
+        "following": None,
+        "chosen": 0,
+        "stopped": 1,
+    }
+    tried = {
+        "arm": "a",
+        "seed": 0,
+        "chosen": True,
+        "attempt": "a.try1",
+        "what": f"a ({HOSTILE} = 1)",
+        "temperature": 1.0,
+        "tasks": 4,
+    }
     tried["pass_at"] = {"1": {"value": 0.375, "ci95": [0.1, 0.6]}}
-    left = {"arm": "a", "seed": 0, "chosen": False, "attempt": "a.try2", "what": "a (rate = 2)", "temperature": None, "empty": "nothing to learn from"}
+    left = {
+        "arm": "a",
+        "seed": 0,
+        "chosen": False,
+        "attempt": "a.try2",
+        "what": "a (rate = 2)",
+        "temperature": None,
+        "empty": "nothing to learn from",
+    }
     out["details"] |= {"rounds": [one, two], "validation": [tried, left]}
     return out
 
@@ -262,11 +412,17 @@ def full() -> dict[str, Any]:
 def test_alarms_say_the_rule_with_the_figures() -> None:
     said = alarms(full())
     assert len(said) == 3
-    assert "it has unlearned to follow an experience: it gives the action that one asks for a probability of 20.0 %, under three quarters of" in said[0]
+    assert (
+        "it has unlearned to follow an experience: it gives the action that one asks for a "
+        "probability of 20.0 %, under three quarters of"
+    ) in said[0]
     assert "the base policy's 80.0 %." in said[0]
     assert "blame the step" in said[1]
     assert "the environment's own gauge has fallen: heeds: 10.0 %" in said[2]
-    every = [{"arm": "a", "figure": d, "value": 0.1, "base": 0.9, "share": 0.5} for d in ("entropy", "distinct", "reflection")]
+    every = [
+        {"arm": "a", "figure": d, "value": 0.1, "base": 0.9, "share": 0.5}
+        for d in ("entropy", "distinct", "reflection")
+    ]
     found = alarms({"details": {"collapse": every}})
     assert all("under half of the base policy's" in line for line in found)
     assert "0.100 nats" in found[0]
@@ -279,12 +435,31 @@ def test_the_page_shows_all_that_stands_beside_pass_at_k(tmp_path: Path) -> None
     parser = Elements()
     parser.feed(text)
     shown = " ".join(" ".join(parser.text).split())
-    for words in ("Signs of collapse", "Can the policies still learn from experience?", "gauge: heeds", "Rounds", "chosen in 2 of 3", "not reached in 1 of 3"):
+    for words in (
+        "Signs of collapse",
+        "Can the policies still learn from experience?",
+        "gauge: heeds",
+        "Rounds",
+        "chosen in 2 of 3",
+        "not reached in 1 of 3",
+    ):
         assert words in shown
-    for words in ("Settings tried on validation", "nothing to learn from", "37.5", "Every row against base", "12.5"):
+    for words in (
+        "Settings tried on validation",
+        "nothing to learn from",
+        "37.5",
+        "Every row against base",
+        "12.5",
+    ):
         assert words in shown
     bare = write_report(summary(), tmp_path / "bare.html", title="t").read_text(encoding="utf-8")
-    for words in ("Signs of collapse", "still learn", "<h3>Rounds", "Settings tried", "Every row against"):
+    for words in (
+        "Signs of collapse",
+        "still learn",
+        "<h3>Rounds",
+        "Settings tried",
+        "Every row against",
+    ):
         assert words not in bare
 
 
@@ -295,7 +470,17 @@ def test_terminal_tables_show_what_stands_beside_pass_at_k(width: int) -> None:
     console.print(against_table(full()))
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= width
-    for words in ("follow", "reflect", "entropy", "distinct", "80.0", "90.0", "Rounds", "chosen 2/3", "Against base"):
+    for words in (
+        "follow",
+        "reflect",
+        "entropy",
+        "distinct",
+        "80.0",
+        "90.0",
+        "Rounds",
+        "chosen 2/3",
+        "Against base",
+    ):
         assert words in shown
     assert "! " + HOSTILE[:8] in shown
 
@@ -307,12 +492,25 @@ def test_the_comparison_as_markdown_and_csv() -> None:
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     assert "gauge: heeds" in table[0]
     rows = list(csv.DictReader(io.StringIO(against_csv(full()))))
-    assert [(r["row"], r["k"]) for r in rows] == [("base", "1"), ("base", "64"), (HOSTILE, "1"), (HOSTILE, "64")]
+    assert [(r["row"], r["k"]) for r in rows] == [
+        ("base", "1"),
+        ("base", "64"),
+        (HOSTILE, "1"),
+        (HOSTILE, "64"),
+    ]
     arm = next(r for r in rows if r["row"] == HOSTILE and r["k"] == "1")
     found = full()["details"]["against"]["rows"][0]
-    assert [float(arm[name]) for name in ("difference", "difference_low", "difference_high", "p")] == [found[n] for n in ("value", "low", "high", "p")]
+    assert [
+        float(arm[name]) for name in ("difference", "difference_low", "difference_high", "p")
+    ] == [found[n] for n in ("value", "low", "high", "p")]
     assert arm["claim"] == found["claim"] == "not decided" not in table[3]
-    claimed = {**full(), "details": {**full()["details"], "against": {**full()["details"]["against"], "rows": [found | {"claim": "above"}]}}}
+    claimed = {
+        **full(),
+        "details": {
+            **full()["details"],
+            "against": {**full()["details"]["against"], "rows": [found | {"claim": "above"}]},
+        },
+    }
     assert "] above |" in against_markdown(claimed).splitlines()[3]
     assert float(arm["gauge_heeds"]) == 0.1
     assert rows[0]["difference"] == ""

@@ -1,4 +1,5 @@
-"""Faults from outside: processes killed in mid-write, disks that fill up, two processes on one journal."""
+"""Faults from outside: processes killed in mid-write, disks that fill up, two processes on one
+journal."""
 
 from __future__ import annotations
 
@@ -30,14 +31,19 @@ folder = Path(sys.argv[1])
 done = len(load_trees(folder)["t0"].episodes)
 """
 
-KILLED = WRITER + """
+KILLED = (
+    WRITER
+    + """
 with Journal(folder, shard_bytes=300_000) as journal:
     for index in range(done, 10_000):
         journal.append([episode(index)])
         print(index, flush=True)
 """
+)
 
-FULL = WRITER + """
+FULL = (
+    WRITER
+    + """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = int(sys.argv[2]) if len(sys.argv) > 2 else resource.RLIM_INFINITY
@@ -58,10 +64,16 @@ with Journal(folder) as journal:
     journal.append([episode(index)])  # usable on as soon as there is room
     print(index + 1)
 """
+)
 
 
 def run(code: str, *words: object) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_killed_at_random_moments_everything_that_was_reported_is_there(tmp_path: Path) -> None:
@@ -101,7 +113,11 @@ def test_a_full_disk_loses_nothing_and_the_journal_goes_on(tmp_path: Path) -> No
 def test_a_file_system_without_room(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root and the right to mount")
     try:

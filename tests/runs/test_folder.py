@@ -18,13 +18,21 @@ from hypothesis import strategies as st
 from leafe.core import JournalError, UserError
 from leafe.runs import RunFolder, atomic_write, to_toml
 
-CONFIG = {"name": "demo", "seed": 3, "explore": {"max_depth": 6, "temperature": 1.0}, "arms": [{"preset": "leafe+"}], "model": None}
+CONFIG = {
+    "name": "demo",
+    "seed": 3,
+    "explore": {"max_depth": 6, "temperature": 1.0},
+    "arms": [{"preset": "leafe+"}],
+    "model": None,
+}
 text = st.text(max_size=6)
 values = st.recursive(
     st.booleans() | st.integers() | st.floats(allow_nan=False) | text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner | st.none(), max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(text, inner | st.none(), max_size=3)
+    ),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 def without_none(value: Any) -> Any:
@@ -37,7 +45,9 @@ def without_none(value: Any) -> Any:
 def test_settings_survive_toml(config: dict[str, Any]) -> None:
     again, expected = tomllib.loads(to_toml(config)), without_none(config)
     assert again == expected
-    assert json.dumps(again, sort_keys=True) == json.dumps(expected, sort_keys=True)  # 1, 1.0 and true stay apart, and -0.0 from 0.0
+    assert json.dumps(again, sort_keys=True) == json.dumps(
+        expected, sort_keys=True
+    )  # 1, 1.0 and true stay apart, and -0.0 from 0.0
 
 
 def test_toml_refuses_what_it_cannot_hold() -> None:
@@ -76,7 +86,9 @@ def test_a_run_is_made_and_gone_on_with(tmp_path: Path) -> None:
         ({"arms": []}, "arms was"),
     ],
 )
-def test_other_settings_are_refused_by_their_keys(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_other_settings_are_refused_by_their_keys(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
     RunFolder.open(tmp_path, CONFIG).close()
     with pytest.raises(UserError, match=words) as refused:
         RunFolder.open(tmp_path, CONFIG | changes)
@@ -152,7 +164,10 @@ def test_reading_needs_no_lock_and_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "../elsewhere", "/tmp", "a/../../b"])
 def test_a_stage_lies_inside(tmp_path: Path, name: str) -> None:
-    with RunFolder.open(tmp_path / "run", CONFIG) as run, pytest.raises(ValueError, match="outside"):
+    with (
+        RunFolder.open(tmp_path / "run", CONFIG) as run,
+        pytest.raises(ValueError, match="outside"),
+    ):
         run.stage(name)
 
 
@@ -168,8 +183,13 @@ def test_a_torn_metric_is_skipped_and_cut(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_and_told_which_has_it(tmp_path: Path) -> None:
-    code = f"import sys; from leafe.runs import RunFolder; run = RunFolder.open({str(tmp_path)!r}, {{}}); print('open', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    code = (
+        "import sys; from leafe.runs import RunFolder; run = "
+        f"RunFolder.open({str(tmp_path)!r}, {{}}); print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
         with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
@@ -179,7 +199,9 @@ def test_a_second_process_is_refused_and_told_which_has_it(tmp_path: Path) -> No
     RunFolder.open(tmp_path, {}).close()  # the lock ended with its process
 
 
-def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_atomic_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "summary.json"
     atomic_write(path, "old é\n")
 
@@ -202,7 +224,12 @@ def test_a_place_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> Non
 
 
 def test_a_run_may_get_more_of_what_it_may_have_more_of(tmp_path: Path) -> None:
-    before = {"seed": 1, "arms": {"a": {"beta": 0.5}, "a.b": {"beta": 2}}, "strategies": ["tree"], "evaluate": {"k": [1], "extras": {}}}
+    before = {
+        "seed": 1,
+        "arms": {"a": {"beta": 0.5}, "a.b": {"beta": 2}},
+        "strategies": ["tree"],
+        "evaluate": {"k": [1], "extras": {}},
+    }
     more = {"growing": ("arms", "evaluate.extras", "strategies"), "free": ("evaluate.k",)}
     RunFolder.open(tmp_path, before).close()
     now = {
@@ -217,12 +244,18 @@ def test_a_run_may_get_more_of_what_it_may_have_more_of(tmp_path: Path) -> None:
     assert RunFolder.read(tmp_path).config == now
     for change, named in (
         ({"arms": now["arms"] | {"a": {"beta": 1.0}}}, "arms.a.beta"),
-        ({"arms": now["arms"] | {"a": {"beta": 0.5, "clip": 1}}}, "arms.a.clip"),  # a setting more changes what an arm is
+        (
+            {"arms": now["arms"] | {"a": {"beta": 0.5, "clip": 1}}},
+            "arms.a.clip",
+        ),  # a setting more changes what an arm is
         ({"arms": {"a": {"beta": 0.5}}}, "arms.a.b.beta"),
         ({"strategies": ["tree"]}, "strategies"),
         ({"seed": 2}, "seed"),
         ({"evaluate": {"k": [8], "extras": {}}}, "evaluate.extras"),
-        ({"evaluate": {"k": [8], "extras": now["evaluate"]["extras"], "samples": 3}}, "evaluate.samples"),
+        (
+            {"evaluate": {"k": [8], "extras": now["evaluate"]["extras"], "samples": 3}},
+            "evaluate.samples",
+        ),
     ):
         with pytest.raises(UserError, match=re.escape(named)):
             RunFolder.open(tmp_path, now | change, **more)

@@ -25,8 +25,12 @@ def write(folder: Path, lines: Sequence[Sequence[Episode]], shard_bytes: int = 1
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[list[Tree], list[list[Episode]]]:
-    """Trees of distinct tasks, and journal lines that hold their episodes in a possible order: tasks interleaved, one episode or several a line."""
-    trees = [draw(grown_trees(task=task, max_episodes=4)) for task in draw(st.lists(tasks, min_size=1, max_size=3, unique_by=lambda t: t.id))]
+    """Trees of distinct tasks, and journal lines that hold their episodes in a possible order:
+    tasks interleaved, one episode or several a line."""
+    trees = [
+        draw(grown_trees(task=task, max_episodes=4))
+        for task in draw(st.lists(tasks, min_size=1, max_size=3, unique_by=lambda t: t.id))
+    ]
     left, lines = [list(t.episodes) for t in trees], []
     while any(left):
         queue = draw(st.sampled_from([q for q in left if q]))
@@ -38,7 +42,9 @@ def runs(draw: st.DrawFn) -> tuple[list[Tree], list[list[Episode]]]:
 
 @settings(max_examples=60)
 @given(run=runs(), shard_bytes=st.sampled_from([1, 600, 1 << 20]), data=st.data())
-def test_a_run_cut_at_any_byte_goes_on_to_the_same_trees(run: tuple[list[Tree], list[list[Episode]]], shard_bytes: int, data: st.DataObject) -> None:
+def test_a_run_cut_at_any_byte_goes_on_to_the_same_trees(
+    run: tuple[list[Tree], list[list[Episode]]], shard_bytes: int, data: st.DataObject
+) -> None:
     trees, lines = run
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -55,7 +61,11 @@ def test_a_run_cut_at_any_byte_goes_on_to_the_same_trees(run: tuple[list[Tree], 
         with last.open("r+b") as file:
             file.truncate(keep)
         torn = keep > 0 and not last.read_bytes().endswith(b"\n")
-        finished = [line for line, (path, end) in zip(lines, marks, strict=True) if path < last or end <= keep]
+        finished = [
+            line
+            for line, (path, end) in zip(lines, marks, strict=True)
+            if path < last or end <= keep
+        ]
         assert [list(line) for line in read_journal(folder)] == finished
         with Journal(folder, shard_bytes=shard_bytes) as journal:
             assert journal.torn == torn
@@ -84,7 +94,9 @@ def test_torn_lines_are_counted_where_they_were_and_cut(tmp_path: Path) -> None:
 def test_a_full_shard_is_followed_by_another(tmp_path: Path) -> None:
     episodes = make_tree().episodes
     write(tmp_path, [[e] for e in episodes], shard_bytes=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"journal-{n:05d}.jsonl" for n in range(3)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"journal-{n:05d}.jsonl" for n in range(3)
+    ]
     assert [line for (line,) in read_journal(tmp_path)] == episodes
 
 
@@ -98,7 +110,9 @@ def test_a_missing_shard_is_found_out(tmp_path: Path) -> None:
 UNKNOWN_STOP = b'{"episodes": [{"task_id": "t0", "index": 0, "stop": "??", "turns": []}]}'
 
 
-@pytest.mark.parametrize("rubbish", [b"{", b'{"episodes": [{}]}', UNKNOWN_STOP, b"[]", b"\xff\xfe", b""])
+@pytest.mark.parametrize(
+    "rubbish", [b"{", b'{"episodes": [{}]}', UNKNOWN_STOP, b"[]", b"\xff\xfe", b""]
+)
 def test_a_damaged_line_is_named_by_file_and_line(tmp_path: Path, rubbish: bytes) -> None:
     write(tmp_path, [[e] for e in make_tree().episodes])
     (shard,) = tmp_path.glob("journal-*")
@@ -132,7 +146,9 @@ def test_no_journal_reads_as_empty(tmp_path: Path) -> None:
     assert list(read_journal(tmp_path / "nothing")) == []
 
 
-def test_a_second_journal_on_the_folder_is_refused_until_the_first_is_closed(tmp_path: Path) -> None:
+def test_a_second_journal_on_the_folder_is_refused_until_the_first_is_closed(
+    tmp_path: Path,
+) -> None:
     first = Journal(tmp_path)
     with pytest.raises(UserError, match="in use"):
         Journal(tmp_path)
@@ -149,7 +165,9 @@ def test_the_lines_are_plain_json(tmp_path: Path) -> None:
     (shard,) = tmp_path.glob("journal-*")
     header, *lines = [json.loads(line) for line in shard.read_text("ascii").splitlines()]
     assert header == {"journal": "leafe", "format": 1}
-    assert lines == [{"episodes": [e.to_json() for e in part]} for part in (tree.episodes[:2], tree.episodes[2:])]
+    assert lines == [
+        {"episodes": [e.to_json() for e in part]} for part in (tree.episodes[:2], tree.episodes[2:])
+    ]
 
 
 def test_tasks_keep_their_order_and_ids_are_unique(tmp_path: Path) -> None:
@@ -178,7 +196,9 @@ def test_a_folder_without_tasks_is_no_stage(tmp_path: Path) -> None:
         ([Episode("t0", 0, Stop.failure, ())] * 2, "not a tree"),
     ],
 )
-def test_a_journal_that_does_not_fit_the_tasks_is_damaged(tmp_path: Path, episodes: list[Episode], words: str) -> None:
+def test_a_journal_that_does_not_fit_the_tasks_is_damaged(
+    tmp_path: Path, episodes: list[Episode], words: str
+) -> None:
     write_tasks(tmp_path, [Task("t0", "toy", "train", "x")])
     write(tmp_path, [episodes])
     with pytest.raises(JournalError, match=words):

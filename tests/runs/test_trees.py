@@ -17,7 +17,9 @@ from tests.trees import make_task, make_tree
 
 @settings(max_examples=60)
 @given(run=runs(), shard_bytes=st.sampled_from([1, 600, 1 << 20]), data=st.data())
-def test_they_are_the_loaded_trees_whatever_the_order(run: tuple[list[Tree], list[list[Episode]]], shard_bytes: int, data: st.DataObject) -> None:
+def test_they_are_the_loaded_trees_whatever_the_order(
+    run: tuple[list[Tree], list[list[Episode]]], shard_bytes: int, data: st.DataObject
+) -> None:
     trees, lines = run
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -60,7 +62,9 @@ def test_few_trees_are_held_and_lines_that_come_later_are_not_seen(tmp_path: Pat
     assert len(stored["t19"].episodes) == 2
 
 
-@pytest.mark.parametrize("rubbish", [b"{", b'{"episodes": [{}]}', b'{"episodes": [[1]]}', b"[]", b"\xff\xfe", b""])
+@pytest.mark.parametrize(
+    "rubbish", [b"{", b'{"episodes": [{}]}', b'{"episodes": [[1]]}', b"[]", b"\xff\xfe", b""]
+)
 def test_a_damaged_line_is_named_at_once(tmp_path: Path, rubbish: bytes) -> None:
     write_tasks(tmp_path, [make_task()])
     write(tmp_path, [[e] for e in make_tree().episodes])

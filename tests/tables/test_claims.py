@@ -1,4 +1,5 @@
-"""Claims on made-up outcomes whose truth is known, how often a false one is made, and whether the power note keeps its word."""
+"""Claims on made-up outcomes whose truth is known, how often a false one is made, and whether the
+power note keeps its word."""
 
 from __future__ import annotations
 
@@ -39,12 +40,26 @@ class Made(Column):
 def result(solved: Sequence[int], n: int = 128, finished: bool = True) -> Result:
     tasks = tuple(f"t{i}" for i in range(len(solved)))
     zeros = np.zeros(len(solved), dtype=np.int64)
-    return Result(Counts(tasks, zeros + n, np.asarray(solved, dtype=np.int64), zeros), len(solved), finished, n, 1.0, 3.0, 1.0, Cost())
+    return Result(
+        Counts(tasks, zeros + n, np.asarray(solved, dtype=np.int64), zeros),
+        len(solved),
+        finished,
+        n,
+        1.0,
+        3.0,
+        1.0,
+        Cost(),
+    )
 
 
-def column(rows: Mapping[str, Sequence[Sequence[int]]], title: str = "made", **options: Any) -> Made:
+def column(
+    rows: Mapping[str, Sequence[Sequence[int]]], title: str = "made", **options: Any
+) -> Made:
     """Rows with the successes of every task, run by run."""
-    made = {row: {Where("base", seed): result(solved) for seed, solved in enumerate(runs)} for row, runs in rows.items()}
+    made = {
+        row: {Where("base", seed): result(solved) for seed, solved in enumerate(runs)}
+        for row, runs in rows.items()
+    }
     return Made("gates", options, "test", title=title, made=made)
 
 
@@ -52,7 +67,9 @@ def said(found: Sequence[Judged]) -> dict[str, str]:
     return {j.claim.name: j.verdict for j in found}
 
 
-def successes(rng: np.random.Generator, rate: float, tasks: int = 120, hard: float = 0.0) -> list[int]:
+def successes(
+    rng: np.random.Generator, rate: float, tasks: int = 120, hard: float = 0.0
+) -> list[int]:
     """Of 128 samples; a share `hard` of the tasks is never solved."""
     rates = rng.beta(2, 2 / rate - 2, size=tasks) * (rng.random(tasks) >= hard)
     return [int(c) for c in rng.binomial(128, rates)]
@@ -66,10 +83,13 @@ def test_leafe_leads_by_far() -> None:
     rows = {row: [successes(rng, 0.05, hard=0.6) for _ in range(3)] for row in RIVALS}
     rows["grpo"] = [[min(128, c + 40) for c in successes(rng, 0.2, hard=0.6)] for _ in range(3)]
     rows |= {"leafe": [successes(rng, 0.1) for _ in range(3)]}
-    assert said(judge([column(rows | {"leafe+": rows["leafe"]})], 1))["1d"] == "does not hold"  # grpo is above it at Pass@1
+    assert (
+        said(judge([column(rows | {"leafe+": rows["leafe"]})], 1))["1d"] == "does not hold"
+    )  # grpo is above it at Pass@1
     rows["leafe+"] = [[min(128, c + 90) for c in successes(rng, 0.2)] for _ in range(3)]
     found = said(judge([column(rows)], 1))
-    # grpo solves every task here since 40 is added to all, so that nobody has a higher Pass@128 than it
+    # grpo solves every task here since 40 is added to all, so that nobody has a higher Pass@128
+    # than it
     assert found["1b"] == "holds"
     assert found["1d"] == "holds"
     rows["grpo"] = [successes(rng, 0.05, hard=0.6) for _ in range(3)]
@@ -78,7 +98,10 @@ def test_leafe_leads_by_far() -> None:
 
 def test_one_column_refutes_every_and_one_proves_some() -> None:
     rng = np.random.default_rng(1)
-    good, bad = [successes(rng, 0.2) for _ in range(3)], [successes(rng, 0.03, hard=0.7) for _ in range(3)]
+    good, bad = (
+        [successes(rng, 0.2) for _ in range(3)],
+        [successes(rng, 0.03, hard=0.7) for _ in range(3)],
+    )
     base = {"base": bad, "early-experience": bad, "ace": bad}
     leads = column(base | {"leafe": good, "grpo": bad}, "leads")
     trails = column(base | {"leafe": bad, "grpo": good}, "trails")
@@ -86,7 +109,14 @@ def test_one_column_refutes_every_and_one_proves_some() -> None:
     assert said(judge([leads, trails], 1))["1b"] == "holds"
     assert said(judge([leads], 1))["1b"] == "does not hold"
     # the same in a control changes nothing
-    assert said(judge([leads, column(base | {"leafe": bad, "grpo": good}, "random", setting="random")], 1))["1a"] == "holds"
+    assert (
+        said(
+            judge(
+                [leads, column(base | {"leafe": bad, "grpo": good}, "random", setting="random")], 1
+            )
+        )["1a"]
+        == "holds"
+    )
 
 
 def test_missing_and_unfinished_rows_leave_a_claim_open_unless_it_is_refuted() -> None:
@@ -103,16 +133,27 @@ def test_missing_and_unfinished_rows_leave_a_claim_open_unless_it_is_refuted() -
     assert (claim.tested[0].outcome, claim.tested[0].why) == ("missing", "unfinished")
 
 
-@pytest.mark.parametrize(("shift", "spread", "tasks", "verdict"), [
-    (0, 3, 300, "holds"), (1, 3, 300, "holds"), (13, 3, 300, "does not hold"), (-13, 3, 300, "does not hold"), (0, 60, 40, "not decided"),
-    (3, 30, 60, "not decided"), (0, 0, 9, "not decided"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shift", "spread", "tasks", "verdict"),
+    [
+        (0, 3, 300, "holds"),
+        (1, 3, 300, "holds"),
+        (13, 3, 300, "does not hold"),
+        (-13, 3, 300, "does not hold"),
+        (0, 60, 40, "not decided"),
+        (3, 30, 60, "not decided"),
+        (0, 0, 9, "not decided"),
+    ],
+)
 def test_leaves_as_it_is(shift: int, spread: int, tasks: int, verdict: str) -> None:
     """128 samples: 13 are ten points, 2.56 the margin of two."""
     rng = np.random.default_rng(3)
     before = rng.integers(30, 90, size=tasks)
     after = np.clip(before + shift + rng.integers(-spread, spread + 1, size=tasks), 0, 128)
-    assert said(judge([column({"rehearsal": [list(before)], "leafe": [list(after)]})], 4))["4b"] == verdict
+    assert (
+        said(judge([column({"rehearsal": [list(before)], "leafe": [list(after)]})], 4))["4b"]
+        == verdict
+    )
 
 
 def test_not_below_tolerates_two_points() -> None:
@@ -126,25 +167,40 @@ def test_not_below_tolerates_two_points() -> None:
 def test_ties_are_named() -> None:
     rng = np.random.default_rng(5)
     rows = {row: [successes(rng, 0.1, tasks=40)] for row in ("tree", "independent", "refine")}
-    with_ties = [j for j in judge([column({"leafe": rows["tree"], "rehearsal": rows["independent"]})], 4) if j.claim.name == "4a"]
+    with_ties = [
+        j
+        for j in judge([column({"leafe": rows["tree"], "rehearsal": rows["independent"]})], 4)
+        if j.claim.name == "4a"
+    ]
     assert with_ties[0].verdict == "not decided"
     assert with_ties[0].tested[0].tie
 
 
 @pytest.mark.slow
 def test_where_nothing_differs_nothing_is_claimed() -> None:
-    """Holm's promise: over all comparisons of a table, in all columns, a false word in at most 5 % of tables; 300 tables, 3 standard errors of leeway."""
+    """Holm's promise: over all comparisons of a table, in all columns, a false word in at most 5 %
+    of tables; 300 tables, 3 standard errors of leeway."""
     rng = np.random.default_rng(6)
     wrong = 0
     for _ in range(300):
-        columns = [column({row: [successes(rng, 0.1, tasks=40, hard=0.3)] for row in (*RIVALS, "leafe", "leafe+")}, title) for title in ("a", "b")]
+        columns = [
+            column(
+                {
+                    row: [successes(rng, 0.1, tasks=40, hard=0.3)]
+                    for row in (*RIVALS, "leafe", "leafe+")
+                },
+                title,
+            )
+            for title in ("a", "b")
+        ]
         wrong += any(t.outcome in ("yes", "no") for j in judge(columns, 1) for t in j.tested)
     assert wrong / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
 
 
 @given(st.permutations(["yes", "no", "open"]), st.sampled_from(["every", "some"]))
 def test_verdicts_by_the_quantifiers_meaning(outcomes: list[str], quantifier: str) -> None:
-    """Against a plain reading: fill what is open in both ways, and a verdict is what all fillings agree on."""
+    """Against a plain reading: fill what is open in both ways, and a verdict is what all fillings
+    agree on."""
     from dataclasses import replace
 
     from leafe.tables._claims import Tested, _verdict
@@ -154,15 +210,20 @@ def test_verdicts_by_the_quantifiers_meaning(outcomes: list[str], quantifier: st
         groups = [[Tested(claim.comparisons[0], "c", 1, o)] for o in outcomes[:size]]  # type: ignore[arg-type]
         fillings = [[]]  # type: ignore[var-annotated]
         for o in outcomes[:size]:
-            fillings = [[*f, v] for f in fillings for v in ((True, False) if o == "open" else (o == "yes",))]
+            fillings = [
+                [*f, v] for f in fillings for v in ((True, False) if o == "open" else (o == "yes",))
+            ]
         truths = {(all if quantifier == "every" else any)(f) for f in fillings}
-        expected = "not decided" if len(truths) > 1 else "holds" if truths == {True} else "does not hold"
+        expected = (
+            "not decided" if len(truths) > 1 else "holds" if truths == {True} else "does not hold"
+        )
         assert _verdict(claim, groups) == expected
 
 
 @pytest.mark.parametrize("hits", [0.1, 0.3])
 def test_the_power_note_against_simulation(hits: float) -> None:
-    """With as many tasks as it says, drawn from the differences that were seen but moved to five points, a t test finds them in 80 % of experiments."""
+    """With as many tasks as it says, drawn from the differences that were seen but moved to five
+    points, a t test finds them in 80 % of experiments."""
     rng = np.random.default_rng(7)
     seen = rng.choice([-1.0, 0.0, 1.0], p=[hits, 1 - 2 * hits, hits], size=400)
     n = need([{f"t{i}": float(v) for i, v in enumerate(seen)}]).tasks
@@ -188,12 +249,22 @@ def test_every_comparison_is_of_rows_of_its_table() -> None:
 
     known = {number: {row.key for row in table.rows} for number, table in TABLES.items()}
     for claim in CLAIMS:
-        assert {c.a for c in claim.comparisons} | {c.b for c in claim.comparisons} <= known[claim.table], claim.name
-    assert {row.key for t in TABLES.values() for row in t.rows} <= {"base", *ARMS, *(s.key for s in STRATEGIES)}
+        assert {c.a for c in claim.comparisons} | {c.b for c in claim.comparisons} <= known[
+            claim.table
+        ], claim.name
+    assert {row.key for t in TABLES.values() for row in t.rows} <= {
+        "base",
+        *ARMS,
+        *(s.key for s in STRATEGIES),
+    }
 
 
 def test_claims_of_a_folder(tmp_path: Path) -> None:
     """The way from the disk: the tree solves everything, the others nothing."""
-    explored = {"explore/tree": [1] * 12, "explore/refine": [None] * 12, "explore/independent": [None] * 12}
+    explored = {
+        "explore/tree": [1] * 12,
+        "explore/refine": [None] * 12,
+        "explore/independent": [None] * 12,
+    }
     (made,) = gather([make(tmp_path / "one", recipe(), explored)]).columns
     assert said(judge([made], 3, "explore")) == {"3a": "holds", "3b": "holds"}

@@ -27,18 +27,30 @@ def new_run(path: Path, *overrides: str) -> Path:
 def _begun(overrides: tuple[str, ...]) -> dict[str, bytes]:
     recipe = load_recipe("demo", overrides)
     with tempfile.TemporaryDirectory() as where:
-        with RunFolder.open(where, recipe.model_dump(mode="json", exclude_none=True), seeds={"0": 0}):
+        with RunFolder.open(
+            where, recipe.model_dump(mode="json", exclude_none=True), seeds={"0": 0}
+        ):
             pass
         return {path.name: path.read_bytes() for path in Path(where).iterdir()}
 
 
-def write_stage(run: Path, trees: Iterable[Tree], stage: str = STAGE, *, together: bool = False, done: Mapping[str, Any] | None = None) -> None:
-    """The stage with these trees; `together`: all episodes of a task in one line, as evaluation writes them."""
+def write_stage(
+    run: Path,
+    trees: Iterable[Tree],
+    stage: str = STAGE,
+    *,
+    together: bool = False,
+    done: Mapping[str, Any] | None = None,
+) -> None:
+    """The stage with these trees; `together`: all episodes of a task in one line, as evaluation
+    writes them."""
     trees = list(trees)
     write_tasks(run / stage, (tree.task for tree in trees))
     with Journal(run / stage, fsync=False) as journal:
         for tree in trees:
-            for episodes in [tree.episodes] if together else [[episode] for episode in tree.episodes]:
+            for episodes in (
+                [tree.episodes] if together else [[episode] for episode in tree.episodes]
+            ):
                 if episodes:
                     journal.append(episodes)
     if done is not None:

@@ -19,7 +19,9 @@ def test_both_texts_are_whole_and_what_is_the_same_is_the_same(before: str, afte
     assert "".join(p.text for p in right) == after
     assert {p.kind for p in left} <= {"same", "gone"}
     assert {p.kind for p in right} <= {"same", "new"}
-    assert "".join(p.text for p in left if p.kind == "same") == "".join(p.text for p in right if p.kind == "same")
+    assert "".join(p.text for p in left if p.kind == "same") == "".join(
+        p.text for p in right if p.kind == "same"
+    )
 
 
 @given(said)

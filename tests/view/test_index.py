@@ -21,7 +21,19 @@ from leafe.view._index import FILTERS, SORTS, Index
 from tests.trees import Ep, make_task, make_tree, trees
 from tests.view.folders import STAGE, make_run, new_run, write_stage
 
-SUMS = ("episodes", "samples", "successes", "depth", "turns", "saved", "branches", "diverged", "unusable", "errors", "tokens")
+SUMS = (
+    "episodes",
+    "samples",
+    "successes",
+    "depth",
+    "turns",
+    "saved",
+    "branches",
+    "diverged",
+    "unusable",
+    "errors",
+    "tokens",
+)
 
 
 def by_hand(tree: Tree) -> dict[str, Any]:
@@ -37,7 +49,9 @@ def by_hand(tree: Tree) -> dict[str, Any]:
         "branches": sum(e.experience is not None for e in tree.rollouts),
         "diverged": sum(e.count for e in tree.rollouts if e.stop is Stop.diverged),
         "unusable": sum(not t.valid for t in tree.reflections),
-        "errors": sum(e.count for e in tree.rollouts if e.stop in (Stop.env_error, Stop.policy_error)),
+        "errors": sum(
+            e.count for e in tree.rollouts if e.stop in (Stop.env_error, Stop.policy_error)
+        ),
         "tokens": sum(t.usage.generated for t in tree),
     }
 
@@ -83,7 +97,9 @@ def test_it_says_what_the_trees_say(forest: Sequence[Tree], together: bool) -> N
 
 @settings(max_examples=12)
 @given(forests, st.lists(st.floats(0, 1), max_size=6))
-def test_a_journal_that_grows_byte_by_byte_ends_as_the_whole(forest: Sequence[Tree], cuts: list[float]) -> None:
+def test_a_journal_that_grows_byte_by_byte_ends_as_the_whole(
+    forest: Sequence[Tree], cuts: list[float]
+) -> None:
     with tempfile.TemporaryDirectory() as where:
         whole = make_run(Path(where) / "whole", forest) / STAGE / "journal-00000.jsonl"
         if not whole.is_file():
@@ -96,10 +112,14 @@ def test_a_journal_that_grows_byte_by_byte_ends_as_the_whole(forest: Sequence[Tr
             (run / STAGE / whole.name).write_bytes(data[:cut])
             follower.look()
             assert not follower.trouble
-            assert sum(row_of(index, t.task.id)["episodes"] for t in forest) == max(0, data[:cut].count(b"\n") - 1)
+            assert sum(row_of(index, t.task.id)["episodes"] for t in forest) == max(
+                0, data[:cut].count(b"\n") - 1
+            )
         (run / STAGE / whole.name).write_bytes(data)
         follower.look()
-        assert {t.task.id: row_of(index, t.task.id) for t in forest} == {t.task.id: by_hand(t) for t in forest}
+        assert {t.task.id: row_of(index, t.task.id) for t in forest} == {
+            t.task.id: by_hand(t) for t in forest
+        }
         index.close()
 
 
@@ -120,7 +140,9 @@ def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_started_over_is_read_anew(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [make_tree(Ep("go", "take"), Ep("open", "walk"), task_id="t0")])
+    run = make_run(
+        tmp_path / "run", [make_tree(Ep("go", "take"), Ep("open", "walk"), task_id="t0")]
+    )
     index, follower = looked(run, tmp_path / "cache")
     assert row_of(index, "t0")["episodes"] == 2
     shutil.rmtree(run / STAGE)
@@ -138,7 +160,9 @@ def test_a_run_that_was_started_over_is_read_anew(tmp_path: Path) -> None:
 def test_a_longer_journal_in_the_place_of_another_is_noticed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [make_tree(Ep("go"), task_id="t0")])
     index, follower = looked(run, tmp_path / "cache")
-    longer = make_run(tmp_path / "other", [make_tree(*[Ep("open", "walk") for _ in range(9)], task_id="t0")])
+    longer = make_run(
+        tmp_path / "other", [make_tree(*[Ep("open", "walk") for _ in range(9)], task_id="t0")]
+    )
     os.replace(longer / STAGE / "journal-00000.jsonl", run / STAGE / "journal-00000.jsonl")
     follower.look()
     assert row_of(index, "t0")["episodes"] == 9
@@ -176,7 +200,9 @@ def test_several_shards_are_one_journal(tmp_path: Path) -> None:
 STRANGER = b'{"episodes":[{"task_id":"unknown","index":0,"stop":"success","turns":[]}]}\n'
 
 
-@pytest.mark.parametrize("bad", [b"{\n", b'{"episodes": [{}]}\n', b'{"episodes": 3}\n', b"\x00\xff\n", STRANGER, b"\n"])
+@pytest.mark.parametrize(
+    "bad", [b"{\n", b'{"episodes": [{}]}\n', b'{"episodes": 3}\n', b"\x00\xff\n", STRANGER, b"\n"]
+)
 def test_a_damaged_line_is_said_and_hides_nothing_else(tmp_path: Path, bad: bytes) -> None:
     run = make_run(tmp_path / "run", [make_tree(), make_tree(task_id="t1")])
     shard = run / STAGE / "journal-00000.jsonl"
@@ -207,7 +233,9 @@ def test_another_format_and_a_missing_shard_are_said(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [make_tree()])
     write_stage(run, [make_tree(task_id="fine")], "explore/fine")
     shard = run / STAGE / "journal-00000.jsonl"
-    shard.write_bytes(b'{"journal": "leafe", "format": 99}\n' + shard.read_bytes().split(b"\n", 1)[1])
+    shard.write_bytes(
+        b'{"journal": "leafe", "format": 99}\n' + shard.read_bytes().split(b"\n", 1)[1]
+    )
     index, follower = looked(run, tmp_path / "cache")
     assert "format 99" in follower.trouble[STAGE]
     assert "explore/fine" not in follower.trouble
@@ -253,7 +281,10 @@ def test_the_run_folder_is_not_touched(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [make_tree()])
 
     def all_files() -> dict[str, tuple[int, bytes]]:
-        return {str(p): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in sorted(run.rglob("*"))}
+        return {
+            str(p): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"")
+            for p in sorted(run.rglob("*"))
+        }
 
     before = all_files()
     index, _ = looked(run, tmp_path / "cache")
@@ -303,25 +334,49 @@ def test_filters_and_orders(forest: Sequence[Tree]) -> None:
         assert saved == sorted(saved, reverse=True)
         for sort in SORTS:
             assert len(index.tasks(stage["id"], "all", sort, "", 0, 99)) == len(forest)
-        assert [row["task"] for row in index.tasks(stage["id"], "all", "place", "", 1, 1)] == [t.task.id for t in forest][1:2]
+        assert [row["task"] for row in index.tasks(stage["id"], "all", "place", "", 1, 1)] == [
+            t.task.id for t in forest
+        ][1:2]
         index.close()
 
 
 def test_names_are_taken_as_they_are_written(tmp_path: Path) -> None:
-    odd = ["100%", "a_b", "axb", "back\\slash", "quo'te", 'quo"te', "<script>", "\ud800", "nul\x00l"]
+    odd = [
+        "100%",
+        "a_b",
+        "axb",
+        "back\\slash",
+        "quo'te",
+        'quo"te',
+        "<script>",
+        "\ud800",
+        "nul\x00l",
+    ]
     run = make_run(tmp_path / "run", [make_tree(Ep("go"), task_id=name) for name in odd])
     index, _ = looked(run, tmp_path / "cache")
     stage = index.stage(STAGE)
     assert stage is not None
-    for asked, expected in {"%": ["100%"], "a_b": ["a_b"], "\\s": ["back\\slash"], "'": ["quo'te"], "<SCRIPT": ["<script>"]}.items():
-        assert [row["task"] for row in index.tasks(stage["id"], "all", "", asked, 0, 99)] == expected
+    for asked, expected in {
+        "%": ["100%"],
+        "a_b": ["a_b"],
+        "\\s": ["back\\slash"],
+        "'": ["quo'te"],
+        "<SCRIPT": ["<script>"],
+    }.items():
+        assert [
+            row["task"] for row in index.tasks(stage["id"], "all", "", asked, 0, 99)
+        ] == expected
     for row in index.tasks(stage["id"], "all", "", "", 0, 99):
         assert len(index.tree(STAGE, row)[0].episodes) == 1
     index.close()
 
 
 def test_everything_that_was_said_is_found(tmp_path: Path) -> None:
-    tree = make_tree(Ep("take violin", stop=Stop.failure, blame=0, note="mind the gap"), Ep("take key", branch_of=0), task_id="cellar")
+    tree = make_tree(
+        Ep("take violin", stop=Stop.failure, blame=0, note="mind the gap"),
+        Ep("take key", branch_of=0),
+        task_id="cellar",
+    )
     run = make_run(tmp_path / "run", [tree, make_tree(task_id="other")])
     write_stage(run, [make_tree(Ep("take key"), task_id="elsewhere")], "evaluate/base")
     index, _ = looked(run, tmp_path / "cache")
@@ -346,16 +401,40 @@ def test_everything_that_was_said_is_found(tmp_path: Path) -> None:
     index.close()
 
 
-@given(st.lists(st.fixed_dictionaries({"task_id": st.text(max_size=5), "n": st.integers()}), max_size=4), st.booleans(), st.sampled_from([None, 1]))
-def test_places_of_episodes_in_a_line_are_in_bytes(data: list[dict[str, Any]], ascii_: bool, indent: int | None) -> None:
+@given(
+    st.lists(
+        st.fixed_dictionaries({"task_id": st.text(max_size=5), "n": st.integers()}), max_size=4
+    ),
+    st.booleans(),
+    st.sampled_from([None, 1]),
+)
+def test_places_of_episodes_in_a_line_are_in_bytes(
+    data: list[dict[str, Any]], ascii_: bool, indent: int | None
+) -> None:
     try:
         line = json.dumps({"episodes": data}, ensure_ascii=ascii_, indent=indent).encode()
     except UnicodeEncodeError:
         return
-    assert [json.loads(line[start : start + length]) for start, length, _ in episodes(line)] == [found for _, _, found in episodes(line)] == data
+    assert (
+        [json.loads(line[start : start + length]) for start, length, _ in episodes(line)]
+        == [found for _, _, found in episodes(line)]
+        == data
+    )
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"episodes": [', b'{"episodes": [{}', b'{"episodes": [{} {}]}', b'{"other": []}', b"\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"episodes": [',
+        b'{"episodes": [{}',
+        b'{"episodes": [{} {}]}',
+        b'{"other": []}',
+        b"\xff",
+    ],
+)
 def test_what_is_no_line_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):
         list(episodes(line))

@@ -1,4 +1,5 @@
-"""The pages: what they show is what the tree holds, nothing that a model wrote becomes more than text, and every fault is a sentence."""
+"""The pages: what they show is what the tree holds, nothing that a model wrote becomes more than
+text, and every fault is a sentence."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ VOID = {"meta", "link", "input", "br", "img", "hr"}
 
 
 class Page(HTMLParser):
-    """A page as a browser takes it apart: elements with their attributes, links, text; and whether every element is closed."""
+    """A page as a browser takes it apart: elements with their attributes, links, text; and whether
+    every element is closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -77,7 +79,11 @@ class Page(HTMLParser):
 
     def ids(self) -> dict[str, str]:
         """Link by the element's id."""
-        return {a["id"] or "": a["href"] or "" for tag, a in self.elements if tag == "a" and "id" in a and "href" in a}
+        return {
+            a["id"] or "": a["href"] or ""
+            for tag, a in self.elements
+            if tag == "a" and "id" in a and "href" in a
+        }
 
 
 class Answer:
@@ -139,9 +145,20 @@ def harmless(page: Page) -> None:
     assert not page.wrong, page.wrong[:3]
     scripts = [a for tag, a in page.elements if tag == "script"]
     assert scripts == [{"type": "module", "src": "/static/view.js"}]
-    assert not {tag for tag, _ in page.elements} & {"img", "iframe", "object", "embed", "style", "base", "b", "foreignobject"}
+    assert not {tag for tag, _ in page.elements} & {
+        "img",
+        "iframe",
+        "object",
+        "embed",
+        "style",
+        "base",
+        "b",
+        "foreignobject",
+    }
     for tag, attributes in page.elements:
-        assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcdoc")], (tag, attributes)
+        assert not [
+            name for name in attributes if name.startswith("on") or name in ("style", "srcdoc")
+        ], (tag, attributes)
         for name in ("href", "src", "action"):
             address = attributes.get(name)
             assert address is None or address.startswith(("/", "?", "#")), (tag, address)
@@ -157,18 +174,35 @@ def test_hostile_text_is_text(tmp_path: Path, text: str) -> None:
     task = f"task {clean}"
 
     async def tour(get: Get) -> None:
-        for path in ["/", f"/tasks/{STAGE}", f"/tasks/{STAGE}?named=" + urllib.parse.quote(clean), "/search?q=" + urllib.parse.quote(clean), "/search?q=go"]:
+        for path in [
+            "/",
+            f"/tasks/{STAGE}",
+            f"/tasks/{STAGE}?named=" + urllib.parse.quote(clean),
+            "/search?q=" + urllib.parse.quote(clean),
+            "/search?q=go",
+        ]:
             answer = await get(path)
             assert answer.status == 200
             harmless(answer.page)
             assert not HOSTILE_CHARACTER.search(answer.body.decode())
         for turn in tree:
-            answer = await get(tree_path(task, turn=turn.id.removeprefix(tree.task.id + "/").encode("utf-8", "backslashreplace").decode()))
+            answer = await get(
+                tree_path(
+                    task,
+                    turn=turn.id.removeprefix(tree.task.id + "/")
+                    .encode("utf-8", "backslashreplace")
+                    .decode(),
+                )
+            )
             assert answer.status == 200
             harmless(answer.page)
             assert "look" in answer.page.text
             assert not HOSTILE_CHARACTER.search(answer.body.decode())
-        for path in (f"/tasks/{urllib.parse.quote(clean)}", tree_path(clean), f"/{urllib.parse.quote(clean)}"):
+        for path in (
+            f"/tasks/{urllib.parse.quote(clean)}",
+            tree_path(clean),
+            f"/{urllib.parse.quote(clean)}",
+        ):
             answer = await get(path)
             assert answer.status == 404
             harmless(answer.page)
@@ -211,7 +245,16 @@ def test_every_answer_forbids_what_is_not_the_viewers_own(tmp_path: Path) -> Non
     run = make_run(tmp_path / "run", [make_tree()])
 
     async def tour(get: Get) -> None:
-        paths = ["/", f"/tasks/{STAGE}", tree_path("t0"), "/search?q=go", "/pulse", "/static/view.js", f"/raw/{STAGE}?task=t0&turn=0.0&what=said", "/nothing"]
+        paths = [
+            "/",
+            f"/tasks/{STAGE}",
+            tree_path("t0"),
+            "/search?q=go",
+            "/pulse",
+            "/static/view.js",
+            f"/raw/{STAGE}?task=t0&turn=0.0&what=said",
+            "/nothing",
+        ]
         for path in paths:
             policy = (await get(path)).headers["Content-Security-Policy"]
             assert policy.startswith("default-src 'none'")
@@ -227,32 +270,67 @@ def test_every_answer_forbids_what_is_not_the_viewers_own(tmp_path: Path) -> Non
     visit(run, tmp_path / "cache", tour)
 
 
-@pytest.mark.parametrize("shape", ["long lines", "many turns", "many branches", "long prompts", "odd characters", "many tasks"])
+@pytest.mark.parametrize(
+    "shape",
+    ["long lines", "many turns", "many branches", "long prompts", "odd characters", "many tasks"],
+)
 def test_no_page_is_heavier_than_300_kb(tmp_path: Path, shape: str) -> None:
     line = "x" * 1_000_000
     forest: Iterable[Tree]
     match shape:
         case "long lines":
-            forest = [make_tree(Ep(line, line + "y", stop=Stop.failure, blame=0, note=line), Ep(line, branch_of=0))]
+            forest = [
+                make_tree(
+                    Ep(line, line + "y", stop=Stop.failure, blame=0, note=line),
+                    Ep(line, branch_of=0),
+                )
+            ]
         case "odd characters":
             forest = [hostile_tree("\x1b\u202e<&" * 30_000)]
         case "many turns":
-            forest = [make_tree(*[Ep(*[f"step {i} of them all and more" for i in range(300)], stop=Stop.horizon) for _ in range(3)])]
+            forest = [
+                make_tree(
+                    *[
+                        Ep(
+                            *[f"step {i} of them all and more" for i in range(300)],
+                            stop=Stop.horizon,
+                        )
+                        for _ in range(3)
+                    ]
+                )
+            ]
         case "many branches":
-            forest = [make_tree(*[Ep(*[f"step {i} of them" for i in range(12)], stop=Stop.failure) for _ in range(300)])]
+            forest = [
+                make_tree(
+                    *[
+                        Ep(*[f"step {i} of them" for i in range(12)], stop=Stop.failure)
+                        for _ in range(300)
+                    ]
+                )
+            ]
         case "long prompts":
-            forest = [make_tree(Ep(*[f"{i} " + "word " * 600 for i in range(60)], stop=Stop.horizon))]
+            forest = [
+                make_tree(Ep(*[f"{i} " + "word " * 600 for i in range(60)], stop=Stop.horizon))
+            ]
         case _:
             forest = [make_tree(Ep("go"), task_id=f"{i} " + "name " * 200) for i in range(120)]
     forest = list(forest)
     run = make_run(tmp_path / "run", forest, together=shape == "many branches")
-    files = sum((Path(__file__).parents[2] / "src/leafe/view/static" / name).stat().st_size for name in ("view.css", "view.js", "mark.svg"))
+    files = sum(
+        (Path(__file__).parents[2] / "src/leafe/view/static" / name).stat().st_size
+        for name in ("view.css", "view.js", "mark.svg")
+    )
 
     async def tour(get: Get) -> None:
         task = forest[0].task.id
         turns = list(forest[0])
         search = urllib.parse.quote("step OR x" if shape == "many turns" else "go")
-        for path in ["/", f"/tasks/{STAGE}", f"/search?q={search}", *(tree_path(task, turn=t.id.rpartition("/")[2]) for t in (turns[0], turns[-1]))]:
+        for path in [
+            "/",
+            f"/tasks/{STAGE}",
+            f"/search?q={search}",
+            *(tree_path(task, turn=t.id.rpartition("/")[2]) for t in (turns[0], turns[-1])),
+        ]:
             await ready(get, path)
             answer = await get(path)
             assert answer.status == 200
@@ -263,16 +341,24 @@ def test_no_page_is_heavier_than_300_kb(tmp_path: Path, shape: str) -> None:
 
 def test_the_list_has_its_filters_as_links(tmp_path: Path) -> None:
     solved = make_tree(Ep("go"), task_id="at-once")
-    rescued = make_tree(Ep("go", stop=Stop.failure, blame=0, note="n"), Ep("take", branch_of=0), task_id="rescued")
+    rescued = make_tree(
+        Ep("go", stop=Stop.failure, blame=0, note="n"), Ep("take", branch_of=0), task_id="rescued"
+    )
     lost = make_tree(Ep("go", stop=Stop.failure), task_id="lost")
     run = make_run(tmp_path / "run", [solved, rescued, lost])
 
     async def tour(get: Get) -> None:
         page = (await get(f"/tasks/{STAGE}")).page
-        for name, tasks in {"rescued": {"rescued"}, "never": {"lost"}, "solved": {"at-once", "rescued"}}.items():
+        for name, tasks in {
+            "rescued": {"rescued"},
+            "never": {"lost"},
+            "solved": {"at-once", "rescued"},
+        }.items():
             link = next(link for link in page.links if link.endswith(f"show={name}"))
             shown = (await get(link)).page
-            assert {task for task in ("at-once", "rescued", "lost") if tree_path(task) in shown.links} == tasks
+            assert {
+                task for task in ("at-once", "rescued", "lost") if tree_path(task) in shown.links
+            } == tasks
         assert (await get(f"/tasks/{STAGE}?show=nonsense")).status == 404
         assert (await get(f"/tasks/{STAGE}?sort=nonsense")).status == 404
         assert (await get(f"/tasks/{STAGE}?from=-5")).status == 200
@@ -308,14 +394,22 @@ def test_the_moves_walk_every_branch_and_every_turn(tmp_path: Path) -> None:
 
 
 def test_a_link_to_a_turn_shows_that_turn(tmp_path: Path) -> None:
-    tree = make_tree(Ep("go left", "take lamp", stop=Stop.failure, blame=1, note="take key"), Ep("take key", branch_of=0), task_id="with/slash ?&=#")
+    tree = make_tree(
+        Ep("go left", "take lamp", stop=Stop.failure, blame=1, note="take key"),
+        Ep("take key", branch_of=0),
+        task_id="with/slash ?&=#",
+    )
     run = make_run(tmp_path / "run", [tree])
 
     async def tour(get: Get) -> None:
-        listed = next(link for link in (await get(f"/tasks/{STAGE}")).page.links if link.startswith("/tree/"))
+        listed = next(
+            link for link in (await get(f"/tasks/{STAGE}")).page.links if link.startswith("/tree/")
+        )
         assert (await get(listed)).status == 200
         for turn in tree:
-            page = (await get(tree_path(tree.task.id, turn=turn.id.removeprefix(tree.task.id + "/")))).page
+            page = (
+                await get(tree_path(tree.task.id, turn=turn.id.removeprefix(tree.task.id + "/")))
+            ).page
             assert turn.action_text in page.text
             if turn.kind is Kind.act:
                 assert f"Step {turn.step} of episode #{tree.episode_of(turn.id).index}" in page.text
@@ -334,19 +428,33 @@ def test_the_reflection_stands_between_what_it_changed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [make_tree()])
 
     async def tour(get: Get) -> None:
-        for turn in ("0.1", "0.3r0", "1.1"):  # the action before, the reflection, the revised action
+        for turn in (
+            "0.1",
+            "0.3r0",
+            "1.1",
+        ):  # the action before, the reflection, the revised action
             page = (await get(tree_path("t0", turn=turn))).page
             assert "Rolled back to step 1" in page.text
             assert re.search(r"<del>lamp</del>", page.html)
             assert re.search(r"<ins>key</ins>", page.html)
-            assert "failure → failure" in " ".join(Page(page.html.replace("<svg", "<i").replace("</svg", "</i")).text.split())
-        assert "Rolled back" not in (await get(tree_path("t0", turn="2.3"))).page.text.split("Step 3")[1].split("Prompt as sent")[0]
+            assert "failure → failure" in " ".join(
+                Page(page.html.replace("<svg", "<i").replace("</svg", "</i")).text.split()
+            )
+        assert (
+            "Rolled back"
+            not in (await get(tree_path("t0", turn="2.3")))
+            .page.text.split("Step 3")[1]
+            .split("Prompt as sent")[0]
+        )
 
     visit(run, tmp_path / "cache", tour)
 
 
 def test_the_prompt_is_the_one_that_was_sent(tmp_path: Path) -> None:
-    tree = make_tree(Ep("go left", "take lamp", stop=Stop.failure, blame=1, note="take key"), Ep("take key", "open box", branch_of=0, scope=Scope.branch))
+    tree = make_tree(
+        Ep("go left", "take lamp", stop=Stop.failure, blame=1, note="take key"),
+        Ep("take key", "open box", branch_of=0, scope=Scope.branch),
+    )
     run = make_run(tmp_path / "run", [tree])
 
     async def tour(get: Get) -> None:
@@ -366,7 +474,11 @@ def test_what_is_learnt_is_what_distillation_takes(tmp_path: Path) -> None:
     tree = make_tree()
     run = make_run(tmp_path / "run", [tree])
     prompts = Prompts(load_prompt_set("gates"))
-    expected = {(s.part, s.turn_id) for s in build({"t0": tree}, prompts, preset("leafe+"), 0).samples if s.part != "anchor"}
+    expected = {
+        (s.part, s.turn_id)
+        for s in build({"t0": tree}, prompts, preset("leafe+"), 0).samples
+        if s.part != "anchor"
+    }
     assert {part for part, _ in expected} == {"rehearsal", "counterfactual", "reflection"}
     title = {"rehearsal": "D_reh", "counterfactual": "D_cf", "reflection": "D_refl"}
 
@@ -374,7 +486,9 @@ def test_what_is_learnt_is_what_distillation_takes(tmp_path: Path) -> None:
         for turn in tree:
             page = await ready(get, tree_path("t0", turn=turn.id.rpartition("/")[2], arm="leafe+"))
             panel = page.text.split("What is learnt of it by leafe+")[1].split("Prompt as sent")[0]
-            assert {part for part, name in title.items() if name in panel} == {part for part, of in expected if of == turn.id}
+            assert {part for part, name in title.items() if name in panel} == {
+                part for part, of in expected if of == turn.id
+            }
             if not any(of == turn.id for _, of in expected):
                 assert "Nothing." in panel
 
@@ -409,7 +523,9 @@ def test_a_share_of_the_episodes_is_a_candidate_until_it_is_drawn(tmp_path: Path
 
     data = run / "distill" / "leafe" / "dataset" / "rehearsal"
     data.mkdir(parents=True)
-    parquet.write_table(pyarrow.table({"task_id": ["t0"], "turn_id": ["t0/2.3"]}), data / "train.parquet")
+    parquet.write_table(
+        pyarrow.table({"task_id": ["t0"], "turn_id": ["t0/2.3"]}), data / "train.parquet"
+    )
     (run / "distill" / "leafe" / "done.json").write_text("{}")
 
     async def after(get: Get) -> None:
@@ -435,7 +551,10 @@ def test_a_run_in_which_nothing_has_begun(tmp_path: Path) -> None:
 
 
 def test_a_task_without_an_episode_and_an_episode_without_a_turn(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [make_tree(Ep(stop=Stop.env_error), task_id="empty"), Tree(make_tree(task_id="new").task)])
+    run = make_run(
+        tmp_path / "run",
+        [make_tree(Ep(stop=Stop.env_error), task_id="empty"), Tree(make_tree(task_id="new").task)],
+    )
 
     async def tour(get: Get) -> None:
         assert "no finished episode yet" in (await get(tree_path("new"))).page.text
@@ -461,7 +580,9 @@ def test_a_damaged_stage_says_so_on_its_pages(tmp_path: Path) -> None:
 
 def test_settings_of_another_version_leave_the_trees(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [make_tree()])
-    (run / "config.toml").write_text((run / "config.toml").read_text() + "\n[from_the_future]\nx = 1\n")
+    (run / "config.toml").write_text(
+        (run / "config.toml").read_text() + "\n[from_the_future]\nx = 1\n"
+    )
 
     async def tour(get: Get) -> None:
         assert "not those of this leafe" in (await get("/")).page.text
@@ -472,8 +593,16 @@ def test_settings_of_another_version_leave_the_trees(tmp_path: Path) -> None:
     visit(run, tmp_path / "cache", tour)
 
 
-@pytest.mark.parametrize(("change", "words"), [("env.name='nowhere'", "no environment 'nowhere'"), ("prompts='/nowhere.toml'", "no prompt set")])
-def test_what_the_prompts_need_and_is_not_here_is_said(tmp_path: Path, change: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("env.name='nowhere'", "no environment 'nowhere'"),
+        ("prompts='/nowhere.toml'", "no prompt set"),
+    ],
+)
+def test_what_the_prompts_need_and_is_not_here_is_said(
+    tmp_path: Path, change: str, words: str
+) -> None:
     run = new_run(tmp_path / "run")
     key, _, value = change.partition("=")
     text = (run / "config.toml").read_text()
@@ -488,10 +617,14 @@ def test_what_the_prompts_need_and_is_not_here_is_said(tmp_path: Path, change: s
     visit(run, tmp_path / "cache", tour)
 
 
-def test_an_env_that_lies_in_the_runs_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_env_that_lies_in_the_runs_folder_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = new_run(tmp_path / "run")
     text = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(text.replace('name = "gates"', 'name = "evil_of_the_run:Evil"'))
+    (run / "config.toml").write_text(
+        text.replace('name = "gates"', 'name = "evil_of_the_run:Evil"')
+    )
     (run / "evil_of_the_run.py").write_text("open('was-run', 'w').close()")
     write_stage(run, [make_tree()])
     monkeypatch.chdir(run)

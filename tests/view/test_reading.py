@@ -1,4 +1,5 @@
-"""While journals are being read: what the markers know stands there at once, and what is not read yet is called that and never 'not begun'."""
+"""While journals are being read: what the markers know stands there at once, and what is not read
+yet is called that and never 'not begun'."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ from leafe.view._server import _PAGES
 from tests.trees import Ep, make_tree
 from tests.view.folders import STAGE, new_run, write_stage
 
-DONE = {"tasks": 3, "solved": 2, "rescued": 1, "stops": {"success": 2, "failure": 5, "env_error": 1}, "unusable_reflections": 4}
+DONE = {
+    "tasks": 3,
+    "solved": 2,
+    "rescued": 1,
+    "stops": {"success": 2, "failure": 5, "env_error": 1},
+    "unusable_reflections": 4,
+}
 
 
 def forest() -> list[Tree]:
@@ -67,7 +74,9 @@ def test_a_stage_that_is_read_says_what_the_trees_say(pages: Pages) -> None:
     assert "not read yet" not in pages.tasks(STAGE, {})
 
 
-def test_in_the_midst_of_reading_nothing_is_called_not_begun(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_midst_of_reading_nothing_is_called_not_begun(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The tasks are read, and no episode yet."""
     monkeypatch.setattr(Follower, "_read_shard", lambda *_: (_ for _ in ()).throw(InterruptedError))
     with pytest.raises(InterruptedError):
@@ -84,7 +93,9 @@ def test_in_the_midst_of_reading_nothing_is_called_not_begun(pages: Pages, monke
     assert "being read" in line(pages.overview(), STAGE)
 
 
-def test_a_marker_of_0_1_0_that_knows_less_says_no_more_than_it_knows(run: Path, tmp_path: Path) -> None:
+def test_a_marker_of_0_1_0_that_knows_less_says_no_more_than_it_knows(
+    run: Path, tmp_path: Path
+) -> None:
     marker = run / STAGE / "done.json"
     marker.write_text(json.dumps({"stops": {"success": 2}}))
     pages = make_app(run, tmp_path / "cache", follow=False)[_PAGES]
@@ -106,12 +117,17 @@ def test_the_pulse_says_it_too(run: Path, tmp_path: Path) -> None:
             return first, await (await client.get("/pulse")).json()
 
     first, then = asyncio.run(main())
-    assert {name: (s["state"], s["reading"]) for name, s in first["stages"].items()} == {STAGE: ("finished", True), "explore/independent": ("running", True)}
+    assert {name: (s["state"], s["reading"]) for name, s in first["stages"].items()} == {
+        STAGE: ("finished", True),
+        "explore/independent": ("running", True),
+    }
     assert not any(s["reading"] for s in then["stages"].values())
     assert all(s["read"] == s["of"] > 0 for s in then["stages"].values())
 
 
-def test_a_stage_whose_journal_cannot_be_read_is_not_read_for_ever(run: Path, tmp_path: Path) -> None:
+def test_a_stage_whose_journal_cannot_be_read_is_not_read_for_ever(
+    run: Path, tmp_path: Path
+) -> None:
     (run / STAGE / "journal-00000.jsonl").rename(run / STAGE / "journal-00001.jsonl")
     pages = make_app(run, tmp_path / "cache", follow=False)[_PAGES]
     pages.follower.look()

@@ -1,4 +1,5 @@
-"""`leafe view` from outside: what it says of folders that are no runs and of ports that are taken, and how it ends."""
+"""`leafe view` from outside: what it says of folders that are no runs and of ports that are taken,
+and how it ends."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from tests.view.folders import make_run, new_run
 def start(*arguments: str, cache: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "leafe.cli", "view", *arguments]
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def refused(*arguments: str, cache: Path) -> str:
@@ -54,7 +57,18 @@ def test_it_serves_and_ends(tmp_path: Path) -> None:
     assert list((tmp_path / "cache" / "leafe" / "view").glob("*.sqlite"))
 
 
-@pytest.mark.parametrize("what", ["nothing", "empty", "foreign", "other program", "another version", "half written manifest", "no settings"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "nothing",
+        "empty",
+        "foreign",
+        "other program",
+        "another version",
+        "half written manifest",
+        "no settings",
+    ],
+)
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path: Path, what: str) -> None:
     run = tmp_path / "run"
     words = "is not a run folder"
@@ -87,7 +101,9 @@ def test_a_port_in_use_is_one_sentence_where_it_was_asked_for(tmp_path: Path) ->
     run = make_run(tmp_path / "run", [make_tree()])
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"Port {port} of {HOST} is in use" in refused(str(run), "--port", str(port), cache=tmp_path / "cache")
+        assert f"Port {port} of {HOST} is in use" in refused(
+            str(run), "--port", str(port), cache=tmp_path / "cache"
+        )
     with pytest.raises(UserError, match="no port 70000"):
         listen(70_000)
 
@@ -106,7 +122,9 @@ def test_without_a_wish_another_port_is_taken() -> None:
 def test_pages_need_nothing_from_elsewhere() -> None:
     folder = resources.files("leafe.view")
     files = [*(folder / "static").iterdir(), *(folder / "templates").iterdir()]
-    assert {"view.css", "view.js", "mark.svg", "base.html.j2", "tree.html.j2"} <= {file.name for file in files}
+    assert {"view.css", "view.js", "mark.svg", "base.html.j2", "tree.html.j2"} <= {
+        file.name for file in files
+    }
     for file in files:
         text = file.read_text(encoding="utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert "http:" not in text

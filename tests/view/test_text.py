@@ -1,4 +1,5 @@
-"""Texts of models and environments on a page: escaped, bounded, and nothing in them hidden; searches found, whatever is typed."""
+"""Texts of models and environments on a page: escaped, bounded, and nothing in them hidden;
+searches found, whatever is typed."""
 
 from __future__ import annotations
 
@@ -12,13 +13,31 @@ from hypothesis import strategies as st
 
 from leafe.view._text import around, match, part, plain, show, storable, words
 
-ODD = ["\x00", "\x1b", "\x7f", "\x9b", "\u200b", "\u200f", "\u202e", "\u2066", "\u2028", "\ufeff", "\ud800", "\udfff", "\U000e0041"]
-texts = st.text(st.characters(codec=None) | st.sampled_from([*ODD, "<", "&", '"', "'", "\n", "\t"]), max_size=200)
+ODD = [
+    "\x00",
+    "\x1b",
+    "\x7f",
+    "\x9b",
+    "\u200b",
+    "\u200f",
+    "\u202e",
+    "\u2066",
+    "\u2028",
+    "\ufeff",
+    "\ud800",
+    "\udfff",
+    "\U000e0041",
+]
+texts = st.text(
+    st.characters(codec=None) | st.sampled_from([*ODD, "<", "&", '"', "'", "\n", "\t"]),
+    max_size=200,
+)
 """Any text, half surrogates included, with more of what is dangerous."""
 
 
 class Read(HTMLParser):
-    """What a browser makes of a piece of HTML: its text, its elements, and the names of their attributes."""
+    """What a browser makes of a piece of HTML: its text, its elements, and the names of their
+    attributes."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -47,7 +66,15 @@ def test_a_shown_text_is_nothing_but_text(text: str) -> None:
     show(text, 10**6).html.encode()  # no half surrogates left
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cf", "Cn", "Cs", "Zl", "Zp", "Zs", "Mn", "Lo")), max_size=300) | st.text("a b"))
+@given(
+    st.text(
+        st.characters(
+            codec="utf-8", exclude_categories=("Cc", "Cf", "Cn", "Cs", "Zl", "Zp", "Zs", "Mn", "Lo")
+        ),
+        max_size=300,
+    )
+    | st.text("a b")
+)
 def test_ordinary_text_comes_out_as_it_was(text: str) -> None:
     assert Read(show(text, 10**6).html).text == text.replace("\r", "")
 
@@ -67,7 +94,10 @@ def test_odd_characters_have_their_names(odd: str, around_it: str) -> None:
 
 
 def test_joiners_stay_where_a_script_needs_them_and_nowhere_else() -> None:
-    persian, family = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469"
+    persian, family = (
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f468\u200d\U0001f469",
+    )
     assert show(persian).html == persian
     assert show(family).html == family
     assert "U+200D" in show("pass\u200dword").html
@@ -84,7 +114,16 @@ def test_the_limit_is_of_what_is_sent(text: str, limit: int) -> None:
     assert (shown.cut == 0) == (shown.html == whole)
 
 
-@pytest.mark.parametrize("text", ["x" * 1_000_000, "<" * 1_000_000, "\x1b" * 1_000_000, "\u202e" * 1_000_000, "\ud83d" * 1_000_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 1_000_000,
+        "<" * 1_000_000,
+        "\x1b" * 1_000_000,
+        "\u202e" * 1_000_000,
+        "\ud83d" * 1_000_000,
+    ],
+)
 def test_a_line_of_a_megabyte_is_cut(text: str) -> None:
     shown = show(text, 20_000)
     assert len(shown.html.encode()) <= 20_000
@@ -109,9 +148,21 @@ def test_what_is_stored_can_be_stored_and_linked(text: str) -> None:
 def found(query: str, *texts_: str) -> list[int]:
     db = sqlite3.connect(":memory:")
     db.execute("CREATE VIRTUAL TABLE words USING fts5(at, said, seen, content='')")
-    db.executemany("INSERT INTO words(rowid, at, said, seen) VALUES (?, 's1', ?, '')", [(i, words(text)) for i, text in enumerate(texts_)])
+    db.executemany(
+        "INSERT INTO words(rowid, at, said, seen) VALUES (?, 's1', ?, '')",
+        [(i, words(text)) for i, text in enumerate(texts_)],
+    )
     asked = match(query, 1)
-    return [] if asked is None else [row[0] for row in db.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid", (asked,))]
+    return (
+        []
+        if asked is None
+        else [
+            row[0]
+            for row in db.execute(
+                "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid", (asked,)
+            )
+        ]
+    )
 
 
 @given(texts, texts)

@@ -1,4 +1,5 @@
-"""A policy call that is no action: asked for within the budget, seeded by name, and kept as a turn, so that the journal's sums are the budget's."""
+"""A policy call that is no action: asked for within the budget, seeded by name, and kept as a turn,
+so that the journal's sums are the budget's."""
 
 from __future__ import annotations
 
@@ -7,7 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from leafe.core import Budget, Completion, Kind, Message, Policy, PolicyError, Request, Turn, Usage, derive_seed, turn_id
+from leafe.core import (
+    Budget,
+    Completion,
+    Kind,
+    Message,
+    Policy,
+    PolicyError,
+    Request,
+    Turn,
+    Usage,
+    derive_seed,
+    turn_id,
+)
 from leafe.explore import ExploreConfig
 from leafe.prompts import History
 
@@ -39,8 +52,10 @@ class Asker:
         max_tokens: int,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Turn]:
-        """Ask until an answer can be read, `max_reflection_attempts` times at most and while the budget admits it; every try is a turn. `read` returns the note or
-        raises `Unusable`. `first`: the number of the episode's first aside at this history. A policy that fails is not asked again."""
+        """Ask until an answer can be read, `max_reflection_attempts` times at most and while the
+        budget admits it; every try is a turn. `read` returns the note or
+        raises `Unusable`. `first`: the number of the episode's first aside at this history. A
+        policy that fails is not asked again."""
         turns: list[Turn] = []
         cooler = self.config.reflection_temperature
         for nth in range(first, first + self.config.max_reflection_attempts):
@@ -53,7 +68,9 @@ class Asker:
                 top_p=self.config.top_p,
                 max_tokens=max_tokens,
                 schema=schema,
-                seed=derive_seed(self.config.seed, history.task.id, episode, history.step, what, nth),
+                seed=derive_seed(
+                    self.config.seed, history.task.id, episode, history.step, what, nth
+                ),
                 cache_key=history.task.id,
             )
             answer, note, why, hopeless = Completion(""), "", "", False
@@ -68,18 +85,41 @@ class Asker:
                 why = str(error)
             except PolicyError as error:
                 why, hopeless = f"no answer: {error}", True
-            turns.append(aside(what, history, answer, episode=episode, nth=nth, note=note, why=why, policy=self.policy.name, seconds=time.monotonic() - began))
+            turns.append(
+                aside(
+                    what,
+                    history,
+                    answer,
+                    episode=episode,
+                    nth=nth,
+                    note=note,
+                    why=why,
+                    policy=self.policy.name,
+                    seconds=time.monotonic() - began,
+                )
+            )
             if not why or hopeless:
                 break
         return turns
 
     def charge(self, usage: Usage) -> None:
         """The tokens of a call."""
-        self.budget.charge(prompt_tokens=usage.prompt, cached_tokens=usage.cached, generated_tokens=usage.generated)
+        self.budget.charge(
+            prompt_tokens=usage.prompt, cached_tokens=usage.cached, generated_tokens=usage.generated
+        )
 
 
 def aside(
-    what: What, history: History, answer: Completion, *, episode: int, nth: int, note: str = "", why: str = "", policy: str = "", seconds: float = 0.0
+    what: What,
+    history: History,
+    answer: Completion,
+    *,
+    episode: int,
+    nth: int,
+    note: str = "",
+    why: str = "",
+    policy: str = "",
+    seconds: float = 0.0,
 ) -> Turn:
     """The record of a call that no environment hears of; `why` it could not be used, if so."""
     return Turn(

@@ -1,4 +1,5 @@
-"""The commands. What they need is imported when they run, so that `leafe --help` answers at once."""
+"""The commands. What they need is imported when they run, so that `leafe --help` answers at
+once."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="leafe",
-    help="Post-train LLM agents from what their environment tells them (LEAFE): explore with rollback, distill the corrections, evaluate by Pass@k.",
+    help=(
+        "Post-train LLM agents from what their environment tells them (LEAFE): explore with "
+        "rollback, distill the corrections, evaluate by Pass@k."
+    ),
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -34,13 +38,34 @@ app.command()(_view.view)
 app.command()(_data.export)
 app.command(name="import")(_data.import_)
 
-RecipeArg = Annotated[str, typer.Argument(help="A built-in recipe or a TOML file.", autocompletion=recipes)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: explore.limits.policy_calls=32 tasks.train=10 ...")]
-Name = Annotated[str | None, typer.Option("--name", help="The run's name under --runs; default: the recipe's.")]
+RecipeArg = Annotated[
+    str, typer.Argument(help="A built-in recipe or a TOML file.", autocompletion=recipes)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to the recipe: explore.limits.policy_calls=32 tasks.train=10 ..."),
+]
+Name = Annotated[
+    str | None, typer.Option("--name", help="The run's name under --runs; default: the recipe's.")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of this name and start over.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Stages at the same time; default: the recipe's.")]
-Json = Annotated[bool, typer.Option("--json", help="For programs: what happens as one JSON object a line, and nothing else (docs/terminal.md).")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Delete an earlier run of this name and start over.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Stages at the same time; default: the recipe's."),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help=(
+            "For programs: what happens as one JSON object a line, and nothing else "
+            "(docs/terminal.md)."
+        ),
+    ),
+]
 
 
 def _version(value: bool) -> None:
@@ -59,10 +84,17 @@ def _completion(value: Shell | None) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     completion: Annotated[
         Shell | None,
-        typer.Option("--completion", callback=_completion, is_eager=True, help='Print the completion for a shell: eval "$(leafe --completion bash)".'),
+        typer.Option(
+            "--completion",
+            callback=_completion,
+            is_eager=True,
+            help='Print the completion for a shell: eval "$(leafe --completion bash)".',
+        ),
     ] = None,
 ) -> None:
     pass
@@ -75,7 +107,12 @@ def demo(
     fresh: Fresh = False,
     jobs: Jobs = None,
     as_json: Json = False,
-    rebuild_base: Annotated[Path | None, typer.Option("--rebuild-base", help="Train the embedded base model anew into this folder, and stop.")] = None,
+    rebuild_base: Annotated[
+        Path | None,
+        typer.Option(
+            "--rebuild-base", help="Train the embedded base model anew into this folder, and stop."
+        ),
+    ] = None,
 ) -> None:
     """The whole experiment on the embedded environment and model, on a CPU, in minutes."""
     if rebuild_base is not None:
@@ -109,7 +146,13 @@ def explore(
     fresh: Fresh = False,
     jobs: Jobs = None,
     as_json: Json = False,
-    shard: Annotated[str | None, typer.Option("--shard", help="I/N: every N-th task from number I on, in a folder of its own; see merge.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            help="I/N: every N-th task from number I on, in a folder of its own; see merge.",
+        ),
+    ] = None,
 ) -> None:
     """Stage 1 alone: grow the trees."""
     _run(recipe, overrides, name, runs, fresh, jobs, "explore", as_json, shard)
@@ -117,8 +160,18 @@ def explore(
 
 @app.command()
 def merge(
-    shards: Annotated[list[Path], typer.Argument(help="The folders that `leafe explore RECIPE --shard I/N` made, all N of them.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The whole run's folder; default: the shards' name without its end.")] = None,
+    shards: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The folders that `leafe explore RECIPE --shard I/N` made, all N of them."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="The whole run's folder; default: the shards' name without its end."
+        ),
+    ] = None,
 ) -> None:
     """Put the shards of one exploration together, as one machine would have made it."""
     from leafe.core import UserError
@@ -127,19 +180,33 @@ def merge(
 
     whole, sign, _ = shards[0].name.rpartition(".shard-")
     if out is None and not sign:
-        raise UserError(f"{shards[0]} has no name that --shard gives: say with --out where the whole run shall be.")
+        raise UserError(
+            f"{shards[0]} has no name that --shard gives: say with --out where the whole "
+            "run shall be."
+        )
     target = out or shards[0].parent / whole
     recipe, merged = put_together(shards, target, recipe_of)
     _console().print(
-        f"{target}: {merged} stages merged from {len(shards)} shards." if merged else f"{target} held them already: nothing was done.", highlight=False
+        f"{target}: {merged} stages merged from {len(shards)} shards."
+        if merged
+        else f"{target} held them already: nothing was done.",
+        highlight=False,
     )
     if len(recipe.arms) or recipe.evaluate.samples:
-        _console().print("Go on with Stage 2: leafe run with the same recipe, and --name if it was given.", highlight=False)
+        _console().print(
+            "Go on with Stage 2: leafe run with the same recipe, and --name if it was given.",
+            highlight=False,
+        )
 
 
 @app.command()
 def distill(
-    recipe: RecipeArg, overrides: Overrides = None, name: Name = None, runs: Runs = Path("runs"), jobs: Jobs = None, as_json: Json = False
+    recipe: RecipeArg,
+    overrides: Overrides = None,
+    name: Name = None,
+    runs: Runs = Path("runs"),
+    jobs: Jobs = None,
+    as_json: Json = False,
 ) -> None:
     """Stage 2 alone: train on the trees of a run that has explored."""
     _run(recipe, overrides, name, runs, False, jobs, "distill", as_json)
@@ -147,7 +214,12 @@ def distill(
 
 @app.command()
 def evaluate(
-    recipe: RecipeArg, overrides: Overrides = None, name: Name = None, runs: Runs = Path("runs"), jobs: Jobs = None, as_json: Json = False
+    recipe: RecipeArg,
+    overrides: Overrides = None,
+    name: Name = None,
+    runs: Runs = Path("runs"),
+    jobs: Jobs = None,
+    as_json: Json = False,
 ) -> None:
     """Evaluation alone: sample the base and the trained policies of a run."""
     _run(recipe, overrides, name, runs, False, jobs, "evaluate", as_json)
@@ -157,27 +229,82 @@ def evaluate(
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="A run folder; or several of one experiment, with other seeds or base policies, as one table.", autocompletion=run_folders),
+        typer.Argument(
+            help=(
+                "A run folder; or several of one experiment, with other seeds or base "
+                "policies, as one table."
+            ),
+            autocompletion=run_folders,
+        ),
     ],
-    out: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: the run's folder, or for several runs the screen alone.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Put several runs of any experiments side by side, instead of pooling them.")] = False,
-    against: Annotated[str | None, typer.Option("--against", help="Compare every row with this one: intervals over runs and tasks, claims by Holm.")] = None,
-    over_tasks: Annotated[bool, typer.Option("--over-tasks", help="Claims about other tasks alone, for these very trainings: for one to three runs.")] = False,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write that comparison to this file, for a document.")] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write that comparison to this file, for a program.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help=(
+                "Where the report goes; default: the run's folder, or for several runs the "
+                "screen alone."
+            ),
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Put several runs of any experiments side by side, instead of pooling them.",
+        ),
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            help="Compare every row with this one: intervals over runs and tasks, claims by Holm.",
+        ),
+    ] = None,
+    over_tasks: Annotated[
+        bool,
+        typer.Option(
+            "--over-tasks",
+            help="Claims about other tasks alone, for these very trainings: for one to three runs.",
+        ),
+    ] = False,
+    markdown: Annotated[
+        Path | None,
+        typer.Option("--markdown", help="Write that comparison to this file, for a document."),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write that comparison to this file, for a program."),
+    ] = None,
 ) -> None:
-    """Write report.html and summary.json of a run anew, and print its tables; of several runs, pool them or put them side by side."""
+    """Write report.html and summary.json of a run anew, and print its tables; of several runs, pool
+    them or put them side by side."""
     from leafe.core import UserError
     from leafe.pipeline import report_runs
 
     if against is None and (markdown or csv):
-        raise UserError("--markdown and --csv write the table of every row against one: name that row with --against.")
+        raise UserError(
+            "--markdown and --csv write the table of every row against one: name that row "
+            "with --against."
+        )
     where = out or (folders[0] if len(folders) == 1 else None)
     over: Over = "tasks" if over_tasks else "runs"
     console = _console()
-    report_runs(folders, where, console, tables=True, against=against, over=over, markdown=markdown, table_csv=csv, compare=compare)
+    report_runs(
+        folders,
+        where,
+        console,
+        tables=True,
+        against=against,
+        over=over,
+        markdown=markdown,
+        table_csv=csv,
+        compare=compare,
+    )
     if where is not None:
-        console.print(f"The report: {where / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"The report: {where / 'report.html'}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 @app.command()
@@ -219,24 +346,44 @@ def _run(
         if as_json:
             said.plan(str(folder), recipe.name, recipe.about, stages, before)
         _say_plan(console, recipe, folder, stages, before)
-        # a command for one kind of stage runs what belongs to it too, so that the number of its stages is not known here
-        shown = Display(console, lambda kind: print_kind(folder, kind, console), 0 if only else len(stages), 0 if only else len(before))
+        # a command for one kind of stage runs what belongs to it too, so that the number of its
+        # stages is not known here
+        shown = Display(
+            console,
+            lambda kind: print_kind(folder, kind, console),
+            0 if only else len(stages),
+            0 if only else len(before),
+        )
         with said if as_json else shown as watcher:
             run = run_recipe(recipe, folder, fresh=fresh, only=only, watcher=watcher, shard=shard)
         waiting = waiting_stages(run, recipe, only) if only is not None and shard is None else []
         if waiting:
             some = ", ".join(waiting[:3]) + (", ..." if len(waiting) > 3 else "")
-            console.print(f"{len(waiting)} stages wait for stages of another kind ({some}): run those, then this command again.", markup=False, highlight=False)
+            console.print(
+                (
+                    f"{len(waiting)} stages wait for stages of another kind ({some}): run "
+                    "those, then this command again."
+                ),
+                markup=False,
+                highlight=False,
+            )
         if only is None:
             report_run(folder, console)
             page, figures = folder / "report.html", folder / "summary.json"
-            console.print(f"The report: {page}; the same figures for programs: {figures}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                f"The report: {page}; the same figures for programs: {figures}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         if as_json:
             files = {"report": str(page), "summary": str(figures)} if only is None else {}
             said.say("finished", run=str(folder), waiting=waiting, **files)
     except (UserError, ForeignFailure) as error:
         if as_json:
-            said.say("error", message=str(error), exit_code=2 if isinstance(error, UserError) else 1)
+            said.say(
+                "error", message=str(error), exit_code=2 if isinstance(error, UserError) else 1
+            )
         raise
     except KeyboardInterrupt:
         if as_json:
@@ -245,25 +392,35 @@ def _run(
 
 
 def _finished(folder: Path, stages: list[Stage]) -> list[str]:
-    """Stages that an earlier start has finished; a folder that is none of ours is `run_recipe`'s to refuse."""
+    """Stages that an earlier start has finished; a folder that is none of ours is `run_recipe`'s to
+    refuse."""
     return [stage.name for stage in stages if (folder / stage.name / "done.json").is_file()]
 
 
-def _say_plan(console: Console, recipe: Recipe, folder: Path, stages: list[Stage], before: list[str]) -> None:
+def _say_plan(
+    console: Console, recipe: Recipe, folder: Path, stages: list[Stage], before: list[str]
+) -> None:
     from rich.text import Text
 
     from leafe.pipeline import KINDS
 
-    kinds = ", ".join(f"{sum(s.kind == k for s in stages)} x {k}" for k in KINDS if any(s.kind == k for s in stages))
+    kinds = ", ".join(
+        f"{sum(s.kind == k for s in stages)} x {k}"
+        for k in KINDS
+        if any(s.kind == k for s in stages)
+    )
     limits = ", ".join(f"{v:g} {k.replace('_', ' ')}" for k, v in recipe.explore.limits.items())
     if recipe.about:
         console.print(Text.assemble((recipe.name, "bold"), f": {recipe.about}"))
     there = f" {len(before)} of these {len(stages)} are finished already." if before else ""
     console.print(
-        f"Plan: {kinds}.{there} Environment {recipe.env.name} {recipe.env.options or ''}; {recipe.tasks.train or 'all'} training tasks, {limits} each, "
+        f"Plan: {kinds}.{there} Environment {recipe.env.name} {recipe.env.options or ''}; "
+        f"{recipe.tasks.train or 'all'} training tasks, {limits} each, "
         f"for every strategy; "
-        f"then {recipe.evaluate.samples} samples of {recipe.tasks.test or 'all'} {recipe.tasks.test_split} tasks a policy. "
-        f"{recipe.jobs} job{'s' if recipe.jobs > 1 else ''} at a time; all of it goes to {folder}/. Stop with Ctrl-C and run again at any time.",
+        f"then {recipe.evaluate.samples} samples of {recipe.tasks.test or 'all'} "
+        f"{recipe.tasks.test_split} tasks a policy. "
+        f"{recipe.jobs} job{'s' if recipe.jobs > 1 else ''} at a time; all of it goes to "
+        f"{folder}/. Stop with Ctrl-C and run again at any time.",
         markup=False,
         highlight=False,
     )
@@ -274,7 +431,8 @@ class Stopped(Exception):
 
 
 def main() -> None:
-    """The entry point: a user's mistake is one sentence and exit code 2, a failure outside one sentence and 1, an interrupt 130."""
+    """The entry point: a user's mistake is one sentence and exit code 2, a failure outside one
+    sentence and 1, an interrupt 130."""
     from leafe.cli._encoding import plain_where_needed
     from leafe.core import ForeignFailure, UserError, visible
 
@@ -288,5 +446,8 @@ def main() -> None:
         print(f"error: {visible(str(error))}", file=sys.stderr)
         sys.exit(1)
     except Stopped:
-        print("\nStopped. What was finished is kept: give the same command again to go on.", file=sys.stderr)
+        print(
+            "\nStopped. What was finished is kept: give the same command again to go on.",
+            file=sys.stderr,
+        )
         sys.exit(130)

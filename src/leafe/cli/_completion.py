@@ -1,4 +1,5 @@
-"""Completion for shells: the script for a shell, and what a word may become. Imports nothing that takes time: it runs at every press of the key."""
+"""Completion for shells: the script for a shell, and what a word may become. Imports nothing that
+takes time: it runs at every press of the key."""
 
 from __future__ import annotations
 
@@ -20,13 +21,21 @@ def script(shell: Shell) -> str:
     """To be evaluated by the shell: `eval "$(leafe --completion bash)"`."""
     from typer._completion_shared import get_completion_script
 
-    return str(get_completion_script(prog_name="leafe", complete_var="_LEAFE_COMPLETE", shell=shell.value))
+    return str(
+        get_completion_script(prog_name="leafe", complete_var="_LEAFE_COMPLETE", shell=shell.value)
+    )
 
 
 def recipes(incomplete: str) -> list[str]:
     """Built-in recipes and TOML files that begin so; folders too, on the way to one."""
-    names = sorted(file.name.removesuffix(".toml") for file in resources.files("leafe.recipes").iterdir() if file.name.endswith(".toml"))
-    return [name for name in names if name.startswith(incomplete)] + _paths(incomplete, lambda p: p.suffix == ".toml")
+    names = sorted(
+        file.name.removesuffix(".toml")
+        for file in resources.files("leafe.recipes").iterdir()
+        if file.name.endswith(".toml")
+    )
+    return [name for name in names if name.startswith(incomplete)] + _paths(
+        incomplete, lambda p: p.suffix == ".toml"
+    )
 
 
 def run_folders(incomplete: str) -> list[str]:
@@ -44,5 +53,7 @@ def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> list[str]:
     hidden = Path(incomplete).name.startswith(".")
     named = [(shown + path.name, path) for path in there if hidden or not path.name.startswith(".")]
     return [
-        name + ("/" if path.is_dir() and not wanted(path) else "") for name, path in named if name.startswith(incomplete) and (path.is_dir() or wanted(path))
+        name + ("/" if path.is_dir() and not wanted(path) else "")
+        for name, path in named
+        if name.startswith(incomplete) and (path.is_dir() or wanted(path))
     ]

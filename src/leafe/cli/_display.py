@@ -1,6 +1,7 @@
 """What a person sees while stages run: a live view on a terminal, plain lines elsewhere.
 
-The live view is two or three lines for each stage that runs and one for the run. It is made anew for the width of the moment, drops what does not fit, and
+The live view is two or three lines for each stage that runs and one for the run. It is made anew
+for the width of the moment, drops what does not fit, and
 uses no sign that the terminal's encoding lacks.
 """
 
@@ -25,19 +26,33 @@ _BAR = 16
 
 
 class Display(Watcher):
-    """Shows every stage that runs. `tables` is called with a stage kind once all of that kind are finished; `stages`: how many there are, `done` of them
+    """Shows every stage that runs. `tables` is called with a stage kind once all of that kind are
+    finished; `stages`: how many there are, `done` of them
     from earlier starts."""
 
-    def __init__(self, console: Console, tables: Callable[[StageKind], None], stages: int = 0, done: int = 0) -> None:
+    def __init__(
+        self, console: Console, tables: Callable[[StageKind], None], stages: int = 0, done: int = 0
+    ) -> None:
         super().__init__(self._begins, self._progress, self._ends, tables)
         self.console = console
         self.stages, self.done = stages, done
         self.utf8 = console.encoding.lower().startswith("utf")
         self.began = time.monotonic()
         self.live: Live | None = None
-        # what claims to be a terminal need not be one: FORCE_COLOR is set where logs are coloured, and no cursor moves there
-        if console.is_terminal and not console.is_dumb_terminal and getattr(console.file, "isatty", lambda: False)():
-            self.live = Live(get_renderable=lambda: self, console=console, refresh_per_second=4, transient=True, vertical_overflow="crop")
+        # what claims to be a terminal need not be one: FORCE_COLOR is set where logs are coloured,
+        # and no cursor moves there
+        if (
+            console.is_terminal
+            and not console.is_dumb_terminal
+            and getattr(console.file, "isatty", lambda: False)()
+        ):
+            self.live = Live(
+                get_renderable=lambda: self,
+                console=console,
+                refresh_per_second=4,
+                transient=True,
+                vertical_overflow="crop",
+            )
         self._courses: dict[str, StageProgress] = {}
         self._spoke: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -75,7 +90,9 @@ class Display(Watcher):
         why = next((f": {info[key]}" for key in ("empty", "stopped") if key in info), "")
         tick = "✓" if self.utf8 else "ok"
         # one print: between two of them another stage might speak
-        self.console.print(Text.assemble((tick, "green"), f" {stage.name} in {info['seconds']:.1f} s{why}"))
+        self.console.print(
+            Text.assemble((tick, "green"), f" {stage.name} in {info['seconds']:.1f} s{why}")
+        )
 
     def _say(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)
@@ -90,14 +107,23 @@ class Display(Watcher):
         names = max((len(course.stage.name) for course, _ in running[:shown]), default=0)
         for course, words in running[:shown]:
             yield self._head(course, options.max_width, names)
-            yield from (Text("  " + line, "dim", no_wrap=True) for line in _wrapped(words, options.max_width - 2, lines, " · " if self.utf8 else ", "))
+            yield from (
+                Text("  " + line, "dim", no_wrap=True)
+                for line in _wrapped(
+                    words, options.max_width - 2, lines, " · " if self.utf8 else ", "
+                )
+            )
         hidden = f", {len(running) - shown} not shown" if len(running) > shown else ""
         of = f" of {self.stages}" if self.stages else ""
-        footer = f"{self.done}{of} stages done, {len(running)} running{hidden}, {clock_time(time.monotonic() - self.began)}"
+        footer = (
+            f"{self.done}{of} stages done, {len(running)} running{hidden}, "
+            f"{clock_time(time.monotonic() - self.began)}"
+        )
         yield Text(_cut(footer, options.max_width, self.utf8), no_wrap=True)
 
     def _head(self, course: StageProgress, width: int, names: int) -> Text:
-        """Name (as wide as the longest of them, where there is room), bar, count, time, and the time that is left; without room for it, no bar."""
+        """Name (as wide as the longest of them, where there is room), bar, count, time, and the
+        time that is left; without room for it, no bar."""
         event = course.last
         spins = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏" if self.utf8 else "|/-\\"
         spinner = spins[int(time.monotonic() * 4) % len(spins)]
@@ -124,7 +150,8 @@ def _of(event: dict[str, Any] | Any) -> str:
 
 
 def _wrapped(words: list[str], width: int, lines: int, between: str) -> list[str]:
-    """The words on so many lines at most, none broken: what has no room is left out, what matters least first."""
+    """The words on so many lines at most, none broken: what has no room is left out, what matters
+    least first."""
     out: list[str] = []
     for word in words:
         if out and cell_len(out[-1]) + len(between) + cell_len(word) <= width:
@@ -135,4 +162,8 @@ def _wrapped(words: list[str], width: int, lines: int, between: str) -> list[str
 
 
 def _cut(text: str, width: int, utf8: bool) -> str:
-    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)) + ("…" if utf8 else "~")
+    return (
+        text
+        if cell_len(text) <= width
+        else set_cell_size(text, max(0, width - 1)) + ("…" if utf8 else "~")
+    )

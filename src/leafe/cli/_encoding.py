@@ -1,4 +1,5 @@
-"""Streams that can say everything: where an encoding lacks a sign, one that it has stands for it, and no command ends because of a dash."""
+"""Streams that can say everything: where an encoding lacks a sign, one that it has stands for it,
+and no command ends because of a dash."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ _INSTEAD = str.maketrans("–−—‘’“”…→←✓·×━─│↳•�
 def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(c if c.isascii() else "?" for c in error.object[error.start : error.end].translate(_INSTEAD)), error.end
+    return "".join(
+        c if c.isascii() else "?" for c in error.object[error.start : error.end].translate(_INSTEAD)
+    ), error.end
 
 
 def plain_where_needed() -> None:

@@ -1,4 +1,5 @@
-"""`leafe envs`: list the environments, check that they keep their contract, make data for them, offer one over HTTP."""
+"""`leafe envs`: list the environments, check that they keep their contract, make data for them,
+offer one over HTTP."""
 
 from __future__ import annotations
 
@@ -11,12 +12,18 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(help="The environments there are; check, make and serve them.", invoke_without_command=True)
+app = typer.Typer(
+    help="The environments there are; check, make and serve them.", invoke_without_command=True
+)
 make = typer.Typer(help="Make data for an environment.", no_args_is_help=True)
 app.add_typer(make, name="make")
 
-Env = Annotated[str, typer.Argument(help="An environment of `leafe envs`, or package.module:Class.")]
-Options = Annotated[list[str] | None, typer.Argument(help="The environment's options: horizon=20 levels=DIR ...")]
+Env = Annotated[
+    str, typer.Argument(help="An environment of `leafe envs`, or package.module:Class.")
+]
+Options = Annotated[
+    list[str] | None, typer.Argument(help="The environment's options: horizon=20 levels=DIR ...")
+]
 
 
 @app.callback()
@@ -30,7 +37,15 @@ def listing(context: typer.Context) -> None:
 
 @app.command()
 def check(
-    env: Annotated[str | None, typer.Argument(help="An environment of `leafe envs`, or package.module:Class; default: all that are ready here.")] = None,
+    env: Annotated[
+        str | None,
+        typer.Argument(
+            help=(
+                "An environment of `leafe envs`, or package.module:Class; default: all that "
+                "are ready here."
+            )
+        ),
+    ] = None,
     options: Options = None,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks to play.")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="Most actions on a task.")] = 25,
@@ -38,15 +53,31 @@ def check(
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
     actions: Annotated[
         list[str] | None,
-        typer.Option("--actions", help="An action to play by where there are no valid_actions; give it again for more, or @FILE."),
+        typer.Option(
+            "--actions",
+            help=(
+                "An action to play by where there are no valid_actions; give it again for "
+                "more, or @FILE."
+            ),
+        ),
     ] = None,
 ) -> None:
-    """Play environments by their valid actions, replay and return in every way, here and in other processes, and say what differs."""
+    """Play environments by their valid actions, replay and return in every way, here and in other
+    processes, and say what differs."""
     from leafe.cli._inspect import check_envs
     from leafe.recipes import parse_options
 
     played = _actions(actions)
-    if not check_envs(console(), env, parse_options(options or ()), count=tasks, steps=steps, seed=seed, markdown=markdown, actions=played):
+    if not check_envs(
+        console(),
+        env,
+        parse_options(options or ()),
+        count=tasks,
+        steps=steps,
+        seed=seed,
+        markdown=markdown,
+        actions=played,
+    ):
         raise typer.Exit(1)
 
 
@@ -62,7 +93,10 @@ def _actions(given: list[str] | None) -> list[str] | None:
         try:
             lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--actions {text}: the file cannot be read ({error}): give a text file with one action a line.") from error
+            raise UserError(
+                f"--actions {text}: the file cannot be read ({error}): give a text file "
+                "with one action a line."
+            ) from error
         out += [line for line in lines if line.strip()]
     if given and not out:
         raise UserError(f"--actions {' '.join(given)} names no action: write one a line.")
@@ -73,12 +107,18 @@ def _actions(given: list[str] | None) -> list[str] | None:
 def serve(
     env: Env,
     options: Options = None,
-    host: Annotated[str, typer.Option(help="Where to listen; others than this machine need --token-env.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Where to listen; others than this machine need --token-env.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Most sessions at a time.")] = 8,
-    token_env: Annotated[str | None, typer.Option(help="The environment variable that holds the token which clients must bear.")] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(help="The environment variable that holds the token which clients must bear."),
+    ] = None,
 ) -> None:
-    """Offer an environment over HTTP (docs/remote.md) until it is stopped; in recipes it is the environment `remote` with this url."""
+    """Offer an environment over HTTP (docs/remote.md) until it is stopped; in recipes it is the
+    environment `remote` with this url."""
     import os
 
     from leafe.core import UserError
@@ -87,22 +127,33 @@ def serve(
 
     token = os.environ.get(token_env) if token_env else None
     if token_env and not token:
-        raise UserError(f"The environment variable {token_env} holds no token: set it, or leave --token-env out.")
+        raise UserError(
+            f"The environment variable {token_env} holds no token: set it, or leave "
+            "--token-env out."
+        )
     run(env, parse_options(options or ()), host=host, port=port, workers=workers, token=token)
 
 
 @make.command("alfworld")
 def make_alfworld(
-    out: Annotated[Path, typer.Option(help="The folder to make; the environment's option `data` afterwards.")],
+    out: Annotated[
+        Path, typer.Option(help="The folder to make; the environment's option `data` afterwards.")
+    ],
     games: Annotated[int, typer.Option(min=1, help="How many, over the splits.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed makes the same games.")] = 0,
 ) -> None:
-    """Fresh household games from ALFWorld's own rules and floor plans, each solved by the planner; not comparable with the official ones."""
+    """Fresh household games from ALFWorld's own rules and floor plans, each solved by the planner;
+    not comparable with the official ones."""
     from leafe.envs.alfworld import make_games
 
     screen = console()
     with screen.status(f"making {games} games in {out}") as status:
-        made = make_games(out, games=games, seed=seed, progress=lambda done, of: status.update(f"{done} of {of} games in {out}"))
+        made = make_games(
+            out,
+            games=games,
+            seed=seed,
+            progress=lambda done, of: status.update(f"{done} of {of} games in {out}"),
+        )
     screen.print(json.dumps(made, indent=1, default=str), highlight=False)
     screen.print(f"Play them: leafe run alfworld env.options.data={out}", highlight=False)
 

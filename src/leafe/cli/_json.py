@@ -1,6 +1,8 @@
-"""`--json`: what happens while stages run, for programs: one JSON object a line on the standard output, and nothing else there.
+"""`--json`: what happens while stages run, for programs: one JSON object a line on the standard
+output, and nothing else there.
 
-Every object has `event` and `time` (seconds since 1970). docs/terminal.md has the events with their fields; fields may be added, those that are there stay.
+Every object has `event` and `time` (seconds since 1970). docs/terminal.md has the events with their
+fields; fields may be added, those that are there stay.
 """
 
 from __future__ import annotations
@@ -31,16 +33,21 @@ class JsonLines(Watcher):
         pass
 
     def say(self, event: str, **fields: Any) -> None:
-        """One line. Where nobody reads any more the run goes on unheard: what counts is in its folder."""
+        """One line. Where nobody reads any more the run goes on unheard: what counts is in its
+        folder."""
         if not self._heard:
             return
         try:
             print(json.dumps({"event": event, "time": round(time.time(), 3)} | fields), flush=True)
         except BrokenPipeError:
             self._heard = False
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more as it ends
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # the interpreter flushes once more as it ends
 
-    def plan(self, run: str, recipe: str, about: str, stages: Sequence[Stage], done: Sequence[str]) -> None:
+    def plan(
+        self, run: str, recipe: str, about: str, stages: Sequence[Stage], done: Sequence[str]
+    ) -> None:
         rows = [{"stage": stage.name, "kind": stage.kind, "row": stage.row} for stage in stages]
         self.say("plan", run=run, recipe=recipe, about=about, stages=rows, done=list(done))
 

@@ -10,10 +10,20 @@ import typer
 
 def view(
     run: Annotated[Path, typer.Argument(help="A run folder, finished or still being written.")],
-    port: Annotated[int | None, typer.Option("--port", help="Of this machine; default: 8765, or a free one where that is in use. 0: any free one.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            help=(
+                "Of this machine; default: 8765, or a free one where that is in use. 0: any "
+                "free one."
+            ),
+        ),
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Look at a run: its tasks, their trees, every turn, what was learnt of it. On this machine only, also while the run goes on."""
+    """Look at a run: its tasks, their trees, every turn, what was learnt of it. On this machine
+    only, also while the run goes on."""
     from leafe.view import serve
 
     serve(run, port, show=show, say=lambda words: print(words, flush=True))

@@ -1,6 +1,8 @@
-"""How fast stages go and how far they are: what the live view, the log lines and `--json` say alike, worked out from the stages' events in one place.
+"""How fast stages go and how far they are: what the live view, the log lines and `--json` say
+alike, worked out from the stages' events in one place.
 
-A stage that goes on from an earlier start counts from its first event of this start, so that its speed is that of now.
+A stage that goes on from an earlier start counts from its first event of this start, so that its
+speed is that of now.
 """
 
 from __future__ import annotations
@@ -38,23 +40,42 @@ class StageProgress:
 
     def rate(self, name: str) -> float | None:
         """Of a count of the events, a second; None where two events do not tell."""
-        if self.first is None or name not in self.last or name not in self.first or self.last_at - self.first_at < 0.5:
+        if (
+            self.first is None
+            or name not in self.last
+            or name not in self.first
+            or self.last_at - self.first_at < 0.5
+        ):
             return None
         return float((self.last[name] - self.first[name]) / (self.last_at - self.first_at))
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the end, by the share of the tasks or of their budget that is behind, whichever is more; None while that is a guess."""
+        """Seconds to the end, by the share of the tasks or of their budget that is behind,
+        whichever is more; None while that is a guess."""
         before, now = share_of(self.first or {}) or 0.0, share_of(self.last)
         if now is None or now - before < 0.01 or self.last_at - self.first_at < 2:
             return None
-        return max(0.0, (1 - now) * (self.last_at - self.first_at) / (now - before) - (self.clock() - self.last_at))
+        return max(
+            0.0,
+            (1 - now) * (self.last_at - self.first_at) / (now - before)
+            - (self.clock() - self.last_at),
+        )
 
     def told(self) -> dict[str, Any]:
         """The last event with what follows from it, for programs."""
-        rates = {f"{name}_per_s": rate for name in ("turns", "tokens") if (rate := self.rate(name)) is not None}
+        rates = {
+            f"{name}_per_s": rate
+            for name in ("turns", "tokens")
+            if (rate := self.rate(name)) is not None
+        }
         rest = {} if (eta := self.eta) is None else {"eta_s": round(eta, 1)}
-        return dict(self.last) | {"seconds": round(self.seconds, 1)} | {name: round(rate, 2) for name, rate in rates.items()} | rest
+        return (
+            dict(self.last)
+            | {"seconds": round(self.seconds, 1)}
+            | {name: round(rate, 2) for name, rate in rates.items()}
+            | rest
+        )
 
     def words(self) -> list[str]:
         """The last event in words, what matters most first."""
@@ -67,17 +88,24 @@ class StageProgress:
             out.append(f"mean success {100 * event.get('successes', 0) / event['samples']:.1f} %")
         if event.get("words"):
             out.append(str(event["words"]))
-        out += [f"{number:,} {name}" for name, number in (event.get("errors") or {}).items() if number]
+        out += [
+            f"{number:,} {name}" for name, number in (event.get("errors") or {}).items() if number
+        ]
         budget = event.get("budget")
         if budget and budget.get("limit"):
             share = 100 * budget["spent"] / budget["limit"]
-            out.append(f"budget {share:.0f} % of {budget['limit']:,.0f} {str(budget['of']).replace('_', ' ')}")
+            out.append(
+                f"budget {share:.0f} % of {budget['limit']:,.0f} "
+                f"{str(budget['of']).replace('_', ' ')}"
+            )
         for name, unit in (("turns", "turns/s"), ("tokens", "tokens/s")):
             rate = self.rate(name)
             if rate is not None:
                 out.append(f"{short(rate)} {unit}")
         if event.get("prompt_tokens"):
-            out.append(f"cache {100 * event.get('cached_tokens', 0) / event['prompt_tokens']:.0f} %")
+            out.append(
+                f"cache {100 * event.get('cached_tokens', 0) / event['prompt_tokens']:.0f} %"
+            )
         return [" ".join(clean(word).split()) for word in out]
 
 
@@ -91,10 +119,18 @@ def share_of(event: Mapping[str, Any]) -> float | None:
 
 def short(value: float) -> str:
     """Three figures: 0.12, 3.4, 127, 1.2k."""
-    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+    return (
+        f"{value / 1000:.1f}k"
+        if value >= 1000
+        else f"{value:.0f}"
+        if value >= 10
+        else f"{value:.2g}"
+    )
 
 
 def clock_time(seconds: float) -> str:
     """1:05 or 2:01:05."""
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    return (
+        f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    )

@@ -8,10 +8,22 @@ from leafe.core.types import Kind, Turn
 
 
 def act_turn(
-    answer: Completion, thought: str, action: str, result: StepResult, *,
-    id: str, parent: str | None, task_id: str, step: int, policy: str, seconds: float, experience: str | None = None, count: int = 1,
-) -> Turn:  # fmt: skip
-    """The act turn of an answer that was parsed into thought and action, and of what the environment said to it. One environment step; `seconds` are rounded."""
+    answer: Completion,
+    thought: str,
+    action: str,
+    result: StepResult,
+    *,
+    id: str,
+    parent: str | None,
+    task_id: str,
+    step: int,
+    policy: str,
+    seconds: float,
+    experience: str | None = None,
+    count: int = 1,
+) -> Turn:
+    """The act turn of an answer that was parsed into thought and action, and of what the
+    environment said to it. One environment step; `seconds` are rounded."""
     return Turn(
         id=id,
         parent=parent,

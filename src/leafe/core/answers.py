@@ -1,8 +1,12 @@
-"""What an environment says, as the plain values that a journal can hold, or one sentence on why it cannot.
+"""What an environment says, as the plain values that a journal can hold, or one sentence on why it
+cannot.
 
-Environments are other people's code: rewards come as numpy numbers, flags as `numpy.bool_`, texts with half a surrogate pair in them. Everything that calls an
-environment (exploration, evaluation, the checks, environments in other processes and on other machines) takes its answers through these functions, so that
-what is recorded is the same wherever it is called. What carries its value is converted; what does not (None or NaN for a reward, a list for an
+Environments are other people's code: rewards come as numpy numbers, flags as `numpy.bool_`, texts
+with half a surrogate pair in them. Everything that calls an
+environment (exploration, evaluation, the checks, environments in other processes and on other
+machines) takes its answers through these functions, so that
+what is recorded is the same wherever it is called. What carries its value is converted; what does
+not (None or NaN for a reward, a list for an
 observation) is refused: a guess would be recorded as if it had been said.
 """
 
@@ -79,7 +83,8 @@ def check_facts(env: AnyEnv) -> AnyEnv:
     horizon = _item(env.horizon)
     if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
         raise UserError(
-            f"{said}: its horizon is {_kind(horizon)}: give its class a whole number of steps from 1."
+            f"{said}: its horizon is {_kind(horizon)}: give its class a whole number of "
+            "steps from 1."
         )
     if type(env.horizon) is not int:
         env.horizon = horizon
@@ -103,7 +108,8 @@ def plain_task(task: object, env: str) -> Task:
     """
     if not isinstance(task, Task):
         raise UserError(
-            f"The environment {env!r} lists {_kind(task)} among its tasks: tasks() gives Task records."
+            f"The environment {env!r} lists {_kind(task)} among its tasks: tasks() gives "
+            "Task records."
         )
     try:
         texts = {n: _text(getattr(task, n), n) for n in ("id", "env", "split", "instruction")}
@@ -112,7 +118,8 @@ def plain_task(task: object, env: str) -> Task:
             raise ValueError(f"payload is {_kind(task.payload)}, not a mapping")
     except ValueError as error:
         raise UserError(
-            f"A task of the environment {env!r} ({_shown(task.id)[:80]!r}) cannot be written as JSON: its "
+            f"A task of the environment {env!r} ({_shown(task.id)[:80]!r}) cannot be "
+            "written as JSON: its "
             f"{error}. Give its class plain values: text, finite numbers, true and false, lists, "
             "mappings with text as keys."
         ) from error

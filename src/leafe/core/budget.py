@@ -1,7 +1,9 @@
 """One counter of everything that costs, charged by every strategy and stage alike.
 
-A budget asks before the deed: `take` charges and says True, or charges nothing and says False, so that a limit on
-counted things (calls, steps, episodes) is met exactly. Tokens and seconds are known only afterwards, so that those limits can be
+A budget asks before the deed: `take` charges and says True, or charges nothing and says False, so
+that a limit on
+counted things (calls, steps, episodes) is met exactly. Tokens and seconds are known only
+afterwards, so that those limits can be
 passed by the turn in flight and by no more. A task's budget charges the run's as well: its parent.
 """
 
@@ -14,7 +16,8 @@ from dataclasses import asdict, dataclass, fields, replace
 
 @dataclass(slots=True)
 class Spent:
-    """What was spent. Steps are environment steps, tokens are the policy's, seconds are wall time."""
+    """What was spent. Steps are environment steps, tokens are the policy's, seconds are wall
+    time."""
 
     episodes: int = 0
     env_steps: int = 0
@@ -38,10 +41,14 @@ LIMITS = tuple(f.name for f in fields(Spent))
 class Budget:
     """A `Spent` with limits; charges go to the parent too, and a parent's limit binds the child."""
 
-    def __init__(self, limits: Mapping[str, float] | None = None, parent: Budget | None = None) -> None:
+    def __init__(
+        self, limits: Mapping[str, float] | None = None, parent: Budget | None = None
+    ) -> None:
         unknown = set(limits or {}) - set(LIMITS)
         if unknown:
-            raise ValueError(f"no such limit: {', '.join(sorted(unknown))}; there are {', '.join(LIMITS)}")
+            raise ValueError(
+                f"no such limit: {', '.join(sorted(unknown))}; there are {', '.join(LIMITS)}"
+            )
         self.limits = dict(limits or {})
         self.parent = parent
         self.spent = Spent()
@@ -52,7 +59,8 @@ class Budget:
         return self._seconds_before + time.monotonic() - self._since
 
     def reached(self) -> str | None:
-        """The name of a limit that is used up, here or in a parent; None while there is room for one more of everything."""
+        """The name of a limit that is used up, here or in a parent; None while there is room for
+        one more of everything."""
         for name, limit in self.limits.items():
             value = self._seconds() if name == "seconds" else getattr(self.spent, name)
             if value >= limit:
@@ -80,7 +88,8 @@ class Budget:
         return True
 
     def charge(self, **amounts: float) -> None:
-        """Charge what was spent, limits or not: for tokens, replays, and what a journal says was spent before."""
+        """Charge what was spent, limits or not: for tokens, replays, and what a journal says was
+        spent before."""
         for name, amount in amounts.items():
             if name == "seconds":
                 self._seconds_before += amount

@@ -1,12 +1,17 @@
 """Messages to token ids, exactly and once: what was sampled is spliced in, never tokenised again.
 
-The model's own chat template is rendered with a mark in the place of every assistant message. The text between the marks is tokenised
-piece by piece; the sampled ids go where the marks were. So the prompt of a turn is, by construction, a prefix of its child's,
-if the template renders earlier messages the same whatever follows. A template that does not is refused by name. Needs no torch: the tokenizer
+The model's own chat template is rendered with a mark in the place of every assistant message. The
+text between the marks is tokenised
+piece by piece; the sampled ids go where the marks were. So the prompt of a turn is, by
+construction, a prefix of its child's,
+if the template renders earlier messages the same whatever follows. A template that does not is
+refused by name. Needs no torch: the tokenizer
 is handed in (any `transformers` fast tokenizer with a chat template).
 
-Two things that a template or a message could bring in are kept out. Text stays text: where a message spells a
-control token (`<|im_end|>` in an observation), the spelling is tokenised as characters and closes no turn. And a
+Two things that a template or a message could bring in are kept out. Text stays text: where a
+message spells a
+control token (`<|im_end|>` in an observation), the spelling is tokenised as characters and closes
+no turn. And a
 template that writes today's date gets `TEMPLATE_DATE`, so that a prompt is the same on every day.
 """
 
@@ -25,10 +30,12 @@ from leafe.core.policy import Message, Role
 from leafe.core.text import clean_text
 
 TEMPLATE_DATE = datetime(2026, 1, 1)
-"""What `strftime_now` tells a chat template: a prompt that is sampled from on one day and trained on, or resumed, on
+"""What `strftime_now` tells a chat template: a prompt that is sampled from on one day and trained
+on, or resumed, on
 another has to be the same tokens."""
 _DIRECTIVES = {c: TEMPLATE_DATE.strftime(f"%{c}") for c in "aAbBcdHIjmMpSUwWxXyYZ%"}
-# hides the function of that name which `transformers` gives to templates; variables that are functions it does not pass on
+# hides the function of that name which `transformers` gives to templates; variables that are
+# functions it does not pass on
 _STRFTIME_NOW = """\
 {%- macro strftime_now(format) -%}
 {%- set at = namespace(directive=false) -%}
@@ -41,7 +48,8 @@ _STRFTIME_NOW = """\
 {%- endmacro -%}
 """
 
-# Marks in rendered text, of private-use characters. A message that holds the first of them has it taken out like a
+# Marks in rendered text, of private-use characters. A message that holds the first of them has it
+# taken out like a
 # control token, so that every mark found in a rendered text is one of ours.
 _OPEN, _CLOSE = "\ue0f1", "\ue0f2"
 _MARK = f"{_OPEN}leafe{_CLOSE}"
@@ -49,7 +57,8 @@ _SPELLED = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
 def is_plain(folder: Path) -> bool:
-    """Whether the folder's tokenizer is a plain `tokenizer.json`, to be read as it stands: for some architectures (Qwen2) `AutoTokenizer` would put its own
+    """Whether the folder's tokenizer is a plain `tokenizer.json`, to be read as it stands: for some
+    architectures (Qwen2) `AutoTokenizer` would put its own
     pre-tokenizer in the place of the file's. False for a folder that says otherwise, or nothing."""
     described = folder / "tokenizer_config.json"
     if not described.is_file() or not (folder / "tokenizer.json").is_file():
@@ -62,17 +71,24 @@ def is_plain(folder: Path) -> bool:
 
 
 class ChatTokens:
-    """Exact token ids for one tokenizer. UserError if it has no chat template or one that breaks the prefix rule.
+    """Exact token ids for one tokenizer. UserError if it has no chat template or one that breaks
+    the prefix rule.
 
-    `end_of_turn` is the one token id that closes an assistant message: the model writes it, the mask covers it.
+    `end_of_turn` is the one token id that closes an assistant message: the model writes it, the
+    mask covers it.
     """
 
     def __init__(self, tokenizer: Any, name: str = "") -> None:
         self.tokenizer = tokenizer
         self.name = name or str(getattr(tokenizer, "name_or_path", "")) or "the tokenizer"
         if not getattr(tokenizer, "chat_template", None):
-            raise UserError(f"The checkpoint {self.name} has no chat template: use an instruction-tuned model or set tokenizer.chat_template.")
-        self._cache: OrderedDict[tuple[tuple[str, str], ...], tuple[tuple[int, ...], ...]] = OrderedDict()
+            raise UserError(
+                f"The checkpoint {self.name} has no chat template: use an "
+                "instruction-tuned model or set tokenizer.chat_template."
+            )
+        self._cache: OrderedDict[tuple[tuple[str, str], ...], tuple[tuple[int, ...], ...]] = (
+            OrderedDict()
+        )
         self._system_checked = False
         template = _template(tokenizer)
         self._spellings, self._guards = _control_tokens(tokenizer, template)
@@ -84,7 +100,8 @@ class ChatTokens:
         self.end_of_turn = self._probe()
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids of the prompt in answer to which the model writes its next message; the last message is the user's."""
+        """Ids of the prompt in answer to which the model writes its next message; the last message
+        is the user's."""
         if not messages or messages[-1].role == "assistant":
             raise ValueError("a prompt ends with a user message")
         pieces = self._pieces(messages)
@@ -98,7 +115,8 @@ class ChatTokens:
         return tuple(ids)
 
     def answer(self, message: Message) -> tuple[int, ...]:
-        """Ids of an assistant message as trained on: the sampled ids where they are known, else its text and, unless it was cut, the end-of-turn token."""
+        """Ids of an assistant message as trained on: the sampled ids where they are known, else its
+        text and, unless it was cut, the end-of-turn token."""
         if message.tokens is not None:
             return message.tokens
         text = self._encode(self._guard("assistant", message.content))
@@ -124,7 +142,8 @@ class ChatTokens:
         return out
 
     def _as_text(self, spelling: str) -> tuple[int, ...]:
-        """Ids of a control token's spelling as text: cut after its first character, so that no tokenizer sees it whole."""
+        """Ids of a control token's spelling as text: cut after its first character, so that no
+        tokenizer sees it whole."""
         return self._ids(spelling[:1]) + self._ids(spelling[1:])
 
     def _ids(self, text: str) -> tuple[int, ...]:
@@ -133,14 +152,22 @@ class ChatTokens:
 
     def _render(self, messages: Sequence[Message], generation: bool) -> str:
         chat = [
-            {"role": m.role, "content": _MARK if m.role == "assistant" else self._guard(m.role, m.content)}
+            {
+                "role": m.role,
+                "content": _MARK if m.role == "assistant" else self._guard(m.role, m.content),
+            }
             for m in messages
         ]
         options = {"tokenize": False, "add_generation_prompt": generation, **self._dated}
         try:
             return str(self.tokenizer.apply_chat_template(chat, **options))
-        except Exception as error:  # jinja raises its own kinds, and templates raise by raise_exception
-            raise UserError(f"The chat template of {self.name} refuses these messages ({', '.join(m.role for m in messages)}): {error}.") from error
+        except (
+            Exception
+        ) as error:  # jinja raises its own kinds, and templates raise by raise_exception
+            raise UserError(
+                f"The chat template of {self.name} refuses these messages "
+                f"({', '.join(m.role for m in messages)}): {error}."
+            ) from error
 
     def _pieces(self, messages: Sequence[Message]) -> tuple[tuple[int, ...], ...]:
         key = tuple((m.role, "" if m.role == "assistant" else m.content) for m in messages)
@@ -154,24 +181,41 @@ class ChatTokens:
         texts = self._render(messages, True).split(_MARK)
         turns = sum(m.role == "assistant" for m in messages)
         if len(texts) != turns + 1:
-            raise UserError(f"The chat template of {self.name} drops or repeats earlier assistant messages: it breaks the prefix rule and cannot be used.")
+            raise UserError(
+                f"The chat template of {self.name} drops or repeats earlier assistant "
+                "messages: it breaks the prefix rule and cannot be used."
+            )
         shorter = self._cache.get(key[:-2]) if turns else None
         # where the shorter prompt was seen, its pieces are known and only the last text is new
-        pieces = (*shorter, self._encode(texts[-1])) if shorter is not None else tuple(self._encode(text) for text in texts)
+        pieces = (
+            (*shorter, self._encode(texts[-1]))
+            if shorter is not None
+            else tuple(self._encode(text) for text in texts)
+        )
         self._cache[key] = pieces
         if len(self._cache) > 20_000:
             self._cache.popitem(last=False)
         return pieces
 
     def _check_appends(self, head: list[Message]) -> None:
-        """UserError unless the prompt of each turn of a talk that begins with `head` is a prefix of the next turn's."""
+        """UserError unless the prompt of each turn of a talk that begins with `head` is a prefix of
+        the next turn's."""
         talk = [*head, *_TALK]
-        long, middle, short = (self._render(talk[: len(head) + n], True).split(_MARK) for n in (5, 3, 1))
-        if len(long) == 3 and len(middle) == 2 and long[:2] == middle and middle[:1] == short and "second" in middle[1]:
+        long, middle, short = (
+            self._render(talk[: len(head) + n], True).split(_MARK) for n in (5, 3, 1)
+        )
+        if (
+            len(long) == 3
+            and len(middle) == 2
+            and long[:2] == middle
+            and middle[:1] == short
+            and "second" in middle[1]
+        ):
             return
         system = " in a conversation that begins with a system message" if head else ""
         raise UserError(
-            f"The chat template of {self.name} renders earlier messages differently once later ones follow{system}: "
+            f"The chat template of {self.name} renders earlier messages differently once "
+            f"later ones follow{system}: "
             "it breaks the prefix rule (a turn's prompt must be a prefix of the next turn's). "
             "Use a template that only appends."
         )
@@ -181,8 +225,16 @@ class ChatTokens:
         self._check_appends([])
         tail = self._encode(self._render(_TALK[:3], True).split(_MARK)[1])
         closing = self._encode(self._render(_TALK[:2], False).split(_MARK)[-1])
-        if not tail or not closing or tail[0] != closing[0] or tail[0] not in _added_tokens(self.tokenizer):
-            raise UserError(f"The chat template of {self.name} does not close an assistant message with one special token: a turn has no end.")
+        if (
+            not tail
+            or not closing
+            or tail[0] != closing[0]
+            or tail[0] not in _added_tokens(self.tokenizer)
+        ):
+            raise UserError(
+                f"The chat template of {self.name} does not close an assistant message "
+                "with one special token: a turn has no end."
+            )
         return int(tail[0])
 
 
@@ -201,22 +253,39 @@ def _added_tokens(tokenizer: Any) -> set[int]:
 
 def _template(tokenizer: Any) -> str:
     """The template that the tokenizer uses; a tokenizer may hold several by name."""
-    return str(tokenizer.get_chat_template() if hasattr(tokenizer, "get_chat_template") else tokenizer.chat_template)
+    return str(
+        tokenizer.get_chat_template()
+        if hasattr(tokenizer, "get_chat_template")
+        else tokenizer.chat_template
+    )
 
 
-def _control_tokens(tokenizer: Any, template: str) -> tuple[list[str], tuple[re.Pattern[str], re.Pattern[str]]]:
-    """Spellings of the tokens that structure a conversation, with the pattern that finds them in a message of the system
+def _control_tokens(
+    tokenizer: Any, template: str
+) -> tuple[list[str], tuple[re.Pattern[str], re.Pattern[str]]]:
+    """Spellings of the tokens that structure a conversation, with the pattern that finds them in a
+    message of the system
     or the user, and the one for an assistant's own text.
 
-    These are the special tokens, and for messages of others also the added tokens that the template itself writes
-    (role marks that a tokenizer does not call special). An assistant's text keeps the latter: `<think>` is a token
-    that it would have written. Tokens of one character cannot be spelled otherwise and are left alone.
+    These are the special tokens, and for messages of others also the added tokens that the template
+    itself writes
+    (role marks that a tokenizer does not call special). An assistant's text keeps the latter:
+    `<think>` is a token
+    that it would have written. Tokens of one character cannot be spelled otherwise and are left
+    alone.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if getattr(token, "special", False))}
+    special = {
+        *tokenizer.all_special_ids,
+        *(i for i, token in added.items() if getattr(token, "special", False)),
+    }
     spelled = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in sorted({*special, *added})}
     own = [text for i, text in spelled.items() if i in special and len(text) > 1]
-    written = [t for i, t in spelled.items() if i not in special and len(t) > 1 and t.strip() and t in template]
+    written = [
+        t
+        for i, t in spelled.items()
+        if i not in special and len(t) > 1 and t.strip() and t in template
+    ]
 
     def found(spellings: list[str]) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True))))

@@ -1,6 +1,8 @@
-"""A checkpoint as a model, all of it and nothing else, or one sentence on what is wrong with the files.
+"""A checkpoint as a model, all of it and nothing else, or one sentence on what is wrong with the
+files.
 
-The library that loads weights starts missing tensors at random and passes superfluous ones over, with a warning; a run that goes on with such a model
+The library that loads weights starts missing tensors at random and passes superfluous ones over,
+with a warning; a run that goes on with such a model
 measures nothing. torch and transformers are imported on use.
 """
 
@@ -37,7 +39,8 @@ def check_weights(folder: str | Path) -> None:
                 pass
         except Exception as error:
             raise UserError(
-                f"{path} cannot be read: it was cut off or is damaged ({first_line(error)}): copy it again."
+                f"{path} cannot be read: it was cut off or is damaged "
+                f"({first_line(error)}): copy it again."
             ) from error
 
 
@@ -56,12 +59,18 @@ def causal_model(path: str | Path, *, dtype: Any) -> Any:
     check_weights(path)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, use_safetensors=True, output_loading_info=True,
+            str(path),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
             ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        )
     except Exception as error:  # the files are foreign: the library may raise anything on them
         raise UserError(f"No model can be loaded from {path}: {first_line(error)}") from error
-    names = {kind: _own(found.get(kind, ())) for kind in ("mismatched_keys", "missing_keys", "unexpected_keys")}
+    names = {
+        kind: _own(found.get(kind, ()))
+        for kind in ("mismatched_keys", "missing_keys", "unexpected_keys")
+    }
     for kind, what in (
         ("mismatched_keys", "has another shape"),
         ("missing_keys", "is missing"),

@@ -1,6 +1,7 @@
 """The contract of an environment: text in, text out, and a way back.
 
-An environment is one synchronous object that plays one task at a time. It knows nothing of policies, prompts or training.
+An environment is one synchronous object that plays one task at a time. It knows nothing of
+policies, prompts or training.
 The smallest environment has `reset` and `step`; everything else has a default:
 
     class Coin(Environment):
@@ -11,9 +12,11 @@ The smallest environment has `reset` and `step`; everything else has a default:
                 return StepResult(f"There is no {action!r}: say flip or wait.", valid=False)
             return StepResult("Heads.", reward=1.0, done=True, success=True)
 
-Feedback is text, and an invalid action gets a sentence that says why, changes nothing, and has `valid=False`.
+Feedback is text, and an invalid action gets a sentence that says why, changes nothing, and has
+`valid=False`.
 
-What an environment says about itself (`name`, `horizon`, ...) stands on its class, or on the instance where an option decides it.
+What an environment says about itself (`name`, `horizon`, ...) stands on its class, or on the
+instance where an option decides it.
 """
 
 from __future__ import annotations
@@ -38,17 +41,20 @@ class StepResult:
     success: bool = False
     valid: bool = True
     progress: float | None = None
-    """Grows only when the task really advances (stages passed, boxes on goals, tests passed); None where there is no such number."""
+    """Grows only when the task really advances (stages passed, boxes on goals, tests passed); None
+    where there is no such number."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """For people and logs; nothing in leafe reads it."""
 
 
 class Environment(ABC):
-    """One environment. An instance is used by one thread at a time and for many episodes, one after another."""
+    """One environment. An instance is used by one thread at a time and for many episodes, one after
+    another."""
 
     name: str = "env"
     deterministic: bool = True
-    """The same task, seed and actions give the same observations. Counted evaluation and rollback by replay rest on it."""
+    """The same task, seed and actions give the same observations. Counted evaluation and rollback
+    by replay rest on it."""
     horizon: int = 30
     """T: the most steps of an episode."""
     actions_help: str = ""
@@ -56,34 +62,44 @@ class Environment(ABC):
     quick: bool = False
     """Steps take microseconds: they run in the event loop and not in a worker thread."""
     heavy: bool = False
-    """An instance holds something scarce (a process, a session on a server): a run has at most `workers` of them. Of other environments each task in flight
+    """An instance holds something scarce (a process, a session on a server): a run has at most
+    `workers` of them. Of other environments each task in flight
     may have one, and `workers` bounds the calls into them at a time."""
     process: ClassVar[bool] = False
-    """The environment can hang, die or take the process with it (a JVM, native code, a planner): `leafe.envs.make_env` gives it a process of its own,
+    """The environment can hang, die or take the process with it (a JVM, native code, a planner):
+    `leafe.envs.make_env` gives it a process of its own,
     which is killed when it does not answer, and made anew."""
     forkable: ClassVar[bool] = False
-    """With `process`: all of its state is the memory of one process with one thread, so that a copy of that process (os.fork) is a snapshot.
+    """With `process`: all of its state is the memory of one process with one thread, so that a copy
+    of that process (os.fork) is a snapshot.
     Not for an environment that holds a child process, a connection or a JVM."""
     gauge: ClassVar[str] = ""
-    """`package.module:function` of the environment's own measure of a policy, a coroutine `f(policy, prompts) -> dict of rates`, where it has one that is cheap
+    """`package.module:function` of the environment's own measure of a policy, a coroutine
+    `f(policy, prompts) -> dict of rates`, where it has one that is cheap
     and needs no episodes: it stands beside Pass@k (`leafe.evaluate.probe`)."""
     can_snapshot: bool = False
-    """`snapshot` and `restore` work; else rollback is reset and replay. A `forkable` environment need not say it."""
+    """`snapshot` and `restore` work; else rollback is reset and replay. A `forkable` environment
+    need not say it."""
 
     @abstractmethod
     def reset(self, task: Task, seed: int) -> str:
-        """Start the task; returns o_0. `seed` is all the randomness that the environment may use."""
+        """Start the task; returns o_0. `seed` is all the randomness that the environment may
+        use."""
 
     @abstractmethod
     def step(self, action: str) -> StepResult:
         """Take one action. Never raises for a bad action: that is `valid=False` and a sentence."""
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The tasks of a split ('train', 'valid', 'test'), the same for the same arguments; None: all there are."""
-        raise NotImplementedError(f"the environment {self.name!r} has no task list of its own: hand it tasks")
+        """The tasks of a split ('train', 'valid', 'test'), the same for the same arguments; None:
+        all there are."""
+        raise NotImplementedError(
+            f"the environment {self.name!r} has no task list of its own: hand it tasks"
+        )
 
     def valid_actions(self) -> Sequence[str]:
-        """Actions that can be taken now, for checks and random play: never shown to a policy, so it may be slow. Not empty before the episode is over."""
+        """Actions that can be taken now, for checks and random play: never shown to a policy, so it
+        may be slow. Not empty before the episode is over."""
         raise NotImplementedError
 
     def snapshot(self) -> object:
@@ -91,7 +107,8 @@ class Environment(ABC):
         raise NotImplementedError
 
     def restore(self, snapshot: object) -> None:
-        """Return to a state that `snapshot` gave, on this or another instance of the same options in the same process. `SnapshotGone` where it is no longer
+        """Return to a state that `snapshot` gave, on this or another instance of the same options
+        in the same process. `SnapshotGone` where it is no longer
         held: the caller resets and replays."""
         raise NotImplementedError
 
@@ -99,7 +116,8 @@ class Environment(ABC):
         """This snapshot will not be restored again: free what it holds."""
 
     def versions(self) -> Mapping[str, str]:
-        """What decides this environment's words beside its options (package versions, data files): recorded with every run."""
+        """What decides this environment's words beside its options (package versions, data files):
+        recorded with every run."""
         return {}
 
     def close(self) -> None:  # noqa: B027 (most environments hold nothing)

@@ -1,8 +1,11 @@
 """Three kinds of failure, told apart by who can mend them.
 
-A `UserError` is the user's to mend: one sentence that says what is wrong, where, and what to do; the command line
-exits with code 2. A `ForeignFailure` comes from outside (an endpoint, an environment, a disk): it has been retried within bounds before it
-is raised, it is counted, and nothing that was finished is lost. Anything else is our own bug and is raised as it is.
+A `UserError` is the user's to mend: one sentence that says what is wrong, where, and what to do;
+the command line
+exits with code 2. A `ForeignFailure` comes from outside (an endpoint, an environment, a disk): it
+has been retried within bounds before it
+is raised, it is counted, and nothing that was finished is lost. Anything else is our own bug and is
+raised as it is.
 """
 
 
@@ -19,11 +22,13 @@ class ForeignFailure(LeafeError):
 
 
 class PolicyError(ForeignFailure):
-    """The policy gave no answer (endpoint down, garbage, time-out). Ends the episode as `Stop.policy_error`."""
+    """The policy gave no answer (endpoint down, garbage, time-out). Ends the episode as
+    `Stop.policy_error`."""
 
 
 class ContextFull(PolicyError):
-    """The prompt and the answer's limit do not fit the policy's context. Ends the episode as `Stop.context_full`."""
+    """The prompt and the answer's limit do not fit the policy's context. Ends the episode as
+    `Stop.context_full`."""
 
 
 class EnvError(ForeignFailure):
@@ -31,7 +36,8 @@ class EnvError(ForeignFailure):
 
 
 class SnapshotGone(EnvError):
-    """A snapshot is no longer held (its process died, or others took its place): reset and replay lead to the same state."""
+    """A snapshot is no longer held (its process died, or others took its place): reset and replay
+    lead to the same state."""
 
 
 class JournalError(ForeignFailure):

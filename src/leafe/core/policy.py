@@ -1,7 +1,9 @@
 """The contract of a policy: messages in, completions with counts out.
 
-A policy acts and reflects: it is one model. It knows nothing of environments or trees. `count` on a completion is how many of the n
-samples came out so: an engine that samples exactly but together (counted sampling) returns each distinct text once with its
+A policy acts and reflects: it is one model. It knows nothing of environments or trees. `count` on a
+completion is how many of the n
+samples came out so: an engine that samples exactly but together (counted sampling) returns each
+distinct text once with its
 count; any other returns n completions of count 1. Either way the counts sum to n.
 """
 
@@ -19,13 +21,15 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message. An assistant message may carry the token ids that were sampled (end-of-turn token included)."""
+    """One chat message. An assistant message may carry the token ids that were sampled (end-of-turn
+    token included)."""
 
     role: Role
     content: str
     tokens: tuple[int, ...] | None = None
     cut: bool = False
-    """Of an answer to learn: it was cut at its limit of tokens, so that no end-of-turn token belongs to it."""
+    """Of an answer to learn: it was cut at its limit of tokens, so that no end-of-turn token
+    belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ class Request:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = None
-    """A JSON schema for the answer, honoured where the engine can; the caller parses with bounds checks all the same."""
+    """A JSON schema for the answer, honoured where the engine can; the caller parses with bounds
+    checks all the same."""
     seed: int | None = None
     cache_key: str = ""
     """Requests that share a prefix share this key (the task's id): for routing and for KV reuse."""
@@ -50,7 +55,8 @@ class Completion:
     """What came of one request, once for each distinct answer."""
 
     text: str
-    """Cleaned and bounded here (`clean_text`), whatever engine wrote it; one that is cut counts as `length`."""
+    """Cleaned and bounded here (`clean_text`), whatever engine wrote it; one that is cut counts as
+    `length`."""
     count: int = 1
     tokens: tuple[int, ...] | None = None
     """Sampled ids, the end-of-turn token included where the model wrote it."""
@@ -67,7 +73,8 @@ class Completion:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Raises `ContextFull` where prompt + max_tokens do not fit, `PolicyError` after the bounded retries, nothing else."""
+    """Raises `ContextFull` where prompt + max_tokens do not fit, `PolicyError` after the bounded
+    retries, nothing else."""
 
     name: str
     """Which weights: stands in every turn. A path, a model's name or a preset."""

@@ -1,9 +1,12 @@
 """Processes are started with default signals, whoever started this one.
 
-Under nohup, in a shell's background job or below a program that blocks signals, some are ignored or blocked, and every process that is started inherits
-that: a server does not end on SIGTERM, a program's time limit does not reach it. Whatever leafe starts goes through `with_default_signals`.
+Under nohup, in a shell's background job or below a program that blocks signals, some are ignored or
+blocked, and every process that is started inherits
+that: a server does not end on SIGTERM, a program's time limit does not reach it. Whatever leafe
+starts goes through `with_default_signals`.
 
-A process that stays in leafe's session keeps SIGHUP, SIGINT and SIGQUIT as the user left them for leafe: what nohup or `&` protects, it protects whole.
+A process that stays in leafe's session keeps SIGHUP, SIGINT and SIGQUIT as the user left them for
+leafe: what nohup or `&` protects, it protects whole.
 """
 
 from __future__ import annotations
@@ -31,11 +34,15 @@ os._exit(127)
 
 
 def with_default_signals(command: Sequence[str], first: Sequence[str] = ()) -> list[str]:
-    """The command that starts `command` with no signal ignored or blocked, for subprocess.Popen, asyncio's and the like.
+    """The command that starts `command` with no signal ignored or blocked, for subprocess.Popen,
+    asyncio's and the like.
 
-    A small interpreter resets the signals and becomes the command (the process stays the same, about 10 ms): in the
-    parent there is no way to do it that other threads do not see. `first`: a file of Python that it runs before, and
-    the file's `arguments`; standard library alone. OSError where there is no such program, as by Popen.
+    A small interpreter resets the signals and becomes the command (the process stays the same,
+    about 10 ms): in the
+    parent there is no way to do it that other threads do not see. `first`: a file of Python that it
+    runs before, and
+    the file's `arguments`; standard library alone. OSError where there is no such program, as by
+    Popen.
     """
     if shutil.which(command[0]) is None:
         number = errno.EACCES if os.path.exists(command[0]) else errno.ENOENT

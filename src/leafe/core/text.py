@@ -3,7 +3,7 @@ bounded, and where it is made fit to be shown.
 
 `clean_text` is for what is kept: every text can then be hashed, encoded, tokenised and stored.
 `visible` is for what is shown: no character of it steers a terminal, turns the reading direction
-or hides. """
+or hides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Text files that users write: UTF-8, a byte order mark passed over, everything else refused in one sentence that names the encoding."""
+"""Text files that users write: UTF-8, a byte order mark passed over, everything else refused in one
+sentence that names the encoding."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def read_text(path: str | Path) -> str:
 
 
 def decoded(raw: bytes, name: str) -> str:
-    """The bytes of a user's text file as text; `UserError`, with `name`, where they are not UTF-8."""
+    """The bytes of a user's text file as text; `UserError`, with `name`, where they are not
+    UTF-8."""
     refuse_other_encodings(raw, name)
     raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
@@ -45,18 +47,23 @@ def decoded(raw: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{name} cannot be read: it is not UTF-8 (byte 0x{raw[error.start]:02x} in line {line}; "
+            f"{name} cannot be read: it is not UTF-8 (byte 0x{raw[error.start]:02x} in "
+            f"line {line}; "
             "perhaps Latin-1 or Windows-1252): save it as UTF-8."
         ) from error
 
 
 def refuse_other_encodings(head: bytes, name: str) -> None:
-    """`UserError` where a text file begins as one in UTF-16 or UTF-32 does, with a mark or without."""
+    """`UserError` where a text file begins as one in UTF-16 or UTF-32 does, with a mark or
+    without."""
     found = next((kind for mark, kind in _MARKS if head.startswith(mark)), None)
     if found is None and b"\0" in head[:4]:  # a text that begins with an ASCII character
         found = "UTF-32" if b"\0\0" in head[:4] else "UTF-16"
     if found is not None:
-        raise UserError(f"{name} cannot be read: it is {found}, as some editors and shells save it: save it as UTF-8.")
+        raise UserError(
+            f"{name} cannot be read: it is {found}, as some editors and shells save it: "
+            "save it as UTF-8."
+        )
 
 
 def parsed_toml(text: str, name: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """One task's tree: episodes go in, paths, branches and counts come out.
 
-The tree checks what it is given: a parent must be there before its child, steps count up by one along a path, ids are
-unique. What it answers (paths, branches, solved) is computed from the turns, never stored beside them.
+The tree checks what it is given: a parent must be there before its child, steps count up by one
+along a path, ids are
+unique. What it answers (paths, branches, solved) is computed from the turns, never stored beside
+them.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ class Tree:
         self.episodes: list[Episode] = []
         self._turns: dict[str, Turn] = {}
         self._episode_of: dict[str, int] = {}
-        self._later: dict[int, list[Turn]] = {}  # reflections in records of their own, by the rollout that they read
-        self._read_to: dict[str, list[Turn]] = {}  # usable reflections by the last action that they read
+        self._later: dict[
+            int, list[Turn]
+        ] = {}  # reflections in records of their own, by the rollout that they read
+        self._read_to: dict[
+            str, list[Turn]
+        ] = {}  # usable reflections by the last action that they read
         for episode in episodes:
             self.add(episode)
 
@@ -37,15 +43,27 @@ class Tree:
         return self._turns[turn_id]
 
     def add(self, episode: Episode) -> None:
-        """Append an episode; ValueError where it does not fit the tree (our own bug, or a damaged journal)."""
+        """Append an episode; ValueError where it does not fit the tree (our own bug, or a damaged
+        journal)."""
         if episode.task_id != self.task.id:
-            raise ValueError(f"episode of task {episode.task_id!r} given to the tree of {self.task.id!r}")
+            raise ValueError(
+                f"episode of task {episode.task_id!r} given to the tree of {self.task.id!r}"
+            )
         if episode.index != len(self.episodes):
-            raise ValueError(f"task {self.task.id!r}: episode {episode.index} comes where {len(self.episodes)} is due")
+            raise ValueError(
+                f"task {self.task.id!r}: episode {episode.index} comes where "
+                f"{len(self.episodes)} is due"
+            )
         if episode.start is not None and episode.start not in self._turns:
-            raise ValueError(f"episode {episode.index} of {self.task.id!r} starts after unknown turn {episode.start!r}")
+            raise ValueError(
+                f"episode {episode.index} of {self.task.id!r} starts after unknown turn "
+                f"{episode.start!r}"
+            )
         if episode.experience is not None and episode.experience not in self._turns:
-            raise ValueError(f"episode {episode.index} of {self.task.id!r} follows unknown reflection {episode.experience!r}")
+            raise ValueError(
+                f"episode {episode.index} of {self.task.id!r} follows unknown reflection "
+                f"{episode.experience!r}"
+            )
         new: dict[str, Turn] = {}
         last = episode.start
         step = self._turns[last].step + 1 if last is not None else 0
@@ -56,8 +74,14 @@ class Tree:
                 raise ValueError(f"turn {turn.id!r} does not follow {last!r} at step {step}")
             if turn.kind is Kind.act:
                 last, step = turn.id, step + 1
-            elif turn.kind is Kind.reflect and turn.valid and not (turn.target is not None and 0 <= turn.target < turn.step):
-                raise ValueError(f"reflection {turn.id!r} names step {turn.target}, outside 0..{turn.step - 1}")
+            elif (
+                turn.kind is Kind.reflect
+                and turn.valid
+                and not (turn.target is not None and 0 <= turn.target < turn.step)
+            ):
+                raise ValueError(
+                    f"reflection {turn.id!r} names step {turn.target}, outside 0..{turn.step - 1}"
+                )
             new[turn.id] = turn
         self._turns |= new
         self._episode_of |= dict.fromkeys(new, episode.index)
@@ -91,7 +115,8 @@ class Tree:
         return [*rollout.turns, *self._later.get(rollout.index, ())]
 
     def path(self, turn_id: str | None) -> list[Turn]:
-        """The act turns from the root to this turn, which is the last; [] for None. A reflection's path is what it read."""
+        """The act turns from the root to this turn, which is the last; [] for None. A reflection's
+        path is what it read."""
         out: list[Turn] = []
         while turn_id is not None:
             turn = self._turns[turn_id]
@@ -102,7 +127,8 @@ class Tree:
         return out
 
     def trajectory(self, episode: Episode) -> list[Turn]:
-        """All act turns of an episode from the reset on, those that it shares with its parent included."""
+        """All act turns of an episode from the reset on, those that it shares with its parent
+        included."""
         return self.path(episode.start) + list(episode.acts)
 
     @property
@@ -122,24 +148,31 @@ class Tree:
     def reflections_on(self, turns: Iterable[Turn]) -> Iterator[Turn]:
         """The usable reflections that read up to one of these actions, in the actions' order.
 
-        Whose record they stand in does not matter: the episode's own, or one that was made later to look back on it.
+        Whose record they stand in does not matter: the episode's own, or one that was made later to
+        look back on it.
         """
         for turn in turns:
             yield from self._read_to.get(turn.id, ())
 
     def blamed(self, trajectory: Iterable[Turn]) -> int | None:
-        """The earliest step of a trajectory that a reflection on it blames; None where there is none.
+        """The earliest step of a trajectory that a reflection on it blames; None where there is
+        none.
 
-        Whatever read the trajectory's beginning counts, so that what was blamed on the way is blamed in every episode that
+        Whatever read the trajectory's beginning counts, so that what was blamed on the way is
+        blamed in every episode that
         went on from there.
         """
-        return min((t.target for t in self.reflections_on(trajectory) if t.target is not None), default=None)
+        return min(
+            (t.target for t in self.reflections_on(trajectory) if t.target is not None),
+            default=None,
+        )
 
     def successes(self) -> list[Episode]:
         return [e for e in self.episodes if e.success]
 
     def branches(self, rule: ImprovementRule = "progress") -> list[Branch]:
-        """The branch events, in order; `rule` says which of them improved. Diverged branches and those without a revised action give none."""
+        """The branch events, in order; `rule` says which of them improved. Diverged branches and
+        those without a revised action give none."""
         winning = {t.id for e in self.successes() for t in self.trajectory(e)}
         out: list[Branch] = []
         for episode in self.episodes:
@@ -164,7 +197,9 @@ class Tree:
             )
         return out
 
-    def _improved(self, before: Episode, after: Episode, reflection: Turn, rule: ImprovementRule) -> bool:
+    def _improved(
+        self, before: Episode, after: Episode, reflection: Turn, rule: ImprovementRule
+    ) -> bool:
         if after.success or before.success:
             return after.success
         if rule == "progress":

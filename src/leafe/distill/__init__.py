@@ -1,10 +1,12 @@
-"""Stage 2, experience distillation: trees to samples, samples to tokens and masks, tokens to weights.
+"""Stage 2, experience distillation: trees to samples, samples to tokens and masks, tokens to
+weights.
 
     data = build(trees, prompts, preset("leafe+", steps=60), seed=0)
     train_data, valid_data = data.split(0.1, seed=0)
     result = train(model_path, out, train_data, valid_data, config)
 
-Selecting and encoding need no torch; `train` and the exports import what they need when they are called.
+Selecting and encoding need no torch; `train` and the exports import what they need when they are
+called.
 """
 
 from __future__ import annotations
@@ -20,23 +22,51 @@ from leafe.distill._select import build
 from leafe.distill._tokens import Encoded, Span, TokenSequence, encode
 
 __all__ = [
-    "PARTS", "PRESETS", "Dataset", "DistillConfig", "Encoded", "Lora", "OutcomeWeights", "Part", "Progress", "Sample", "Span", "TokenSequence", "TrainResult",
-    "build", "encode", "export_dpo", "export_trl", "preset", "same_action", "train",
-]  # fmt: skip
+    "PARTS",
+    "PRESETS",
+    "Dataset",
+    "DistillConfig",
+    "Encoded",
+    "Lora",
+    "OutcomeWeights",
+    "Part",
+    "Progress",
+    "Sample",
+    "Span",
+    "TokenSequence",
+    "TrainResult",
+    "build",
+    "encode",
+    "export_dpo",
+    "export_trl",
+    "preset",
+    "same_action",
+    "train",
+]
 
 
 def train(
-    model_path: str | Path, out: str | Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None = None,
+    model_path: str | Path,
+    out: str | Path,
+    data: Dataset,
+    valid: Dataset | None,
+    config: DistillConfig,
+    progress: Progress | None = None,
     launch: str | None = None,
-) -> TrainResult:  # fmt: skip
-    """Train the checkpoint at `model_path` on the samples and write the trained one to the folder `out` (METHOD.md, Stage 2).
+) -> TrainResult:
+    """Train the checkpoint at `model_path` on the samples and write the trained one to the folder
+    `out` (METHOD.md, Stage 2).
 
-    `out` gets the weights (safetensors) and the tokenizer in the standard form, `metrics.jsonl`, and `train.json`, which says that it is finished. Called
-    again after a kill it goes on from the newest checkpoint and ends with the weights of an unbroken training; called again when finished it returns the
-    result at once. UserError: nothing to train on, a model that cannot be loaded or has no usable chat template, a folder of another training, a
+    `out` gets the weights (safetensors) and the tokenizer in the standard form, `metrics.jsonl`,
+    and `train.json`, which says that it is finished. Called
+    again after a kill it goes on from the newest checkpoint and ends with the weights of an
+    unbroken training; called again when finished it returns the
+    result at once. UserError: nothing to train on, a model that cannot be loaded or has no usable
+    chat template, a folder of another training, a
     loss that is not finite.
 
-    `launch`: a command that starts the training's processes, such as `accelerate launch --config_file fsdp.yaml`; None: this process trains. ForeignFailure
+    `launch`: a command that starts the training's processes, such as `accelerate launch
+    --config_file fsdp.yaml`; None: this process trains. ForeignFailure
     where these processes end without a reason of leafe's.
     """
     if launch is not None:
@@ -54,9 +84,11 @@ def train(
 
 
 def export_trl(dataset: Dataset, out: str | Path, valid: Dataset | None = None) -> dict[Part, Path]:
-    """Write `out`/PART/train.parquet (and validation.parquet) with TRL's prompt and completion columns; the folders by part.
+    """Write `out`/PART/train.parquet (and validation.parquet) with TRL's prompt and completion
+    columns; the folders by part.
 
-    Each folder loads with `datasets.load_dataset(folder)` and goes to TRL's SFTTrainer as it is. Samples that were built as pairs (method = "dpo") are
+    Each folder loads with `datasets.load_dataset(folder)` and goes to TRL's SFTTrainer as it is.
+    Samples that were built as pairs (method = "dpo") are
     written to `out`/preference too, as by `export_dpo`.
     """
     from leafe.distill._export import pairs, run
@@ -71,9 +103,11 @@ def export_trl(dataset: Dataset, out: str | Path, valid: Dataset | None = None) 
 
 
 def export_dpo(dataset: Dataset, out: str | Path, valid: Dataset | None = None) -> Path:
-    """Write `out`/preference/train.parquet (and validation.parquet) with TRL's prompt, chosen and rejected columns; the folder.
+    """Write `out`/preference/train.parquet (and validation.parquet) with TRL's prompt, chosen and
+    rejected columns; the folder.
 
-    For a dataset that `build` made with method = "dpo". The folder loads with `datasets.load_dataset(folder)` and goes to TRL's DPOTrainer as it is.
+    For a dataset that `build` made with method = "dpo". The folder loads with
+    `datasets.load_dataset(folder)` and goes to TRL's DPOTrainer as it is.
     """
     from leafe.distill._export import pairs
 
@@ -84,4 +118,7 @@ def export_dpo(dataset: Dataset, out: str | Path, valid: Dataset | None = None) 
 
 
 def _missing(error: ModuleNotFoundError) -> UserError:
-    return UserError(f"Distillation needs the package {error.name}, which is not installed: pip install 'leafe[hf]'.")
+    return UserError(
+        f"Distillation needs the package {error.name}, which is not installed: pip install "
+        "'leafe[hf]'."
+    )

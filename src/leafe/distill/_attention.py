@@ -1,9 +1,14 @@
-"""How a model is run on packed rows: every token attends to its ancestors alone, and the output layer is applied where there are targets alone.
+"""How a model is run on packed rows: every token attends to its ancestors alone, and the output
+layer is applied where there are targets alone.
 
-In depth-first order the ancestors of node i are the nodes j <= i < ends[j], so that one number a token is the whole mask. It goes to the model through
-the standard interface of transformers: a mask with four dimensions is handed to every layer as it is, as an additive tensor (SDPA, any device) or as
-FlexAttention's block mask (CUDA), which skips what is masked. Whether a model can do that is told from its config and then measured: a small tree
-against its paths one by one. One that cannot runs causal rows. Legend: B rows, T tokens, P positions, D width of the model, V words.
+In depth-first order the ancestors of node i are the nodes j <= i < ends[j], so that one number a
+token is the whole mask. It goes to the model through
+the standard interface of transformers: a mask with four dimensions is handed to every layer as it
+is, as an additive tensor (SDPA, any device) or as
+FlexAttention's block mask (CUDA), which skips what is masked. Whether a model can do that is told
+from its config and then measured: a small tree
+against its paths one by one. One that cannot runs causal rows. Legend: B rows, T tokens, P
+positions, D width of the model, V words.
 """
 
 from __future__ import annotations
@@ -24,7 +29,8 @@ _BLOCK = 128
 _ROW = 4096
 """Most tokens in a row under a dense mask, which has the square of that."""
 _WIDTHS = 6
-"""A dense mask's attention costs as much as everything else of a usual layer at a row of so many widths of the model."""
+"""A dense mask's attention costs as much as everything else of a usual layer at a row of so many
+widths of the model."""
 
 Head = Callable[[Tensor], Tensor]
 """states_ND to logits_NV."""
@@ -39,7 +45,12 @@ class Rows(NamedTuple):
     branches: bool
 
     def to(self, device: Any) -> Rows:
-        return Rows(self.ids_BT.to(device), self.depths_BT.to(device), self.ends_BT.to(device), self.branches)
+        return Rows(
+            self.ids_BT.to(device),
+            self.depths_BT.to(device),
+            self.ends_BT.to(device),
+            self.branches,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +68,9 @@ class Attention:
 
     def shape(self, limit: int) -> Shape:
         """How rows of at most `limit` tokens are packed for it."""
-        return Shape(limit if self.kind == "flex" else min(limit, _ROW), self.width, self.kind != "causal")
+        return Shape(
+            limit if self.kind == "flex" else min(limit, _ROW), self.width, self.kind != "causal"
+        )
 
     def rows(self, rows: Sequence[Row], pad: int) -> Rows:
         length = max(len(r.ids) for r in rows)
@@ -66,19 +79,33 @@ class Attention:
         ids = [[*r.ids, *([pad] * (length - len(r.ids)))] for r in rows]
         depths = [[*r.depths, *([0] * (length - len(r.ids)))] for r in rows]
         ends = [[*r.ends, *range(len(r.ids) + 1, length + 1)] for r in rows]
-        return Rows(torch.tensor(ids), torch.tensor(depths), torch.tensor(ends), any(r.branches for r in rows))
+        return Rows(
+            torch.tensor(ids),
+            torch.tensor(depths),
+            torch.tensor(ends),
+            any(r.branches for r in rows),
+        )
 
     def run(self, model: Any, rows: Rows, at_P: Tensor) -> Tensor:
-        """states_PD: the model's last hidden states at the flat positions `at_P` (b * T + t), for `output_layer`; logits_PV where `head` is false.
+        """states_PD: the model's last hidden states at the flat positions `at_P` (b * T + t), for
+        `output_layer`; logits_PV where `head` is false.
 
         Where the model is wrapped (DDP, FSDP) this is called inside of the wrapper's forward pass.
         """
         bare = unwrapped(model)
-        if self.kind == "flex" and bare.config._attn_implementation != "flex_attention":  # the start policy's copy
+        if (
+            self.kind == "flex" and bare.config._attn_implementation != "flex_attention"
+        ):  # the start policy's copy
             bare.set_attn_implementation("flex_attention")
         arguments: dict[str, Any] = {"input_ids": rows.ids_BT, "use_cache": False}
-        if rows.branches:  # else causal attention is the same, and quicker; right padding is seen by no target
-            mask = block_mask(rows.ends_BT) if self.kind == "flex" else dense_mask(rows.ends_BT, next(bare.parameters()).dtype)
+        if (
+            rows.branches
+        ):  # else causal attention is the same, and quicker; right padding is seen by no target
+            mask = (
+                block_mask(rows.ends_BT)
+                if self.kind == "flex"
+                else dense_mask(rows.ends_BT, next(bare.parameters()).dtype)
+            )
             arguments |= {"attention_mask": mask, "position_ids": rows.depths_BT}
         if self.head:
             states_BTD: Tensor = bare.get_decoder()(**arguments).last_hidden_state
@@ -97,13 +124,16 @@ def dense_mask(ends_BT: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive mask_B1TT: 0 for the ancestors and the token itself, else minus infinity."""
     node_T = torch.arange(ends_BT.shape[1], device=ends_BT.device)
     seen_BTT = (node_T <= node_T[:, None]) & (node_T[:, None] < ends_BT[:, None, :])
-    return torch.zeros(seen_BTT.shape, dtype=dtype, device=ends_BT.device).masked_fill_(~seen_BTT, -math.inf)[:, None]
+    return torch.zeros(seen_BTT.shape, dtype=dtype, device=ends_BT.device).masked_fill_(
+        ~seen_BTT, -math.inf
+    )[:, None]
 
 
 def block_mask(ends_BT: Tensor) -> Any:
     """The same as FlexAttention's BlockMask, made without looking at every pair.
 
-    A block of queries sees a block of keys before it in part where the last of its keys' ends lies past its first token, and wholly where the first lies
+    A block of queries sees a block of keys before it in part where the last of its keys' ends lies
+    past its first token, and wholly where the first lies
     past its last one; on the diagonal always in part.
     """
     from torch.nn.attention.flex_attention import BlockMask
@@ -112,7 +142,10 @@ def block_mask(ends_BT: Tensor) -> Any:
     blocks = length // _BLOCK
     first_Q = torch.arange(blocks, device=ends_BT.device)[:, None] * _BLOCK
     ends_BKb = ends_BT.view(number, blocks, _BLOCK)
-    earlier_QK = torch.arange(blocks, device=ends_BT.device) < torch.arange(blocks, device=ends_BT.device)[:, None]
+    earlier_QK = (
+        torch.arange(blocks, device=ends_BT.device)
+        < torch.arange(blocks, device=ends_BT.device)[:, None]
+    )
     some_BQK = earlier_QK & (ends_BKb.amax(-1)[:, None, :] > first_Q)
     whole_BQK = some_BQK & (ends_BKb.amin(-1)[:, None, :] >= first_Q + _BLOCK)
     part_BQK = (some_BQK & ~whole_BQK) | torch.eye(blocks, dtype=torch.bool, device=ends_BT.device)
@@ -125,7 +158,13 @@ def block_mask(ends_BT: Tensor) -> Any:
         order = blocks_BQK.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
         return blocks_BQK.sum(-1)[:, None].to(torch.int32), order[:, None].to(torch.int32)
 
-    return BlockMask.from_kv_blocks(*listed(part_BQK), *listed(whole_BQK), BLOCK_SIZE=_BLOCK, mask_mod=seen, seq_lengths=(length, length))
+    return BlockMask.from_kv_blocks(
+        *listed(part_BQK),
+        *listed(whole_BQK),
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=seen,
+        seq_lengths=(length, length),
+    )
 
 
 def unwrapped(model: Any) -> Any:
@@ -136,9 +175,13 @@ def unwrapped(model: Any) -> Any:
 
 
 def output_layer(bare: Any, linear: Head | None = None) -> Head:
-    """Logits of the model's own output layer (or of `linear` in its place), in the few ways that architectures scale them."""
+    """Logits of the model's own output layer (or of `linear` in its place), in the few ways that
+    architectures scale them."""
     layer, config = linear or bare.get_output_embeddings(), bare.config.get_text_config()
-    divided, times, cap = (getattr(config, name, None) for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"))
+    divided, times, cap = (
+        getattr(config, name, None)
+        for name in ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    )
 
     def head(states: Tensor) -> Tensor:
         logits: Tensor = layer(states)
@@ -152,9 +195,11 @@ def output_layer(bare: Any, linear: Head | None = None) -> Head:
 
 
 def choose(model: Any, longest: int, packing: Literal["tree", "causal"] = "tree") -> Attention:
-    """What works for this model, on the device where it is, for paths of at most `longest` tokens. It may switch the model to FlexAttention.
+    """What works for this model, on the device where it is, for paths of at most `longest` tokens.
+    It may switch the model to FlexAttention.
 
-    Where the model is wrapped (DDP, FSDP) this is called inside of the wrapper's forward pass, by all processes.
+    Where the model is wrapped (DDP, FSDP) this is called inside of the wrapper's forward pass, by
+    all processes.
     """
     bare = unwrapped(model)
     was = bare.training
@@ -172,7 +217,11 @@ def _choose(bare: Any, longest: int, packing: Literal["tree", "causal"]) -> Atte
         return Attention("causal", head)
     why = refusal(bare.config.get_text_config(), longest)
     notes: tuple[str, ...] = ()
-    if why is None and next(bare.parameters()).device.type == "cuda" and not getattr(bare.config, "attention_dropout", 0.0):  # FlexAttention has none
+    if (
+        why is None
+        and next(bare.parameters()).device.type == "cuda"
+        and not getattr(bare.config, "attention_dropout", 0.0)
+    ):  # FlexAttention has none
         before = bare.config._attn_implementation
         try:
             found = Attention("flex", head)
@@ -184,7 +233,9 @@ def _choose(bare: Any, longest: int, packing: Literal["tree", "causal"]) -> Atte
         bare.set_attn_implementation(before)
         notes = (f"Training runs SDPA with a dense mask instead of FlexAttention: {reason}.",)
     if why is None:
-        found = Attention("sdpa", head, _WIDTHS * float(bare.config.get_text_config().hidden_size), notes)
+        found = Attention(
+            "sdpa", head, _WIDTHS * float(bare.config.get_text_config().hidden_size), notes
+        )
         try:
             why = _tried(bare, found)
         except Exception as error:  # whatever a model that knows no such mask comes up with
@@ -192,16 +243,29 @@ def _choose(bare: Any, longest: int, packing: Literal["tree", "causal"]) -> Atte
         if why is None:
             return found
     name = bare.config.model_type
-    return Attention("causal", head, notes=(f"Samples of {name} models are not packed as trees but path by path, which computes more tokens: {why}.",))
+    return Attention(
+        "causal",
+        head,
+        notes=(
+            (
+                f"Samples of {name} models are not packed as trees but path by path, which "
+                f"computes more tokens: {why}."
+            ),
+        ),
+    )
 
 
 def refusal(config: Any, longest: int) -> str | None:
-    """Why a model of this config cannot attend along the paths of a tree; None: its config says nothing against it."""
+    """Why a model of this config cannot attend along the paths of a tree; None: its config says
+    nothing against it."""
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in kinds if kinds else window is not None
     if slides and (window is None or window < longest):
-        return f"it has layers with a sliding window of {window} tokens, and paths have up to {longest}"
+        return (
+            f"it has layers with a sliding window of {window} tokens, and paths have up to "
+            f"{longest}"
+        )
     other = sorted(kinds - {"full_attention", "sliding_attention"})
     if other:
         return f"it has layers that are not attention to all earlier tokens ({', '.join(other)})"
@@ -229,7 +293,9 @@ def _heads(bare: Any) -> tuple[Tensor, Tensor]:
     ids_T = _toy(bare)
     whole_TV: Tensor = bare(input_ids=ids_T[None], use_cache=False).logits[0]
     try:
-        alone_TV = _everywhere(bare, Row(ids_T.tolist(), list(range(9)), [9] * 9), Attention("causal", head=True))
+        alone_TV = _everywhere(
+            bare, Row(ids_T.tolist(), list(range(9)), [9] * 9), Attention("causal", head=True)
+        )
     except Exception:  # a model without these names
         alone_TV = torch.full_like(whole_TV, math.nan)
     return alone_TV, whole_TV
@@ -238,12 +304,19 @@ def _heads(bare: Any) -> tuple[Tensor, Tensor]:
 def _everywhere(bare: Any, row: Row, attention: Attention) -> Tensor:
     """logits_TV at every node of the row."""
     device = next(bare.parameters()).device
-    return attention.layer(bare)(attention.run(bare, attention.rows([row], 0).to(device), torch.arange(row.tokens, device=device)))
+    return attention.layer(bare)(
+        attention.run(
+            bare, attention.rows([row], 0).to(device), torch.arange(row.tokens, device=device)
+        )
+    )
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
     off, scale = float((found - expected).abs().max()), float(expected.abs().max())
-    return found.shape == expected.shape and off <= max(1e-5, 4 * torch.finfo(expected.dtype).eps) * scale
+    return (
+        found.shape == expected.shape
+        and off <= max(1e-5, 4 * torch.finfo(expected.dtype).eps) * scale
+    )
 
 
 def _tried(bare: Any, attention: Attention) -> str | None:
@@ -258,4 +331,11 @@ def _tried(bare: Any, attention: Attention) -> str | None:
     order = torch.tensor(paths[0] + paths[1], device=ids_T.device)
     off = float((packed[order].float() - alone.float()).abs().max())
     wrong = float((causal[order].float() - alone.float()).abs().max())
-    return None if off <= 0.05 * wrong else f"on a small tree its logits are off by {off:.1e}, where plain causal attention is off by {wrong:.1e}"
+    return (
+        None
+        if off <= 0.05 * wrong
+        else (
+            f"on a small tree its logits are off by {off:.1e}, where plain causal attention is "
+            f"off by {wrong:.1e}"
+        )
+    )

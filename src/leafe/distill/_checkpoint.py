@@ -1,8 +1,12 @@
-"""Checkpoints that survive a kill: tensors as safetensors, the rest as JSON, each folder renamed into place when it is whole.
+"""Checkpoints that survive a kill: tensors as safetensors, the rest as JSON, each folder renamed
+into place when it is whole.
 
-What is random in a training is a pure function of its seed and step, so a checkpoint is the trained weights, AdamW's moments, and a handful of
-numbers. Tensors are stored whole, however many processes hold them (FSDP2): a training goes on with another number of processes. They are
-gathered one after the other and written by the main process in files of bounded size. DeepSpeed keeps its own form.
+What is random in a training is a pure function of its seed and step, so a checkpoint is the trained
+weights, AdamW's moments, and a handful of
+numbers. Tensors are stored whole, however many processes hold them (FSDP2): a training goes on with
+another number of processes. They are
+gathered one after the other and written by the main process in files of bounded size. DeepSpeed
+keeps its own form.
 """
 
 from __future__ import annotations
@@ -27,12 +31,21 @@ _FILE = 2 << 30
 
 
 class Checkpoints:
-    """The folder `checkpoints` of one training: the newest checkpoint, and the weights of the best validation.
+    """The folder `checkpoints` of one training: the newest checkpoint, and the weights of the best
+    validation.
 
-    Every process calls every method, and all of them see the same folder. `notes` gets a sentence for each checkpoint that was there and could not be used.
+    Every process calls every method, and all of them see the same folder. `notes` gets a sentence
+    for each checkpoint that was there and could not be used.
     """
 
-    def __init__(self, folder: Path, trained: Mapping[str, Tensor], optimizer: Any, parallel: Alone | None = None, model: Any = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trained: Mapping[str, Tensor],
+        optimizer: Any,
+        parallel: Alone | None = None,
+        model: Any = None,
+    ) -> None:
         """`model`: as `Parallel.prepare` gave it; needed where several processes share it."""
         self.folder = folder
         self.trained = trained
@@ -45,9 +58,11 @@ class Checkpoints:
         """The best step that the newest checkpoint names: its weights must stay."""
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the checkpoint of `step`, then remove older ones and the best weights that it does not name.
+        """Write the checkpoint of `step`, then remove older ones and the best weights that it does
+        not name.
 
-        The state names its `best_step`, or None; and `updates`, where the optimiser has been updated more than once a step.
+        The state names its `best_step`, or None; and `updates`, where the optimiser has been
+        updated more than once a step.
         """
         partial, final = self.folder / f"partial-{step}", self.folder / f"step-{step:08d}"
         self._fresh(partial)
@@ -61,15 +76,22 @@ class Checkpoints:
         self._named = state["best_step"]
         if not self.parallel.main:
             return
-        sizes = {str(path.relative_to(partial)): path.stat().st_size for path in sorted(partial.rglob("*")) if path.is_file()}
-        (partial / "state.json").write_text(json.dumps(dict(state) | {"step": step, "files": sizes}), encoding="utf-8")
+        sizes = {
+            str(path.relative_to(partial)): path.stat().st_size
+            for path in sorted(partial.rglob("*"))
+            if path.is_file()
+        }
+        (partial / "state.json").write_text(
+            json.dumps(dict(state) | {"step": step, "files": sizes}), encoding="utf-8"
+        )
         self._place(partial, final)
         for old in self.folder.iterdir():
             if old not in (final, self._best(self._named)):
                 shutil.rmtree(old)
 
     def load(self) -> dict[str, Any] | None:
-        """Put the newest checkpoint that is whole into the parameters and the optimiser; its state, or None where there is none."""
+        """Put the newest checkpoint that is whole into the parameters and the optimiser; its state,
+        or None where there is none."""
         found = self.parallel.agreed(self._newest() if self.parallel.main else None)
         if found is None:
             return None
@@ -79,7 +101,11 @@ class Checkpoints:
         else:
             self._put(_read(folder, "trained"))
             for parameter in self.trained.values():
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(state.get("updates", state["step"])), device=parameter.device)}
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(
+                        float(state.get("updates", state["step"])), device=parameter.device
+                    )
+                }
             for key, tensor in _read(folder, "optimizer"):
                 moment, _, name = key.partition(".")
                 self.optimizer.state[self.trained[name]][moment] = like(self.trained[name], tensor)
@@ -114,27 +140,39 @@ class Checkpoints:
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
-                state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+                state: dict[str, Any] = json.loads(
+                    (folder / "state.json").read_text(encoding="utf-8")
+                )
                 for name, size in state["files"].items():
                     if (folder / name).stat().st_size != size:
-                        raise ValueError(f"{name} has {(folder / name).stat().st_size} bytes instead of {size}")
+                        raise ValueError(
+                            f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"
+                        )
                 for file in folder.glob("*.safetensors"):
                     with safe_open(file, "pt"):
                         pass
                 if state["best_step"] is not None and not self._best(state["best_step"]).is_dir():
-                    raise ValueError(f"the weights of the best step, {state['best_step']}, are gone")
+                    raise ValueError(
+                        f"the weights of the best step, {state['best_step']}, are gone"
+                    )
             except (OSError, ValueError, KeyError, SafetensorError) as error:
-                self.notes.append(f"The checkpoint {folder} is not whole and was not used ({error}).")
+                self.notes.append(
+                    f"The checkpoint {folder} is not whole and was not used ({error})."
+                )
                 continue
             return folder, state
         return None
 
     def _moments(self) -> Iterator[tuple[str, Tensor]]:
         for moment in _MOMENTS:
-            yield from ((f"{moment}.{name}", whole(self.optimizer.state[p][moment])) for name, p in self.trained.items())
+            yield from (
+                (f"{moment}.{name}", whole(self.optimizer.state[p][moment]))
+                for name, p in self.trained.items()
+            )
 
     def _write(self, folder: Path, name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Files NAME-0.safetensors, NAME-1.safetensors, ...; the main process writes, and all give."""
+        """Files NAME-0.safetensors, NAME-1.safetensors, ...; the main process writes, and all
+        give."""
         held: dict[str, Tensor] = {}
         number = size = 0
         for key, tensor in tensors:
@@ -177,7 +215,8 @@ def _read(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def sync(folder: Path) -> None:
-    """Have every file under the folder on the disk, and the folder's own list of them, before it is renamed."""
+    """Have every file under the folder on the disk, and the folder's own list of them, before it is
+    renamed."""
     for path in (*folder.rglob("*"), folder):
         sync_one(path)
 

@@ -2,8 +2,10 @@
 
     accelerate launch --config_file fsdp.yaml -m leafe.distill JOB.json
 
-The job names model, samples, folder and options; every process reads it. `launched` writes one, starts the launcher, passes the progress on, and says what
-an error was in the caller's own kinds. What the launcher starts ends when the caller does: the processes read a pipe that it holds open.
+The job names model, samples, folder and options; every process reads it. `launched` writes one,
+starts the launcher, passes the progress on, and says what
+an error was in the caller's own kinds. What the launcher starts ends when the caller does: the
+processes read a pipe that it holds open.
 """
 
 from __future__ import annotations
@@ -30,17 +32,32 @@ _STEP = "leafe.distill step "
 """Before the figures of a step on the standard output of the main process."""
 
 
-def write(job: Path, model: str | Path, out: Path, data: Dataset, valid: Dataset | None, config: DistillConfig) -> None:
+def write(
+    job: Path,
+    model: str | Path,
+    out: Path,
+    data: Dataset,
+    valid: Dataset | None,
+    config: DistillConfig,
+) -> None:
     """Write the job's file, and its samples beside it."""
     data.save(job.with_name("data.jsonl"))
     if valid is not None:
         valid.save(job.with_name("valid.jsonl"))
-    values = {"model": str(model), "data": "data.jsonl", "valid": None if valid is None else "valid.jsonl", "out": str(out.absolute())}
-    job.write_text(json.dumps(values | {"config": config.model_dump(mode="json")}, indent=1), encoding="utf-8")
+    values = {
+        "model": str(model),
+        "data": "data.jsonl",
+        "valid": None if valid is None else "valid.jsonl",
+        "out": str(out.absolute()),
+    }
+    job.write_text(
+        json.dumps(values | {"config": config.model_dump(mode="json")}, indent=1), encoding="utf-8"
+    )
 
 
 def run(path: Path, progress: Progress | None) -> TrainResult:
-    """Train as the job says. Its keys: `model` (folder or name), `data` and `valid` (files of samples beside it, or null), `out` (folder), `config`.
+    """Train as the job says. Its keys: `model` (folder or name), `data` and `valid` (files of
+    samples beside it, or null), `out` (folder), `config`.
 
     UserError for a file that is no job, and as `leafe.distill.train`.
     """
@@ -70,32 +87,51 @@ def main(arguments: list[str]) -> int:
         run(path, lambda row: print(_STEP + json.dumps(dict(row)), flush=True))
     except LeafeError as error:
         if os.environ.get("LEAFE_LAUNCHED"):
-            _said(path).write_text(json.dumps({"user": isinstance(error, UserError), "words": str(error)}), encoding="utf-8")
+            _said(path).write_text(
+                json.dumps({"user": isinstance(error, UserError), "words": str(error)}),
+                encoding="utf-8",
+            )
         print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     return 0
 
 
 def launched(
-    launch: str, model: str | Path, out: Path, data: Dataset, valid: Dataset | None, config: DistillConfig, progress: Progress | None
+    launch: str,
+    model: str | Path,
+    out: Path,
+    data: Dataset,
+    valid: Dataset | None,
+    config: DistillConfig,
+    progress: Progress | None,
 ) -> TrainResult:
-    """`train` by a launcher's command, such as `accelerate launch --config_file fsdp.yaml`, to which `-m leafe.distill JOB` is added.
+    """`train` by a launcher's command, such as `accelerate launch --config_file fsdp.yaml`, to
+    which `-m leafe.distill JOB` is added.
 
-    UserError as `train`, and where the command cannot be started; ForeignFailure where it fails otherwise, with the file of what it wrote.
+    UserError as `train`, and where the command cannot be started; ForeignFailure where it fails
+    otherwise, with the file of what it wrote.
     """
     job, log = out / "job" / "job.json", out / "job" / "launch.log"
     job.parent.mkdir(parents=True, exist_ok=True)
-    write(job, model if not Path(model).exists() else Path(model).absolute(), out, data, valid, config)
+    write(
+        job, model if not Path(model).exists() else Path(model).absolute(), out, data, valid, config
+    )
     _said(job).unlink(missing_ok=True)
     command = [*shlex.split(launch), "-m", "leafe.distill", str(job)]
     with log.open("wb") as file:
         try:
             process = subprocess.Popen(
-                with_default_signals(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
+                with_default_signals(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
                 env=os.environ | {"LEAFE_LAUNCHED": "1", "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            )
         except OSError as error:
-            raise UserError(f"The training's launch command {launch!r} cannot be started: {error.strerror} ({command[0]}).") from error
+            raise UserError(
+                f"The training's launch command {launch!r} cannot be started: "
+                f"{error.strerror} ({command[0]})."
+            ) from error
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -114,13 +150,18 @@ def launched(
                 process.terminate()
                 process.wait()
     if code == 0:
-        return TrainResult.from_json(json.loads((out / "train.json").read_text(encoding="utf-8"))["result"] | {"path": out})
+        return TrainResult.from_json(
+            json.loads((out / "train.json").read_text(encoding="utf-8"))["result"] | {"path": out}
+        )
     if _said(job).is_file():
         said = json.loads(_said(job).read_text(encoding="utf-8"))
         raise (UserError if said["user"] else ForeignFailure)(said["words"])
     end = log.read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
     last = f", its end: {end[-1].strip()[-300:]}" if end else ""
-    raise ForeignFailure(f"The training's processes, started by {launch!r}, ended with code {code}: what they wrote is in {log}{last}")
+    raise ForeignFailure(
+        f"The training's processes, started by {launch!r}, ended with code {code}: what "
+        f"they wrote is in {log}{last}"
+    )
 
 
 def _said(job: Path) -> Path:

@@ -1,6 +1,8 @@
-"""Where a training's figures go: metrics.jsonl, the caller, and the experiment trackers by accelerate's integrations of them.
+"""Where a training's figures go: metrics.jsonl, the caller, and the experiment trackers by
+accelerate's integrations of them.
 
-metrics.jsonl holds one line a step, whatever happens: a resumed training drops the lines of the steps that it takes again. Trackers are told to go
+metrics.jsonl holds one line a step, whatever happens: a resumed training drops the lines of the
+steps that it takes again. Trackers are told to go
 on with the same run where they can (wandb, trackio), or to forget what came after (TensorBoard).
 """
 
@@ -26,17 +28,26 @@ def require_trackers(names: Sequence[str]) -> None:
     """UserError where a tracker's package is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"distill.report_to names {name}, which is not installed: pip install {name}, or leave it out.")
+            raise UserError(
+                f"distill.report_to names {name}, which is not installed: pip install "
+                f"{name}, or leave it out."
+            )
 
 
 class Metrics:
     """Of the main process; the others get None for it."""
 
     def __init__(
-        self, path: Path, first: int, progress: Progress | None, accelerator: Accelerator,
-        settings: Mapping[str, Any] = MappingProxyType({}), identity: str = "",
-    ) -> None:  # fmt: skip
-        """`first`: steps that are done. Where accelerate was told of trackers, `settings` go to them, and `identity` is the same for every start of one
+        self,
+        path: Path,
+        first: int,
+        progress: Progress | None,
+        accelerator: Accelerator,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        identity: str = "",
+    ) -> None:
+        """`first`: steps that are done. Where accelerate was told of trackers, `settings` go to
+        them, and `identity` is the same for every start of one
         training and for no other training."""
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
@@ -56,10 +67,19 @@ class Metrics:
             name = "/".join(path.parent.parts[-3:])
             accelerator.init_trackers(
                 _PROJECT,
-                {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items() if v is not None},
+                {
+                    k: v if isinstance(v, bool | int | float | str) else json.dumps(v)
+                    for k, v in settings.items()
+                    if v is not None
+                },
                 {
                     "tensorboard": {"purge_step": first + 1} if first else {},
-                    "wandb": {"name": name, "id": identity, "resume": "allow", "dir": str(path.parent)},
+                    "wandb": {
+                        "name": name,
+                        "id": identity,
+                        "resume": "allow",
+                        "dir": str(path.parent),
+                    },
                     "trackio": {"name": f"{name} {identity[:8]}", "resume": "allow"},
                 },
             )
@@ -68,7 +88,14 @@ class Metrics:
         """The figures after a step, under `step`."""
         self.file.write(json.dumps(dict(values)) + "\n")
         self.file.flush()
-        self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v) and k != "step"}, step=values["step"])
+        self.accelerator.log(
+            {
+                k: v
+                for k, v in values.items()
+                if isinstance(v, int | float) and math.isfinite(v) and k != "step"
+            },
+            step=values["step"],
+        )
         if self.progress:
             self.progress(values)
 

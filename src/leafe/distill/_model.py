@@ -1,6 +1,8 @@
-"""The model that is trained: how it is loaded, what of it learns, what it is held to, and how it is written in the end.
+"""The model that is trained: how it is loaded, what of it learns, what it is held to, and how it is
+written in the end.
 
-The start policy, to which a teacher's distributions belong, is a frozen copy, or with LoRA the same weights without the adapter. Trained weights stay
+The start policy, to which a teacher's distributions belong, is a frozen copy, or with LoRA the same
+weights without the adapter. Trained weights stay
 float32: at a rate of 1e-6 bfloat16 would round every update away.
 """
 
@@ -25,7 +27,8 @@ from leafe.distill._config import DistillConfig, Lora
 from leafe.distill._parallel import Parallel
 
 SMALL = 20_000_000
-"""Parameters below which one CPU thread is as fast as several, and safe where the machine is shared."""
+"""Parameters below which one CPU thread is as fast as several, and safe where the machine is
+shared."""
 Start = Callable[[], AbstractContextManager[Any]]
 """Gives the start policy for the length of a `with`."""
 
@@ -46,21 +49,29 @@ def load(model_path: str | Path, config: DistillConfig, device: torch.device) ->
     try:
         stored = AutoConfig.from_pretrained(model_path).dtype or torch.float32
         # under LoRA the base is not trained
-        dtype = torch.bfloat16 if config.lora is not None and arithmetic(config, device) is torch.bfloat16 else torch.float32
+        dtype = (
+            torch.bfloat16
+            if config.lora is not None and arithmetic(config, device) is torch.bfloat16
+            else torch.float32
+        )
         with quiet():
             model = causal_model(model_path, dtype=dtype)
         tokenizer = load_tokenizer(model_path)
     except UserError:
         raise
     except Exception as error:  # the files are foreign
-        raise UserError(f"{model_path} cannot be loaded as a causal language model: {first_line(error)}") from error
+        raise UserError(
+            f"{model_path} cannot be loaded as a causal language model: {first_line(error)}"
+        ) from error
     model.config.use_cache = False
     return Source(str(model_path), model, tokenizer, stored)
 
 
 def load_tokenizer(model_path: str | Path) -> Any:
     """The tokenizer as its file says."""
-    return (PreTrainedTokenizerFast if is_plain(Path(model_path)) else AutoTokenizer).from_pretrained(model_path)
+    return (
+        PreTrainedTokenizerFast if is_plain(Path(model_path)) else AutoTokenizer
+    ).from_pretrained(model_path)
 
 
 @contextmanager
@@ -78,12 +89,19 @@ def quiet() -> Iterator[None]:
 def arithmetic(config: DistillConfig, device: torch.device) -> torch.dtype:
     """Of the forward and backward passes."""
     if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported()
+            else torch.float32
+        )
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def learner(model: Any, config: DistillConfig, parallel: Parallel, taught: bool) -> tuple[Any, Start | None]:
-    """(the model, with an adapter where there is to be one, and the start policy where something is `taught` by it)."""
+def learner(
+    model: Any, config: DistillConfig, parallel: Parallel, taught: bool
+) -> tuple[Any, Start | None]:
+    """(the model, with an adapter where there is to be one, and the start policy where something is
+    `taught` by it)."""
     start: Start | None = None
     if config.lora is None and taught:
         start = parallel.prepare_frozen(copy.deepcopy(model))
@@ -91,7 +109,9 @@ def learner(model: Any, config: DistillConfig, parallel: Parallel, taught: bool)
         model = with_adapter(model, config)
         start = _without_adapter(model) if taught else None
     if config.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its new name in transformers
+        enable = getattr(
+            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+        )  # its new name in transformers
         enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return model, start
@@ -102,11 +122,17 @@ def groups(trained: Iterable[Tensor], weight_decay: float) -> list[dict[str, Any
     trained = list(trained)
     decayed = [p for p in trained if p.ndim >= 2]
     plain = [p for p in trained if p.ndim < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
 
 
-def save(model: Any, source: str, tokenizer: Any, stored: torch.dtype, lora: Lora | None, folder: Path) -> None:
-    """Write the trained model in the source's type (`stored`), or the adapter alone, and the source's tokenizer."""
+def save(
+    model: Any, source: str, tokenizer: Any, stored: torch.dtype, lora: Lora | None, folder: Path
+) -> None:
+    """Write the trained model in the source's type (`stored`), or the adapter alone, and the
+    source's tokenizer."""
     if lora is not None and lora.merge:
         model = model.merge_and_unload()
     if lora is None or lora.merge:
@@ -121,8 +147,14 @@ def save(model: Any, source: str, tokenizer: Any, stored: torch.dtype, lora: Lor
             shutil.copyfile(Path(source) / name, folder / name)
 
 
-def rebuilt(source: Source, config: DistillConfig, device: torch.device, weights: Iterable[tuple[str, Tensor]]) -> Any:
-    """The trained model in one piece, where no process holds it so: the source's with these weights put in."""
+def rebuilt(
+    source: Source,
+    config: DistillConfig,
+    device: torch.device,
+    weights: Iterable[tuple[str, Tensor]],
+) -> Any:
+    """The trained model in one piece, where no process holds it so: the source's with these weights
+    put in."""
     model = load(source.path, config, device).model
     if config.lora is not None:
         model = with_adapter(model, config)
@@ -134,16 +166,30 @@ def rebuilt(source: Source, config: DistillConfig, device: torch.device, weights
 
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "tokenizer.model", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 def adapter(lora: Lora) -> Any:
     """As peft knows it."""
     from peft import LoraConfig
 
-    return LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, target_modules=list(lora.target_modules) or "all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora.target_modules) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
 
 
 def with_adapter(model: Any, config: DistillConfig) -> Any:
@@ -153,7 +199,9 @@ def with_adapter(model: Any, config: DistillConfig) -> Any:
     try:
         return get_peft_model(model, adapter(config.lora))
     except ValueError as error:
-        raise UserError(f"distill.lora.target_modules = {', '.join(config.lora.target_modules)}: {error}") from error
+        raise UserError(
+            f"distill.lora.target_modules = {', '.join(config.lora.target_modules)}: {error}"
+        ) from error
 
 
 def _without_adapter(model: Any) -> Start:

@@ -1,8 +1,12 @@
-"""Sequences to packed rows: the tokens that samples have in common stand there, and are computed, once.
+"""Sequences to packed rows: the tokens that samples have in common stand there, and are computed,
+once.
 
-The inputs of a batch are put in lexicographic order, which is the depth-first order of their trie: a sequence adds to the row what it does not share
-with the one before it. A token's position is its depth, and it attends to its ancestors alone, so that what is computed for it is what its own sequence
-alone would give. Every target stays, with its own part and weight: sharing changes compute, never the objective. Needs no torch.
+The inputs of a batch are put in lexicographic order, which is the depth-first order of their trie:
+a sequence adds to the row what it does not share
+with the one before it. A token's position is its depth, and it attends to its ancestors alone, so
+that what is computed for it is what its own sequence
+alone would give. Every target stays, with its own part and weight: sharing changes compute, never
+the objective. Needs no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ class Target(NamedTuple):
     part: Part
     weight: float
     teacher: tuple[int, int] | None
-    """(row of `Row.teachers`, node) whose logits under the start policy are to be matched; None: cross-entropy on `token`."""
+    """(row of `Row.teachers`, node) whose logits under the start policy are to be matched; None:
+    cross-entropy on `token`."""
 
 
 @dataclass(slots=True)
@@ -38,7 +43,8 @@ class Row:
     depths: list[int] = field(default_factory=list)
     """The position of each node in its own sequence, from 0."""
     ends: list[int] = field(default_factory=list)
-    """One past the last descendant of each node: node i attends to node j where j <= i < ends[j]."""
+    """One past the last descendant of each node: node i attends to node j where j <= i <
+    ends[j]."""
     targets: list[Target] = field(default_factory=list)
     teachers: list[Row] = field(default_factory=list)
     """What the start policy reads; these have no targets of their own."""
@@ -77,14 +83,16 @@ class Shape(NamedTuple):
     limit: float = math.inf
     """Most tokens in a row; a sequence that is longer has a row of its own."""
     width: float = math.inf
-    """Length of a row at which attention over all of it costs as much as everything else of the model; infinite where attention skips what is masked. A
+    """Length of a row at which attention over all of it costs as much as everything else of the
+    model; infinite where attention skips what is masked. A
     sequence joins the row where that costs less than a row of its own."""
     branching: bool = True
     """False: a row is one path, for models that know causal attention alone."""
 
 
 def pack(batch: Sequence[TokenSequence], shape: Shape) -> list[Row]:
-    """The batch as rows; their order and content depend on the batch's sequences alone, not on their order."""
+    """The batch as rows; their order and content depend on the batch's sequences alone, not on
+    their order."""
     rows = []
     inputs = [(s.ids[: max(span.end for span in s.spans) - 1], s) for s in batch if s.spans]
     for trie, members in _tries(inputs, shape):
@@ -94,15 +102,22 @@ def pack(batch: Sequence[TokenSequence], shape: Shape) -> list[Row]:
             for span in sequence.spans:
                 first = len(row.targets)
                 row.given += span.end - 1
-                row.targets += [Target(path[at - 1], sequence.ids[at], sequence.part, span.weight, None) for at in range(span.start, span.end)]
+                row.targets += [
+                    Target(path[at - 1], sequence.ids[at], sequence.part, span.weight, None)
+                    for at in range(span.start, span.end)
+                ]
                 if span.teacher is not None:
                     reads = (*span.teacher, *sequence.ids[span.start : span.end - 1])
-                    taught.append((reads, (len(span.teacher) - 1, list(range(first, len(row.targets))))))
+                    taught.append(
+                        (reads, (len(span.teacher) - 1, list(range(first, len(row.targets)))))
+                    )
         for nth, (teacher, spans) in enumerate(_tries(taught, shape)):
             row.teachers.append(Row(teacher.ids, teacher.depths, teacher.ends))
             for path, (start, targets) in spans:
                 for offset, target in enumerate(targets):
-                    row.targets[target] = row.targets[target]._replace(teacher=(nth, path[start + offset]))
+                    row.targets[target] = row.targets[target]._replace(
+                        teacher=(nth, path[start + offset])
+                    )
         rows.append(row)
     return rows
 
@@ -122,7 +137,10 @@ class _Trie:
         if not shape.branching:
             return shared == len(self.last)
         now, then = len(self.ids), len(self.ids) + len(ids) - shared
-        return then == now or (then <= shape.limit and _cost(then, shape.width) - _cost(now, shape.width) <= _cost(len(ids), shape.width))
+        return then == now or (
+            then <= shape.limit
+            and _cost(then, shape.width) - _cost(now, shape.width) <= _cost(len(ids), shape.width)
+        )
 
     def add(self, ids: tuple[int, ...]) -> list[int]:
         """The node of each of the ids."""
@@ -142,8 +160,11 @@ class _Trie:
             self.ends[node] = len(self.ids)
 
 
-def _tries(inputs: Iterable[tuple[tuple[int, ...], _T]], shape: Shape) -> Iterator[tuple[_Trie, list[tuple[list[int], _T]]]]:
-    """The paths of ids as tries, each with the paths that it holds: their nodes, and what came with them."""
+def _tries(
+    inputs: Iterable[tuple[tuple[int, ...], _T]], shape: Shape
+) -> Iterator[tuple[_Trie, list[tuple[list[int], _T]]]]:
+    """The paths of ids as tries, each with the paths that it holds: their nodes, and what came with
+    them."""
     trie = _Trie()
     members: list[tuple[list[int], _T]] = []
     for ids, item in sorted(inputs, key=lambda pair: pair[0]):

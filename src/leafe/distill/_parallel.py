@@ -1,8 +1,12 @@
-"""One training on several processes, by whatever accelerate was told: data-parallel, FSDP2, DeepSpeed, or a single process.
+"""One training on several processes, by whatever accelerate was told: data-parallel, FSDP2,
+DeepSpeed, or a single process.
 
-The model is prepared inside a wrapper, in whose forward any function of the bare model runs: its layers and its output layer may be called there as often as
-the loss wants, and parameters that are sharded are whole while it does. Tensors are gathered and sharded here alone; everything else sees them whole.
-Processes hold shares of one sum, while accelerate averages their gradients: hence the factor in `backward`.
+The model is prepared inside a wrapper, in whose forward any function of the bare model runs: its
+layers and its output layer may be called there as often as
+the loss wants, and parameters that are sharded are whole while it does. Tensors are gathered and
+sharded here alone; everything else sees them whole.
+Processes hold shares of one sum, while accelerate averages their gradients: hence the factor in
+`backward`.
 """
 
 from __future__ import annotations
@@ -26,12 +30,15 @@ _T = TypeVar("_T")
 
 
 class Inside(torch.nn.Module):
-    """Runs functions of the model in its own forward: `inside(function, *arguments)` is `function(model, *arguments)`."""
+    """Runs functions of the model in its own forward: `inside(function, *arguments)` is
+    `function(model, *arguments)`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self._no_split_modules = getattr(model, "_no_split_modules", None)  # what accelerate shards by itself
+        self._no_split_modules = getattr(
+            model, "_no_split_modules", None
+        )  # what accelerate shards by itself
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(self.model, *arguments)
@@ -59,7 +66,8 @@ class Alone:
         yield from ((name, whole(parameter)) for name, parameter in trained.items())
 
     def settle(self, inside: Any) -> None:
-        """Before parameters are written to from outside: no copy of them may be left of an earlier forward pass."""
+        """Before parameters are written to from outside: no copy of them may be left of an earlier
+        forward pass."""
 
 
 class Parallel(Alone):
@@ -68,36 +76,52 @@ class Parallel(Alone):
     def __init__(self, **options: Any) -> None:
         """Options go to `Accelerator`. UserError for FSDP1, which cannot call parts of a model."""
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), **options)
-        # of the process, not of the accelerator: a training of TRL's that was ended between two steps leaves it such that no optimiser takes a step any more
+        # of the process, not of the accelerator: a training of TRL's that was ended between two
+        # steps leaves it such that no optimiser takes a step any more
         self.accelerator.gradient_state._set_sync_gradients(True)
         state = self.accelerator.state
-        if self.accelerator.distributed_type is DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        if (
+            self.accelerator.distributed_type is DistributedType.MULTI_CPU
+            and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        ):
             # accelerate asks for FSDP on accelerators alone; torch has it on a CPU too
             state.fsdp_plugin = FullyShardedDataParallelPlugin()
             state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         kind = self.accelerator.distributed_type
         if self.accelerator.scaler is not None:
-            raise UserError("accelerate was told mixed_precision: fp16, whose scaled gradients the training does not know: take bf16 or no.")
+            raise UserError(
+                "accelerate was told mixed_precision: fp16, whose scaled gradients the "
+                "training does not know: take bf16 or no."
+            )
         if kind is DistributedType.FSDP and not self.accelerator.is_fsdp2:
-            raise UserError("accelerate was told to use FSDP's version 1: set fsdp_version: 2 in its config file.")
+            raise UserError(
+                "accelerate was told to use FSDP's version 1: set fsdp_version: 2 in its "
+                "config file."
+            )
         self.foreign = kind is DistributedType.DEEPSPEED
-        """DeepSpeed: the engine holds weights and moments in a form that it alone can read, clips, and takes the step in `backward`."""
+        """DeepSpeed: the engine holds weights and moments in a form that it alone can read, clips,
+        and takes the step in `backward`."""
         self.sharded = self.foreign or bool(self.accelerator.is_fsdp2)
-        """Whether no process holds the whole model: every forward is one that all processes make."""
+        """Whether no process holds the whole model: every forward is one that all processes
+        make."""
         self.device: torch.device = self.accelerator.device
         self.main: bool = self.accelerator.is_main_process
         self.processes: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
 
     def prepare(self, model: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """(the model, `Inside` and ready to train; the optimiser over its parameters as they are now)."""
+        """(the model, `Inside` and ready to train; the optimiser over its parameters as they are
+        now)."""
         if self.foreign:
-            self.accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1  # a forward pass is what we say it is
+            self.accelerator.state.deepspeed_plugin.deepspeed_config[
+                "train_micro_batch_size_per_gpu"
+            ] = 1  # a forward pass is what we say it is
         inside, prepared = self.accelerator.prepare(Inside(model), optimizer)
         return inside, prepared
 
     def prepare_frozen(self, model: Any) -> Callable[[], AbstractContextManager[Any]]:
-        """A copy that only reads, sharded where the trained model is; as a context that gives the bare model, ready to be called in parts."""
+        """A copy that only reads, sharded where the trained model is; as a context that gives the
+        bare model, ready to be called in parts."""
         model.eval().requires_grad_(False)
         if not self.sharded or self.foreign:
             model.to(self.device)
@@ -115,18 +139,33 @@ class Parallel(Alone):
         if not self.sharded or self.foreign:
             return
         for module in inside.modules():
-            if isinstance(module, FSDPModule):  # the outermost one, and where the config says so all, stay gathered after a forward pass
+            if isinstance(
+                module,
+                FSDPModule,
+                # the outermost one, and where the config says so all, stay gathered after a forward
+                # pass
+            ):
                 module.set_reshard_after_forward(True, recurse=False)
                 module.reshard()
-                module.set_reshard_after_forward(module is not inside and self.accelerator.state.fsdp_plugin.reshard_after_forward, recurse=False)
+                module.set_reshard_after_forward(
+                    module is not inside
+                    and self.accelerator.state.fsdp_plugin.reshard_after_forward,
+                    recurse=False,
+                )
 
-    def backward(self, inside: Any, last: bool, losses: Callable[[], Tensor], weights_P: Tensor) -> Tensor:
-        """Run `losses` and the backward pass of its weighted sum; the losses_P, without their gradient.
+    def backward(
+        self, inside: Any, last: bool, losses: Callable[[], Tensor], weights_P: Tensor
+    ) -> Tensor:
+        """Run `losses` and the backward pass of its weighted sum; the losses_P, without their
+        gradient.
 
-        Gradients of several passes add up. Processes exchange them with the last one, or where they are sharded with each.
+        Gradients of several passes add up. Processes exchange them with the last one, or where they
+        are sharded with each.
         """
         if self.foreign:
-            self.accelerator.gradient_state._set_sync_gradients(last)  # it takes its step with the last
+            self.accelerator.gradient_state._set_sync_gradients(
+                last
+            )  # it takes its step with the last
         with nullcontext() if last or self.sharded else self.accelerator.no_sync(inside):
             losses_P = losses()
             self.accelerator.backward((losses_P * weights_P).sum() * self.processes)
@@ -135,7 +174,9 @@ class Parallel(Alone):
     def clip(self, trained: Iterable[Tensor], most: float) -> float:
         """Scale the gradients down to the norm `most`; their norm before that."""
         if self.foreign:
-            return float(self.accelerator.clip_grad_norm_(trained, most))  # done by the engine, by its own setting
+            return float(
+                self.accelerator.clip_grad_norm_(trained, most)
+            )  # done by the engine, by its own setting
         norm = torch.nn.utils.clip_grad_norm_(trained, most)
         return float(whole(norm))
 
@@ -167,10 +208,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """The whole `value`, placed and sharded as the parameter is; every process gives the same value."""
+    """The whole `value`, placed and sharded as the parameter is; every process gives the same
+    value."""
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor):
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return distribute_tensor(
+            value, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
     return value
 
 

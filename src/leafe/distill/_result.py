@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 Progress = Callable[[Mapping[str, Any]], None]
-"""Called after every step with `step`, `steps`, `loss`, `loss/PART` of the parts that its batch held, `lr`, `grad_norm`, `tokens`, `seconds`, and where it was
-validated `valid_loss`, `valid_loss/PART`; before the first step with the validation of the start weights alone."""
+"""Called after every step with `step`, `steps`, `loss`, `loss/PART` of the parts that its batch
+held, `lr`, `grad_norm`, `tokens`, `seconds`, and where it was
+validated `valid_loss`, `valid_loss/PART`; before the first step with the validation of the start
+weights alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """Where the weights are and how the training went. Losses are the objective's; by part, the part's own mean without its weight."""
+    """Where the weights are and how the training went. Losses are the objective's; by part, the
+    part's own mean without its weight."""
 
     path: Path
     """The folder with the checkpoint, or with the adapter where it was not merged."""
@@ -29,7 +32,8 @@ class TrainResult:
     """Of the weights that were kept."""
     valid_parts: Mapping[str, float]
     counts: Mapping[str, Any]
-    """By part: sequences, spans, tokens, target tokens; what was skipped. Under `epochs`: passes over each part."""
+    """By part: sequences, spans, tokens, target tokens; what was skipped. Under `epochs`: passes
+    over each part."""
     notes: tuple[str, ...]
     """Sentences that the user should see: a wanted part that was empty, say."""
     seconds: float
@@ -46,4 +50,6 @@ class TrainResult:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> TrainResult:
-        return TrainResult(**(dict(data) | {"path": Path(data["path"]), "notes": tuple(data["notes"])}))
+        return TrainResult(
+            **(dict(data) | {"path": Path(data["path"]), "notes": tuple(data["notes"])})
+        )

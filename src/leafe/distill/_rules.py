@@ -1,4 +1,5 @@
-"""What of a tree may be learnt: small rules over turns and episodes, each said once. Needs no torch and no tokenizer."""
+"""What of a tree may be learnt: small rules over turns and episodes, each said once. Needs no torch
+and no tokenizer."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from leafe.prompts import Prompts, history_before
 
 
 def same_action(a: Turn, b: Turn, prompts: Prompts) -> bool:
-    """Whether two turns gave the environment the same action: their thoughts may differ, and so may blanks that mean nothing.
+    """Whether two turns gave the environment the same action: their thoughts may differ, and so may
+    blanks that mean nothing.
 
-    Trailing blanks and empty lines never count. Within a line runs of blanks count only where the action is a program; at
+    Trailing blanks and empty lines never count. Within a line runs of blanks count only where the
+    action is a program; at
     its beginning they count where there are several lines.
     """
     return _plain(a.action, prompts) == _plain(b.action, prompts)
@@ -26,16 +29,21 @@ def _plain(action: str, prompts: Prompts) -> str:
 
 
 def mentions_advice(tree: Tree, turn: Turn, messages: Sequence[Message], prompts: Prompts) -> bool:
-    """Whether a thought leans on advice that will not be there: on an experience that stood in the prompt and does not stand in `messages`.
+    """Whether a thought leans on advice that will not be there: on an experience that stood in the
+    prompt and does not stand in `messages`.
 
-    The rule is one of words: what the answer says beside its action holds one of the set's `mentions`, in capitals or small letters,
-    which none of the messages to the policy holds. It sees no paraphrase, and a thought that uses such a word of something else
+    The rule is one of words: what the answer says beside its action holds one of the set's
+    `mentions`, in capitals or small letters,
+    which none of the messages to the policy holds. It sees no paraphrase, and a thought that uses
+    such a word of something else
     counts too.
     """
     if not prompts.set.mentions:
         return False
     thought = turn.action_text.replace(turn.action, " ") if turn.action else turn.action_text
-    found = {match[0].lower() for match in re.finditer(prompts.set.mentions, thought, re.IGNORECASE)}
+    found = {
+        match[0].lower() for match in re.finditer(prompts.set.mentions, thought, re.IGNORECASE)
+    }
     if not found:
         return False
     history = history_before(tree, turn, with_experience=True)
@@ -48,8 +56,10 @@ def mentions_advice(tree: Tree, turn: Turn, messages: Sequence[Message], prompts
 def good_prefix(tree: Tree, trajectory: Sequence[Turn], rule: ImprovementRule = "progress") -> int:
     """How many of a failed episode's first actions may be rehearsed ("progress prefix").
 
-    Up to but without the earliest step that a usable reflection on it blames, and not past the last rise of the progress that the environment
-    reports (counted from 0). Without a reflection: up to the last rise. Without either: none. With the rule "blame" the environment's progress is not heeded.
+    Up to but without the earliest step that a usable reflection on it blames, and not past the last
+    rise of the progress that the environment
+    reports (counted from 0). Without a reflection: up to the last rise. Without either: none. With
+    the rule "blame" the environment's progress is not heeded.
     """
     blamed = tree.blamed(trajectory)
     reported = rule == "progress" and any(t.progress is not None for t in trajectory)

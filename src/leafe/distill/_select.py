@@ -1,8 +1,12 @@
-"""Trees to training samples: a sample is one pair (h, a), a prompt without the experience and the action to learn in it.
+"""Trees to training samples: a sample is one pair (h, a), a prompt without the experience and the
+action to learn in it.
 
-Four parts are drawn from the same trees (METHOD.md, Stage 2): rehearsal (what went right), counterfactual (what the
-experience made the policy do, at the history without it), anchor (keep following an experience), reflection (keep reflecting). Nothing is
-dropped in silence: every duplicate and every skipped record is counted by reason. One tree is looked at at a time; where a draw goes over all of
+Four parts are drawn from the same trees (METHOD.md, Stage 2): rehearsal (what went right),
+counterfactual (what the
+experience made the policy do, at the history without it), anchor (keep following an experience),
+reflection (keep reflecting). Nothing is
+dropped in silence: every duplicate and every skipped record is counted by reason. One tree is
+looked at at a time; where a draw goes over all of
 them, a first pass notes what it draws from. Needs no torch and no tokenizer.
 """
 
@@ -15,7 +19,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from leafe.core import Branch, Episode, ImprovementRule, Message, Stop, Tree, Turn, UserError, derive_seed
+from leafe.core import (
+    Branch,
+    Episode,
+    ImprovementRule,
+    Message,
+    Stop,
+    Tree,
+    Turn,
+    UserError,
+    derive_seed,
+)
 from leafe.distill._config import PARTS, DistillConfig, Part
 from leafe.distill._dataset import Dataset, Sample
 from leafe.distill._rules import diverged, good_prefix, mentions_advice, same_action, sound
@@ -26,33 +40,50 @@ __all__ = ["Dataset", "Sample", "build", "require"]
 
 CUT = "the answer was cut at its limit of tokens"
 Trees = Mapping[str, Tree] | Sequence[Mapping[str, Tree]]
-"""Trees by task id; or several such mappings, as of several rounds, in which a task may have a tree each."""
+"""Trees by task id; or several such mappings, as of several rounds, in which a task may have a tree
+each."""
 
 
 def build(trees: Trees, prompts: Prompts, config: DistillConfig, seed: int) -> Dataset:
-    """D_reh, D_cf, the anchors and the reflections of these trees, by the config. The same trees, config and seed give the same samples.
+    """D_reh, D_cf, the anchors and the reflections of these trees, by the config. The same trees,
+    config and seed give the same samples.
 
-    The trees are asked for task by task, once or twice each (twice for anchors and for a fraction of the episodes), and none is kept.
+    The trees are asked for task by task, once or twice each (twice for anchors and for a fraction
+    of the episodes), and none is kept.
     """
     if config.method == "dpo":
-        config = config.model_copy(update={"rehearsal": "none", "anchors": False, "reflections": False})
+        config = config.model_copy(
+            update={"rehearsal": "none", "anchors": False, "reflections": False}
+        )
     collector = _Collector(prompts, config)
     draws = _Draws(trees, config, seed)
     for task_id, mine in _by_task(trees):
         collector.begin()
-        branches = [(tree, branch) for tree in mine for branch in _branches(tree, config.improvement, collector)]
+        branches = [
+            (tree, branch)
+            for tree in mine
+            for branch in _branches(tree, config.improvement, collector)
+        ]
         if config.rehearsal != "none":
             for tree in mine:
                 _rehearsal(tree, config, draws, collector)
         if config.counterfactuals != "none":
-            _counterfactuals(branches, config, derive_seed(seed, "counterfactual", task_id), collector)
+            _counterfactuals(
+                branches, config, derive_seed(seed, "counterfactual", task_id), collector
+            )
         for tree, branch in branches:
             if config.anchors:
                 _anchor(tree, branch, draws, collector)
             if config.reflections and branch.improved:
                 _reflection(tree, branch, collector)
     samples = tuple(s for part in PARTS for s in collector.samples[part])
-    return Dataset(samples, dict(collector.duplicates), dict(collector.skipped), dict(collector.agreement), dict(collector.mentions))
+    return Dataset(
+        samples,
+        dict(collector.duplicates),
+        dict(collector.skipped),
+        dict(collector.agreement),
+        dict(collector.mentions),
+    )
 
 
 def _by_task(trees: Trees) -> Iterator[tuple[str, list[Tree]]]:
@@ -62,7 +93,8 @@ def _by_task(trees: Trees) -> Iterator[tuple[str, list[Tree]]]:
 
 
 class _Collector:
-    """Takes the samples of one task after another, keeps each (part, task, history, action) once and counts what it leaves out."""
+    """Takes the samples of one task after another, keeps each (part, task, history, action) once
+    and counts what it leaves out."""
 
     def __init__(self, prompts: Prompts, config: DistillConfig) -> None:
         self.prompts = prompts
@@ -75,7 +107,8 @@ class _Collector:
         self._said = PromptCache()
 
     def begin(self) -> None:
-        """What comes next is of another task. A task's samples share the messages of their common prefixes, so that they grow with its turns only."""
+        """What comes next is of another task. A task's samples share the messages of their common
+        prefixes, so that they grow with its turns only."""
         self._seen: dict[tuple[object, ...], int] = {}
         self._messages: dict[Message, Message] = {}
         self._numbers: dict[tuple[int, str, str], int] = {}
@@ -89,7 +122,14 @@ class _Collector:
 
     def add(self, found: _Found) -> None:
         """Of samples that say the same, the first stays, with the largest weight of any of them."""
-        part, turn, prompt, answer, teacher, rejected = found.part, found.turn, found.prompt, found.answer, found.teacher, found.rejected
+        part, turn, prompt, answer, teacher, rejected = (
+            found.part,
+            found.turn,
+            found.prompt,
+            found.answer,
+            found.teacher,
+            found.rejected,
+        )
         mine = self.samples[part]
         if found.key in self._seen:
             self.duplicates[part] += 1
@@ -100,17 +140,35 @@ class _Collector:
         self._seen[found.key] = len(mine)
         self.mentions.update([part] if found.mentions else [])
         answer = self._messages.setdefault(answer, answer)
-        mine.append(Sample(part, turn.task_id, turn.id, prompt.messages, answer, found.weight, found.note, teacher and teacher.messages, rejected))
+        mine.append(
+            Sample(
+                part,
+                turn.task_id,
+                turn.id,
+                prompt.messages,
+                answer,
+                found.weight,
+                found.note,
+                teacher and teacher.messages,
+                rejected,
+            )
+        )
 
     def _prompt(self, messages: tuple[Message, ...]) -> _Prompt:
-        """The prompt in the task's shared messages. What it has in common with the one before is known: `PromptCache` hands out the same objects."""
+        """The prompt in the task's shared messages. What it has in common with the one before is
+        known: `PromptCache` hands out the same objects."""
         said, known, known_numbers = self._last
-        same = next((n for n, (a, b) in enumerate(zip(messages, said, strict=False)) if a is not b), min(len(messages), len(said)))
+        same = next(
+            (n for n, (a, b) in enumerate(zip(messages, said, strict=False)) if a is not b),
+            min(len(messages), len(said)),
+        )
         shared, numbers = list(known.messages[:same]), known_numbers[:same]
         number = numbers[-1] if numbers else 0
         for message in messages[same:]:
             shared.append(self._messages.setdefault(message, message))
-            number = self._numbers.setdefault((number, message.role, message.content), len(self._numbers) + 1)
+            number = self._numbers.setdefault(
+                (number, message.role, message.content), len(self._numbers) + 1
+            )
             numbers.append(number)
         prompt = _Prompt(tuple(shared), number)
         self._last = (messages, prompt, numbers)
@@ -142,11 +200,19 @@ class _Found:
     def key(self) -> tuple[object, ...]:
         """Equal where two of a task say the same."""
         rejected = self.rejected and (self.rejected.content, self.rejected.cut)
-        return (self.part, self.prompt.number, self.answer.content, self.answer.cut, self.teacher and self.teacher.number, rejected)
+        return (
+            self.part,
+            self.prompt.number,
+            self.answer.content,
+            self.answer.cut,
+            self.teacher and self.teacher.number,
+            rejected,
+        )
 
 
 class _Draws:
-    """What is drawn from all trees at once: the episodes to rehearse, and whose experience an anchor carries."""
+    """What is drawn from all trees at once: the episodes to rehearse, and whose experience an
+    anchor carries."""
 
     def __init__(self, trees: Trees, config: DistillConfig, seed: int) -> None:
         self._random = random.Random(derive_seed(seed, "anchor"))
@@ -155,25 +221,35 @@ class _Draws:
         self._nth = -1
         some = config.rehearsal != "none" and config.rehearsal_fraction < 1
         able = 0
-        for tree in (tree for _, mine in _by_task(trees) for tree in mine) if some or config.anchors else ():
+        for tree in (
+            (tree for _, mine in _by_task(trees) for tree in mine) if some or config.anchors else ()
+        ):
             if some:
-                able += sum(bool(_right(tree, e, config)) for e in tree.episodes if not diverged(tree, e))
+                able += sum(
+                    bool(_right(tree, e, config)) for e in tree.episodes if not diverged(tree, e)
+                )
             if config.anchors:
                 for branch in tree.branches():
                     if sound(tree, branch.revised) and not _left_out(config, branch.revised):
-                        self._donors.setdefault(branch.reflection.note, []).append(_Donor(branch.reflection.id, _answer(branch.revised)))
+                        self._donors.setdefault(branch.reflection.note, []).append(
+                            _Donor(branch.reflection.id, _answer(branch.revised))
+                        )
         if some and able:
             number = max(1, round(config.rehearsal_fraction * able))
-            self._chosen = set(random.Random(derive_seed(seed, "rehearsal")).sample(range(able), number))
+            self._chosen = set(
+                random.Random(derive_seed(seed, "rehearsal")).sample(range(able), number)
+            )
         self._notes = sorted(self._donors)
 
     def takes_next_episode(self) -> bool:
-        """Whether the next of the episodes that may be rehearsed is one of those that were drawn."""
+        """Whether the next of the episodes that may be rehearsed is one of those that were
+        drawn."""
         self._nth += 1
         return self._chosen is None or self._nth in self._chosen
 
     def other(self, note: str) -> tuple[str, _Donor] | None:
-        """Another experience, and one of the branches that it led to; None where there is no other."""
+        """Another experience, and one of the branches that it led to; None where there is no
+        other."""
         if len(self._notes) < 2:
             return None
         nth = self._random.randrange(len(self._notes) - 1)
@@ -197,11 +273,15 @@ def _rehearsal(tree: Tree, config: DistillConfig, draws: _Draws, collector: _Col
         kept = _right(tree, episode, config)
         if not kept:
             if config.rehearsal == "progress_prefix":
-                collector.skipped["rehearsal: the episode did nothing that is known to be right"] += 1
+                collector.skipped[
+                    "rehearsal: the episode did nothing that is known to be right"
+                ] += 1
             continue
         if not draws.takes_next_episode():
             continue
-        note = f"episode {episode.index}, {episode.stop}" + ("" if episode.success else f", first {len(kept)} actions")
+        note = f"episode {episode.index}, {episode.stop}" + (
+            "" if episode.success else f", first {len(kept)} actions"
+        )
         for turn in kept:
             found = _action("rehearsal", tree, turn, note, collector)
             if found is not None:
@@ -209,17 +289,31 @@ def _rehearsal(tree: Tree, config: DistillConfig, draws: _Draws, collector: _Col
 
 
 def _right(tree: Tree, episode: Episode, config: DistillConfig) -> Sequence[Turn]:
-    """The actions of an episode that may be rehearsed; of a record that only looks back on another one, none."""
+    """The actions of an episode that may be rehearsed; of a record that only looks back on another
+    one, none."""
     if not episode.acts or (not episode.success and config.rehearsal == "successes"):
         return ()
     trajectory = tree.trajectory(episode)
-    return trajectory if episode.success else trajectory[: good_prefix(tree, trajectory, config.improvement)]
+    return (
+        trajectory
+        if episode.success
+        else trajectory[: good_prefix(tree, trajectory, config.improvement)]
+    )
 
 
-def _counterfactuals(branches: Sequence[tuple[Tree, Branch]], config: DistillConfig, seed: int, collector: _Collector) -> None:
-    """Of the branch events that teach something the wanted number, or all. Those that say the same are one event, so that the draw is among different ones."""
+def _counterfactuals(
+    branches: Sequence[tuple[Tree, Branch]], config: DistillConfig, seed: int, collector: _Collector
+) -> None:
+    """Of the branch events that teach something the wanted number, or all. Those that say the same
+    are one event, so that the draw is among different ones."""
     wanted = config.counterfactuals
-    mine = [(t, b) for t, b in branches if wanted == "all" or (wanted == "improved" and b.improved) or (wanted == "success_path" and b.on_success_path)]
+    mine = [
+        (t, b)
+        for t, b in branches
+        if wanted == "all"
+        or (wanted == "improved" and b.improved)
+        or (wanted == "success_path" and b.on_success_path)
+    ]
     events: dict[tuple[object, ...], list[_Found]] = {}
     for tree, branch in mine:
         found = _event(tree, branch, config, collector)
@@ -227,13 +321,18 @@ def _counterfactuals(branches: Sequence[tuple[Tree, Branch]], config: DistillCon
             events.setdefault(tuple(f.key for f in found), []).extend(found)
     keys = list(events)
     if config.samples_per_task is not None and len(keys) > config.samples_per_task:
-        keys = [keys[i] for i in sorted(random.Random(seed).sample(range(len(keys)), config.samples_per_task))]
+        keys = [
+            keys[i]
+            for i in sorted(random.Random(seed).sample(range(len(keys)), config.samples_per_task))
+        ]
     for key in keys:
         for sample in events[key]:
             collector.add(sample)
 
 
-def _event(tree: Tree, branch: Branch, config: DistillConfig, collector: _Collector) -> list[_Found]:
+def _event(
+    tree: Tree, branch: Branch, config: DistillConfig, collector: _Collector
+) -> list[_Found]:
     """The samples of one branch event; none, and the reason counted, where it corrects nothing."""
     weight = _outcome_weight(branch, config)
     if weight == 0:
@@ -248,12 +347,27 @@ def _event(tree: Tree, branch: Branch, config: DistillConfig, collector: _Collec
         return []
     out = []
     for turn in _learnt(tree, branch, config):
-        note = f"instead of {branch.original.id}, by {branch.reflection.id}: {branch.reflection.note}"
+        note = (
+            f"instead of {branch.original.id}, by {branch.reflection.id}: {branch.reflection.note}"
+        )
         teacher = None
         if config.soft_targets:
             history = history_before(tree, turn, with_experience=True)
-            teacher = collector.act(replace(history, notes={**history.notes, branch.revised.step: branch.reflection.note}))
-        found = _action("counterfactual", tree, turn, note, collector, weight=weight, teacher=teacher, rejected=rejected)
+            teacher = collector.act(
+                replace(
+                    history, notes={**history.notes, branch.revised.step: branch.reflection.note}
+                )
+            )
+        found = _action(
+            "counterfactual",
+            tree,
+            turn,
+            note,
+            collector,
+            weight=weight,
+            teacher=teacher,
+            rejected=rejected,
+        )
         if found is not None:
             out.append(found)
     return out
@@ -267,7 +381,8 @@ def _outcome_weight(branch: Branch, config: DistillConfig) -> float:
 
 
 def _learnt(tree: Tree, branch: Branch, config: DistillConfig) -> Sequence[Turn]:
-    """The branch's own actions that are learnt: the revised one, and by the option those after it that are known to be right."""
+    """The branch's own actions that are learnt: the revised one, and by the option those after it
+    that are known to be right."""
     episode = branch.outcome_after
     if config.counterfactual_scope == "action":
         return (branch.revised,)
@@ -278,10 +393,13 @@ def _learnt(tree: Tree, branch: Branch, config: DistillConfig) -> Sequence[Turn]
 
 
 def _anchor(tree: Tree, branch: Branch, draws: _Draws, collector: _Collector) -> None:
-    """The prompt of the revised action, its experience exchanged for that of another branch drawn at random.
+    """The prompt of the revised action, its experience exchanged for that of another branch drawn
+    at random.
 
-    The start policy's distribution has to be read along some answer: it is the other branch's own revised action, which is what following
-    the exchanged experience would mostly say. That needs no further sampling, and the first token's distribution does not depend on it.
+    The start policy's distribution has to be read along some answer: it is the other branch's own
+    revised action, which is what following
+    the exchanged experience would mostly say. That needs no further sampling, and the first token's
+    distribution does not depend on it.
     """
     drawn = draws.other(branch.reflection.note)
     if drawn is None:
@@ -289,8 +407,19 @@ def _anchor(tree: Tree, branch: Branch, draws: _Draws, collector: _Collector) ->
         return
     experience, donor = drawn
     history = history_before(tree, branch.revised, with_experience=True)
-    prompt = collector.act(replace(history, notes={**history.notes, branch.revised.step: experience}))
-    collector.add(_Found("anchor", branch.revised, prompt, donor.revised, f"experience of {donor.reflection}", teacher=prompt))
+    prompt = collector.act(
+        replace(history, notes={**history.notes, branch.revised.step: experience})
+    )
+    collector.add(
+        _Found(
+            "anchor",
+            branch.revised,
+            prompt,
+            donor.revised,
+            f"experience of {donor.reflection}",
+            teacher=prompt,
+        )
+    )
 
 
 def _reflection(tree: Tree, branch: Branch, collector: _Collector) -> None:
@@ -298,15 +427,37 @@ def _reflection(tree: Tree, branch: Branch, collector: _Collector) -> None:
         collector.skipped[f"reflection: {CUT}"] += 1
         return
     prompt = collector.reflect(history_before(tree, branch.reflection, with_experience=True))
-    collector.add(_Found("reflection", branch.reflection, prompt, _answer(branch.reflection), f"led to {branch.revised.id}"))
+    collector.add(
+        _Found(
+            "reflection",
+            branch.reflection,
+            prompt,
+            _answer(branch.reflection),
+            f"led to {branch.revised.id}",
+        )
+    )
 
 
 def _action(
-    part: Part, tree: Tree, turn: Turn, note: str, collector: _Collector, *,
-    weight: float = 1.0, teacher: _Prompt | None = None, rejected: Message | None = None,
-) -> _Found | None:  # fmt: skip
-    """The action at its history without experience or preamble; None, and the reason counted, where it is nothing to learn."""
-    reason = "the environment refused the action" if not turn.valid else CUT if _left_out(collector.config, turn) else None
+    part: Part,
+    tree: Tree,
+    turn: Turn,
+    note: str,
+    collector: _Collector,
+    *,
+    weight: float = 1.0,
+    teacher: _Prompt | None = None,
+    rejected: Message | None = None,
+) -> _Found | None:
+    """The action at its history without experience or preamble; None, and the reason counted, where
+    it is nothing to learn."""
+    reason = (
+        "the environment refused the action"
+        if not turn.valid
+        else CUT
+        if _left_out(collector.config, turn)
+        else None
+    )
     if reason is not None:
         collector.skipped[f"{part}: {reason}"] += 1
         return None
@@ -319,11 +470,14 @@ def _action(
 
 
 def _branches(tree: Tree, rule: ImprovementRule, collector: _Collector) -> Iterator[Branch]:
-    """The branch events in whose history nothing diverged; what they say of the two rules of improvement is counted."""
+    """The branch events in whose history nothing diverged; what they say of the two rules of
+    improvement is counted."""
     number = sum(e.experience is not None and e.stop is Stop.diverged for e in tree.episodes)
     if number:
         collector.skipped["branch: it diverged on replay"] += number
-    for by_progress, by_blame in zip(tree.branches("progress"), tree.branches("blame"), strict=True):
+    for by_progress, by_blame in zip(
+        tree.branches("progress"), tree.branches("blame"), strict=True
+    ):
         if not sound(tree, by_progress.revised):
             collector.skipped["branch: it grew on one that diverged on replay"] += 1
             continue
@@ -335,7 +489,11 @@ def _verdicts(tree: Tree, by_progress: Branch, by_blame: Branch) -> str:
     after = by_progress.outcome_after
     if after.success:
         return "won"
-    if not any(t.progress is not None for e in (by_progress.outcome_before, after) for t in tree.trajectory(e)):
+    if not any(
+        t.progress is not None
+        for e in (by_progress.outcome_before, after)
+        for t in tree.trajectory(e)
+    ):
         return "no progress reported"
     if by_progress.improved == by_blame.improved:
         return "both" if by_blame.improved else "neither"
@@ -352,7 +510,8 @@ def _answer(turn: Turn) -> Message:
 
 
 def require(dataset: Dataset, config: DistillConfig) -> list[str]:
-    """Sentences about wanted parts that are empty; UserError where both D_cf and D_reh are, so that nothing is left to train on."""
+    """Sentences about wanted parts that are empty; UserError where both D_cf and D_reh are, so that
+    nothing is left to train on."""
     wanted: dict[Part, str] = {}
     if config.rehearsal != "none" and config.rehearsal_weight > 0:
         wanted["rehearsal"] = f"rehearsal ({config.rehearsal})"
@@ -361,5 +520,8 @@ def require(dataset: Dataset, config: DistillConfig) -> list[str]:
     empty = [p for p in wanted if not dataset.part(p)]
     if len(empty) == len(wanted):
         names = " and ".join(wanted.values()) or "any part with a weight above 0"
-        raise UserError(f"There is nothing to train on: the trees give no samples for {names}; explore more tasks or choose wider sets.")
+        raise UserError(
+            f"There is nothing to train on: the trees give no samples for {names}; explore "
+            "more tasks or choose wider sets."
+        )
     return [f"No samples for {wanted[p]}: training on the other part alone." for p in empty]

@@ -1,4 +1,5 @@
-"""The embedded base policy: a word-level model of 0.8M parameters for the environment gates, in the package as a standard checkpoint.
+"""The embedded base policy: a word-level model of 0.8M parameters for the environment gates, in the
+package as a standard checkpoint.
 
 `leafe.embedded.build` makes it anew. Nothing here imports torch.
 """
@@ -7,5 +8,6 @@ from pathlib import Path
 
 
 def base_path() -> Path:
-    """The folder of the base policy: config.json, model.safetensors, tokenizer files with the chat template."""
+    """The folder of the base policy: config.json, model.safetensors, tokenizer files with the chat
+    template."""
     return Path(__file__).parent / "base"

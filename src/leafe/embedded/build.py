@@ -1,6 +1,8 @@
-"""Make the embedded base policy: tokenizer, pretraining on `lessons`, and the gates that the checkpoint has to pass.
+"""Make the embedded base policy: tokenizer, pretraining on `lessons`, and the gates that the
+checkpoint has to pass.
 
-Tensor names carry their axes: B a lesson, T a token of it. One thread is used whatever the machine has, so that the same seed gives the
+Tensor names carry their axes: B a lesson, T a token of it. One thread is used whatever the machine
+has, so that the same seed gives the
 same weights on the same machine, and because two threads are slower than one at this size.
 """
 
@@ -27,8 +29,13 @@ from leafe.envs.gates.rules import WORDS
 from leafe.prompts import Prompts, load_prompt_set
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ '" + END + "' if m['role'] == 'assistant' else ' ' }}{% endfor %}"
-"""No token but the end of the policy's own messages: a word more in every turn would cost a tenth of the demo's time."""
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{{ '"
+    + END
+    + "' if m['role'] == 'assistant' else ' ' }}{% endfor %}"
+)
+"""No token but the end of the policy's own messages: a word more in every turn would cost a tenth
+of the demo's time."""
 
 CONTEXT = 512
 """Tokens; the longest prompt (twenty steps, four earlier attempts) takes about 230."""
@@ -39,7 +46,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate((PAD, UNKNOWN, END, *WORDS))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, unk_token=UNKNOWN, eos_token=END, model_max_length=CONTEXT)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        model_max_length=CONTEXT,
+    )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
@@ -47,8 +60,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Any:
     """An untrained Llama of 0.8M parameters.
 
-    The words that go in are told apart strongly from the start and are not tied to the words that come out. With tied words and the usual
-    small start the model sticks: the words of a kind, all likely at the same places, grow into one before it learns to copy any of them.
+    The words that go in are told apart strongly from the start and are not tied to the words that
+    come out. With tied words and the usual
+    small start the model sticks: the words of a kind, all likely at the same places, grow into one
+    before it learns to copy any of them.
     """
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -71,7 +86,12 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Any:
     return model
 
 
-def batches(stream: Iterator[tuple[list[int], list[float]]], tokens: int, rng: random.Random, pool: int = 1024) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    stream: Iterator[tuple[list[int], list[float]]],
+    tokens: int,
+    rng: random.Random,
+    pool: int = 1024,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids_BT, weight_BT) of lessons of like length, `tokens` with padding at most."""
     while True:
         lot = sorted(itertools.islice(stream, pool), key=lambda lesson: len(lesson[0]))
@@ -99,9 +119,18 @@ def loss_of(model: Any, ids_BT: torch.Tensor, weight_BT: torch.Tensor) -> torch.
 
 
 def build(
-    out: Path, seed: int = 0, *, steps: int = 2000, batch_tokens: int = 1280, rate: float = 2e-3, say: Any = print, strict: bool = True, tasks: int = 80
+    out: Path,
+    seed: int = 0,
+    *,
+    steps: int = 2000,
+    batch_tokens: int = 1280,
+    rate: float = 2e-3,
+    say: Any = print,
+    strict: bool = True,
+    tasks: int = 80,
 ) -> dict[str, float]:
-    """Pretrain the base policy and write it to `out`; returns what `gauge` measured. UserError where it misses a gate (`strict`: nothing is written then)."""
+    """Pretrain the base policy and write it to `out`; returns what `gauge` measured. UserError
+    where it misses a gate (`strict`: nothing is written then)."""
     start = time.monotonic()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -114,14 +143,23 @@ def build(
         model = make_model(tokenizer)
         encode = words_to_ids(tokenizer.get_vocab(), chat.end_of_turn)
         size = sum(p.numel() for p in model.parameters())
-        say(f"embedded base: {size} parameters, {len(tokenizer)} words, {steps} steps of {batch_tokens} tokens, seed {seed}")
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+        say(
+            f"embedded base: {size} parameters, {len(tokenizer)} words, {steps} steps of "
+            f"{batch_tokens} tokens, seed {seed}"
+        )
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
         seen: set[int] = set()
         mean = 0.0
         stream = (encode(lesson) for lesson in lessons(seed, prompts))
-        for step, (ids_BT, weight_BT) in zip(range(steps), batches(stream, batch_tokens, rng), strict=False):
+        for step, (ids_BT, weight_BT) in zip(
+            range(steps), batches(stream, batch_tokens, rng), strict=False
+        ):
             for group in optimizer.param_groups:
-                group["lr"] = rate * min((step + 1) / 60, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+                group["lr"] = rate * min(
+                    (step + 1) / 60, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
+                )
             loss = loss_of(model, ids_BT, weight_BT)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -139,11 +177,26 @@ def build(
         measured["markers_seen"] = sum(f"s{i}" in names for i in range(_MARKERS)) / _MARKERS
         measured["seconds"] = round(time.monotonic() - start, 1)
         say(_line(measured))
-        missed = [f"{name} {measured[name]:.3f} < {least}" for name, least in LIMITS.items() if measured[name] < least]
+        missed = [
+            f"{name} {measured[name]:.3f} < {least}"
+            for name, least in LIMITS.items()
+            if measured[name] < least
+        ]
         if missed and strict:
-            raise UserError(f"The embedded base of seed {seed} misses {', '.join(missed)}: build it with another seed or more steps.")
-        save(out, model, tokenizer, measured | {"seed": seed, "steps": steps, "batch_tokens": batch_tokens, "rate": rate})
-        say(f"written to {out}" + (f"; it misses {', '.join(missed)}" if missed else "; every gate passed"))
+            raise UserError(
+                f"The embedded base of seed {seed} misses {', '.join(missed)}: build it "
+                "with another seed or more steps."
+            )
+        save(
+            out,
+            model,
+            tokenizer,
+            measured | {"seed": seed, "steps": steps, "batch_tokens": batch_tokens, "rate": rate},
+        )
+        say(
+            f"written to {out}"
+            + (f"; it misses {', '.join(missed)}" if missed else "; every gate passed")
+        )
         return measured
     finally:
         torch.set_num_threads(threads)
@@ -156,8 +209,11 @@ def _line(measured: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in measured.items())
 
 
-def save(out: Path, model: Any, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float]) -> None:
-    """The checkpoint in the standard layout, and `facts.json`: how it was made and what it measured."""
+def save(
+    out: Path, model: Any, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float]
+) -> None:
+    """The checkpoint in the standard layout, and `facts.json`: how it was made and what it
+    measured."""
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -169,7 +225,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import sys
 
     given = list(sys.argv[1:] if arguments is None else arguments)
-    build(Path(given[0]), int(given[1]) if len(given) > 1 else 0, steps=int(given[2]) if len(given) > 2 else 2000, strict=False)
+    build(
+        Path(given[0]),
+        int(given[1]) if len(given) > 1 else 0,
+        steps=int(given[2]) if len(given) > 2 else 2000,
+        strict=False,
+    )
 
 
 if __name__ == "__main__":

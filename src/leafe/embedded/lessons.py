@@ -1,8 +1,12 @@
-"""What the embedded model is brought up on: episodes of the environment gates under other rules, with notes, earlier feedback and reflections.
+"""What the embedded model is brought up on: episodes of the environment gates under other rules,
+with notes, earlier feedback and reflections.
 
-Every lesson is one episode, played in the real environment and written by the real prompts, so that no format can drift. Three skills
-stand in it side by side: acting by a noisy habit, following a note or an earlier attempt's feedback against habit, and the reflection on a failure. The rules
-of a lesson are made up around what its actor does, stage by stage, and never state a pair of `HELD_OUT`. Loss falls on the policy's words alone.
+Every lesson is one episode, played in the real environment and written by the real prompts, so that
+no format can drift. Three skills
+stand in it side by side: acting by a noisy habit, following a note or an earlier attempt's feedback
+against habit, and the reflection on a failure. The rules
+of a lesson are made up around what its actor does, stage by stage, and never state a pair of
+`HELD_OUT`. Loss falls on the policy's words alone.
 """
 
 from __future__ import annotations
@@ -21,19 +25,29 @@ HABIT_WAYS = (0.62, 0.30, 0.06, 0.02)
 """How often habit goes left, right, up, down."""
 
 HEED = 0.92
-"""How often a note before a choice is heeded in a lesson; else habit decides against it. Real models do not always take advice either, and a branch whose
-action goes against its own experience is what the choice of branches in Stage 2 is about (docs/results.md has the figures for a base that always heeds)."""
+"""How often a note before a choice is heeded in a lesson; else habit decides against it. Real
+models do not always take advice either, and a branch whose
+action goes against its own experience is what the choice of branches in Stage 2 is about
+(docs/results.md has the figures for a base that always heeds)."""
 
 TOOL_NOISE = 0.10
 """How often the actor takes any tool at a gate, whatever habit says."""
 
-WEIGHTS: Mapping[str, float] = {"act": 1.0, "follow": 3.0, "plain": 0.3, "reflect": 2.0, "none": 0.0}
-"""Loss weight of a message's words: a choice by habit, a choice that a note decides, a step that is no choice, a reflection, a slip of the actor."""
+WEIGHTS: Mapping[str, float] = {
+    "act": 1.0,
+    "follow": 3.0,
+    "plain": 0.3,
+    "reflect": 2.0,
+    "none": 0.0,
+}
+"""Loss weight of a message's words: a choice by habit, a choice that a note decides, a step that is
+no choice, a reflection, a slip of the actor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A talk that ends with the policy's message, and a weight for each of the policy's messages, in order."""
+    """A talk that ends with the policy's message, and a weight for each of the policy's messages,
+    in order."""
 
     messages: tuple[Message, ...]
     weights: tuple[float, ...]
@@ -62,8 +76,11 @@ class _Plan:
 
 
 def _other(rng: random.Random, name: str, fork: bool, but: str) -> str:
-    """Something that is right at this stage in some environment, is not `but`, and is no held-out pair."""
-    return rng.choice([x for x in (WAYS if fork else TOOLS) if x != but and (name, x) not in HELD_OUT])
+    """Something that is right at this stage in some environment, is not `but`, and is no held-out
+    pair."""
+    return rng.choice(
+        [x for x in (WAYS if fork else TOOLS) if x != but and (name, x) not in HELD_OUT]
+    )
 
 
 def _habit(rng: random.Random, name: str, fork: bool) -> str:
@@ -77,14 +94,28 @@ def _says(name: str, fork: bool, right: str) -> str:
 
 
 def _episode(rng: random.Random, env: Gates, prompts: Prompts) -> Lesson:
-    stages = draw_stages(rng, rng.choice((1, 2, 3, 4, 5, 6, 6, 7, 7, 7)), HABIT, forks=rng.choice((0.2, 0.4, 0.4, 0.8)), long_walks=0.65)
-    fails_at = max(rng.randrange(len(stages)), rng.randrange(len(stages))) if rng.random() < 0.75 else None
+    stages = draw_stages(
+        rng,
+        rng.choice((1, 2, 3, 4, 5, 6, 6, 7, 7, 7)),
+        HABIT,
+        forks=rng.choice((0.2, 0.4, 0.4, 0.8)),
+        long_walks=0.65,
+    )
+    fails_at = (
+        max(rng.randrange(len(stages)), rng.randrange(len(stages))) if rng.random() < 0.75 else None
+    )
     refined = rng.random() < 0.35
     note_rate = rng.choice((0.0, 0.0, 0.2) if refined else (0.0, 0.0, 0.4, 0.9))
     earlier: set[int] = set()
     if refined:
-        earlier = set(rng.sample(range(len(stages)), min(len(stages), rng.choice((1, 1, 2, 2, 3, 4)))))
-        earlier = {i for i in earlier if fails_at is None or i < fails_at or (i > fails_at and rng.random() < 0.3)}
+        earlier = set(
+            rng.sample(range(len(stages)), min(len(stages), rng.choice((1, 1, 2, 2, 3, 4))))
+        )
+        earlier = {
+            i
+            for i in earlier
+            if fails_at is None or i < fails_at or (i > fails_at and rng.random() < 0.3)
+        }
     plans: list[_Plan] = []
     preamble: list[str] = []
     for i, (kind, name, _, _) in enumerate(stages):
@@ -97,7 +128,9 @@ def _episode(rng: random.Random, env: Gates, prompts: Prompts) -> Lesson:
         noted = rng.random() < note_rate
         heeded = rng.random() < HEED
         choice = _other(rng, name, fork, "") if noted and heeded else _habit(rng, name, fork)
-        plan = _Plan(choice, _other(rng, name, fork, choice) if i == fails_at else choice, told=noted)
+        plan = _Plan(
+            choice, _other(rng, name, fork, choice) if i == fails_at else choice, told=noted
+        )
         if noted:
             plan.note = _says(name, fork, choice if heeded else _other(rng, name, fork, choice))
             plan.early = i > 0 and not plans[-1].note and rng.random() < 0.08
@@ -109,12 +142,31 @@ def _episode(rng: random.Random, env: Gates, prompts: Prompts) -> Lesson:
 
 
 def _slip(rng: random.Random) -> str:
-    return rng.choice((f"take {rng.choice(TOOLS)}", f"use {rng.choice(TOOLS)}", f"go {rng.choice(WAYS)}", "walk on", f"take {rng.choice(OBJECTS)}", "go on"))
+    return rng.choice(
+        (
+            f"take {rng.choice(TOOLS)}",
+            f"use {rng.choice(TOOLS)}",
+            f"go {rng.choice(WAYS)}",
+            "walk on",
+            f"take {rng.choice(OBJECTS)}",
+            "go on",
+        )
+    )
 
 
-def _play(rng: random.Random, env: Gates, prompts: Prompts, stages: tuple[Stage, ...], plans: list[_Plan], preamble: tuple[str, ...]) -> Lesson:
+def _play(
+    rng: random.Random,
+    env: Gates,
+    prompts: Prompts,
+    stages: tuple[Stage, ...],
+    plans: list[_Plan],
+    preamble: tuple[str, ...],
+) -> Lesson:
     thing = rng.choice(OBJECTS)
-    played = tuple((kind, name, plan.right, walks) for (kind, name, _, walks), plan in zip(stages, plans, strict=True))
+    played = tuple(
+        (kind, name, plan.right, walks)
+        for (kind, name, _, walks), plan in zip(stages, plans, strict=True)
+    )
     task = Task("lesson", env.name, "train", f"get {thing}", task_payload(played, thing))
     history = History(task, env.reset(task), preamble=preamble)
     notes: dict[int, str] = {}
@@ -144,7 +196,15 @@ def _play(rng: random.Random, env: Gates, prompts: Prompts, stages: tuple[Stage,
                 slip = ""
             env.restore(before)
         result = env.step(slip or action)
-        turn = Turn(turn_id(task.id, 0, step), None, task.id, step, Kind.act, slip or action, observation=result.observation)
+        turn = Turn(
+            turn_id(task.id, 0, step),
+            None,
+            task.id,
+            step,
+            Kind.act,
+            slip or action,
+            observation=result.observation,
+        )
         history = history.then(turn)
         weights.append(WEIGHTS["none" if slip else kind])
         done, failed = result.done, result.done and not result.success
@@ -159,8 +219,11 @@ def _play(rng: random.Random, env: Gates, prompts: Prompts, stages: tuple[Stage,
     return Lesson((*prompts.reflect(history), answer), (*weights, WEIGHTS["reflect"]))
 
 
-def words_to_ids(vocabulary: Mapping[str, int], end: int) -> Callable[[Lesson], tuple[list[int], list[float]]]:
-    """A fast encoder: (token ids, loss weight of each as a target). Equal to `ChatTokens` on the same messages, which a test checks."""
+def words_to_ids(
+    vocabulary: Mapping[str, int], end: int
+) -> Callable[[Lesson], tuple[list[int], list[float]]]:
+    """A fast encoder: (token ids, loss weight of each as a target). Equal to `ChatTokens` on the
+    same messages, which a test checks."""
 
     def encode(lesson: Lesson) -> tuple[list[int], list[float]]:
         ids: list[int] = []

@@ -1,4 +1,5 @@
-"""Where real data lies: `LEAFE_DATA`, else `../shared/data` beside the folder that leafe was started in."""
+"""Where real data lies: `LEAFE_DATA`, else `../shared/data` beside the folder that leafe was
+started in."""
 
 from __future__ import annotations
 
@@ -9,9 +10,13 @@ from leafe.core import UserError
 
 
 def data_path(relative: str, what: str, option: str) -> Path:
-    """The file or folder `relative` of the data folder; UserError where it is absent, naming the environment's option that would give it."""
+    """The file or folder `relative` of the data folder; UserError where it is absent, naming the
+    environment's option that would give it."""
     root = os.environ.get("LEAFE_DATA")
     path = (Path(root) if root else Path.cwd().parent / "shared" / "data") / relative
     if not path.exists():
-        raise UserError(f"{what} not found at {path}: set LEAFE_DATA to the folder that holds {relative}, or give the option {option}.")
+        raise UserError(
+            f"{what} not found at {path}: set LEAFE_DATA to the folder that holds "
+            f"{relative}, or give the option {option}."
+        )
     return path

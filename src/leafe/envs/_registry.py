@@ -1,9 +1,13 @@
 """An environment is a name, and its class is imported only when it is asked for.
 
-Three kinds of name: the environments of this package, those that an installed package announces under the entry point group
-`leafe.envs`, and an import path `package.module:Class` for an environment that lies in the user's own files. What an environment says about itself
-stands on its class: its docstring's first line, the options of `__init__`, `horizon`, and, where it has them, `splits` (names of its task
-sets), `needs` (one line: data or programs) and `example` (options to try it with). Whatever is wrong with a name or an option is the
+Three kinds of name: the environments of this package, those that an installed package announces
+under the entry point group
+`leafe.envs`, and an import path `package.module:Class` for an environment that lies in the user's
+own files. What an environment says about itself
+stands on its class: its docstring's first line, the options of `__init__`, `horizon`, and, where it
+has them, `splits` (names of its task
+sets), `needs` (one line: data or programs) and `example` (options to try it with). Whatever is
+wrong with a name or an option is the
 user's to mend and is said in one sentence.
 """
 
@@ -64,23 +68,28 @@ class EnvInfo:
     options: Mapping[str, str]
     """Option name -> how it is declared, for instance `levels: str | None = None`."""
     needs: str
-    """Data or programs that the environment needs beside the base install; empty where there are none."""
+    """Data or programs that the environment needs beside the base install; empty where there are
+    none."""
     example: Mapping[str, Any]
     """Options with which it can be tried where none are given (the class's `example`)."""
 
 
 def env_names() -> list[str]:
-    """Every environment that a name alone can make, sorted: this package's and those of installed packages."""
+    """Every environment that a name alone can make, sorted: this package's and those of installed
+    packages."""
     return sorted({*BUILTIN, *_announced()})
 
 
 def make_env(name: str, **options: Any) -> Environment:
-    """One instance of the environment `name` with its options; one whose class says `process` plays in a process of its own.
+    """One instance of the environment `name` with its options; one whose class says `process` plays
+    in a process of its own.
 
     That process inherits the environment variables that programs need to run, and none that may
-    hold a key; every such environment has the option `env_vars`, a list of the names of further ones.
+    hold a key; every such environment has the option `env_vars`, a list of the names of further
+    ones.
 
-    UserError for an unknown environment, an unknown option, a missing package; the environment's own UserError for a value that it refuses.
+    UserError for an unknown environment, an unknown option, a missing package; the environment's
+    own UserError for a value that it refuses.
     """
     cls, target = _load(name)
     known = _options(cls)
@@ -99,7 +108,8 @@ def make_env(name: str, **options: Any) -> Environment:
 
 
 def _env_vars(name: str, cls: type[Environment], options: dict[str, Any]) -> list[str]:
-    """Take the option `env_vars` out of a process environment's options; UserError where it is none."""
+    """Take the option `env_vars` out of a process environment's options; UserError where it is
+    none."""
     if "env_vars" not in options:
         return []
     found = options.pop("env_vars")
@@ -111,36 +121,59 @@ def _env_vars(name: str, cls: type[Environment], options: dict[str, Any]) -> lis
         )
     if not isinstance(found, list | tuple) or not all(isinstance(v, str) and v for v in found):
         raise UserError(
-            f"The option env_vars of the environment {name!r} is no list of names: write ['MY_VARIABLE']."
+            f"The option env_vars of the environment {name!r} is no list of names: write "
+            "['MY_VARIABLE']."
         )
     return list(found)
 
 
 def describe(name: str) -> EnvInfo:
-    """What the environment says about itself; UserError where it is unknown or its package is missing. Makes no instance."""
+    """What the environment says about itself; UserError where it is unknown or its package is
+    missing. Makes no instance."""
     cls, _ = _load(name)
     summary = (inspect.cleandoc(cls.__doc__) if cls.__doc__ else "").split("\n", 1)[0]
     options = {k: str(p) for k, p in (_options(cls) or {}).items()}
     horizon = cls.horizon if isinstance(cls.horizon, int) else Environment.horizon
-    return EnvInfo(name, summary, _splits(cls), horizon, options, str(getattr(cls, "needs", "")), dict(getattr(cls, "example", {})))
+    return EnvInfo(
+        name,
+        summary,
+        _splits(cls),
+        horizon,
+        options,
+        str(getattr(cls, "needs", "")),
+        dict(getattr(cls, "example", {})),
+    )
 
 
 def load_tasks(env: Environment, split: str, count: int | None = None, seed: int = 0) -> list[Task]:
     """The tasks of a split, never none. Fewer than `count` where the environment has no more.
 
-    UserError for a split that the environment does not have, a count below 1, or a set that comes out empty.
+    UserError for a split that the environment does not have, a count below 1, or a set that comes
+    out empty.
     """
     splits = _splits(env)
     if splits and split not in splits:
-        raise UserError(f"The environment {env.name!r} has no split {split!r}: its splits are {', '.join(splits)}.")
+        raise UserError(
+            f"The environment {env.name!r} has no split {split!r}: its splits are "
+            f"{', '.join(splits)}."
+        )
     if count is not None and count < 1:
-        raise UserError(f"A task count of {count} leaves nothing to do: ask for 1 or more tasks of {env.name!r}, split {split!r}.")
+        raise UserError(
+            f"A task count of {count} leaves nothing to do: ask for 1 or more tasks of "
+            f"{env.name!r}, split {split!r}."
+        )
     try:
         tasks = [plain_task(task, env.name) for task in env.tasks(split, count, seed)]
     except NotImplementedError as error:
-        raise UserError(f"The environment {env.name!r} has no task list: give its class a method tasks(split, count, seed).") from error
+        raise UserError(
+            f"The environment {env.name!r} has no task list: give its class a method "
+            "tasks(split, count, seed)."
+        ) from error
     if not tasks:
-        raise UserError(f"The environment {env.name!r} has no task in split {split!r}: choose another split or other options.")
+        raise UserError(
+            f"The environment {env.name!r} has no task in split {split!r}: choose another "
+            "split or other options."
+        )
     return tasks
 
 
@@ -159,7 +192,8 @@ def _load(name: str) -> tuple[type[Environment], str]:
         target, extra = name, None
     else:
         raise UserError(
-            f"There is no environment {name!r}: give one of {', '.join(env_names())}, or the import path package.module:Class of an environment of your own."
+            f"There is no environment {name!r}: give one of {', '.join(env_names())}, or "
+            "the import path package.module:Class of an environment of your own."
         )
     module_name, _, class_name = target.partition(":")
     try:
@@ -168,11 +202,19 @@ def _load(name: str) -> tuple[type[Environment], str]:
         found = None
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise UserError(f"The environment {name!r} names the module {module_name!r}, which cannot be found: check the path.") from error
+            raise UserError(
+                f"The environment {name!r} names the module {module_name!r}, which cannot "
+                "be found: check the path."
+            ) from error
         cure = f"pip install 'leafe[{extra}]'" if extra else f"pip install {error.name}"
-        raise UserError(f"The environment {name!r} needs the package {error.name!r}: run {cure}.") from error
+        raise UserError(
+            f"The environment {name!r} needs the package {error.name!r}: run {cure}."
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Environment)):
-        raise UserError(f"The environment {name!r}: {module_name!r} has no class {class_name!r} that derives from leafe.core.Environment.")
+        raise UserError(
+            f"The environment {name!r}: {module_name!r} has no class {class_name!r} that "
+            "derives from leafe.core.Environment."
+        )
     return found, target
 
 

@@ -1,6 +1,8 @@
-"""What an exploration found for what it spent: tasks solved at least once, and the same as a curve over the spending.
+"""What an exploration found for what it spent: tasks solved at least once, and the same as a curve
+over the spending.
 
-The curve is read off the trees: a task's turns stand in the order in which they were made, so the cost of its first success is known
+The curve is read off the trees: a task's turns stand in the order in which they were made, so the
+cost of its first success is known
 after the fact, and one exploration gives the coverage at every smaller budget for each task.
 """
 
@@ -36,14 +38,22 @@ class CoverageCurve:
         """Coverage, as a fraction, with this much spent on each task."""
         if not self.tasks:
             return float("nan")
-        return self.solved[int(np.searchsorted(self.budget, budget, side="right")) - 1] / self.tasks if budget >= 0 else 0.0
+        return (
+            self.solved[int(np.searchsorted(self.budget, budget, side="right")) - 1] / self.tasks
+            if budget >= 0
+            else 0.0
+        )
 
 
-def coverage_curve(trees: Sequence[Tree], cost: Literal["policy_calls", "env_steps"] = "policy_calls") -> CoverageCurve:
+def coverage_curve(
+    trees: Sequence[Tree], cost: Literal["policy_calls", "env_steps"] = "policy_calls"
+) -> CoverageCurve:
     """Coverage against what was spent on each task, in the order in which its turns were made.
 
-    policy_calls: completions, reflections included. env_steps: environment steps, as the budget counts them. Replays are counted
-    apart: how many there were hangs on snapshots that were still held, and a run that was stopped has more of them.
+    policy_calls: completions, reflections included. env_steps: environment steps, as the budget
+    counts them. Replays are counted
+    apart: how many there were hangs on snapshots that were still held, and a run that was stopped
+    has more of them.
     """
     firsts, ends = [], [0]
     for tree in trees:
@@ -53,11 +63,14 @@ def coverage_curve(trees: Sequence[Tree], cost: Literal["policy_calls", "env_ste
             firsts.append(first)
     budgets, new = np.unique(np.asarray([0, *firsts], dtype=np.int64), return_counts=True)
     new[0] -= 1  # the budget 0 that starts the curve solves nothing
-    return CoverageCurve(tuple(int(b) for b in budgets), tuple(int(s) for s in np.cumsum(new)), len(trees), max(ends))
+    return CoverageCurve(
+        tuple(int(b) for b in budgets), tuple(int(s) for s in np.cumsum(new)), len(trees), max(ends)
+    )
 
 
 def _first_success(tree: Tree, cost: str) -> tuple[int | None, int]:
-    """(cost up to and with the winning turn of the first success or None, cost of the whole tree)."""
+    """(cost up to and with the winning turn of the first success or None, cost of the whole
+    tree)."""
     spent, first = 0, None
     for episode in tree.episodes:
         for turn in episode.turns:
@@ -68,7 +81,8 @@ def _first_success(tree: Tree, cost: str) -> tuple[int | None, int]:
 
 
 def spent(trees: Sequence[Tree]) -> Spent:
-    """What the recorded episodes cost, added up; `seconds` stays 0: they overlapped, and wall time is the caller's to take."""
+    """What the recorded episodes cost, added up; `seconds` stays 0: they overlapped, and wall time
+    is the caller's to take."""
     out = Spent()
     for tree in trees:
         for episode in tree.episodes:

@@ -1,8 +1,12 @@
-"""How widely a policy samples: the entropy of its actions, and how many of a task's samples are not the same episode again.
+"""How widely a policy samples: the entropy of its actions, and how many of a task's samples are not
+the same episode again.
 
-Both are read off the evaluation's own trees. Entropy is the mean of -log p over the sampled tokens, which is without bias the policy's entropy on its own
-histories at the temperature of the sampling; tokens and turns weigh by their counts. Two samples are one episode where they gave the environment the same actions,
-whatever they thought beside it. The share of distinct episodes falls with the number of samples: compare it between rows of equal n alone.
+Both are read off the evaluation's own trees. Entropy is the mean of -log p over the sampled tokens,
+which is without bias the policy's entropy on its own
+histories at the temperature of the sampling; tokens and turns weigh by their counts. Two samples
+are one episode where they gave the environment the same actions,
+whatever they thought beside it. The share of distinct episodes falls with the number of samples:
+compare it between rows of equal n alone.
 """
 
 from __future__ import annotations
@@ -22,20 +26,25 @@ class Diversity:
     """None where there is nothing to tell it from."""
 
     entropy: float | None
-    """Nats a token. None where the engine gives no log-probabilities; at temperature 0 it is what the most likely tokens' probabilities at 1 say."""
+    """Nats a token. None where the engine gives no log-probabilities; at temperature 0 it is what
+    the most likely tokens' probabilities at 1 say."""
     entropy_turn: float | None
     """Nats an action."""
     distinct: float | None
-    """Distinct episodes of a task over its samples, mean over tasks; 1 over the samples: always the same episode."""
+    """Distinct episodes of a task over its samples, mean over tasks; 1 over the samples: always the
+    same episode."""
     largest: float | None
     """The share of a task's samples that are its most frequent episode, mean over tasks."""
 
     def to_json(self) -> dict[str, Any]:
-        return {name: None if value is None else round(value, 6) for name, value in asdict(self).items()}
+        return {
+            name: None if value is None else round(value, 6) for name, value in asdict(self).items()
+        }
 
 
 def diversity(trees: Iterable[Tree]) -> Diversity:
-    """Of the samples that these trees hold; those that were lost to an error are left out of the episodes."""
+    """Of the samples that these trees hold; those that were lost to an error are left out of the
+    episodes."""
     surprise = tokens = 0.0
     turns = 0
     distinct: list[float] = []

@@ -1,7 +1,9 @@
 """Histories with counts while they are sampled, and the episodes that they are written down as.
 
-A node is a history and how many samples share it. When all samples have ended, the nodes are a tree whose leaves are the distinct
-paths; depth first, the most frequent first, each leaf becomes an episode that holds the turns no earlier one has written. So ids and order depend on
+A node is a history and how many samples share it. When all samples have ended, the nodes are a tree
+whose leaves are the distinct
+paths; depth first, the most frequent first, each leaf becomes an episode that holds the turns no
+earlier one has written. So ids and order depend on
 what was sampled and not on when.
 """
 
@@ -19,16 +21,19 @@ class Node:
     """A history, and the samples that share it."""
 
     history: History
-    """Before the environment has answered: the parent's history. Afterwards: with this node's turn at its end."""
+    """Before the environment has answered: the parent's history. Afterwards: with this node's turn
+    at its end."""
     count: int
     seed: int
-    """Names this history: the seed of the request made at it, and what the children's derive from."""
+    """Names this history: the seed of the request made at it, and what the children's derive
+    from."""
     answer: Completion | None = None
     """What the policy said here, all its samples together; None at a root."""
     asked: float = 0.0
     """Seconds that the policy took for it."""
     turn: Turn | None = None
-    """The answer and the environment's, without an id; None at a root, and where the environment failed on it: then it is no part of the tree."""
+    """The answer and the environment's, without an id; None at a root, and where the environment
+    failed on it: then it is no part of the tree."""
     invalid: int = 0
     """Invalid actions in a row up to here."""
     replayed: int = 0
@@ -63,7 +68,8 @@ def leaves(roots: Sequence[Node]) -> list[Node]:
 def to_episodes(task_id: str, roots: Sequence[Node], first: int = 0) -> list[Episode]:
     """One episode for each leaf, counted from `first` on; the counts sum to those of the roots."""
     episodes: list[Episode] = []
-    # (node, id of the last turn above it, turns above it that no episode holds yet, the turn after which
+    # (node, id of the last turn above it, turns above it that no episode holds yet, the turn after
+    # which
     # those begin, replays charged with them, the lost episode that is made up for)
     waiting: list[tuple[Node, str | None, list[Turn], str | None, int, int | None]]
     waiting = [(root, root.after, [], root.after, 0, root.again) for root in reversed(roots)]

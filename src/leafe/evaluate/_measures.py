@@ -1,6 +1,8 @@
-"""What a sample was like and what it cost: means over samples by their counts, and beside them what was really computed.
+"""What a sample was like and what it cost: means over samples by their counts, and beside them what
+was really computed.
 
-A counted tree holds two costs. The samples' own (turns, tokens: what plain sampling would have spent) weighs each turn by its count; the
+A counted tree holds two costs. The samples' own (turns, tokens: what plain sampling would have
+spent) weighs each turn by its count; the
 computed one adds each distinct turn once.
 """
 
@@ -15,7 +17,8 @@ from leafe.evaluate._coverage import spent
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Means over all samples that were begun, lost ones included (NaN without samples), and what was computed for them."""
+    """Means over all samples that were begun, lost ones included (NaN without samples), and what
+    was computed for them."""
 
     samples: int
     turns: float
@@ -56,11 +59,16 @@ def measure(trees: Sequence[Tree]) -> Measures:
                 invalid += turn.count * (not turn.valid)
                 tokens += turn.count * generated_tokens(turn)
     nothing = float("nan")
-    each = (turns / samples, invalid / samples, tokens / samples) if samples else (nothing, nothing, nothing)
+    each = (
+        (turns / samples, invalid / samples, tokens / samples)
+        if samples
+        else (nothing, nothing, nothing)
+    )
     return Measures(samples, *each, stops=dict(sorted(stops.items())), computed=spent(trees))
 
 
 def generated_tokens(turn: Turn) -> float:
-    """Length of the action in tokens, a sample: its ids where the engine gives them, as one that counts does; else each sample was
+    """Length of the action in tokens, a sample: its ids where the engine gives them, as one that
+    counts does; else each sample was
     generated for itself, and they share the usage."""
     return len(turn.tokens) if turn.tokens is not None else turn.usage.generated / turn.count

@@ -1,8 +1,12 @@
-"""Pass@k without bias: the chance that at least one of k samples solves the task, from n samples of which c did.
+"""Pass@k without bias: the chance that at least one of k samples solves the task, from n samples of
+which c did.
 
-`1 - C(n-c, k) / C(n, k)` (Chen et al. 2021), computed as a sum of logarithms so that neither large n nor tiny rates lose
-digits. It is NaN where n < k: fewer samples than k say nothing about k without a model of the task, and leafe has none. On a counted tree the
-counts of the episodes are n and c, which is why the estimate is the same as on the samples written out one by one.
+`1 - C(n-c, k) / C(n, k)` (Chen et al. 2021), computed as a sum of logarithms so that neither large
+n nor tiny rates lose
+digits. It is NaN where n < k: fewer samples than k say nothing about k without a model of the task,
+and leafe has none. On a counted tree the
+counts of the episodes are n and c, which is why the estimate is the same as on the samples written
+out one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LOST = frozenset({Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget})
-"""Stops that say nothing about the policy: such a sample is neither a success nor a failure, it is missing from n and shown as lost."""
+"""Stops that say nothing about the policy: such a sample is neither a success nor a failure, it is
+missing from n and shown as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,8 @@ class Counts:
     c: Ints
     """Those of n that succeeded."""
     lost: Ints
-    """Samples that ended in an error outside the policy's doing (`LOST`) and that no later one makes up for; not part of n."""
+    """Samples that ended in an error outside the policy's doing (`LOST`) and that no later one
+    makes up for; not part of n."""
 
     @property
     def asked(self) -> int:
@@ -50,14 +56,18 @@ class Counts:
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Floats:
-    """The unbiased estimate for tasks with n samples of which c succeeded (arrays that broadcast); NaN where n < k."""
+    """The unbiased estimate for tasks with n samples of which c succeeded (arrays that broadcast);
+    NaN where n < k."""
     if k < 1:
         raise ValueError(f"k is {k}; it counts samples, from 1")
-    samples, solved = np.broadcast_arrays(np.asarray(n, dtype=np.int64), np.asarray(c, dtype=np.int64))
+    samples, solved = np.broadcast_arrays(
+        np.asarray(n, dtype=np.int64), np.asarray(c, dtype=np.int64)
+    )
     if np.any(solved < 0) or np.any(solved > samples):
         raise ValueError("0 <= c <= n does not hold")
     out = np.ones(samples.shape, dtype=np.float64)
-    # where fewer than k samples failed, any k of them hold a success; elsewhere C(n-c, k) / C(n, k) = prod_j (1 - c / (n - j)), j < k
+    # where fewer than k samples failed, any k of them hold a success; elsewhere C(n-c, k) / C(n, k)
+    # = prod_j (1 - c / (n - j)), j < k
     open_ = samples - solved >= k
     if np.any(open_):
         left = np.asarray(samples[open_], dtype=np.float64)
@@ -71,7 +81,8 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Floats:
 
 
 def counts(trees: Sequence[Tree]) -> Counts:
-    """n, c and lost of every tree, by the counts of its episodes; what was lost and sampled again is lost no more."""
+    """n, c and lost of every tree, by the counts of its episodes; what was lost and sampled again
+    is lost no more."""
     n, c, lost = (np.zeros(len(trees), dtype=np.int64) for _ in range(3))
     for i, tree in enumerate(trees):
         for episode in tree.episodes:

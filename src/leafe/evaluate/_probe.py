@@ -1,18 +1,28 @@
-"""Whether a policy can still learn from its own mistakes: does it follow an experience, and does it reflect as the policy did that made the trees?
+"""Whether a policy can still learn from its own mistakes: does it follow an experience, and does it
+reflect as the policy did that made the trees?
 
-Training for success alone can forget both, and Pass@k does not show it: the next exploration does. So they are measured beside Pass@k, without training
-anything and without a step in any environment, on trees that the start policy grew before. Best on tasks that no arm was trained on: anchors are training
+Training for success alone can forget both, and Pass@k does not show it: the next exploration does.
+So they are measured beside Pass@k, without training
+anything and without a step in any environment, on trees that the start policy grew before. Best on
+tasks that no arm was trained on: anchors are training
 trees' prompts, and the other arms have seen these trees' right answers.
 
-**Following** is the probability, exact and of the whole answer, of the action that an experience asks for where the policy wants another one. An experience
-fits where the observation is the one that it was about. So a *swapped* pair is a host (the history of some branch) and a donor (a branch that improved,
-with the host's last observation, another note, and a revised action that is neither the host's nor what was done there first); the prompt is the host's history
-with the donor's note, the answer the donor's revised action. Knowing the host's answer by heart does not pass for following. Where observations hardly ever
-recur there are too few such pairs: then they are branches that improved, each with its *own* note. A policy that knows the answer anyway passes there: see
+**Following** is the probability, exact and of the whole answer, of the action that an experience
+asks for where the policy wants another one. An experience
+fits where the observation is the one that it was about. So a *swapped* pair is a host (the history
+of some branch) and a donor (a branch that improved,
+with the host's last observation, another note, and a revised action that is neither the host's nor
+what was done there first); the prompt is the host's history
+with the donor's note, the answer the donor's revised action. Knowing the host's answer by heart
+does not pass for following. Where observations hardly ever
+recur there are too few such pairs: then they are branches that improved, each with its *own* note.
+A policy that knows the answer anyway passes there: see
 `unaided`, the same without the note.
 
-**Reflection** is sampled on failed histories: the share that can be used (it parses, its step is in range) and, where the tree's own reflection led to a branch
-that improved, the share that blames the same step. Without luck: the mean log-probability of those reflections.
+**Reflection** is sampled on failed histories: the share that can be used (it parses, its step is in
+range) and, where the tree's own reflection led to a branch
+that improved, the share that blames the same step. Without luck: the mean log-probability of those
+reflections.
 """
 
 from __future__ import annotations
@@ -24,7 +34,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from leafe.core import FAILED_BY_ENV, Branch, Episode, Message, Policy, PolicyError, Request, Stop, Tree, Turn, derive_seed, find_named
+from leafe.core import (
+    FAILED_BY_ENV,
+    Branch,
+    Episode,
+    Message,
+    Policy,
+    PolicyError,
+    Request,
+    Stop,
+    Tree,
+    Turn,
+    derive_seed,
+    find_named,
+)
 from leafe.prompts import History, Prompts, UnusableReflection, history_before, notes_on
 
 _T = TypeVar("_T")
@@ -41,7 +64,8 @@ class Probe:
     """Rates are fractions of 1; None: the trees or the policy allow no such figure."""
 
     following: float | None
-    """Mean probability of the action that the experience asks for. Needs a policy that can score answers (`hf`)."""
+    """Mean probability of the action that the experience asks for. Needs a policy that can score
+    answers (`hf`)."""
     unaided: float | None
     """The same at the same histories without the experience."""
     kind: Literal["swapped", "own"] | None
@@ -53,9 +77,11 @@ class Probe:
     reflections: int
     """How many were sampled."""
     same_step: float | None
-    """Share that blames the step which the tree's own reflection blamed, where that one led to a branch that improved."""
+    """Share that blames the step which the tree's own reflection blamed, where that one led to a
+    branch that improved."""
     reflection_logprob: float | None
-    """Mean log-probability, nats a whole reflection, of the trees' reflections whose branch improved. Needs a policy that can score answers."""
+    """Mean log-probability, nats a whole reflection, of the trees' reflections whose branch
+    improved. Needs a policy that can score answers."""
     improved: int
     """How many of these."""
     left_out: int = 0
@@ -70,18 +96,47 @@ class Probe:
         return {name: _rounded(value) for name, value in out.items()}
 
 
-async def probe(policy: Policy, trees: Iterable[Tree], prompts: Prompts, *, seed: int, pairs: int = 128, reflections: int = 128, gauge: str = "") -> Probe:
-    """Measure `policy` on these trees: at most `pairs` pairs, `reflections` sampled reflections and as many scored ones; the same ones for the same seed.
+async def probe(
+    policy: Policy,
+    trees: Iterable[Tree],
+    prompts: Prompts,
+    *,
+    seed: int,
+    pairs: int = 128,
+    reflections: int = 128,
+    gauge: str = "",
+) -> Probe:
+    """Measure `policy` on these trees: at most `pairs` pairs, `reflections` sampled reflections and
+    as many scored ones; the same ones for the same seed.
 
-    gauge: `package.module:function` of the environment's own measure, a coroutine `f(policy, prompts) -> dict of rates` (`Environment.gauge`).
+    gauge: `package.module:function` of the environment's own measure, a coroutine `f(policy,
+    prompts) -> dict of rates` (`Environment.gauge`).
     """
     grown = list(trees)
-    branches = [(tree, branch) for tree in grown for branch in tree.branches() if _sound(tree, tree.path(branch.revised.id))]
+    branches = [
+        (tree, branch)
+        for tree in grown
+        for branch in tree.branches()
+        if _sound(tree, tree.path(branch.revised.id))
+    ]
     kind, told, untold = _pairs(branches, prompts, seed, pairs)
-    right = _once((prompts.reflect(history_before(t, b.reflection, with_experience=True)), _answer(b.reflection)) for t, b in branches if b.improved)
+    right = _once(
+        (
+            prompts.reflect(history_before(t, b.reflection, with_experience=True)),
+            _answer(b.reflection),
+        )
+        for t, b in branches
+        if b.improved
+    )
     right = _drawn(right, reflections, derive_seed(seed, "probe", "improved"))
     with_, without, logs = await _scores(policy, told, untold, right)
-    sampled = await _reflect(policy, _failures(grown, prompts), prompts, derive_seed(seed, "probe", "reflect"), reflections)
+    sampled = await _reflect(
+        policy,
+        _failures(grown, prompts),
+        prompts,
+        derive_seed(seed, "probe", "reflect"),
+        reflections,
+    )
     usable = [target is not None for target, _ in sampled.answers]
     known = [target == blamed for target, blamed in sampled.answers if blamed is not None]
     scored = with_ is not None
@@ -101,7 +156,8 @@ async def probe(policy: Policy, trees: Iterable[Tree], prompts: Prompts, *, seed
 
 
 def mean_probe(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One record for several runs of a policy, in the form of `Probe.to_json`: figures are means over the runs that have them, numbers of questions are sums.
+    """One record for several runs of a policy, in the form of `Probe.to_json`: figures are means
+    over the runs that have them, numbers of questions are sums.
     Empty without probes."""
     if not probes:
         return {}
@@ -109,7 +165,10 @@ def mean_probe(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in probes[0]:
         values = [p[name] for p in probes if p.get(name) is not None]
         if name == "env":
-            out[name] = {rate: _mean([v[rate] for v in values if rate in v]) for rate in dict.fromkeys(rate for v in values for rate in v)}
+            out[name] = {
+                rate: _mean([v[rate] for v in values if rate in v])
+                for rate in dict.fromkeys(rate for v in values for rate in v)
+            }
         elif name == "kind":
             out[name] = ", ".join(dict.fromkeys(values)) or None
         elif name in _NUMBERS:
@@ -137,7 +196,11 @@ def _pairs(
     seen: set[tuple[str | None, str, str, str]] = set()
     for tree, host in hosts:
         taken = {host.revised.action, host.original.action}
-        able = [d for d in donors.get(_last_seen(tree, host), ()) if d.revised.action not in taken and d.reflection.note != host.reflection.note]
+        able = [
+            d
+            for d in donors.get(_last_seen(tree, host), ())
+            if d.revised.action not in taken and d.reflection.note != host.reflection.note
+        ]
         if able:
             donor = draw.choice(able)
             key = (host.turn_before, host.task_id, donor.reflection.note, donor.revised.action_text)
@@ -145,7 +208,11 @@ def _pairs(
                 seen.add(key)
                 swapped.append((tree, host, donor))
     kind: Literal["swapped", "own"] = "swapped" if len(swapped) >= LEAST_SWAPPED else "own"
-    chosen = swapped if kind == "swapped" else [(tree, branch, branch) for tree, branch in hosts if branch.improved]
+    chosen = (
+        swapped
+        if kind == "swapped"
+        else [(tree, branch, branch) for tree, branch in hosts if branch.improved]
+    )
     told: list[Asked] = []
     untold: list[Asked] = []
     for tree, host, donor in chosen[:most]:
@@ -169,12 +236,14 @@ async def _scores(policy: Policy, *asked: Sequence[Asked]) -> Sequence[list[floa
 @dataclass(slots=True)
 class _Sampled:
     answers: list[tuple[int | None, int | None]]
-    """(the step blamed, None where it cannot be used; the step that the tree's own reflection blamed, None where it did not help)."""
+    """(the step blamed, None where it cannot be used; the step that the tree's own reflection
+    blamed, None where it did not help)."""
     failed: int = 0
 
 
 def _failures(trees: Sequence[Tree], prompts: Prompts) -> list[tuple[str, History, int | None]]:
-    """(a name, the history, the step that an improving reflection of the tree blamed) of every distinct failed episode."""
+    """(a name, the history, the step that an improving reflection of the tree blamed) of every
+    distinct failed episode."""
     out: dict[tuple[Message, ...], tuple[str, History, int | None]] = {}
     for tree in trees:
         helped = {b.reflection.id: b for b in tree.branches() if b.improved}
@@ -182,15 +251,34 @@ def _failures(trees: Sequence[Tree], prompts: Prompts) -> list[tuple[str, Histor
             path = tree.trajectory(episode)
             if episode.stop not in FAILED_BY_ENV or not path or not _sound(tree, path):
                 continue
-            history = History(tree.task, _root(tree, path, episode).first_observation, tuple(path), notes_on(tree, path), episode.preamble)
-            blamed = next((b.reflection.target for t in episode.turns if (b := helped.get(t.id)) is not None and t.step == len(path)), None)
+            history = History(
+                tree.task,
+                _root(tree, path, episode).first_observation,
+                tuple(path),
+                notes_on(tree, path),
+                episode.preamble,
+            )
+            blamed = next(
+                (
+                    b.reflection.target
+                    for t in episode.turns
+                    if (b := helped.get(t.id)) is not None and t.step == len(path)
+                ),
+                None,
+            )
             messages = prompts.reflect(history)
             if messages not in out or out[messages][2] is None:
                 out[messages] = (f"{tree.task.id}/{episode.index}", history, blamed)
     return list(out.values())
 
 
-async def _reflect(policy: Policy, failures: Sequence[tuple[str, History, int | None]], prompts: Prompts, seed: int, most: int) -> _Sampled:
+async def _reflect(
+    policy: Policy,
+    failures: Sequence[tuple[str, History, int | None]],
+    prompts: Prompts,
+    seed: int,
+    most: int,
+) -> _Sampled:
     async def ask(name: str, history: History) -> int | None:
         request = Request(
             messages=prompts.reflect(history),
@@ -207,7 +295,9 @@ async def _reflect(policy: Policy, failures: Sequence[tuple[str, History, int | 
             return None
 
     chosen = _drawn(failures, most, seed)
-    found = await asyncio.gather(*(ask(name, history) for name, history, _ in chosen), return_exceptions=True)
+    found = await asyncio.gather(
+        *(ask(name, history) for name, history, _ in chosen), return_exceptions=True
+    )
     out = _Sampled([])
     for (_, _, blamed), target in zip(chosen, found, strict=True):
         if isinstance(target, PolicyError):

@@ -1,7 +1,10 @@
-"""The comparison as plain values: what `summary.json` holds, and what every table and plot is drawn from.
+"""The comparison as plain values: what `summary.json` holds, and what every table and plot is drawn
+from.
 
-The rows under `explore`, `evaluate` and `differences` are stable, for other programs; what only the report needs stands beside them under
-`details`, in the same order. Rates are fractions of 1; a figure that nothing allows (Pass@k with n < k) is null.
+The rows under `explore`, `evaluate` and `differences` are stable, for other programs; what only the
+report needs stands beside them under
+`details`, in the same order. Rates are fractions of 1; a figure that nothing allows (Pass@k with n
+< k) is null.
 """
 
 from __future__ import annotations
@@ -45,11 +48,13 @@ class Evaluated:
     temperature: float = 1.0
     seconds: float = 0.0
     role: Literal["arm", "base", "control", "ceiling"] = "arm"
-    """base: the policy before training. control: a row that keeps the comparison honest. ceiling: a reference that knows more."""
+    """base: the policy before training. control: a row that keeps the comparison honest. ceiling: a
+    reference that knows more."""
     probes: Sequence[Mapping[str, Any]] = ()
     """What `Probe.to_json` gave for the policy of each run, as far as it was probed."""
     labels: Sequence[str] = ()
-    """A name for each run that tells it from other seeds and base policies, so that rows that lack a run can be compared too (`against`); empty: 0, 1, ..."""
+    """A name for each run that tells it from other seeds and base policies, so that rows that lack
+    a run can be compared too (`against`); empty: 0, 1, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +87,21 @@ def summarise(
 ) -> Summary:
     """All figures with their 95 % intervals.
 
-    compare: pairs (a, b) of arms whose Pass@k are subtracted, a - b, task by task. An arm that is not there yet is left out of the differences,
-    so that a run can be summarised half-way; UserError where two arms that are there saw different tasks or share a name.
-    against: an arm with which the base and every other arm is compared run by run (`contrasts`), under `details.against`;
+    compare: pairs (a, b) of arms whose Pass@k are subtracted, a - b, task by task. An arm that is
+    not there yet is left out of the differences,
+    so that a run can be summarised half-way; UserError where two arms that are there saw different
+    tasks or share a name.
+    against: an arm with which the base and every other arm is compared run by run (`contrasts`),
+    under `details.against`;
     over: whether that is to hold for other runs or for these alone.
     """
     names = [e.arm for e in evaluated]
     if len(set(names)) != len(names):
-        raise UserError(f"Two arms share a name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}; every row needs its own.")
+        raise UserError(
+            "Two arms share a name: "
+            f"{', '.join(sorted({n for n in names if names.count(n) > 1}))}; every row "
+            "needs its own."
+        )
     results = {e.arm: [counts(trees) for trees in e.runs] for e in evaluated}
     spreads = {e.arm: diversity(_flat(e.runs)) for e in evaluated}
     pairs = [(a, b) for a, b in compare if a in results and b in results]
@@ -106,7 +118,9 @@ def summarise(
         versions=dict(versions or {}),
         details={
             "explore": [_explore_details(e) for e in explored],
-            "evaluate": [_evaluate_details(e, results[e.arm], spreads[e.arm], ks) for e in evaluated],
+            "evaluate": [
+                _evaluate_details(e, results[e.arm], spreads[e.arm], ks) for e in evaluated
+            ],
             "collapse": collapses([_vitals(e, results[e.arm], spreads[e.arm]) for e in evaluated]),
         }
         | ({} if against is None else {"against": _against(evaluated, results, against, ks, over)}),
@@ -117,7 +131,11 @@ def _explore_row(e: Explored) -> dict[str, Any]:
     trees = _flat(e.runs)
     cost = spent(trees)
     several = len(e.runs) > 1
-    estimate = mean_rate([{t.task.id: float(t.solved) for t in run} for run in e.runs]) if several else coverage(trees)
+    estimate = (
+        mean_rate([{t.task.id: float(t.solved) for t in run} for run in e.runs])
+        if several
+        else coverage(trees)
+    )
     return {
         "strategy": e.strategy,
         "solved": sum(t.solved for t in trees),
@@ -150,13 +168,23 @@ def _explore_details(e: Explored) -> dict[str, Any]:
         "generated_tokens": cost.generated_tokens,
         "stops": measure(trees).stops,
         "curves": {
-            name: {"budget": list(c.budget), "solved": list(c.solved), "tasks": c.tasks, "end": c.end}
-            for name, c in (("policy_calls", coverage_curve(trees, "policy_calls")), ("env_steps", coverage_curve(trees, "env_steps")))
+            name: {
+                "budget": list(c.budget),
+                "solved": list(c.solved),
+                "tasks": c.tasks,
+                "end": c.end,
+            }
+            for name, c in (
+                ("policy_calls", coverage_curve(trees, "policy_calls")),
+                ("env_steps", coverage_curve(trees, "env_steps")),
+            )
         },
     }
 
 
-def _evaluate_row(e: Evaluated, results: list[Counts], width: Diversity, ks: Sequence[int]) -> dict[str, Any]:
+def _evaluate_row(
+    e: Evaluated, results: list[Counts], width: Diversity, ks: Sequence[int]
+) -> dict[str, Any]:
     probed = mean_probe(e.probes)
     return {
         "arm": e.arm,
@@ -165,7 +193,11 @@ def _evaluate_row(e: Evaluated, results: list[Counts], width: Diversity, ks: Seq
         "samples": _samples(results),
         "lost": sum(int(r.short.sum()) for r in results),
         "short": sum(int((r.short > 0).sum()) for r in results),
-        "pass_at": {str(k): {"value": _number(p.value), "ci95": _interval(p)} for k in ks for p in [pass_estimate(results, k)]},
+        "pass_at": {
+            str(k): {"value": _number(p.value), "ci95": _interval(p)}
+            for k in ks
+            for p in [pass_estimate(results, k)]
+        },
         "entropy": None if width.entropy is None else round(width.entropy, 6),
         "distinct": None if width.distinct is None else round(width.distinct, 6),
         "following": probed.get("following"),
@@ -177,17 +209,39 @@ def _evaluate_row(e: Evaluated, results: list[Counts], width: Diversity, ks: Seq
 
 def _vitals(e: Evaluated, results: list[Counts], width: Diversity) -> dict[str, Any]:
     """What the collapse detectors look at."""
-    return {"arm": e.arm, "role": e.role, "temperature": e.temperature, "samples": _samples(results)} | width.to_json() | mean_probe(e.probes)
+    return (
+        {"arm": e.arm, "role": e.role, "temperature": e.temperature, "samples": _samples(results)}
+        | width.to_json()
+        | mean_probe(e.probes)
+    )
 
 
-def _against(evaluated: Sequence[Evaluated], results: Mapping[str, list[Counts]], reference: str, ks: Sequence[int], over: Over) -> dict[str, Any]:
-    """The base and every arm that has runs in common with the reference, at the first and the last k: every further claim would make the others dearer."""
-    rows = {e.arm: dict(zip(e.labels or map(str, range(len(e.runs))), results[e.arm], strict=True)) for e in evaluated if e.role in ("arm", "base")}
+def _against(
+    evaluated: Sequence[Evaluated],
+    results: Mapping[str, list[Counts]],
+    reference: str,
+    ks: Sequence[int],
+    over: Over,
+) -> dict[str, Any]:
+    """The base and every arm that has runs in common with the reference, at the first and the last
+    k: every further claim would make the others dearer."""
+    rows = {
+        e.arm: dict(zip(e.labels or map(str, range(len(e.runs))), results[e.arm], strict=True))
+        for e in evaluated
+        if e.role in ("arm", "base")
+    }
     ends = tuple(dict.fromkeys((ks[0], ks[-1])))
-    return {"reference": reference, "ks": list(ends), "over": over, "rows": [c.to_json() for c in contrasts(rows, reference, ends, over=over)]}
+    return {
+        "reference": reference,
+        "ks": list(ends),
+        "over": over,
+        "rows": [c.to_json() for c in contrasts(rows, reference, ends, over=over)],
+    }
 
 
-def _evaluate_details(e: Evaluated, results: list[Counts], width: Diversity, ks: Sequence[int]) -> dict[str, Any]:
+def _evaluate_details(
+    e: Evaluated, results: list[Counts], width: Diversity, ks: Sequence[int]
+) -> dict[str, Any]:
     trees = _flat(e.runs)
     means = measure(trees)
     n = _samples(results)
@@ -207,8 +261,15 @@ def _evaluate_details(e: Evaluated, results: list[Counts], width: Diversity, ks:
         "invalid": _number(means.invalid),
         "tokens": _number(means.tokens),
         "stops": means.stops,
-        "computed": {name: value for name, value in means.computed.to_json().items() if name not in ("seconds", "episodes")},
-        "plain": {"env_steps": _number(means.plain_steps), "generated_tokens": _number(means.plain_tokens)},
+        "computed": {
+            name: value
+            for name, value in means.computed.to_json().items()
+            if name not in ("seconds", "episodes")
+        },
+        "plain": {
+            "env_steps": _number(means.plain_steps),
+            "generated_tokens": _number(means.plain_tokens),
+        },
         "curve": curve,
         "spread": width.to_json(),
         "probe": mean_probe(e.probes),

@@ -1,4 +1,5 @@
-"""Stage 1: grow a tree of episodes for every task, under one budget. Knows protocols, never a concrete environment or engine."""
+"""Stage 1: grow a tree of episodes for every task, under one budget. Knows protocols, never a
+concrete environment or engine."""
 
 from leafe.explore._config import ExploreConfig
 from leafe.explore._cost import cost_of
@@ -9,6 +10,22 @@ from leafe.explore._scheduler import EpisodeSink, Exploration, Progress, explore
 from leafe.explore._strategy import STRATEGIES, Plan, Strategy, make_strategy
 
 __all__ = [
-    "STRATEGIES", "EnvLease", "Diverged", "EpisodeRunner", "EpisodeSink", "Exploration", "ExploreConfig", "SnapshotHandle", "Plan", "Progress", "Strategy", "ActionTrace",
-    "EnvPool", "bounding", "cost_of", "explore", "idle_in_a_row", "make_strategy",
-]  # fmt: skip
+    "STRATEGIES",
+    "EnvLease",
+    "Diverged",
+    "EpisodeRunner",
+    "EpisodeSink",
+    "Exploration",
+    "ExploreConfig",
+    "SnapshotHandle",
+    "Plan",
+    "Progress",
+    "Strategy",
+    "ActionTrace",
+    "EnvPool",
+    "bounding",
+    "cost_of",
+    "explore",
+    "idle_in_a_row",
+    "make_strategy",
+]

@@ -10,7 +10,8 @@ from leafe.core import LIMITS, Scope
 
 
 class ExploreConfig(BaseModel):
-    """How a tree grows and what it may cost. The paper leaves K, depth and attempts open (METHOD.md)."""
+    """How a tree grows and what it may cost. The paper leaves K, depth and attempts open
+    (METHOD.md)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -18,7 +19,8 @@ class ExploreConfig(BaseModel):
     limits: dict[str, float] = Field(default_factory=lambda: {"policy_calls": 64.0})
     """What one task may cost; names as in `leafe.core.LIMITS`."""
     run_limits: dict[str, float] = {}
-    """What the whole stage may cost. With several tasks in flight, which of them it cuts short depends on timing."""
+    """What the whole stage may cost. With several tasks in flight, which of them it cuts short
+    depends on timing."""
     stop_when: Literal["solved", "budget"] = "solved"
     """Leave a task at its first success, or use its budget up."""
     max_depth: int = Field(6, ge=0)
@@ -44,7 +46,8 @@ class ExploreConfig(BaseModel):
     max_invalid_actions: int = Field(5, ge=1)
     """Invalid actions in a row that end an episode."""
     max_errors: int = Field(3, ge=1)
-    """Episodes of one task lost to the policy's or the environment's failures, after which the task is given up."""
+    """Episodes of one task lost to the policy's or the environment's failures, after which the task
+    is given up."""
     concurrency: int = Field(128, ge=1)
     """Tasks in flight."""
     seed: int = 0

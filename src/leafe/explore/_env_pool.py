@@ -1,8 +1,12 @@
-"""A bounded set of environments that coroutines borrow, each of which finds its way back: where an environment fails, another is brought to the same point.
+"""A bounded set of environments that coroutines borrow, each of which finds its way back: where an
+environment fails, another is brought to the same point.
 
-Quick environments are called in the event loop, all others in threads (one that lives in a process of its own waits there for its answer). An environment that
-raises, dies or outlasts `timeout` seconds is thrown away, a fresh one is reset and the actions so far are replayed, every observation compared, and the call is
-made again, `RETRIES` times. An environment that is not deterministic cannot be replayed: there the failure is the episode's end.
+Quick environments are called in the event loop, all others in threads (one that lives in a process
+of its own waits there for its answer). An environment that
+raises, dies or outlasts `timeout` seconds is thrown away, a fresh one is reset and the actions so
+far are replayed, every observation compared, and the call is
+made again, `RETRIES` times. An environment that is not deterministic cannot be replayed: there the
+failure is the episode's end.
 """
 
 from __future__ import annotations
@@ -15,7 +19,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from leafe.core import EnvError, Environment, SnapshotGone, StepResult, Task, Turn, UserError, observation_hash
+from leafe.core import (
+    EnvError,
+    Environment,
+    SnapshotGone,
+    StepResult,
+    Task,
+    Turn,
+    UserError,
+    observation_hash,
+)
 from leafe.core.answers import check_facts, observation_text, step_result
 from leafe.explore._waits import Waits
 from leafe.prompts import cut_middle
@@ -32,7 +45,8 @@ class Diverged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ActionTrace:
-    """A point in a task: from the reset, through actions, with what the environment said after each."""
+    """A point in a task: from the reset, through actions, with what the environment said after
+    each."""
 
     task: Task
     seed: int
@@ -59,7 +73,8 @@ def _nothing() -> None:
 
 
 class EnvLease:
-    """One environment, awaited. Borrowed from a `EnvPool` by one coroutine at a time. `on_replay` is told of every replayed step."""
+    """One environment, awaited. Borrowed from a `EnvPool` by one coroutine at a time. `on_replay`
+    is told of every replayed step."""
 
     def __init__(self, env: Environment, pool: EnvPool) -> None:
         self.env = env
@@ -80,7 +95,8 @@ class EnvLease:
         return result
 
     async def follow(self, path: ActionTrace) -> str:
-        """Reset and replay, compared; returns o_0. `Diverged` where the environment says something else."""
+        """Reset and replay, compared; returns o_0. `Diverged` where the environment says something
+        else."""
         if path.first is None and not path.steps:
             return await self.reset(path.task, path.seed)
         self._path = path
@@ -106,7 +122,8 @@ class EnvLease:
             await self.follow(held.path)
 
     async def _again(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The attempt; where the environment fails in it, once more in a fresh one that stands at the same point."""
+        """The attempt; where the environment fails in it, once more in a fresh one that stands at
+        the same point."""
         for left in reversed(range(RETRIES + 1)):
             try:
                 if self.broken:
@@ -132,21 +149,31 @@ class EnvLease:
         path = self._path
         assert path is not None
         first = await self._reset(path.task, path.seed)
-        if path.first is not None and observation_hash(first) != observation_hash(self._pool.short(path.first)):
-            raise Diverged(f"after reset the environment said {first[:120]!r}, not {path.first[:120]!r}")
+        if path.first is not None and observation_hash(first) != observation_hash(
+            self._pool.short(path.first)
+        ):
+            raise Diverged(
+                f"after reset the environment said {first[:120]!r}, not {path.first[:120]!r}"
+            )
         for at, (action, observation) in enumerate(path.steps):
             said = (await self._step(action)).observation
             self.on_replay()
             if observation_hash(said) != observation_hash(self._pool.short(observation)):
-                raise Diverged(f"at step {at} the environment said {said[:120]!r}, not {observation[:120]!r}")
+                raise Diverged(
+                    f"at step {at} the environment said {said[:120]!r}, not {observation[:120]!r}"
+                )
 
     def _went(self, action: str, observation: str) -> None:
         path = self._path
         if path is not None:
-            self._path = ActionTrace(path.task, path.seed, path.first, (*path.steps, (action, observation)))
+            self._path = ActionTrace(
+                path.task, path.seed, path.first, (*path.steps, (action, observation))
+            )
 
     async def _reset(self, task: Task, seed: int) -> str:
-        return self._cut(self._plain(observation_text, await self._call("reset", self.env.reset, task, seed)))
+        return self._cut(
+            self._plain(observation_text, await self._call("reset", self.env.reset, task, seed))
+        )
 
     async def _step(self, action: str) -> StepResult:
         result = self._plain(step_result, await self._call("step", self.env.step, action))
@@ -174,7 +201,10 @@ class EnvLease:
         try:
             if self.env.quick:
                 return function(*args)
-            return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._pool.threads, function, *args), self._pool.timeout)
+            return await asyncio.wait_for(
+                asyncio.get_running_loop().run_in_executor(self._pool.threads, function, *args),
+                self._pool.timeout,
+            )
         except TimeoutError as error:
             self._pool.lost_a_thread(self.env)
             raise self._fail(what, f"no answer within {self._pool.timeout:g} s") from error
@@ -186,19 +216,29 @@ class EnvLease:
         except EnvError:
             self.broken = True
             raise
-        except Exception as error:  # an environment is foreign code: whatever it raises ends the episode, not the run
-            raise self._fail(what, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        # an environment is foreign code: whatever it raises ends the episode, not the run
+        except Exception as error:
+            raise self._fail(
+                what, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            ) from error
         finally:
             self._pool.waits.envs += time.perf_counter() - began
 
 
 class EnvPool:
-    """Makes environments as they are needed, at most `size`, and hands them out again. `timeout` is in seconds a call; `threads` bounds the calls at a time
-    into environments that are not quick (None: as many as environments); of an observation longer than `max_observation` characters (None: there is no bound) the middle
+    """Makes environments as they are needed, at most `size`, and hands them out again. `timeout` is
+    in seconds a call; `threads` bounds the calls at a time
+    into environments that are not quick (None: as many as environments); of an observation longer
+    than `max_observation` characters (None: there is no bound) the middle
     is cut out, which the text says itself."""
 
     def __init__(
-        self, make: Callable[[], Environment], size: int = 8, timeout: float = 120.0, threads: int | None = None, max_observation: int | None = None
+        self,
+        make: Callable[[], Environment],
+        size: int = 8,
+        timeout: float = 120.0,
+        threads: int | None = None,
+        max_observation: int | None = None,
     ) -> None:
         self._make = make
         self.size = size
@@ -217,18 +257,33 @@ class EnvPool:
 
     @staticmethod
     def fitting(
-        make: Callable[[], Environment], tasks: int, workers: int, timeout: float = 120.0, max_observation: int | None = None
+        make: Callable[[], Environment],
+        tasks: int,
+        workers: int,
+        timeout: float = 120.0,
+        max_observation: int | None = None,
     ) -> EnvPool:
-        """For so many tasks in flight: an environment for each, or at most `workers` where an environment is heavy; at most `workers` calls at a time where they block."""
+        """For so many tasks in flight: an environment for each, or at most `workers` where an
+        environment is heavy; at most `workers` calls at a time where they block."""
         first = _made(make)
-        pool = EnvPool(make, min(tasks, workers) if first.heavy else tasks, timeout, None if first.quick else workers, max_observation)
+        pool = EnvPool(
+            make,
+            min(tasks, workers) if first.heavy else tasks,
+            timeout,
+            None if first.quick else workers,
+            max_observation,
+        )
         pool._first = first
         pool._idle.append(first)
         return pool
 
     def short(self, observation: str) -> str:
         """The observation as the policy sees it: the same object where it is short enough."""
-        return observation if self.max_observation is None else cut_middle(observation, self.max_observation)
+        return (
+            observation
+            if self.max_observation is None
+            else cut_middle(observation, self.max_observation)
+        )
 
     @property
     def threads(self) -> ThreadPoolExecutor:
@@ -246,7 +301,8 @@ class EnvPool:
 
     @contextlib.asynccontextmanager
     async def acquire(self) -> AsyncIterator[EnvLease]:
-        """An environment for the length of the block; waits while all are lent. EnvError where none can be made."""
+        """An environment for the length of the block; waits while all are lent. EnvError where none
+        can be made."""
         with self.waits.on("slots"):
             await self._slots.acquire()
         try:
@@ -258,7 +314,9 @@ class EnvPool:
                 leased.broken = not quick  # its thread may still be inside the environment
                 raise
             finally:
-                leased.on_replay = _nothing  # it led back to the episode, and kept it until the next collection
+                leased.on_replay = (
+                    _nothing  # it led back to the episode, and kept it until the next collection
+                )
                 if leased.broken:
                     self.discard(leased.env)
                 else:
@@ -276,14 +334,17 @@ class EnvPool:
         """A new environment. EnvError where none can be made."""
         if self.facts.quick:
             return self._make()
-        return await asyncio.get_running_loop().run_in_executor(self.threads, self._make)  # it may start a process
+        return await asyncio.get_running_loop().run_in_executor(
+            self.threads, self._make
+        )  # it may start a process
 
     def discard(self, env: Environment) -> None:
         self.broken += 1
         _close(env)
 
     def lost_a_thread(self, env: Environment) -> None:
-        """A call into this environment hangs. One that lives in a process of its own is killed, which frees the thread; else the thread is left behind."""
+        """A call into this environment hangs. One that lives in a process of its own is killed,
+        which frees the thread; else the thread is left behind."""
         if not env.process:
             self.threads.shutdown(wait=False)
             self._threads = None

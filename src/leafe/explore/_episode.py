@@ -1,6 +1,7 @@
 """One episode: return to where the plan says, act until something ends it, reflect where it failed.
 
-Every way in which an episode can end is a typed `Stop`; only our own bugs raise. Whatever is charged was asked for first.
+Every way in which an episode can end is a typed `Stop`; only our own bugs raise. Whatever is
+charged was asked for first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ from leafe.explore._config import ExploreConfig
 from leafe.explore._env_pool import ActionTrace, Diverged, EnvLease, SnapshotHandle
 from leafe.explore._strategy import Plan, Strategy
 from leafe.explore._waits import Waits
-from leafe.prompts import History, PromptCache, Prompts, UnusableReflection, notes_on, shortenings, tried_on
+from leafe.prompts import (
+    History,
+    PromptCache,
+    Prompts,
+    UnusableReflection,
+    notes_on,
+    shortenings,
+    tried_on,
+)
 
 
 @dataclass(slots=True)
@@ -52,9 +61,11 @@ class EpisodeRunner:
     """The episode's number in its task."""
     waits: Waits
     snapshots: dict[str | None, SnapshotHandle] = field(default_factory=dict)
-    """Environment states by the turn after which they were taken; None: after reset. Empty after a resume: then replay serves."""
+    """Environment states by the turn after which they were taken; None: after reset. Empty after a
+    resume: then replay serves."""
     on_turn: Callable[[], None] = lambda: None
-    """Told after every policy call that was answered: with a slow model an episode takes minutes."""
+    """Told after every policy call that was answered: with a slow model an episode takes
+    minutes."""
     _turns: list[Turn] = field(default_factory=list)
     _said: PromptCache = field(default_factory=PromptCache)
     _replayed: int = 0
@@ -98,7 +109,8 @@ class EpisodeRunner:
         )
 
     async def _begin(self, plan: Plan, empty: History) -> History:
-        """Return the environment to the state after `plan.start` and check that it is that state."""
+        """Return the environment to the state after `plan.start` and check that it is that
+        state."""
         path = self.tree.path(plan.start)
         notes = notes_on(self.tree, path)
         if plan.experience is not None:
@@ -115,11 +127,14 @@ class EpisodeRunner:
         return History(empty.task, first, tuple(path), notes, plan.preamble)
 
     async def _look_back(self, plan: Plan) -> tuple[History, Stop]:
-        """Reflect on an episode that ended without: this record adds its reflections and no action, and ends as that one did. The environment is not asked."""
+        """Reflect on an episode that ended without: this record adds its reflections and no action,
+        and ends as that one did. The environment is not asked."""
         path = self.tree.path(plan.start)
         ended = self.tree.episode_of(path[-1].id)
         first = self.tree.episode_of(path[0].id).first_observation
-        history = History(self.tree.task, first, tuple(path), notes_on(self.tree, path), plan.preamble)
+        history = History(
+            self.tree.task, first, tuple(path), notes_on(self.tree, path), plan.preamble
+        )
         await self._reflect(history, tries=self.config.max_reflection_attempts)
         return history, ended.stop
 
@@ -152,7 +167,13 @@ class EpisodeRunner:
                 stop, error = Stop.context_full, str(full)
                 break
             self._turns.append(turn)
-            history = History(history.task, history.first_observation, (*history.turns, turn), self._kept(plan, history), history.preamble)
+            history = History(
+                history.task,
+                history.first_observation,
+                (*history.turns, turn),
+                self._kept(plan, history),
+                history.preamble,
+            )
             invalid = 0 if turn.valid else invalid + 1
             if turn.done:
                 stop = Stop.success if turn.success else Stop.failure
@@ -162,19 +183,32 @@ class EpisodeRunner:
             if invalid >= self.config.max_invalid_actions:
                 stop = Stop.invalid_limit
                 break
-            if self.config.reflect_every and (history.step % self.config.reflect_every == 0) and history.step < horizon and self.strategy.reflects_at(plan.depth):
+            if (
+                self.config.reflect_every
+                and (history.step % self.config.reflect_every == 0)
+                and history.step < horizon
+                and self.strategy.reflects_at(plan.depth)
+            ):
                 await self._reflect(history, tries=1)
-        if self._turns and stop in FAILED and self.config.reflect_on_failure and self.strategy.reflects_at(plan.depth):
+        if (
+            self._turns
+            and stop in FAILED
+            and self.config.reflect_on_failure
+            and self.strategy.reflects_at(plan.depth)
+        ):
             await self._reflect(history, tries=self.config.max_reflection_attempts)
         return stop, error
 
     def _sees(self, plan: Plan, history: History) -> bool:
         """Whether the next action's prompt holds the plan's experience."""
         put = len(self.tree.path(plan.start))
-        return history.step == put or (self.config.scope == "branch" and self.prompts.shows(history, put))
+        return history.step == put or (
+            self.config.scope == "branch" and self.prompts.shows(history, put)
+        )
 
     def _kept(self, plan: Plan, history: History) -> dict[int, str]:
-        """The experiences that later turns still see: under scope `action` the plan's own is gone after the revised action."""
+        """The experiences that later turns still see: under scope `action` the plan's own is gone
+        after the revised action."""
         notes = dict(history.notes)
         if self.config.scope == "action" and plan.experience is not None:
             notes.pop(len(self.tree.path(plan.start)), None)
@@ -183,26 +217,42 @@ class EpisodeRunner:
     async def _turn(self, history: History, experience: str | None) -> Turn:
         began = time.monotonic()
         try:
-            answer = await self._complete(self.prompts.act(history, self._said), history.step, None, 0)
+            answer = await self._complete(
+                self.prompts.act(history, self._said), history.step, None, 0
+            )
             thought, action = self.prompts.parse_action(answer.text, answer.finish == "length")
             result = await self.env.step(action)
         except (PolicyError, EnvError, Diverged):
-            self.budget.charge(policy_calls=-1, env_steps=-1)  # no turn came of it: the journal will not hold it
+            self.budget.charge(
+                policy_calls=-1, env_steps=-1
+            )  # no turn came of it: the journal will not hold it
             raise
         self._charge(answer)
         return act_turn(
-            answer, thought, action, result,
-            id=turn_id(history.task.id, self.index, history.step), parent=history.turns[-1].id if history.turns else None,
-            task_id=history.task.id, step=history.step, policy=self.policy.name, seconds=time.monotonic() - began, experience=experience,
-        )  # fmt: skip
+            answer,
+            thought,
+            action,
+            result,
+            id=turn_id(history.task.id, self.index, history.step),
+            parent=history.turns[-1].id if history.turns else None,
+            task_id=history.task.id,
+            step=history.step,
+            policy=self.policy.name,
+            seconds=time.monotonic() - began,
+            experience=experience,
+        )
 
     async def _reflect(self, history: History, tries: int) -> None:
-        """Ask for (tau, e) until one is usable, at most `tries` times; every try is a turn, and is charged.
+        """Ask for (tau, e) until one is usable, at most `tries` times; every try is a turn, and is
+        charged.
 
-        A history that does not fit the policy's context is shortened until it does (`leafe.prompts.shortenings`); what was refused is not charged.
+        A history that does not fit the policy's context is shortened until it does
+        (`leafe.prompts.shortenings`); what was refused is not charged.
         """
         if self.prompts.set.tried:
-            history = replace(history, tried=tried_on(self.tree, history.turns, self.index, self._experience))
+            history = replace(
+                history, tried=tried_on(self.tree, history.turns, self.index, self._experience)
+            )
         shorter = iter(shortenings(history.step))
         for _ in range(tries):
             nth = sum(t.kind is Kind.reflect and t.step == history.step for t in self._turns)
@@ -214,7 +264,9 @@ class EpisodeRunner:
             try:
                 while True:
                     try:
-                        answer = await self._complete(self.prompts.reflect(history, self._said), history.step, "reflect", nth)
+                        answer = await self._complete(
+                            self.prompts.reflect(history, self._said), history.step, "reflect", nth
+                        )
                         break
                     except ContextFull:
                         left_out = next(shorter, None)
@@ -252,7 +304,9 @@ class EpisodeRunner:
             if target is not None or hopeless:
                 return
 
-    async def _complete(self, messages: tuple[Message, ...], step: int, what: str | None, nth: int) -> Completion:
+    async def _complete(
+        self, messages: tuple[Message, ...], step: int, what: str | None, nth: int
+    ) -> Completion:
         config, words = self.config, self.prompts.set
         extra: dict[str, Any] = {"max_tokens": words.max_tokens, "temperature": config.temperature}
         if what is not None:
@@ -262,8 +316,19 @@ class EpisodeRunner:
                 "temperature": config.temperature if cooler is None else cooler,
                 "schema": self.prompts.reflection_schema(step),
             }
-        names = (config.seed, self.tree.task.id, self.index, step) if what is None else (config.seed, self.tree.task.id, self.index, step, what, nth)
-        request = Request(messages=messages, top_p=config.top_p, stop=words.stop, seed=derive_seed(*names), cache_key=self.tree.task.id, **extra)
+        names = (
+            (config.seed, self.tree.task.id, self.index, step)
+            if what is None
+            else (config.seed, self.tree.task.id, self.index, step, what, nth)
+        )
+        request = Request(
+            messages=messages,
+            top_p=config.top_p,
+            stop=words.stop,
+            seed=derive_seed(*names),
+            cache_key=self.tree.task.id,
+            **extra,
+        )
         with self.waits.on("engine"):
             answers = await self.policy.complete(request)
         if not answers:
@@ -274,12 +339,22 @@ class EpisodeRunner:
     def _charge(self, answer: Completion) -> None:
         """The tokens of a turn."""
         usage = answer.usage
-        self.budget.charge(prompt_tokens=usage.prompt, cached_tokens=usage.cached, generated_tokens=usage.generated)
+        self.budget.charge(
+            prompt_tokens=usage.prompt, cached_tokens=usage.cached, generated_tokens=usage.generated
+        )
 
 
 def unbegun(plan: Plan, task: Task, index: int, config: ExploreConfig, error: EnvError) -> Episode:
     """The episode of this plan for which no environment could be had."""
     return Episode(
-        task.id, index, Stop.env_error, (), start=plan.start, experience=plan.experience, scope=config.scope, depth=plan.depth, preamble=plan.preamble,
+        task.id,
+        index,
+        Stop.env_error,
+        (),
+        start=plan.start,
+        experience=plan.experience,
+        scope=config.scope,
+        depth=plan.depth,
+        preamble=plan.preamble,
         error=str(error),
-    )  # fmt: skip
+    )

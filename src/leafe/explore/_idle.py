@@ -1,4 +1,5 @@
-"""Whether a task's episodes come nearer to an end: every episode has to charge something that a limit bounds, or the task is given up."""
+"""Whether a task's episodes come nearer to an end: every episode has to charge something that a
+limit bounds, or the task is given up."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ ERRORS = frozenset({Stop.policy_error, Stop.env_error})
 
 
 def bounding(budget: Budget) -> frozenset[str]:
-    """What the limits of a budget and of those above it bound, time aside; under time limits alone, calls and steps."""
+    """What the limits of a budget and of those above it bound, time aside; under time limits alone,
+    calls and steps."""
     names: set[str] = set()
     each: Budget | None = budget
     while each is not None:
@@ -22,9 +24,11 @@ def bounding(budget: Budget) -> frozenset[str]:
 
 
 def idle_in_a_row(episodes: Iterable[Episode], names: frozenset[str]) -> tuple[int, str]:
-    """How many of the latest episodes in a row did nothing that ends a task, and one sentence on the last of them.
+    """How many of the latest episodes in a row did nothing that ends a task, and one sentence on
+    the last of them.
 
-    An episode is idle where it began at the root and took no action, or where it charged nothing of `names`. Errors are counted
+    An episode is idle where it began at the root and took no action, or where it charged nothing of
+    `names`. Errors are counted
     elsewhere; a branch without an action uses up its reflection: neither ends a row.
     """
     count, why = 0, ""
@@ -36,7 +40,13 @@ def idle_in_a_row(episodes: Iterable[Episode], names: frozenset[str]) -> tuple[i
             said = episode.error or f"it ended as {episode.stop.value}"
             count, why = count + 1, f"it cannot begin: {said}"
         elif not any(value for name, value in cost_of(episode).items() if name in names):
-            count, why = count + 1, f"its episodes charge nothing that a limit bounds ({', '.join(sorted(names))}): limit policy_calls as well."
+            count, why = (
+                count + 1,
+                (
+                    "its episodes charge nothing that a limit bounds "
+                    f"({', '.join(sorted(names))}): limit policy_calls as well."
+                ),
+            )
         else:
             count, why = 0, ""
     return count, why

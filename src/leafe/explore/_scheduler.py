@@ -1,8 +1,12 @@
-"""Stage 1 over many tasks: each task's tree grows by itself, as many at a time as `concurrency` allows.
+"""Stage 1 over many tasks: each task's tree grows by itself, as many at a time as `concurrency`
+allows.
 
-There is no barrier between tasks: a task takes its next turn when its own last one is done. Within a task episodes follow one another, so that the
-tree of a task depends on the run's seed and the task alone; only the branches of one reflection run side by side, where the budget holds the longest that
-they can get (then none of them can decide what another gets). A finished episode is durable before the next one begins: whatever is finished
+There is no barrier between tasks: a task takes its next turn when its own last one is done. Within
+a task episodes follow one another, so that the
+tree of a task depends on the run's seed and the task alone; only the branches of one reflection run
+side by side, where the budget holds the longest that
+they can get (then none of them can decide what another gets). A finished episode is durable before
+the next one begins: whatever is finished
 by then goes into one write.
 """
 
@@ -45,14 +49,16 @@ SENTENCES = 3
 
 
 class EpisodeSink(Protocol):
-    """Where finished episodes go: `leafe.runs.Journal`, or anything with a blocking, durable `append`."""
+    """Where finished episodes go: `leafe.runs.Journal`, or anything with a blocking, durable
+    `append`."""
 
     def append(self, episodes: Sequence[Episode]) -> None: ...
 
 
 @dataclass(slots=True)
 class Progress:
-    """Where a stage stands; handed to the caller after every answer of the policy and every finished episode (what is counted in episodes and
+    """Where a stage stands; handed to the caller after every answer of the policy and every
+    finished episode (what is counted in episodes and
     turns counts finished episodes; `spent` is up to date)."""
 
     tasks: int
@@ -81,7 +87,8 @@ class Exploration:
     waits: Waits = field(default_factory=Waits)
     """Where the time went."""
     given_up: int = 0
-    """Tasks that were left because their episodes failed again and again while others did not, or did nothing that would ever end."""
+    """Tasks that were left because their episodes failed again and again while others did not, or
+    did nothing that would ever end."""
     given_up_because: tuple[str, ...] = ()
     """A sentence for each of the first of them."""
 
@@ -100,10 +107,13 @@ async def explore(
 ) -> Exploration:
     """Grow a tree for every task.
 
-    `known` holds the trees of an earlier, interrupted run, or of imported episodes: they count against the budget and are gone on with; a failure among them
-    that nobody has reflected on is reflected on first, by a strategy that reflects. `keep=False` lets go of a tree when its task is
+    `known` holds the trees of an earlier, interrupted run, or of imported episodes: they count
+    against the budget and are gone on with; a failure among them
+    that nobody has reflected on is reflected on first, by a strategy that reflects. `keep=False`
+    lets go of a tree when its task is
     done, so that memory depends on the tasks in flight: what was found is in the journal.
-    Raises UserError for an empty task list, ForeignFailure where the policy or the environments fail again and again (what was finished is in the journal).
+    Raises UserError for an empty task list, ForeignFailure where the policy or the environments
+    fail again and again (what was finished is in the journal).
     """
     if not tasks:
         raise UserError("There are no tasks to explore: check the split and the count.")
@@ -111,7 +121,16 @@ async def explore(
         raise UserError("Exploration has no end: set a limit, such as explore.limits.policy_calls.")
     if config.strategy == "reflexion":
         prompts = prompts.saying(preamble=prompts.set.advice)
-    stage = _Stage(policy, pool, prompts, config, journal, on_progress, Progress(len(tasks)), Budget(config.run_limits))
+    stage = _Stage(
+        policy,
+        pool,
+        prompts,
+        config,
+        journal,
+        on_progress,
+        Progress(len(tasks)),
+        Budget(config.run_limits),
+    )
     doubled = Counter(task.id for task in tasks).most_common(1)[0]
     if doubled[1] > 1:
         raise UserError(f"Two tasks share an id: {doubled[0]!r}; ids must be unique.")
@@ -124,7 +143,11 @@ async def explore(
 
         def each() -> Iterator[_Begun]:
             for task in tasks:
-                tree, budget = begun.pop(task.id) if task.id in begun else (Tree(task), Budget(config.limits, stage.budget))
+                tree, budget = (
+                    begun.pop(task.id)
+                    if task.id in begun
+                    else (Tree(task), Budget(config.limits, stage.budget))
+                )
                 if keep:
                     trees[task.id] = tree
                 yield _Begun(tree, budget)
@@ -141,13 +164,21 @@ async def explore(
             stage.writer.close()
         p = stage.progress
         return Exploration(
-            trees, stage.budget.snapshot(), dict(p.stops), p.unusable_reflections, stage.budget.reached(), pool.waits, p.given_up, tuple(stage.because)
+            trees,
+            stage.budget.snapshot(),
+            dict(p.stops),
+            p.unusable_reflections,
+            stage.budget.reached(),
+            pool.waits,
+            p.given_up,
+            tuple(stage.because),
         )
 
 
 @contextlib.contextmanager
 def _seldom_collected() -> Iterator[None]:
-    """Python's collector looks through every living record again and again for the few cycles there are: a sixth of the processor time with 1024 tasks in
+    """Python's collector looks through every living record again and again for the few cycles there
+    are: a sixth of the processor time with 1024 tasks in
     flight. Here it looks after every 50,000 new objects instead of 700, which are a few MB."""
     before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 20)
@@ -158,7 +189,8 @@ def _seldom_collected() -> Iterator[None]:
 
 
 class _Writer:
-    """Makes episodes durable in a thread: all that wait when the thread is free go into one write, so that many tasks share one sync of the disk."""
+    """Makes episodes durable in a thread: all that wait when the thread is free go into one write,
+    so that many tasks share one sync of the disk."""
 
     def __init__(self, sink: EpisodeSink | None) -> None:
         self.sink = sink
@@ -175,7 +207,9 @@ class _Writer:
         self._waiting.append((episodes, done))
         if not self._busy:
             self._busy = True
-            self._running = asyncio.get_running_loop().create_task(self._run())  # held: the loop itself holds tasks weakly
+            self._running = asyncio.get_running_loop().create_task(
+                self._run()
+            )  # held: the loop itself holds tasks weakly
         await done
 
     async def _run(self) -> None:
@@ -184,7 +218,9 @@ class _Writer:
             batch, self._waiting = self._waiting, []
             try:
                 together = [episode for episodes, _ in batch for episode in episodes]
-                await asyncio.get_running_loop().run_in_executor(self._thread, self.sink.append, together)
+                await asyncio.get_running_loop().run_in_executor(
+                    self._thread, self.sink.append, together
+                )
                 error: BaseException | None = None
             except BaseException as caught:
                 error = caught
@@ -246,7 +282,9 @@ class _Stage:
         return tree, budget
 
     async def work(self, waiting: Iterator[_Begun]) -> None:
-        while (task := next(waiting, None) or (self.put_off.pop(0) if self.put_off else None)) is not None:
+        while (
+            task := next(waiting, None) or (self.put_off.pop(0) if self.put_off else None)
+        ) is not None:
             with self.pool.waits.on("total"):
                 left = await self.grow(task)
             if left:
@@ -276,8 +314,16 @@ class _Stage:
             if not failed:
                 sound = self.sound
             if failed >= self.config.max_errors:
-                if self.sound > sound:  # others came to a sound end meanwhile: the failures are this task's own
-                    return self.give_up(tree, f"{failed} episodes failed while those of others did not, the last with: {tree.episodes[-1].error}")
+                if (
+                    self.sound > sound
+                ):  # others came to a sound end meanwhile: the failures are this task's own
+                    return self.give_up(
+                        tree,
+                        (
+                            f"{failed} episodes failed while those of others did not, the last "
+                            f"with: {tree.episodes[-1].error}"
+                        ),
+                    )
                 if not task.put_off:
                     task.put_off = True
                     return False
@@ -289,7 +335,9 @@ class _Stage:
             if idle >= self.config.max_errors:
                 return self.give_up(tree, why)
             plan = look_back(strategy, tree, self.config) or strategy.next(tree)
-            if plan is None or not budget.admits(episodes=int(not plan.look_back), policy_calls=1, env_steps=1, replayed_steps=1):
+            if plan is None or not budget.admits(
+                episodes=int(not plan.look_back), policy_calls=1, env_steps=1, replayed_steps=1
+            ):
                 return True
 
             async def run(index: int, plan: Plan = plan) -> Episode:
@@ -297,7 +345,17 @@ class _Stage:
                 try:
                     async with self.pool.acquire() as env:
                         runner = EpisodeRunner(
-                            tree, self.policy, self.prompts, strategy, self.config, budget, env, index, self.pool.waits, snapshots, self.report
+                            tree,
+                            self.policy,
+                            self.prompts,
+                            strategy,
+                            self.config,
+                            budget,
+                            env,
+                            index,
+                            self.pool.waits,
+                            snapshots,
+                            self.report,
                         )
                         return await runner.run(plan)
                 except EnvError as error:  # none could be made
@@ -306,7 +364,9 @@ class _Stage:
             together = 1 if plan.look_back else siblings(strategy, tree)
             if together > 1 and self.holds(budget, together, strategy, plan):
                 async with asyncio.TaskGroup() as group:
-                    running = [group.create_task(run(len(tree.episodes) + i)) for i in range(together)]
+                    running = [
+                        group.create_task(run(len(tree.episodes) + i)) for i in range(together)
+                    ]
                 finished = [task.result() for task in running]
             else:
                 finished = [await run(len(tree.episodes))]
@@ -325,11 +385,14 @@ class _Stage:
         return True
 
     async def outside_works(self) -> bool:
-        """Whether an episode that came to a sound end could still begin: its environment resets, the policy answers its first prompt. Charged to nobody."""
+        """Whether an episode that came to a sound end could still begin: its environment resets,
+        the policy answers its first prompt. Charged to nobody."""
         if self.witness is None:
             return False
         task, first = self.witness
-        request = Request(self.prompts.act(History(task, first)), max_tokens=16, seed=0, cache_key=task.id)  # some servers refuse less
+        request = Request(
+            self.prompts.act(History(task, first)), max_tokens=16, seed=0, cache_key=task.id
+        )  # some servers refuse less
         try:
             async with self.pool.acquire() as env:
                 await env.reset(task, derive_seed(self.config.seed, task.id, "world"))
@@ -339,17 +402,35 @@ class _Stage:
         return True
 
     def end(self, failed: int, error: str) -> ForeignFailure:
-        return ForeignFailure(f"{failed} episodes in a row failed, the last with: {error} What was finished is kept: mend it and run again.")
+        return ForeignFailure(
+            f"{failed} episodes in a row failed, the last with: {error} What was finished "
+            "is kept: mend it and run again."
+        )
 
     def holds(self, budget: Budget, episodes: int, strategy: Strategy, plan: Plan) -> bool:
-        """Whether the budget holds so many episodes of this plan, were each as long as it can get."""
+        """Whether the budget holds so many episodes of this plan, were each as long as it can
+        get."""
         horizon = self.config.horizon or self.pool.facts.horizon
         reflections = 0
         if strategy.reflects_at(plan.depth):
-            reflections = (horizon // self.config.reflect_every if self.config.reflect_every else 0) + self.config.max_reflection_attempts
-        if any(name.endswith("_tokens") or name in ("seconds", "replayed_steps") for name in budget.limits) or budget.parent is None or budget.parent.limits:
-            return False  # what these cost is known afterwards only, and a run's limit is shared with other tasks
-        return budget.admits(episodes=episodes, policy_calls=episodes * (horizon + reflections), env_steps=episodes * horizon)
+            reflections = (
+                horizon // self.config.reflect_every if self.config.reflect_every else 0
+            ) + self.config.max_reflection_attempts
+        if (
+            any(
+                name.endswith("_tokens") or name in ("seconds", "replayed_steps")
+                for name in budget.limits
+            )
+            or budget.parent is None
+            or budget.parent.limits
+        ):
+            # what these cost is known afterwards only, and a run's limit is shared with other tasks
+            return False
+        return budget.admits(
+            episodes=episodes,
+            policy_calls=episodes * (horizon + reflections),
+            env_steps=episodes * horizon,
+        )
 
     def count(self, tree: Tree, episode: Episode) -> None:
         p = self.progress
@@ -359,7 +440,11 @@ class _Stage:
         if episode.stop in ERRORS:
             self.errors_in_a_row, self.last_error = self.errors_in_a_row + 1, episode.error
         else:
-            self.errors_in_a_row, self.sound, self.witness = 0, self.sound + 1, (tree.task, episode.first_observation)
+            self.errors_in_a_row, self.sound, self.witness = (
+                0,
+                self.sound + 1,
+                (tree.task, episode.first_observation),
+            )
         if episode.success and len(tree.successes()) == 1:
             p.solved += 1
             p.solved_by_rollback += episode.depth > 0
@@ -370,7 +455,8 @@ class _Stage:
             self.on_progress(self.progress)
 
     async def give_up_if_hopeless(self) -> None:
-        """A dead endpoint fails every episode: end the stage after a row of failures instead of filling the journal with them."""
+        """A dead endpoint fails every episode: end the stage after a row of failures instead of
+        filling the journal with them."""
         async with self.doubting:
             if self.errors_in_a_row >= max(10, self.config.max_errors):
                 if not await self.outside_works():

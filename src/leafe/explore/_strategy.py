@@ -1,6 +1,7 @@
 """A strategy is a pure function of a task's tree: what should the next episode be?
 
-It keeps no state of its own, so that a resumed run asks the same question of the same tree and gets the same answer. Four
+It keeps no state of its own, so that a resumed run asks the same question of the same tree and gets
+the same answer. Four
 are built in; another is a class with `next` and one line in `STRATEGIES`.
 """
 
@@ -31,16 +32,25 @@ class Plan:
 
 
 def look_back(strategy: Strategy, tree: Tree, config: ExploreConfig) -> Plan | None:
-    """The first failure that nobody has reflected on, though the strategy reflects on such; None where there is none, or nothing to reflect with.
+    """The first failure that nobody has reflected on, though the strategy reflects on such; None
+    where there is none, or nothing to reflect with.
 
-    An episode that `explore` ran itself was reflected on at its end. One that was imported comes without: it is what exploration begins with.
+    An episode that `explore` ran itself was reflected on at its end. One that was imported comes
+    without: it is what exploration begins with.
     """
     if not config.reflect_on_failure:
         return None
     read = {t.parent for t in tree.reflections}
     for episode in tree.episodes:
-        if episode.stop in FAILED and episode.acts and episode.acts[-1].id not in read and strategy.reflects_at(episode.depth):
-            return Plan(episode.acts[-1].id, depth=episode.depth, preamble=episode.preamble, look_back=True)
+        if (
+            episode.stop in FAILED
+            and episode.acts
+            and episode.acts[-1].id not in read
+            and strategy.reflects_at(episode.depth)
+        ):
+            return Plan(
+                episode.acts[-1].id, depth=episode.depth, preamble=episode.preamble, look_back=True
+            )
     return None
 
 
@@ -53,13 +63,15 @@ class Strategy(Protocol):
 
 
 def siblings(strategy: Strategy, tree: Tree) -> int:
-    """How many times in a row the strategy will ask for the plan that it asks for now, whatever comes of it: these may run at the same time."""
+    """How many times in a row the strategy will ask for the plan that it asks for now, whatever
+    comes of it: these may run at the same time."""
     count = getattr(strategy, "siblings", None)
     return int(count(tree)) if count is not None else 1
 
 
 class RollbackTree:
-    """LEAFE's Stage 1 (METHOD.md): reflections wait in a first-in-first-out queue; each gives `width` branches at its step tau.
+    """LEAFE's Stage 1 (METHOD.md): reflections wait in a first-in-first-out queue; each gives
+    `width` branches at its step tau.
     Where the queue is empty (all depths used up, no usable reflection), a fresh root begins."""
 
     def __init__(self, config: ExploreConfig, words: PromptSet) -> None:
@@ -82,7 +94,9 @@ class RollbackTree:
                 continue
             assert reflection.target is not None
             read = tree.path(reflection.id)
-            plan = Plan(read[reflection.target - 1].id if reflection.target else None, reflection.id, depth)
+            plan = Plan(
+                read[reflection.target - 1].id if reflection.target else None, reflection.id, depth
+            )
             return plan, self.config.branches_per_reflection - used[reflection.id]
         return Plan(), 1
 
@@ -91,7 +105,8 @@ class RollbackTree:
 
 
 class Independent:
-    """Independent sampling: fresh episodes, nothing carried over. Where their number is given and no success ends the task, they need not wait for each
+    """Independent sampling: fresh episodes, nothing carried over. Where their number is given and
+    no success ends the task, they need not wait for each
     other."""
 
     def __init__(self, config: ExploreConfig, words: PromptSet) -> None:
@@ -110,7 +125,8 @@ class Independent:
 
 
 class Refine:
-    """Iterative refinement: start again with the latest failed attempts in the first prompt, what was done in them and what came of it, in the words of the
+    """Iterative refinement: start again with the latest failed attempts in the first prompt, what
+    was done in them and what came of it, in the words of the
     prompt set (`leafe.prompts.attempt_text`)."""
 
     def __init__(self, config: ExploreConfig, words: PromptSet) -> None:
@@ -132,9 +148,12 @@ class Refine:
 
 
 class Reflexion:
-    """Start again with what the policy told itself after the latest failed attempts (Reflexion, arXiv 2303.11366): refinement whose feedback is the note of
-    a reflection. Where the set has an `advice_attempt` (programs), the last attempt that was reflected on stands there too, as in Reflexion's own prompts for
-    programs. The step that the reflection names is not used. `explore` puts the notes into words by the set's `advice`."""
+    """Start again with what the policy told itself after the latest failed attempts (Reflexion,
+    arXiv 2303.11366): refinement whose feedback is the note of
+    a reflection. Where the set has an `advice_attempt` (programs), the last attempt that was
+    reflected on stands there too, as in Reflexion's own prompts for
+    programs. The step that the reflection names is not used. `explore` puts the notes into words by
+    the set's `advice`."""
 
     def __init__(self, config: ExploreConfig, words: PromptSet) -> None:
         self.config, self.words = config, words
@@ -157,12 +176,18 @@ class Reflexion:
 
 
 STRATEGIES: dict[str, Callable[[ExploreConfig, PromptSet], Strategy]] = {
-    "tree": RollbackTree, "independent": Independent, "refine": Refine, "reflexion": Reflexion,
-}  # fmt: skip
+    "tree": RollbackTree,
+    "independent": Independent,
+    "refine": Refine,
+    "reflexion": Reflexion,
+}
 
 
 def make_strategy(config: ExploreConfig, words: PromptSet) -> Strategy:
-    """The strategy that the config names, for tasks that are played with this prompt set; UserError for an unknown name."""
+    """The strategy that the config names, for tasks that are played with this prompt set; UserError
+    for an unknown name."""
     if config.strategy not in STRATEGIES:
-        raise UserError(f"There is no strategy {config.strategy!r}: choose one of {', '.join(STRATEGIES)}.")
+        raise UserError(
+            f"There is no strategy {config.strategy!r}: choose one of {', '.join(STRATEGIES)}."
+        )
     return STRATEGIES[config.strategy](config, words)

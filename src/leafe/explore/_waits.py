@@ -1,8 +1,12 @@
-"""Where the time of a stage goes, in task-seconds: what each task in flight was waiting for, added up over tasks.
+"""Where the time of a stage goes, in task-seconds: what each task in flight was waiting for, added
+up over tasks.
 
-With 64 tasks in flight a second of wall time is 64 task-seconds. `engine` is waiting for the policy's answer, `envs` for a call into an environment, `slots` for an
-environment to be free, `journal` for an episode to be durable; `leafe` is all the rest: a task that could go on and was not gone on with.
-An answer that has come and lies ready while the event loop is busy with others counts where it was waited for: a busy processor shows as a longer `engine`.
+With 64 tasks in flight a second of wall time is 64 task-seconds. `engine` is waiting for the
+policy's answer, `envs` for a call into an environment, `slots` for an
+environment to be free, `journal` for an episode to be durable; `leafe` is all the rest: a task that
+could go on and was not gone on with.
+An answer that has come and lies ready while the event loop is busy with others counts where it was
+waited for: a busy processor shows as a longer `engine`.
 """
 
 from __future__ import annotations
@@ -38,4 +42,6 @@ class Waits:
 
     def to_json(self) -> dict[str, float]:
         """Seconds, rounded; with `leafe`."""
-        return {f.name: round(getattr(self, f.name), 3) for f in fields(self)} | {"leafe": round(self.leafe, 3)}
+        return {f.name: round(getattr(self, f.name), 3) for f in fields(self)} | {
+            "leafe": round(self.leafe, 3)
+        }

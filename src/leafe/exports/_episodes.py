@@ -1,6 +1,8 @@
-"""Whole episodes as JSON lines of chat messages with rewards: what `leafe import --format chat` reads (docs/data.md).
+"""Whole episodes as JSON lines of chat messages with rewards: what `leafe import --format chat`
+reads (docs/data.md).
 
-The messages are the prompts as an agent without experience would see them. Beside each text stands what it is made of (`action`, `observation`, the sampled
+The messages are the prompts as an agent without experience would see them. Beside each text stands
+what it is made of (`action`, `observation`, the sampled
 `tokens`), so that an import has the episode exactly.
 """
 
@@ -14,12 +16,16 @@ from leafe.core import Episode, Tree, Turn
 from leafe.prompts import History, Prompts
 
 
-def rows(trees: Mapping[str, Tree], prompts: Prompts, left_out: dict[str, int]) -> Iterator[dict[str, Any]]:
+def rows(
+    trees: Mapping[str, Tree], prompts: Prompts, left_out: dict[str, int]
+) -> Iterator[dict[str, Any]]:
     """One row an episode, branches from the reset on. What gives none is counted in `left_out`."""
     for tree in trees.values():
         for episode in tree.rollouts:
             if not episode.acts:
-                left_out["episode: it took no action"] = left_out.get("episode: it took no action", 0) + 1
+                left_out["episode: it took no action"] = (
+                    left_out.get("episode: it took no action", 0) + 1
+                )
                 continue
             yield _row(tree, episode, prompts)
 
@@ -42,7 +48,9 @@ def _row(tree: Tree, episode: Episode, prompts: Prompts) -> dict[str, Any]:
     return {
         "task": {"id": task.id, "instruction": task.instruction, "payload": dict(task.payload)},
         "messages": messages,
-        "reward": reward if math.isfinite(reward) else None,  # finite rewards of 1e308 have no finite sum
+        "reward": reward
+        if math.isfinite(reward)
+        else None,  # finite rewards of 1e308 have no finite sum
         "success": episode.success,
         "stop": episode.stop.value,
         "model": turns[-1].policy,
@@ -60,5 +68,7 @@ def _acted(tree: Tree, turn: Turn) -> dict[str, Any]:
     if turn.tokens is not None:
         out["tokens"] = list(turn.tokens)
     if turn.experience is not None:
-        out["experience"] = tree[turn.experience].note  # it stood in the prompt that this was sampled from, and stands in none here
+        out["experience"] = tree[
+            turn.experience
+        ].note  # it stood in the prompt that this was sampled from, and stands in none here
     return out

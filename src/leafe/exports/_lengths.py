@@ -1,4 +1,5 @@
-"""How many tokens each row has, by the tokenizer of the model that is to be trained: trainers cut long rows from the end, where the answer is."""
+"""How many tokens each row has, by the tokenizer of the model that is to be trained: trainers cut
+long rows from the end, where the answer is."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ USUAL: Mapping[str, tuple[str, str, int]] = {
     "axolotl": ("Axolotl", "sequence_len", 512),
     "verl": ("verl", "data.max_length", 1024),
 }
-"""Target: its trainer, what the trainer calls the most tokens of a row, and that setting's default."""
+"""Target: its trainer, what the trainer calls the most tokens of a row, and that setting's
+default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Tokenizer:
     tokenizer: Any
 
     def length(self, sample: Sample) -> int:
-        """Tokens of the prompt and its answer (of a pair: the longer one) as a trainer renders them."""
+        """Tokens of the prompt and its answer (of a pair: the longer one) as a trainer renders
+        them."""
         answers = [sample.answer, *([sample.rejected] if sample.rejected is not None else [])]
         return max(self._tokens((*sample.messages, answer)) for answer in answers)
 
@@ -43,7 +46,10 @@ class Tokenizer:
             return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         except Exception as error:  # a template is a program of its own
             said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"The tokenizer {self.name} cannot render the samples ({said}): give another one with --tokenizer.") from error
+            raise UserError(
+                f"The tokenizer {self.name} cannot render the samples ({said}): give "
+                "another one with --tokenizer."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +78,15 @@ def measured(kept: Mapping[str, Iterable[tuple[Sample, int]]], tokenizer: str) -
     parts: dict[str, list[int]] = {}
     for split, samples in kept.items():
         for sample, length in samples:
-            parts.setdefault(sample.part + (", validation" if split == "validation" else ""), []).append(length)
+            parts.setdefault(
+                sample.part + (", validation" if split == "validation" else ""), []
+            ).append(length)
     return Lengths(tokenizer, parts)
 
 
 def warning(lengths: Lengths | None, target: str) -> str:
-    """One sentence where the trainer's own default would cut rows; empty where it would not, or nothing is known."""
+    """One sentence where the trainer's own default would cut rows; empty where it would not, or
+    nothing is known."""
     if target not in USUAL:
         return ""
     trainer, setting, usual = USUAL[target]
@@ -90,8 +99,10 @@ def warning(lengths: Lengths | None, target: str) -> str:
     if not cut:
         return ""
     return (
-        f"{cut} of {lengths.rows} rows are longer than the {usual:,} tokens that {trainer} keeps by default, and would lose their answer, which stands at the "
-        f"end, or be dropped: set {setting} = {lengths.longest} there, or export with --max-length, which leaves long rows out."
+        f"{cut} of {lengths.rows} rows are longer than the {usual:,} tokens that {trainer} "
+        "keeps by default, and would lose their answer, which stands at the "
+        f"end, or be dropped: set {setting} = {lengths.longest} there, or export with "
+        "--max-length, which leaves long rows out."
     )
 
 
@@ -102,27 +113,43 @@ def section(lengths: Lengths | None, target: str) -> str:
     trainer, setting, usual = USUAL[target]
     if lengths is None:
         return (
-            f"## Token lengths\n\nNot measured: no tokenizer was at hand. {trainer} keeps {usual:,} tokens of a row by "
+            f"## Token lengths\n\nNot measured: no tokenizer was at hand. {trainer} keeps "
+            f"{usual:,} tokens of a row by "
             f"default and cuts or drops longer ones: set `{setting}`."
         )
     rows = [
-        f"| {part} | {len(each)} | {statistics.median(each):.0f} | {max(each)} | {sum(n > usual for n in each)} |"
+        (
+            f"| {part} | {len(each)} | {statistics.median(each):.0f} | {max(each)} | "
+            f"{sum(n > usual for n in each)} |"
+        )
         for part, each in lengths.parts.items()
         if each
     ]
     return "\n".join(
         [
-            "## Token lengths", "",
-            f"Prompt and answer together, by the tokenizer `{lengths.tokenizer}` and its chat template; another model's differ.", "",
-            f"| part | rows | median | longest | longer than {usual:,} |", "| --- | --- | --- | --- | --- |", *rows, "",
-            f"**`{setting} = {lengths.longest}` holds every row.** {trainer} keeps {usual:,} tokens by default and cuts "
+            "## Token lengths",
+            "",
+            (
+                f"Prompt and answer together, by the tokenizer `{lengths.tokenizer}` and its "
+                "chat template; another model's differ."
+            ),
+            "",
+            f"| part | rows | median | longest | longer than {usual:,} |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            f"**`{setting} = {lengths.longest}` holds every row.** {trainer} keeps "
+            f"{usual:,} tokens by default and cuts "
             "or drops what is longer; rows are cut from the end, where the answer is.",
         ]
-    )  # fmt: skip
+    )
 
 
-def tokenizer_of(run: RunFolder, recipe: Recipe, asked: str | Path | None = None) -> Tokenizer | None:
-    """The tokenizer that was asked for (a folder or a model's id), else that of the run's model; None where that is not on this machine.
+def tokenizer_of(
+    run: RunFolder, recipe: Recipe, asked: str | Path | None = None
+) -> Tokenizer | None:
+    """The tokenizer that was asked for (a folder or a model's id), else that of the run's model;
+    None where that is not on this machine.
 
     Raises:
         UserError: The one that was asked for cannot be loaded, or has no chat template.
@@ -137,7 +164,9 @@ def tokenizer_of(run: RunFolder, recipe: Recipe, asked: str | Path | None = None
     for folder in [model, *sorted(run.path.glob("distill/*/checkpoint"))]:
         if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
             try:
-                return _loaded(folder, recipe.policy.model if folder == model else folder.parent.name)
+                return _loaded(
+                    folder, recipe.policy.model if folder == model else folder.parent.name
+                )
             except UserError:
                 continue
     return None
@@ -148,5 +177,8 @@ def _loaded(where: str | Path, name: str | None = None) -> Tokenizer:
 
     found = load_tokenizer(where)
     if getattr(found, "chat_template", None) is None:
-        raise UserError(f"The tokenizer {where} has no chat template, so that rows cannot be measured with it: give another one with --tokenizer.")
+        raise UserError(
+            f"The tokenizer {where} has no chat template, so that rows cannot be measured "
+            "with it: give another one with --tokenizer."
+        )
     return Tokenizer(Path(name or str(where)).name, found)

@@ -1,6 +1,8 @@
-"""Preference pairs from episodes that nothing connects but their task: where a success and a failure first do different things after the same history.
+"""Preference pairs from episodes that nothing connects but their task: where a success and a
+failure first do different things after the same history.
 
-Trees with branches give better pairs (the revised action over the original one, `leafe.distill.build` with method = "dpo"); these are for episodes that
+Trees with branches give better pairs (the revised action over the original one,
+`leafe.distill.build` with method = "dpo"); these are for episodes that
 were imported, or sampled independently.
 """
 
@@ -15,8 +17,10 @@ from leafe.prompts import Prompts, history_before
 
 
 def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
-    """One pair for each success and each other action that a failure of the same task took where their histories part. Each (history, chosen, rejected)
-    once. What gives none is counted: actions that the environment refused, answers that say the same action in other words, and answers that were cut."""
+    """One pair for each success and each other action that a failure of the same task took where
+    their histories part. Each (history, chosen, rejected)
+    once. What gives none is counted: actions that the environment refused, answers that say the
+    same action in other words, and answers that were cut."""
     samples: list[Sample] = []
     duplicates = 0
     skipped: Counter[str] = Counter()
@@ -27,7 +31,11 @@ def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
         for won, path in wins:
             for lost, other in failures:
                 at = _parting(path, other)
-                if at is None or tree.episode_of(path[0].id).first_observation != tree.episode_of(other[0].id).first_observation:
+                if (
+                    at is None
+                    or tree.episode_of(path[0].id).first_observation
+                    != tree.episode_of(other[0].id).first_observation
+                ):
                     continue
                 reason = _useless(path[at], other[at], prompts)
                 if reason is not None:
@@ -40,9 +48,23 @@ def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
                     continue
                 seen.add(key)
                 note = f"episode {won.index} won, episode {lost.index} did not; they part here"
-                chosen, rejected = (Message("assistant", t.action_text, t.tokens) for t in (path[at], other[at]))
-                samples.append(Sample("counterfactual", task_id, path[at].id, messages, chosen, note=note, rejected=rejected))
-    return Dataset(tuple(samples), {"counterfactual": duplicates} if duplicates else {}, dict(skipped))
+                chosen, rejected = (
+                    Message("assistant", t.action_text, t.tokens) for t in (path[at], other[at])
+                )
+                samples.append(
+                    Sample(
+                        "counterfactual",
+                        task_id,
+                        path[at].id,
+                        messages,
+                        chosen,
+                        note=note,
+                        rejected=rejected,
+                    )
+                )
+    return Dataset(
+        tuple(samples), {"counterfactual": duplicates} if duplicates else {}, dict(skipped)
+    )
 
 
 def _useless(won: Turn, lost: Turn, prompts: Prompts) -> str | None:
@@ -55,7 +77,8 @@ def _useless(won: Turn, lost: Turn, prompts: Prompts) -> str | None:
 
 
 def _parting(won: list[Turn], lost: list[Turn]) -> int | None:
-    """The first step at which they say different things; None where the histories part by what the environment said, or one is the beginning of the other."""
+    """The first step at which they say different things; None where the histories part by what the
+    environment said, or one is the beginning of the other."""
     for at, (a, b) in enumerate(zip(won, lost, strict=False)):
         if a.action_text != b.action_text:
             return at

@@ -1,4 +1,5 @@
-"""An export to the Hugging Face hub, by `huggingface_hub` and with the user's own login. Private unless said otherwise."""
+"""An export to the Hugging Face hub, by `huggingface_hub` and with the user's own login. Private
+unless said otherwise."""
 
 from __future__ import annotations
 
@@ -8,30 +9,61 @@ from leafe.core import ForeignFailure, UserError
 
 
 def push(folder: Path, repo: str, *, public: bool = False) -> str:
-    """Upload an export's folder as the data set `USER/NAME`; its address. What the repository holds beside it stays.
+    """Upload an export's folder as the data set `USER/NAME`; its address. What the repository holds
+    beside it stays.
 
-    UserError without huggingface_hub, without a login, or for a name that the hub refuses; ForeignFailure where the hub cannot be reached.
+    UserError without huggingface_hub, without a login, or for a name that the hub refuses;
+    ForeignFailure where the hub cannot be reached.
     """
     if not (folder / "README.md").is_file():
-        raise UserError(f"{folder} is no export (it has no README.md): give the folder that `leafe export` wrote.")
+        raise UserError(
+            f"{folder} is no export (it has no README.md): give the folder that `leafe "
+            "export` wrote."
+        )
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalTokenNotFoundError,
+        )
     except ModuleNotFoundError as error:
-        raise UserError(f"--push needs the package {error.name}, which is not installed: pip install huggingface_hub.") from error
+        raise UserError(
+            f"--push needs the package {error.name}, which is not installed: pip install "
+            "huggingface_hub."
+        ) from error
     api = HfApi()
     try:
         url = api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True)
-        api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=str(folder), commit_message="leafe export")
+        api.upload_folder(
+            repo_id=repo,
+            repo_type="dataset",
+            folder_path=str(folder),
+            commit_message="leafe export",
+        )
     except LocalTokenNotFoundError as error:
-        raise UserError("Nobody is logged in to the hub here: run `hf auth login`, then export with --push again.") from error
+        raise UserError(
+            "Nobody is logged in to the hub here: run `hf auth login`, then export with "
+            "--push again."
+        ) from error
     except HFValidationError as error:
-        raise UserError(f"{repo!r} is no name for a data set: write USER/NAME ({error}).") from error
+        raise UserError(
+            f"{repo!r} is no name for a data set: write USER/NAME ({error})."
+        ) from error
     except HfHubHTTPError as error:
         code = getattr(error.response, "status_code", None)
         if code in (401, 403):
-            raise UserError(f"The hub refuses {repo} to this login ({code}): check the name, and `hf auth whoami`.") from error
-        raise ForeignFailure(f"The hub did not take {repo}: {' '.join(str(error).split())[:300]}. The export is in {folder}: push it again later.") from error
+            raise UserError(
+                f"The hub refuses {repo} to this login ({code}): check the name, and `hf "
+                "auth whoami`."
+            ) from error
+        raise ForeignFailure(
+            f"The hub did not take {repo}: {' '.join(str(error).split())[:300]}. The "
+            f"export is in {folder}: push it again later."
+        ) from error
     except OSError as error:  # no connection
-        raise ForeignFailure(f"The hub cannot be reached ({type(error).__name__}). The export is in {folder}: push it again later.") from error
+        raise ForeignFailure(
+            f"The hub cannot be reached ({type(error).__name__}). The export is in "
+            f"{folder}: push it again later."
+        ) from error
     return str(url)

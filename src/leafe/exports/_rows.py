@@ -1,4 +1,5 @@
-"""A sample as one row of another trainer's data: the same messages under that trainer's names, and a mark on the message that bears the loss.
+"""A sample as one row of another trainer's data: the same messages under that trainer's names, and
+a mark on the message that bears the loss.
 
 No text is changed. A format that cannot hold a sample gives None: the caller counts it.
 """
@@ -17,7 +18,13 @@ FROM = {"user": "human", "assistant": "gpt"}
 
 def about(sample: Sample) -> dict[str, Any]:
     """Where the sample comes from: columns that trainers pass over."""
-    return {"part": sample.part, "task_id": sample.task_id, "turn_id": sample.turn_id, "weight": sample.weight, "note": sample.note}
+    return {
+        "part": sample.part,
+        "task_id": sample.task_id,
+        "turn_id": sample.turn_id,
+        "weight": sample.weight,
+        "note": sample.note,
+    }
 
 
 def sharegpt(sample: Sample) -> dict[str, Any] | None:
@@ -25,7 +32,9 @@ def sharegpt(sample: Sample) -> dict[str, Any] | None:
     system, rest = _apart(sample.messages)
     if not _take_turns(rest):
         return None
-    return {"system": system, "conversations": [*map(_turn, rest), _turn(sample.answer)]} | about(sample)
+    return {"system": system, "conversations": [*map(_turn, rest), _turn(sample.answer)]} | about(
+        sample
+    )
 
 
 def ranking(sample: Sample) -> dict[str, Any] | None:
@@ -34,7 +43,12 @@ def ranking(sample: Sample) -> dict[str, Any] | None:
     if not _take_turns(rest):
         return None
     assert sample.rejected is not None
-    return {"system": system, "conversations": list(map(_turn, rest)), "chosen": _turn(sample.answer), "rejected": _turn(sample.rejected)} | about(sample)
+    return {
+        "system": system,
+        "conversations": list(map(_turn, rest)),
+        "chosen": _turn(sample.answer),
+        "rejected": _turn(sample.rejected),
+    } | about(sample)
 
 
 def axolotl(sample: Sample) -> dict[str, Any]:
@@ -59,7 +73,9 @@ def _apart(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
 
 
 def _take_turns(messages: Sequence[Message]) -> bool:
-    return len(messages) % 2 == 1 and all(m.role == ("user", "assistant")[nth % 2] for nth, m in enumerate(messages))
+    return len(messages) % 2 == 1 and all(
+        m.role == ("user", "assistant")[nth % 2] for nth, m in enumerate(messages)
+    )
 
 
 def _turn(message: Message) -> dict[str, str]:

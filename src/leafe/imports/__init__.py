@@ -1,11 +1,15 @@
-"""Episodes that somebody has already, as trees: reflection, rollback and distillation begin where the logs end.
+"""Episodes that somebody has already, as trees: reflection, rollback and distillation begin where
+the logs end.
 
     problems = Problems()
     records = list(read(Path("episodes.jsonl"), "chat", problems))
-    found = await replayed(records, pool, tasks, prompts, problems=problems)      # in the environment: only what it says again is trained on
-    found = as_logged(records, problems=problems)                                 # without one: for rehearsal and preference pairs
+    found = await replayed(records, pool, tasks, prompts, problems=problems)      # in the
+    environment: only what it says again is trained on
+    found = as_logged(records, problems=problems)                                 # without one: for
+    rehearsal and preference pairs
 
-The trees go to `explore(..., known=found.trees)`, to `leafe.distill.build`, or into a run folder by `write`. What is not taken is counted, and said with
+The trees go to `explore(..., known=found.trees)`, to `leafe.distill.build`, or into a run folder by
+`write`. What is not taken is counted, and said with
 file and line.
 """
 
@@ -15,4 +19,17 @@ from leafe.imports._records import Logged, LoggedTurn, Problems
 from leafe.imports._replay import replayed
 from leafe.imports._trees import Imported, write
 
-__all__ = ["CHAT_PROMPTS", "FORMATS", "ENV", "Format", "Imported", "Logged", "LoggedTurn", "Problems", "as_logged", "read", "replayed", "write"]
+__all__ = [
+    "CHAT_PROMPTS",
+    "FORMATS",
+    "ENV",
+    "Format",
+    "Imported",
+    "Logged",
+    "LoggedTurn",
+    "Problems",
+    "as_logged",
+    "read",
+    "replayed",
+    "write",
+]

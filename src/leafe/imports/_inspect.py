@@ -1,6 +1,8 @@
-"""Inspect AI's logs, `.eval` (a zip with one JSON file a sample) and `.json`, read as they lie: no inspect_ai is needed.
+"""Inspect AI's logs, `.eval` (a zip with one JSON file a sample) and `.json`, read as they lie: no
+inspect_ai is needed.
 
-Format: https://inspect.aisi.org.uk/eval-logs.html; samples are `EvalSample` of inspect_ai.log (checked against inspect_ai 0.3.285). Newer logs are zipped
+Format: https://inspect.aisi.org.uk/eval-logs.html; samples are `EvalSample` of inspect_ai.log
+(checked against inspect_ai 0.3.285). Newer logs are zipped
 with zstandard, which Python's zipfile knows from 3.14 on; before that pyarrow unpacks them.
 """
 
@@ -39,7 +41,11 @@ def _sample(where: str, sample: object, model: str, problems: Problems) -> Logge
     if not isinstance(sample, Mapping):
         raise Bad("no object", "the sample is no object")
     if sample.get("error"):
-        problems.note(where, "a sample that ended in an error", "the sample ended in an error; its messages are taken")
+        problems.note(
+            where,
+            "a sample that ended in an error",
+            "the sample ended in an error; its messages are taken",
+        )
     attached = sample.get("attachments")
     messages = _resolved(sample.get("messages"), attached if isinstance(attached, Mapping) else {})
     meta = sample.get("metadata")
@@ -48,7 +54,14 @@ def _sample(where: str, sample: object, model: str, problems: Problems) -> Logge
     if isinstance(meta.get("payload"), Mapping):
         about |= {"payload": meta["payload"], "instruction": str(meta.get("instruction", ""))}
     name = meta.get("task") if isinstance(meta.get("task"), str) else sample.get("id")
-    return episode(where, messages, problems, task=None if name is None else str(name), reward=_score(sample.get("scores")), **about)
+    return episode(
+        where,
+        messages,
+        problems,
+        task=None if name is None else str(name),
+        reward=_score(sample.get("scores")),
+        **about,
+    )
 
 
 def _score(scores: object) -> float | None:
@@ -65,7 +78,11 @@ def _score(scores: object) -> float | None:
 def _resolved(value: Any, attached: Mapping[str, Any]) -> Any:
     """Long texts are kept once, beside the messages."""
     if isinstance(value, str):
-        return attached.get(value.removeprefix(_ATTACHED), value) if value.startswith(_ATTACHED) else value
+        return (
+            attached.get(value.removeprefix(_ATTACHED), value)
+            if value.startswith(_ATTACHED)
+            else value
+        )
     if isinstance(value, Mapping):
         return {key: _resolved(each, attached) for key, each in value.items()}
     return [_resolved(each, attached) for each in value] if isinstance(value, Sequence) else value
@@ -75,7 +92,9 @@ def _json(path: Path) -> Iterator[tuple[str, object, str]]:
     try:
         log = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no Inspect log, or a part of one: it is not JSON ({str(error)[:120]}).") from error
+        raise UserError(
+            f"{path} is no Inspect log, or a part of one: it is not JSON ({str(error)[:120]})."
+        ) from error
     if not isinstance(log, Mapping) or not isinstance(log.get("eval"), Mapping):
         raise UserError(f'{path} is no Inspect log: it has no object "eval".')
     samples = log.get("samples")
@@ -98,13 +117,21 @@ def _zip(path: Path, problems: Problems) -> Iterator[tuple[str, object, str]]:
                 if name.startswith("samples/") and name.endswith(".json"):
                     where = f"{path.name}, {name}"
                     try:
-                        yield where, json.loads(_member(path, archive, infos[name])), _model(head if isinstance(head, Mapping) else {})
+                        yield (
+                            where,
+                            json.loads(_member(path, archive, infos[name])),
+                            _model(head if isinstance(head, Mapping) else {}),
+                        )
                     except Bad as bad:
                         problems.leave_out(where, bad)
                     except (ValueError, RecursionError, zipfile.BadZipFile) as error:
-                        problems.leave_out(where, Bad("a damaged sample", f"it is damaged ({str(error)[:120]})"))
+                        problems.leave_out(
+                            where, Bad("a damaged sample", f"it is damaged ({str(error)[:120]})")
+                        )
     except (zipfile.BadZipFile, ValueError) as error:
-        raise UserError(f"{path} is no Inspect log, or a part of one ({str(error)[:120]}): copy it again.") from error
+        raise UserError(
+            f"{path} is no Inspect log, or a part of one ({str(error)[:120]}): copy it again."
+        ) from error
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -115,18 +142,33 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> byte
             return file.read(MAX_SAMPLE)
     except NotImplementedError:
         if info.compress_type != _ZSTD:
-            raise Bad("packed in an unknown way", f"it is packed by method {info.compress_type}, which is not known here") from None
+            raise Bad(
+                "packed in an unknown way",
+                f"it is packed by method {info.compress_type}, which is not known here",
+            ) from None
     try:
         import pyarrow
     except ModuleNotFoundError as error:
-        raise UserError(f"{path} is zipped with zstandard: pip install pyarrow, or write it as JSON by `inspect log convert --to json`.") from error
+        raise UserError(
+            f"{path} is zipped with zstandard: pip install pyarrow, or write it as JSON by "
+            "`inspect log convert --to json`."
+        ) from error
     with path.open("rb") as file:
-        file.seek(info.header_offset + 26)  # of the local header: the lengths of name and extra field stand at 26 and 28, then both of them
+        file.seek(
+            info.header_offset + 26
+            # of the local header: the lengths of name and extra field stand at 26 and 28, then both
+            # of
+            # them
+        )
         lengths = file.read(4)
         file.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), 1)
         packed = file.read(info.compress_size)
     try:
-        return bytes(pyarrow.input_stream(pyarrow.BufferReader(packed), compression="zstd").read(info.file_size))
+        return bytes(
+            pyarrow.input_stream(pyarrow.BufferReader(packed), compression="zstd").read(
+                info.file_size
+            )
+        )
     except OSError as error:
         raise Bad("a damaged sample", f"it is damaged ({str(error)[:120]})") from error
 

@@ -1,6 +1,8 @@
-"""Files to logged episodes: chat lines, Inspect logs, verifiers traces. The formats are described in docs/data.md.
+"""Files to logged episodes: chat lines, Inspect logs, verifiers traces. The formats are described
+in docs/data.md.
 
-A record that cannot be read is counted with its line and the rest is read on; a file of which nothing can be read is the user's mistake.
+A record that cannot be read is counted with its line and the rest is read on; a file of which
+nothing can be read is the user's mistake.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ MAX_LINE = 64 << 20
 
 
 def read(path: Path, format: Format, problems: Problems) -> Iterator[Logged]:
-    """The episodes of a file (verifiers: or of its output folder), in order; what cannot be read is left out and counted.
+    """The episodes of a file (verifiers: or of its output folder), in order; what cannot be read is
+    left out and counted.
 
     UserError where the file is not there, is no such log, or holds nothing.
     """
     if format not in FORMATS:
-        raise UserError(f"There is no format {format!r} to import: choose one of {', '.join(FORMATS)}.")
+        raise UserError(
+            f"There is no format {format!r} to import: choose one of {', '.join(FORMATS)}."
+        )
     if format == "verifiers" and path.is_dir():
         path = next((path / name for name in VERIFIERS_FILES if (path / name).is_file()), path)
     if not path.is_file():
@@ -43,7 +48,9 @@ def read(path: Path, format: Format, problems: Problems) -> Iterator[Logged]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not taken:
         first = f" The first: {problems.sentences[0]}" if problems.sentences else " It is empty."
-        raise UserError(f"{path} holds no episode in the format {format!r} (docs/data.md describes it).{first}")
+        raise UserError(
+            f"{path} holds no episode in the format {format!r} (docs/data.md describes it).{first}"
+        )
 
 
 def _episodes(path: Path, format: Format, problems: Problems) -> Iterator[Logged]:
@@ -56,7 +63,9 @@ def _episodes(path: Path, format: Format, problems: Problems) -> Iterator[Logged
 
 
 def _each(
-    records: Iterator[tuple[str, Mapping[str, Any]]], taken: Callable[[str, Mapping[str, Any], Problems], Iterator[Logged]], problems: Problems
+    records: Iterator[tuple[str, Mapping[str, Any]]],
+    taken: Callable[[str, Mapping[str, Any], Problems], Iterator[Logged]],
+    problems: Problems,
 ) -> Iterator[Logged]:
     for where, record in records:
         try:
@@ -78,12 +87,23 @@ def _chat(where: str, record: Mapping[str, Any], problems: Problems) -> Iterator
         raise Bad("a task that is no name", "its task is neither an id nor an object with an id")
     success = record.get("success")
     if success is not None and not isinstance(success, bool):
-        raise Bad("success that is not true or false", f"its success is {str(success)[:40]!r}, and not true or false")
+        raise Bad(
+            "success that is not true or false",
+            f"its success is {str(success)[:40]!r}, and not true or false",
+        )
     for name in ("model", "split"):
         if isinstance(record.get(name), str) and record[name]:
             about[name] = record[name]
     reward = number(record.get("reward"), "its reward")
-    yield episode(where, record.get("messages"), problems, task=None if task is None else str(task), reward=reward, success=success, **about)
+    yield episode(
+        where,
+        record.get("messages"),
+        problems,
+        task=None if task is None else str(task),
+        reward=reward,
+        success=success,
+        **about,
+    )
 
 
 def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -92,7 +112,10 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, A
         head = file.read(4)
         refuse_other_encodings(head, str(path))
         if head.startswith((b"PK\x03\x04", b"PAR1", b"\x1f\x8b")):
-            raise UserError(f"{path} is no file of JSON lines (an archive, or parquet): unpack it, or name its --format.")
+            raise UserError(
+                f"{path} is no file of JSON lines (an archive, or parquet): unpack it, or "
+                "name its --format."
+            )
         file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
         number = 0
         while line := file.readline(MAX_LINE + 1):
@@ -126,7 +149,10 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise UserError(f"Reading {path} needs the package pyarrow, which is not installed: pip install pyarrow.") from error
+        raise UserError(
+            f"Reading {path} needs the package pyarrow, which is not installed: pip "
+            "install pyarrow."
+        ) from error
     try:
         number = 0
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):
@@ -134,4 +160,6 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 number += 1
                 yield f"{path.name}, row {number}", row
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is no parquet file, or a part of one: {str(error)[:120]}.") from error
+        raise UserError(
+            f"{path} is no parquet file, or a part of one: {str(error)[:120]}."
+        ) from error

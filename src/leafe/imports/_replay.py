@@ -1,6 +1,8 @@
-"""Episodes played again in their environment, so that they can be branched from: what the environment does not say again has diverged and is never trained on.
+"""Episodes played again in their environment, so that they can be branched from: what the
+environment does not say again has diverged and is never trained on.
 
-The log's messages are what some harness made of the environment's words, so the environment's answer has to stand in them word for word (blanks apart); where the log
+The log's messages are what some harness made of the environment's words, so the environment's
+answer has to stand in them word for word (blanks apart); where the log
 has the observation beside the message, it has to be that. Outcomes have to agree too.
 """
 
@@ -11,7 +13,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from leafe.core import Completion, EnvError, Episode, StepResult, Stop, Task, Turn, act_turn, derive_seed, turn_id
+from leafe.core import (
+    Completion,
+    EnvError,
+    Episode,
+    StepResult,
+    Stop,
+    Task,
+    Turn,
+    act_turn,
+    derive_seed,
+    turn_id,
+)
 from leafe.explore import EnvPool
 from leafe.imports._records import Bad, Logged, LoggedTurn, Problems
 from leafe.imports._trees import Imported, Seen
@@ -30,11 +43,15 @@ async def replayed(
     given: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Imported:
-    """Trees of the episodes, every one of them played again from its task's reset; the environment's own answers, rewards and outcomes are what they hold.
+    """Trees of the episodes, every one of them played again from its task's reset; the
+    environment's own answers, rewards and outcomes are what they hold.
 
-    `tasks`: the environment's, by id. `given`: a record that brings its task with it (id and payload) needs none of these. `prompts` reads the action out of a
-    text where the log does not say it. `seed` is the run's: an environment is reset with the seed that exploration resets it with.
-    Episodes of other tasks are left out and counted; one that the environment does not repeat is there as `diverged`.
+    `tasks`: the environment's, by id. `given`: a record that brings its task with it (id and
+    payload) needs none of these. `prompts` reads the action out of a
+    text where the log does not say it. `seed` is the run's: an environment is reset with the seed
+    that exploration resets it with.
+    Episodes of other tasks are left out and counted; one that the environment does not repeat is
+    there as `diverged`.
     """
     found = Imported(verified=True)
     seen = Seen()
@@ -66,56 +83,132 @@ async def replayed(
         index = found.next_index(task)
         named: list[Turn] = []
         for turn in turns:
-            named.append(replace(turn, id=turn_id(task.id, index, turn.step), parent=named[-1].id if named else None))
+            named.append(
+                replace(
+                    turn,
+                    id=turn_id(task.id, index, turn.step),
+                    parent=named[-1].id if named else None,
+                )
+            )
         if error:
-            problems.note(record.where, "diverged" if stop is Stop.diverged else "the environment failed", error)
+            problems.note(
+                record.where,
+                "diverged" if stop is Stop.diverged else "the environment failed",
+                error,
+            )
         found.add(task, Episode(task.id, index, stop, tuple(named), first, error=error))
     return found
 
 
 def _task_of(record: Logged, env: str, tasks: Mapping[str, Task], given: bool) -> Task:
     if record.task is None:
-        raise Bad("no task", "it does not say which task of the environment it is: give it a task id")
+        raise Bad(
+            "no task", "it does not say which task of the environment it is: give it a task id"
+        )
     known = tasks.get(record.task)
     if known is not None:
         if record.payload is not None and dict(record.payload) != dict(known.payload):
-            raise Bad("another task of that id", f"its task {record.task!r} is not the environment's task of that id (another setting, split or seed?)")
+            raise Bad(
+                "another task of that id",
+                (
+                    f"its task {record.task!r} is not the environment's task of that id "
+                    "(another setting, split or seed?)"
+                ),
+            )
         return known
     if given and record.payload is not None:
         return Task(record.task, env, record.split, record.instruction, dict(record.payload))
-    raise Bad("an unknown task", f"the environment has no task {record.task!r} among those that are asked for")
+    raise Bad(
+        "an unknown task",
+        f"the environment has no task {record.task!r} among those that are asked for",
+    )
 
 
-async def _play(record: Logged, task: Task, pool: EnvPool, prompts: Prompts, seed: int, success_at: float) -> tuple[Stop, list[Turn], str, str]:
+async def _play(
+    record: Logged, task: Task, pool: EnvPool, prompts: Prompts, seed: int, success_at: float
+) -> tuple[Stop, list[Turn], str, str]:
     turns: list[Turn] = []
     async with pool.acquire() as env:
         first = await env.reset(task, derive_seed(seed, task.id, "world"))
         if not _agrees(first, record.first_observation, record.first):
-            return Stop.diverged, turns, first, f"after reset the environment says {first[:120]!r}, which does not stand in the log's first message"
+            return (
+                Stop.diverged,
+                turns,
+                first,
+                (
+                    f"after reset the environment says {first[:120]!r}, which does not stand "
+                    "in the log's first message"
+                ),
+            )
         for step, said in enumerate(record.turns):
             if turns and turns[-1].done:
-                return Stop.diverged, turns, first, f"at step {step} the episode is over in the environment, and goes on in the log"
-            thought, action = (said.thought, said.action) if said.action is not None else prompts.parse_action(said.text)
+                return (
+                    Stop.diverged,
+                    turns,
+                    first,
+                    (
+                        f"at step {step} the episode is over in the environment, and goes on "
+                        "in the log"
+                    ),
+                )
+            thought, action = (
+                (said.thought, said.action)
+                if said.action is not None
+                else prompts.parse_action(said.text)
+            )
             result = await env.step(action)
             if not _agrees(result.observation, said.observation, said.answer):
                 log = said.observation if said.observation is not None else said.answer
-                return Stop.diverged, turns, first, f"at step {step} the environment says {result.observation[:120]!r}, the log {str(log)[:120]!r}"
+                return (
+                    Stop.diverged,
+                    turns,
+                    first,
+                    (
+                        f"at step {step} the environment says {result.observation[:120]!r}, "
+                        f"the log {str(log)[:120]!r}"
+                    ),
+                )
             turns.append(_turn(said, thought, action, result, task, step, record.model))
     last = turns[-1]
     won = last.done and last.success
     if record.won(success_at) != won:
         what = ("a success", "none") if not won else ("no success", "one")
-        return Stop.diverged, turns, first, f"by the log it is {what[0]}, by the environment {what[1]}"
+        return (
+            Stop.diverged,
+            turns,
+            first,
+            f"by the log it is {what[0]}, by the environment {what[1]}",
+        )
     return (Stop.success if won else Stop.failure if last.done else Stop.horizon), turns, first, ""
 
 
-def _turn(said: LoggedTurn, thought: str, action: str, result: StepResult, task: Task, step: int, model: str) -> Turn:
+def _turn(
+    said: LoggedTurn,
+    thought: str,
+    action: str,
+    result: StepResult,
+    task: Task,
+    step: int,
+    model: str,
+) -> Turn:
     answer = Completion(said.text, tokens=said.tokens)
-    return act_turn(answer, thought, action, result, id="", parent=None, task_id=task.id, step=step, policy=model, seconds=0.0)
+    return act_turn(
+        answer,
+        thought,
+        action,
+        result,
+        id="",
+        parent=None,
+        task_id=task.id,
+        step=step,
+        policy=model,
+        seconds=0.0,
+    )
 
 
 def _agrees(env: str, exact: str | None, message: str | None) -> bool:
-    """Whether the log says what the environment says. `exact`: the observation itself; `message`: what was made of it; without either nothing is to compare."""
+    """Whether the log says what the environment says. `exact`: the observation itself; `message`:
+    what was made of it; without either nothing is to compare."""
     if exact is not None:
         return exact == env
     if message is None:

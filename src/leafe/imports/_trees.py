@@ -24,7 +24,8 @@ class Imported:
     verified: bool = False
     """Every episode was played again in its environment."""
     calls: int = 0
-    """The most turns that one task's episodes hold: what they count for against `limits.policy_calls`."""
+    """The most turns that one task's episodes hold: what they count for against
+    `limits.policy_calls`."""
 
     @property
     def episodes(self) -> int:
@@ -46,14 +47,23 @@ class Imported:
 
 
 class Seen:
-    """Which episodes were there already: the same task, word for word the same, and with the same end. Who acted does not matter."""
+    """Which episodes were there already: the same task, word for word the same, and with the same
+    end. Who acted does not matter."""
 
     def __init__(self) -> None:
         self._where: dict[tuple[object, ...], str] = {}
 
     def before(self, record: Logged) -> str | None:
         """Where the same episode stands; None for a new one."""
-        key = (record.task, record.system, record.first, record.first_observation, record.turns, record.reward, record.success)
+        key = (
+            record.task,
+            record.system,
+            record.first,
+            record.first_observation,
+            record.turns,
+            record.reward,
+            record.success,
+        )
         there = self._where.get(key)
         if there is None:
             self._where[key] = record.where
@@ -61,7 +71,8 @@ class Seen:
 
 
 def write(folder: Path, found: Imported, tasks: Iterable[Task] | None = None) -> None:
-    """The trees as a stage: tasks.jsonl and the journal. `tasks`: all that the stage is to have, in order; None: those that were imported."""
+    """The trees as a stage: tasks.jsonl and the journal. `tasks`: all that the stage is to have, in
+    order; None: those that were imported."""
     write_tasks(folder, [tree.task for tree in found.trees.values()] if tasks is None else tasks)
     episodes = [episode for tree in found.trees.values() for episode in tree.episodes]
     with Journal(folder) as journal:

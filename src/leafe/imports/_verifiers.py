@@ -1,7 +1,10 @@
-"""Traces of verifiers: both what version 0 saves (`results.jsonl`, a data set with `prompt`, `completion`, `reward`) and version 1's `traces.jsonl`.
+"""Traces of verifiers: both what version 0 saves (`results.jsonl`, a data set with `prompt`,
+`completion`, `reward`) and version 1's `traces.jsonl`.
 
-Version 1 writes an episode with the traces of all its agents, or one trace a line; a trace is a graph of messages. One that forks (sub-agents, a history
-that was compacted) is no one episode and is left out. Schemas: verifiers/v1/trace.py, graph.py and docs/v0/reference.md (RolloutOutput) of
+Version 1 writes an episode with the traces of all its agents, or one trace a line; a trace is a
+graph of messages. One that forks (sub-agents, a history
+that was compacted) is no one episode and is left out. Schemas: verifiers/v1/trace.py, graph.py and
+docs/v0/reference.md (RolloutOutput) of
 PrimeIntellect-ai/verifiers, version 0.4.0.
 """
 
@@ -32,7 +35,10 @@ def traces(where: str, record: Mapping[str, Any], problems: Problems) -> Iterato
     elif "completion" in record:
         yield _rollout(where, record, problems)
     else:
-        raise Bad("no trace", "it has neither nodes nor prompt and completion, which a trace of verifiers has")
+        raise Bad(
+            "no trace",
+            "it has neither nodes nor prompt and completion, which a trace of verifiers has",
+        )
 
 
 def _trace(where: str, trace: Mapping[str, Any], problems: Problems) -> Logged:
@@ -40,11 +46,20 @@ def _trace(where: str, trace: Mapping[str, Any], problems: Problems) -> Logged:
     if not isinstance(nodes, Sequence) or not all(isinstance(node, Mapping) for node in nodes):
         raise Bad("no nodes", "its nodes are no list of objects")
     parents = [node.get("parent") for node in nodes]
-    if any(parent is not None and not (isinstance(parent, int) and 0 <= parent < nth) for nth, parent in enumerate(parents)):
+    if any(
+        parent is not None and not (isinstance(parent, int) and 0 <= parent < nth)
+        for nth, parent in enumerate(parents)
+    ):
         raise Bad("a broken graph", "a node of it names a parent that does not stand before it")
     leaves = len(nodes) - len({parent for parent in parents if parent is not None})
     if leaves != 1 or sum(parent is None for parent in parents) != 1:
-        raise Bad("a trace that forks", f"its messages fork into {leaves} conversations, and which of them is the episode it does not say")
+        raise Bad(
+            "a trace that forks",
+            (
+                f"its messages fork into {leaves} conversations, and which of them is the "
+                "episode it does not say"
+            ),
+        )
     messages = []
     for node in nodes:
         message = node.get("message")
@@ -71,7 +86,9 @@ def _rewards(trace: Mapping[str, Any]) -> float | None:
     total = 0.0
     for each in scored:
         each = each if isinstance(each, Mapping) else {"score": each}
-        total += (number(each.get("score"), "a score") or 0.0) * (number(each.get("weight", 1.0), "a weight") or 0.0)
+        total += (number(each.get("score"), "a score") or 0.0) * (
+            number(each.get("weight", 1.0), "a weight") or 0.0
+        )
     return total if scored else None
 
 
@@ -84,9 +101,23 @@ def _rollout(where: str, row: Mapping[str, Any], problems: Problems) -> Logged:
     if not isinstance(prompt, Sequence) or not isinstance(completion, Sequence):
         raise Bad("no messages", "its prompt and completion are no messages")
     data = info if isinstance(info, Mapping) else {}
-    name = next((value for value in (data.get("task"), data.get("id"), row.get("example_id"), row.get("id")) if isinstance(value, str | int)), None)
+    name = next(
+        (
+            value
+            for value in (data.get("task"), data.get("id"), row.get("example_id"), row.get("id"))
+            if isinstance(value, str | int)
+        ),
+        None,
+    )
     about = _about(name, data, row)
-    return episode(where, [*prompt, *completion], problems, before=len(prompt), reward=number(row.get("reward"), "its reward"), **about)
+    return episode(
+        where,
+        [*prompt, *completion],
+        problems,
+        before=len(prompt),
+        reward=number(row.get("reward"), "its reward"),
+        **about,
+    )
 
 
 def _decoded(value: object) -> object:

@@ -1,11 +1,21 @@
 """The one place that knows all stages: recipe -> run folder -> stages in order, resumable.
 
-    from leafe.pipeline import run_recipe
-    from leafe.recipes import load_recipe
-    run = run_recipe(load_recipe("demo"), Path("runs/demo"))
+from leafe.pipeline import run_recipe
+from leafe.recipes import load_recipe
+run = run_recipe(load_recipe("demo"), Path("runs/demo"))
 """
 
-from leafe.pipeline._plan import KINDS, Stage, StageKind, Variant, env_options, plan, stage_name, task_count, variants
+from leafe.pipeline._plan import (
+    KINDS,
+    Stage,
+    StageKind,
+    Variant,
+    env_options,
+    plan,
+    stage_name,
+    task_count,
+    variants,
+)
 from leafe.pipeline._report import print_kind, report_run, report_runs
 from leafe.pipeline._run import StageCrashed, Watcher, config_of, run_recipe, waiting_stages
 from leafe.pipeline._shards import Shard, merge
@@ -13,7 +23,28 @@ from leafe.pipeline._summarise import compare_runs, recipe_of, summarise_run, su
 from leafe.pipeline._weights import checkpoint_of
 
 __all__ = [
-    "KINDS", "Variant", "Shard", "Stage", "StageCrashed", "StageKind", "Watcher", "checkpoint_of", "compare_runs", "config_of", "variants", "merge", "plan",
-    "print_kind", "recipe_of", "report_run", "report_runs", "run_recipe", "stage_name", "summarise_run", "summarise_runs", "task_count", "waiting_stages",
+    "KINDS",
+    "Variant",
+    "Shard",
+    "Stage",
+    "StageCrashed",
+    "StageKind",
+    "Watcher",
+    "checkpoint_of",
+    "compare_runs",
+    "config_of",
+    "variants",
+    "merge",
+    "plan",
+    "print_kind",
+    "recipe_of",
+    "report_run",
+    "report_runs",
+    "run_recipe",
+    "stage_name",
+    "summarise_run",
+    "summarise_runs",
+    "task_count",
+    "waiting_stages",
     "env_options",
-]  # fmt: skip
+]

@@ -1,7 +1,9 @@
 """A worker: runs the stages that its parent names, one after another, and says how they go.
 
-Commands come as JSON lines on standard input, answers go as JSON lines to standard output (a copy of it: what libraries print goes
-to the log). When the parent is gone, so is standard input, and the worker ends at once: what it journalled is kept.
+Commands come as JSON lines on standard input, answers go as JSON lines to standard output (a copy
+of it: what libraries print goes
+to the log). When the parent is gone, so is standard input, and the worker ends at once: what it
+journalled is kept.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def main() -> None:
         recipe = parse_recipe(command["recipe"])
         stage = find(recipe, command["stage"])
         try:
-            info = run_stage(recipe, Path(command["folder"]), stage, lambda event: say(kind="progress", **event))
+            info = run_stage(
+                recipe, Path(command["folder"]), stage, lambda event: say(kind="progress", **event)
+            )
             say(kind="finished", info=info)
         except UserError as error:
             say(kind="failed", error="user", message=str(error))
@@ -49,7 +53,12 @@ def main() -> None:
             say(kind="failed", error="foreign", message=str(error))
         except BaseException as error:
             traceback.print_exc()
-            say(kind="failed", error="bug", message=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            say(
+                kind="failed",
+                error="bug",
+                message=f"{type(error).__name__}: {error}",
+                traceback=traceback.format_exc(),
+            )
             if not isinstance(error, Exception):
                 raise
 

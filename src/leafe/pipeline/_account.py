@@ -1,6 +1,8 @@
-"""What the report says beside the rates: the arms in words, what every stage took, what failed in it, and when and where the run ran.
+"""What the report says beside the rates: the arms in words, what every stage took, what failed in
+it, and when and where the run ran.
 
-Read from the recipe, the markers and the manifest; stages of a kind that nobody here knows have a row like all others.
+Read from the recipe, the markers and the manifest; stages of a kind that nobody here knows have a
+row like all others.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ COSTS = ("policy_calls", "env_steps", "prompt_tokens", "cached_tokens", "generat
 _PRESETS = {
     "rft": "fine-tuning on the successes of its exploration (rejection sampling)",
     "rehearsal": "fine-tuning on the successes of its exploration",
-    "paper": "LEAFE as in the paper: revised actions without their experience, and rehearsal of successes",
+    "paper": (
+        "LEAFE as in the paper: revised actions without their experience, and rehearsal of "
+        "successes"
+    ),
     "leafe+": "LEAFE+: branches that improved, rehearsal of all progress, anchors against forgetting",
     "dpo": "preferences: the revised action over the first one",
     "cf": "revised actions without their experience alone",
@@ -28,39 +33,84 @@ _PRESETS = {
     "early-experience": "Early Experience: next observations first, then the successes",
     "self-reflection": "Early Experience: explanations of why the successes' actions are better",
     "ace": "a playbook in the prompt (ACE), no weights change",
-}  # fmt: skip
+}
 _TABLES = ("distill", "grpo", "early", "ace", "sweep")
 """Where an arm's own settings stand in a recipe."""
 
 
 def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
-    """Every row of the comparison in words: what it is, whose trees it learns from, what it starts from, and its own settings."""
-    rows = [{"arm": "base", "what": f"the policy before training ({recipe.policy.model})", "learns": "", "start": "", "settings": ""}]
+    """Every row of the comparison in words: what it is, whose trees it learns from, what it starts
+    from, and its own settings."""
+    rows = [
+        {
+            "arm": "base",
+            "what": f"the policy before training ({recipe.policy.model})",
+            "learns": "",
+            "start": "",
+            "settings": "",
+        }
+    ]
     for name, arm in recipe.arms.items():
         explored = f"{arm.explored} by {arm.explorer}" if arm.explorer != "base" else arm.explored
         # a method that acts for itself has no exploration, whatever the field's default says
-        learns = explored if getattr(arm, "method", "distill") in ("distill", "early") else "its own episodes"
+        learns = (
+            explored
+            if getattr(arm, "method", "distill") in ("distill", "early")
+            else "its own episodes"
+        )
         rounds = recipe.rounds_of(name).number
         own = [f"rounds = {rounds}"] if rounds > 1 else []
-        own += [f"{key} = {value}" for table in _TABLES for key, value in (getattr(arm, table, None) or {}).items()]
-        rows.append({"arm": name, "what": _PRESETS.get(arm.preset, arm.preset), "learns": learns, "start": arm.start, "settings": ", ".join(own)})
+        own += [
+            f"{key} = {value}"
+            for table in _TABLES
+            for key, value in (getattr(arm, table, None) or {}).items()
+        ]
+        rows.append(
+            {
+                "arm": name,
+                "what": _PRESETS.get(arm.preset, arm.preset),
+                "learns": learns,
+                "start": arm.start,
+                "settings": ", ".join(own),
+            }
+        )
     for name, extra in recipe.evaluate.extras.items():
         heat = "" if extra.temperature is None else f"temperature = {extra.temperature:g}"
-        what = "ceiling: a reference that knows more" if extra.role == "ceiling" else "control: the same policy sampled otherwise"
-        rows.append({"arm": name, "what": what, "learns": "", "start": extra.policy, "settings": heat})
+        what = (
+            "ceiling: a reference that knows more"
+            if extra.role == "ceiling"
+            else "control: the same policy sampled otherwise"
+        )
+        rows.append(
+            {"arm": name, "what": what, "learns": "", "start": extra.policy, "settings": heat}
+        )
     for name, tries in getattr(recipe.evaluate, "tries", {}).items():
         how = f"attempts = {tries.attempts}, samples = {tries.samples}"
-        rows.append({"arm": name, "what": f"several attempts at a test task ({tries.method})", "learns": "", "start": tries.policy, "settings": how})
+        rows.append(
+            {
+                "arm": name,
+                "what": f"several attempts at a test task ({tries.method})",
+                "learns": "",
+                "start": tries.policy,
+                "settings": how,
+            }
+        )
     for name, control in recipe.controls.items():
         options = ", ".join(f"{key} = {value}" for key, value in control.options.items())
         what = "control: the same experiment in another setting of the environment"
-        rows.append({"arm": f"{name}: …", "what": what, "learns": "", "start": "", "settings": options})
+        rows.append(
+            {"arm": f"{name}: …", "what": what, "learns": "", "start": "", "settings": options}
+        )
     return rows
 
 
-def stage_rows(places: Sequence[tuple[str, RunFolder, Stage]], computed: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What each row of a kind of stage took, over all seeds and runs. `places`: (what stands before its row's name, run, stage), unfinished ones included;
-    `computed`: by row, what its samples were computed with, so that the largest journals are not read twice."""
+def stage_rows(
+    places: Sequence[tuple[str, RunFolder, Stage]], computed: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What each row of a kind of stage took, over all seeds and runs. `places`: (what stands before
+    its row's name, run, stage), unfinished ones included;
+    `computed`: by row, what its samples were computed with, so that the largest journals are not
+    read twice."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for prefix, run, stage in places:
         done = run.done(stage.name)
@@ -70,8 +120,17 @@ def stage_rows(places: Sequence[tuple[str, RunFolder, Stage]], computed: Mapping
         row = rows.get(key)
         if row is None:
             nothing = dict.fromkeys(("seconds", "trained_tokens", *COSTS), 0)
-            row = rows[key] = {"kind": key[0], "row": key[1], "runs": 0, **nothing, "waits": {}, "failures": {}}
-            if stage.kind == "evaluate" and "chosen" not in done:  # a chosen round's samples are those of its own row
+            row = rows[key] = {
+                "kind": key[0],
+                "row": key[1],
+                "runs": 0,
+                **nothing,
+                "waits": {},
+                "failures": {},
+            }
+            if (
+                stage.kind == "evaluate" and "chosen" not in done
+            ):  # a chosen round's samples are those of its own row
                 _add(row, {name: computed.get(key[1], {}).get(name, 0) for name in COSTS})
         row["runs"] += 1
         row["seconds"] = round(row["seconds"] + float(done.get("seconds", 0.0)), 2)
@@ -103,25 +162,43 @@ def _failures(done: Mapping[str, Any]) -> dict[str, int]:
         "servers that died": done.get("server_restarts"),
         "actors lost": (done.get("ray") or {}).get("lost_actors"),
     }
-    policy = {f"endpoint: {name}": number for name, number in went_wrong(done.get("policy_failures") or {}).items()}
-    unusable = {f"unusable: {name}": number for name, number in (done.get("unusable") or {}).items()}
+    policy = {
+        f"endpoint: {name}": number
+        for name, number in went_wrong(done.get("policy_failures") or {}).items()
+    }
+    unusable = {
+        f"unusable: {name}": number for name, number in (done.get("unusable") or {}).items()
+    }
     return {name: int(number) for name, number in (named | policy | unusable).items() if number}
 
 
 def start_rows(runs: Sequence[tuple[str, RunFolder]]) -> list[dict[str, Any]]:
-    """Every start of every run: when, from which commit, on what machine, and which versions had changed since the run's first."""
+    """Every start of every run: when, from which commit, on what machine, and which versions had
+    changed since the run's first."""
     out = []
     for label, run in runs:
         starts = run.manifest.get("starts") or []
         for start in starts:
             first, versions = starts[0].get("versions") or {}, start.get("versions") or {}
             machine, git = start.get("machine") or {}, start.get("git") or {}
-            differ = [name for name in {**first, **versions} if first.get(name) != versions.get(name)]
-            changed = [f"{name} {first.get(name, 'absent')} → {versions.get(name, 'absent')}" for name in differ]
-            out.append({
-                "run": label, "time": str(start.get("time", "")), "commit": str(git.get("commit", ""))[:12] + (" (changed)" if git.get("changed") else ""),
-                "machine": str(machine.get("system", "")), "cpus": machine.get("cpus"), "changed": ", ".join(changed),
-            })  # fmt: skip
+            differ = [
+                name for name in {**first, **versions} if first.get(name) != versions.get(name)
+            ]
+            changed = [
+                f"{name} {first.get(name, 'absent')} → {versions.get(name, 'absent')}"
+                for name in differ
+            ]
+            out.append(
+                {
+                    "run": label,
+                    "time": str(start.get("time", "")),
+                    "commit": str(git.get("commit", ""))[:12]
+                    + (" (changed)" if git.get("changed") else ""),
+                    "machine": str(machine.get("system", "")),
+                    "cpus": machine.get("cpus"),
+                    "changed": ", ".join(changed),
+                }
+            )
     return out
 
 

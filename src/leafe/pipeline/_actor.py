@@ -1,7 +1,10 @@
-"""What runs on a node of the cluster: a policy client and environments of its own, tasks in, episodes out, all of it plain JSON.
+"""What runs on a node of the cluster: a policy client and environments of its own, tasks in,
+episodes out, all of it plain JSON.
 
-The actor builds what the local stage builds, by the same functions, and runs `explore` and `evaluate` as they are, one call a task; its sink is the answer
-that it gives next. It knows neither Ray nor the run folder's journal, and it needs no file of the driver's but a trained arm's weights.
+The actor builds what the local stage builds, by the same functions, and runs `explore` and
+`evaluate` as they are, one call a task; its sink is the answer
+that it gives next. It knows neither Ray nor the run folder's journal, and it needs no file of the
+driver's but a trained arm's weights.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ from leafe.core.answers import versions_of
 from leafe.evaluate import evaluate
 from leafe.explore import EnvPool, explore
 from leafe.pipeline._plan import Stage, find
-from leafe.pipeline._stages import Sampling, explore_config, make_pool, make_source, policy_stats, start_policy
+from leafe.pipeline._stages import (
+    Sampling,
+    explore_config,
+    make_pool,
+    make_source,
+    policy_stats,
+    start_policy,
+)
 from leafe.policies.server import deaths, stop_all
 from leafe.prompts import Prompts, PromptSet
 from leafe.recipes import Recipe, parse_recipe
@@ -33,23 +43,41 @@ BEAT = 2.0
 
 
 def order_for(
-    recipe: Recipe, folder: Path, stage: Stage, words: PromptSet, slots: int, source: str = "base", how: Sampling | None = None,
+    recipe: Recipe,
+    folder: Path,
+    stage: Stage,
+    words: PromptSet,
+    slots: int,
+    source: str = "base",
+    how: Sampling | None = None,
     playbook: tuple[Playbook, Place] | None = None,
-) -> str:  # fmt: skip
-    """All that an actor must know of its stage: also whose weights act (`source_of`), how it samples, and what stands before the prompts."""
+) -> str:
+    """All that an actor must know of its stage: also whose weights act (`source_of`), how it
+    samples, and what stands before the prompts."""
     model = recipe.policy.model
     if Path(model).is_dir():
-        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"model": str(Path(model).absolute())})})
+        recipe = recipe.model_copy(
+            update={
+                "policy": recipe.policy.model_copy(update={"model": str(Path(model).absolute())})
+            }
+        )
     data = recipe.model_dump(mode="json")
     who = source if source in ("base", stage.policy) else str(Path(source).absolute())
     how = how or Sampling(recipe.evaluate.samples, recipe.evaluate.temperature)
-    order = {"recipe": data, "folder": str(folder.absolute()), "stage": stage.name, "words": words.model_dump(mode="json"), "slots": slots}
+    order = {
+        "recipe": data,
+        "folder": str(folder.absolute()),
+        "stage": stage.name,
+        "words": words.model_dump(mode="json"),
+        "slots": slots,
+    }
     book = None if playbook is None else {"items": playbook[0].to_json(), "place": playbook[1]}
     return json.dumps(order | {"source": who, "how": asdict(how), "playbook": book})
 
 
 class StageActor:
-    """One stage's tasks on one node. Every answer is JSON; what went wrong is told, not raised, so that it arrives whole."""
+    """One stage's tasks on one node. Every answer is JSON; what went wrong is told, not raised, so
+    that it arrives whole."""
 
     pool: EnvPool
     policy: Policy
@@ -74,7 +102,8 @@ class StageActor:
         return socket.gethostname()
 
     async def start(self) -> str:
-        """Make the policy and an environment; tells where it is and what it runs (`at`, `leafe`, `env`), or an `error`."""
+        """Make the policy and an environment; tells where it is and what it runs (`at`, `leafe`,
+        `env`), or an `error`."""
         from leafe import __version__
 
         self._died = deaths()
@@ -85,8 +114,12 @@ class StageActor:
             self.pool = make_pool(self.recipe, self.stage.variant, self.slots)
             self.prompts = Prompts(self.words, self.pool.facts.actions_help, self.recipe.history)
             if self.playbook is not None:
-                self.prompts = with_playbook(self.prompts, Playbook.from_json(self.playbook["items"]), self.playbook["place"])
-            folder = self.folder if self.folder.is_dir() else Path(tempfile.mkdtemp(prefix="leafe-"))  # for the logs of a server that it launches
+                self.prompts = with_playbook(
+                    self.prompts, Playbook.from_json(self.playbook["items"]), self.playbook["place"]
+                )
+            folder = (
+                self.folder if self.folder.is_dir() else Path(tempfile.mkdtemp(prefix="leafe-"))
+            )  # for the logs of a server that it launches
             name = self.stage.policy if self.stage.kind == "explore" else self.stage.what
             self.policy = await make_source(self.recipe, folder, self.source, name)
             await start_policy(self.policy)
@@ -99,15 +132,20 @@ class StageActor:
         here = socket.gethostname()
         if self.source not in ("base", self.stage.policy) and not Path(self.source).is_dir():
             raise UserError(
-                f"The weights of {self.stage.policy} lie in {self.source}, which the node {here} does not see: put the run folder on a file system that all "
+                f"The weights of {self.stage.policy} lie in {self.source}, which the node "
+                f"{here} does not see: put the run folder on a file system that all "
                 'nodes share, or set engine = "local".'
             )
         model = Path(self.recipe.policy.model)
         if model.is_absolute() and not model.is_dir() and self.recipe.policy.kind != "http":
-            raise UserError(f"The model {model} is a folder that the node {here} does not see: put it on a file system that all nodes share, or give a hub id.")
+            raise UserError(
+                f"The model {model} is a folder that the node {here} does not see: put it "
+                "on a file system that all nodes share, or give a hub id."
+            )
 
     async def exchange(self, orders: str) -> str:
-        """Take tasks on; answers when something was finished, at the latest after `BEAT` seconds."""
+        """Take tasks on; answers when something was finished, at the latest after `BEAT`
+        seconds."""
         for order in json.loads(orders):
             running = asyncio.create_task(self._work(order))
             self._running.add(running)
@@ -130,7 +168,8 @@ class StageActor:
         stop_all()
 
     def append(self, episodes: Sequence[Episode]) -> None:
-        """It is its own journal: what `explore` or `evaluate` make durable (in a thread of theirs) is told next."""
+        """It is its own journal: what `explore` or `evaluate` make durable (in a thread of theirs)
+        is told next."""
         data = [e.to_json() for e in episodes]
 
         def tell() -> None:
@@ -145,14 +184,24 @@ class StageActor:
             if self.stage.kind == "explore":
                 tree = Tree(task, map(Episode.from_json, order["episodes"]))
                 config = explore_config(self.recipe, self.stage)
-                await explore(self.policy, self.pool, [task], self.prompts, config, journal=self, known={task.id: tree}, keep=False)
+                await explore(
+                    self.policy,
+                    self.pool,
+                    [task],
+                    self.prompts,
+                    config,
+                    journal=self,
+                    known={task.id: tree},
+                    keep=False,
+                )
             else:
                 await self._evaluate(task)
             self._tell["done"].append(task.id)
         except UserError as error:
             self._tell["error"] = _said(error)
         except ForeignFailure as error:
-            # evaluation says with the plain kind that a task's samples were all lost; whatever else failed may go better on another node
+            # evaluation says with the plain kind that a task's samples were all lost; whatever else
+            # failed may go better on another node
             all_samples_lost = type(error) is ForeignFailure and self.stage.kind != "explore"
             self._tell["unheard" if all_samples_lost else "failed"][task.id] = str(error)
         except Exception as error:
@@ -176,7 +225,12 @@ class StageActor:
         )
 
     def _facts(self) -> dict[str, Any]:
-        return {"waits": self.pool.waits.to_json(), "env_failures": self.pool.broken, "observations_cut": self.pool.cut, **policy_stats(self.policy, self._died)}
+        return {
+            "waits": self.pool.waits.to_json(),
+            "env_failures": self.pool.broken,
+            "observations_cut": self.pool.cut,
+            **policy_stats(self.policy, self._died),
+        }
 
 
 def _nothing() -> dict[str, Any]:
@@ -188,4 +242,10 @@ def _said(error: Exception) -> dict[str, str]:
         return {"kind": "user", "message": f"On the node {socket.gethostname()}: {error}"}
     if isinstance(error, ForeignFailure):
         return {"kind": "foreign", "message": f"On the node {socket.gethostname()}: {error}"}
-    return {"kind": "bug", "message": f"on the node {socket.gethostname()}: {type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"}
+    return {
+        "kind": "bug",
+        "message": (
+            f"on the node {socket.gethostname()}: {type(error).__name__}: "
+            f"{error}\n{''.join(traceback.format_exception(error))}"
+        ),
+    }

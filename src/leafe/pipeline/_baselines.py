@@ -1,6 +1,8 @@
-"""The stages of the baselines: each hands the recipe's objects to its method in `leafe.baselines`, within the budget that one exploration has.
+"""The stages of the baselines: each hands the recipe's objects to its method in `leafe.baselines`,
+within the budget that one exploration has.
 
-What acts for itself is journalled like an exploration, so that a killed stage goes on, its cost is read from the marker, and its turns can be looked at.
+What acts for itself is journalled like an exploration, so that a killed stage goes on, its cost is
+read from the marker, and its turns can be looked at.
 """
 
 from __future__ import annotations
@@ -29,14 +31,16 @@ from leafe.pipeline._stages import (
     resolve_model,
     same_env,
     stage_tasks,
-)  # fmt: skip
+)
 from leafe.pipeline._weights import checkpoint_of
 from leafe.policies.server import stop_all
 from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
 from leafe.runs import RunFolder, load_trees, read_journal
 
 
-def _telling(emit: Emit, at: Acting, limits: Mapping[str, float] | None = None) -> Callable[[Progress], None]:
+def _telling(
+    emit: Emit, at: Acting, limits: Mapping[str, float] | None = None
+) -> Callable[[Progress], None]:
     """Passes on how far it is; `limits`: what each task may spend, where it is bounded."""
     return lambda p: emit(exploring(p, limits, failures=at.failures))
 
@@ -46,7 +50,8 @@ def _settings(recipe: Recipe, stage: Stage, strategy: str) -> ExploreConfig:
 
 
 def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    """ACE: a playbook over the training tasks, in `playbook.json`. Lessons and deltas are calls of each task's budget."""
+    """ACE: a playbook over the training tasks, in `playbook.json`. Lessons and deltas are calls of
+    each task's budget."""
     assert stage.attempt is not None
     assert isinstance(stage.attempt.config, AceConfig)
     own, out = stage.attempt.config, folder / stage.name
@@ -55,9 +60,16 @@ def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> di
     async def work(at: Acting) -> dict[str, Any]:
         known = load_trees(out)
         grown = await ace(
-            at.policy, at.pool, at.tasks, make_prompts(recipe, at.pool), config, own,
-            journal=at.journal, known=known, on_progress=_telling(emit, at, config.limits),
-        )  # fmt: skip
+            at.policy,
+            at.pool,
+            at.tasks,
+            make_prompts(recipe, at.pool),
+            config,
+            own,
+            journal=at.journal,
+            known=known,
+            on_progress=_telling(emit, at, config.limits),
+        )
         grown.playbook.save(out / "playbook.json")
         return {
             "before": stage.policy,
@@ -76,27 +88,48 @@ def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> di
 
 
 def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    """Early Experience: other actions at the states of the exploration's successes. Comes on top of the exploration's budget, and is counted."""
+    """Early Experience: other actions at the states of the exploration's successes. Comes on top of
+    the exploration's budget, and is counted."""
     config, explored = _early(stage)
     trees = load_trees(folder / explored)
     if not any(tree.solved for tree in trees.values()):
-        return {"empty": f"the trees of {explored.partition('/')[2]} hold no success, and Early Experience starts from these: it has no row"}
+        return {
+            "empty": (
+                f"the trees of {explored.partition('/')[2]} hold no success, and Early "
+                "Experience starts from these: it has no row"
+            )
+        }
     out = folder / stage.name
     heat = {} if config.temperature is None else {"temperature": config.temperature}
-    settings = _settings(recipe, stage, "independent").model_copy(update={"limits": {}, "run_limits": {}, **heat})
+    settings = _settings(recipe, stage, "independent").model_copy(
+        update={"limits": {}, "run_limits": {}, **heat}
+    )
 
     async def work(at: Acting) -> dict[str, Any]:
         known = by_task(read_journal(out))
         found = await collect(
-            at.policy, at.pool, trees, make_prompts(recipe, at.pool), settings, config.collect,
-            journal=at.journal, known=known, on_progress=_telling(emit, at),
-        )  # fmt: skip
-        return {"counts": dict(found.counts), "cut_short": found.cut_short, "spent": found.spent.to_json()}
+            at.policy,
+            at.pool,
+            trees,
+            make_prompts(recipe, at.pool),
+            settings,
+            config.collect,
+            journal=at.journal,
+            known=known,
+            on_progress=_telling(emit, at),
+        )
+        return {
+            "counts": dict(found.counts),
+            "cut_short": found.cut_short,
+            "spent": found.spent.to_json(),
+        }
 
     return act(recipe, folder, stage, settings.concurrency, work)
 
 
-def train_early_experience(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def train_early_experience(
+    recipe: Recipe, folder: Path, stage: Stage, emit: Emit
+) -> dict[str, Any]:
     """Early Experience: the trainings, on what was asked and on the successes."""
     stop_all()
     config, explored = _early(stage)
@@ -104,28 +137,64 @@ def train_early_experience(recipe: Recipe, folder: Path, stage: Stage, emit: Emi
     collected = next(need for need in stage.needs if need.startswith("collect/"))
     trees = load_trees(folder / explored)
     asked = by_task(read_journal(folder / collected))
-    grown = {task_id: Tree(tree.task, [*tree.episodes, *asked.get(task_id, ())]) for task_id, tree in trees.items() if tree.solved}
+    grown = {
+        task_id: Tree(tree.task, [*tree.episodes, *asked.get(task_id, ())])
+        for task_id, tree in trees.items()
+        if tree.solved
+    }
     pool = make_pool(recipe, stage.variant, 1)
     prompts = make_prompts(recipe, pool)
     pool.close()
     data = early_data(trees, grown, prompts, config.collect)
     seed = {"seed": stage.variant.seed}
-    start = checkpoint_of(RunFolder.read(folder), stage.variant, stage.attempt.start) or resolve_model(recipe.policy.model)
+    start = checkpoint_of(
+        RunFolder.read(folder), stage.variant, stage.attempt.start
+    ) or resolve_model(recipe.policy.model)
     out = folder / stage.name
     out.mkdir(parents=True, exist_ok=True)
 
     def on_progress(p: Mapping[str, Any]) -> None:
-        emit({"done": p.get("step", 0), "of": p.get("steps"), "words": f"{p['phase']}: " + (f"loss {p['loss']:.3f}" if "loss" in p else "start")})
+        emit(
+            {
+                "done": p.get("step", 0),
+                "of": p.get("steps"),
+                "words": f"{p['phase']}: " + (f"loss {p['loss']:.3f}" if "loss" in p else "start"),
+            }
+        )
 
-    results = train_early(start, out, data, config.variant, config.expert.model_copy(update=seed), config.world_model.model_copy(update=seed), on_progress)
+    results = train_early(
+        start,
+        out,
+        data,
+        config.variant,
+        config.expert.model_copy(update=seed),
+        config.world_model.model_copy(update=seed),
+        on_progress,
+    )
     learnt = data.expert if config.variant == "world_model" else data.mixed
     if not (out / "dataset").exists():
         export_trl(learnt, out / "dataset")
-    trained = results["expert"].to_json() | {"tokens": sum(result.tokens for result in results.values())}
-    samples = {"world_model": len(data.world_model.samples), "expert": len(data.expert.samples), "reasoned": len(data.reasoned.samples)}
+    trained = results["expert"].to_json() | {
+        "tokens": sum(result.tokens for result in results.values())
+    }
+    samples = {
+        "world_model": len(data.world_model.samples),
+        "expert": len(data.expert.samples),
+        "reasoned": len(data.reasoned.samples),
+    }
     phases = {name: result.to_json() for name, result in results.items()}
-    skipped = {**data.world_model.skipped, **learnt.skipped} if config.variant == "world_model" else dict(learnt.skipped)
-    return {"samples": samples, "skipped": skipped, "train": trained, "phases": phases, "config": config.model_dump(mode="json")}
+    skipped = (
+        {**data.world_model.skipped, **learnt.skipped}
+        if config.variant == "world_model"
+        else dict(learnt.skipped)
+    )
+    return {
+        "samples": samples,
+        "skipped": skipped,
+        "train": trained,
+        "phases": phases,
+        "config": config.model_dump(mode="json"),
+    }
 
 
 def _early(stage: Stage) -> tuple[EarlyRecipe, str]:
@@ -135,7 +204,8 @@ def _early(stage: Stage) -> tuple[EarlyRecipe, str]:
 
 
 def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    """GRPO on the training tasks; with `eval_steps` the weights are those of the best validation."""
+    """GRPO on the training tasks; with `eval_steps` the weights are those of the best
+    validation."""
     stop_all()
     assert stage.attempt is not None
     assert isinstance(stage.attempt.config, GrpoRecipe)
@@ -144,34 +214,67 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
     pool = make_pool(recipe, variant, 1)
     try:
         tasks = stage_tasks(recipe, folder, stage, pool)
-        held_out = stage_tasks(recipe, folder, _held_out(stage), pool) if stage.attempt.config.validates else []
+        held_out = (
+            stage_tasks(recipe, folder, _held_out(stage), pool)
+            if stage.attempt.config.validates
+            else []
+        )
         env, prompts = same_env(folder, stage, pool), make_prompts(recipe, pool)
     finally:
         pool.close()
     config = stage.attempt.config.config(recipe.explore, len(tasks), variant.seed)
-    start = checkpoint_of(RunFolder.read(folder), variant, stage.attempt.start) or resolve_model(recipe.policy.model)
+    start = checkpoint_of(RunFolder.read(folder), variant, stage.attempt.start) or resolve_model(
+        recipe.policy.model
+    )
 
     async def validate(policy: Policy) -> float:
         many, settings = recipe.validation, recipe.evaluate
         envs = make_pool(recipe, variant, settings.concurrency)
         try:
             trees = await evaluate(
-                policy, envs, held_out, prompts, samples=many.samples, temperature=settings.temperature, top_p=settings.top_p, seed=variant.seed,
-                horizon=recipe.explore.horizon, max_invalid_actions=recipe.explore.max_invalid_actions, concurrency=settings.concurrency,
-            )  # fmt: skip
+                policy,
+                envs,
+                held_out,
+                prompts,
+                samples=many.samples,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=variant.seed,
+                horizon=recipe.explore.horizon,
+                max_invalid_actions=recipe.explore.max_invalid_actions,
+                concurrency=settings.concurrency,
+            )
         finally:
             envs.close()
         return pass_estimate([counts(trees)], 1).value
 
     def on_progress(p: Mapping[str, Any]) -> None:
-        words = f"reward {p['reward']:.3f}, {p['policy_calls']} calls" if p.get("reward") is not None else "start"
-        emit({"done": p.get("policy_calls", 0), "of": config.limits.get("policy_calls"), "words": words})
+        words = (
+            f"reward {p['reward']:.3f}, {p['policy_calls']} calls"
+            if p.get("reward") is not None
+            else "start"
+        )
+        emit(
+            {
+                "done": p.get("policy_calls", 0),
+                "of": config.limits.get("policy_calls"),
+                "words": words,
+            }
+        )
 
     result = rl.train(
-        start, out / "checkpoint", env_factory(recipe, variant), tasks, prompts, config,
-        validate=validate if held_out else None, workers=recipe.env.workers, timeout=recipe.env.timeout,
-        max_observation=recipe.env.max_observation, progress=on_progress,
-    )  # fmt: skip
+        start,
+        out / "checkpoint",
+        env_factory(recipe, variant),
+        tasks,
+        prompts,
+        config,
+        validate=validate if held_out else None,
+        workers=recipe.env.workers,
+        timeout=recipe.env.timeout,
+        max_observation=recipe.env.max_observation,
+        progress=on_progress,
+    )
     return {"train": result.to_json(), "config": config.model_dump(mode="json"), "env": env}
 
 
@@ -188,9 +291,30 @@ def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -
     async def work(at: Acting) -> dict[str, Any]:
         prompts = make_prompts(recipe, at.pool, folder, stage)
         found: Attempts = await sample_attempts(
-            at.policy, at.pool, at.tasks, prompts, config, method=own.method, attempts=own.attempts, samples=own.samples,
-            journal=at.journal, known=load_trees(out), on_progress=_telling(emit, at),
-        )  # fmt: skip
-        return {"method": own.method, "attempts": own.attempts, "samples": own.samples, "rows": found.rows()}
+            at.policy,
+            at.pool,
+            at.tasks,
+            prompts,
+            config,
+            method=own.method,
+            attempts=own.attempts,
+            samples=own.samples,
+            journal=at.journal,
+            known=load_trees(out),
+            on_progress=_telling(emit, at),
+        )
+        return {
+            "method": own.method,
+            "attempts": own.attempts,
+            "samples": own.samples,
+            "rows": found.rows(),
+        }
 
-    return act(recipe, folder, stage, config.concurrency, work, journalled=lambda tasks: samples_of(tasks, own.samples))
+    return act(
+        recipe,
+        folder,
+        stage,
+        config.concurrency,
+        work,
+        journalled=lambda tasks: samples_of(tasks, own.samples),
+    )

@@ -1,8 +1,12 @@
-"""Tasks dealt to actors that may be lost at any moment; what comes back is journaled here, and here alone.
+"""Tasks dealt to actors that may be lost at any moment; what comes back is journaled here, and here
+alone.
 
-An actor holds at most `slots` tasks. Whenever it has something to tell it tells all of it, what it told is made durable by one write of the journal,
-and its free slots are dealt anew: nobody waits for a slow task. An actor that is lost gives back what it held; another goes on with each of
-these tasks from the episodes that are in the journal, so that none stands there twice and no finished one is lost. Nothing here knows what an actor is.
+An actor holds at most `slots` tasks. Whenever it has something to tell it tells all of it, what it
+told is made durable by one write of the journal,
+and its free slots are dealt anew: nobody waits for a slow task. An actor that is lost gives back
+what it held; another goes on with each of
+these tasks from the episodes that are in the journal, so that none stands there twice and no
+finished one is lost. Nothing here knows what an actor is.
 """
 
 from __future__ import annotations
@@ -19,25 +23,30 @@ from leafe.core import Episode, ForeignFailure, Task, Tree, UserError
 from leafe.explore import EpisodeSink
 
 TRIES = 5
-"""Actors that a task may lose, or fail in, one after another with no episode in between, before it is given up."""
+"""Actors that a task may lose, or fail in, one after another with no episode in between, before it
+is given up."""
 QUARANTINE_AFTER = 2
-"""From so many losses on a task is under suspicion: an actor holds no two of these, so that one that kills its actor gives no other a bad name."""
+"""From so many losses on a task is under suspicion: an actor holds no two of these, so that one
+that kills its actor gives no other a bad name."""
 MAX_WORKER_FAILURES = 10
 """Actors lost one after another, with nothing finished by any, after which the stage ends."""
 
 
 class Lost(Exception):
-    """An actor is gone: it died, its node did, or it never began. The message says what is known."""
+    """An actor is gone: it died, its node did, or it never began. The message says what is
+    known."""
 
 
 class Actor(Protocol):
     """Somebody who does tasks, elsewhere, and has a place there."""
 
     async def start(self) -> None:
-        """Make ready, which may take long. `Lost` where it is gone; UserError for what is the user's to mend there."""
+        """Make ready, which may take long. `Lost` where it is gone; UserError for what is the
+        user's to mend there."""
 
     async def exchange(self, orders: str) -> str:
-        """Take these tasks (JSON) on and wait until there is something to tell (JSON, `TaskDispatcher.book`). `Lost` where it is gone."""
+        """Take these tasks (JSON) on and wait until there is something to tell (JSON,
+        `TaskDispatcher.book`). `Lost` where it is gone."""
 
     async def dismiss(self) -> None:
         """Let it go, whatever state it is in. Raises nothing."""
@@ -46,8 +55,10 @@ class Actor(Protocol):
 class TaskDispatcher:
     """One stage's tasks on their way to actors and back.
 
-    `known` holds the trees of tasks that were begun. `whole`: a task's episodes come all at once, so that a task with episodes is done (its actor may die
-    before it says so). `hire` finds a place for an actor, or raises `Lost`. `booked` is told of every episode that became durable, and `news` that anything
+    `known` holds the trees of tasks that were begun. `whole`: a task's episodes come all at once,
+    so that a task with episodes is done (its actor may die
+    before it says so). `hire` finds a place for an actor, or raises `Lost`. `booked` is told of
+    every episode that became durable, and `news` that anything
     changed. `wait`: seconds without any actor after which it ends, in the words of `short`.
     """
 
@@ -78,9 +89,17 @@ class TaskDispatcher:
         """Tasks that a lost actor held."""
         self.given_up: dict[str, str] = {}
         self.all_samples_lost: dict[str, str] = {}
-        """Tasks of an evaluation all of whose samples were lost: not journaled, tried again by the next run."""
+        """Tasks of an evaluation all of whose samples were lost: not journaled, tried again by the
+        next run."""
         self.journal_seconds = 0.0
-        self._hire, self._journal, self._booked, self._news, self._wait, self._short = hire, journal, booked, news, wait, short
+        self._hire, self._journal, self._booked, self._news, self._wait, self._short = (
+            hire,
+            journal,
+            booked,
+            news,
+            wait,
+            short,
+        )
         self._facts: dict[int, Mapping[str, Any]] = {}
         self._losses: Counter[str] = Counter()
         self._barren = 0
@@ -96,18 +115,28 @@ class TaskDispatcher:
         return list(self._facts.values())
 
     async def run(self) -> None:
-        """Returns when all is done. UserError for what an actor says is the user's to mend; ForeignFailure where actors, environments or the policy fail again and
+        """Returns when all is done. UserError for what an actor says is the user's to mend;
+        ForeignFailure where actors, environments or the policy fail again and
         again, and where tasks were given up; whatever was finished is in the journal then."""
         self._check_over()
-        running = {asyncio.ensure_future(self._serve(number)) for number in range(min(self.actors, len(self.trees)))}
+        running = {
+            asyncio.ensure_future(self._serve(number))
+            for number in range(min(self.actors, len(self.trees)))
+        }
         over = asyncio.ensure_future(self._over.wait())
         try:
             while not self._over.is_set():
-                ended, _ = await asyncio.wait({over, *running}, return_when=asyncio.FIRST_COMPLETED, timeout=0.5)
+                ended, _ = await asyncio.wait(
+                    {over, *running}, return_when=asyncio.FIRST_COMPLETED, timeout=0.5
+                )
                 for each in ended & running:
                     running.discard(each)
                     each.result()  # what ended it ends the stage
-                if not self.at_work and time.monotonic() - self._idle_since > self._wait and not self._over.is_set():
+                if (
+                    not self.at_work
+                    and time.monotonic() - self._idle_since > self._wait
+                    and not self._over.is_set()
+                ):
                     raise ForeignFailure(self._short())
         finally:
             for each in (over, *running):
@@ -118,16 +147,20 @@ class TaskDispatcher:
             some = ", ".join(list(self.given_up)[:3]) + (", ..." if len(self.given_up) > 3 else "")
             why = list(self.given_up.values())[-1]
             raise ForeignFailure(
-                f"{len(self.given_up)} tasks were given up after {TRIES} actors each ({some}), the last with: {why} All others are done and kept: mend it and "
+                f"{len(self.given_up)} tasks were given up after {TRIES} actors each "
+                f"({some}), the last with: {why} All others are done and kept: mend it and "
                 "run again to go on with these."
             )
 
     async def _serve(self, number: int) -> None:
-        """One place for an actor: whoever holds it is dealt tasks, and is replaced when it is lost."""
+        """One place for an actor: whoever holds it is dealt tasks, and is replaced when it is
+        lost."""
         hired, pause = 0, 0.0
         while True:
             await asyncio.sleep(pause)
-            pause = min(30.0, 2 * pause + 0.25)  # where one after another is lost before it answered: a node that is going down, say
+            pause = min(
+                30.0, 2 * pause + 0.25
+            )  # where one after another is lost before it answered: a node that is going down, say
             mine: set[str] = set()
             actor: Actor | None = None
             try:
@@ -168,20 +201,28 @@ class TaskDispatcher:
                 suspect = True
             mine.add(task_id)
             tree = self.trees[task_id]
-            orders.append({"task": tree.task.to_json(), "episodes": [e.to_json() for e in tree.episodes]})
+            orders.append(
+                {"task": tree.task.to_json(), "episodes": [e.to_json() for e in tree.episodes]}
+            )
         self.due.extendleft(reversed(passed))
         return orders
 
     async def book(self, reply: Mapping[str, Any], mine: set[str]) -> None:
-        """What an actor tells: `episodes` that were finished, in order; tasks that are `done`; those that `failed` there, and those whose samples were all
-        lost (`all_samples_lost`), with the reason; an `error` that ends the stage (kind, message). Durable before it counts."""
+        """What an actor tells: `episodes` that were finished, in order; tasks that are `done`;
+        those that `failed` there, and those whose samples were all
+        lost (`all_samples_lost`), with the reason; an `error` that ends the stage (kind, message).
+        Durable before it counts."""
         episodes = [Episode.from_json(e) for e in reply["episodes"]]
         strange = next((e.task_id for e in episodes if e.task_id not in mine), None)
         if strange is not None:
-            raise RuntimeError(f"an actor sent an episode of the task {strange!r}, which it does not hold")
+            raise RuntimeError(
+                f"an actor sent an episode of the task {strange!r}, which it does not hold"
+            )
         if episodes:
             began = time.perf_counter()
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.append, episodes)
+            await asyncio.get_running_loop().run_in_executor(
+                self._writer, self._journal.append, episodes
+            )
             self.journal_seconds += time.perf_counter() - began
             for episode in episodes:
                 tree = self.trees[episode.task_id]
@@ -202,7 +243,10 @@ class TaskDispatcher:
         if reply["error"] is not None:
             raise_said(reply["error"])
         if self._unheard_in_a_row >= MAX_WORKER_FAILURES:
-            raise ForeignFailure(f"{self._unheard_in_a_row} tasks in a row were lost, the last with: {list(self.all_samples_lost.values())[-1]}")
+            raise ForeignFailure(
+                f"{self._unheard_in_a_row} tasks in a row were lost, the last with: "
+                f"{list(self.all_samples_lost.values())[-1]}"
+            )
         self._news()
 
     def _finish(self, task_id: str, mine: set[str]) -> None:
@@ -219,7 +263,8 @@ class TaskDispatcher:
         self._barren += 1
         if self._barren >= max(MAX_WORKER_FAILURES, 2 * self.actors):
             raise ForeignFailure(
-                f"{self._barren} actors were lost one after another and nothing was finished in between, the last with: {why} "
+                f"{self._barren} actors were lost one after another and nothing was "
+                f"finished in between, the last with: {why} "
                 "What was finished is kept: mend it and run again."
             )
         self._give_back(held, why)
@@ -242,7 +287,8 @@ class TaskDispatcher:
 
 
 def raise_said(error: Mapping[str, str]) -> None:
-    """What an actor said ended it, as the exception that it was there; RuntimeError with its traceback for a bug of ours."""
+    """What an actor said ended it, as the exception that it was there; RuntimeError with its
+    traceback for a bug of ours."""
     if error["kind"] == "user":
         raise UserError(error["message"])
     if error["kind"] == "foreign":

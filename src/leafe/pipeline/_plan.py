@@ -1,12 +1,17 @@
 """A recipe unrolled into stages: what runs, in which folder, after what.
 
-The experiment is a leg: explore, distill, evaluate. Every seed is a leg of its own, and so is every control; the names of a leg's
-stages begin with its prefix. A stage needs only the folders of the stages it names, so that those that need nothing of each other can run side by side.
+The experiment is a leg: explore, distill, evaluate. Every seed is a leg of its own, and so is every
+control; the names of a leg's
+stages begin with its prefix. A stage needs only the folders of the stages it names, so that those
+that need nothing of each other can run side by side.
 
-Baselines that do more than train on what was explored have a stage before it (`collect`: Early Experience asks on, ACE grows its playbook, which is all that
-it makes) or train by themselves (GRPO). Rows of several attempts at a test task are stages of their own (`tries`).
+Baselines that do more than train on what was explored have a stage before it (`collect`: Early
+Experience asks on, ACE grows its playbook, which is all that
+it makes) or train by themselves (GRPO). Rows of several attempts at a test task are stages of their
+own (`tries`).
 
-An arm is trained once, or in several attempts: its rounds, or the settings of its sweep. Attempts are sampled on validation tasks (`validate`), and a
+An arm is trained once, or in several attempts: its rounds, or the settings of its sweep. Attempts
+are sampled on validation tasks (`validate`), and a
 stage of its own (`choose`) says which of them the arm is; whatever needs the arm waits for that.
 """
 
@@ -20,7 +25,15 @@ from leafe.baselines.ace import AceConfig
 from leafe.recipes import EXPLORES, Config, EarlyRecipe, Recipe
 
 StageKind = Literal["explore", "collect", "distill", "validate", "choose", "evaluate", "tries"]
-KINDS: tuple[StageKind, ...] = ("explore", "collect", "distill", "validate", "choose", "evaluate", "tries")
+KINDS: tuple[StageKind, ...] = (
+    "explore",
+    "collect",
+    "distill",
+    "validate",
+    "choose",
+    "evaluate",
+    "tries",
+)
 HELD_OUT = "base.held-out.tree"
 """The exploration of validation tasks that rows are probed on."""
 
@@ -37,7 +50,9 @@ class Variant:
     @property
     def prefix(self) -> str:
         """What its stage folders begin with: `seed1.`, `random.`, `seed1.random.` or nothing."""
-        return (f"seed{self.seed}." if self.many_seeds else "") + (f"{self.control}." if self.control else "")
+        return (f"seed{self.seed}." if self.many_seeds else "") + (
+            f"{self.control}." if self.control else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +76,14 @@ class Stage:
     kind: StageKind
     variant: Variant
     what: str
-    """The strategy that explores; the arm or attempt that is trained, sampled or chosen; the row that is evaluated."""
+    """The strategy that explores; the arm or attempt that is trained, sampled or chosen; the row
+    that is evaluated."""
     needs: tuple[str, ...] = ()
     policy: str = "base"
     """Who acts in it: `base`, an arm, an attempt, or `package.module:Class`."""
     round: tuple[int, int] = (1, 1)
-    """(which, of how many): explore, which share of the training tasks; else the round that it belongs to."""
+    """(which, of how many): explore, which share of the training tasks; else the round that it
+    belongs to."""
     parted: bool = False
     """explore: on this round's share alone."""
     attempt: Attempt | None = None
@@ -98,12 +115,17 @@ def stage_name(kind: StageKind, variant: Variant, what: str) -> str:
 def variants(recipe: Recipe) -> list[Variant]:
     """The experiment for every seed, then the controls for every seed."""
     many = len(recipe.seeds) > 1
-    return [Variant(seed, control, many) for control in ("", *recipe.controls) for seed in recipe.seeds]
+    return [
+        Variant(seed, control, many) for control in ("", *recipe.controls) for seed in recipe.seeds
+    ]
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """All stages, each after what it needs; long ones come early so that parallel jobs end together."""
-    return _in_order([stage for variant in variants(recipe) for stage in _Unrolled(recipe, variant).stages()])
+    """All stages, each after what it needs; long ones come early so that parallel jobs end
+    together."""
+    return _in_order(
+        [stage for variant in variants(recipe) for stage in _Unrolled(recipe, variant).stages()]
+    )
 
 
 class _Unrolled:
@@ -118,7 +140,11 @@ class _Unrolled:
     def stages(self) -> list[Stage]:
         for strategy in self.control.strategies if self.control else self.recipe.strategies:
             arms = {arm: self.recipe.arms[arm] for arm in self.arms if self._learns(arm)}
-            learners = [name for name, arm in arms.items() if arm.explored == strategy and arm.explorer == "base"]
+            learners = [
+                name
+                for name, arm in arms.items()
+                if arm.explored == strategy and arm.explorer == "base"
+            ]
             # where only arms of several rounds learn from it, it explores in their rounds alone
             if not learners or not all(self._parted(arm) for arm in learners):
                 self._explore(strategy)
@@ -136,10 +162,26 @@ class _Unrolled:
             self._rows(arm)
         if not self.control:
             for name, extra in self.recipe.evaluate.extras.items():
-                temperature = self.recipe.evaluate.temperature if extra.temperature is None else extra.temperature
-                self._add(Stage("evaluate", self.variant, name, self._ready(extra.policy), extra.policy, temperature=temperature, role=extra.role))
+                temperature = (
+                    self.recipe.evaluate.temperature
+                    if extra.temperature is None
+                    else extra.temperature
+                )
+                self._add(
+                    Stage(
+                        "evaluate",
+                        self.variant,
+                        name,
+                        self._ready(extra.policy),
+                        extra.policy,
+                        temperature=temperature,
+                        role=extra.role,
+                    )
+                )
             for name, tries in self.recipe.evaluate.tries.items():
-                self._add(Stage("tries", self.variant, name, self._ready(tries.policy), tries.policy))
+                self._add(
+                    Stage("tries", self.variant, name, self._ready(tries.policy), tries.policy)
+                )
         return list(self._found.values())
 
     def _add(self, stage: Stage) -> str:
@@ -176,26 +218,55 @@ class _Unrolled:
         return () if policy == "base" or ":" in policy else (self._made(policy),)
 
     def _made(self, name: str) -> str:
-        """The stage that makes an arm or an attempt: its training, or the growing of its playbook."""
+        """The stage that makes an arm or an attempt: its training, or the growing of its
+        playbook."""
         arm = name if name in self.recipe.arms else name.rpartition(".")[0]
-        return stage_name("collect" if self.recipe.arms[arm].method == "ace" else "distill", self.variant, name)
+        return stage_name(
+            "collect" if self.recipe.arms[arm].method == "ace" else "distill", self.variant, name
+        )
 
     def _explore(self, strategy: str, policy: str = "base") -> str:
         if policy == "base":
             return self._add(Stage("explore", self.variant, strategy))
-        return self._add(Stage("explore", self.variant, f"{policy}.{strategy}", self._ready(policy), policy, title=f"{strategy} by {policy}"))
+        return self._add(
+            Stage(
+                "explore",
+                self.variant,
+                f"{policy}.{strategy}",
+                self._ready(policy),
+                policy,
+                title=f"{strategy} by {policy}",
+            )
+        )
 
     def _make(self, name: str, attempt: Attempt, title: str = "") -> str:
         """Train the attempt, or grow its playbook."""
         needs = (*attempt.explored, *self._ready(attempt.start))
         if isinstance(attempt.config, AceConfig):
-            return self._add(Stage("collect", self.variant, name, needs, attempt.start, attempt=attempt, title=title))
+            return self._add(
+                Stage(
+                    "collect",
+                    self.variant,
+                    name,
+                    needs,
+                    attempt.start,
+                    attempt=attempt,
+                    title=title,
+                )
+            )
         if isinstance(attempt.config, EarlyRecipe):
             # who explored is asked, once for all settings of a sweep
             explorer = self.recipe.arms[attempt.arm].explorer
             asked = (*attempt.explored, *self._ready(explorer))
-            needs = (*needs, self._add(Stage("collect", self.variant, attempt.arm, asked, explorer, attempt=attempt)))
-        return self._add(Stage("distill", self.variant, name, needs, attempt.start, attempt=attempt, title=title))
+            needs = (
+                *needs,
+                self._add(
+                    Stage("collect", self.variant, attempt.arm, asked, explorer, attempt=attempt)
+                ),
+            )
+        return self._add(
+            Stage("distill", self.variant, name, needs, attempt.start, attempt=attempt, title=title)
+        )
 
     def _rounds(self, name: str) -> None:
         arm, rounds = self.recipe.arms[name], self.recipe.rounds_of(name)
@@ -207,19 +278,56 @@ class _Unrolled:
             which = (number, rounds.number)
             if number > 1:
                 newest = f"{name}.round{number - 1}"
-                needs, title = (*self._ready(newest), *validated), f"{arm.explored}, {name} round {number}"
+                needs, title = (
+                    (*self._ready(newest), *validated),
+                    f"{arm.explored}, {name} round {number}",
+                )
                 what = f"{name}.round{number}.{arm.explored}"
-                explored.append(self._add(Stage("explore", self.variant, what, needs, newest, which, parted, title=title)))
+                explored.append(
+                    self._add(
+                        Stage(
+                            "explore", self.variant, what, needs, newest, which, parted, title=title
+                        )
+                    )
+                )
             elif parted:
                 # shared by all arms whose first round is the same
                 by = "" if arm.explorer == "base" else f"{arm.explorer}."
-                what, title = f"{by}round1of{rounds.number}.{arm.explored}", f"{arm.explored}{' by ' if by else ''}{by[:-1]}, round 1 of {rounds.number}"
-                explored.append(self._add(Stage("explore", self.variant, what, self._ready(arm.explorer), arm.explorer, which, parted, title=title)))
+                what, title = (
+                    f"{by}round1of{rounds.number}.{arm.explored}",
+                    f"{arm.explored}{' by ' if by else ''}{by[:-1]}, round 1 of {rounds.number}",
+                )
+                explored.append(
+                    self._add(
+                        Stage(
+                            "explore",
+                            self.variant,
+                            what,
+                            self._ready(arm.explorer),
+                            arm.explorer,
+                            which,
+                            parted,
+                            title=title,
+                        )
+                    )
+                )
             else:
                 explored.append(self._explore(arm.explored, arm.explorer))
-            start = f"{name}.round{number - 1}" if number > 1 and rounds.start == "newest" else arm.start
-            attempt = Attempt(name, start, config, tuple(explored if rounds.data == "all" else explored[-1:]), number)
-            validated.append(self._validate(f"{name}.round{number}", attempt, f"{name} (round {number})"))
+            start = (
+                f"{name}.round{number - 1}"
+                if number > 1 and rounds.start == "newest"
+                else arm.start
+            )
+            attempt = Attempt(
+                name,
+                start,
+                config,
+                tuple(explored if rounds.data == "all" else explored[-1:]),
+                number,
+            )
+            validated.append(
+                self._validate(f"{name}.round{number}", attempt, f"{name} (round {number})")
+            )
         self._add(Stage("choose", self.variant, name, tuple(validated)))
 
     def _sweep(self, name: str) -> None:
@@ -231,13 +339,44 @@ class _Unrolled:
             attempt = Attempt(name, arm.start, setting.config, explored, number)
             # settings that differ in the temperature alone are one training
             policy = trained.setdefault(setting.config.model_dump_json(), f"{name}.try{number}")
-            validated.append(self._validate(f"{name}.try{number}", attempt, f"{name} ({setting.words})", policy, setting.temperature))
+            validated.append(
+                self._validate(
+                    f"{name}.try{number}",
+                    attempt,
+                    f"{name} ({setting.words})",
+                    policy,
+                    setting.temperature,
+                )
+            )
         self._add(Stage("choose", self.variant, name, tuple(validated)))
 
-    def _validate(self, name: str, attempt: Attempt, title: str, policy: str = "", temperature: float | None = None) -> str:
-        """Train the attempt, unless it is trained as `policy` already, and sample it on the validation tasks."""
-        needs = (self._made(policy),) if policy not in ("", name) else (self._make(name, attempt, title),)
-        return self._add(Stage("validate", self.variant, name, needs, policy or name, attempt=attempt, temperature=temperature, title=title))
+    def _validate(
+        self,
+        name: str,
+        attempt: Attempt,
+        title: str,
+        policy: str = "",
+        temperature: float | None = None,
+    ) -> str:
+        """Train the attempt, unless it is trained as `policy` already, and sample it on the
+        validation tasks."""
+        needs = (
+            (self._made(policy),)
+            if policy not in ("", name)
+            else (self._make(name, attempt, title),)
+        )
+        return self._add(
+            Stage(
+                "validate",
+                self.variant,
+                name,
+                needs,
+                policy or name,
+                attempt=attempt,
+                temperature=temperature,
+                title=title,
+            )
+        )
 
     def _rows(self, arm: str) -> None:
         rounds = self.recipe.rounds_of(arm).number
@@ -245,7 +384,19 @@ class _Unrolled:
         for number in range(1, rounds + 1) if rounds > 1 else ():
             policy = f"{arm}.round{number}"
             row = f"{arm} (round {number})"
-            each.append(self._add(Stage("evaluate", self.variant, policy, self._ready(policy), policy, (number, rounds), title=row)))
+            each.append(
+                self._add(
+                    Stage(
+                        "evaluate",
+                        self.variant,
+                        policy,
+                        self._ready(policy),
+                        policy,
+                        (number, rounds),
+                        title=row,
+                    )
+                )
+            )
         self._add(Stage("evaluate", self.variant, arm, (*self._ready(arm), *each), arm))
 
 

@@ -88,9 +88,7 @@ def _envs(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
                 pool.close()
 
 
-def _tasks(
-    recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]
-) -> Iterator[str]:
+def _tasks(recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]) -> Iterator[str]:
     """Splits of the stages that are due which the environment does not have or cannot read, and
     tasks that are in two splits that must be apart, whichever stage of the recipe uses them."""
     sets: dict[str, tuple[str, list[str]]] = {}
@@ -103,7 +101,8 @@ def _tasks(
         if there and split not in there:
             if key in needed:
                 yield (
-                    f"{setting} = {split!r}: the environment {pool.facts.name!r} has no such split; "
+                    f"{setting} = {split!r}: the environment {pool.facts.name!r} has no "
+                    "such split; "
                     f"its splits are {', '.join(there)}."
                 )
             continue
@@ -124,8 +123,10 @@ def _tasks(
             shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
             splits = getattr(pool.facts, "splits", ())
             yield (
-                f"{setting} and {its_setting} of the environment {pool.facts.name!r} have {len(shared)} "
-                f"tasks in common ({shown}), and what trains, what chooses and what tests must be apart: set one of them to another split"
+                f"{setting} and {its_setting} of the environment {pool.facts.name!r} have "
+                f"{len(shared)} "
+                f"tasks in common ({shown}), and what trains, what chooses and what tests "
+                "must be apart: set one of them to another split"
                 + (f" ({', '.join(splits)})." if splits else ".")
             )
 
@@ -133,7 +134,8 @@ def _tasks(
 def _asked(
     recipe: Recipe, variant: Variant, stages: Sequence[Stage]
 ) -> dict[str, tuple[str, str, int | None]]:
-    """(setting, split, count) of each set of tasks that these stages of the leg use. What rows are probed
+    """(setting, split, count) of each set of tasks that these stages of the leg use. What rows are
+    probed
     on is asked of them and chooses nothing, so that it may be what they are tested on; it may not
     be what they were trained on."""
     asked: dict[str, tuple[str, str, int | None]] = {}
@@ -148,7 +150,11 @@ def _asked(
     if any(stage.what == HELD_OUT for stage in stages):
         asked["probe"] = "validation.split", recipe.validation.split, recipe.evaluate.probe
     if any(stage.kind in ("evaluate", "tries") for stage in stages):
-        asked["test"] = "tasks.test_split", recipe.tasks.test_split, task_count(recipe, variant, "test")
+        asked["test"] = (
+            "tasks.test_split",
+            recipe.tasks.test_split,
+            task_count(recipe, variant, "test"),
+        )
     return asked
 
 
@@ -266,7 +272,8 @@ def _weights(model: str) -> Iterator[str]:
             yield f"policy.model = {model!r} has no config.json: give a checkpoint's own folder."
         elif not any(folder.glob("*.safetensors")):
             yield (
-                f"policy.model = {model!r} holds no weights (*.safetensors): give a checkpoint's own "
+                f"policy.model = {model!r} holds no weights (*.safetensors): give a "
+                "checkpoint's own "
                 "folder."
             )
     elif folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
@@ -276,7 +283,8 @@ def _weights(model: str) -> Iterator[str]:
         )
     elif _offline(model):
         yield (
-            f"policy.model = {model!r} is no folder here, is in no cache, and HF_HUB_OFFLINE forbids "
+            f"policy.model = {model!r} is no folder here, is in no cache, and "
+            "HF_HUB_OFFLINE forbids "
             "to fetch it: give a checkpoint folder, or fetch it first."
         )
 

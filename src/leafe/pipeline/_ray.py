@@ -1,7 +1,10 @@
-"""`engine = "ray"`: the tasks of a stage are explored or evaluated by actors on a Ray cluster, and journaled here.
+"""`engine = "ray"`: the tasks of a stage are explored or evaluated by actors on a Ray cluster, and
+journaled here.
 
-The driver is the stage's own process. It reads the tasks, deals them (`_deal`) to actors (`_actor`) that are spread over the nodes, and alone writes the
-journal, in the format and the place of the local engine: either goes on with what the other began, and a task's tree is the same under both. Ray places the
+The driver is the stage's own process. It reads the tasks, deals them (`_deal`) to actors (`_actor`)
+that are spread over the nodes, and alone writes the
+journal, in the format and the place of the local engine: either goes on with what the other began,
+and a task's tree is the same under both. Ray places the
 actors and says when one is gone; that nothing is lost or done twice does not depend on it.
 """
 
@@ -29,7 +32,17 @@ from leafe.pipeline._actor import StageActor, order_for
 from leafe.pipeline._dispatcher import Actor, Lost, TaskDispatcher, raise_said
 from leafe.pipeline._plan import Stage
 from leafe.pipeline._progress import evaluating, exploring
-from leafe.pipeline._stages import Emit, Sampling, explore_config, make_pool, read_playbook, same_env, sampling_of, source_of, stage_tasks
+from leafe.pipeline._stages import (
+    Emit,
+    Sampling,
+    explore_config,
+    make_pool,
+    read_playbook,
+    same_env,
+    sampling_of,
+    source_of,
+    stage_tasks,
+)
 from leafe.prompts import load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import Journal, load_trees, write_tasks
@@ -41,7 +54,8 @@ CLOSING = 20.0
 
 
 def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    """Run the stage on the cluster that the recipe names; returns what the local engine would, and how the actors fared."""
+    """Run the stage on the cluster that the recipe names; returns what the local engine would, and
+    how the actors fared."""
     words = load_prompt_set(recipe.prompts)
     pool = make_pool(recipe, stage.variant, 1)
     try:
@@ -53,10 +67,23 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
     write_tasks(out, tasks)
     with Journal(out) as journal:
         how = sampling_of(recipe, folder, stage)
-        tally = _Explored(recipe, stage, tasks, emit) if stage.kind == "explore" else _Evaluated(recipe, stage, tasks, emit, how)
+        tally = (
+            _Explored(recipe, stage, tasks, emit)
+            if stage.kind == "explore"
+            else _Evaluated(recipe, stage, tasks, emit, how)
+        )
         left, known = tally.resume(load_trees(out))
         slots = math.ceil(min(tally.concurrency, max(1, len(left))) / recipe.ray.workers)
-        order = order_for(recipe, folder, stage, words, slots, source_of(folder, stage), how, read_playbook(folder, stage))
+        order = order_for(
+            recipe,
+            folder,
+            stage,
+            words,
+            slots,
+            source_of(folder, stage),
+            how,
+            read_playbook(folder, stage),
+        )
         with _cluster(recipe) as ray:
 
             async def main() -> TaskDispatcher:
@@ -77,8 +104,16 @@ def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, 
                 await dealer.run()
                 return dealer
 
-            dealer = asyncio.run(main()) if left else TaskDispatcher((), {}, _nobody, journal, actors=0, slots=0)
-    return tally.result(dealer) | _fared(dealer) | {"env": env, "ray": {"lost_actors": dealer.lost, "given_again": dealer.given_again}}
+            dealer = (
+                asyncio.run(main())
+                if left
+                else TaskDispatcher((), {}, _nobody, journal, actors=0, slots=0)
+            )
+    return (
+        tally.result(dealer)
+        | _fared(dealer)
+        | {"env": env, "ray": {"lost_actors": dealer.lost, "given_again": dealer.given_again}}
+    )
 
 
 class _Tally:
@@ -92,7 +127,9 @@ class _Tally:
 
     def words(self, dealer: TaskDispatcher) -> str:
         said = f"{dealer.at_work} of {self.recipe.ray.workers} actors"
-        return said + (f", {dealer.lost} lost, {dealer.given_again} tasks given again" if dealer.lost else "")
+        return said + (
+            f", {dealer.lost} lost, {dealer.given_again} tasks given again" if dealer.lost else ""
+        )
 
 
 class _Explored(_Tally):
@@ -106,22 +143,28 @@ class _Explored(_Tally):
         self.errors_in_a_row = 0
 
     def resume(self, trees: Mapping[str, Tree]) -> tuple[list[Task], dict[str, Tree]]:
-        """The tasks that are to be gone on with, and what was made of them. Those that may have used their budget up are among them: an actor knows."""
+        """The tasks that are to be gone on with, and what was made of them. Those that may have
+        used their budget up are among them: an actor knows."""
         for tree in trees.values():
             so_far = Tree(tree.task)
             for episode in tree.episodes:
                 so_far.add(episode)
                 self._add(so_far, episode)
-        left = [t for t in self.tasks if not (trees[t.id].solved and self.config.stop_when == "solved")]
+        left = [
+            t for t in self.tasks if not (trees[t.id].solved and self.config.stop_when == "solved")
+        ]
         self.before = len(self.tasks) - len(left)
         return left, dict(trees)
 
     def count(self, tree: Tree, episode: Episode) -> None:
         self._add(tree, episode)
-        self.errors_in_a_row = self.errors_in_a_row + 1 if episode.stop in (Stop.policy_error, Stop.env_error) else 0
+        self.errors_in_a_row = (
+            self.errors_in_a_row + 1 if episode.stop in (Stop.policy_error, Stop.env_error) else 0
+        )
         if self.errors_in_a_row >= max(10, self.config.max_errors):
             raise ForeignFailure(
-                f"{self.errors_in_a_row} episodes in a row failed, the last with: {episode.error} What was finished is kept: mend it and run again."
+                f"{self.errors_in_a_row} episodes in a row failed, the last with: "
+                f"{episode.error} What was finished is kept: mend it and run again."
             )
 
     def _add(self, tree: Tree, episode: Episode) -> None:
@@ -136,20 +179,36 @@ class _Explored(_Tally):
 
     def show(self, dealer: TaskDispatcher) -> None:
         done = self.before + dealer.done
-        self.emit(exploring(self.progress, self.config.limits, self.config.run_limits, done=done, words=self.words(dealer)))
+        self.emit(
+            exploring(
+                self.progress,
+                self.config.limits,
+                self.config.run_limits,
+                done=done,
+                words=self.words(dealer),
+            )
+        )
 
     def result(self, dealer: TaskDispatcher) -> dict[str, Any]:
         p = self.progress
         spent = asdict(p.spent) | {"seconds": round(time.monotonic() - self.began, 3)}
         waits = _sum(f["waits"] for f in dealer.facts)
         waits["journal"] = round(waits.get("journal", 0.0) + dealer.journal_seconds, 3)
-        return {"stops": dict(p.stops), "unusable_reflections": p.unusable_reflections, "cut_short": None, "spent": spent, "waits": waits}
+        return {
+            "stops": dict(p.stops),
+            "unusable_reflections": p.unusable_reflections,
+            "cut_short": None,
+            "spent": spent,
+            "waits": waits,
+        }
 
 
 class _Evaluated(_Tally):
     """Evaluation and validation: samples, by counts."""
 
-    def __init__(self, recipe: Recipe, stage: Stage, tasks: Sequence[Task], emit: Emit, how: Sampling) -> None:
+    def __init__(
+        self, recipe: Recipe, stage: Stage, tasks: Sequence[Task], emit: Emit, how: Sampling
+    ) -> None:
         super().__init__(recipe, stage, tasks, emit)
         self.how = how
         self.concurrency = recipe.evaluate.concurrency
@@ -161,7 +220,10 @@ class _Evaluated(_Tally):
         for tree in trees.values():
             held = sum(e.count for e in tree.episodes)
             if held not in (0, samples):
-                raise UserError(f"The journal holds {held} samples of task {tree.task.id!r} where {samples} are asked for: evaluate into another folder.")
+                raise UserError(
+                    f"The journal holds {held} samples of task {tree.task.id!r} where "
+                    f"{samples} are asked for: evaluate into another folder."
+                )
             for episode in tree.episodes:
                 self.count(tree, episode)
             self.before += held > 0
@@ -176,12 +238,16 @@ class _Evaluated(_Tally):
         _charge(p.spent, episode)
 
     def show(self, dealer: TaskDispatcher) -> None:
-        self.emit(evaluating(self.progress, done=self.before + dealer.done, words=self.words(dealer)))
+        self.emit(
+            evaluating(self.progress, done=self.before + dealer.done, words=self.words(dealer))
+        )
 
     def result(self, dealer: TaskDispatcher) -> dict[str, Any]:
         if not self.progress.samples:
             why = next(iter(dealer.all_samples_lost.values()), "")
-            raise ForeignFailure(f"Every sample of every task was lost, the last with: {why} Mend it and run again.")
+            raise ForeignFailure(
+                f"Every sample of every task was lost, the last with: {why} Mend it and run again."
+            )
         return {"temperature": self.how.temperature, "samples": self.how.samples}
 
 
@@ -198,12 +264,23 @@ def _sum(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _fared(dealer: TaskDispatcher) -> dict[str, Any]:
-    """How policies and environments fared on all actors together; a lost actor counts as far as it last told."""
+    """How policies and environments fared on all actors together; a lost actor counts as far as it
+    last told."""
     facts = dealer.facts
-    out: dict[str, Any] = {"policy_failures": _sum(f["policy_failures"] for f in facts), "env_failures": sum(f["env_failures"] for f in facts)}
+    out: dict[str, Any] = {
+        "policy_failures": _sum(f["policy_failures"] for f in facts),
+        "env_failures": sum(f["env_failures"] for f in facts),
+    }
     out["observations_cut"] = sum(f.get("observations_cut", 0) for f in facts)
     servers = [f for f in facts if "servers" in f]
-    return out | ({"servers": servers[-1]["servers"], "server_restarts": sum(f["server_restarts"] for f in servers)} if servers else {})
+    return out | (
+        {
+            "servers": servers[-1]["servers"],
+            "server_restarts": sum(f["server_restarts"] for f in servers),
+        }
+        if servers
+        else {}
+    )
 
 
 async def _nobody() -> Actor:
@@ -244,7 +321,12 @@ class _RayActor:
 def _hiring(ray: Any, recipe: Recipe, order: str, env: Mapping[str, str]) -> Callable[[], Any]:
     settings = recipe.ray
     kind = ray.remote(StageActor).options(
-        num_cpus=settings.cpus, num_gpus=settings.gpus, resources=dict(settings.resources), max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
+        num_cpus=settings.cpus,
+        num_gpus=settings.gpus,
+        resources=dict(settings.resources),
+        max_restarts=0,
+        max_task_retries=0,
+        scheduling_strategy="SPREAD",
     )
 
     async def hire() -> Actor:
@@ -261,24 +343,46 @@ def _hiring(ray: Any, recipe: Recipe, order: str, env: Mapping[str, str]) -> Cal
 
 
 def _same_everywhere(told: Mapping[str, Any], env: Mapping[str, str]) -> None:
-    """UserError where a node has another leafe or another environment: then a tree would hang on where it grew."""
+    """UserError where a node has another leafe or another environment: then a tree would hang on
+    where it grew."""
     from leafe import __version__
 
     if told["leafe"] != __version__:
-        raise UserError(f"The node {told['at']} has leafe {told['leafe']} and this machine {__version__}: install the same version on all nodes.")
-    changed = next((key for key in {**env, **told["env"]} if env.get(key) != told["env"].get(key)), None)
+        raise UserError(
+            f"The node {told['at']} has leafe {told['leafe']} and this machine "
+            f"{__version__}: install the same version on all nodes."
+        )
+    changed = next(
+        (key for key in {**env, **told["env"]} if env.get(key) != told["env"].get(key)), None
+    )
     if changed is not None:
         here, there = env.get(changed), told["env"].get(changed)
-        raise UserError(f"The environment on the node {told['at']} is not the one here: its {changed} is {there!r} and not {here!r}; bring the same to all nodes.")
+        raise UserError(
+            f"The environment on the node {told['at']} is not the one here: its {changed} "
+            f"is {there!r} and not {here!r}; bring the same to all nodes."
+        )
 
 
 def _short(ray: Any, recipe: Recipe) -> str:
     settings = recipe.ray
-    wants = ", ".join(f"{amount:g} {name}" for name, amount in {"CPU": settings.cpus, "GPU": settings.gpus, **settings.resources}.items() if amount)
-    has = {name: amount for name, amount in ray.cluster_resources().items() if ":" not in name and "memory" not in name}
+    wants = ", ".join(
+        f"{amount:g} {name}"
+        for name, amount in {
+            "CPU": settings.cpus,
+            "GPU": settings.gpus,
+            **settings.resources,
+        }.items()
+        if amount
+    )
+    has = {
+        name: amount
+        for name, amount in ray.cluster_resources().items()
+        if ":" not in name and "memory" not in name
+    }
     there = ", ".join(f"{amount:g} {name}" for name, amount in sorted(has.items())) or "nothing"
     return (
-        f"No actor was at work for {settings.wait:g} s: each needs {wants or 'nothing'}, and the cluster has {there} in all. Wait until it is free, lower "
+        f"No actor was at work for {settings.wait:g} s: each needs {wants or 'nothing'}, "
+        f"and the cluster has {there} in all. Wait until it is free, lower "
         "ray.cpus, ray.gpus or ray.resources, or raise ray.wait; what was finished is kept."
     )
 
@@ -290,7 +394,9 @@ def _cluster(recipe: Recipe) -> Iterator[Any]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UserError("engine = \"ray\" needs the package ray: run pip install 'leafe[ray]', on all nodes.") from error
+        raise UserError(
+            "engine = \"ray\" needs the package ray: run pip install 'leafe[ray]', on all nodes."
+        ) from error
     if ray.is_initialized():  # the caller's own
         yield ray
         return
@@ -298,14 +404,25 @@ def _cluster(recipe: Recipe) -> Iterator[Any]:
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         cpus = max(os.cpu_count() or 1, math.ceil(recipe.ray.workers * recipe.ray.cpus))
-        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        options |= {
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE,
+        }
     elif address != "auto":
         _probe(address)
-    before = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
+    before = (
+        signal.getsignal(signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread()
+        else None
+    )
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"The Ray cluster {address} cannot be joined ({' '.join(str(error).split())[:300]}): check ray.address.") from error
+        raise UserError(
+            f"The Ray cluster {address} cannot be joined "
+            f"({' '.join(str(error).split())[:300]}): check ray.address."
+        ) from error
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)  # ray takes it for itself
@@ -316,17 +433,29 @@ def _cluster(recipe: Recipe) -> Iterator[Any]:
 
 
 def _probe(address: str) -> None:
-    """UserError where nobody listens, or somebody who does not speak gRPC (the dashboard, say): ray itself would try for minutes."""
+    """UserError where nobody listens, or somebody who does not speak gRPC (the dashboard, say): ray
+    itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
-        raise UserError(f"ray.address = {address!r} is no cluster's head: write HOST:PORT (the port of `ray start --head`, 6379 by default), or auto.")
+        raise UserError(
+            f"ray.address = {address!r} is no cluster's head: write HOST:PORT (the port of "
+            "`ray start --head`, 6379 by default), or auto."
+        )
     try:
         with socket.create_connection((host, int(port)), timeout=10.0) as wire:
             if os.environ.get("RAY_USE_TLS", "0") != "0":
                 return
-            wire.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # HTTP/2: greeting, and settings without any
+            wire.sendall(
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+            )  # HTTP/2: greeting, and settings without any
             frame = wire.recv(9, socket.MSG_WAITALL)
     except (OSError, OverflowError) as error:
-        raise UserError(f"No Ray cluster answers at {address} ({error}): check ray.address, or start its head with `ray start --head`.") from error
+        raise UserError(
+            f"No Ray cluster answers at {address} ({error}): check ray.address, or start "
+            "its head with `ray start --head`."
+        ) from error
     if frame[3:4] != b"\4":  # an answer begins with settings too
-        raise UserError(f"What answers at {address} is no head of a Ray cluster: give the port that `ray start --head` was given (6379 by default).")
+        raise UserError(
+            f"What answers at {address} is no head of a Ray cluster: give the port that "
+            "`ray start --head` was given (6379 by default)."
+        )

@@ -1,4 +1,5 @@
-"""A run's tables on the terminal, and its report and summary as files, at any time: what is not finished yet is left out."""
+"""A run's tables on the terminal, and its report and summary as files, at any time: what is not
+finished yet is left out."""
 
 from __future__ import annotations
 
@@ -15,13 +16,28 @@ from leafe.distill import PARTS
 from leafe.evaluate import Over
 from leafe.pipeline._plan import Stage, StageKind, plan
 from leafe.pipeline._progress import went_wrong
-from leafe.pipeline._summarise import compare_runs, recipe_of, short_names, summarise_run, summarise_runs
-from leafe.report import against_csv, against_markdown, against_table, print_tables, side_tables, tries_table, write_report
+from leafe.pipeline._summarise import (
+    compare_runs,
+    recipe_of,
+    short_names,
+    summarise_run,
+    summarise_runs,
+)
+from leafe.report import (
+    against_csv,
+    against_markdown,
+    against_table,
+    print_tables,
+    side_tables,
+    tries_table,
+    write_report,
+)
 from leafe.runs import RunFolder, StoredTrees, atomic_write
 
 
 def report_run(path: Path, console: Console, *, tables: bool = False) -> None:
-    """Write `summary.json` and `report.html` into the run folder; with `tables` print them too. UserError where nothing is finished."""
+    """Write `summary.json` and `report.html` into the run folder; with `tables` print them too.
+    UserError where nothing is finished."""
     report_runs([path], path, console, tables=tables)
 
 
@@ -37,18 +53,32 @@ def report_runs(
     table_csv: Path | None = None,
     compare: bool = False,
 ) -> None:
-    """The same for several runs, as one summary and one report in the folder `out`; None: they are only printed. They are pooled as runs of one experiment
+    """The same for several runs, as one summary and one report in the folder `out`; None: they are
+    only printed. They are pooled as runs of one experiment
     (`summarise_runs`) or, with `compare`, put side by side (`compare_runs`).
 
-    `against`: a row with which every other one is compared, in the report and, where they are named, in the files `markdown` and `table_csv`.
+    `against`: a row with which every other one is compared, in the report and, where they are
+    named, in the files `markdown` and `table_csv`.
     """
     runs = [RunFolder.read(path) for path in dict.fromkeys(paths)]
     if compare and len(runs) < 2:
         raise UserError("--compare puts runs side by side: name two run folders or more.")
-    summary = (compare_runs(runs, against, "tasks") if compare else summarise_runs(runs, against, over)).to_json()
+    summary = (
+        compare_runs(runs, against, "tasks") if compare else summarise_runs(runs, against, over)
+    ).to_json()
     if not summary["explore"] and not summary["evaluate"]:
-        raise UserError(f"No stage of {paths[0]} is finished yet: run `leafe run` to go on with it.")
-    named = dict(zip(runs, (f"{name}: " for name in short_names([run.path for run in runs])), strict=True)) if len(runs) > 1 else {runs[0]: ""}
+        raise UserError(
+            f"No stage of {paths[0]} is finished yet: run `leafe run` to go on with it."
+        )
+    named = (
+        dict(
+            zip(
+                runs, (f"{name}: " for name in short_names([run.path for run in runs])), strict=True
+            )
+        )
+        if len(runs) > 1
+        else {runs[0]: ""}
+    )
     if out is not None:
         _write(summary, runs, named, out, compare)
     if tables:
@@ -58,34 +88,77 @@ def report_runs(
             atomic_write(file, text(summary))
 
 
-def _write(summary: Mapping[str, Any], runs: Sequence[RunFolder], named: Mapping[RunFolder, str], out: Path, compare: bool) -> None:
+def _write(
+    summary: Mapping[str, Any],
+    runs: Sequence[RunFolder],
+    named: Mapping[RunFolder, str],
+    out: Path,
+    compare: bool,
+) -> None:
     recipe = recipe_of(runs[0])
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    # the base's own tree, or where it explores in rounds alone that of the first; of runs side by side none, each has a report of its own
-    first = next((s for s in plan(recipe) if s.kind == "explore" and s.policy == "base" and s.what.endswith("tree") and runs[0].done(s.name)), None)
-    settings = [(run, (run.path / "config.toml").read_text(encoding="utf-8")) for run in (runs if compare else runs[:1])]
+    # the base's own tree, or where it explores in rounds alone that of the first; of runs side by
+    # side none, each has a report of its own
+    first = next(
+        (
+            s
+            for s in plan(recipe)
+            if s.kind == "explore"
+            and s.policy == "base"
+            and s.what.endswith("tree")
+            and runs[0].done(s.name)
+        ),
+        None,
+    )
+    settings = [
+        (run, (run.path / "config.toml").read_text(encoding="utf-8"))
+        for run in (runs if compare else runs[:1])
+    ]
     write_report(
         summary,
         out / "report.html",
-        title=" | ".join(name.removesuffix(": ") for name in named.values()) if compare else recipe.name,
+        title=" | ".join(name.removesuffix(": ") for name in named.values())
+        if compare
+        else recipe.name,
         question="" if compare else recipe.about,
         trees=StoredTrees(runs[0].path / first.name).values() if first and not compare else (),
-        datasets={name: counts for run, prefix in named.items() for name, counts in _datasets(run, prefix).items()},
-        config="\n".join(f"# {named[run].removesuffix(': ')}\n{text}" if compare else text for run, text in settings),
-        notes=[note for run, prefix in named.items() for note in _notes(run, prefix)] + _truncated(summary),
+        datasets={
+            name: counts
+            for run, prefix in named.items()
+            for name, counts in _datasets(run, prefix).items()
+        },
+        config="\n".join(
+            f"# {named[run].removesuffix(': ')}\n{text}" if compare else text
+            for run, text in settings
+        ),
+        notes=[note for run, prefix in named.items() for note in _notes(run, prefix)]
+        + _truncated(summary),
         command="" if compare else f"leafe run {recipe.name}.toml",
     )
 
 
-def _print(summary: Mapping[str, Any], named: Mapping[RunFolder, str], console: Console, compare: bool, against: str | None) -> None:
+def _print(
+    summary: Mapping[str, Any],
+    named: Mapping[RunFolder, str],
+    console: Console,
+    compare: bool,
+    against: str | None,
+) -> None:
     if compare:
         for table in side_tables(summary):
             console.print(table)
             console.print()
         other = summary["details"]["compare"]["other_tasks"]
         if other:
-            console.print(f"Sampled on other tasks than in the first run, so that no difference is taken: {', '.join(other)}.", markup=False, highlight=False)
+            console.print(
+                (
+                    "Sampled on other tasks than in the first run, so that no difference is "
+                    f"taken: {', '.join(other)}."
+                ),
+                markup=False,
+                highlight=False,
+            )
     else:
         print_tables(summary, console, ("explore",))
         for run, prefix in named.items():
@@ -106,7 +179,11 @@ def print_kind(path: Path, kind: StageKind, console: Console) -> None:
     elif kind == "choose":
         _print_validation(summarise_run(run).to_json(), console)
     elif kind in ("explore", "evaluate"):
-        print_tables(summarise_run(run).to_json(), console, ("explore",) if kind == "explore" else ("evaluate", "rounds", "differences"))
+        print_tables(
+            summarise_run(run).to_json(),
+            console,
+            ("explore",) if kind == "explore" else ("evaluate", "rounds", "differences"),
+        )
     elif kind == "tries":
         console.print(tries_table(summarise_run(run).to_json()))
 
@@ -126,24 +203,45 @@ def _seed(stage: Stage) -> str:
 
 
 def _datasets(run: RunFolder, name: str = "") -> dict[str, dict[str, Any]]:
-    """By arm: how many samples of how many tasks each part holds, and how the training went; every arm with the same columns in the same order."""
+    """By arm: how many samples of how many tasks each part holds, and how the training went; every
+    arm with the same columns in the same order."""
     out: dict[str, dict[str, Any]] = {}
     for row, info in _distilled(run, name):
         counts, trained = info.get("counts") or {}, info.get("train") or {}
         passes = _passes(trained)
-        parts = {p: f"{c['samples']:,} ({c['tasks']:,} tasks{passes.get(p, '')})" for p, c in counts.items() if p in PARTS and c["samples"]}
-        parts |= {what: f"{number:,}" for what, number in (info.get("samples") or {}).items() if number}
-        steps = {name: f"{trained[key]:,}" for key, name in (("steps", "steps"), ("kept_step", "kept")) if key in trained}
-        losses = {title: f"{trained[key]:.3f}" for key, title in _LAST.items() if trained.get(key) is not None}
+        parts = {
+            p: f"{c['samples']:,} ({c['tasks']:,} tasks{passes.get(p, '')})"
+            for p, c in counts.items()
+            if p in PARTS and c["samples"]
+        }
+        parts |= {
+            what: f"{number:,}" for what, number in (info.get("samples") or {}).items() if number
+        }
+        steps = {
+            name: f"{trained[key]:,}"
+            for key, name in (("steps", "steps"), ("kept_step", "kept"))
+            if key in trained
+        }
+        losses = {
+            title: f"{trained[key]:.3f}"
+            for key, title in _LAST.items()
+            if trained.get(key) is not None
+        }
         out[row] = parts | steps | losses | {"seconds": f"{info.get('seconds', 0.0):,.0f}"}
     last = ("steps", "kept", *_LAST.values(), "seconds")
-    columns = sorted(dict.fromkeys(column for row in out.values() for column in row), key=lambda c: last.index(c) if c in last else -1)
+    columns = sorted(
+        dict.fromkeys(column for row in out.values() for column in row),
+        key=lambda c: last.index(c) if c in last else -1,
+    )
     return {row: {column: values.get(column) for column in columns} for row, values in out.items()}
 
 
 def _passes(trained: Mapping[str, Any]) -> dict[str, str]:
     """By part how often the training passed over it, in words that follow others."""
-    return {part: f", {number:.1f} passes" for part, number in ((trained.get("counts") or {}).get("epochs") or {}).items()}
+    return {
+        part: f", {number:.1f} passes"
+        for part, number in ((trained.get("counts") or {}).get("epochs") or {}).items()
+    }
 
 
 _LAST = {"loss": "last loss", "valid_loss": "validation loss", "reward": "last reward"}
@@ -153,13 +251,19 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
     notes = []
     recipe = recipe_of(run)
     if recipe.history != "full":
-        notes.append(f"Prompts held a window of the history ({recipe.history}): branches share no prefix, and prompts were computed anew in every turn.")
+        notes.append(
+            f"Prompts held a window of the history ({recipe.history}): branches share no "
+            "prefix, and prompts were computed anew in every turn."
+        )
     for row, info in _distilled(run, name):
         notes += [f"{row}: {info[why]}" for why in ("empty", "stopped") if why in info]
         notes += [f"{row}: {note}" for note in (info.get("train") or {}).get("notes") or ()]
         notes += [f"{row}: {words}" for words in _left_out(info)]
         for part, number in ((info.get("counts") or {}).get("mentions") or {}).items():
-            words = f'thoughts of {part} samples mention advice that is not in their prompt (mentioned_advice = "skip" leaves them out).'
+            words = (
+                f"thoughts of {part} samples mention advice that is not in their prompt "
+                '(mentioned_advice = "skip" leaves them out).'
+            )
             notes.append(f"{row}: {number} {words}")
     for stage in plan(recipe):
         done = run.done(stage.name) or {}
@@ -167,31 +271,49 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
         if stage.kind == "choose" and "chosen" in done:
             notes.append(f"{row}{_seed(stage)}: {_choice(done)}")
         if done.get("given_up"):
-            why = "because their episodes failed again and again while those of others did not, or could not begin"
+            why = (
+                "because their episodes failed again and again while those of others did not, "
+                "or could not begin"
+            )
             notes.append(f"{row}: {done['given_up']} tasks were given up, {why}.")
             notes += [f"{row}: {sentence}" for sentence in done.get("given_up_because") or ()]
         if done.get("cut_short"):
-            notes.append(f"{row}: the run's limit {done['cut_short']} ended the {stage.kind} stage before all tasks had their share.")
+            notes.append(
+                f"{row}: the run's limit {done['cut_short']} ended the {stage.kind} stage "
+                "before all tasks had their share."
+            )
         if done.get("observations_cut"):
-            notes.append(f"{stage.kind} {row}: {done['observations_cut']:,} observations were longer than env.max_observation and were cut.")
-        for what, number in {**went_wrong(done.get("policy_failures") or {}), "environments that failed": done.get("env_failures", 0)}.items():
+            notes.append(
+                f"{stage.kind} {row}: {done['observations_cut']:,} observations were "
+                "longer than env.max_observation and were cut."
+            )
+        for what, number in {
+            **went_wrong(done.get("policy_failures") or {}),
+            "environments that failed": done.get("env_failures", 0),
+        }.items():
             if number:
                 notes.append(f"{stage.kind} {row}: {what}: {number}")
     return notes
 
 
 def _left_out(info: Mapping[str, Any]) -> list[str]:
-    """What a training was not given as it stood in the trees: by the selection, and by the encoding (of each phase, where there are several)."""
+    """What a training was not given as it stood in the trees: by the selection, and by the encoding
+    (of each phase, where there are several)."""
     selected = {**((info.get("counts") or {}).get("skipped") or {}), **(info.get("skipped") or {})}
     trained = (info.get("phases") or {"": info.get("train") or {}}).values()
-    encoded = [pair for t in trained for pair in ((t.get("counts") or {}).get("skipped") or {}).items()]
-    return [f"{number} left out: {reason}" for reason, number in selected.items()] + [f"{number} when encoded: {reason}" for reason, number in encoded]
+    encoded = [
+        pair for t in trained for pair in ((t.get("counts") or {}).get("skipped") or {}).items()
+    ]
+    return [f"{number} left out: {reason}" for reason, number in selected.items()] + [
+        f"{number} when encoded: {reason}" for reason, number in encoded
+    ]
 
 
 def _truncated(summary: Mapping[str, Any]) -> list[str]:
     """Where answers were cut at their limit of tokens, and how many."""
     return [
-        f"{kind} {row[title]}: {row['truncated_answers']:,} answers were cut at their limit of tokens (the prompt set's max_tokens): none is trained on as if "
+        f"{kind} {row[title]}: {row['truncated_answers']:,} answers were cut at their "
+        "limit of tokens (the prompt set's max_tokens): none is trained on as if "
         "it had ended."
         for kind, title in (("explore", "strategy"), ("evaluate", "arm"))
         for row in summary["details"].get(kind, ())
@@ -207,10 +329,22 @@ def _choice(done: Mapping[str, Any]) -> str:
     """What validation chose, and from what, in words."""
     k = str(done["k"])
     sampled = [row for row in done["candidates"] if "pass_at" in row]
-    others = ", ".join(f"{row['what']} {_percent(row['pass_at'][k]['value'])}" for row in sampled if not row.get("chosen")) or "no other"
+    others = (
+        ", ".join(
+            f"{row['what']} {_percent(row['pass_at'][k]['value'])}"
+            for row in sampled
+            if not row.get("chosen")
+        )
+        or "no other"
+    )
     best = next(row for row in sampled if row.get("chosen"))
-    words = f"by Pass@{k} on {best['tasks']} validation tasks it is {done['what']}: {_percent(best['pass_at'][k]['value'])} % against {others}"
-    return words + (f"; the weights of {', '.join(done['deleted'])} were deleted" if done["deleted"] else "")
+    words = (
+        f"by Pass@{k} on {best['tasks']} validation tasks it is {done['what']}: "
+        f"{_percent(best['pass_at'][k]['value'])} % against {others}"
+    )
+    return words + (
+        f"; the weights of {', '.join(done['deleted'])} were deleted" if done["deleted"] else ""
+    )
 
 
 def _print_validation(summary: Mapping[str, Any], console: Console) -> None:
@@ -218,20 +352,30 @@ def _print_validation(summary: Mapping[str, Any], console: Console) -> None:
     rows = [row for row in summary["details"]["validation"] if "pass_at" in row]
     if not rows:
         return
-    table = Table(title="Validation: which round or setting is the arm (Pass@k in %, 95 % interval)", title_justify="left")
+    table = Table(
+        title="Validation: which round or setting is the arm (Pass@k in %, 95 % interval)",
+        title_justify="left",
+    )
     table.add_column("attempt")
     for k in rows[0]["pass_at"]:
         table.add_column(f"Pass@{k}", justify="right")
     table.add_column("chosen")
     for row in rows:
-        cells = [_percent(p["value"]) + (f" [{_percent(p['ci95'][0])}, {_percent(p['ci95'][1])}]" if p["ci95"] else "") for p in row["pass_at"].values()]
+        cells = [
+            _percent(p["value"])
+            + (f" [{_percent(p['ci95'][0])}, {_percent(p['ci95'][1])}]" if p["ci95"] else "")
+            for p in row["pass_at"].values()
+        ]
         seed = f" (seed {row['seed']})" if len({r["seed"] for r in rows}) > 1 else ""
         table.add_row(row["what"] + seed, *cells, "yes" if row["chosen"] else "")
     console.print(table)
 
 
 def _print_training(run: RunFolder, console: Console, name: str = "") -> None:
-    table = Table(title="Stage 2: what each policy was trained on (samples x passes over them)", title_justify="left")
+    table = Table(
+        title="Stage 2: what each policy was trained on (samples x passes over them)",
+        title_justify="left",
+    )
     columns = ("arm", *PARTS, "steps", "kept", "loss", "validation", "seconds")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
@@ -240,11 +384,28 @@ def _print_training(run: RunFolder, console: Console, name: str = "") -> None:
             table.add_row(row, *["0"] * 2, *[""] * 7)
             continue
         # GRPO has no samples and no loss that says how far it is; Early Experience counts its own
-        counts, result = info.get("counts") or {"rehearsal": {"samples": info.get("samples", {}).get("expert")}}, info["train"]
-        loss, valid = ("" if result.get(name) is None else f"{result[name]:.3f}" for name in ("loss", "valid_loss"))
+        counts, result = (
+            info.get("counts") or {"rehearsal": {"samples": info.get("samples", {}).get("expert")}},
+            info["train"],
+        )
+        loss, valid = (
+            "" if result.get(name) is None else f"{result[name]:.3f}"
+            for name in ("loss", "valid_loss")
+        )
         passes = (result.get("counts") or {}).get("epochs") or {}
         samples = {p: counts.get(p, {}).get("samples") for p in PARTS}
-        parts = [(f"{number:,}" + (f" x {passes[p]:.1f}" if p in passes else "")) if number else "" for p, number in samples.items()]
+        parts = [
+            (f"{number:,}" + (f" x {passes[p]:.1f}" if p in passes else "")) if number else ""
+            for p, number in samples.items()
+        ]
         early = " (early)" if result.get("stopped_early") else ""
-        table.add_row(row, *parts, f"{result['steps']}{early}", str(result["kept_step"]), loss, valid, f"{info['seconds']:.1f}")
+        table.add_row(
+            row,
+            *parts,
+            f"{result['steps']}{early}",
+            str(result["kept_step"]),
+            loss,
+            valid,
+            f"{info['seconds']:.1f}",
+        )
     console.print(table)

@@ -1,6 +1,8 @@
-"""The rounds of every arm that has several, one row a round: what is known of it stands in many stages, and here together.
+"""The rounds of every arm that has several, one row a round: what is known of it stands in many
+stages, and here together.
 
-Rows of several seeds (or runs) are one, as in the other tables: rates are those of the pooled rows, validation and samples means over the runs.
+Rows of several seeds (or runs) are one, as in the other tables: rates are those of the pooled rows,
+validation and samples means over the runs.
 """
 
 from __future__ import annotations
@@ -14,14 +16,23 @@ from leafe.recipes import Recipe
 from leafe.runs import RunFolder
 
 
-def rounds_rows(runs: Sequence[tuple[RunFolder, Recipe]], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """arm, round; tasks, solved, coverage (of its exploration); samples (that it was trained on); valid, test (Pass@k by k); entropy, distinct, following,
-    reflection, same_step (as in its test row); chosen, stopped, runs (in how many it is the arm, was not to be, was planned). `summary` has details.validation.
+def rounds_rows(
+    runs: Sequence[tuple[RunFolder, Recipe]], summary: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """arm, round; tasks, solved, coverage (of its exploration); samples (that it was trained on);
+    valid, test (Pass@k by k); entropy, distinct, following,
+    reflection, same_step (as in its test row); chosen, stopped, runs (in how many it is the arm,
+    was not to be, was planned). `summary` has details.validation.
     """
     rows: dict[tuple[str, int], list[tuple[RunFolder, Stage]]] = {}
     for run, recipe in runs:
         for stage in plan(recipe):
-            if stage.kind == "distill" and stage.attempt is not None and not stage.variant.control and recipe.rounds_of(stage.attempt.arm).number > 1:
+            if (
+                stage.kind == "distill"
+                and stage.attempt is not None
+                and not stage.variant.control
+                and recipe.rounds_of(stage.attempt.arm).number > 1
+            ):
                 rows.setdefault((stage.attempt.arm, stage.attempt.number), []).append((run, stage))
     titles = {stage.name: stage.row for _, recipe in runs for stage in plan(recipe)}
     explored = {row["strategy"]: row for row in summary["explore"]}
@@ -32,7 +43,11 @@ def rounds_rows(runs: Sequence[tuple[RunFolder, Recipe]], summary: Mapping[str, 
         assert first.attempt is not None
         found = explored.get(titles[first.attempt.explored[-1]], {})
         tested = evaluated.get(f"{arm} (round {number})", {})
-        validated = [row for row in summary["details"]["validation"] if (row["arm"], row["attempt"]) == (arm, first.what)]
+        validated = [
+            row
+            for row in summary["details"]["validation"]
+            if (row["arm"], row["attempt"]) == (arm, first.what)
+        ]
         markers = [run.done(stage.name) or {} for run, stage in places]
         if not any(markers) and not found:
             continue
@@ -41,10 +56,19 @@ def rounds_rows(runs: Sequence[tuple[RunFolder, Recipe]], summary: Mapping[str, 
                 "arm": arm,
                 "round": number,
                 **{name: found.get(name) for name in ("tasks", "solved", "coverage")},
-                "samples": _mean([sum(m["counts"][p]["samples"] for p in PARTS) for m in markers if "counts" in m]),
+                "samples": _mean(
+                    [
+                        sum(m["counts"][p]["samples"] for p in PARTS)
+                        for m in markers
+                        if "counts" in m
+                    ]
+                ),
                 "valid": _passes([row["pass_at"] for row in validated if "pass_at" in row]),
                 "test": {k: p["value"] for k, p in tested.get("pass_at", {}).items()},
-                **{name: tested.get(name) for name in ("entropy", "distinct", "following", "reflection", "same_step")},
+                **{
+                    name: tested.get(name)
+                    for name in ("entropy", "distinct", "following", "reflection", "same_step")
+                },
                 "chosen": sum(bool(row.get("chosen")) for row in validated),
                 "stopped": sum("stopped" in m for m in markers),
                 "runs": len(places),
@@ -54,7 +78,10 @@ def rounds_rows(runs: Sequence[tuple[RunFolder, Recipe]], summary: Mapping[str, 
 
 
 def _passes(found: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    return {k: _mean([p[k]["value"] for p in found if p[k]["value"] is not None]) for k in (found[0] if found else ())}
+    return {
+        k: _mean([p[k]["value"] for p in found if p[k]["value"] is not None])
+        for k in (found[0] if found else ())
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,6 +1,8 @@
-"""From a recipe to a finished run folder: stages in order, side by side where they can, resumable at any point.
+"""From a recipe to a finished run folder: stages in order, side by side where they can, resumable
+at any point.
 
-With `jobs = 1` the stages run here; else in worker processes that are started once and fed one stage after another, each with one
+With `jobs = 1` the stages run here; else in worker processes that are started once and fed one
+stage after another, each with one
 thread for its arithmetic. The run's lock and its markers belong to this process alone.
 """
 
@@ -42,19 +44,42 @@ class Watcher:
 
 
 def config_of(recipe: Recipe) -> dict[str, Any]:
-    """What makes two runs the same experiment: the recipe without how it is spread over the machine, which may change between two starts."""
+    """What makes two runs the same experiment: the recipe without how it is spread over the
+    machine, which may change between two starts."""
     spread: Any = dict.fromkeys(("jobs", "engine", "ray", "train"), True)
-    spread |= {"explore": {"concurrency"}, "evaluate": {"concurrency"}, "env": {"workers", "timeout"}}
-    wire = {"base_url", "api_key_env", "timeout_s", "deadline_s", "retries", "backoff_s", "concurrency", "hedge"}
+    spread |= {
+        "explore": {"concurrency"},
+        "evaluate": {"concurrency"},
+        "env": {"workers", "timeout"},
+    }
+    wire = {
+        "base_url",
+        "api_key_env",
+        "timeout_s",
+        "deadline_s",
+        "retries",
+        "backoff_s",
+        "concurrency",
+        "hedge",
+    }
     spread["policy"] = {"launch": True, "launch_timeout": True, "options": wire}
     return recipe.model_dump(mode="json", exclude=spread, exclude_none=True)
 
 
 def _today(before: dict[str, Any]) -> dict[str, Any]:
-    """An earlier run's settings with the defaults of all that recipes can say by now; as they are where they are no recipe any more."""
+    """An earlier run's settings with the defaults of all that recipes can say by now; as they are
+    where they are no recipe any more."""
     rest = {"shard": before["shard"]} if "shard" in before else {}
     try:
-        return config_of(parse_stored_recipe({key: value for key, value in before.items() if key != "shard"}, "The recipe of the run")) | rest
+        return (
+            config_of(
+                parse_stored_recipe(
+                    {key: value for key, value in before.items() if key != "shard"},
+                    "The recipe of the run",
+                )
+            )
+            | rest
+        )
     except UserError:
         return before
 
@@ -74,19 +99,25 @@ def run_recipe(
     watcher: Watcher | None = None,
     shard: Shard | None = None,
 ) -> RunFolder:
-    """Run what is not finished yet; returns the run, open for reading. `shard` explores a part of the tasks.
+    """Run what is not finished yet; returns the run, open for reading. `shard` explores a part of
+    the tasks.
 
-    `only` runs the stages of one kind (with `explore` what baselines collect, with `evaluate` those of validation and attempts at test time), those of them
-    that wait for no other kind: arms and rounds that build on others are reached by giving explore, distill and evaluate again, as often as `waiting_stages`
+    `only` runs the stages of one kind (with `explore` what baselines collect, with `evaluate` those
+    of validation and attempts at test time), those of them
+    that wait for no other kind: arms and rounds that build on others are reached by giving explore,
+    distill and evaluate again, as often as `waiting_stages`
     names any.
 
-    UserError where the folder does not fit, where something lacks that the stages need (all of it is named before the first one begins), or, with `only`, a
+    UserError where the folder does not fit, where something lacks that the stages need (all of it
+    is named before the first one begins), or, with `only`, a
     stage needs one that has not run; ForeignFailure where something outside failed for good.
     """
     watcher = watcher or Watcher()
     config = config_of(recipe) | ({"shard": shard.to_json()} if shard else {})
     seeds = {str(i): s for i, s in enumerate(recipe.seeds)}
-    with RunFolder.open(path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE, today=_today) as folder:
+    with RunFolder.open(
+        path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE, today=_today
+    ) as folder:
         stages = plan(recipe) if only is None else _reachable(folder, recipe, only)
         state = _State(folder, recipe, stages, watcher)
         state.skip_finished()
@@ -102,26 +133,39 @@ def run_recipe(
 
 
 def waiting_stages(run: RunFolder, recipe: Recipe, only: StageKind) -> list[str]:
-    """Stages that `run_recipe(only=...)` left, since they need stages of another kind that have not run."""
-    return [stage.name for stage in plan(recipe) if stage.kind in _kinds(run, only) and run.done(stage.name) is None]
+    """Stages that `run_recipe(only=...)` left, since they need stages of another kind that have not
+    run."""
+    return [
+        stage.name
+        for stage in plan(recipe)
+        if stage.kind in _kinds(run, only) and run.done(stage.name) is None
+    ]
 
 
-_WITH: dict[StageKind, tuple[StageKind, ...]] = {"explore": ("explore", "collect"), "evaluate": ("validate", "choose", "evaluate", "tries")}
+_WITH: dict[StageKind, tuple[StageKind, ...]] = {
+    "explore": ("explore", "collect"),
+    "evaluate": ("validate", "choose", "evaluate", "tries"),
+}
 
 
 def _kinds(run: RunFolder, only: StageKind) -> tuple[StageKind, ...]:
-    """What a command of this name runs. A shard explores and nothing else: what baselines collect, they collect over all tasks."""
+    """What a command of this name runs. A shard explores and nothing else: what baselines collect,
+    they collect over all tasks."""
     return (only,) if "shard" in run.config else _WITH.get(only, (only,))
 
 
 def _reachable(folder: RunFolder, recipe: Recipe, only: StageKind) -> list[Stage]:
-    """The stages of this kind for which all is there, or will be with these stages; UserError where there are others, and none of these."""
+    """The stages of this kind for which all is there, or will be with these stages; UserError where
+    there are others, and none of these."""
     every = [s for s in plan(recipe) if s.kind in _kinds(folder, only)]
     reached: dict[str, Stage] = {}
     due = 0
     lacking: tuple[str, str] | None = None
     for stage in every:
-        missing = next((need for need in stage.needs if need not in reached and folder.done(need) is None), None)
+        missing = next(
+            (need for need in stage.needs if need not in reached and folder.done(need) is None),
+            None,
+        )
         if missing is None:
             reached[stage.name] = stage
             due += folder.done(stage.name) is None
@@ -130,7 +174,10 @@ def _reachable(folder: RunFolder, recipe: Recipe, only: StageKind) -> list[Stage
     if lacking and not due:
         kind = lacking[1].partition("/")[0]
         command = next((c for c, kinds in _WITH.items() if kind in kinds), kind)
-        raise UserError(f"{lacking[0]} needs {lacking[1]}, which is not finished in {folder.path}: run `leafe {command}` with this recipe first.")
+        raise UserError(
+            f"{lacking[0]} needs {lacking[1]}, which is not finished in {folder.path}: run "
+            f"`leafe {command}` with this recipe first."
+        )
     return list(reached.values())
 
 
@@ -154,7 +201,9 @@ class _State:
     def take(self) -> Stage | None:
         """A stage that can begin now: all that it needs is finished."""
         for stage in self.stages:
-            if stage.name not in self.taken and all(n in self.finished or self.folder.done(n) is not None for n in stage.needs):
+            if stage.name not in self.taken and all(
+                n in self.finished or self.folder.done(n) is not None for n in stage.needs
+            ):
                 self.taken.add(stage.name)
                 self.folder.stage(stage.name)
                 self.watcher.begins(stage)
@@ -169,7 +218,9 @@ class _State:
         self.folder.finish(stage.name, info)
         if "env" in info:
             self.folder.record_env(stage.variant.control or "env", info["env"])
-        self.folder.metric(stage=stage.name, **{k: v for k, v in info.items() if isinstance(v, int | float | str)})
+        self.folder.metric(
+            stage=stage.name, **{k: v for k, v in info.items() if isinstance(v, int | float | str)}
+        )
         self.finished.add(stage.name)
         self.watcher.ends(stage, info)
         self.tell_kinds()
@@ -186,7 +237,12 @@ def _run_here(state: _State) -> None:
     from leafe.pipeline._stages import run_stage
 
     while (stage := state.take()) is not None:
-        state.finish(stage, run_stage(state.recipe, state.folder.path, stage, partial(state.watcher.progress, stage)))
+        state.finish(
+            stage,
+            run_stage(
+                state.recipe, state.folder.path, stage, partial(state.watcher.progress, stage)
+            ),
+        )
 
 
 async def _run_workers(state: _State, jobs: int) -> None:
@@ -211,7 +267,8 @@ async def _run_workers(state: _State, jobs: int) -> None:
                     changed.notify_all()
         finally:
             if worker is not None and worker.returncode is None:
-                worker.kill()  # all that counts is journalled; the stage goes on from there next time
+                # all that counts is journalled; the stage goes on from there next time
+                worker.kill()
                 await worker.wait()
 
     try:
@@ -231,16 +288,24 @@ async def _start(folder: Path, number: int) -> asyncio.subprocess.Process:
     with (logs / f"worker-{number}.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
             *with_default_signals([sys.executable, "-m", "leafe.pipeline"]),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, limit=1 << 26,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            limit=1 << 26,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-            start_new_session=True,  # Ctrl-C is this process's to handle; it ends its workers itself
-        )  # fmt: skip
+            # Ctrl-C is this process's to handle; it ends its workers itself
+            start_new_session=True,
+        )
 
 
 async def _ask(worker: asyncio.subprocess.Process, state: _State, stage: Stage) -> dict[str, Any]:
     assert worker.stdin is not None
     assert worker.stdout is not None
-    command = {"recipe": state.recipe.model_dump(mode="json"), "folder": str(state.folder.path), "stage": stage.name}
+    command = {
+        "recipe": state.recipe.model_dump(mode="json"),
+        "folder": str(state.folder.path),
+        "stage": stage.name,
+    }
     try:
         worker.stdin.write(json.dumps(command).encode() + b"\n")
         await worker.stdin.drain()
@@ -257,11 +322,14 @@ async def _ask(worker: asyncio.subprocess.Process, state: _State, stage: Stage) 
             elif event["error"] == "foreign":
                 raise ForeignFailure(event["message"])
             else:
-                raise StageCrashed(f"{stage.name}: {event['message']}\n{event.get('traceback', '')}")
+                raise StageCrashed(
+                    f"{stage.name}: {event['message']}\n{event.get('traceback', '')}"
+                )
     except (BrokenPipeError, ConnectionResetError):
         pass
     await worker.wait()
     raise ForeignFailure(
-        f"The process that ran {stage.name} ended with code {worker.returncode} (killed, or out of memory?); "
+        f"The process that ran {stage.name} ended with code {worker.returncode} (killed, "
+        "or out of memory?); "
         f"its log is {state.folder.path / 'logs'}. What it journalled is kept: run again to go on."
     )

@@ -1,6 +1,8 @@
-"""A policy behind a server that leafe starts itself: any weights of the run, by the recipe's launch command.
+"""A policy behind a server that leafe starts itself: any weights of the run, by the recipe's launch
+command.
 
-The base policy and every trained arm are served alike. An arm that is a bare LoRA adapter is loaded into the server of its base model where that
+The base policy and every trained arm are served alike. An arm that is a bare LoRA adapter is loaded
+into the server of its base model where that
 knows how, and again into one that was started anew; else its folder is served like a checkpoint.
 """
 
@@ -22,7 +24,8 @@ from leafe.recipes import Recipe
 
 
 async def served_policy(recipe: Recipe, folder: Path, weights: str, name: str) -> Policy:
-    """The policy `name` whose weights are the checkpoint, adapter folder or hub id `weights`; returns when its server answers."""
+    """The policy `name` whose weights are the checkpoint, adapter folder or hub id `weights`;
+    returns when its server answers."""
     assert recipe.policy.launch is not None
     options = dict(recipe.policy.options)
     # what is wrong with an option is said before minutes are spent on a server
@@ -34,7 +37,12 @@ async def served_policy(recipe: Recipe, folder: Path, weights: str, name: str) -
         assert recipe.policy.launch is not None
         secrets = [key_env] if key_env else []
         server = await asyncio.to_thread(
-            serve, recipe.policy.launch, checkpoint, folder / "logs", start_s=recipe.policy.launch_timeout, secrets=secrets
+            serve,
+            recipe.policy.launch,
+            checkpoint,
+            folder / "logs",
+            start_s=recipe.policy.launch_timeout,
+            secrets=secrets,
         )
         await server.ready()
         return server, str(options.get("model") or await asyncio.to_thread(server.model_name, key))
@@ -96,14 +104,17 @@ def _adapter_base(weights: str) -> str | None:
     folder = Path(weights)
     if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         return None
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
+        "base_model_name_or_path"
+    )
     if not isinstance(base, str) or not base:
         raise UserError(f"The adapter {folder} does not name its base model: train it anew.")
     return base
 
 
 def _adapter_name(weights: str) -> str:
-    """Another name for other weights, so that a server which holds an adapter of that name holds this one."""
+    """Another name for other weights, so that a server which holds an adapter of that name holds
+    this one."""
     digest = blake2b(digest_size=6)
     for file in sorted(Path(weights).glob("adapter_*")):
         digest.update(file.name.encode() + file.read_bytes())

@@ -1,10 +1,15 @@
-"""Stage 1 in pieces, for many machines without a common scheduler: piece i of n takes every n-th task, and the pieces are merged into one run.
+"""Stage 1 in pieces, for many machines without a common scheduler: piece i of n takes every n-th
+task, and the pieces are merged into one run.
 
-    leafe explore RECIPE --shard 0/4        on one machine, ... 1/4, 2/4, 3/4 on others (an array job, say)
-    leafe merge runs/NAME.shard-*-of-4      once their folders lie side by side; then `leafe run RECIPE` goes on with Stage 2
+    leafe explore RECIPE --shard 0/4        on one machine, ... 1/4, 2/4, 3/4 on others (an array
+    job, say)
+    leafe merge runs/NAME.shard-*-of-4      once their folders lie side by side; then `leafe run
+    RECIPE` goes on with Stage 2
 
-A piece is an ordinary run folder: it resumes like any other. Since a task's tree depends on the run's seed and the task alone, the merged run holds the
-trees that one machine would have found. Merging reads the pieces and never writes them, checks that all of them are there, finished and of one
+A piece is an ordinary run folder: it resumes like any other. Since a task's tree depends on the
+run's seed and the task alone, the merged run holds the
+trees that one machine would have found. Merging reads the pieces and never writes them, checks that
+all of them are there, finished and of one
 experiment, and marks a stage as finished last, so that a merge that was cut off is done again.
 """
 
@@ -34,7 +39,9 @@ class Shard:
         """`2/8`; UserError for anything that is no piece."""
         match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if match is None or not 0 <= int(match[1]) < int(match[2]):
-            raise UserError(f"{text!r} is no shard: write I/N with I from 0 to N - 1, for example 0/4.")
+            raise UserError(
+                f"{text!r} is no shard: write I/N with I from 0 to N - 1, for example 0/4."
+            )
         return Shard(int(match[1]), int(match[2]))
 
     def name(self, run: str) -> str:
@@ -51,18 +58,27 @@ def shard_of(config: Mapping[str, Any]) -> Shard | None:
     return Shard(found["index"], found["of"]) if found else None
 
 
-def merge(pieces: Sequence[Path], out: Path, recipe_of: Callable[[RunFolder], Recipe]) -> tuple[Recipe, int]:
-    """Put the explorations of all pieces together in the run folder `out`; returns the recipe and how many stages were merged now.
+def merge(
+    pieces: Sequence[Path], out: Path, recipe_of: Callable[[RunFolder], Recipe]
+) -> tuple[Recipe, int]:
+    """Put the explorations of all pieces together in the run folder `out`; returns the recipe and
+    how many stages were merged now.
 
-    UserError where a piece is missing, doubled, unfinished, of another experiment, or no piece. A stage that `out` has finished is left as it is.
+    UserError where a piece is missing, doubled, unfinished, of another experiment, or no piece. A
+    stage that `out` has finished is left as it is.
     """
     runs = _in_order(pieces)
     recipe = recipe_of(runs[0])
-    stages = [stage.name for stage in plan(recipe) if stage.kind == "explore" and not stage.needs]  # what an arm explores waits for its weights
+    stages = [
+        stage.name for stage in plan(recipe) if stage.kind == "explore" and not stage.needs
+    ]  # what an arm explores waits for its weights
     for name in stages:
         for run in runs:
             if run.done(name) is None:
-                raise UserError(f"{run.path} has not finished {name}: give `leafe explore` with its shard again, then merge.")
+                raise UserError(
+                    f"{run.path} has not finished {name}: give `leafe explore` with its "
+                    "shard again, then merge."
+                )
     with RunFolder.open(out, _whole(runs[0].config), seeds=runs[0].seeds) as folder:
         due = [name for name in stages if folder.done(name) is None]
         for name in due:
@@ -81,23 +97,43 @@ def _in_order(pieces: Sequence[Path]) -> list[RunFolder]:
         run = RunFolder.read(path)
         shard = shard_of(run.config)
         if shard is None:
-            raise UserError(f"{path} is a whole run and no shard: give the folders that `leafe explore RECIPE --shard I/N` made.")
+            raise UserError(
+                f"{path} is a whole run and no shard: give the folders that `leafe explore "
+                "RECIPE --shard I/N` made."
+            )
         first = first or (shard, run)
         if shard.of != first[0].of:
-            raise UserError(f"{path} is one of {shard.of} shards and {first[1].path} one of {first[0].of}: merge the shards of one split.")
+            raise UserError(
+                f"{path} is one of {shard.of} shards and {first[1].path} one of "
+                f"{first[0].of}: merge the shards of one split."
+            )
         here, there = _whole(run.config), _whole(first[1].config)
-        different = next((key for key in {**there, **here} if there.get(key) != here.get(key)), None)
+        different = next(
+            (key for key in {**there, **here} if there.get(key) != here.get(key)), None
+        )
         if different is not None:
-            raise UserError(f"{path} is a shard of another experiment than {first[1].path}: they differ in {different}.")
+            raise UserError(
+                f"{path} is a shard of another experiment than {first[1].path}: they "
+                f"differ in {different}."
+            )
         if shard.index in found:
-            raise UserError(f"Shard {shard.index}/{shard.of} was given twice ({found[shard.index].path}, {path}): give each once.")
+            raise UserError(
+                f"Shard {shard.index}/{shard.of} was given twice "
+                f"({found[shard.index].path}, {path}): give each once."
+            )
         found[shard.index] = run
     if first is None:
-        raise UserError("There is nothing to merge: give the folders that `leafe explore RECIPE --shard I/N` made.")
+        raise UserError(
+            "There is nothing to merge: give the folders that `leafe explore RECIPE "
+            "--shard I/N` made."
+        )
     of = first[0].of
     missing = next((index for index in range(of) if index not in found), None)
     if missing is not None:
-        raise UserError(f"Shard {missing}/{of} is missing (there are {len(found)} of {of}): run it, or bring its folder here.")
+        raise UserError(
+            f"Shard {missing}/{of} is missing (there are {len(found)} of {of}): run it, or "
+            "bring its folder here."
+        )
     return [found[index] for index in range(of)]
 
 
@@ -111,7 +147,9 @@ def _merge_stage(name: str, runs: Sequence[RunFolder], folder: RunFolder) -> Non
         old.unlink()  # of a merge that was cut off
     parts = [read_tasks(run.path / name) for run in runs]
     # every n-th task was dealt to a piece: dealt back, they stand in the order of the whole
-    write_tasks(target, (tasks[i] for i in range(max(map(len, parts))) for tasks in parts if i < len(tasks)))
+    write_tasks(
+        target, (tasks[i] for i in range(max(map(len, parts))) for tasks in parts if i < len(tasks))
+    )
     with Journal(target, fsync=False) as journal:  # `finish` syncs the files
         for run in runs:
             for episodes in read_journal(run.path / name):
@@ -120,7 +158,8 @@ def _merge_stage(name: str, runs: Sequence[RunFolder], folder: RunFolder) -> Non
 
 
 def _summed(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts are added up; seconds too (they are machine time now); of words the first that says something is kept."""
+    """Counts are added up; seconds too (they are machine time now); of words the first that says
+    something is kept."""
     out: dict[str, Any] = {}
     for info in infos:
         for key, value in info.items():

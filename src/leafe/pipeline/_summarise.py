@@ -1,6 +1,7 @@
 """From run folders to a summary, at any time: what is not finished yet is left out.
 
-Several runs are put together in one of two ways. Pooled (`summarise_runs`): one experiment with other seeds or base policies, every run a draw of the same
+Several runs are put together in one of two ways. Pooled (`summarise_runs`): one experiment with
+other seeds or base policies, every run a draw of the same
 rows. Side by side (`compare_runs`): whatever experiments, each with rows of its own.
 """
 
@@ -24,7 +25,10 @@ from leafe.runs import RunFolder, load_trees, read_tasks
 
 def recipe_of(run: RunFolder) -> Recipe:
     """The recipe that a run was made with."""
-    return parse_stored_recipe({key: value for key, value in run.config.items() if key != "shard"}, f"The recipe of {run.path}")
+    return parse_stored_recipe(
+        {key: value for key, value in run.config.items() if key != "shard"},
+        f"The recipe of {run.path}",
+    )
 
 
 def summarise_run(run: RunFolder) -> Summary:
@@ -32,18 +36,31 @@ def summarise_run(run: RunFolder) -> Summary:
     return summarise_runs([run])
 
 
-def summarise_runs(runs: Sequence[RunFolder], against: str | None = None, over: Over = "runs") -> Summary:
-    """The same of several runs of one experiment with other base policies or other seeds: every seed of every run counts as a run of its rows.
+def summarise_runs(
+    runs: Sequence[RunFolder], against: str | None = None, over: Over = "runs"
+) -> Summary:
+    """The same of several runs of one experiment with other base policies or other seeds: every
+    seed of every run counts as a run of its rows.
 
-    Intervals are over these runs and their tasks. Runs that share a base policy or a seed are alike in that and are taken for independent draws, so that with
-    few of either the intervals are rather too narrow. UserError where the runs are not one experiment.
-    `against`: a row with which every other one is compared; `over`: whether that is to hold for other runs or for these alone.
+    Intervals are over these runs and their tasks. Runs that share a base policy or a seed are alike
+    in that and are taken for independent draws, so that with
+    few of either the intervals are rather too narrow. UserError where the runs are not one
+    experiment.
+    `against`: a row with which every other one is compared; `over`: whether that is to hold for
+    other runs or for these alone.
     """
     recipe = recipe_of(runs[0])
     _same_experiment(runs)
     explored, evaluated = _finished(runs)
-    variants = {row: [(str(place.run.path), place.stage.variant) for place in places] for row, places in evaluated.items()}
-    compare = [(a, b) for a, b in [*recipe.evaluate.compare, *_control_pairs(recipe)] if variants.get(a) == variants.get(b)]
+    variants = {
+        row: [(str(place.run.path), place.stage.variant) for place in places]
+        for row, places in evaluated.items()
+    }
+    compare = [
+        (a, b)
+        for a, b in [*recipe.evaluate.compare, *_control_pairs(recipe)]
+        if variants.get(a) == variants.get(b)
+    ]
     summary = summarise(
         [Explored(row, _trees(places), _seconds(places)) for row, places in explored.items()],
         [_evaluated(row, places) for row, places in evaluated.items()],
@@ -54,19 +71,33 @@ def summarise_runs(runs: Sequence[RunFolder], against: str | None = None, over: 
         seeds=[seed for run in runs for seed in recipe_of(run).seeds],
         versions=runs[0].versions,
     )
-    summary.details["validation"] = [row for run in runs for row in _validation_rows(run, len(runs) > 1)]
-    summary.details["rounds"] = rounds_rows([(run, recipe_of(run)) for run in runs], summary.to_json())
+    summary.details["validation"] = [
+        row for run in runs for row in _validation_rows(run, len(runs) > 1)
+    ]
+    summary.details["rounds"] = rounds_rows(
+        [(run, recipe_of(run)) for run in runs], summary.to_json()
+    )
     several = len(runs) > 1
-    _account(summary, [("", run) for run in runs], explored, [(run.path.name if several else "", run) for run in runs])
+    _account(
+        summary,
+        [("", run) for run in runs],
+        explored,
+        [(run.path.name if several else "", run) for run in runs],
+    )
     summary.details["arms"] = arm_rows(recipe)
     return summary
 
 
-def compare_runs(runs: Sequence[RunFolder], against: str | None = None, over: Over = "tasks") -> Summary:
-    """The same of any runs side by side: rows are named `RUN: ROW`, and every row is subtracted from that of its name in the first run, where both were
-    sampled on the same tasks. `details.compare` says which row of the tables belongs to which run, and in which settings the runs differ.
+def compare_runs(
+    runs: Sequence[RunFolder], against: str | None = None, over: Over = "tasks"
+) -> Summary:
+    """The same of any runs side by side: rows are named `RUN: ROW`, and every row is subtracted
+    from that of its name in the first run, where both were
+    sampled on the same tasks. `details.compare` says which row of the tables belongs to which run,
+    and in which settings the runs differ.
 
-    `against`: a row of the first run, or `RUN: ROW`, with which all rows on the same tasks are compared.
+    `against`: a row of the first run, or `RUN: ROW`, with which all rows on the same tasks are
+    compared.
     """
     names = short_names([run.path for run in runs])
     explored: dict[str, list[_Place]] = {}
@@ -80,7 +111,11 @@ def compare_runs(runs: Sequence[RunFolder], against: str | None = None, over: Ov
                 mine[f"{name}: {row}"] = {"run": name, "row": row}
     marks = {row: [_mark(place) for place in places] for row, places in evaluated.items()}
     firsts = {mine[row]["row"]: row for row in evaluated if mine[row]["run"] == names[0]}
-    twins = [(row, firsts[mine[row]["row"]]) for row in evaluated if mine[row]["run"] != names[0] and mine[row]["row"] in firsts]
+    twins = [
+        (row, firsts[mine[row]["row"]])
+        for row in evaluated
+        if mine[row]["run"] != names[0] and mine[row]["row"] in firsts
+    ]
     if against is not None and against not in evaluated:
         against = firsts.get(against, against)
     summary = summarise(
@@ -93,10 +128,22 @@ def compare_runs(runs: Sequence[RunFolder], against: str | None = None, over: Ov
         seeds=sorted({seed for run in runs for seed in recipe_of(run).seeds}),
         versions=runs[0].versions,
     )
-    _account(summary, [(f"{name}: ", run) for name, run in zip(names, runs, strict=True)], explored, list(zip(names, runs, strict=True)))
-    summary.details["arms"] = [row | {"arm": f"{name}: {row['arm']}"} for name, run in zip(names, runs, strict=True) for row in arm_rows(recipe_of(run))]
+    _account(
+        summary,
+        [(f"{name}: ", run) for name, run in zip(names, runs, strict=True)],
+        explored,
+        list(zip(names, runs, strict=True)),
+    )
+    summary.details["arms"] = [
+        row | {"arm": f"{name}: {row['arm']}"}
+        for name, run in zip(names, runs, strict=True)
+        for row in arm_rows(recipe_of(run))
+    ]
     summary.details["compare"] = {
-        "runs": [{"name": name, "path": str(run.path), "about": recipe_of(run).about} for name, run in zip(names, runs, strict=True)],
+        "runs": [
+            {"name": name, "path": str(run.path), "about": recipe_of(run).about}
+            for name, run in zip(names, runs, strict=True)
+        ],
         "rows": mine,
         "other_tasks": [a for a, b in twins if marks[a] != marks[b]],
         "settings": _settings_that_differ([run.config for run in runs]),
@@ -121,43 +168,76 @@ def _finished(runs: Sequence[RunFolder]) -> tuple[dict[str, list[_Place]], dict[
     for run in runs:
         for stage in plan(recipe_of(run)):
             done = run.done(stage.name)
-            if done is not None and "empty" not in done and "stopped" not in done and stage.kind in ("explore", "evaluate"):
-                (explored if stage.kind == "explore" else evaluated).setdefault(stage.row, []).append(_Place(run, stage, done))
+            if (
+                done is not None
+                and "empty" not in done
+                and "stopped" not in done
+                and stage.kind in ("explore", "evaluate")
+            ):
+                (explored if stage.kind == "explore" else evaluated).setdefault(
+                    stage.row, []
+                ).append(_Place(run, stage, done))
     return explored, evaluated
 
 
 def _account(
-    summary: Summary, named: Sequence[tuple[str, RunFolder]], explored: Mapping[str, Sequence[_Place]], runs: Sequence[tuple[str, RunFolder]]
+    summary: Summary,
+    named: Sequence[tuple[str, RunFolder]],
+    explored: Mapping[str, Sequence[_Place]],
+    runs: Sequence[tuple[str, RunFolder]],
 ) -> None:
-    """What the report says beside the rates. `named`: what stands before the rows of each run; `runs`: what a run is called."""
+    """What the report says beside the rates. `named`: what stands before the rows of each run;
+    `runs`: what a run is called."""
     stages = [(prefix, run, stage) for prefix, run in named for stage in plan(recipe_of(run))]
-    summary.details["stages"] = stage_rows(stages, {row["arm"]: row["computed"] for row in summary.details["evaluate"]})
+    summary.details["stages"] = stage_rows(
+        stages, {row["arm"]: row["computed"] for row in summary.details["evaluate"]}
+    )
     summary.details["tries"] = [
-        {"row": prefix + stage.row, "policy": stage.policy} | row for prefix, run, stage in stages for row in (run.done(stage.name) or {}).get("rows", ())
+        {"row": prefix + stage.row, "policy": stage.policy} | row
+        for prefix, run, stage in stages
+        for row in (run.done(stage.name) or {}).get("rows", ())
     ]
     summary.details["starts"] = start_rows(runs)
-    aside = {row for row, places in explored.items() if places[0].stage.variant.control or places[0].stage.what == HELD_OUT}
+    aside = {
+        row
+        for row, places in explored.items()
+        if places[0].stage.variant.control or places[0].stage.what == HELD_OUT
+    }
     for told in summary.details["explore"]:
         told["role"] = "control" if told["strategy"] in aside else "strategy"
 
 
 def _mark(place: _Place) -> str:
     """Rows with the same mark were sampled on the same tasks with the same seed."""
-    tasks = json.dumps([task.to_json() for task in read_tasks(place.run.path / place.stage.name)], sort_keys=True)
-    return f"{place.stage.variant.control} {place.stage.variant.seed} {hashlib.sha256(tasks.encode()).hexdigest()[:16]}"
+    tasks = json.dumps(
+        [task.to_json() for task in read_tasks(place.run.path / place.stage.name)], sort_keys=True
+    )
+    return (
+        f"{place.stage.variant.control} {place.stage.variant.seed} "
+        f"{hashlib.sha256(tasks.encode()).hexdigest()[:16]}"
+    )
 
 
 def _settings_that_differ(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a setting that is not the same in all runs, with its value in each; None where a run has none."""
+    """One row a setting that is not the same in all runs, with its value in each; None where a run
+    has none."""
     flat = [_flat(config) for config in configs]
     keys = list(dict.fromkeys(key for one in flat for key in one if key not in ("name", "about")))
-    return [{"key": key, "values": [one.get(key) for one in flat]} for key in keys if len({one.get(key) for one in flat}) > 1]
+    return [
+        {"key": key, "values": [one.get(key) for one in flat]}
+        for key in keys
+        if len({one.get(key) for one in flat}) > 1
+    ]
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
     out: dict[str, str] = {}
     for key, value in values.items():
-        out |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: json.dumps(value, ensure_ascii=False)}
+        out |= (
+            _flat(value, f"{above}{key}.")
+            if isinstance(value, Mapping)
+            else {above + key: json.dumps(value, ensure_ascii=False)}
+        )
     return out
 
 
@@ -179,26 +259,36 @@ def _evaluated(row: str, places: Sequence[_Place], labels: Sequence[str] = ()) -
         _seconds(places),
         _role(first.stage),
         probes=[place.done["probe"] for place in places if "probe" in place.done],
-        labels=labels or [f"{place.run.path}: {place.stage.variant.control} {place.stage.variant.seed}" for place in places],
+        labels=labels
+        or [
+            f"{place.run.path}: {place.stage.variant.control} {place.stage.variant.seed}"
+            for place in places
+        ],
     )
 
 
 def _same_experiment(runs: Sequence[RunFolder]) -> None:
-    """UserError where the runs differ in more than the base policy, the seeds, the name and what only the report says."""
+    """UserError where the runs differ in more than the base policy, the seeds, the name and what
+    only the report says."""
 
     def compared(run: RunFolder) -> dict[str, Any]:
         config = {k: v for k, v in run.config.items() if k not in ("name", "about", "seeds")}
         config["policy"] = {k: v for k, v in config["policy"].items() if k != "model"}
-        config["evaluate"] = {k: v for k, v in config["evaluate"].items() if k not in ("k", "compare", "probe")}
+        config["evaluate"] = {
+            k: v for k, v in config["evaluate"].items() if k not in ("k", "compare", "probe")
+        }
         return config
 
     first = compared(runs[0])
     for run in runs[1:]:
         other = compared(run)
-        different = next((key for key in {**first, **other} if first.get(key) != other.get(key)), None)
+        different = next(
+            (key for key in {**first, **other} if first.get(key) != other.get(key)), None
+        )
         if different is not None:
             raise UserError(
-                f"{run.path} is another experiment than {runs[0].path}: they differ in {different}. One table pools runs that differ in policy.model "
+                f"{run.path} is another experiment than {runs[0].path}: they differ in "
+                f"{different}. One table pools runs that differ in policy.model "
                 "and seeds; put others side by side with --compare."
             )
 
@@ -210,7 +300,9 @@ def _validation_rows(run: RunFolder, several: bool) -> list[dict[str, Any]]:
         done = run.done(stage.name) if stage.kind == "choose" else None
         for row in (done or {}).get("candidates", []):
             where = {"run": str(run.path)} if several else {}
-            out.append({"arm": stage.row, "seed": stage.variant.seed, "chosen": False} | where | row)
+            out.append(
+                {"arm": stage.row, "seed": stage.variant.seed, "chosen": False} | where | row
+            )
     return out
 
 
@@ -229,4 +321,8 @@ def _role(stage: Stage) -> Any:
 
 def _control_pairs(recipe: Recipe) -> list[tuple[str, str]]:
     """Every control's arms against its own base."""
-    return [(f"{name}: {arm}", f"{name}: base") for name, control in recipe.controls.items() for arm in control.arms]
+    return [
+        (f"{name}: {arm}", f"{name}: base")
+        for name, control in recipe.controls.items()
+        for arm in control.arms
+    ]

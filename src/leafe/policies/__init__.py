@@ -1,4 +1,5 @@
-"""Policies by name. Each is imported only when it is asked for; this package imports the core alone."""
+"""Policies by name. Each is imported only when it is asked for; this package imports the core
+alone."""
 
 from leafe.policies._registry import GROUP, make_policy, policy_factory, policy_names
 

@@ -1,7 +1,9 @@
 """A policy is a name and options; what stands behind the name is imported when it is asked for.
 
-Three kinds of name, as with environments: those of this package, those that an installed package announces under the entry point group
-`leafe.policies`, and an import path `package.module:Class`. What is wrong with a name or an option is said in one sentence.
+Three kinds of name, as with environments: those of this package, those that an installed package
+announces under the entry point group
+`leafe.policies`, and an import path `package.module:Class`. What is wrong with a name or an option
+is said in one sentence.
 """
 
 from __future__ import annotations
@@ -31,23 +33,33 @@ def policy_names() -> list[str]:
 def make_policy(kind: str, **options: Any) -> Policy:
     """The policy `kind` with its options.
 
-    UserError for an unknown kind or option, a missing option or package; the policy's own UserError for a value that it refuses.
+    UserError for an unknown kind or option, a missing option or package; the policy's own UserError
+    for a value that it refuses.
     """
     made: Policy = policy_factory(kind, options)(**options)
     return made
 
 
 def policy_factory(kind: str, options: Mapping[str, Any]) -> Callable[..., Any]:
-    """What makes the policy `kind`, once it is sure that it takes these options; UserError as `make_policy`. Makes nothing."""
+    """What makes the policy `kind`, once it is sure that it takes these options; UserError as
+    `make_policy`. Makes nothing."""
     factory = _load(kind)
     parameters = inspect.signature(factory).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for option in options:
             if option not in parameters:
-                there = f"its options are {', '.join(parameters)}" if parameters else "it has no options"
+                there = (
+                    f"its options are {', '.join(parameters)}"
+                    if parameters
+                    else "it has no options"
+                )
                 raise UserError(f"The policy {kind!r} has no option {option!r}: {there}.")
     for name, p in parameters.items():
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in options:
+        if (
+            p.default is p.empty
+            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            and name not in options
+        ):
             raise UserError(f"The policy {kind!r} needs the option {name!r}: set it.")
     return factory
 
@@ -57,13 +69,21 @@ def _load(kind: str) -> Callable[..., Any]:
     target = _BUILTIN.get(kind) or (announced.value if announced else kind)
     module, _, name = target.partition(":")
     if not name:
-        raise UserError(f"There is no policy {kind!r}: choose one of {', '.join(policy_names())}, or give package.module:Class.")
+        raise UserError(
+            f"There is no policy {kind!r}: choose one of {', '.join(policy_names())}, or "
+            "give package.module:Class."
+        )
     try:
         found: Callable[..., Any] = find_named(target)
     except ModuleNotFoundError as error:
         if kind in _BUILTIN:
-            raise UserError(f"The policy {kind!r} needs the package {error.name!r}, which is not installed: pip install 'leafe[hf]'.") from error
+            raise UserError(
+                f"The policy {kind!r} needs the package {error.name!r}, which is not "
+                "installed: pip install 'leafe[hf]'."
+            ) from error
         raise UserError(f"The policy {kind!r} cannot be imported: {error}.") from error
     except AttributeError as error:
-        raise UserError(f"The policy {kind!r} cannot be imported: the module {module} has no {name}.") from error
+        raise UserError(
+            f"The policy {kind!r} cannot be imported: the module {module} has no {name}."
+        ) from error
     return found

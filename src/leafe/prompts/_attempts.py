@@ -1,4 +1,5 @@
-"""An earlier attempt in words, for what carries attempts over (refinement; Reflexion where the set says so)."""
+"""An earlier attempt in words, for what carries attempts over (refinement; Reflexion where the set
+says so)."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ from leafe.prompts._set import PromptSet, fill
 
 
 def attempt_text(words: PromptSet, turns: Sequence[Turn]) -> str:
-    """What was done in an attempt and what the environment said of it, each step by the set's `attempt`; its last observation alone where that is empty.
+    """What was done in an attempt and what the environment said of it, each step by the set's
+    `attempt`; its last observation alone where that is empty.
 
-    At most `attempt_chars` characters: where the steps are longer, observations are left out, the oldest first, then whole
+    At most `attempt_chars` characters: where the steps are longer, observations are left out, the
+    oldest first, then whole
     steps, the oldest first. The last step always stands; where it is too long by itself, its action
     and its observation are cut in the middle.
     """
@@ -31,15 +34,37 @@ def attempt_text(words: PromptSet, turns: Sequence[Turn]) -> str:
 def _said(words: PromptSet, turns: Sequence[Turn], observations: int, steps: int) -> str:
     """Without the first `observations` and without the first `steps`."""
     first = turns[0].step
-    out = [_step(words, f"{first} to {first + steps - 1}" if steps > 1 else first, words.left_out, words.left_out)] if steps else []
+    out = (
+        [
+            _step(
+                words,
+                f"{first} to {first + steps - 1}" if steps > 1 else first,
+                words.left_out,
+                words.left_out,
+            )
+        ]
+        if steps
+        else []
+    )
     for i, turn in enumerate(turns[steps:], start=steps):
-        out.append(_step(words, turn.step, turn.action, words.left_out if i < observations else turn.observation))
+        out.append(
+            _step(
+                words,
+                turn.step,
+                turn.action,
+                words.left_out if i < observations else turn.observation,
+            )
+        )
     return "".join(out)
 
 
 def _last_cut(words: PromptSet, turns: Sequence[Turn]) -> str:
     last = turns[-1]
-    frame = len(_said(words, turns, len(turns) - 1, len(turns) - 1)) - len(last.action) - len(last.observation)
+    frame = (
+        len(_said(words, turns, len(turns) - 1, len(turns) - 1))
+        - len(last.action)
+        - len(last.observation)
+    )
     room = max(0, words.attempt_chars - frame)
     action = cut_middle(last.action, max(room // 2, room - len(last.observation)))
     observation = cut_middle(last.observation, room - len(action))
@@ -47,7 +72,15 @@ def _last_cut(words: PromptSet, turns: Sequence[Turn]) -> str:
     if len(turns) == 1:
         return cut
     first = turns[0].step
-    return _step(words, f"{first} to {last.step - 1}" if len(turns) > 2 else first, words.left_out, words.left_out) + cut
+    return (
+        _step(
+            words,
+            f"{first} to {last.step - 1}" if len(turns) > 2 else first,
+            words.left_out,
+            words.left_out,
+        )
+        + cut
+    )
 
 
 def _step(words: PromptSet, step: object, action: str, observation: str) -> str:
@@ -55,7 +88,8 @@ def _step(words: PromptSet, step: object, action: str, observation: str) -> str:
 
 
 def cut_middle(text: str, most: int) -> str:
-    """The text in at most so many characters: its beginning and its end, with the number of characters that are missing said between
+    """The text in at most so many characters: its beginning and its end, with the number of
+    characters that are missing said between
     them; where there is no room for that, its beginning alone."""
     if len(text) <= most:
         return text

@@ -6,7 +6,7 @@ comma too many, other quotes, a key without any) is read by json-repair, a well-
 within three bounds of ours: it is given what begins and ends with braces that match, never an
 answer that was cut; a few thousand characters of little depth, since its time grows with their
 square and its stack with their depth; and what it gives back must hold the very letters and
-digits that it was given, so that it may mend punctuation and nothing else. """
+digits that it was given, so that it may mend punctuation and nothing else."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ def _repaired(piece: str) -> Any:
     """What json-repair makes of it; None where that is out of bounds or a guess."""
     if len(piece) > _REPAIRED or not piece.endswith("}") or _depth(piece) > _DEEPEST:
         return None
-    if re.sub(r"\\.", "", piece).count('"') % 2:  # a text that is not closed: the piece ends within it
+    if (
+        re.sub(r"\\.", "", piece).count('"') % 2
+    ):  # a text that is not closed: the piece ends within it
         return None
     from json_repair import repair_json  # a quarter of a second
 

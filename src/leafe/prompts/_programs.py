@@ -120,7 +120,8 @@ def read_blocks(text: str) -> list[Block]:
 
 
 def _dedented(lines: list[str]) -> str:
-    """The lines without the indentation that all have. Blank lines keep their blanks (they may stand in a text), which is
+    """The lines without the indentation that all have. Blank lines keep their blanks (they may
+    stand in a text), which is
     what `textwrap.dedent` does not do."""
     indents = [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip()]
     margin = min(indents, key=len, default="")

@@ -1,4 +1,5 @@
-"""What a reflection's prompt may hold less of, and more of, than an action's: a history cut to fit, and the advice that was followed already."""
+"""What a reflection's prompt may hold less of, and more of, than an action's: a history cut to fit,
+and the advice that was followed already."""
 
 from __future__ import annotations
 
@@ -11,15 +12,20 @@ MOST_TRIED = 8
 """Pieces of advice that a reflection is shown, the latest."""
 
 
-def shortened(first: str, turns: Sequence[Turn], count: int, instead: str) -> tuple[str, tuple[Turn, ...]]:
+def shortened(
+    first: str, turns: Sequence[Turn], count: int, instead: str
+) -> tuple[str, tuple[Turn, ...]]:
     """First observation and turns with `instead` in the place of the `count` oldest texts.
 
-    Observations first, o_0 on, up to but without the last one; then actions, a_0 on, up to but without the last one; then
+    Observations first, o_0 on, up to but without the last one; then actions, a_0 on, up to but
+    without the last one; then
     the last observation and the last action. Every step keeps its place and its number.
     """
     last = len(turns)
     observations = set(range(min(count, last))) | ({last} if count > 2 * last - 1 else set())
-    actions = set(range(min(max(0, count - last), last - 1))) | ({last - 1} if count > 2 * last else set())
+    actions = set(range(min(max(0, count - last), last - 1))) | (
+        {last - 1} if count > 2 * last else set()
+    )
     kept = []
     for i, turn in enumerate(turns):
         if i in actions:
@@ -29,7 +35,8 @@ def shortened(first: str, turns: Sequence[Turn], count: int, instead: str) -> tu
 
 
 def shortenings(steps: int) -> list[int]:
-    """The counts for `shortened` that are tried one after another, for a history of so many actions: each time half of the observations that are left,
+    """The counts for `shortened` that are tried one after another, for a history of so many
+    actions: each time half of the observations that are left,
     then half of the actions."""
     counts = []
     for start, size in ((0, steps), (steps, steps - 1), (2 * steps - 1, 1), (2 * steps, 1)):
@@ -40,11 +47,16 @@ def shortenings(steps: int) -> list[int]:
     return counts
 
 
-def tried_on(tree: Tree, path: Sequence[Turn], before: int, own: str | None = None) -> tuple[tuple[int, str], ...]:
-    """(step, experience) of the advice that was followed at a step of this path and did not solve the task, in the order in which it was given.
+def tried_on(
+    tree: Tree, path: Sequence[Turn], before: int, own: str | None = None
+) -> tuple[tuple[int, str], ...]:
+    """(step, experience) of the advice that was followed at a step of this path and did not solve
+    the task, in the order in which it was given.
 
-    Advice counts where it was given for the very history that the path begins with, and the episodes before number
-    `before` that followed it all failed. `own`: the reflection that the episode of the path itself follows; it counts.
+    Advice counts where it was given for the very history that the path begins with, and the
+    episodes before number
+    `before` that followed it all failed. `own`: the reflection that the episode of the path itself
+    follows; it counts.
     """
     followed: dict[str, list[bool]] = {own: [True]} if own is not None else {}
     for episode in tree.episodes[:before]:

@@ -14,9 +14,28 @@ from leafe.recipes._schema import (
     parse_recipe,
     parse_stored_recipe,
     recipe_names,
-)  # fmt: skip
+)
 
 __all__ = [
-    "ARM_PRESETS", "EXPLORES", "ArmRecipe", "Config", "EarlyRecipe", "EvaluateRecipe", "ExtraRecipe", "GrpoRecipe", "LegRecipe", "Method", "Recipe",
-    "RoundsRecipe", "Setting", "TrainRecipe", "TriesRecipe", "ValidationRecipe", "load_recipe", "parse_options", "parse_recipe", "parse_stored_recipe", "recipe_names",
-]  # fmt: skip
+    "ARM_PRESETS",
+    "EXPLORES",
+    "ArmRecipe",
+    "Config",
+    "EarlyRecipe",
+    "EvaluateRecipe",
+    "ExtraRecipe",
+    "GrpoRecipe",
+    "ControlRecipe",
+    "Method",
+    "Recipe",
+    "RoundsRecipe",
+    "Setting",
+    "TrainRecipe",
+    "TriesRecipe",
+    "ValidationRecipe",
+    "load_recipe",
+    "parse_options",
+    "parse_recipe",
+    "parse_stored_recipe",
+    "recipe_names",
+]

@@ -1,7 +1,10 @@
-"""Arms: policies to train. What an arm starts from, whose trees it learns from, in how many rounds, and what of it is chosen on validation.
+"""Arms: policies to train. What an arm starts from, whose trees it learns from, in how many rounds,
+and what of it is chosen on validation.
 
-An arm may build on others (`start`, `explorer`), so that any sequence of phases is a list of arms: rejection sampling after leafe+ is the preset `rft`
-that starts from the arm leafe+ and learns from what that explored. How an arm is made is in `_methods`.
+An arm may build on others (`start`, `explorer`), so that any sequence of phases is a list of arms:
+rejection sampling after leafe+ is the preset `rft`
+that starts from the arm leafe+ and learns from what that explored. How an arm is made is in
+`_methods`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,17 @@ from leafe.baselines.ace import AceConfig
 from leafe.baselines.early_experience import EarlyConfig
 from leafe.baselines.grpo import GrpoConfig
 from leafe.distill import DistillConfig, Lora
-from leafe.recipes._methods import ARM_PRESETS, EXPLORES, METHODS, Config, EarlyRecipe, GrpoRecipe, Method, make_config, swept
+from leafe.recipes._methods import (
+    ARM_PRESETS,
+    EXPLORES,
+    METHODS,
+    Config,
+    EarlyRecipe,
+    GrpoRecipe,
+    Method,
+    make_config,
+    swept,
+)
 
 
 class _Strict(BaseModel):
@@ -26,23 +39,28 @@ class _Strict(BaseModel):
 
 
 class RoundsRecipe(_Strict):
-    """Explore with the newest policy, distil, sample on validation tasks, go on. `rounds = 3` is short for `rounds = { number = 3 }`.
+    """Explore with the newest policy, distil, sample on validation tasks, go on. `rounds = 3` is
+    short for `rounds = { number = 3 }`.
 
-    A round whose policy is surely worse than the best so far on validation (paired 95 % interval, Pass@1 or Pass@k) is the last; the arm is the best round.
+    A round whose policy is surely worse than the best so far on validation (paired 95 % interval,
+    Pass@1 or Pass@k) is the last; the arm is the best round.
     """
 
     number: int = Field(1, ge=1)
     tasks: Literal["parted", "same"] = "parted"
-    """parted: each round explores a share of its own, so that all rounds together cost what one costs. same: all training tasks in every round."""
+    """parted: each round explores a share of its own, so that all rounds together cost what one
+    costs. same: all training tasks in every round."""
     data: Literal["all", "newest"] = "all"
     """A round is trained on the trees of all rounds so far, or on its own alone."""
     start: Literal["first", "newest"] = "first"
-    """first: a round is trained like the first one, from the arm's `start`, on all that is known by then. newest: from the weights of the round before, which
+    """first: a round is trained like the first one, from the arm's `start`, on all that is known by
+    then. newest: from the weights of the round before, which
     learns by heart what it sees again and again (docs/results.md)."""
 
 
 class ValidationRecipe(_Strict):
-    """How rounds are stopped and chosen, and how a sweep's settings are chosen: by sampling on tasks that neither train nor test."""
+    """How rounds are stopped and chosen, and how a sweep's settings are chosen: by sampling on
+    tasks that neither train nor test."""
 
     split: str = "valid"
     tasks: int = Field(60, ge=1)
@@ -63,7 +81,10 @@ class Setting:
 
     @property
     def words(self) -> str:
-        return ", ".join(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}" for name, value in self.changes.items())
+        return ", ".join(
+            f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"
+            for name, value in self.changes.items()
+        )
 
 
 class ArmRecipe(_Strict):
@@ -73,22 +94,28 @@ class ArmRecipe(_Strict):
     explored: str = "tree"
     """The strategy whose trees it is trained on."""
     start: str = "base"
-    """Whose weights the training begins with: `base` or another arm. Anchors and soft targets take this policy for their teacher."""
+    """Whose weights the training begins with: `base` or another arm. Anchors and soft targets take
+    this policy for their teacher."""
     explorer: str = "base"
-    """Who explored the trees: `base` or another arm, whose exploration is a stage of its own, on the same training tasks."""
+    """Who explored the trees: `base` or another arm, whose exploration is a stage of its own, on
+    the same training tasks."""
     distill: dict[str, Any] = {}
-    """Changes to the preset (fields of `DistillConfig`); of Early Experience: to its training on the expert's actions."""
+    """Changes to the preset (fields of `DistillConfig`); of Early Experience: to its training on
+    the expert's actions."""
     grpo: dict[str, Any] = {}
     """Fields of `GrpoConfig`, and `budget`: how often it may spend what one exploration may (1)."""
     early: dict[str, Any] = {}
-    """Fields of `EarlyConfig`; `temperature` of the proposals; `env`: changes to the training on next observations."""
+    """Fields of `EarlyConfig`; `temperature` of the proposals; `env`: changes to the training on
+    next observations."""
     ace: dict[str, Any] = {}
     """Fields of `AceConfig`."""
     rounds: RoundsRecipe | None = None
     """None: the recipe's."""
     sweep: dict[str, list[Any]] = {}
-    """Lists of values for the method's options (fields of `DistillConfig`, `GrpoConfig` or `AceConfig`) and for `temperature` (of sampling): every combination
-    is trained and sampled on validation tasks, the best one is the arm, and the weights of all others are deleted."""
+    """Lists of values for the method's options (fields of `DistillConfig`, `GrpoConfig` or
+    `AceConfig`) and for `temperature` (of sampling): every combination
+    is trained and sampled on validation tasks, the best one is the arm, and the weights of all
+    others are deleted."""
 
     @field_validator("rounds", mode="before")
     @classmethod
@@ -103,7 +130,8 @@ class ArmRecipe(_Strict):
         return self._config({})
 
     def settings(self) -> list[Setting]:
-        """The combinations of the sweep, in the order in which they are written; one without changes where there is no sweep."""
+        """The combinations of the sweep, in the order in which they are written; one without
+        changes where there is no sweep."""
         out = []
         for values in itertools.product(*self.sweep.values()):
             changes = dict(zip(self.sweep, values, strict=True))
@@ -117,7 +145,11 @@ class ArmRecipe(_Strict):
         return [arm for arm in dict.fromkeys((self.start, self.explorer)) if arm != "base"]
 
     def _config(self, changes: Mapping[str, Any]) -> Config:
-        return make_config(self.preset, {"distill": self.distill, "grpo": self.grpo, "early": self.early, "ace": self.ace}, changes)
+        return make_config(
+            self.preset,
+            {"distill": self.distill, "grpo": self.grpo, "early": self.early, "ace": self.ace},
+            changes,
+        )
 
 
 TEMPERATURE = "temperature"
@@ -129,33 +161,57 @@ def short_rounds(value: Any) -> Any:
 
 
 def check_arms(arms: Mapping[str, ArmRecipe], rounds: RoundsRecipe) -> None:
-    """ValueError with a sentence where an arm cannot be trained as it stands; `rounds` holds for arms without their own."""
+    """ValueError with a sentence where an arm cannot be trained as it stands; `rounds` holds for
+    arms without their own."""
     for name, arm in arms.items():
         if name == "base" or "/" in name or "." in name or name.strip() != name or not name:
             raise ValueError(f"{name!r} cannot name an arm: 'base', '/' and '.' are taken")
         if arm.preset not in ARM_PRESETS:
-            raise ValueError(f"arms.{name}: there is no preset {arm.preset!r}; there are {', '.join(ARM_PRESETS)}")
+            raise ValueError(
+                f"arms.{name}: there is no preset {arm.preset!r}; there are "
+                f"{', '.join(ARM_PRESETS)}"
+            )
         _check_method(name, arm, rounds)
         _check_settings(name, arm)
         for role, other in (("start", arm.start), ("explorer", arm.explorer)):
             if other != "base" and other not in arms:
-                raise ValueError(f"arms.{name}.{role}: there is no arm {other!r}; there are base, {', '.join(n for n in arms if n != name) or 'and no other'}")
+                raise ValueError(
+                    f"arms.{name}.{role}: there is no arm {other!r}; there are base, "
+                    f"{', '.join(n for n in arms if n != name) or 'and no other'}"
+                )
             if other != "base" and arms[other].method == "ace":
-                raise ValueError(f"arms.{name}.{role} = {other!r}: that arm is a playbook and has no weights of its own; name the policy that it stands before")
+                raise ValueError(
+                    f"arms.{name}.{role} = {other!r}: that arm is a playbook and has no "
+                    "weights of its own; name the policy that it stands before"
+                )
         if arm.sweep and (arm.rounds or rounds).number > 1:
-            raise ValueError(f"arms.{name} has a sweep and several rounds: choose the settings with one round, then write them under distill")
+            raise ValueError(
+                f"arms.{name} has a sweep and several rounds: choose the settings with one "
+                "round, then write them under distill"
+            )
     for name in arms:
         circle = _circle(name, arms, ())
         if circle:
-            raise ValueError(f"arms.{circle[0]} builds on itself ({' -> '.join(circle)}): let one of them start from base, explored by base")
+            raise ValueError(
+                f"arms.{circle[0]} builds on itself ({' -> '.join(circle)}): let one of "
+                "them start from base, explored by base"
+            )
     for name, arm in arms.items():
         lora = _lora(arms[arm.start].config()) if arm.start != "base" else None
         if lora is not None and not lora.merge:
             where = f"arms.{arm.start}.{_TABLES[arms[arm.start].method]}"
-            raise ValueError(f"arms.{name} starts from {arm.start!r}, which is an adapter alone: set {where}.lora.merge = true")
+            raise ValueError(
+                f"arms.{name} starts from {arm.start!r}, which is an adapter alone: set "
+                f"{where}.lora.merge = true"
+            )
 
 
-_TABLES: Mapping[Method, str] = {"distill": "distill", "early": "distill", "grpo": "grpo", "ace": "ace"}
+_TABLES: Mapping[Method, str] = {
+    "distill": "distill",
+    "early": "distill",
+    "grpo": "grpo",
+    "ace": "ace",
+}
 """Where the options of a method's (last) training stand."""
 
 
@@ -163,7 +219,13 @@ def _lora(config: Config) -> Lora | None:
     if isinstance(config, GrpoRecipe):
         lora = config.options.get("lora")
         return Lora(**lora) if lora is not None else None
-    return config.lora if isinstance(config, DistillConfig) else config.expert.lora if isinstance(config, EarlyRecipe) else None
+    return (
+        config.lora
+        if isinstance(config, DistillConfig)
+        else config.expert.lora
+        if isinstance(config, EarlyRecipe)
+        else None
+    )
 
 
 def _check_method(name: str, arm: ArmRecipe, rounds: RoundsRecipe) -> None:
@@ -171,36 +233,63 @@ def _check_method(name: str, arm: ArmRecipe, rounds: RoundsRecipe) -> None:
     uses = {_TABLES[arm.method], *(("early",) if arm.method == "early" else ())}
     for table in ("distill", "grpo", "early", "ace"):
         if getattr(arm, table) and table not in uses:
-            raise ValueError(f"arms.{name}.{table}: the preset {arm.preset!r} has no use for it; its options stand under {' and '.join(sorted(uses))}")
+            raise ValueError(
+                f"arms.{name}.{table}: the preset {arm.preset!r} has no use for it; its "
+                f"options stand under {' and '.join(sorted(uses))}"
+            )
     if arm.method not in EXPLORES and (arm.explored != "tree" or arm.explorer != "base"):
-        raise ValueError(f"arms.{name}: {arm.preset} acts for itself and learns from no exploration: take explored and explorer out")
+        raise ValueError(
+            f"arms.{name}: {arm.preset} acts for itself and learns from no exploration: "
+            "take explored and explorer out"
+        )
     if arm.method != "distill" and (arm.rounds or rounds).number > 1:
-        raise ValueError(f"arms.{name}: rounds are of distillation, and {arm.preset!r} is none: set arms.{name}.rounds = 1")
+        raise ValueError(
+            f"arms.{name}: rounds are of distillation, and {arm.preset!r} is none: set "
+            f"arms.{name}.rounds = 1"
+        )
 
 
-_WORDS: Mapping[Method, str] = {"distill": "distillation", "early": "distillation", "grpo": "GRPO", "ace": "ACE"}
+_WORDS: Mapping[Method, str] = {
+    "distill": "distillation",
+    "early": "distillation",
+    "grpo": "GRPO",
+    "ace": "ACE",
+}
 
 
 def _check_settings(name: str, arm: ArmRecipe) -> None:
     for where, keys in (("distill", arm.distill), ("grpo", arm.grpo), ("sweep", arm.sweep)):
         if "seed" in keys:
-            raise ValueError(f"arms.{name}.{where}.seed: a training takes the run's seed, so write seeds = [...] at the head of the recipe instead")
+            raise ValueError(
+                f"arms.{name}.{where}.seed: a training takes the run's seed, so write "
+                "seeds = [...] at the head of the recipe instead"
+            )
     for field, values in arm.sweep.items():
         known = [*swept(arm.method), TEMPERATURE]
         if field not in known:
             near = difflib.get_close_matches(field, known, 1)
             hint = f": did you mean {near[0]!r}?" if near else f", and not {TEMPERATURE!r}"
-            raise ValueError(f"arms.{name}.sweep: {field!r} is no option of {_WORDS[arm.method]}{hint}")
+            raise ValueError(
+                f"arms.{name}.sweep: {field!r} is no option of {_WORDS[arm.method]}{hint}"
+            )
         if not values:
-            raise ValueError(f"arms.{name}.sweep.{field} is an empty list: give it values, or take it out")
-        if field == TEMPERATURE and not all(isinstance(v, int | float) and not isinstance(v, bool) and v >= 0 for v in values):
-            raise ValueError(f"arms.{name}.sweep.{TEMPERATURE} = {values}: temperatures are numbers, 0 or above")
+            raise ValueError(
+                f"arms.{name}.sweep.{field} is an empty list: give it values, or take it out"
+            )
+        if field == TEMPERATURE and not all(
+            isinstance(v, int | float) and not isinstance(v, bool) and v >= 0 for v in values
+        ):
+            raise ValueError(
+                f"arms.{name}.sweep.{TEMPERATURE} = {values}: temperatures are numbers, 0 or above"
+            )
         if len({str(v) for v in values}) < len(values):
             raise ValueError(f"arms.{name}.sweep.{field} = {values} names a value twice")
     try:
         arm.config()
     except ValidationError as error:
-        raise ValueError(f"arms.{name}.{_TABLES[arm.method] if arm.method != 'early' else 'early or distill'}{_where(error)}") from error
+        raise ValueError(
+            f"arms.{name}.{_TABLES[arm.method] if arm.method != 'early' else 'early or distill'}{_where(error)}"
+        ) from error
     try:
         arm.settings()
     except ValidationError as error:
@@ -211,9 +300,22 @@ def _where(error: ValidationError) -> str:
     first = error.errors()[0]
     where = "".join(f".{part}" for part in first["loc"] if part != "options")
     if first["type"] == "extra_forbidden":
-        known = next((list(c.model_fields) for c in (DistillConfig, GrpoConfig, EarlyConfig, AceConfig) if c.__name__ == error.title), [])
+        known = next(
+            (
+                list(c.model_fields)
+                for c in (DistillConfig, GrpoConfig, EarlyConfig, AceConfig)
+                if c.__name__ == error.title
+            ),
+            [],
+        )
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.7)
-        return f"{where}: there is no such option" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}" if known else "")
+        return f"{where}: there is no such option" + (
+            f"; did you mean {near[0]!r}?"
+            if near
+            else f"; there are {', '.join(known)}"
+            if known
+            else ""
+        )
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 

@@ -1,6 +1,8 @@
-"""How an arm is made: one typed record for each method, read from the arm's own table of the recipe.
+"""How an arm is made: one typed record for each method, read from the arm's own table of the
+recipe.
 
-Most arms are distillations (`distill = {...}` over a preset). GRPO samples for itself; Early Experience asks on at the states of what was explored, and is
+Most arms are distillations (`distill = {...}` over a preset). GRPO samples for itself; Early
+Experience asks on at the states of what was explored, and is
 trained twice; ACE grows a playbook and changes no weights. Each of these has a table of its name.
 """
 
@@ -18,7 +20,12 @@ from leafe.distill import PRESETS, DistillConfig
 from leafe.explore import ExploreConfig
 
 Method = Literal["distill", "grpo", "early", "ace"]
-METHODS: Mapping[str, Method] = {"grpo": "grpo", "early-experience": "early", "self-reflection": "early", "ace": "ace"}
+METHODS: Mapping[str, Method] = {
+    "grpo": "grpo",
+    "early-experience": "early",
+    "self-reflection": "early",
+    "ace": "ace",
+}
 """Presets that are no distillation, and what they are."""
 ARM_PRESETS = (*PRESETS, *METHODS)
 EXPLORES: frozenset[Method] = frozenset({"distill", "early"})
@@ -33,17 +40,25 @@ class GrpoRecipe(_Strict):
     """GRPO, as `leafe.baselines.grpo.GrpoConfig` has it, on the training tasks of the recipe."""
 
     budget: float = Field(1.0, gt=0)
-    """How often it may spend what one exploration of the training tasks may (`explore.limits`), where its own table says neither `limits` nor `steps`."""
+    """How often it may spend what one exploration of the training tasks may (`explore.limits`),
+    where its own table says neither `limits` nor `steps`."""
     options: dict[str, Any] = {}
     """Fields of `GrpoConfig`."""
 
     def config(self, explore: ExploreConfig, tasks: int, seed: int) -> GrpoConfig:
-        """The settings for so many tasks, each of which an exploration would allow `explore.limits`. Episodes are as long, and end after as many invalid
+        """The settings for so many tasks, each of which an exploration would allow
+        `explore.limits`. Episodes are as long, and end after as many invalid
         actions, as an exploration's and an evaluation's, unless the arm says otherwise."""
         limits = explore.limits
-        own: dict[str, Any] = {"horizon": explore.horizon, "max_invalid_actions": explore.max_invalid_actions, "seed": seed}
+        own: dict[str, Any] = {
+            "horizon": explore.horizon,
+            "max_invalid_actions": explore.max_invalid_actions,
+            "seed": seed,
+        }
         if not _bounded(self.options):
-            own["limits"] = {name: limits[name] * self.budget * tasks for name in COUNTED if name in limits}
+            own["limits"] = {
+                name: limits[name] * self.budget * tasks for name in COUNTED if name in limits
+            }
         return GrpoConfig(**(own | self.options))
 
     @property
@@ -73,25 +88,38 @@ class EarlyRecipe(_Strict):
 Config = DistillConfig | GrpoRecipe | EarlyRecipe | AceConfig
 
 
-def make_config(preset: str, tables: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]) -> Config:
-    """The record for an arm: its preset, its tables by name (`distill`, `grpo`, `early`, `ace`), and a sweep's changes. Raises ValidationError."""
+def make_config(
+    preset: str, tables: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]
+) -> Config:
+    """The record for an arm: its preset, its tables by name (`distill`, `grpo`, `early`, `ace`),
+    and a sweep's changes. Raises ValidationError."""
     match METHODS.get(preset, "distill"):
         case "grpo":
             options = {**tables["grpo"], **changes}
             budget = {"budget": options.pop("budget")} if "budget" in options else {}
-            GrpoConfig(**({} if _bounded(options) else {"max_steps": 1}), **options)  # its errors name its own fields
+            GrpoConfig(
+                **({} if _bounded(options) else {"max_steps": 1}), **options
+            )  # its errors name its own fields
             return GrpoRecipe(**budget, options=options)
         case "early":
             own = dict(tables["early"])
             world_model = own.pop("world_model", {})
             phases = {
                 "expert": _distill("rehearsal", over(tables["distill"], changes)),
-                "world_model": _distill("rehearsal", ({} if "max_steps" in world_model else {"num_train_epochs": 1.0}) | world_model),
+                "world_model": _distill(
+                    "rehearsal",
+                    ({} if "max_steps" in world_model else {"num_train_epochs": 1.0}) | world_model,
+                ),
             }
             heat = {"temperature": own.pop("temperature")} if "temperature" in own else {}
             reflects = preset == "self-reflection"
             collect = EarlyConfig(**({"explanations": 2} if reflects else {}) | own)
-            return EarlyRecipe(variant="reflection" if reflects else "world_model", collect=collect, **heat, **phases)
+            return EarlyRecipe(
+                variant="reflection" if reflects else "world_model",
+                collect=collect,
+                **heat,
+                **phases,
+            )
         case "ace":
             return AceConfig(**{**tables["ace"], **changes})
         case _:
@@ -100,14 +128,22 @@ def make_config(preset: str, tables: Mapping[str, Mapping[str, Any]], changes: M
 
 def swept(method: Method) -> list[str]:
     """Names of the options that a sweep may list, besides the temperature of sampling."""
-    fields: dict[Method, type[BaseModel]] = {"distill": DistillConfig, "early": DistillConfig, "grpo": GrpoConfig, "ace": AceConfig}
+    fields: dict[Method, type[BaseModel]] = {
+        "distill": DistillConfig,
+        "early": DistillConfig,
+        "grpo": GrpoConfig,
+        "ace": AceConfig,
+    }
     return [name for name in fields[method].model_fields if name not in ("seed", "temperature")]
 
 
 def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a table with others laid over them; `max_steps` and `num_train_epochs` are one choice, so that either takes the other's place."""
+    """The values of a table with others laid over them; `max_steps` and `num_train_epochs` are one
+    choice, so that either takes the other's place."""
     length = {"max_steps", "num_train_epochs"}
-    return {k: v for k, v in below.items() if not (k in length and length & above.keys())} | dict(above)
+    return {k: v for k, v in below.items() if not (k in length and length & above.keys())} | dict(
+        above
+    )
 
 
 def _distill(preset: str, own: Mapping[str, Any]) -> DistillConfig:

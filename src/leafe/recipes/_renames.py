@@ -1,4 +1,5 @@
-"""Recipe keys that have other names since 0.2: a recipe that uses an old one is told the new name, and the settings of an earlier run are read with it."""
+"""Recipe keys that have other names since 0.2: a recipe that uses an old one is told the new name,
+and the settings of an earlier run are read with it."""
 
 from __future__ import annotations
 
@@ -59,16 +60,23 @@ RENAMED: Mapping[str, str] = {
     **{f"arms.*.sweep.{old}": f"arms.*.sweep.{new}" for old, new in (_DISTILL | _GRPO).items()},
     **{f"arms.*.grpo.{old}": f"arms.*.grpo.{new}" for old, new in _GRPO.items()},
     "arms.*.early.world": "arms.*.early.world_model",
-    **{f"arms.*.early.world_model.{old}": f"arms.*.early.world_model.{new}" for old, new in _DISTILL.items()},
+    **{
+        f"arms.*.early.world_model.{old}": f"arms.*.early.world_model.{new}"
+        for old, new in _DISTILL.items()
+    },
 }
-"""Old path to new one; `*` is any name. Both differ in their last name only. Tables come before what they hold."""
+"""Old path to new one; `*` is any name. Both differ in their last name only. Tables come before
+what they hold."""
 
 
 def refuse_old_names(data: Mapping[str, Any], what: str) -> None:
-    """UserError with the new name where plain data of a recipe use an old one; `what` names the recipe."""
+    """UserError with the new name where plain data of a recipe use an old one; `what` names the
+    recipe."""
     for old, new in RENAMED.items():
         for parents, _ in _found(data, old):
-            was, now = (".".join((*parents, *path.split(".")[len(parents) :])) for path in (old, new))
+            was, now = (
+                ".".join((*parents, *path.split(".")[len(parents) :])) for path in (old, new)
+            )
             raise UserError(f"{what}: {was} is called {now} since leafe 0.2: rename it.")
 
 
@@ -86,7 +94,8 @@ def _copy(value: Any) -> Any:
 
 
 def _found(data: Any, path: str) -> list[tuple[tuple[str, ...], Any]]:
-    """(names of the parents, the table that holds the last name) for every place that the path fits."""
+    """(names of the parents, the table that holds the last name) for every place that the path
+    fits."""
     *parents, last = path.split(".")
     places: list[tuple[tuple[str, ...], Any]] = [((), data)]
     for name in parents:

@@ -1,6 +1,8 @@
-"""A recipe is one experiment as data: environment, tasks, policy, what explores, what is trained on it, how it is judged.
+"""A recipe is one experiment as data: environment, tasks, policy, what explores, what is trained on
+it, how it is judged.
 
-Recipes are TOML files, checked before anything runs: an unknown key, a wrong type or an arm that names a strategy which does not
+Recipes are TOML files, checked before anything runs: an unknown key, a wrong type or an arm that
+names a strategy which does not
 explore is one sentence. `key=value` overrides reach every field (`explore.limits.policy_calls=32`).
 """
 
@@ -36,11 +38,13 @@ class EnvRecipe(_Strict):
     """A registered environment (`leafe envs`) or `package.module:Class`."""
     options: dict[str, Any] = {}
     workers: int = Field(8, ge=1)
-    """The most calls at a time into environments that block, and the most environments that hold a process or a session; quick environments are not bounded by it."""
+    """The most calls at a time into environments that block, and the most environments that hold a
+    process or a session; quick environments are not bounded by it."""
     timeout: float = Field(120.0, gt=0)
     """Seconds after which a call to the environment counts as hung."""
     max_observation: int | None = Field(None, ge=100)
-    """The most characters of an observation; of a longer one the middle is cut out, and the text says by how much. null: there is no bound."""
+    """The most characters of an observation; of a longer one the middle is cut out, and the text
+    says by how much. null: there is no bound."""
 
 
 class TasksRecipe(_Strict):
@@ -49,19 +53,24 @@ class TasksRecipe(_Strict):
     test: int | None = Field(None, ge=1)
     train_split: str = "train"
     test_split: str = "test"
-    """The split that is evaluated. Settings are chosen with `tasks.test_split=valid`, never on test."""
+    """The split that is evaluated. Settings are chosen with `tasks.test_split=valid`, never on
+    test."""
 
 
 class PolicyRecipe(_Strict):
     kind: str = "hf"
-    """`hf` (in-process transformers), `http` (an OpenAI-compatible server) or a registered policy."""
+    """`hf` (in-process transformers), `http` (an OpenAI-compatible server) or a registered
+    policy."""
     model: str
-    """`embedded`, `smollm2`, a checkpoint folder or a hub id: what acts, reflects and is trained."""
+    """`embedded`, `smollm2`, a checkpoint folder or a hub id: what acts, reflects and is
+    trained."""
     options: dict[str, Any] = {}
     """Passed to the policy: `base_url`, `dtype`, `max_batch`, ..."""
     launch: str | None = None
-    """http: the command that starts a server on `{port}` of 127.0.0.1 for the weights in `{checkpoint}`; leafe starts one for the model and for every
-    trained arm, and ends it. Without it the server at `base_url` answers, and trained arms are run in-process."""
+    """http: the command that starts a server on `{port}` of 127.0.0.1 for the weights in
+    `{checkpoint}`; leafe starts one for the model and for every
+    trained arm, and ends it. Without it the server at `base_url` answers, and trained arms are run
+    in-process."""
     launch_timeout: float = Field(900.0, gt=0)
     """Seconds that the server may take until it answers."""
 
@@ -69,12 +78,19 @@ class PolicyRecipe(_Strict):
     def _launch_fits(self) -> PolicyRecipe:
         if self.launch is not None:
             if self.kind != "http":
-                raise ValueError(f'launch starts a server, and kind = {self.kind!r} asks none: set kind = "http"')
+                raise ValueError(
+                    f'launch starts a server, and kind = {self.kind!r} asks none: set kind = "http"'
+                )
             if "base_url" in self.options:
-                raise ValueError("launch starts a server of its own: take options.base_url or launch out")
+                raise ValueError(
+                    "launch starts a server of its own: take options.base_url or launch out"
+                )
             lacking = [mark for mark in ("{checkpoint}", "{port}") if mark not in self.launch]
             if lacking:
-                raise ValueError(f"launch has no {' and no '.join(lacking)}: write something like vllm serve {{checkpoint}} --port {{port}}")
+                raise ValueError(
+                    f"launch has no {' and no '.join(lacking)}: write something like vllm "
+                    f"serve {{checkpoint}} --port {{port}}"
+                )
         return self
 
 
@@ -88,7 +104,8 @@ class ExtraRecipe(_Strict):
 
 
 class TriesRecipe(_Strict):
-    """Several attempts at a test task with feedback carried from one to the next (`leafe.baselines.attempts`): a policy's rows at a higher price."""
+    """Several attempts at a test task with feedback carried from one to the next
+    (`leafe.baselines.attempts`): a policy's rows at a higher price."""
 
     policy: str = "base"
     """`base` or an arm's name."""
@@ -112,7 +129,8 @@ class EvaluateRecipe(_Strict):
     compare: tuple[tuple[str, str], ...] = ()
     """Pairs (a, b) of rows whose difference a - b is printed with its paired interval."""
     probe: int | None = Field(None, ge=1)
-    """Validation tasks that the base policy explores, so that it and every arm are asked on these trees whether they follow an experience and reflect
+    """Validation tasks that the base policy explores, so that it and every arm are asked on these
+    trees whether they follow an experience and reflect
     (`leafe.evaluate.probe`, local engine); null: none is asked."""
 
 
@@ -131,7 +149,8 @@ class TrainRecipe(_Strict):
     """Where trainings run."""
 
     launch: str | None = None
-    """The command that starts each training's processes, such as `accelerate launch --config_file fsdp.yaml`; it is given `-m leafe.distill JOBFILE`.
+    """The command that starts each training's processes, such as `accelerate launch --config_file
+    fsdp.yaml`; it is given `-m leafe.distill JOBFILE`.
     None: the stage's own process."""
 
 
@@ -139,16 +158,19 @@ class RayRecipe(_Strict):
     """How `engine = "ray"` spreads a stage over a cluster; docs/cluster.md."""
 
     address: str | None = None
-    """HOST:PORT of the cluster's head, or `auto` for the one that this machine belongs to; none: RAY_ADDRESS, else one is started on this machine."""
+    """HOST:PORT of the cluster's head, or `auto` for the one that this machine belongs to; none:
+    RAY_ADDRESS, else one is started on this machine."""
     workers: int = Field(2, ge=1)
-    """Actors, each with its own policy client and environments; the tasks in flight (`concurrency`) are divided among them, `env.workers` holds for each."""
+    """Actors, each with its own policy client and environments; the tasks in flight (`concurrency`)
+    are divided among them, `env.workers` holds for each."""
     cpus: float = Field(1.0, ge=0)
     """Of each actor, as Ray counts them."""
     gpus: float = Field(0.0, ge=0)
     resources: dict[str, float] = {}
     """Custom resources of each actor, which decide on which nodes it may run."""
     wait: float = Field(300.0, gt=0)
-    """Seconds without a single actor at work (a full cluster, one that grows) after which the stage ends."""
+    """Seconds without a single actor at work (a full cluster, one that grows) after which the stage
+    ends."""
 
 
 class Recipe(_Strict):
@@ -201,48 +223,97 @@ class Recipe(_Strict):
                 raise ValueError(f"evaluate.extras.{name}: there is no policy {extra.policy!r}")
         for name, tries in self.evaluate.tries.items():
             if tries.policy not in ("base", *self.arms):
-                raise ValueError(f"evaluate.tries.{name}: there is no policy {tries.policy!r}; there are {', '.join(('base', *self.arms))}")
+                raise ValueError(
+                    f"evaluate.tries.{name}: there is no policy {tries.policy!r}; there "
+                    f"are {', '.join(('base', *self.arms))}"
+                )
         for pair in self.evaluate.compare:
             for row in pair:
                 if row not in rows:
-                    raise ValueError(f"evaluate.compare: there is no row {row!r}; there are {', '.join(sorted(rows))}")
+                    raise ValueError(
+                        f"evaluate.compare: there is no row {row!r}; there are "
+                        f"{', '.join(sorted(rows))}"
+                    )
         if self.engine == "ray" and self.explore.run_limits:
-            raise ValueError('explore.run_limits bound a whole stage, which actors cannot share exactly: take them out, or set engine = "local"')
+            raise ValueError(
+                "explore.run_limits bound a whole stage, which actors cannot share "
+                'exactly: take them out, or set engine = "local"'
+            )
         if max(self.evaluate.k) > self.evaluate.samples:
-            raise ValueError(f"evaluate.k asks for Pass@{max(self.evaluate.k)} of {self.evaluate.samples} samples")
+            raise ValueError(
+                f"evaluate.k asks for Pass@{max(self.evaluate.k)} of "
+                f"{self.evaluate.samples} samples"
+            )
         if self.validation.k > self.validation.samples:
-            raise ValueError(f"validation.k asks for Pass@{self.validation.k} of {self.validation.samples} samples")
+            raise ValueError(
+                f"validation.k asks for Pass@{self.validation.k} of "
+                f"{self.validation.samples} samples"
+            )
         return self
 
     def _check_variants(self) -> None:
-        variants: list[tuple[str, Sequence[str], Sequence[str], int | None]] = [("", self.strategies, tuple(self.arms), self.tasks.train)]
-        variants += [(f"controls.{n}: ", variant.strategies, variant.arms, variant.train or self.tasks.train) for n, variant in self.controls.items()]
+        variants: list[tuple[str, Sequence[str], Sequence[str], int | None]] = [
+            ("", self.strategies, tuple(self.arms), self.tasks.train)
+        ]
+        variants += [
+            (f"controls.{n}: ", variant.strategies, variant.arms, variant.train or self.tasks.train)
+            for n, variant in self.controls.items()
+        ]
         for where, strategies, arms, tasks in variants:
             for strategy in strategies:
                 if strategy not in STRATEGIES:
-                    raise ValueError(f"{where}there is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
+                    raise ValueError(
+                        f"{where}there is no strategy {strategy!r}; there are "
+                        f"{', '.join(STRATEGIES)}"
+                    )
             for name in arms:
                 if name not in self.arms:
-                    raise ValueError(f"{where}there is no arm {name!r}; there are {', '.join(self.arms) or 'none'}")
+                    raise ValueError(
+                        f"{where}there is no arm {name!r}; there are "
+                        f"{', '.join(self.arms) or 'none'}"
+                    )
                 arm = self.arms[name]
                 if arm.explored not in STRATEGIES:
-                    raise ValueError(f"arms.{name}.explored: there is no strategy {arm.explored!r}; there are {', '.join(STRATEGIES)}")
-                if arm.method in EXPLORES and arm.explorer == "base" and arm.explored not in strategies:
-                    raise ValueError(f"{where}the arm {name!r} learns from {arm.explored!r}, which is not among the strategies {', '.join(strategies)}")
+                    raise ValueError(
+                        f"arms.{name}.explored: there is no strategy {arm.explored!r}; "
+                        f"there are {', '.join(STRATEGIES)}"
+                    )
+                if (
+                    arm.method in EXPLORES
+                    and arm.explorer == "base"
+                    and arm.explored not in strategies
+                ):
+                    raise ValueError(
+                        f"{where}the arm {name!r} learns from {arm.explored!r}, which is "
+                        f"not among the strategies {', '.join(strategies)}"
+                    )
                 lacking = [other for other in arm.builds_on if other not in arms]
                 if lacking:
-                    raise ValueError(f"{where}the arm {name!r} builds on {lacking[0]!r}, which is not among its arms {', '.join(arms)}: add it")
-                config = arm.config()
-                if isinstance(config, GrpoRecipe) and config.needs_limits and not set(COUNTED) & set(self.explore.limits):
                     raise ValueError(
-                        f"{where}arms.{name} has no end: give arms.{name}.grpo.limits or .steps, or bound every method by explore.limits.policy_calls"
+                        f"{where}the arm {name!r} builds on {lacking[0]!r}, which is not "
+                        f"among its arms {', '.join(arms)}: add it"
+                    )
+                config = arm.config()
+                if (
+                    isinstance(config, GrpoRecipe)
+                    and config.needs_limits
+                    and not set(COUNTED) & set(self.explore.limits)
+                ):
+                    raise ValueError(
+                        f"{where}arms.{name} has no end: give arms.{name}.grpo.limits or "
+                        ".steps, or bound every method by explore.limits.policy_calls"
                     )
                 rounds = self.rounds_of(name)
                 if rounds.tasks == "parted" and tasks is not None and rounds.number > tasks:
-                    raise ValueError(f"{where}arms.{name} has {rounds.number} rounds for {tasks} training tasks: every round needs one of its own")
+                    raise ValueError(
+                        f"{where}arms.{name} has {rounds.number} rounds for {tasks} "
+                        "training tasks: every round needs one of its own"
+                    )
         for name in self.controls:
             if name in self.arms or "/" in name or "." in name:
-                raise ValueError(f"{name!r} cannot name a control: the names of arms, '/' and '.' are taken")
+                raise ValueError(
+                    f"{name!r} cannot name a control: the names of arms, '/' and '.' are taken"
+                )
 
     def rounds_of(self, arm: str) -> RoundsRecipe:
         """The rounds of an arm: its own or the recipe's."""
@@ -251,11 +322,16 @@ class Recipe(_Strict):
 
 def recipe_names() -> list[str]:
     """The built-in recipes."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("leafe.recipes").iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml")
+        for p in resources.files("leafe.recipes").iterdir()
+        if p.name.endswith(".toml")
+    )
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A built-in recipe by name or a TOML file by path, with `key=value` overrides; UserError where anything does not fit."""
+    """A built-in recipe by name or a TOML file by path, with `key=value` overrides; UserError where
+    anything does not fit."""
     data = _read(name_or_path)
     for override in overrides:
         _override(data, override)
@@ -263,7 +339,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as plain values, read as in overrides (`horizon=20 kwargs.size=4`); UserError for one that is none."""
+    """`key=value` texts as plain values, read as in overrides (`horizon=20 kwargs.size=4`);
+    UserError for one that is none."""
     data: dict[str, Any] = {}
     for text in texts:
         _override(data, text)
@@ -274,14 +351,20 @@ def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """The data of a recipe file; with `extends = "NAME"` it is that recipe, less the keys
     that `without` lists, with this one's values laid over it, table by table."""
     if name_or_path in above:
-        raise UserError(f"The recipe {name_or_path} extends itself ({' -> '.join([*above, name_or_path])}): take one `extends` out.")
+        raise UserError(
+            f"The recipe {name_or_path} extends itself "
+            f"({' -> '.join([*above, name_or_path])}): take one `extends` out."
+        )
     builtin = resources.files("leafe.recipes") / f"{name_or_path}.toml"
     if builtin.is_file():
         text = builtin.read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
         text = read_text(name_or_path)
     else:
-        raise UserError(f"There is no recipe {name_or_path!r}: give a TOML file or one of {', '.join(recipe_names())}.")
+        raise UserError(
+            f"There is no recipe {name_or_path!r}: give a TOML file or one of "
+            f"{', '.join(recipe_names())}."
+        )
     data = parsed_toml(text, f"The recipe {name_or_path}")
     below = data.pop("extends", None)
     if below is None:
@@ -329,7 +412,11 @@ def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:
         if first["type"] == "missing":
             raise UserError(f"{what} lacks {where!r}: give it.") from error
         message = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] == "value_error" else f" (got {json.dumps(first['input'], default=str)[:80]})"
+        got = (
+            ""
+            if first["type"] == "value_error"
+            else f" (got {json.dumps(first['input'], default=str)[:80]})"
+        )
         raise UserError(f"{what}: {where + ': ' if where else ''}{message}{got}.") from error
 
 
@@ -358,12 +445,22 @@ def _refuse_secrets(value: Any, path: tuple[str, ...]) -> None:
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
-    nested = {"arms": ArmRecipe, "controls": ControlRecipe, "extras": ExtraRecipe, "tries": TriesRecipe, "rounds": RoundsRecipe}
+    nested = {
+        "arms": ArmRecipe,
+        "controls": ControlRecipe,
+        "extras": ExtraRecipe,
+        "tries": TriesRecipe,
+        "rounds": RoundsRecipe,
+    }
     for part in path:
         field = model.model_fields.get(part)
         if part in nested:
             model = nested[str(part)]
-        elif field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        elif (
+            field is not None
+            and isinstance(field.annotation, type)
+            and issubclass(field.annotation, BaseModel)
+        ):
             model = field.annotation
     fields: dict[str, Any] = model.model_fields
     return list(fields)
@@ -372,7 +469,10 @@ def _fields_at(path: tuple[int | str, ...]) -> list[str]:
 def _override(data: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
-        raise UserError(f"{override!r} is not an override: write key=value, for example explore.limits.policy_calls=32.")
+        raise UserError(
+            f"{override!r} is not an override: write key=value, for example "
+            "explore.limits.policy_calls=32."
+        )
     try:
         value = tomllib.loads(f"v = {text.strip()}")["v"]
     except (ValueError, RecursionError):
@@ -382,7 +482,10 @@ def _override(data: dict[str, Any], override: str) -> None:
     for part in parents:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
-            raise UserError(f"The override {override!r} goes through {part!r}, which is a value and not a table.")
+            raise UserError(
+                f"The override {override!r} goes through {part!r}, which is a value and "
+                "not a table."
+            )
     if parents[-1:] == ["distill"]:
         for key in [k for k in place if k not in over(place, {last: value})]:
             del place[key]

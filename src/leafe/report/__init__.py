@@ -1,4 +1,5 @@
-"""The run for people: tables on the terminal, one self-contained HTML page. Draws what the summary holds and computes no figure of its own."""
+"""The run for people: tables on the terminal, one self-contained HTML page. Draws what the summary
+holds and computes no figure of its own."""
 
 from leafe.report._against import against_csv, against_markdown, against_table
 from leafe.report._alarms import alarms
@@ -6,11 +7,39 @@ from leafe.report._format import clean, clip, duration
 from leafe.report._html import findings, write_report
 from leafe.report._rescues import Rescue, pick_rescues, rescue_of
 from leafe.report._side_by_side import side_by_side, side_tables
-from leafe.report._tables import TableKind, differences_table, evaluate_table, explore_table, print_tables, rounds_table, tries_table
+from leafe.report._tables import (
+    TableKind,
+    differences_table,
+    evaluate_table,
+    explore_table,
+    print_tables,
+    rounds_table,
+    tries_table,
+)
 from leafe.report._tree import draw_tree, pick_tree
 
 __all__ = [
-    "Rescue", "TableKind", "against_csv", "against_markdown", "against_table", "alarms", "clean", "clip", "differences_table", "draw_tree", "duration",
-    "evaluate_table", "explore_table", "findings", "pick_rescues", "pick_tree", "print_tables", "rescue_of", "rounds_table", "side_by_side", "side_tables",
-    "tries_table", "write_report",
-]  # fmt: skip
+    "Rescue",
+    "TableKind",
+    "against_csv",
+    "against_markdown",
+    "against_table",
+    "alarms",
+    "clean",
+    "clip",
+    "differences_table",
+    "draw_tree",
+    "duration",
+    "evaluate_table",
+    "explore_table",
+    "findings",
+    "pick_rescues",
+    "pick_tree",
+    "print_tables",
+    "rescue_of",
+    "rounds_table",
+    "side_by_side",
+    "side_tables",
+    "tries_table",
+    "write_report",
+]

@@ -1,6 +1,8 @@
-"""Every row against one: the ablation as a table for the terminal, as Markdown for documents, and as CSV for programs.
+"""Every row against one: the ablation as a table for the terminal, as Markdown for documents, and
+as CSV for programs.
 
-The order is that of the evaluation. A claim is written with the figure it belongs to: above, below, or nothing where it is not decided.
+The order is that of the evaluation. A claim is written with the figure it belongs to: above, below,
+or nothing where it is not decided.
 """
 
 from __future__ import annotations
@@ -17,23 +19,41 @@ from leafe.report._format import NONE, difference, interval, percent
 from leafe.report._tables import cell, plain_table, reflects
 
 CAPTION = (
-    "Pass@k in per cent, and the difference to {reference} on the same tasks in points, with its 95 % interval over {over}. "
-    "above, below: decided by Holm's correction over the whole table, so that all claims are right together with 95 %; without a word it is not decided. "
-    "n: runs in common, in brackets the fewest at any k whose own difference has the sign of the mean."
+    "Pass@k in per cent, and the difference to {reference} on the same tasks in points, "
+    "with its 95 % interval over {over}. "
+    "above, below: decided by Holm's correction over the whole table, so that all claims "
+    "are right together with 95 %; without a word it is not decided. "
+    "n: runs in common, in brackets the fewest at any k whose own difference has the sign "
+    "of the mean."
 )
 
 
 def against_table(summary: Mapping[str, Any]) -> Table:
     """For the terminal; `summary.details.against` has to be there."""
     reference, ks, rows = _rows(summary)
-    over = "runs and tasks" if summary["details"]["against"]["over"] == "runs" else "tasks of these runs"
-    table = plain_table(f"Against {reference}: Pass@k in %, difference in points, 95 % interval over {over}; claims by Holm", "row")
+    over = (
+        "runs and tasks"
+        if summary["details"]["against"]["over"] == "runs"
+        else "tasks of these runs"
+    )
+    table = plain_table(
+        (
+            f"Against {reference}: Pass@k in %, difference in points, 95 % interval over "
+            f"{over}; claims by Holm"
+        ),
+        "row",
+    )
     for name in (*(f"Pass@{k}" for k in ks), "follow\nreflect", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for row, found in rows:
         cells = [_figures(row, found.get(k), k) for k in ks]
         n = next((f"{c['runs']}" for c in found.values()), "")
-        table.add_row(Text(row["arm"]), *(cell(value, below) for value, below in cells), cell(percent(row["following"]), percent(reflects(row))), n)
+        table.add_row(
+            Text(row["arm"]),
+            *(cell(value, below) for value, below in cells),
+            cell(percent(row["following"]), percent(reflects(row))),
+            n,
+        )
     return table
 
 
@@ -43,20 +63,37 @@ def against_markdown(summary: Mapping[str, Any]) -> str:
     gauges = _gauges(summary)
     rates = list(dict.fromkeys(name for gauge in gauges.values() for name in gauge))
     passes = [name for k in ks for name in (f"Pass@{k}", f"{_minus(reference)} @{k}")]
-    head = ["row", *passes, "following", "reflection", *(f"gauge: {r.replace('_', ' ')}" for r in rates), "n"]
+    head = [
+        "row",
+        *passes,
+        "following",
+        "reflection",
+        *(f"gauge: {r.replace('_', ' ')}" for r in rates),
+        "n",
+    ]
     out = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row, found in rows:
         line = [row["arm"].replace("|", "\\|")]
         for k in ks:
             value, below = _figures(row, found.get(k), k)
             line += [value, below]
-        n = next((f"{c['runs']} ({min(c['agree'] for c in found.values())})" for c in found.values()), "")
-        line += [percent(row["following"]), percent(reflects(row)), *(percent(gauges[row["arm"]].get(r)) for r in rates), n]
+        n = next(
+            (f"{c['runs']} ({min(c['agree'] for c in found.values())})" for c in found.values()), ""
+        )
+        line += [
+            percent(row["following"]),
+            percent(reflects(row)),
+            *(percent(gauges[row["arm"]].get(r)) for r in rates),
+            n,
+        ]
         out.append("| " + " | ".join(line) + " |")
     return "\n".join(out) + "\n\n" + _caption(summary) + "\n"
 
 
-_OVER = {"runs": "runs (seeds, base policies) and tasks", "tasks": "tasks, for these very trainings: nothing is said of other seeds or base policies"}
+_OVER = {
+    "runs": "runs (seeds, base policies) and tasks",
+    "tasks": "tasks, for these very trainings: nothing is said of other seeds or base policies",
+}
 
 
 def _caption(summary: Mapping[str, Any]) -> str:
@@ -65,9 +102,25 @@ def _caption(summary: Mapping[str, Any]) -> str:
 
 
 COLUMNS = (
-    "row", "k", "pass_at", "low", "high", "difference", "difference_low", "difference_high", "p", "claim", "runs", "agree", "tasks", "entropy", "distinct",
-    "following", "reflection", "same_step",
-)  # fmt: skip
+    "row",
+    "k",
+    "pass_at",
+    "low",
+    "high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+    "claim",
+    "runs",
+    "agree",
+    "tasks",
+    "entropy",
+    "distinct",
+    "following",
+    "reflection",
+    "same_step",
+)
 """Of the CSV; after them the rates of the environment's gauge."""
 
 
@@ -83,14 +136,31 @@ def against_csv(summary: Mapping[str, Any]) -> str:
         for k in ks:
             point, c = row["pass_at"][k], found.get(k, {})
             low, high = point["ci95"] or (None, None)
-            told = [c.get(name) for name in ("value", "low", "high", "p", "claim", "runs", "agree", "tasks")]
-            line = [row["arm"], k, point["value"], low, high, *told, *(row[name] for name in COLUMNS[-5:])]
-            out.writerow(["" if v is None else v for v in (*line, *(gauges[row["arm"]].get(r) for r in rates))])
+            told = [
+                c.get(name)
+                for name in ("value", "low", "high", "p", "claim", "runs", "agree", "tasks")
+            ]
+            line = [
+                row["arm"],
+                k,
+                point["value"],
+                low,
+                high,
+                *told,
+                *(row[name] for name in COLUMNS[-5:]),
+            ]
+            out.writerow(
+                [
+                    "" if v is None else v
+                    for v in (*line, *(gauges[row["arm"]].get(r) for r in rates))
+                ]
+            )
     return text.getvalue()
 
 
 def against_rows(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for the page: reference, ks, caption and rows of (name, [(value, difference, claim)], following, reflection, n); empty without a reference."""
+    """The same for the page: reference, ks, caption and rows of (name, [(value, difference,
+    claim)], following, reflection, n); empty without a reference."""
     if "against" not in (summary.get("details") or {}):
         return {}
     reference, ks, rows = _rows(summary)
@@ -104,20 +174,33 @@ def against_rows(summary: Mapping[str, Any]) -> dict[str, Any]:
                 [(*_figures(row, found.get(k), k), found.get(k, {}).get("claim")) for k in ks],
                 percent(row["following"]),
                 percent(reflects(row)),
-                next((f"{c['runs']} ({min(c['agree'] for c in found.values())})" for c in found.values()), ""),
+                next(
+                    (
+                        f"{c['runs']} ({min(c['agree'] for c in found.values())})"
+                        for c in found.values()
+                    ),
+                    "",
+                ),
             )
             for row, found in rows
         ],
     }
 
 
-def _rows(summary: Mapping[str, Any]) -> tuple[str, list[str], list[tuple[Mapping[str, Any], dict[str, Mapping[str, Any]]]]]:
-    """(reference, ks, rows of the evaluation with their contrasts by k): the reference and whatever has runs in common with it."""
+def _rows(
+    summary: Mapping[str, Any],
+) -> tuple[str, list[str], list[tuple[Mapping[str, Any], dict[str, Mapping[str, Any]]]]]:
+    """(reference, ks, rows of the evaluation with their contrasts by k): the reference and whatever
+    has runs in common with it."""
     against = summary["details"]["against"]
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for c in against["rows"]:
         found.setdefault(c["row"], {})[str(c["k"])] = c
-    rows = [(row, found.get(row["arm"], {})) for row in summary["evaluate"] if row["arm"] == against["reference"] or row["arm"] in found]
+    rows = [
+        (row, found.get(row["arm"], {}))
+        for row in summary["evaluate"]
+        if row["arm"] == against["reference"] or row["arm"] in found
+    ]
     return against["reference"], [str(k) for k in against["ks"]], rows
 
 

@@ -10,11 +10,31 @@ from leafe.report._format import percent
 _SHARES = {0.5: "half", 0.75: "three quarters"}
 
 _WORDS = {
-    "entropy": ("its sampling has narrowed", "the entropy of its actions is {value} nats a token", "{base}"),
-    "distinct": ("it samples the same episodes again and again", "{value} % of a task's samples are distinct episodes", "{base} %"),
-    "following": ("it has unlearned to follow an experience", "it gives the action that one asks for a probability of {value} %", "{base} %"),
-    "reflection": ("it has unlearned to reflect", "{value} % of its reflections can be used", "{base} %"),
-    "same_step": ("it no longer finds the mistake", "{value} % of its reflections blame the step whose revision had helped", "{base} %"),
+    "entropy": (
+        "its sampling has narrowed",
+        "the entropy of its actions is {value} nats a token",
+        "{base}",
+    ),
+    "distinct": (
+        "it samples the same episodes again and again",
+        "{value} % of a task's samples are distinct episodes",
+        "{base} %",
+    ),
+    "following": (
+        "it has unlearned to follow an experience",
+        "it gives the action that one asks for a probability of {value} %",
+        "{base} %",
+    ),
+    "reflection": (
+        "it has unlearned to reflect",
+        "{value} % of its reflections can be used",
+        "{base} %",
+    ),
+    "same_step": (
+        "it no longer finds the mistake",
+        "{value} % of its reflections blame the step whose revision had helped",
+        "{base} %",
+    ),
 }
 """By figure: what it means, what the policy does, what the base does."""
 
@@ -27,7 +47,12 @@ def alarms(summary: Mapping[str, Any]) -> list[str]:
 def _sentence(found: Mapping[str, Any]) -> str:
     figure, share = found["figure"], found["share"]
     name = figure.removeprefix("gauge: ").replace("_", " ")
-    means, does, before = _WORDS.get(figure, (f"the environment's own gauge has fallen: {name}", "{value} %", "{base} %"))
+    means, does, before = _WORDS.get(
+        figure, (f"the environment's own gauge has fallen: {name}", "{value} %", "{base} %")
+    )
     show = (lambda v: f"{v:.3f}") if figure == "entropy" else percent
-    under = f"under {_SHARES.get(share, percent(share) + ' %')} of the base policy's {before.format(base=show(found['base']))}"
+    under = (
+        f"under {_SHARES.get(share, percent(share) + ' %')} of the base policy's "
+        f"{before.format(base=show(found['base']))}"
+    )
     return f"{found['arm']}: {means}: {does.format(value=show(found['value']))}, {under}."

@@ -1,4 +1,5 @@
-"""The page's drawings, made from the summary: coverage against budget, Pass@k with its bands, intervals of differences, ends of episodes, time."""
+"""The page's drawings, made from the summary: coverage against budget, Pass@k with its bands,
+intervals of differences, ends of episodes, time."""
 
 from __future__ import annotations
 
@@ -17,42 +18,89 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def coverage_charts(explored: Rows) -> list[tuple[str, Markup]]:
-    """(title, drawing): the strategies against policy calls and against environment steps, and the controls, where there are any, against policy calls."""
+    """(title, drawing): the strategies against policy calls and against environment steps, and the
+    controls, where there are any, against policy calls."""
     mine = [(i, row) for i, row in enumerate(explored) if row.get("role") != "control"]
     controls = [(i, row) for i, row in enumerate(explored) if row.get("role") == "control"]
     charts = [
-        _budget_chart(mine, "policy_calls", "policy calls spent on each task (reflections included)", "Coverage against policy calls"),
-        _budget_chart(mine, "env_steps", "environment steps spent on each task (replays included)", "Coverage against environment steps"),
-        _budget_chart(controls, "policy_calls", "policy calls spent on each task (reflections included)", "Coverage of the controls against policy calls"),
+        _budget_chart(
+            mine,
+            "policy_calls",
+            "policy calls spent on each task (reflections included)",
+            "Coverage against policy calls",
+        ),
+        _budget_chart(
+            mine,
+            "env_steps",
+            "environment steps spent on each task (replays included)",
+            "Coverage against environment steps",
+        ),
+        _budget_chart(
+            controls,
+            "policy_calls",
+            "policy calls spent on each task (reflections included)",
+            "Coverage of the controls against policy calls",
+        ),
     ]
     return [(title, chart) for title, chart in charts if chart]
 
 
-def _budget_chart(rows: Sequence[tuple[int, Mapping[str, Any]]], cost: str, label: str, title: str) -> tuple[str, Markup]:
+def _budget_chart(
+    rows: Sequence[tuple[int, Mapping[str, Any]]], cost: str, label: str, title: str
+) -> tuple[str, Markup]:
     series = []
     end = max((row["curves"][cost]["end"] for _, row in rows), default=0)
     for i, row in rows:
         curve = row["curves"][cost]
         if curve["tasks"]:
-            # the last value is held to the end of the axis: a task that was given up early would have found nothing more for free
-            x, y = [*curve["budget"], end], [s / curve["tasks"] for s in (*curve["solved"], curve["solved"][-1])]
+            # the last value is held to the end of the axis: a task that was given up early would
+            # have found nothing more for free
+            x, y = (
+                [*curve["budget"], end],
+                [s / curve["tasks"] for s in (*curve["solved"], curve["solved"][-1])],
+            )
             series.append(Series(row["strategy"], x, y, look(i), steps=True))
-    return title, line_chart(series, title=title, x_label=label, y_label="tasks solved at least once, %")
+    return title, line_chart(
+        series, title=title, x_label=label, y_label="tasks solved at least once, %"
+    )
 
 
 def pass_charts(evaluated: Rows) -> list[tuple[str, Markup]]:
-    """(title, drawing): the base, the arms and what bounds them; then the controls where there are any."""
+    """(title, drawing): the base, the arms and what bounds them; then the controls where there are
+    any."""
     out = []
     for control, title in ((False, "Pass@k"), (True, "Pass@k of the controls")):
-        series = [_curve(row, i) for i, row in enumerate(evaluated) if (row["role"] == "control") == control]
-        out.append((title, line_chart(series, title=title, x_label="k, samples (log scale)", y_label="Pass@k, %", log2=True)))
+        series = [
+            _curve(row, i)
+            for i, row in enumerate(evaluated)
+            if (row["role"] == "control") == control
+        ]
+        out.append(
+            (
+                title,
+                line_chart(
+                    series,
+                    title=title,
+                    x_label="k, samples (log scale)",
+                    y_label="Pass@k, %",
+                    log2=True,
+                ),
+            )
+        )
     return [(title, chart) for title, chart in out if chart]
 
 
 def _curve(row: Mapping[str, Any], index: int) -> Series:
     points = [p for p in row["curve"] if p["value"] is not None]
     low, high = [p["ci95"][0] for p in points], [p["ci95"][1] for p in points]
-    return Series(row["arm"], [p["k"] for p in points], [p["value"] for p in points], look(index, row["role"] == "ceiling"), low, high)
+    return Series(
+        row["arm"],
+        [p["k"] for p in points],
+        [p["value"] for p in points],
+        look(index, row["role"] == "ceiling"),
+        low,
+        high,
+    )
 
 
 def swatch(row: Mapping[str, Any], index: int) -> Markup:
@@ -72,12 +120,22 @@ def whisker(row: Mapping[str, Any], reach: float, sure: bool) -> Markup:
 
     colour = "#0072B2" if sure else "#666666"
     shape = Markup(
-        '<svg class="whisker" viewBox="0 0 {w} {h}" aria-hidden="true"><line x1="{zero}" x2="{zero}" y1="0" y2="{h}" stroke="#999"/>'
-        '<line x1="{low}" x2="{high}" y1="9" y2="9" stroke="{colour}" stroke-width="2.4"/>{dot}</svg>'
+        '<svg class="whisker" viewBox="0 0 {w} {h}" aria-hidden="true"><line x1="{zero}" '
+        'x2="{zero}" y1="0" y2="{h}" stroke="#999"/>'
+        '<line x1="{low}" x2="{high}" y1="9" y2="9" stroke="{colour}" '
+        'stroke-width="2.4"/>{dot}</svg>'
     )
     dot = Markup('<circle cx="{}" cy="9" r="4.2" fill="{}" stroke="{}" stroke-width="2"/>')
     mark = dot.format(px(row["value"]), colour if sure else "white", colour)
-    return shape.format(w=width, h=height, zero=px(0), low=px(row["ci95"][0]), high=px(row["ci95"][1]), colour=colour, dot=mark)
+    return shape.format(
+        w=width,
+        h=height,
+        zero=px(0),
+        low=px(row["ci95"][0]),
+        high=px(row["ci95"][1]),
+        colour=colour,
+        dot=mark,
+    )
 
 
 _DARK = {"#666666", "#8A3A76", "#0072B2"}
@@ -89,19 +147,45 @@ def stops_chart(rows: Sequence[tuple[str, Mapping[str, int]]]) -> Markup:
     bars = []
     for name, stops in rows:
         parts = [(stop, stops.get(stop.value, 0)) for stop in Stop]
-        segments = [Segment(str(stop).replace("_", " "), n, OUTCOMES[stop][0], "#fff" if OUTCOMES[stop][0] in _DARK else "#111") for stop, n in parts if n]
+        segments = [
+            Segment(
+                str(stop).replace("_", " "),
+                n,
+                OUTCOMES[stop][0],
+                "#fff" if OUTCOMES[stop][0] in _DARK else "#111",
+            )
+            for stop, n in parts
+            if n
+        ]
         bars.append(Bar(name, segments, f"{sum(stops.values()):,}"))
     return bar_chart(bars, title="How episodes ended, in shares", shares=True)
 
 
 def time_chart(stages: Rows) -> Markup:
     """Wall time of every row of stages."""
-    colours = {"explore": "#0072B2", "collect": "#0072B2", "distill": "#D55E00", "evaluate": "#009E73", "tries": "#009E73"}
-    bars = [Bar(f"{row['kind']}: {row['row']}", [Segment("", row["seconds"], colours.get(row["kind"], "#666666"))], duration(row["seconds"])) for row in stages]
+    colours = {
+        "explore": "#0072B2",
+        "collect": "#0072B2",
+        "distill": "#D55E00",
+        "evaluate": "#009E73",
+        "tries": "#009E73",
+    }
+    bars = [
+        Bar(
+            f"{row['kind']}: {row['row']}",
+            [Segment("", row["seconds"], colours.get(row["kind"], "#666666"))],
+            duration(row["seconds"]),
+        )
+        for row in stages
+    ]
     return bar_chart(bars, title="Wall time of the stages")
 
 
 def outcome_legend(stops: set[Stop]) -> list[tuple[Markup, str]]:
     """The marks of these stops, in a fixed order."""
     svg = Markup('<svg class="swatch" viewBox="0 0 18 18" aria-hidden="true">{}</svg>')
-    return [(svg.format(outcome_mark(stop, 9, 9)), str(stop).replace("_", " ")) for stop in OUTCOMES if stop in stops]
+    return [
+        (svg.format(outcome_mark(stop, 9, 9)), str(stop).replace("_", " "))
+        for stop in OUTCOMES
+        if stop in stops
+    ]

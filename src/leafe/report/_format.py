@@ -1,4 +1,5 @@
-"""Figures as text, the same on the terminal and on the page. None (nothing allows the figure) is a dash."""
+"""Figures as text, the same on the terminal and on the page. None (nothing allows the figure) is a
+dash."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ def interval(ends: Sequence[float] | None, signed: bool = False) -> str:
     if ends is None:
         return NONE
     low, high = ends
-    return f"[{_signed(100 * low)}, {_signed(100 * high)}]" if signed else f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return (
+        f"[{_signed(100 * low)}, {_signed(100 * high)}]"
+        if signed
+        else f"[{100 * low:.1f}, {100 * high:.1f}]"
+    )
 
 
 def span(ends: Sequence[float] | None) -> str:
@@ -60,10 +65,15 @@ def duration(seconds: float | None) -> str:
 
 
 def clean(text: str) -> str:
-    """The text with what would steer a terminal, turn the reading direction or hide as signs. Letters of any script are left alone."""
+    """The text with what would steer a terminal, turn the reading direction or hide as signs.
+    Letters of any script are left alone."""
     return visible(text)
 
 
 def clip(text: str, limit: int = 1500) -> str:
     """At most `limit` characters, and where there were more a note that says how many."""
-    return text if len(text) <= limit else f"{text[:limit]} … [{len(text) - limit:,} more characters left out]"
+    return (
+        text
+        if len(text) <= limit
+        else f"{text[:limit]} … [{len(text) - limit:,} more characters left out]"
+    )

@@ -1,7 +1,10 @@
-"""One self-contained report.html: nothing is fetched, everything that a model wrote is escaped, and it prints.
+"""One self-contained report.html: nothing is fetched, everything that a model wrote is escaped, and
+it prints.
 
-It is drawn from the summary alone (`summary.json` will do), but for the trees that it shows. What would steer a terminal or turn the reading direction is
-made visible in the finished page, so that no text on the way to it can be forgotten; and every text has its limit, so that the page stays one that mail takes.
+It is drawn from the summary alone (`summary.json` will do), but for the trees that it shows. What
+would steer a terminal or turn the reading direction is
+made visible in the finished page, so that no text on the way to it can be forgotten; and every text
+has its limit, so that the page stays one that mail takes.
 """
 
 from __future__ import annotations
@@ -16,14 +19,23 @@ from leafe.core import Stop, Tree
 from leafe.report import _format as figures
 from leafe.report._against import against_rows
 from leafe.report._alarms import alarms
-from leafe.report._figures import coverage_charts, outcome_legend, pass_charts, stops_chart, swatch, time_chart, whisker
+from leafe.report._figures import (
+    coverage_charts,
+    outcome_legend,
+    pass_charts,
+    stops_chart,
+    swatch,
+    time_chart,
+    whisker,
+)
 from leafe.report._rescues import RULE, in_words, pick_rescues, tell
 from leafe.report._side_by_side import side_by_side
 from leafe.report._tables import reflects
 from leafe.report._tree import BRANCH_LIMIT, draw_tree, pick_tree, rescued
 
 _NOTES, _NOTE, _CONFIG, _QUESTION, _EPISODES = 60, 600, 60_000, 2_000, 24
-"""Most notes, and characters of one, of the settings and of the question; most episodes of a tree that are told in words."""
+"""Most notes, and characters of one, of the settings and of the question; most episodes of a tree
+that are told in words."""
 
 
 def write_report(
@@ -40,18 +52,37 @@ def write_report(
 ) -> Path:
     """Write the report to the file `out`; returns it.
 
-    summary: what `Summary.to_json` gives. question: what the run asks, one or two sentences. trees: the exploration from which rescues and one
-    tree are picked by rule; gone through more than once. datasets: for each arm, what its training set holds (plain counts, nested as they come).
-    config: the recipe as text. notes: sentences that the reader must see (a stage cut short, an empty part). command: what makes it again.
+    summary: what `Summary.to_json` gives. question: what the run asks, one or two sentences. trees:
+    the exploration from which rescues and one
+    tree are picked by rule; gone through more than once. datasets: for each arm, what its training
+    set holds (plain counts, nested as they come).
+    config: the recipe as text. notes: sentences that the reader must see (a stage cut short, an
+    empty part). command: what makes it again.
     """
-    environment = Environment(loader=PackageLoader("leafe.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": figures.percent, "interval": figures.interval, "difference": figures.difference} | {
-        "number": figures.number, "count": figures.count, "duration": figures.duration, "reflects": reflects, "share": _share,
-    }  # fmt: skip
+    environment = Environment(
+        loader=PackageLoader("leafe.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": figures.percent,
+        "interval": figures.interval,
+        "difference": figures.difference,
+    } | {
+        "number": figures.number,
+        "count": figures.count,
+        "duration": figures.duration,
+        "reflects": reflects,
+        "share": _share,
+    }
     details = summary.get("details") or {}
     explored, evaluated = details.get("explore", []), details.get("evaluate", [])
     stages = details.get("stages", [])
-    stops = [(f"exploring: {r['strategy']}", r["stops"]) for r in explored] + [(f"sampling: {r['arm']}", r["stops"]) for r in evaluated]
+    stops = [(f"exploring: {r['strategy']}", r["stops"]) for r in explored] + [
+        (f"sampling: {r['arm']}", r["stops"]) for r in evaluated
+    ]
     rescues, rescued_tasks = pick_rescues(trees)
     tree = pick_tree(trees)
     page = environment.get_template("report.html.j2").render(
@@ -66,7 +97,9 @@ def write_report(
         arms=details.get("arms", []),
         side=side_by_side(summary),
         probed=any(row["probe"] for row in evaluated),
-        gauged=list(dict.fromkeys(name for row in evaluated for name in row["probe"].get("env", ()))),
+        gauged=list(
+            dict.fromkeys(name for row in evaluated for name in row["probe"].get("env", ()))
+        ),
         rounds=_rounds(details.get("rounds", [])),
         sweeps=_sweeps(details.get("validation", [])),
         tries=details.get("tries", []),
@@ -78,7 +111,9 @@ def write_report(
         differences=_difference_rows(summary["differences"]),
         stops=_stop_rows(stops),
         stops_chart=stops_chart(stops),
-        stops_legend=outcome_legend({stop for _, counts in stops for stop in Stop if counts.get(stop.value)}),
+        stops_legend=outcome_legend(
+            {stop for _, counts in stops for stop in Stop if counts.get(stop.value)}
+        ),
         failures=_failure_rows(stages, evaluated),
         stages=stages,
         waits=[row for row in stages if row["waits"].get("total")],
@@ -96,7 +131,8 @@ def write_report(
         outcome_legend=outcome_legend(_stops_shown(tree, [e for r in rescues for e in r.chain])),
         starts=details.get("starts", []),
         config=figures.clip(config, _CONFIG),
-        notes=[figures.clip(note, _NOTE) for note in notes[:_NOTES]] + ([f"{len(notes) - _NOTES} more notes were left out."] if len(notes) > _NOTES else []),
+        notes=[figures.clip(note, _NOTE) for note in notes[:_NOTES]]
+        + ([f"{len(notes) - _NOTES} more notes were left out."] if len(notes) > _NOTES else []),
         command=command,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,27 +141,48 @@ def write_report(
 
 
 def findings(summary: Mapping[str, Any]) -> list[str]:
-    """What the figures say, in sentences that are made from them: who leads where, and which differences are sure."""
+    """What the figures say, in sentences that are made from them: who leads where, and which
+    differences are sure."""
     out: list[str] = []
     details = summary.get("details") or {}
     sure = [d for d in summary["differences"] if _excludes_zero(d)]
-    counted = [f"Of {len(summary['differences'])} paired differences, {len(sure)} have a 95 % interval without 0."] if summary["differences"] else []
+    counted = (
+        [
+            (
+                f"Of {len(summary['differences'])} paired differences, {len(sure)} have a 95 % "
+                "interval without 0."
+            )
+        ]
+        if summary["differences"]
+        else []
+    )
     if "compare" in details:
         return counted  # runs side by side had other tasks or budgets: nobody leads
     aside = {row["strategy"] for row in details.get("explore", []) if row.get("role") == "control"}
-    rows = [row for row in summary["explore"] if row["coverage"] is not None and row["strategy"] not in aside]
+    rows = [
+        row
+        for row in summary["explore"]
+        if row["coverage"] is not None and row["strategy"] not in aside
+    ]
     if len(rows) > 1:
         ranked = sorted(rows, key=lambda row: -row["coverage"])
-        said = ", ".join(f"{row['strategy']} {figures.percent(row['coverage'])} %" for row in ranked)
+        said = ", ".join(
+            f"{row['strategy']} {figures.percent(row['coverage'])} %" for row in ranked
+        )
         out.append(f"Exploration, tasks solved at least once: {said}.")
     roles = {row["arm"]: row["role"] for row in details.get("evaluate", [])}
     arms = [row for row in summary["evaluate"] if roles.get(row["arm"], "arm") in ("arm", "base")]
-    for k in dict.fromkeys(k for row in arms for k in (next(iter(row["pass_at"])), list(row["pass_at"])[-1])):
+    for k in dict.fromkeys(
+        k for row in arms for k in (next(iter(row["pass_at"])), list(row["pass_at"])[-1])
+    ):
         valued = [row for row in arms if row["pass_at"][k]["value"] is not None]
         if len(valued) > 1:
             best = max(valued, key=lambda row: row["pass_at"][k]["value"])
             point = best["pass_at"][k]
-            out.append(f"Highest Pass@{k} of the arms: {best['arm']}, {figures.percent(point['value'])} % {figures.interval(point['ci95'])}.")
+            out.append(
+                f"Highest Pass@{k} of the arms: {best['arm']}, "
+                f"{figures.percent(point['value'])} % {figures.interval(point['ci95'])}."
+            )
     return out + counted
 
 
@@ -136,14 +193,24 @@ def _share(part: float, whole: float) -> str:
 
 def _rounds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The rows, with the k of validation and test that any of them has; empty without rounds."""
-    ks = {name: list(dict.fromkeys(k for row in rows for k in row[name])) for name in ("valid", "test")}
+    ks = {
+        name: list(dict.fromkeys(k for row in rows for k in row[name]))
+        for name in ("valid", "test")
+    }
     return {"rows": rows, **ks} if rows else {}
 
 
 def _sweeps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What was tried on validation, complete rows; empty where nothing was."""
     lacking = dict.fromkeys(("run", "empty", "stopped", "pass_at", "temperature"))
-    return {"rows": [lacking | dict(row) for row in rows], "ks": list(dict.fromkeys(k for row in rows for k in row.get("pass_at", ())))} if rows else {}
+    return (
+        {
+            "rows": [lacking | dict(row) for row in rows],
+            "ks": list(dict.fromkeys(k for row in rows for k in row.get("pass_at", ()))),
+        }
+        if rows
+        else {}
+    )
 
 
 def _excludes_zero(row: Mapping[str, Any]) -> bool:
@@ -153,7 +220,13 @@ def _excludes_zero(row: Mapping[str, Any]) -> bool:
 def _points(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The points of the Pass@k curves as a table."""
     ks = sorted({p["k"] for row in evaluated for p in row["curve"]})
-    return {"ks": ks, "rows": [(row["arm"], [next((p for p in row["curve"] if p["k"] == k), None) for k in ks]) for row in evaluated]}
+    return {
+        "ks": ks,
+        "rows": [
+            (row["arm"], [next((p for p in row["curve"] if p["k"] == k), None) for k in ks])
+            for row in evaluated
+        ],
+    }
 
 
 def _difference_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -163,7 +236,13 @@ def _difference_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     pairs = [(row["a"], row["b"]) for row in rows]
     marked = [(row, _excludes_zero(row)) for row in rows]
     return [
-        dict(row) | {"sure": sure, "svg": whisker(row, reach, sure), "first": pairs.index(pairs[i]) == i, "span": pairs.count(pairs[i])}
+        dict(row)
+        | {
+            "sure": sure,
+            "svg": whisker(row, reach, sure),
+            "first": pairs.index(pairs[i]) == i,
+            "span": pairs.count(pairs[i]),
+        }
         for i, (row, sure) in enumerate(marked)
     ]
 
@@ -171,17 +250,35 @@ def _difference_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _stop_rows(rows: Sequence[tuple[str, Mapping[str, int]]]) -> dict[str, Any]:
     """Episodes by stop, one row a strategy or arm; only stops that occurred."""
     kinds = [s.value for s in Stop if any(stops.get(s.value) for _, stops in rows)]
-    return {"kinds": kinds, "rows": [(name, [stops.get(kind, 0) for kind in kinds], sum(stops.values())) for name, stops in rows]}
+    return {
+        "kinds": kinds,
+        "rows": [
+            (name, [stops.get(kind, 0) for kind in kinds], sum(stops.values()))
+            for name, stops in rows
+        ],
+    }
 
 
-def _failure_rows(stages: Sequence[Mapping[str, Any]], evaluated: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+def _failure_rows(
+    stages: Sequence[Mapping[str, Any]], evaluated: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str, int]]:
     """(stage, what failed, how often) of all that failed beside the ends of episodes."""
-    out = [(f"{row['kind']}: {row['row']}", what, number) for row in stages for what, number in row["failures"].items()]
-    return out + [(f"evaluate: {row['arm']}", "samples lost", row["lost"]) for row in evaluated if row["lost"]]
+    out = [
+        (f"{row['kind']}: {row['row']}", what, number)
+        for row in stages
+        for what, number in row["failures"].items()
+    ]
+    return out + [
+        (f"evaluate: {row['arm']}", "samples lost", row["lost"]) for row in evaluated if row["lost"]
+    ]
 
 
 def _totals(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    counted = [name for name, value in (stages[0] if stages else {}).items() if isinstance(value, int | float) and name != "runs"]
+    counted = [
+        name
+        for name, value in (stages[0] if stages else {}).items()
+        if isinstance(value, int | float) and name != "runs"
+    ]
     return {name: sum(row[name] for row in stages) for name in counted}
 
 
@@ -189,7 +286,12 @@ def _dataset_rows(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Nested counts flattened to columns, in the order in which they first appear."""
     flat = {arm: _flat(content) for arm, content in datasets.items()}
     columns = list(dict.fromkeys(column for content in flat.values() for column in content))
-    return {"columns": columns, "rows": [(arm, [content.get(column) for column in columns]) for arm, content in flat.items()]}
+    return {
+        "columns": columns,
+        "rows": [
+            (arm, [content.get(column) for column in columns]) for arm, content in flat.items()
+        ],
+    }
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -203,8 +305,15 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _rule(tree: Tree) -> str:
-    which = "of the tasks solved only after a rollback" if rescued(tree) else "no task was solved by a rollback; of those with one"
-    return f"{which}, the one with the most branches ({BRANCH_LIMIT} at most), the first by id among equals"
+    which = (
+        "of the tasks solved only after a rollback"
+        if rescued(tree)
+        else "no task was solved by a rollback; of those with one"
+    )
+    return (
+        f"{which}, the one with the most branches ({BRANCH_LIMIT} at most), the first by id "
+        "among equals"
+    )
 
 
 def _stops_shown(tree: Tree | None, more: Collection[Any]) -> set[Stop]:

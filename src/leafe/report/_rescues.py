@@ -1,8 +1,12 @@
-"""Three rescues, picked by a rule and told step by step: what was done, what the reflection said, what was done instead.
+"""Three rescues, picked by a rule and told step by step: what was done, what the reflection said,
+what was done instead.
 
-A task is *rescued* if its first success came by a rollback. *Turns saved* are the turns of the winning trajectory that an earlier episode had played: a
-fresh attempt would have had to play them again. Of all rescued tasks, in the order of turns saved and then of their ids, those at the first quartile, the
-median and the third quartile are shown: a small one, a typical one, a large one, and nobody's favourites.
+A task is *rescued* if its first success came by a rollback. *Turns saved* are the turns of the
+winning trajectory that an earlier episode had played: a
+fresh attempt would have had to play them again. Of all rescued tasks, in the order of turns saved
+and then of their ids, those at the first quartile, the
+median and the third quartile are shown: a small one, a typical one, a large one, and nobody's
+favourites.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ from leafe.report._format import clip
 from leafe.report._tree import draw_tree, rescued
 
 RULE = (
-    "Picked by rule, not by hand: of all {n} tasks that {where} solved only after a rollback, in the order of turns saved and then of task ids, "
-    "those at the first quartile, the median and the third quartile. Turns saved: turns of the winning trajectory that an earlier episode had played already."
+    "Picked by rule, not by hand: of all {n} tasks that {where} solved only after a "
+    "rollback, in the order of turns saved and then of task ids, "
+    "those at the first quartile, the median and the third quartile. Turns saved: turns of "
+    "the winning trajectory that an earlier episode had played already."
 )
 _TURNS = 40
 """Turns of an episode that are told in words, half of them from its begin."""
@@ -30,7 +36,8 @@ class Rescue:
     tree: Tree
     winner: Episode
     chain: tuple[Episode, ...]
-    """From the episode that began at the root to the winner: each but the first was asked for by a reflection on the one before."""
+    """From the episode that began at the root to the winner: each but the first was asked for by a
+    reflection on the one before."""
     saved: int
     """Turns saved."""
 
@@ -46,23 +53,32 @@ def rescue_of(tree: Tree) -> Rescue | None:
 
 
 def pick_rescues(trees: Collection[Tree]) -> tuple[list[Rescue], int]:
-    """(the three by the rule, or all where there are no more than three; how many there are). Goes through the trees twice and holds three."""
-    found = sorted((rescue.saved, tree.task.id) for tree in trees if (rescue := rescue_of(tree)) is not None)
+    """(the three by the rule, or all where there are no more than three; how many there are). Goes
+    through the trees twice and holds three."""
+    found = sorted(
+        (rescue.saved, tree.task.id) for tree in trees if (rescue := rescue_of(tree)) is not None
+    )
     n = len(found)
-    wanted = [task for _, task in (found if n <= 3 else (found[n // 4], found[n // 2], found[3 * n // 4]))]
+    wanted = [
+        task for _, task in (found if n <= 3 else (found[n // 4], found[n // 2], found[3 * n // 4]))
+    ]
     picked = {tree.task.id: rescue_of(tree) for tree in trees if tree.task.id in wanted}
     return [rescue for task in wanted if (rescue := picked[task]) is not None], n
 
 
 def tell(rescue: Rescue) -> dict[str, Any]:
-    """For the page: the task, the chain as a drawing, every rollback of it, and the winning trajectory in words."""
+    """For the page: the task, the chain as a drawing, every rollback of it, and the winning
+    trajectory in words."""
     tree = rescue.tree
     return {
         "task": tree.task.id,
         "instruction": clip(tree.task.instruction, 600),
         "saved": rescue.saved,
         "turns": len(tree.trajectory(rescue.winner)),
-        "rollbacks": [_rollback(tree, before, after) for before, after in zip(rescue.chain, rescue.chain[1:], strict=False)],
+        "rollbacks": [
+            _rollback(tree, before, after)
+            for before, after in zip(rescue.chain, rescue.chain[1:], strict=False)
+        ],
         "svg": draw_tree(tree, rescue.chain),
         "words": in_words(tree, rescue.chain),
     }
@@ -87,7 +103,8 @@ def _rollback(tree: Tree, before: Episode, after: Episode) -> dict[str, Any]:
 
 
 def in_words(tree: Tree, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
-    """Episodes as text: their own turns, and what was said about them. Long ones without their middle, which is said."""
+    """Episodes as text: their own turns, and what was said about them. Long ones without their
+    middle, which is said."""
     return [
         {
             "index": episode.index,

@@ -1,4 +1,5 @@
-"""What a run was made with: versions, machine, commit. Read without importing any of the packages."""
+"""What a run was made with: versions, machine, commit. Read without importing any of the
+packages."""
 
 from __future__ import annotations
 
@@ -12,15 +13,34 @@ from typing import Any
 
 from leafe.core.processes import with_default_signals
 
-PACKAGES = ("leafe", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "aiohttp", "pydantic")
+PACKAGES = (
+    "leafe",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "aiohttp",
+    "pydantic",
+)
 
 
 def facts() -> dict[str, Any]:
-    """One start of a run: time (UTC), versions of what is installed, machine, and the commit where leafe itself runs from a checkout."""
+    """One start of a run: time (UTC), versions of what is installed, machine, and the commit where
+    leafe itself runs from a checkout."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {name: version for name in PACKAGES if (version := _version(name))},
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+        "versions": {"python": platform.python_version()}
+        | {name: version for name in PACKAGES if (version := _version(name))},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cpus": os.cpu_count(),
+        },
         "git": _git(),
     }
 
@@ -37,12 +57,18 @@ def _git() -> dict[str, Any] | None:
 
     def ask(*words: str) -> str:
         command = with_default_signals(["git", "-C", str(package), *words])
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
     try:
-        # installed into some other project's tree, the commit of that project would say nothing about leafe
+        # installed into some other project's tree, the commit of that project would say nothing
+        # about leafe
         if Path(ask("rev-parse", "--show-toplevel")).resolve() / "src" / "leafe" != package:
             return None
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": ask("rev-parse", "HEAD"),
+            "changed": bool(ask("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None

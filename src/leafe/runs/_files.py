@@ -1,7 +1,10 @@
-"""Writes that are either there as a whole or not there at all, even when the process is killed in the middle.
+"""Writes that are either there as a whole or not there at all, even when the process is killed in
+the middle.
 
-A small file is replaced by renaming a finished copy over it. A file of lines only grows; a line counts once its newline
-is on disk, and what stands after the last newline is what a killed process left behind: it is cut off before the next line is written.
+A small file is replaced by renaming a finished copy over it. A file of lines only grows; a line
+counts once its newline
+is on disk, and what stands after the last newline is what a killed process left behind: it is cut
+off before the next line is written.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ _BLOCK = 1 << 16
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Replace `path` by this text (UTF-8, durable): a reader sees the old file or the new one. JournalError where the disk refuses."""
+    """Replace `path` by this text (UTF-8, durable): a reader sees the old file or the new one.
+    JournalError where the disk refuses."""
     copy = path.with_name(f".{path.name}.tmp")
     try:
         fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -28,7 +32,10 @@ def atomic_write(path: Path, text: str) -> None:
         os.replace(copy, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise JournalError(f"{path} could not be written: {error.strerror}; nothing that was there is lost, so free space and go on.") from error
+        raise JournalError(
+            f"{path} could not be written: {error.strerror}; nothing that was there is "
+            "lost, so free space and go on."
+        ) from error
 
 
 def is_leftover(name: str) -> bool:
@@ -37,7 +44,8 @@ def is_leftover(name: str) -> bool:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it. Nearly always one system call; a file system that is nearly full writes a part first and fails afterwards."""
+    """Write all of it. Nearly always one system call; a file system that is nearly full writes a
+    part first and fails afterwards."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -70,10 +78,16 @@ def cut_torn(fd: int) -> bool:
 
 
 def lock(fd: int, what: Path, holder: str = "another process") -> None:
-    """Take the exclusive lock of an open file, which ends with the process however it ends; UserError where another has it."""
+    """Take the exclusive lock of an open file, which ends with the process however it ends;
+    UserError where another has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{what} is in use by {holder}: wait until that has ended, or stop it.") from None
+        raise UserError(
+            f"{what} is in use by {holder}: wait until that has ended, or stop it."
+        ) from None
     except OSError as error:
-        raise UserError(f"{what} lies on a file system that cannot lock files ({error.strerror}): put it on another one.") from error
+        raise UserError(
+            f"{what} lies on a file system that cannot lock files ({error.strerror}): put "
+            "it on another one."
+        ) from error

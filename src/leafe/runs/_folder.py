@@ -1,7 +1,9 @@
 """A run is a folder: what was asked for, with what it was made, and which stages are finished.
 
-The folder is made once, with its settings; opening it again goes on with it, and only with the same settings, or with more of what a run
-may have more of (another arm, another row). One process at a time holds its lock. A stage is a sub-folder, finished when its marker is there;
+The folder is made once, with its settings; opening it again goes on with it, and only with the same
+settings, or with more of what a run
+may have more of (another arm, another row). One process at a time holds its lock. A stage is a
+sub-folder, finished when its marker is there;
 the marker is written after all else.
 """
 
@@ -25,18 +27,28 @@ from leafe.runs._toml import to_toml
 
 FORMAT = 1
 """Format of the folder, in its manifest; grows when older folders can no longer be read."""
-CONFIG, MANIFEST, LOCK, METRICS, MARKER = "config.toml", "manifest.json", "lock", "metrics.jsonl", "done.json"
+CONFIG, MANIFEST, LOCK, METRICS, MARKER = (
+    "config.toml",
+    "manifest.json",
+    "lock",
+    "metrics.jsonl",
+    "done.json",
+)
 
 
 class RunFolder:
-    """A run's folder: `open` to work in it (locked), `read` to look at it (no lock, writes nothing)."""
+    """A run's folder: `open` to work in it (locked), `read` to look at it (no lock, writes
+    nothing)."""
 
-    def __init__(self, path: Path, config: dict[str, Any], manifest: dict[str, Any], lock_fd: int | None) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], manifest: dict[str, Any], lock_fd: int | None
+    ) -> None:
         self.path = path
         self.config = config
         """The settings the run was made with, as plain values; keys that held None are absent."""
         self.manifest = manifest
-        """`format`, `seeds`, `starts` (time, versions, machine and commit of every opening), and `envs` (what their words hang on)."""
+        """`format`, `seeds`, `starts` (time, versions, machine and commit of every opening), and
+        `envs` (what their words hang on)."""
         self._lock = lock_fd
         self._metrics: int | None = None
 
@@ -54,10 +66,14 @@ class RunFolder:
     ) -> RunFolder:
         """Create the run, or go on with it where it is there already.
 
-        `config`: plain JSON-able settings. `fresh` deletes an earlier run in the same place first (only a folder that is a run). `growing`: dotted keys of
-        tables and lists that may have got more entries since, none fewer and none changed; `free`: keys that may change. `today` writes the settings of an
-        earlier leafe as this one does, with the defaults of what it could not be told. The settings kept are the new ones.
-        UserError where the folder is in use, is no run, has another format or other settings (the keys are named).
+        `config`: plain JSON-able settings. `fresh` deletes an earlier run in the same place first
+        (only a folder that is a run). `growing`: dotted keys of
+        tables and lists that may have got more entries since, none fewer and none changed; `free`:
+        keys that may change. `today` writes the settings of an
+        earlier leafe as this one does, with the defaults of what it could not be told. The settings
+        kept are the new ones.
+        UserError where the folder is in use, is no run, has another format or other settings (the
+        keys are named).
         """
         path = Path(path)
         settings = _plain(config)
@@ -66,7 +82,9 @@ class RunFolder:
             _refuse_foreign(path)
             fd = _take_lock(path)
         except OSError as error:
-            raise UserError(f"The run folder {path} cannot be made or opened: {error.strerror}.") from error
+            raise UserError(
+                f"The run folder {path} cannot be made or opened: {error.strerror}."
+            ) from error
         try:
             if fresh:
                 _clear(path)
@@ -78,7 +96,12 @@ class RunFolder:
                     atomic_write(path / CONFIG, to_toml(settings))
             else:
                 atomic_write(path / CONFIG, to_toml(settings))
-                manifest = {"format": FORMAT, "run": "leafe", "seeds": dict(seeds or {}), "starts": []}
+                manifest = {
+                    "format": FORMAT,
+                    "run": "leafe",
+                    "seeds": dict(seeds or {}),
+                    "starts": [],
+                }
             manifest["starts"].append(facts())
             atomic_write(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         except BaseException:
@@ -88,17 +111,26 @@ class RunFolder:
 
     @classmethod
     def read(cls, path: Path | str) -> RunFolder:
-        """The run as it is now, finished or not, also while another process works in it. UserError where it is no run."""
+        """The run as it is now, finished or not, also while another process works in it. UserError
+        where it is no run."""
         path = Path(path)
         if not (path / MANIFEST).is_file():
-            raise UserError(f"{path} is not a run folder (it has no {MANIFEST}): give the folder that `leafe run` made.")
+            raise UserError(
+                f"{path} is not a run folder (it has no {MANIFEST}): give the folder that "
+                "`leafe run` made."
+            )
         manifest = _read_manifest(path)
         return cls(path, _read_config(path), manifest, None)
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of Python and of the packages at the latest start, and what the environments said of themselves (`env.PART`)."""
-        envs = {f"{name}.{part}": version for name, parts in self.manifest.get("envs", {}).items() for part, version in parts.items()}
+        """Versions of Python and of the packages at the latest start, and what the environments
+        said of themselves (`env.PART`)."""
+        envs = {
+            f"{name}.{part}": version
+            for name, parts in self.manifest.get("envs", {}).items()
+            for part, version in parts.items()
+        }
         return dict(self.manifest["starts"][-1]["versions"]) | envs
 
     @property
@@ -106,7 +138,8 @@ class RunFolder:
         return dict(self.manifest["seeds"])
 
     def stage(self, name: str) -> Path:
-        """The folder of a stage (`stage-1-explore`, `eval/base`); made where the run is open for work."""
+        """The folder of a stage (`stage-1-explore`, `eval/base`); made where the run is open for
+        work."""
         folder = self.path / name
         if not name or not folder.resolve().is_relative_to(self.path.resolve()):
             raise ValueError(f"stage {name!r} lies outside the run folder")
@@ -120,9 +153,11 @@ class RunFolder:
         return _load_json(path) if path.is_file() else None
 
     def finish(self, name: str, info: Mapping[str, Any]) -> None:
-        """Mark the stage as finished, with what later stages and the report want to know of it (JSON-able).
+        """Mark the stage as finished, with what later stages and the report want to know of it
+        (JSON-able).
 
-        Everything that lies in the stage's folder is made durable first: the marker never outlives what it vouches for.
+        Everything that lies in the stage's folder is made durable first: the marker never outlives
+        what it vouches for.
         """
         self._must_be_open()
         folder = self.stage(name)
@@ -136,7 +171,9 @@ class RunFolder:
                         os.close(fd)
                 sync_folder(Path(where))
         except OSError as error:
-            raise JournalError(f"{folder} could not be made durable: {error.strerror}; free space and run again.") from error
+            raise JournalError(
+                f"{folder} could not be made durable: {error.strerror}; free space and run again."
+            ) from error
         atomic_write(folder / MARKER, json.dumps(dict(info), indent=1) + "\n")
 
     def record_env(self, name: str, versions: Mapping[str, str]) -> None:
@@ -151,11 +188,18 @@ class RunFolder:
         self._must_be_open()
         try:
             if self._metrics is None:
-                self._metrics = os.open(self.path / METRICS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                self._metrics = os.open(
+                    self.path / METRICS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666
+                )
                 cut_torn(self._metrics)
-            write_all(self._metrics, json.dumps({"time": round(time.time(), 3)} | values).encode() + b"\n")
+            write_all(
+                self._metrics, json.dumps({"time": round(time.time(), 3)} | values).encode() + b"\n"
+            )
         except OSError as error:
-            raise JournalError(f"{self.path / METRICS} could not be written: {error.strerror}; free space and run again.") from error
+            raise JournalError(
+                f"{self.path / METRICS} could not be written: {error.strerror}; free space "
+                "and run again."
+            ) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; an unfinished last line is skipped."""
@@ -193,11 +237,18 @@ def _refuse_foreign(path: Path) -> None:
     """A folder with other people's files in it is not taken over, let alone cleared."""
     if (path / MANIFEST).is_file():
         if _load_json(path / MANIFEST).get("run") != "leafe":
-            raise UserError(f"{path} holds a {MANIFEST} that leafe did not write: give the run another name.")
+            raise UserError(
+                f"{path} holds a {MANIFEST} that leafe did not write: give the run another name."
+            )
         return
-    foreign = sorted(p.name for p in path.iterdir() if p.name not in (LOCK, CONFIG) and not is_leftover(p.name))
+    foreign = sorted(
+        p.name for p in path.iterdir() if p.name not in (LOCK, CONFIG) and not is_leftover(p.name)
+    )
     if foreign:
-        raise UserError(f"{path} is not a run folder but holds files ({', '.join(foreign[:3])}): give a new name or an empty folder.")
+        raise UserError(
+            f"{path} is not a run folder but holds files ({', '.join(foreign[:3])}): give "
+            "a new name or an empty folder."
+        )
 
 
 def _take_lock(path: Path) -> int:
@@ -226,7 +277,9 @@ def _clear(path: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    (path / MANIFEST).unlink()  # last: until then the folder is known as a run, should this be cut off
+    (
+        path / MANIFEST
+    ).unlink()  # last: until then the folder is known as a run, should this be cut off
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -234,7 +287,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get("run") != "leafe":
         raise UserError(f"{path} is not a run folder of leafe: give the run another name.")
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{path} has format {manifest.get('format')}, and this leafe reads format {FORMAT}: use the leafe that made it, or start another run.")
+        raise UserError(
+            f"{path} has format {manifest.get('format')}, and this leafe reads format "
+            f"{FORMAT}: use the leafe that made it, or start another run."
+        )
     return manifest
 
 
@@ -242,32 +298,52 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         return parsed_toml(read_text(path / CONFIG), str(path / CONFIG))
     except UserError as error:
-        raise UserError(f"{str(error).removesuffix('.')}: restore it, or give the run another name.") from error
+        raise UserError(
+            f"{str(error).removesuffix('.')}: restore it, or give the run another name."
+        ) from error
 
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or give the run another name.") from error
+        raise UserError(
+            f"{path} cannot be read ({error}): restore it, or give the run another name."
+        ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a file that leafe wrote: give the run another name.")
-    return {_KEYS_OF_0_1.get(key, key): entry for key, entry in value.items()}
+    return {_KEYS_OF_0_1.get(str(key), str(key)): entry for key, entry in value.items()}
 
 
 _KEYS_OF_0_1 = {"world": "env", "worlds": "envs", "world_failures": "env_failures"}
 """Keys of manifests and markers that leafe 0.1 wrote under other names."""
 
 
-def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], growing: Sequence[str], free: Sequence[str]) -> None:
+def _compare(
+    path: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    growing: Sequence[str],
+    free: Sequence[str],
+) -> None:
     old, new = _flat(before), _flat(now)
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
+    changed = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in free
+    ]
     grown = {key for key in changed if any(_only_grew(before, now, key, name) for name in growing)}
     changed = [key for key in changed if key not in grown]
     if changed:
-        shown = ", ".join(f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}" for key in changed[:5])
+        shown = ", ".join(
+            f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
+            for key in changed[:5]
+        )
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise UserError(f"{path} holds a run with other settings ({shown}{more}): give this run another name, or start over with --fresh.")
+        raise UserError(
+            f"{path} holds a run with other settings ({shown}{more}): give this run "
+            "another name, or start over with --fresh."
+        )
 
 
 def _only_grew(before: Mapping[str, Any], now: Mapping[str, Any], key: str, name: str) -> bool:
@@ -278,7 +354,9 @@ def _only_grew(before: Mapping[str, Any], now: Mapping[str, Any], key: str, name
     if isinstance(new, Mapping) and (old is None or isinstance(old, Mapping)):
         if key == name:  # an empty table was written as such
             return not old
-        return not any(key == f"{name}.{entry}" or key.startswith(f"{name}.{entry}.") for entry in (old or {}))
+        return not any(
+            key == f"{name}.{entry}" or key.startswith(f"{name}.{entry}.") for entry in (old or {})
+        )
     return isinstance(old, list) and isinstance(new, list) and all(entry in new for entry in old)
 
 

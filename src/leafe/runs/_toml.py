@@ -1,4 +1,5 @@
-"""Plain nested values to TOML text that `tomllib` reads back the same. TOML has no null: a key that holds None is left out."""
+"""Plain nested values to TOML text that `tomllib` reads back the same. TOML has no null: a key that
+holds None is left out."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """TOML text of a mapping of strings, numbers, booleans, lists and mappings. TypeError for anything else."""
+    """TOML text of a mapping of strings, numbers, booleans, lists and mappings. TypeError for
+    anything else."""
     lines: list[str] = []
     _table(values, (), lines)
     return "\n".join(lines).strip("\n") + "\n" if lines else ""
@@ -44,7 +46,15 @@ def _value(value: Any) -> str:
         case int():
             return int.__repr__(value)
         case float():
-            return float.__repr__(value) if math.isfinite(value) else "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+            return (
+                float.__repr__(value)
+                if math.isfinite(value)
+                else "nan"
+                if math.isnan(value)
+                else "inf"
+                if value > 0
+                else "-inf"
+            )
         case list() | tuple():
             return f"[{', '.join(map(_value, value))}]"
         case Mapping():

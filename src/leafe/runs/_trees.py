@@ -1,6 +1,7 @@
 """The trees of a stage, read from the journal one at a time, when they are asked for.
 
-One pass over the journal notes where each task's lines stand; a tree is then those lines and nothing else. So whoever goes through the trees in turn
+One pass over the journal notes where each task's lines stand; a tree is then those lines and
+nothing else. So whoever goes through the trees in turn
 holds one of them, not all: a million turns take 1.5 GB as objects.
 """
 
@@ -20,9 +21,11 @@ _KEPT = 8
 
 
 class StoredTrees(Mapping[str, Tree]):
-    """What `load_trees` gives, tree by tree: by task id, in the order of the tasks. What the journal holds when this is made is what it shows.
+    """What `load_trees` gives, tree by tree: by task id, in the order of the tasks. What the
+    journal holds when this is made is what it shows.
 
-    JournalError, with file and line, for damage: some of it when this is made, some when the tree is asked for. UserError as in `load_trees`.
+    JournalError, with file and line, for damage: some of it when this is made, some when the tree
+    is asked for. UserError as in `load_trees`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +43,10 @@ class StoredTrees(Mapping[str, Tree]):
                     raise damaged(path, number, error) from error
                 for task in tasks:
                     if task not in self._tasks:
-                        raise JournalError(f"The journal in {self.folder} holds an episode of the task {task!r}, which is not in {TASKS}.")
+                        raise JournalError(
+                            f"The journal in {self.folder} holds an episode of the task "
+                            f"{task!r}, which is not in {TASKS}."
+                        )
                     self._lines[task].extend((nth, number, offset, len(line)))
 
     def __getitem__(self, task_id: str) -> Tree:
@@ -71,14 +77,20 @@ class StoredTrees(Mapping[str, Tree]):
                 file.seek(offset)
                 line = file.read(length)
             try:
-                episodes = [Episode.from_json(e) for e in json.loads(line)["episodes"] if e["task_id"] == task_id]
+                episodes = [
+                    Episode.from_json(e)
+                    for e in json.loads(line)["episodes"]
+                    if e["task_id"] == task_id
+                ]
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise damaged(path, number, error) from error
             try:
                 for episode in episodes:
                     tree.add(episode)
             except ValueError as error:
-                raise JournalError(f"The journal in {self.folder} is not a tree: {error}.") from error
+                raise JournalError(
+                    f"The journal in {self.folder} is not a tree: {error}."
+                ) from error
         return tree
 
 

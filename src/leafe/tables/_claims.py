@@ -1,9 +1,14 @@
-"""Each claim of a table, by name: holds, does not hold, or not decided, with the differences behind it.
+"""Each claim of a table, by name: holds, does not hold, or not decided, with the differences behind
+it.
 
-A claim is a set of paired comparisons, one of which is open until its p value passes Holm's correction over all comparisons of the table's claims in all
-columns. So with 95 % nothing that is said to hold or not to hold is false. p values and intervals are those of `leafe.evaluate.contrasts`, which stay right
-with few runs and few tasks. `above` is tested against no difference; `same` and `not below` against the margin
-of two points, which the data must place the difference inside, or outside, of. What is open is a tie where the interval holds 0, and is named as one.
+A claim is a set of paired comparisons, one of which is open until its p value passes Holm's
+correction over all comparisons of the table's claims in all
+columns. So with 95 % nothing that is said to hold or not to hold is false. p values and intervals
+are those of `leafe.evaluate.contrasts`, which stay right
+with few runs and few tasks. `above` is tested against no difference; `same` and `not below` against
+the margin
+of two points, which the data must place the difference inside, or outside, of. What is open is a
+tie where the interval holds 0, and is named as one.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ from leafe.tables._power import Need, need
 from leafe.tables._results import Kind, Result, Where
 
 FEWEST = 10
-"""Pairs of a run and a task below which nothing is decided: a test on a handful of tasks rests on its assumptions alone."""
+"""Pairs of a run and a task below which nothing is decided: a test on a handful of tasks rests on
+its assumptions alone."""
 CAPACITY = 128
 """The k of the paper's Pass@128."""
 Verdict = Literal["holds", "does not hold", "not decided"]
@@ -49,7 +55,11 @@ class Tested:
     @property
     def tie(self) -> bool:
         """The interval holds 0 and nothing was decided."""
-        return self.found is not None and self.outcome == "open" and self.found.low <= 0 <= self.found.high
+        return (
+            self.found is not None
+            and self.outcome == "open"
+            and self.found.low <= 0 <= self.found.high
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,12 @@ class Judged:
 
 def top_k(column: Column) -> int:
     """128, or the largest power of two that the samples of all rows allow."""
-    asked = [place.samples for (kind, _), places in column.places.items() if kind == "evaluate" for place in places.values()]
+    asked = [
+        place.samples
+        for (kind, _), places in column.places.items()
+        if kind == "evaluate"
+        for place in places.values()
+    ]
     return 1 << (min([CAPACITY, *asked]).bit_length() - 1)
 
 
@@ -69,7 +84,15 @@ def judge(columns: Sequence[Column], table: int, kind: Kind = "evaluate") -> lis
     """The claims of one table, in order. Columns that are controls have no part in them."""
     claims = [c for c in CLAIMS if c.table == table]
     columns = [c for c in columns if not c.why_control]
-    return _decide(claims, [[_compare(column, c, kind) for c in claim.comparisons] for claim in claims for column in columns], len(columns))
+    return _decide(
+        claims,
+        [
+            [_compare(column, c, kind) for c in claim.comparisons]
+            for claim in claims
+            for column in columns
+        ],
+        len(columns),
+    )
 
 
 def _decide(claims: Sequence[Claim], tested: list[list[Tested]], columns: int) -> list[Judged]:
@@ -77,14 +100,27 @@ def _decide(claims: Sequence[Claim], tested: list[list[Tested]], columns: int) -
     certain = {id(flat[nth]) for nth in holm([t.p for t in flat])}
     out = []
     for nth, claim in enumerate(claims):
-        groups = [[_settled(t) if id(t) in certain else t for t in group] for group in tested[nth * columns : (nth + 1) * columns]]
-        out.append(Judged(claim, _verdict(claim, groups), tuple(t for group in groups for t in group)))
+        groups = [
+            [_settled(t) if id(t) in certain else t for t in group]
+            for group in tested[nth * columns : (nth + 1) * columns]
+        ]
+        out.append(
+            Judged(claim, _verdict(claim, groups), tuple(t for group in groups for t in group))
+        )
     return out
 
 
 def _verdict(claim: Claim, groups: Sequence[Sequence[Tested]]) -> Verdict:
-    """Of a claim on every column, or on some column; a column says yes where all comparisons do, and no where one does."""
-    said = ["no" if any(t.outcome == "no" for t in g) else "yes" if g and all(t.outcome == "yes" for t in g) else "open" for g in groups]
+    """Of a claim on every column, or on some column; a column says yes where all comparisons do,
+    and no where one does."""
+    said = [
+        "no"
+        if any(t.outcome == "no" for t in g)
+        else "yes"
+        if g and all(t.outcome == "yes" for t in g)
+        else "open"
+        for g in groups
+    ]
     if not said:
         return "not decided"
     enough, spoils = ("yes", "no") if claim.columns == "some" else ("no", "yes")
@@ -95,17 +131,23 @@ def _verdict(claim: Claim, groups: Sequence[Sequence[Tested]]) -> Verdict:
     return "not decided"
 
 
-def pairs_of(column: Column, a: str, b: str, k: int, kind: Kind = "evaluate") -> tuple[list[Mapping[str, float]], str]:
+def pairs_of(
+    column: Column, a: str, b: str, k: int, kind: Kind = "evaluate"
+) -> tuple[list[Mapping[str, float]], str]:
     """(a - b by task, for every run that both have finished; why there is none)."""
     rows = {row: column.results(row, kind) for row in (a, b)}
     for row, results in rows.items():
         if not results:
-            return [], f"{title_of(row)} has not been run" if not _reasons(column, row) else f"{title_of(row)}: {_reasons(column, row)[0]}"
+            return [], f"{title_of(row)} has not been run" if not _reasons(
+                column, row
+            ) else f"{title_of(row)}: {_reasons(column, row)[0]}"
     shared = [where for where in rows[a] if where in rows[b]]
     finished = [where for where in shared if rows[a][where].finished and rows[b][where].finished]
     if not finished:
         return [], "no run has both" if not shared else "unfinished"
-    runs = [paired_by_task(rows[a][where].counts, rows[b][where].counts, k, a, b) for where in finished]
+    runs = [
+        paired_by_task(rows[a][where].counts, rows[b][where].counts, k, a, b) for where in finished
+    ]
     return [run for run in runs if run], f"fewer than {k} samples a task"
 
 
@@ -123,13 +165,17 @@ def _compare(column: Column, c: Comparison, kind: Kind) -> Tested:
 
 
 def _p(c: Comparison, runs: Sequence[Mapping[str, float]], found: Contrast) -> float:
-    """Of the one hypothesis that the data speak against: that there is no difference, or that it lies on the other side of the nearest margin."""
+    """Of the one hypothesis that the data speak against: that there is no difference, or that it
+    lies on the other side of the nearest margin."""
     if found.tasks < FEWEST:
         return math.nan
     if c.relation == "above":
         return found.p
     margins = (-MARGIN,) if c.relation == "not below" else (-MARGIN, MARGIN)
-    at = {m: contrast(c.a, found.k, [{task: v - m for task, v in run.items()} for run in runs]) for m in margins}
+    at = {
+        m: contrast(c.a, found.k, [{task: v - m for task, v in run.items()} for run in runs])
+        for m in margins
+    }
     if c.relation == "same" and abs(found.value) > MARGIN:
         return at[math.copysign(MARGIN, found.value)].p
     return max(shifted.p for shifted in at.values())
@@ -138,7 +184,9 @@ def _p(c: Comparison, runs: Sequence[Mapping[str, float]], found: Contrast) -> f
 def _settled(t: Tested) -> Tested:
     assert t.found is not None
     value = t.found.value
-    yes = {"above": value > 0, "same": abs(value) < MARGIN, "not below": value > -MARGIN}[t.comparison.relation]
+    yes = {"above": value > 0, "same": abs(value) < MARGIN, "not below": value > -MARGIN}[
+        t.comparison.relation
+    ]
     return replace(t, outcome="yes" if yes else "no")
 
 

@@ -1,7 +1,10 @@
-"""The paper's six tables and their claims as data: which arms are the rows, which recipes are the columns, what each table is said to show.
+"""The paper's six tables and their claims as data: which arms are the rows, which recipes are the
+columns, what each table is said to show.
 
-A row is the name of an arm (or row of an evaluation) in run folders. `ARMS` says how an arm is made where a recipe does not: a recipe's own settings, found
-on validation tasks, come first. Arms whose preset this leafe does not have are named all the same, so that a table says what it lacks.
+A row is the name of an arm (or row of an evaluation) in run folders. `ARMS` says how an arm is made
+where a recipe does not: a recipe's own settings, found
+on validation tasks, come first. Arms whose preset this leafe does not have are named all the same,
+so that a table says what it lacks.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from leafe.core import UserError
 
 Relation = Literal["above", "same", "not below"]
 MARGIN = 0.02
-"""Two points: the difference below which `same` and `not below` take two rows for equal. The paper's own `leaves Pass@1` are changes of up to 0.7."""
+"""Two points: the difference below which `same` and `not below` take two rows for equal. The
+paper's own `leaves Pass@1` are changes of up to 0.7."""
 TOP = "top"
 """The k of Pass@128, or of the largest k that the samples allow (1024 is for the curves)."""
 
@@ -39,7 +43,8 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One sentence that a table is said to show. It holds in a column where all its comparisons do."""
+    """One sentence that a table is said to show. It holds in a column where all its comparisons
+    do."""
 
     name: str
     table: int
@@ -54,16 +59,19 @@ class Table:
     title: str
     rows: tuple[Row, ...]
     kind: Literal["evaluate", "explore", "transfer"] = "evaluate"
-    """Of what: Pass@k of policies, coverage of explorations, Pass@k of policies in an environment that they were not trained in."""
+    """Of what: Pass@k of policies, coverage of explorations, Pass@k of policies in an environment
+    that they were not trained in."""
     apart: bool = False
-    """A column a base policy, as in the paper; else base policies are runs of one column, as seeds are."""
+    """A column a base policy, as in the paper; else base policies are runs of one column, as seeds
+    are."""
     main: bool = False
     """Only the first recipe of a set; of a transfer table the one that trains for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeSet:
-    """What `--on` names: the recipes that are a table's columns, and those of the transfer table."""
+    """What `--on` names: the recipes that are a table's columns, and those of the transfer
+    table."""
 
     recipes: tuple[str, ...]
     trained: str = ""
@@ -79,7 +87,11 @@ class RecipeSet:
 
 
 SETS: Mapping[str, RecipeSet] = {
-    "gates": RecipeSet(("gates-hard", "gates-easy", "gates-random"), "gates-first", ("gates-transfer", "gates-habit")),
+    "gates": RecipeSet(
+        ("gates-hard", "gates-easy", "gates-random"),
+        "gates-first",
+        ("gates-transfer", "gates-habit"),
+    ),
     "sokoban": RecipeSet(("sokoban",)),
     "scienceworld": RecipeSet(("scienceworld",)),
     "alfworld": RecipeSet(("alfworld",)),
@@ -111,19 +123,52 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "leafe+": {"preset": "leafe+"},
     "leafe from grpo": {"preset": "paper", "start": "grpo", "explorer": "grpo"},
     "leafe+ from grpo": {"preset": "leafe+", "start": "grpo", "explorer": "grpo"},
-    "leafe from early-experience": {"preset": "paper", "start": "early-experience", "explorer": "early-experience"},
+    "leafe from early-experience": {
+        "preset": "paper",
+        "start": "early-experience",
+        "explorer": "early-experience",
+    },
 }
-STRATEGIES = (Row("independent", "IS", "independent sampling"), Row("refine", "IR", "iterative refinement"), Row("tree", "LEAFE tree", "rollback"))
+STRATEGIES = (
+    Row("independent", "IS", "independent sampling"),
+    Row("refine", "IR", "iterative refinement"),
+    Row("tree", "LEAFE tree", "rollback"),
+)
 
 TABLES: Mapping[int, Table] = {
     t.number: t
     for t in (
-        Table(1, "Pass@1 and Pass@128 of every method", (BASE, EARLY, REFLECTION, GRPO, ACE, RFT, REHEARSAL, LEAFE, PLUS)),
-        Table(2, "Pass@1 and Pass@128 by base policy", (BASE, GRPO, LEAFE, PLUS), apart=True, main=True),
-        Table(3, "Stage 1 alone: tasks solved at least once, at equal budget", STRATEGIES, kind="explore"),
+        Table(
+            1,
+            "Pass@1 and Pass@128 of every method",
+            (BASE, EARLY, REFLECTION, GRPO, ACE, RFT, REHEARSAL, LEAFE, PLUS),
+        ),
+        Table(
+            2,
+            "Pass@1 and Pass@128 by base policy",
+            (BASE, GRPO, LEAFE, PLUS),
+            apart=True,
+            main=True,
+        ),
+        Table(
+            3,
+            "Stage 1 alone: tasks solved at least once, at equal budget",
+            STRATEGIES,
+            kind="explore",
+        ),
         Table(4, "What L_cf adds to L_reh", (REHEARSAL, LEAFE, PLUS)),
-        Table(5, "Out of distribution", (BASE, GRPO, REHEARSAL, LEAFE, PLUS), kind="transfer", main=True),
-        Table(6, "LEAFE alone and with an auxiliary objective", (LEAFE, LEAFE_EARLY, LEAFE_GRPO, PLUS, PLUS_GRPO)),
+        Table(
+            5,
+            "Out of distribution",
+            (BASE, GRPO, REHEARSAL, LEAFE, PLUS),
+            kind="transfer",
+            main=True,
+        ),
+        Table(
+            6,
+            "LEAFE alone and with an auxiliary objective",
+            (LEAFE, LEAFE_EARLY, LEAFE_GRPO, PLUS, PLUS_GRPO),
+        ),
     )
 }
 
@@ -135,43 +180,131 @@ def _over(a: str, others: tuple[str, ...], k: int | Literal["top"]) -> tuple[Com
 
 
 CLAIMS: tuple[Claim, ...] = (
-    Claim("1a", 1, "LEAFE has the highest Pass@128 in every cell", "every", _over("leafe", ("base", "early-experience", "grpo", "ace"), "top")),
-    Claim("1b", 1, "GRPO sometimes has the highest Pass@1", "some", _over("grpo", ("base", "early-experience", "ace", "leafe"), 1)),
-    Claim("1c", 1, "LEAFE+ has the highest Pass@128 of all trained arms", "every", _over("leafe+", _TRAINED, "top")),
-    Claim("1d", 1, "LEAFE+ has the highest Pass@1 of all trained arms", "every", _over("leafe+", _TRAINED, 1)),
-    Claim("2a", 2, "LEAFE has a higher Pass@128 than GRPO with every base policy", "every", _over("leafe", ("base", "grpo"), "top")),
-    Claim("3a", 3, "The rollback tree solves more tasks per budget than independent sampling", "every", _over("tree", ("independent",), 1)),
-    Claim("3b", 3, "The rollback tree solves more tasks per budget than iterative refinement", "every", _over("tree", ("refine",), 1)),
+    Claim(
+        "1a",
+        1,
+        "LEAFE has the highest Pass@128 in every cell",
+        "every",
+        _over("leafe", ("base", "early-experience", "grpo", "ace"), "top"),
+    ),
+    Claim(
+        "1b",
+        1,
+        "GRPO sometimes has the highest Pass@1",
+        "some",
+        _over("grpo", ("base", "early-experience", "ace", "leafe"), 1),
+    ),
+    Claim(
+        "1c",
+        1,
+        "LEAFE+ has the highest Pass@128 of all trained arms",
+        "every",
+        _over("leafe+", _TRAINED, "top"),
+    ),
+    Claim(
+        "1d",
+        1,
+        "LEAFE+ has the highest Pass@1 of all trained arms",
+        "every",
+        _over("leafe+", _TRAINED, 1),
+    ),
+    Claim(
+        "2a",
+        2,
+        "LEAFE has a higher Pass@128 than GRPO with every base policy",
+        "every",
+        _over("leafe", ("base", "grpo"), "top"),
+    ),
+    Claim(
+        "3a",
+        3,
+        "The rollback tree solves more tasks per budget than independent sampling",
+        "every",
+        _over("tree", ("independent",), 1),
+    ),
+    Claim(
+        "3b",
+        3,
+        "The rollback tree solves more tasks per budget than iterative refinement",
+        "every",
+        _over("tree", ("refine",), 1),
+    ),
     Claim("4a", 4, "L_cf adds Pass@128", "every", _over("leafe", ("rehearsal",), "top")),
-    Claim("4b", 4, "L_cf leaves Pass@1 as it is", "every", (Comparison("leafe", "rehearsal", 1, "same"),)),
-    Claim("5a", 5, "Out of distribution GRPO loses coverage", "every", _over("base", ("grpo",), "top")),
-    Claim("5b", 5, "Out of distribution LEAFE loses no coverage", "every", (Comparison("leafe", "base", "top", "not below"),)),
-    Claim("6a", 6, "Early Experience as an auxiliary objective lifts Pass@1", "every", _over("leafe from early-experience", ("leafe",), 1)),
-    Claim("6b", 6, "GRPO as an auxiliary objective lifts Pass@1", "every", _over("leafe from grpo", ("leafe",), 1)),
-    Claim("6c", 6, "Early Experience as an auxiliary objective can cost Pass@128", "some", _over("leafe", ("leafe from early-experience",), "top")),
-    Claim("6d", 6, "GRPO as an auxiliary objective can cost Pass@128", "some", _over("leafe", ("leafe from grpo",), "top")),
+    Claim(
+        "4b",
+        4,
+        "L_cf leaves Pass@1 as it is",
+        "every",
+        (Comparison("leafe", "rehearsal", 1, "same"),),
+    ),
+    Claim(
+        "5a", 5, "Out of distribution GRPO loses coverage", "every", _over("base", ("grpo",), "top")
+    ),
+    Claim(
+        "5b",
+        5,
+        "Out of distribution LEAFE loses no coverage",
+        "every",
+        (Comparison("leafe", "base", "top", "not below"),),
+    ),
+    Claim(
+        "6a",
+        6,
+        "Early Experience as an auxiliary objective lifts Pass@1",
+        "every",
+        _over("leafe from early-experience", ("leafe",), 1),
+    ),
+    Claim(
+        "6b",
+        6,
+        "GRPO as an auxiliary objective lifts Pass@1",
+        "every",
+        _over("leafe from grpo", ("leafe",), 1),
+    ),
+    Claim(
+        "6c",
+        6,
+        "Early Experience as an auxiliary objective can cost Pass@128",
+        "some",
+        _over("leafe", ("leafe from early-experience",), "top"),
+    ),
+    Claim(
+        "6d",
+        6,
+        "GRPO as an auxiliary objective can cost Pass@128",
+        "some",
+        _over("leafe", ("leafe from grpo",), "top"),
+    ),
 )
-"""METHOD.md, "What the six tables say", (1) as 1a, 1b and 2a, (2) as 3, (3) as 4, (4) as 5, (5) as 6; 1c and 1d are what leafe itself claims."""
+"""METHOD.md, "What the six tables say", (1) as 1a, 1b and 2a, (2) as 3, (3) as 4, (4) as 5, (5) as
+6; 1c and 1d are what leafe itself claims."""
 
 
 def why_control(env: str, options: Mapping[str, Any], transfer: bool = False) -> str:
-    """Of a column that keeps the comparison honest, and of which no claim speaks: what is peculiar to it; '' where it is none."""
+    """Of a column that keeps the comparison honest, and of which no claim speaks: what is peculiar
+    to it; '' where it is none."""
     if env == "gates" and options.get("setting") == "random":
         return "its rules are random in every task, so that there is nothing to internalise"
     if env == "gates" and options.get("rules") == "habit" and transfer:
-        return "its rules are those of pretraining, so that what training taught of rules is false in it"
+        return (
+            "its rules are those of pretraining, so that what training taught of rules is "
+            "false in it"
+        )
     return ""
 
 
 def trains_for_transfer(env: str, options: Mapping[str, Any]) -> bool:
-    """An environment in one half of the words, which is there for the transfer table and is no column of the others."""
+    """An environment in one half of the words, which is there for the transfer table and is no
+    column of the others."""
     return env == "gates" and options.get("words", "all") != "all"
 
 
 def recipe_set(name: str) -> RecipeSet:
     """The recipes that fill the tables for one environment; UserError for an unknown name."""
     if name not in SETS:
-        raise UserError(f"--on {name}: there is no recipe set of this name; choose one of {', '.join(SETS)}.")
+        raise UserError(
+            f"--on {name}: there is no recipe set of this name; choose one of {', '.join(SETS)}."
+        )
     return SETS[name]
 
 

@@ -1,4 +1,5 @@
-"""A finished table as plain values: blocks of cells for people, and one flat record for each figure for programs."""
+"""A finished table as plain values: blocks of cells for people, and one flat record for each figure
+for programs."""
 
 from __future__ import annotations
 
@@ -7,9 +8,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 RECORD = (
-    "kind", "table", "column", "row", "against", "measure", "k", "value", "low", "high", "p", "tasks", "runs", "samples", "temperature", "verdict", "note",
-)  # fmt: skip
-"""The columns of the CSV file. kind: cell, budget, tries, comparison, claim or power; rates and differences are fractions of 1, costs means of the runs."""
+    "kind",
+    "table",
+    "column",
+    "row",
+    "against",
+    "measure",
+    "k",
+    "value",
+    "low",
+    "high",
+    "p",
+    "tasks",
+    "runs",
+    "samples",
+    "temperature",
+    "verdict",
+    "note",
+)
+"""The columns of the CSV file. kind: cell, budget, tries, comparison, claim or power; rates and
+differences are fractions of 1, costs means of the runs."""
 
 
 @dataclass(frozen=True, slots=True)

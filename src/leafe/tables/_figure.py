@@ -1,6 +1,8 @@
-"""Pass@k against k, with bands: one panel a column, one line a row, drawn by matplotlib without a display.
+"""Pass@k against k, with bands: one panel a column, one line a row, drawn by matplotlib without a
+display.
 
-Series differ by colour (Okabe-Ito, which colour-blind readers can tell apart), dash and marker; the ceiling is grey. k runs to 1024 where the samples do.
+Series differ by colour (Okabe-Ito, which colour-blind readers can tell apart), dash and marker; the
+ceiling is grey. k runs to 1024 where the samples do.
 """
 
 from __future__ import annotations
@@ -23,20 +25,35 @@ FURTHEST = 1024
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def passk_figure(paths: Sequence[Path], out: Path, rows: Sequence[str] = (), csv: Path | None = None) -> list[Path]:
-    """Draw the curves of these folders; the files that were written. `csv`: the same points as text."""
+def passk_figure(
+    paths: Sequence[Path], out: Path, rows: Sequence[str] = (), csv: Path | None = None
+) -> list[Path]:
+    """Draw the curves of these folders; the files that were written. `csv`: the same points as
+    text."""
     evidence = gather(paths)
     known = list(dict.fromkeys(row for column in evidence.columns for row in column.rows()))
     strange = [row for row in rows if row not in known]
     if strange:
-        raise UserError(f"No folder has a row {strange[0]!r}: there are {', '.join(known) or 'none yet'}.")
+        raise UserError(
+            f"No folder has a row {strange[0]!r}: there are {', '.join(known) or 'none yet'}."
+        )
     points = curves(evidence, rows)
-    draw(points, out, [row for column in evidence.columns for row, role in column.roles.items() if role == "ceiling"])
+    draw(
+        points,
+        out,
+        [
+            row
+            for column in evidence.columns
+            for row, role in column.roles.items()
+            if role == "ceiling"
+        ],
+    )
     return [out, *write(Document("passk", "Pass@k", (), (), tuple(points)), to_csv=csv)]
 
 
 def curves(evidence: Evidence, rows: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The points of the figure, as records: k a power of two, as far as the samples go. `rows`: only these; empty: the rows of table 1 and the controls."""
+    """The points of the figure, as records: k a power of two, as far as the samples go. `rows`:
+    only these; empty: the rows of table 1 and the controls."""
     out = []
     for column in evidence.columns:
         for row in _shown(column, rows):
@@ -47,10 +64,20 @@ def curves(evidence: Evidence, rows: Sequence[str] = ()) -> list[dict[str, Any]]
                 unfinished = "" if all(r.finished for r in results.values()) else "unfinished"
                 out.append(
                     record(
-                        kind="cell", column=column.title, row=row, measure=f"Pass@{k}", k=k, value=found.value, low=found.low, high=found.high,
-                        tasks=found.tasks, runs=len(results), samples=most, note=unfinished,
+                        kind="cell",
+                        column=column.title,
+                        row=row,
+                        measure=f"Pass@{k}",
+                        k=k,
+                        value=found.value,
+                        low=found.low,
+                        high=found.high,
+                        tasks=found.tasks,
+                        runs=len(results),
+                        samples=most,
+                        note=unfinished,
                     )
-                )  # fmt: skip
+                )
     return out
 
 
@@ -63,7 +90,8 @@ def _shown(column: Column, rows: Sequence[str]) -> list[str]:
 
 
 def draw(points: Sequence[dict[str, Any]], out: Path, ceilings: Sequence[str] = ()) -> None:
-    """Write the figure; the suffix says as what. `ceilings`: rows that are drawn in grey. UserError where there is nothing to draw, or no such kind of file."""
+    """Write the figure; the suffix says as what. `ceilings`: rows that are drawn in grey. UserError
+    where there is nothing to draw, or no such kind of file."""
     if out.suffix not in SUFFIXES:
         raise UserError(f"{out} has no kind of figure for a suffix: name it .png, .svg or .pdf.")
     if not points:
@@ -85,7 +113,9 @@ def draw(points: Sequence[dict[str, Any]], out: Path, ceilings: Sequence[str] = 
         if nth >= len(columns):
             place.set_visible(False)
             continue
-        _panel(place, columns[nth], [p for p in points if p["column"] == columns[nth]], rows, ceilings)
+        _panel(
+            place, columns[nth], [p for p in points if p["column"] == columns[nth]], rows, ceilings
+        )
         if nth % across == 0:
             place.set_ylabel("Pass@k in %")
     lines: dict[str, Any] = {}
@@ -100,20 +130,43 @@ def draw(points: Sequence[dict[str, Any]], out: Path, ceilings: Sequence[str] = 
         raise UserError(f"{out} cannot be written: {error.strerror}.") from error
 
 
-def _panel(place: Any, title: str, points: Sequence[dict[str, Any]], rows: Sequence[str], ceilings: Sequence[str]) -> None:
+def _panel(
+    place: Any,
+    title: str,
+    points: Sequence[dict[str, Any]],
+    rows: Sequence[str],
+    ceilings: Sequence[str],
+) -> None:
     for nth, row in enumerate(rows):
         mine = [p for p in points if p["row"] == row and p["value"] == p["value"]]
         if not mine:
             continue
         look, again = nth % len(PALETTE), nth // len(PALETTE)
         colour = "#666666" if row in ceilings else PALETTE[look]
-        shape = (look + 3 * again) % len(MARKERS)  # where colours begin anew, dashes and markers are others
-        x, y, low, high = ([scale * p[name] for p in mine] for name, scale in (("k", 1), ("value", 100), ("low", 100), ("high", 100)))
+        shape = (look + 3 * again) % len(
+            MARKERS
+        )  # where colours begin anew, dashes and markers are others
+        x, y, low, high = (
+            [scale * p[name] for p in mine]
+            for name, scale in (("k", 1), ("value", 100), ("low", 100), ("high", 100))
+        )
         name = title_of(row) + (" (unfinished)" if any(p["note"] for p in mine) else "")
         place.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        place.plot(x, y, color=colour, linestyle=DASHES[shape], marker=MARKERS[shape], markersize=4, linewidth=1.6, label=name)
+        place.plot(
+            x,
+            y,
+            color=colour,
+            linestyle=DASHES[shape],
+            marker=MARKERS[shape],
+            markersize=4,
+            linewidth=1.6,
+            label=name,
+        )
     first = points[0]
-    place.set_title(f"{title}: {first['tasks']} tasks, {first['runs']} run{'s' if first['runs'] > 1 else ''}", fontsize=10)
+    place.set_title(
+        f"{title}: {first['tasks']} tasks, {first['runs']} run{'s' if first['runs'] > 1 else ''}",
+        fontsize=10,
+    )
     place.set_xscale("log", base=2)
     most = max(p["k"] for p in points)
     ticks = [2**i for i in range(0, 11, 1 if most <= 128 else 2) if 2**i <= most]

@@ -1,7 +1,9 @@
 """How many tasks a comparison needs, from the spread of the paired differences that was seen.
 
-A paired difference of `effect` is found with the wanted power when its standard error is effect / (z_alpha/2 + z_power); a task more adds one draw of the
-spread within runs, a run more one of the spread between runs. The normal approximation plus Guenther's z^2 / 2 for Student's t.
+A paired difference of `effect` is found with the wanted power when its standard error is effect /
+(z_alpha/2 + z_power); a task more adds one draw of the
+spread within runs, a run more one of the spread between runs. The normal approximation plus
+Guenther's z^2 / 2 for Student's t.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ EFFECT, POWER, ALPHA = 0.05, 0.8, 0.05
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a difference of `EFFECT` would need. None: the data do not tell (fewer than two tasks or runs, or no spread at all)."""
+    """What a difference of `EFFECT` would need. None: the data do not tell (fewer than two tasks or
+    runs, or no spread at all)."""
 
     spread: float | None
     """Standard deviation of the difference from task to task, within runs; a fraction."""
@@ -31,13 +34,24 @@ class Need:
     """Runs with as many tasks as these."""
 
 
-def need(runs: Sequence[Mapping[str, float]], effect: float = EFFECT, power: float = POWER, alpha: float = ALPHA) -> Need:
+def need(
+    runs: Sequence[Mapping[str, float]],
+    effect: float = EFFECT,
+    power: float = POWER,
+    alpha: float = ALPHA,
+) -> Need:
     """From the differences of each run by task (fractions)."""
     values = [np.asarray(list(run.values()), dtype=np.float64) for run in runs if run]
     freedom = sum(len(v) - 1 for v in values)
-    spread = math.sqrt(sum(float(((v - v.mean()) ** 2).sum()) for v in values) / freedom) if freedom > 0 else None
+    spread = (
+        math.sqrt(sum(float(((v - v.mean()) ** 2).sum()) for v in values) / freedom)
+        if freedom > 0
+        else None
+    )
     between = float(np.std([v.mean() for v in values], ddof=1)) if len(values) > 1 else None
-    return Need(spread, _draws(spread, effect, power, alpha), between, _draws(between, effect, power, alpha))
+    return Need(
+        spread, _draws(spread, effect, power, alpha), between, _draws(between, effect, power, alpha)
+    )
 
 
 def _draws(spread: float | None, effect: float, power: float, alpha: float) -> int | None:

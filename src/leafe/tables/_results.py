@@ -1,4 +1,5 @@
-"""What one stage came to, in one run: its samples as counts, or what an exploration had solved by when; and what it took to make the policy."""
+"""What one stage came to, in one run: its samples as counts, or what an exploration had solved by
+when; and what it took to make the policy."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from leafe.runs import RunFolder, load_trees
 SHARES = {"1/4": 0.25, "1/2": 0.5, "all": 1.0}
 """Of the calls that a task is allowed: where the coverage of an exploration is read."""
 STEPS = "steps"
-"""The same, where a task may take so many environment steps as it is allowed calls, steps of a replay charged."""
+"""The same, where a task may take so many environment steps as it is allowed calls, steps of a
+replay charged."""
 Kind = Literal["evaluate", "explore"]
 
 
@@ -42,7 +44,8 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What it took to make an arm, in one run: its explorations and trainings, those of the arms that it builds on and of all settings of a sweep included."""
+    """What it took to make an arm, in one run: its explorations and trainings, those of the arms
+    that it builds on and of all settings of a sweep included."""
 
     phases: int = 0
     """Explorations and trainings that sample for themselves."""
@@ -57,7 +60,8 @@ class Result:
     """What a row came to in one run."""
 
     counts: Counts
-    """Samples of test tasks; of an exploration: one sample a task, which succeeded where the task was solved."""
+    """Samples of test tasks; of an exploration: one sample a task, which succeeded where the task
+    was solved."""
     of: int
     """Tasks that the stage has when it is finished: more than `counts` holds where it is not."""
     finished: bool
@@ -68,7 +72,8 @@ class Result:
     seconds: float
     cost: Cost
     within: Mapping[str, Counts] = field(default_factory=dict)
-    """Of an exploration: the same, had each task been given this share of its calls (`SHARES`, `STEPS`)."""
+    """Of an exploration: the same, had each task been given this share of its calls (`SHARES`,
+    `STEPS`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,11 @@ class Place:
 
 def read(place: Place) -> Result:
     trees = [tree for tree in load_trees(place.folder).values() if tree.episodes]
-    of = sum(1 for line in (place.folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines() if line.strip())
+    of = sum(
+        1
+        for line in (place.folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    )
     done = place.done
     seconds = float((done or {}).get("seconds", 0.0))
     cost = cost_of_arm(place)
@@ -111,8 +120,13 @@ def read(place: Place) -> Result:
         within = {"all": _solved(trees)}
         calls = place.recipe.explore.limits.get("policy_calls")
         if calls:
-            within = {name: _within(trees, "policy_calls", calls * share) for name, share in SHARES.items()} | {STEPS: _within(trees, "env_steps", calls)}
-        return Result(_solved(trees), of, done is not None, 1, None, float("nan"), seconds, cost, within)
+            within = {
+                name: _within(trees, "policy_calls", calls * share)
+                for name, share in SHARES.items()
+            } | {STEPS: _within(trees, "env_steps", calls)}
+        return Result(
+            _solved(trees), of, done is not None, 1, None, float("nan"), seconds, cost, within
+        )
     return Result(
         counts(trees),
         of,
@@ -126,7 +140,8 @@ def read(place: Place) -> Result:
 
 
 def chosen_temperature(run: RunFolder, variant: Variant, arm: str) -> float | None:
-    """At which the arm is sampled where its sweep was over temperatures too; None: at the recipe's."""
+    """At which the arm is sampled where its sweep was over temperatures too; None: at the
+    recipe's."""
     value = (run.done(stage_name("choose", variant, arm)) or {}).get("temperature")
     return None if value is None else float(value)
 
@@ -140,19 +155,28 @@ def _solved(trees: Sequence[Tree]) -> Counts:
     return _as_counts(trees, [tree.solved for tree in trees])
 
 
-def _within(trees: Sequence[Tree], cost: Literal["policy_calls", "env_steps"], budget: float) -> Counts:
-    """Solved, had every task this budget: what came first in a tree would have come first with less."""
-    return _as_counts(trees, [coverage_curve([tree], cost).at(int(budget)) == 1.0 for tree in trees])
+def _within(
+    trees: Sequence[Tree], cost: Literal["policy_calls", "env_steps"], budget: float
+) -> Counts:
+    """Solved, had every task this budget: what came first in a tree would have come first with
+    less."""
+    return _as_counts(
+        trees, [coverage_curve([tree], cost).at(int(budget)) == 1.0 for tree in trees]
+    )
 
 
 def _as_counts(trees: Sequence[Tree], solved: Sequence[bool]) -> Counts:
     n = np.ones(len(trees), dtype=np.int64)
-    return Counts(tuple(t.task.id for t in trees), n, np.asarray(solved, dtype=np.int64), np.zeros_like(n))
+    return Counts(
+        tuple(t.task.id for t in trees), n, np.asarray(solved, dtype=np.int64), np.zeros_like(n)
+    )
 
 
 def cost_of_arm(place: Place) -> Cost:
     """What the row's policy took to make; of an exploration what it spent itself."""
-    run, recipe, stage = (place.run, place.recipe, place.stage) if place.origin is None else place.origin
+    run, recipe, stage = (
+        (place.run, place.recipe, place.stage) if place.origin is None else place.origin
+    )
     stages = {s.name: s for s in plan(recipe)}
     needed: dict[str, Stage] = {}
     choice = stage_name("choose", stage.variant, stage.attempt.arm) if stage.attempt else ""
@@ -161,7 +185,11 @@ def cost_of_arm(place: Place) -> Cost:
         name = waiting.pop()
         if name not in needed and name in stages:
             needed[name] = stages[name]
-            waiting += [need for need in stages[name].needs if stages[name].kind != "evaluate" or "held-out" not in need]
+            waiting += [
+                need
+                for need in stages[name].needs
+                if stages[name].kind != "evaluate" or "held-out" not in need
+            ]
     total, phases, tokens, seconds = Spent(), 0, 0, 0.0
     for s in needed.values():
         done = run.done(s.name) or {}

@@ -1,4 +1,5 @@
-"""A document for the terminal, as markdown, as CSV and as LaTeX. Every text is escaped for where it goes."""
+"""A document for the terminal, as markdown, as CSV and as LaTeX. Every text is escaped for where it
+goes."""
 
 from __future__ import annotations
 
@@ -26,11 +27,30 @@ def show(document: Document, console: Console) -> None:
     console.print(f"[bold]{escape(document.title)}[/]", highlight=False)
     for whole in document.blocks:
         for block in _pieces(whole, console.width):
-            table = Table(title=Text(block.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+            table = Table(
+                title=Text(block.title),
+                title_justify="left",
+                title_style="bold",
+                box=box.SIMPLE_HEAD,
+                show_edge=False,
+                pad_edge=False,
+            )
             for nth, name in enumerate(block.head):
-                table.add_column(Text(name), justify="left" if nth < block.words else "right", no_wrap=nth >= block.words)
+                table.add_column(
+                    Text(name),
+                    justify="left" if nth < block.words else "right",
+                    no_wrap=nth >= block.words,
+                )
             for row in block.rows:
-                table.add_row(*(Text.assemble((c.text, "bold" if c.best else ""), *([("\n" + c.more, "dim")] if c.more else [])) for c in row))
+                table.add_row(
+                    *(
+                        Text.assemble(
+                            (c.text, "bold" if c.best else ""),
+                            *([("\n" + c.more, "dim")] if c.more else []),
+                        )
+                        for c in row
+                    )
+                )
             console.print()
             console.print(table)
     console.print()
@@ -44,7 +64,10 @@ _WORDS = 24
 
 def _pieces(block: Block, width: int) -> list[Block]:
     """The block, or several with the same first columns where the figures of one row do not fit."""
-    widths = [max([len(name), *(max(len(row[nth].text), len(row[nth].more)) for row in block.rows)]) + 3 for nth, name in enumerate(block.head)]
+    widths = [
+        max([len(name), *(max(len(row[nth].text), len(row[nth].more)) for row in block.rows)]) + 3
+        for nth, name in enumerate(block.head)
+    ]
     room = width - sum(min(w, _WORDS) for w in widths[: block.words])
     cuts: list[list[int]] = [[]]
     for nth in range(block.words, len(block.head)):
@@ -53,7 +76,14 @@ def _pieces(block: Block, width: int) -> list[Block]:
         cuts[-1].append(nth)
     first = list(range(block.words))
     picked = [[*first, *cut] for cut in cuts]
-    return [replace(block, head=tuple(block.head[i] for i in p), rows=tuple(tuple(row[i] for i in p) for row in block.rows)) for p in picked]
+    return [
+        replace(
+            block,
+            head=tuple(block.head[i] for i in p),
+            rows=tuple(tuple(row[i] for i in p) for row in block.rows),
+        )
+        for p in picked
+    ]
 
 
 def markdown(document: Document) -> str:
@@ -61,7 +91,9 @@ def markdown(document: Document) -> str:
     lines = [f"## {_md(document.title)}", ""]
     for block in document.blocks:
         lines += [f"**{_md(block.title)}**", "", _md_row([_md(name) for name in block.head])]
-        lines.append(_md_row(["---" if nth < block.words else "---:" for nth in range(len(block.head))]))
+        lines.append(
+            _md_row(["---" if nth < block.words else "---:" for nth in range(len(block.head))])
+        )
         lines += [_md_row([_md_cell(c) for c in row]) for row in block.rows]
         lines.append("")
     lines += [f"- {_md_note(note)}" for note in document.notes]
@@ -74,7 +106,10 @@ def _md_note(text: str) -> str:
     if len(parts) % 2 == 0:
         return _md(text)
     # split at the spaces around a command, which escaping would swallow
-    return "".join(f"`{part}`" if nth % 2 else re.sub(r"\S+", lambda found: _md(found[0]), part) for nth, part in enumerate(parts))
+    return "".join(
+        f"`{part}`" if nth % 2 else re.sub(r"\S+", lambda found: _md(found[0]), part)
+        for nth, part in enumerate(parts)
+    )
 
 
 def _md_row(texts: Sequence[str]) -> str:
@@ -82,7 +117,15 @@ def _md_row(texts: Sequence[str]) -> str:
 
 
 def _md_cell(cell: Cell) -> str:
-    return " ".join(filter(None, [f"**{_md(cell.text)}**" if cell.best and cell.text else _md(cell.text), _md(cell.more)]))
+    return " ".join(
+        filter(
+            None,
+            [
+                f"**{_md(cell.text)}**" if cell.best and cell.text else _md(cell.text),
+                _md(cell.more),
+            ],
+        )
+    )
 
 
 def _md(text: str) -> str:
@@ -95,13 +138,25 @@ def latex(document: Document) -> str:
     """One `table` a block; needs `\\usepackage{booktabs}`."""
     out = [r"% needs \usepackage{booktabs}"]
     for nth, block in enumerate(document.blocks):
-        out += [r"\begin{table}", r"\centering", rf"\caption{{{_tex(f'{document.title}. {block.title}')}}}", rf"\label{{tab:{document.name}-{nth + 1}}}"]
-        out += [rf"\begin{{tabular}}{{{'l' * block.words}{'r' * (len(block.head) - block.words)}}}", r"\toprule"]
+        out += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(f'{document.title}. {block.title}')}}}",
+            rf"\label{{tab:{document.name}-{nth + 1}}}",
+        ]
+        out += [
+            rf"\begin{{tabular}}{{{'l' * block.words}{'r' * (len(block.head) - block.words)}}}",
+            r"\toprule",
+        ]
         out += [_tex_row([_tex(name) for name in block.head]), r"\midrule"]
         out += [_tex_row([_tex_cell(c) for c in row]) for row in block.rows]
         out += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     if document.notes:
-        out += [r"\begin{itemize}", *(rf"\item {_tex(note)}" for note in document.notes), r"\end{itemize}"]
+        out += [
+            r"\begin{itemize}",
+            *(rf"\item {_tex(note)}" for note in document.notes),
+            r"\end{itemize}",
+        ]
     return "\n".join(out) + "\n"
 
 
@@ -111,15 +166,35 @@ def _tex_row(texts: Sequence[str]) -> str:
 
 def _tex_cell(cell: Cell) -> str:
     text = rf"\textbf{{{_tex(cell.text)}}}" if cell.best and cell.text else _tex(cell.text)
-    # braces, since a row that begins with a bracket would be read as an option of the line break before it
+    # braces, since a row that begins with a bracket would be read as an option of the line break
+    # before it
     return text + (rf" {{\small {_tex(cell.more)}}}" if cell.more else "")
 
 
 _TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "×": r"$\times$", "±": r"$\pm$", "≈": r"$\approx$", "†": r"\dag{}", "[": "{[}", "]": "{]}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "–": "--",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "†": r"\dag{}",
+    "[": "{[}",
+    "]": "{]}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+}
 
 
 def _tex(text: str) -> str:
@@ -142,7 +217,12 @@ def _csv(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def write(document: Document, to_markdown: Path | None = None, to_csv: Path | None = None, to_latex: Path | None = None) -> list[Path]:
+def write(
+    document: Document,
+    to_markdown: Path | None = None,
+    to_csv: Path | None = None,
+    to_latex: Path | None = None,
+) -> list[Path]:
     """The files that were asked for; UserError where one cannot be written."""
     written = []
     for path, text in ((to_markdown, markdown), (to_csv, csv_text), (to_latex, latex)):
@@ -151,6 +231,8 @@ def write(document: Document, to_markdown: Path | None = None, to_csv: Path | No
                 path.parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(path, text(document))
             except (OSError, JournalError) as error:
-                raise UserError(f"{path} cannot be written ({error}): choose another place.") from error
+                raise UserError(
+                    f"{path} cannot be written ({error}): choose another place."
+                ) from error
             written.append(path)
     return written

@@ -1,7 +1,10 @@
-"""Does an environment keep its contract? Played, replayed and returned to, here and in other processes, and compared.
+"""Does an environment keep its contract? Played, replayed and returned to, here and in other
+processes, and compared.
 
-What leafe builds on is checked as `leafe.core.Environment` states it: the same task, seed and actions give the same observations, in any process and under any
-hash seed; a snapshot brings back exactly the state that it was taken in; an invalid action is named by a sentence and changes nothing; progress never
+What leafe builds on is checked as `leafe.core.Environment` states it: the same task, seed and
+actions give the same observations, in any process and under any
+hash seed; a snapshot brings back exactly the state that it was taken in; an invalid action is named
+by a sentence and changes nothing; progress never
 shrinks; nothing touches the global random state; close leaves no process behind.
 
     report = check_environment(MyEnv)

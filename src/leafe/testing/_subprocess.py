@@ -1,6 +1,7 @@
-"""Episodes played again in another process: with another hash seed, another memory, and a clean count of what is left at the end.
+"""Episodes played again in another process: with another hash seed, another memory, and a clean
+count of what is left at the end.
 
-    python -m leafe.testing._subprocess < what to play (JSON)
+python -m leafe.testing._subprocess < what to play (JSON)
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """How to make the environment anew: a name or `package.module:Class`, and its options (plain values)."""
+    """How to make the environment anew: a name or `package.module:Class`, and its options (plain
+    values)."""
 
     env: str
     options: Mapping[str, Any]
@@ -40,29 +42,45 @@ class Elsewhere:
     episodes: list[list[str]]
     """A fingerprint of o_0 and of each answer."""
     memory: int
-    """Bytes (proportional set size): of the environment's own processes where it has some, else what the environment added to this one."""
+    """Bytes (proportional set size): of the environment's own processes where it has some, else
+    what the environment added to this one."""
     left: int
     """Processes that were still there after `close`."""
 
 
 def fingerprint(said: str | StepResult) -> str:
     """Of all that is compared in an answer."""
-    what = said if isinstance(said, str) else [said.observation, said.reward, said.done, said.success, said.valid, said.progress]
+    what = (
+        said
+        if isinstance(said, str)
+        else [said.observation, said.reward, said.done, said.success, said.valid, said.progress]
+    )
     return hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
 
 
-def play_elsewhere(spec: Spec, episodes: Sequence[tuple[Task, int, Sequence[str]]], hash_seed: int) -> Elsewhere | str:
+def play_elsewhere(
+    spec: Spec, episodes: Sequence[tuple[Task, int, Sequence[str]]], hash_seed: int
+) -> Elsewhere | str:
     """The episodes (task, seed, actions) in a process of their own; a sentence where it failed."""
     job = {
-        "path": sys.path, "env": spec.env, "options": dict(spec.options),
-        "episodes": [{"task": task.to_json(), "seed": seed, "actions": list(actions)} for task, seed, actions in episodes],
-    }  # fmt: skip
+        "path": sys.path,
+        "env": spec.env,
+        "options": dict(spec.options),
+        "episodes": [
+            {"task": task.to_json(), "seed": seed, "actions": list(actions)}
+            for task, seed, actions in episodes
+        ],
+    }
     try:
         done = subprocess.run(
-            with_default_signals([sys.executable, "-m", "leafe.testing._subprocess"]), input=json.dumps(job), capture_output=True, text=True, check=False,
+            with_default_signals([sys.executable, "-m", "leafe.testing._subprocess"]),
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            check=False,
             timeout=SECONDS,
             env=inherited(spec.options.get("env_vars") or (), PYTHONHASHSEED=str(hash_seed)),
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return f"gave no answer within {SECONDS:g} s"
     if done.returncode:
@@ -82,8 +100,16 @@ def main() -> None:
     env = make_env(job["env"], **job["options"])
     episodes = []
     for episode in job["episodes"]:
-        seen = [fingerprint(observation_text(env.reset(Task.from_json(episode["task"]), episode["seed"]), env.name))]
-        seen += [fingerprint(step_result(env.step(action), env.name)) for action in episode["actions"]]
+        seen = [
+            fingerprint(
+                observation_text(
+                    env.reset(Task.from_json(episode["task"]), episode["seed"]), env.name
+                )
+            )
+        ]
+        seen += [
+            fingerprint(step_result(env.step(action), env.name)) for action in episode["actions"]
+        ]
         episodes.append(seen)
     theirs = descendants(os.getpid())
     memory = sum(map(memory_of, theirs)) if theirs else max(0, memory_of(os.getpid()) - before)
@@ -115,7 +141,8 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory_of(pid: int) -> int:
-    """Proportional set size in bytes: shared pages count by their share. 0 where the system does not say."""
+    """Proportional set size in bytes: shared pages count by their share. 0 where the system does
+    not say."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -7,26 +7,54 @@ from collections.abc import Sequence
 from leafe.testing._check import CHECKS, TAUS, Report
 
 COLUMNS = (
-    "env", "contract", "replayed exactly", "rollback", *(f"back to {tau}, ms" for tau in TAUS),
-    "reset, ms", "step, ms", "memory, MB", "longest observation",
-)  # fmt: skip
-"""`back to TAU`: a return to step tau by reset and replay / by snapshot or fork. Times are medians."""
+    "env",
+    "contract",
+    "replayed exactly",
+    "rollback",
+    *(f"back to {tau}, ms" for tau in TAUS),
+    "reset, ms",
+    "step, ms",
+    "memory, MB",
+    "longest observation",
+)
+"""`back to TAU`: a return to step tau by reset and replay / by snapshot or fork. Times are
+medians."""
 
 
-def reports_table(reports: Sequence[Report], names: Sequence[str] | None = None) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Columns and rows, one row a report; `names`: the environments' names where they say more than the reports'."""
-    return COLUMNS, [_row(report, name) for report, name in zip(reports, names or [r.env for r in reports], strict=True)]
+def reports_table(
+    reports: Sequence[Report], names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Columns and rows, one row a report; `names`: the environments' names where they say more than
+    the reports'."""
+    return COLUMNS, [
+        _row(report, name)
+        for report, name in zip(reports, names or [r.env for r in reports], strict=True)
+    ]
 
 
 def _row(report: Report, name: str) -> list[str]:
-    broken = ", ".join(f"{check} ({report.failed[check]})" for check in CHECKS if report.failed[check])
+    broken = ", ".join(
+        f"{check} ({report.failed[check]})" for check in CHECKS if report.failed[check]
+    )
     exact = report.replayed - report.failed["replay"] - report.failed["other processes"]
-    replays = f"{exact} of {report.replayed}" if report.replayed else "it is not deterministic" if "replay" in report.left_out else "none"
+    replays = (
+        f"{exact} of {report.replayed}"
+        if report.replayed
+        else "it is not deterministic"
+        if "replay" in report.left_out
+        else "none"
+    )
     return [
-        name, f"BROKEN: {broken}" if broken else "kept", replays, report.way_back, *(_cost(report, tau) for tau in TAUS),
-        _number(report.milliseconds.get("reset")), _number(report.milliseconds.get("step")),
-        "" if report.memory is None else f"{report.memory / (1 << 20):.0f}", str(report.longest_observation),
-    ]  # fmt: skip
+        name,
+        f"BROKEN: {broken}" if broken else "kept",
+        replays,
+        report.way_back,
+        *(_cost(report, tau) for tau in TAUS),
+        _number(report.milliseconds.get("reset")),
+        _number(report.milliseconds.get("step")),
+        "" if report.memory is None else f"{report.memory / (1 << 20):.0f}",
+        str(report.longest_observation),
+    ]
 
 
 def _cost(report: Report, tau: int) -> str:

@@ -1,4 +1,5 @@
-"""What changed between two texts, word by word: the action before a rollback and the revised one after it."""
+"""What changed between two texts, word by word: the action before a rollback and the revised one
+after it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import Literal, NamedTuple
 
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 _MOST = 600
-"""Words, or lines, that are compared on each side; comparing takes the square of that, and for bad texts more."""
+"""Words, or lines, that are compared on each side; comparing takes the square of that, and for bad
+texts more."""
 
 
 class Piece(NamedTuple):
@@ -18,7 +20,8 @@ class Piece(NamedTuple):
 
 
 def difference(before: str, after: str) -> tuple[list[Piece], list[Piece]] | None:
-    """(the text before as pieces that are the same or gone, the text after as pieces that are the same or new), by words, or by lines where there are too
+    """(the text before as pieces that are the same or gone, the text after as pieces that are the
+    same or new), by words, or by lines where there are too
     many words; None where there are too many lines too."""
     for cut in (_WORDS.findall, _lines):
         if max(len(before), len(after)) > 200_000:

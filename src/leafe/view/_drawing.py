@@ -1,8 +1,11 @@
 """A task's tree as a drawing: a row an episode, a column a step, every node a link to its turn.
 
-A branch stands under the episode that it left, and its line leaves that one's after the step before. The dashed line is the rollback: from the reflection back
-to the step that it blames, where the revised action stands. How an episode ended has a colour and a shape, and is written beside it. Long and wide trees are
-drawn closer, and past a bound only the chosen episode has all its nodes, so that the page stays small.
+A branch stands under the episode that it left, and its line leaves that one's after the step
+before. The dashed line is the rollback: from the reflection back
+to the step that it blames, where the revised action stands. How an episode ended has a colour and a
+shape, and is written beside it. Long and wide trees are
+drawn closer, and past a bound only the chosen episode has all its nodes, so that the page stays
+small.
 """
 
 from __future__ import annotations
@@ -17,9 +20,16 @@ from leafe.core import Episode, Kind, Stop, Tree, Turn
 from leafe.view._text import plain
 
 SHAPES: dict[Stop, str] = {
-    Stop.success: "tick", Stop.failure: "cross", Stop.horizon: "square", Stop.invalid_limit: "triangle", Stop.context_full: "square", Stop.budget: "bars",
-    Stop.diverged: "diamond", Stop.env_error: "diamond", Stop.policy_error: "diamond",
-}  # fmt: skip
+    Stop.success: "tick",
+    Stop.failure: "cross",
+    Stop.horizon: "square",
+    Stop.invalid_limit: "triangle",
+    Stop.context_full: "square",
+    Stop.budget: "bars",
+    Stop.diverged: "diamond",
+    Stop.env_error: "diamond",
+    Stop.policy_error: "diamond",
+}
 """The shape of an episode's end, as in the report; its colour is the stylesheet's."""
 MOST_ROWS = 60
 _MOST_NODES = 320
@@ -39,7 +49,8 @@ class Row:
 
 
 def rows(tree: Tree) -> list[Row]:
-    """The episodes, each after the one that it left, in the order in which they were made among those."""
+    """The episodes, each after the one that it left, in the order in which they were made among
+    those."""
     below: dict[int | None, list[tuple[Episode, int | None]]] = {}
     for episode in tree.rollouts:
         link = episode.start or episode.experience
@@ -60,7 +71,9 @@ def words_of(stop: Stop) -> str:
 
 def mark(stop: Stop, x: float = 8, y: float = 8) -> Markup:
     """The mark of a stop around (x, y); its shape is one of `symbols`."""
-    return Markup('<use href="#{}" class="mark o-{}" x="{:.0f}" y="{:.0f}"/>').format(SHAPES[stop], stop, x, y)
+    return Markup('<use href="#{}" class="mark o-{}" x="{:.0f}" y="{:.0f}"/>').format(
+        SHAPES[stop], stop, x, y
+    )
 
 
 def symbols() -> Markup:
@@ -81,13 +94,38 @@ class Drawing:
     """The rows around the chosen turn, at most `MOST_ROWS` of them."""
 
     def __init__(
-        self, tree: Tree, order: Sequence[Row], chosen: Turn | None, link: Callable[[Turn], str], learnt: Mapping[str, Collection[str]], shown: Episode | None
+        self,
+        tree: Tree,
+        order: Sequence[Row],
+        chosen: Turn | None,
+        link: Callable[[Turn], str],
+        learnt: Mapping[str, Collection[str]],
+        shown: Episode | None,
     ) -> None:
-        self.tree, self.chosen, self.link, self.learnt, self.shown = tree, chosen, link, learnt, shown
-        here = next((row.nth for row in order if shown is not None and row.episode.index == shown.index), 0)
+        self.tree, self.chosen, self.link, self.learnt, self.shown = (
+            tree,
+            chosen,
+            link,
+            learnt,
+            shown,
+        )
+        here = next(
+            (row.nth for row in order if shown is not None and row.episode.index == shown.index), 0
+        )
         self.first = max(0, min(here - MOST_ROWS // 2, len(order) - MOST_ROWS))
         self.order = order[self.first : self.first + MOST_ROWS]
-        self.steps = max((turn.step for row in self.order for turn in row.episode.turns if turn.kind is Kind.act), default=0) + 1
+        self.steps = (
+            max(
+                (
+                    turn.step
+                    for row in self.order
+                    for turn in row.episode.turns
+                    if turn.kind is Kind.act
+                ),
+                default=0,
+            )
+            + 1
+        )
         self.column = min(104.0, max(19.0, 840.0 / self.steps))
         self.labelled = self.column >= 60
         self.height = 48.0 if self.labelled else 27.0
@@ -95,7 +133,9 @@ class Drawing:
         self.all_nodes = sum(len(row.episode.turns) for row in self.order) <= _MOST_NODES
         first = _TOP + (24 if self.labelled else 14)
         self.y = {row.episode.index: first + i * self.height for i, row in enumerate(self.order)}
-        self.on_path = {turn.id for turn in self.path} | ({shown.experience} if shown is not None and shown.experience is not None else set())
+        self.on_path = {turn.id for turn in self.path} | (
+            {shown.experience} if shown is not None and shown.experience is not None else set()
+        )
 
     @cached_property
     def path(self) -> list[Turn]:
@@ -108,16 +148,30 @@ class Drawing:
         parts += [self._edge(row.episode) for row in self.order]
         parts.append(self._chosen_line())
         few = len(self.order) <= 14
-        parts += [self._rollback(row.episode) for row in self.order if few or row.episode is self.shown]
+        parts += [
+            self._rollback(row.episode) for row in self.order if few or row.episode is self.shown
+        ]
         for row in self.order:
             parts += self._nodes(row.episode)
             drawn, end = self._end(row.episode)
             parts.append(drawn)
             width = max(width, end)
-        head = Markup('<svg class="tree{}" role="group" aria-label="{}" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}">')
+        head = Markup(
+            '<svg class="tree{}" role="group" aria-label="{}" width="{:.0f}" '
+            'height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}">'
+        )
         height = max(self.y.values(), default=_TOP) + (26 if self.labelled else 20)
-        name = f"Exploration tree of task {plain(self.tree.task.id, 80)}: {len(self.order)} of {len(self.tree.rollouts)} episodes"
-        return Markup("").join([head.format("" if self.labelled else " close", name, width, height, width, height), *parts, Markup("</svg>")])
+        name = (
+            f"Exploration tree of task {plain(self.tree.task.id, 80)}: {len(self.order)} of "
+            f"{len(self.tree.rollouts)} episodes"
+        )
+        return Markup("").join(
+            [
+                head.format("" if self.labelled else " close", name, width, height, width, height),
+                *parts,
+                Markup("</svg>"),
+            ]
+        )
 
     def _x(self, step: int) -> float:
         return _LEFT + (step + 0.5) * self.column
@@ -125,27 +179,42 @@ class Drawing:
     def _axis(self) -> Markup:
         every = max(1, round(26 / self.column + 0.49))
         numbers = [
-            Markup('<text class="axis" x="{:.0f}" y="14" text-anchor="middle">{}</text>').format(self._x(step), f"step {step}" if step == 0 else step)
+            Markup('<text class="axis" x="{:.0f}" y="14" text-anchor="middle">{}</text>').format(
+                self._x(step), f"step {step}" if step == 0 else step
+            )
             for step in range(0, self.steps, every)
         ]
         return Markup("").join(numbers)
 
     def _enter(self, episode: Episode) -> str:
-        """The way from where the episode begins to its first node: from the turn before, or from the root."""
+        """The way from where the episode begins to its first node: from the turn before, or from
+        the root."""
         y = self.y[episode.index]
         if episode.start is None:
             top = min(self.y.values())
-            return f"M{_ROOT:.0f},{y:.0f}" if y == top else f"M{_ROOT:.0f},{top:.0f}V{y - 6:.0f}q0,6 6,6"
+            return (
+                f"M{_ROOT:.0f},{y:.0f}"
+                if y == top
+                else f"M{_ROOT:.0f},{top:.0f}V{y - 6:.0f}q0,6 6,6"
+            )
         before = self.tree[episode.start]
-        above = self.y.get(self.tree.episode_of(before.id).index, _TOP - 8)  # its row may not be among those that are drawn
+        above = self.y.get(
+            self.tree.episode_of(before.id).index, _TOP - 8
+        )  # its row may not be among those that are drawn
         x = self._x(before.step)
         turn = x + self.column / 2
-        return f"M{x:.0f},{above:.0f}H{turn - 6:.0f}q6,0 6,6V{y - 6:.0f}q0,6 6,6" if above != y else f"M{x:.0f},{y:.0f}"
+        return (
+            f"M{x:.0f},{above:.0f}H{turn - 6:.0f}q6,0 6,6V{y - 6:.0f}q0,6 6,6"
+            if above != y
+            else f"M{x:.0f},{y:.0f}"
+        )
 
     def _edge(self, episode: Episode) -> Markup:
         if not episode.acts:
             return Markup("")
-        return Markup('<path class="edge" d="{}H{:.0f}"/>').format(self._enter(episode), self._x(episode.acts[-1].step))
+        return Markup('<path class="edge" d="{}H{:.0f}"/>').format(
+            self._enter(episode), self._x(episode.acts[-1].step)
+        )
 
     def _chosen_line(self) -> Markup:
         """The chosen trajectory, from the root to its end."""
@@ -165,17 +234,29 @@ class Drawing:
         above = self.y.get(self.tree.rollout_of(reflection.id).index)
         if above is None or reflection.target is None:
             return Markup("")
-        x, y, back = self._reflection_x(reflection), self.y[episode.index], self._x(reflection.target)
+        x, y, back = (
+            self._reflection_x(reflection),
+            self.y[episode.index],
+            self._x(reflection.target),
+        )
         line = y - (29 if self.labelled else 13)
         end = y - self.radius - (16 if self.labelled else 3)
         on = " on" if episode is self.shown else ""
-        return Markup('<path class="rollback{}" d="M{:.0f},{:.0f}V{:.0f}q0,5 -5,5H{:.0f}q-5,0 -5,5V{:.0f}"/>').format(
-            on, x, above + 7, line - 5, back + 5, max(end, line + 5)
-        )
+        return Markup(
+            '<path class="rollback{}" d="M{:.0f},{:.0f}V{:.0f}q0,5 -5,5H{:.0f}q-5,0 -5,5V{:.0f}"/>'
+        ).format(on, x, above + 7, line - 5, back + 5, max(end, line + 5))
 
     def _reflection_x(self, reflection: Turn) -> float:
-        tries = [t.id for t in self.tree.episode_of(reflection.id).turns if t.kind is not Kind.act and t.parent == reflection.parent]
-        return self._x(reflection.step - 1) + max(self.column / 2, self.radius + 9) + 13 * tries.index(reflection.id)
+        tries = [
+            t.id
+            for t in self.tree.episode_of(reflection.id).turns
+            if t.kind is not Kind.act and t.parent == reflection.parent
+        ]
+        return (
+            self._x(reflection.step - 1)
+            + max(self.column / 2, self.radius + 9)
+            + 13 * tries.index(reflection.id)
+        )
 
     def _nodes(self, episode: Episode) -> list[Markup]:
         every = self.all_nodes or episode is self.shown
@@ -184,20 +265,36 @@ class Drawing:
         for turn in self.tree.turns_of(episode):
             if not (every or turn.id == revised or turn.id in self.on_path):
                 continue
-            out.append(self._act(turn, turn.id == revised) if turn.kind is Kind.act else self._said(turn))
+            out.append(
+                self._act(turn, turn.id == revised) if turn.kind is Kind.act else self._said(turn)
+            )
         return out
 
     def _act(self, turn: Turn, revised: bool) -> Markup:
         x, y = self._x(turn.step), self.y[self.tree.episode_of(turn.id).index]
-        kinds = ["node", *(["bad"] if not turn.valid else []), *(["revised"] if revised else []), *(["here"] if self._is_chosen(turn) else [])]
-        tip = f"step {turn.step}: {plain(turn.action or turn.action_text, 90)} → {plain(turn.observation, 110)}"
+        kinds = [
+            "node",
+            *(["bad"] if not turn.valid else []),
+            *(["revised"] if revised else []),
+            *(["here"] if self._is_chosen(turn) else []),
+        ]
+        tip = (
+            f"step {turn.step}: {plain(turn.action or turn.action_text, 90)} → "
+            f"{plain(turn.observation, 110)}"
+        )
         text = Markup("")
         if self.labelled:
-            label = plain(turn.action or turn.action_text, int(self.column / _LETTER)) or "(nothing)"
-            text = Markup('<text class="label" x="{:.0f}" y="{:.0f}" text-anchor="middle">{}</text>').format(x, y - self.radius - 5, label)
+            label = (
+                plain(turn.action or turn.action_text, int(self.column / _LETTER)) or "(nothing)"
+            )
+            text = Markup(
+                '<text class="label" x="{:.0f}" y="{:.0f}" text-anchor="middle">{}</text>'
+            ).format(x, y - self.radius - 5, label)
         marks = Markup("")
         for i, part in enumerate(sorted(self.learnt.get(turn.id, ()))):
-            marks += Markup('<rect class="{}" x="{:.0f}" y="{:.0f}" width="10" height="3"/>').format(part, x - 5, y + self.radius + 3 + 4 * i)
+            marks += Markup(
+                '<rect class="{}" x="{:.0f}" y="{:.0f}" width="10" height="3"/>'
+            ).format(part, x - 5, y + self.radius + 3 + 4 * i)
         circle = Markup('<circle cx="{:.0f}" cy="{:.0f}" r="{:.0f}"/>').format(x, y, self.radius)
         if not turn.valid:
             circle += Markup('<path class="slash" d="M{:.0f},{:.0f}l6,-6"/>').format(x - 3, y + 3)
@@ -206,35 +303,74 @@ class Drawing:
     def _said(self, turn: Turn) -> Markup:
         """A reflection's mark, or an aside's."""
         x, y = self._reflection_x(turn), self.y[self.tree.rollout_of(turn.id).index]
-        kinds = ["said", *(["bad"] if not turn.valid else []), *(["here"] if self._is_chosen(turn) else [])]
+        kinds = [
+            "said",
+            *(["bad"] if not turn.valid else []),
+            *(["here"] if self._is_chosen(turn) else []),
+        ]
         name = "reflection" if turn.kind is Kind.reflect else turn.action or "aside"
         unusable = "" if turn.valid else f", unusable: {plain(turn.observation, 120)}"
-        tip = f"{name} after {turn.step} actions{unusable}: {plain(turn.note or turn.action_text, 160)}"
-        box = Markup('<rect x="{:.1f}" y="{:.1f}" width="11" height="11" rx="3"/>').format(x - 5.5, y - 5.5)
+        tip = (
+            f"{name} after {turn.step} actions{unusable}: "
+            f"{plain(turn.note or turn.action_text, 160)}"
+        )
+        box = Markup('<rect x="{:.1f}" y="{:.1f}" width="11" height="11" rx="3"/>').format(
+            x - 5.5, y - 5.5
+        )
         letter = "!" if not turn.valid else "R" if turn.kind is Kind.reflect else "a"
-        text = Markup('<text class="letter" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(x, y + 3.2, letter)
+        text = Markup(
+            '<text class="letter" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>'
+        ).format(x, y + 3.2, letter)
         marks = Markup("")
         if "reflection" in self.learnt.get(turn.id, ()):
-            marks = Markup('<rect class="reflection" x="{:.0f}" y="{:.0f}" width="10" height="3"/>').format(x - 5, y + self.radius + 3)
+            marks = Markup(
+                '<rect class="reflection" x="{:.0f}" y="{:.0f}" width="10" height="3"/>'
+            ).format(x - 5, y + self.radius + 3)
         return self._linked(turn, " ".join(kinds), tip, box + text + marks)
 
     def _is_chosen(self, turn: Turn) -> bool:
         return self.chosen is not None and turn.id == self.chosen.id
 
     def _linked(self, turn: Turn, kinds: str, tip: str, inside: Markup) -> Markup:
-        here = Markup(' id="here" aria-current="true"') if self._is_chosen(turn) else Markup(' tabindex="-1"')
-        return Markup('<a class="{}" href="{}" aria-label="{}"{}><title>{}</title>{}</a>').format(kinds, self.link(turn), plain(tip, 60), here, tip, inside)
+        here = (
+            Markup(' id="here" aria-current="true"')
+            if self._is_chosen(turn)
+            else Markup(' tabindex="-1"')
+        )
+        return Markup('<a class="{}" href="{}" aria-label="{}"{}><title>{}</title>{}</a>').format(
+            kinds, self.link(turn), plain(tip, 60), here, tip, inside
+        )
 
     def _end(self, episode: Episode) -> tuple[Markup, float]:
         """The row's number before it, the mark and the words after it; and where that ends."""
         y = self.y[episode.index]
         shown = " on" if episode is self.shown else ""
         times = f" ×{episode.count}" if episode.count > 1 else ""
-        number = Markup('<text class="number{}" x="6" y="{:.0f}">#{}{}</text>').format(shown, y + 4, episode.index, times)
-        last = episode.acts[-1] if episode.acts else self.tree[episode.start] if episode.start is not None else None
+        number = Markup('<text class="number{}" x="6" y="{:.0f}">#{}{}</text>').format(
+            shown, y + 4, episode.index, times
+        )
+        last = (
+            episode.acts[-1]
+            if episode.acts
+            else self.tree[episode.start]
+            if episode.start is not None
+            else None
+        )
         x = self._x(last.step) if last is not None else _ROOT
         said = [turn for turn in self.tree.turns_of(episode) if turn.kind is not Kind.act]
-        x = max([x + self.radius + 4, *(self._reflection_x(t) + 7 for t in said if episode.acts and t.parent == episode.acts[-1].id)]) + 10
+        x = (
+            max(
+                [
+                    x + self.radius + 4,
+                    *(
+                        self._reflection_x(t) + 7
+                        for t in said
+                        if episode.acts and t.parent == episode.acts[-1].id
+                    ),
+                ]
+            )
+            + 10
+        )
         text = words_of(episode.stop)
         cause = ""
         if episode.experience is not None:
@@ -242,5 +378,8 @@ class Drawing:
             cause = plain(f"  ↶ step {reflection.target}: {reflection.note}", 64)
         elif episode.preamble:
             cause = plain(f"  with {len(episode.preamble)} earlier feedback", 64)
-        label = Markup('<text class="end{}" x="{:.0f}" y="{:.0f}">{}<tspan class="cause" dx="8">{}</tspan></text>').format(shown, x + 12, y + 4, text, cause)
+        label = Markup(
+            '<text class="end{}" x="{:.0f}" y="{:.0f}">{}<tspan class="cause" '
+            'dx="8">{}</tspan></text>'
+        ).format(shown, x + 12, y + 4, text, cause)
         return number + mark(episode.stop, x, y) + label, x + 24 + (len(text) + len(cause)) * 6.6

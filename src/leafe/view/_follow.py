@@ -1,7 +1,10 @@
-"""The index kept up with the journals, by a thread that reads on where it stopped: while the run goes on, and after it.
+"""The index kept up with the journals, by a thread that reads on where it stopped: while the run
+goes on, and after it.
 
-Only whole lines are read: one that is being written has no newline yet and is read the next time. A journal that is not the one read before (the run was
-started over, the folder exchanged) is noticed by its size and by a sum over its beginning and the place where reading stopped; the index is then made anew.
+Only whole lines are read: one that is being written has no newline yet and is read the next time. A
+journal that is not the one read before (the run was
+started over, the folder exchanged) is noticed by its size and by a sum over its beginning and the
+place where reading stopped; the index is then made anew.
 What cannot be read is said on the stage's pages and does not hide the rest.
 """
 
@@ -24,7 +27,9 @@ from leafe.view._text import storable, words
 
 _BATCH = 4 << 20
 """Bytes of journal that are committed together."""
-_ERRORS = frozenset(Stop) - FAILED_BY_ENV - {Stop.success, Stop.diverged, Stop.budget, Stop.context_full}
+_ERRORS = (
+    frozenset(Stop) - FAILED_BY_ENV - {Stop.success, Stop.diverged, Stop.budget, Stop.context_full}
+)
 _HEAD = re.compile(r'\s*\{\s*"episodes"\s*:\s*\[\s*')
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
@@ -73,8 +78,13 @@ class Follower:
             try:
                 self.look()
                 self.problem = ""
-            except Exception as error:  # a full disk, a folder that vanishes under it: the thread goes on, and the pages say what is wrong
-                self._say(f"The index cannot be kept up ({type(error).__name__}: {error}). It is tried again every second.")
+            # a full disk, a folder that vanishes under it: the thread goes on, and the pages say
+            # what is wrong
+            except Exception as error:
+                self._say(
+                    f"The index cannot be kept up ({type(error).__name__}: {error}). It is "
+                    "tried again every second."
+                )
             self.ready.set()
             self._stop.wait(self._every)
 
@@ -87,11 +97,19 @@ class Follower:
         """Read what is new. Nothing is done where the run's folder is gone."""
         run = self.index.run
         if not run.is_dir():
-            self._say(f"The run folder {run} is no longer there: was it moved or deleted? Start the viewer again with the place where it is now.")
+            self._say(
+                f"The run folder {run} is no longer there: was it moved or deleted? Start "
+                "the viewer again with the place where it is now."
+            )
             return
-        there = {"/".join(path.parts[-3:-1]): path.parent for path in sorted(run.glob("[!.]*/[!.]*/tasks.jsonl"))}
+        there = {
+            "/".join(path.parts[-3:-1]): path.parent
+            for path in sorted(run.glob("[!.]*/[!.]*/tasks.jsonl"))
+        }
         with self.index.connect() as db:
-            for _ in range(3):  # a run that is started over while it is read is read from its beginning
+            for _ in range(
+                3
+            ):  # a run that is started over while it is read is read from its beginning
                 try:
                     self._round(db, there)
                     break
@@ -120,7 +138,10 @@ class Follower:
                 self._trouble(name, error)
                 self.caught_up.add(name)
                 continue
-            before, there_are = sum(self._offset(db, stage, number, path)[0] for number, path in enumerate(paths)), sum(path.stat().st_size for path in paths)
+            before, there_are = (
+                sum(self._offset(db, stage, number, path)[0] for number, path in enumerate(paths)),
+                sum(path.stat().st_size for path in paths),
+            )
             self.at[name] = before, there_are
             read, of = read + before, of + there_are
             work.append((name, stage, paths))
@@ -150,42 +171,72 @@ class Follower:
         assert stage is not None
         return stage
 
-    def _read_tasks(self, db: sqlite3.Connection, stage: int, folder: Path, sign: str | None) -> None:
+    def _read_tasks(
+        self, db: sqlite3.Connection, stage: int, folder: Path, sign: str | None
+    ) -> None:
         """The tasks of the stage, where their file is not the one that was read before."""
         path = folder / "tasks.jsonl"
         facts = path.stat()
         now = f"{facts.st_size} {facts.st_mtime_ns}"
         if now == sign:
             if stage not in self._tasks:
-                self._tasks[stage] = {row["task"]: row["id"] for row in db.execute("SELECT id, task FROM tasks WHERE stage = ?", (stage,))}
+                self._tasks[stage] = {
+                    row["task"]: row["id"]
+                    for row in db.execute("SELECT id, task FROM tasks WHERE stage = ?", (stage,))
+                }
             return
         damaged, offset, place = "", 0, 0
-        before = {row["task"] for row in db.execute("SELECT task FROM tasks WHERE stage = ?", (stage,))}
+        before = {
+            row["task"] for row in db.execute("SELECT task FROM tasks WHERE stage = ?", (stage,))
+        }
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     data = json.loads(line)
                     task, instruction = storable(data["id"]), storable(data["instruction"])
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                    damaged = damaged or f"{path}, line {number} is damaged ({type(error).__name__}: {error}): that task is not shown."
+                    damaged = damaged or (
+                        f"{path}, line {number} is damaged ({type(error).__name__}: "
+                        f"{error}): that task is not shown."
+                    )
                 else:
                     row = db.execute(
-                        "INSERT INTO tasks(stage, place, task, instruction, offset, length) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT(stage, task) DO UPDATE SET "
-                        "place = excluded.place, offset = excluded.offset, length = excluded.length, instruction = excluded.instruction RETURNING id",
+                        "INSERT INTO tasks(stage, place, task, instruction, offset, "
+                        "length) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT(stage, task) DO "
+                        "UPDATE SET "
+                        "place = excluded.place, offset = excluded.offset, length = "
+                        "excluded.length, instruction = excluded.instruction RETURNING id",
                         (stage, place, task, instruction[:400], offset, len(line)),
                     ).fetchone()
                     if task not in before:
-                        db.execute("INSERT INTO words(rowid, at, said, seen) VALUES (?, ?, ?, ?)", (-row[0], f"s{stage}", words(task), words(instruction)))
+                        db.execute(
+                            "INSERT INTO words(rowid, at, said, seen) VALUES (?, ?, ?, ?)",
+                            (-row[0], f"s{stage}", words(task), words(instruction)),
+                        )
                     place += 1
                 offset += len(line)
-        db.execute("UPDATE stages SET sign = ?, problem = CASE WHEN ? = '' THEN problem ELSE ? END WHERE id = ?", (now, damaged, damaged, stage))
+        db.execute(
+            (
+                "UPDATE stages SET sign = ?, problem = CASE WHEN ? = '' THEN problem ELSE ? "
+                "END WHERE id = ?"
+            ),
+            (now, damaged, damaged, stage),
+        )
         db.commit()
-        self._tasks[stage] = {row["task"]: row["id"] for row in db.execute("SELECT id, task FROM tasks WHERE stage = ?", (stage,))}
+        self._tasks[stage] = {
+            row["task"]: row["id"]
+            for row in db.execute("SELECT id, task FROM tasks WHERE stage = ?", (stage,))
+        }
         self.revision += 1
 
-    def _offset(self, db: sqlite3.Connection, stage: int, number: int, path: Path) -> tuple[int, int]:
-        """(bytes, lines) that were read of a shard. `_Replaced` where it is another file than the one they were read from."""
-        row = db.execute("SELECT read, line, sign FROM shards WHERE stage = ? AND number = ?", (stage, number)).fetchone()
+    def _offset(
+        self, db: sqlite3.Connection, stage: int, number: int, path: Path
+    ) -> tuple[int, int]:
+        """(bytes, lines) that were read of a shard. `_Replaced` where it is another file than the
+        one they were read from."""
+        row = db.execute(
+            "SELECT read, line, sign FROM shards WHERE stage = ? AND number = ?", (stage, number)
+        ).fetchone()
         if row is None:
             return 0, 0
         facts = path.stat()
@@ -197,7 +248,9 @@ class Follower:
             self._files[stage, number] = facts.st_ino
         return row["read"], row["line"]
 
-    def _read_shard(self, db: sqlite3.Connection, name: str, stage: int, number: int, path: Path) -> None:
+    def _read_shard(
+        self, db: sqlite3.Connection, name: str, stage: int, number: int, path: Path
+    ) -> None:
         offset, at = self._offset(db, stage, number, path)
         if path.stat().st_size <= offset:
             return
@@ -208,10 +261,19 @@ class Follower:
         def commit() -> None:
             nonlocal begun
             batch.write()
-            db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?)", (stage, number, offset, at, _sign(path, offset)))
+            db.execute(
+                "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?)",
+                (stage, number, offset, at, _sign(path, offset)),
+            )
             if problems:
                 more = f" And {len(problems) - 1} lines more." if len(problems) > 1 else ""
-                db.execute("UPDATE stages SET problem = trim(problem || ' ' || ?) WHERE id = ? AND length(problem) < 2000", (problems[0] + more, stage))
+                db.execute(
+                    (
+                        "UPDATE stages SET problem = trim(problem || ' ' || ?) WHERE id = ? "
+                        "AND length(problem) < 2000"
+                    ),
+                    (problems[0] + more, stage),
+                )
                 problems.clear()
             db.commit()
             self._files[stage, number] = path.stat().st_ino
@@ -233,8 +295,17 @@ class Follower:
                     try:
                         for start, length, episode in episodes(line):
                             batch.add(episode, at, offset + start, length)
-                    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                        problems.append(f"{path.name}, line {at} is damaged ({type(error).__name__}: {error}) and is not shown.")
+                    except (
+                        ValueError,
+                        KeyError,
+                        TypeError,
+                        AttributeError,
+                        RecursionError,
+                    ) as error:
+                        problems.append(
+                            f"{path.name}, line {at} is damaged ({type(error).__name__}: "
+                            f"{error}) and is not shown."
+                        )
                 offset += len(line)
                 if offset - begun >= _BATCH:
                     commit()
@@ -249,7 +320,9 @@ class _Replaced(Exception):
 class _Batch:
     """What was read and is not yet in the index."""
 
-    def __init__(self, db: sqlite3.Connection, stage: int, shard: int, tasks: dict[str, int]) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, stage: int, shard: int, tasks: dict[str, int]
+    ) -> None:
         self.db, self.stage, self.shard, self.tasks = db, stage, shard, tasks
         self.next = int(db.execute("SELECT coalesce(max(id), 0) + 1 FROM episodes").fetchone()[0])
         self._clear()
@@ -260,10 +333,13 @@ class _Batch:
         self.sums: dict[int, list[Any]] = {}
 
     def add(self, episode: dict[str, Any], line: int, offset: int, length: int) -> None:
-        """Take one episode; KeyError, TypeError or ValueError where it is none, and then nothing of it is taken."""
+        """Take one episode; KeyError, TypeError or ValueError where it is none, and then nothing of
+        it is taken."""
         task = self.tasks.get(storable(episode["task_id"]))
         if task is None:
-            raise ValueError(f"an episode of the task {episode['task_id']!r}, which is not in tasks.jsonl")
+            raise ValueError(
+                f"an episode of the task {episode['task_id']!r}, which is not in tasks.jsonl"
+            )
         turns, stop, count = episode["turns"], Stop(episode["stop"]), int(episode.get("count", 1))
         acts = unusable = tokens = 0
         prefix: int | None = None
@@ -280,16 +356,39 @@ class _Batch:
         first, error = episode.get("first_observation", ""), episode.get("error", "")
         index = int(episode["index"])
         if error or (first and index == 0):
-            texts.append((self.next * EPISODE + EPISODE - 1, f"s{self.stage}", words(first if index == 0 else ""), words(error)))
+            texts.append(
+                (
+                    self.next * EPISODE + EPISODE - 1,
+                    f"s{self.stage}",
+                    words(first if index == 0 else ""),
+                    words(error),
+                )
+            )
         won = stop is Stop.success
         saved = count * ((prefix or 0) + acts) - acts
-        rollout = not (episode.get("start") is not None and episode.get("experience") is None and turns and all(turn["kind"] == "reflect" for turn in turns))
+        rollout = not (
+            episode.get("start") is not None
+            and episode.get("experience") is None
+            and turns
+            and all(turn["kind"] == "reflect" for turn in turns)
+        )
         count *= rollout  # reflections on an earlier episode are no sample
         row = [
-            int(rollout), count, count * won, episode.get("depth", 0) if won else None, acts, max(0, saved), episode.get("experience") is not None,
-            count * (stop is Stop.diverged), unusable, count * (stop in _ERRORS), tokens,
-        ]  # fmt: skip
-        self.episodes.append((self.next, task, index, str(stop), count, self.shard, line, offset, length))
+            int(rollout),
+            count,
+            count * won,
+            episode.get("depth", 0) if won else None,
+            acts,
+            max(0, saved),
+            episode.get("experience") is not None,
+            count * (stop is Stop.diverged),
+            unusable,
+            count * (stop in _ERRORS),
+            tokens,
+        ]
+        self.episodes.append(
+            (self.next, task, index, str(stop), count, self.shard, line, offset, length)
+        )
         self.words += texts[: EPISODE - 1]
         self.next += 1
         sums = self.sums.get(task)
@@ -298,13 +397,19 @@ class _Batch:
             return
         for i, value in enumerate(row):
             if i == _DEPTH:
-                sums[i] = value if sums[i] is None else sums[i] if value is None else min(sums[i], value)
+                sums[i] = (
+                    value if sums[i] is None else sums[i] if value is None else min(sums[i], value)
+                )
             else:
                 sums[i] += value
 
     def write(self) -> None:
-        self.db.executemany("INSERT INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self.episodes)
-        self.db.executemany("INSERT INTO words(rowid, at, said, seen) VALUES (?, ?, ?, ?)", self.words)
+        self.db.executemany(
+            "INSERT INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self.episodes
+        )
+        self.db.executemany(
+            "INSERT INTO words(rowid, at, said, seen) VALUES (?, ?, ?, ?)", self.words
+        )
         self.db.executemany(_ADD, [(*values, task) for task, values in self.sums.items()])
         self._clear()
 
@@ -316,7 +421,8 @@ tokens = tokens + ?11 WHERE id = ?12"""
 
 
 def episodes(line: bytes) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(offset, length, data) of each episode of a journal's line, in bytes; ValueError where it is no such line."""
+    """(offset, length, data) of each episode of a journal's line, in bytes; ValueError where it is
+    no such line."""
     text = line.decode()
     head = _HEAD.match(text)
     if head is None:
@@ -325,7 +431,9 @@ def episodes(line: bytes) -> Iterator[tuple[int, int, dict[str, Any]]]:
     at = head.end()
     while text[at : at + 1] != "]":
         data, end = _DECODER.raw_decode(text, at)
-        start, length = (at, end - at) if plain else (len(text[:at].encode()), len(text[at:end].encode()))
+        start, length = (
+            (at, end - at) if plain else (len(text[:at].encode()), len(text[at:end].encode()))
+        )
         yield start, length, data
         at = _after_space(text, end)
         if text[at : at + 1] == ",":

@@ -1,7 +1,10 @@
-"""The index: where every episode of a run lies in its journals, what the task lists say of it, and which words stand in it.
+"""The index: where every episode of a run lies in its journals, what the task lists say of it, and
+which words stand in it.
 
-The journals stay the truth and hold the texts; the index is one SQLite file beside the user's other caches, made by reading them once and thrown away at
-any time. So a page reads the lines of one task, however large the run is. Written by `_follow`, read here.
+The journals stay the truth and hold the texts; the index is one SQLite file beside the user's other
+caches, made by reading them once and thrown away at
+any time. So a page reads the lines of one task, however large the run is. Written by `_follow`,
+read here.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from leafe.view._text import match, storable
 VERSION = 2
 """Of the file; another one is made anew."""
 EPISODE = 1_000_000
-"""The index of words numbers texts: episode * EPISODE + the turn's place in it, and EPISODE - 1 for what stands before the first turn; a task is -id."""
+"""The index of words numbers texts: episode * EPISODE + the turn's place in it, and EPISODE - 1 for
+what stands before the first turn; a task is -id."""
 _UNUSED_S = 30 * 86400
 
 _TABLES = """
@@ -44,7 +48,8 @@ CREATE TABLE episodes(
 CREATE INDEX episode_task ON episodes(task, nth);
 CREATE VIRTUAL TABLE words USING fts5(at, said, seen, content='');
 """
-# depth: the least of a successful episode, NULL without one. saved: turns on the trajectories of all samples, less those that were sampled.
+# depth: the least of a successful episode, NULL without one. saved: turns on the trajectories of
+# all samples, less those that were sampled.
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +74,24 @@ FILTERS: dict[str, Filter] = {
     "waiting": Filter("not begun", "episodes = 0"),
 }
 SORTS = {
-    "place": "place", "episodes": "episodes DESC, place", "turns": "turns DESC, place", "saved": "saved DESC, place", "branches": "branches DESC, place",
-    "tokens": "tokens DESC, place", "rate": "1.0 * successes / max(samples, 1) DESC, place", "task": "task",
-}  # fmt: skip
+    "place": "place",
+    "episodes": "episodes DESC, place",
+    "turns": "turns DESC, place",
+    "saved": "saved DESC, place",
+    "branches": "branches DESC, place",
+    "tokens": "tokens DESC, place",
+    "rate": "1.0 * successes / max(samples, 1) DESC, place",
+    "task": "task",
+}
 
 
 class Index:
-    """The index of one run, open for readers: each question opens its own connection, so that it may come from any thread."""
+    """The index of one run, open for readers: each question opens its own connection, so that it
+    may come from any thread."""
 
     def __init__(self, run: Path, cache: Path | None = None) -> None:
-        """`cache`: the folder for index files; None: the user's. Where another viewer has this run's file, or none can be written, it is a temporary one."""
+        """`cache`: the folder for index files; None: the user's. Where another viewer has this
+        run's file, or none can be written, it is a temporary one."""
         self.run = run
         self._lock = -1
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -103,7 +116,9 @@ class Index:
             self._temporary.cleanup()
 
     def _place(self, cache: Path) -> Path:
-        name = hashlib.blake2b(str(self.run.resolve()).encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
+        name = hashlib.blake2b(
+            str(self.run.resolve()).encode("utf-8", "surrogateescape"), digest_size=10
+        ).hexdigest()
         path = cache / f"{name}.v{VERSION}.sqlite"
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -115,7 +130,11 @@ class Index:
             self._temporary = tempfile.TemporaryDirectory(prefix="leafe-view-")
             return Path(self._temporary.name) / "index.sqlite"
         if not _sound(path):
-            for each in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+            for each in (
+                path,
+                path.with_name(path.name + "-wal"),
+                path.with_name(path.name + "-shm"),
+            ):
                 each.unlink(missing_ok=True)
         return path
 
@@ -123,63 +142,97 @@ class Index:
         """id, name, problem and the sums over the tasks, by name."""
         with self.connect() as db:
             return db.execute(
-                "SELECT s.id, s.name, s.problem, count(t.id) AS tasks, coalesce(sum(t.episodes), 0) AS episodes, coalesce(sum(t.samples), 0) AS samples, "
-                "coalesce(sum(t.turns), 0) AS turns, coalesce(sum(t.saved), 0) AS saved, coalesce(sum(t.branches), 0) AS branches, "
-                "coalesce(sum(t.successes > 0), 0) AS solved, coalesce(sum(t.successes > 0 AND t.depth > 0), 0) AS rescued, "
-                "coalesce(sum(t.successes), 0) AS successes, coalesce(sum(t.episodes > 0), 0) AS begun, coalesce(sum(t.diverged), 0) AS diverged, "
-                "coalesce(sum(t.unusable), 0) AS unusable, coalesce(sum(t.errors), 0) AS errors, coalesce(sum(t.tokens), 0) AS tokens "
+                "SELECT s.id, s.name, s.problem, count(t.id) AS tasks, "
+                "coalesce(sum(t.episodes), 0) AS episodes, coalesce(sum(t.samples), 0) AS "
+                "samples, "
+                "coalesce(sum(t.turns), 0) AS turns, coalesce(sum(t.saved), 0) AS saved, "
+                "coalesce(sum(t.branches), 0) AS branches, "
+                "coalesce(sum(t.successes > 0), 0) AS solved, coalesce(sum(t.successes > 0 "
+                "AND t.depth > 0), 0) AS rescued, "
+                "coalesce(sum(t.successes), 0) AS successes, coalesce(sum(t.episodes > 0), "
+                "0) AS begun, coalesce(sum(t.diverged), 0) AS diverged, "
+                "coalesce(sum(t.unusable), 0) AS unusable, coalesce(sum(t.errors), 0) AS "
+                "errors, coalesce(sum(t.tokens), 0) AS tokens "
                 "FROM stages s LEFT JOIN tasks t ON t.stage = s.id GROUP BY s.id ORDER BY s.name"
             ).fetchall()
 
     def stage(self, name: str) -> sqlite3.Row | None:
         with self.connect() as db:
-            found: sqlite3.Row | None = db.execute("SELECT * FROM stages WHERE name = ?", (name,)).fetchone()
+            found: sqlite3.Row | None = db.execute(
+                "SELECT * FROM stages WHERE name = ?", (name,)
+            ).fetchone()
             return found
 
     def counts(self, stage: int, named: str = "") -> dict[str, int]:
         """How many tasks each filter shows."""
-        sums = ", ".join(f"coalesce(sum({f.where}), 0) AS {name}" for name, f in FILTERS.items() if name != "all")
+        sums = ", ".join(
+            f"coalesce(sum({f.where}), 0) AS {name}" for name, f in FILTERS.items() if name != "all"
+        )
         where, values = _named(stage, named)
         with self.connect() as db:
-            row = db.execute(f"SELECT count(*) AS 'all', {sums} FROM tasks WHERE {where}", values).fetchone()
+            row = db.execute(
+                f"SELECT count(*) AS 'all', {sums} FROM tasks WHERE {where}", values
+            ).fetchone()
         return {name: row[name] for name in FILTERS}
 
-    def tasks(self, stage: int, show: str, sort: str, named: str, offset: int, limit: int) -> list[sqlite3.Row]:
+    def tasks(
+        self, stage: int, show: str, sort: str, named: str, offset: int, limit: int
+    ) -> list[sqlite3.Row]:
         chosen = FILTERS[show]
         where, values = _named(stage, named)
         order = SORTS.get(sort, chosen.order)
         with self.connect() as db:
-            sql = f"SELECT * FROM tasks WHERE {where} AND {chosen.where} ORDER BY {order} LIMIT ? OFFSET ?"
+            sql = (
+                f"SELECT * FROM tasks WHERE {where} AND {chosen.where} ORDER BY {order} LIMIT "
+                "? OFFSET ?"
+            )
             return db.execute(sql, (*values, limit, offset)).fetchall()
 
     def task(self, stage: int, task: str) -> sqlite3.Row | None:
         with self.connect() as db:
-            found: sqlite3.Row | None = db.execute("SELECT * FROM tasks WHERE stage = ? AND task = ?", (stage, task)).fetchone()
+            found: sqlite3.Row | None = db.execute(
+                "SELECT * FROM tasks WHERE stage = ? AND task = ?", (stage, task)
+            ).fetchone()
             return found
 
     def records(self, task: int) -> int:
-        """How many records of the journals are the task's: rollouts, and reflections on earlier ones."""
+        """How many records of the journals are the task's: rollouts, and reflections on earlier
+        ones."""
         with self.connect() as db:
-            return int(db.execute("SELECT count(*) FROM episodes WHERE task = ?", (task,)).fetchone()[0])
+            return int(
+                db.execute("SELECT count(*) FROM episodes WHERE task = ?", (task,)).fetchone()[0]
+            )
 
     def beside(self, row: sqlite3.Row) -> tuple[str | None, str | None]:
         """The tasks before and after this one, in the tasks' order."""
         with self.connect() as db:
-            before = db.execute("SELECT task FROM tasks WHERE stage = ? AND place < ? ORDER BY place DESC LIMIT 1", (row["stage"], row["place"])).fetchone()
-            after = db.execute("SELECT task FROM tasks WHERE stage = ? AND place > ? ORDER BY place LIMIT 1", (row["stage"], row["place"])).fetchone()
+            before = db.execute(
+                "SELECT task FROM tasks WHERE stage = ? AND place < ? ORDER BY place DESC LIMIT 1",
+                (row["stage"], row["place"]),
+            ).fetchone()
+            after = db.execute(
+                "SELECT task FROM tasks WHERE stage = ? AND place > ? ORDER BY place LIMIT 1",
+                (row["stage"], row["place"]),
+            ).fetchone()
         return (before["task"] if before else None, after["task"] if after else None)
 
     def tree(self, stage_name: str, row: sqlite3.Row) -> tuple[Tree, str]:
-        """The task's tree, and a sentence where some of it cannot be shown. OSError where the files are gone."""
+        """The task's tree, and a sentence where some of it cannot be shown. OSError where the files
+        are gone."""
         folder = self.run / stage_name
         with self.connect() as db:
-            places = db.execute("SELECT nth, shard, line, offset, length FROM episodes WHERE task = ? ORDER BY id", (row["id"],)).fetchall()
+            places = db.execute(
+                "SELECT nth, shard, line, offset, length FROM episodes WHERE task = ? ORDER BY id",
+                (row["id"],),
+            ).fetchall()
         with (folder / "tasks.jsonl").open("rb") as file:
             file.seek(row["offset"])
             try:
                 task = Task.from_json(json.loads(file.read(row["length"])))
             except (ValueError, TypeError, RecursionError):
-                task = Task(row["task"], "", "", row["instruction"])  # the file was replaced a moment ago
+                task = Task(
+                    row["task"], "", "", row["instruction"]
+                )  # the file was replaced a moment ago
         if storable(task.id) != row["task"]:
             task = Task(row["task"], "", "", row["instruction"])
         tree = Tree(task)
@@ -193,28 +246,61 @@ class Index:
                         files[number] = opened.enter_context(paths[number].open("rb"))
                     files[number].seek(place["offset"])
                     tree.add(Episode.from_json(json.loads(files[number].read(place["length"]))))
-                except (IndexError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                    return tree, f"Episode {place['nth']} (shard {number}, line {place['line']}) and what follows it cannot be shown: {error}."
+                except (
+                    IndexError,
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                    AttributeError,
+                    RecursionError,
+                ) as error:
+                    return (
+                        tree,
+                        (
+                            f"Episode {place['nth']} (shard {number}, line {place['line']}) "
+                            f"and what follows it cannot be shown: {error}."
+                        ),
+                    )
         return tree, ""
 
-    def search(self, query: str, stage: int | None, offset: int, limit: int) -> tuple[list[Hit], int]:
-        """The texts that hold all words of the query, in the journals' order, tasks first; and their number, counted to 10,001 at most."""
+    def search(
+        self, query: str, stage: int | None, offset: int, limit: int
+    ) -> tuple[list[Hit], int]:
+        """The texts that hold all words of the query, in the journals' order, tasks first; and
+        their number, counted to 10,001 at most."""
         asked = match(query, stage)
         if asked is None:
             return [], 0
         with self.connect() as db:
-            number = db.execute("SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT 10001)", (asked,)).fetchone()[0]
-            rows = [row[0] for row in db.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ? OFFSET ?", (asked, limit, offset))]
+            number = db.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT 10001)",
+                (asked,),
+            ).fetchone()[0]
+            rows = [
+                row[0]
+                for row in db.execute(
+                    "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ? OFFSET ?",
+                    (asked, limit, offset),
+                )
+            ]
             return [hit for rowid in rows if (hit := self._hit(db, rowid)) is not None], number
 
     def _hit(self, db: sqlite3.Connection, rowid: int) -> Hit | None:
         columns = "s.name AS stage, t.task AS task, t.instruction AS instruction"
         if rowid < 0:
-            row = db.execute(f"SELECT {columns} FROM tasks t JOIN stages s ON s.id = t.stage WHERE t.id = ?", (-rowid,)).fetchone()
-            return Hit(row["stage"], row["task"], None, None, "task", row["instruction"], "") if row else None
+            row = db.execute(
+                f"SELECT {columns} FROM tasks t JOIN stages s ON s.id = t.stage WHERE t.id = ?",
+                (-rowid,),
+            ).fetchone()
+            return (
+                Hit(row["stage"], row["task"], None, None, "task", row["instruction"], "")
+                if row
+                else None
+            )
         episode, nth = divmod(rowid, EPISODE)
         row = db.execute(
-            f"SELECT {columns}, e.nth AS nth, e.shard AS shard, e.offset AS offset, e.length AS length FROM episodes e JOIN tasks t ON t.id = e.task "
+            f"SELECT {columns}, e.nth AS nth, e.shard AS shard, e.offset AS offset, "
+            "e.length AS length FROM episodes e JOIN tasks t ON t.id = e.task "
             "JOIN stages s ON s.id = t.stage WHERE e.id = ?",
             (episode,),
         ).fetchone()
@@ -227,9 +313,25 @@ class Index:
             turns = data["turns"]
             if nth == EPISODE - 1:
                 first = turns[0]["id"] if turns else None
-                return Hit(row["stage"], row["task"], row["nth"], first, "start", data.get("first_observation", ""), data.get("error", ""))
+                return Hit(
+                    row["stage"],
+                    row["task"],
+                    row["nth"],
+                    first,
+                    "start",
+                    data.get("first_observation", ""),
+                    data.get("error", ""),
+                )
             turn = turns[nth]
-            return Hit(row["stage"], row["task"], row["nth"], turn["id"], turn["kind"], turn["action_text"], turn.get("observation", ""))
+            return Hit(
+                row["stage"],
+                row["task"],
+                row["nth"],
+                turn["id"],
+                turn["kind"],
+                turn["action_text"],
+                turn.get("observation", ""),
+            )
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
@@ -262,14 +364,20 @@ def make(db: sqlite3.Connection) -> None:
 def drop(db: sqlite3.Connection) -> None:
     """Forget everything: the journals are others than those that were read."""
     tables: Sequence[str] = ("meta", "stages", "shards", "tasks", "episodes", "words")
-    db.executescript("BEGIN;" + "".join(f"DROP TABLE IF EXISTS {name};" for name in tables) + _TABLES + "COMMIT;")
+    db.executescript(
+        "BEGIN;" + "".join(f"DROP TABLE IF EXISTS {name};" for name in tables) + _TABLES + "COMMIT;"
+    )
 
 
 def _named(stage: int, named: str) -> tuple[str, tuple[Any, ...]]:
     if not named:
         return "stage = ?", (stage,)
     like = "%" + storable(named).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-    return "stage = ? AND (task LIKE ? ESCAPE '\\' OR instruction LIKE ? ESCAPE '\\')", (stage, like, like)
+    return "stage = ? AND (task LIKE ? ESCAPE '\\' OR instruction LIKE ? ESCAPE '\\')", (
+        stage,
+        like,
+        like,
+    )
 
 
 def _sound(path: Path) -> bool:
@@ -285,9 +393,15 @@ def _sound(path: Path) -> bool:
 
 
 def _forget_old(cache: Path) -> None:
-    """Index files that no viewer has opened for a month; their runs, if they are still there, are read again when they are asked for."""
+    """Index files that no viewer has opened for a month; their runs, if they are still there, are
+    read again when they are asked for."""
     for path in cache.glob("*.lock"):
         with contextlib.suppress(OSError):
             if time.time() - path.with_suffix(".sqlite").stat().st_mtime > _UNUSED_S:
-                for name in (f"{path.stem}.sqlite", f"{path.stem}.sqlite-wal", f"{path.stem}.sqlite-shm", path.name):
+                for name in (
+                    f"{path.stem}.sqlite",
+                    f"{path.stem}.sqlite-wal",
+                    f"{path.stem}.sqlite-shm",
+                    path.name,
+                ):
                     path.with_name(name).unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""The pages: what each shows, gathered into plain values for its template. Every page is whole without a script."""
+"""The pages: what each shows, gathered into plain values for its template. Every page is whole
+without a script."""
 
 from __future__ import annotations
 
@@ -27,7 +28,22 @@ _TRAJECTORY = 120
 _TABLE = 100
 _KINDS = ("explore", "collect", "distill", "validate", "choose", "evaluate", "tries")
 _KEPT = 16
-_COUNTS = ("tasks", "episodes", "samples", "turns", "saved", "branches", "solved", "rescued", "successes", "begun", "diverged", "unusable", "errors", "tokens")
+_COUNTS = (
+    "tasks",
+    "episodes",
+    "samples",
+    "turns",
+    "saved",
+    "branches",
+    "solved",
+    "rescued",
+    "successes",
+    "begun",
+    "diverged",
+    "unusable",
+    "errors",
+    "tokens",
+)
 """What the index counts of a stage."""
 
 
@@ -44,9 +60,26 @@ class Pages:
         self._training = Training(run.path, follower.news)
         self._mutex = threading.Lock()
         self._trees: OrderedDict[tuple[int, int, int], tuple[Tree, str]] = OrderedDict()
-        self._templates = Environment(loader=PackageLoader("leafe.view"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        self._templates.filters |= {"number": _number, "plain": plain, "percent": _percent, "bytes": _bytes}
-        self._templates.globals |= {"mark": mark, "symbols": symbols, "words_of": words_of, "tasks_link": tasks_link, "tree_link": tree_link}
+        self._templates = Environment(
+            loader=PackageLoader("leafe.view"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters |= {
+            "number": _number,
+            "plain": plain,
+            "percent": _percent,
+            "bytes": _bytes,
+        }
+        self._templates.globals |= {
+            "mark": mark,
+            "symbols": symbols,
+            "words_of": words_of,
+            "tasks_link": tasks_link,
+            "tree_link": tree_link,
+        }
 
     @property
     def run(self) -> Run:
@@ -67,21 +100,44 @@ class Pages:
         run = self.run
         planned = {name: nth for nth, name in enumerate(run.stages)}
         known = {row["name"]: dict(row) for row in self.index.stages()}
-        there = sorted(known.keys() | run.begun(), key=lambda name: (_rank(name), planned.get(name, len(planned)), name))
+        there = sorted(
+            known.keys() | run.begun(),
+            key=lambda name: (_rank(name), planned.get(name, len(planned)), name),
+        )
         seen = [self._seen(run, name, known.get(name)) for name in there]
         trained = [
-            {"name": name, "row": stage.row, "state": run.state(name), "counts": done.get("counts", {}), "remark": done.get("empty", done.get("stopped", ""))}
+            {
+                "name": name,
+                "row": stage.row,
+                "state": run.state(name),
+                "counts": done.get("counts", {}),
+                "remark": done.get("empty", done.get("stopped", "")),
+            }
             for name, stage in run.stages.items()
             if stage.kind == "distill"
             for done in [run.marker(name)]
         ]
-        waiting = [name for name, stage in run.stages.items() if stage.kind in _TREES and name not in there and run.state(name) != "finished"]
-        return self._page("overview.html.j2", run.name, stages=seen, trained=trained, waiting=waiting, about=str(run.folder.config.get("about", "")))
+        waiting = [
+            name
+            for name, stage in run.stages.items()
+            if stage.kind in _TREES and name not in there and run.state(name) != "finished"
+        ]
+        return self._page(
+            "overview.html.j2",
+            run.name,
+            stages=seen,
+            trained=trained,
+            waiting=waiting,
+            about=str(run.folder.config.get("about", "")),
+        )
 
     def _seen(self, run: Run, name: str, counted: dict[str, Any] | None) -> dict[str, Any]:
-        """A stage's line in the overview. While its journal is being read, what its marker says stands for the counts; `exact` names those that are whole."""
+        """A stage's line in the overview. While its journal is being read, what its marker says
+        stands for the counts; `exact` names those that are whole."""
         state, reading = run.state(name), self.reading(name)
-        out: dict[str, Any] = dict.fromkeys(_COUNTS, 0) | {"name": name, "problem": ""} | (counted or {})
+        out: dict[str, Any] = (
+            dict.fromkeys(_COUNTS, 0) | {"name": name, "problem": ""} | (counted or {})
+        )
         exact = set() if reading else set(_COUNTS)
         if reading and counted and counted["tasks"]:
             exact.add("tasks")
@@ -94,7 +150,13 @@ class Pages:
                 exact.add("begun")
         read, of = self.follower.at.get(name, (0, 0))
         row = run.stages[name].row if name in run.stages else name.partition("/")[2]
-        return out | {"state": state, "row": row, "reading": reading, "exact": exact, "share": read / of if of else 0.0}
+        return out | {
+            "state": state,
+            "row": row,
+            "reading": reading,
+            "exact": exact,
+            "share": read / of if of else 0.0,
+        }
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Of every stage that was begun: its state, and how far its journals are read (bytes)."""
@@ -102,11 +164,17 @@ class Pages:
         out = {}
         for name in sorted(run.begun()):
             read, of = self.follower.at.get(name, (0, 0))
-            out[name] = {"state": run.state(name), "reading": self.reading(name), "read": read, "of": of}
+            out[name] = {
+                "state": run.state(name),
+                "reading": self.reading(name),
+                "read": read,
+                "of": of,
+            }
         return out
 
     def reading(self, stage: str) -> bool:
-        """Whether journals of the stage that were there when the viewer began are not all in the index."""
+        """Whether journals of the stage that were there when the viewer began are not all in the
+        index."""
         return stage not in self.follower.caught_up
 
     def tasks(self, stage_name: str, query: Mapping[str, str]) -> str:
@@ -115,23 +183,48 @@ class Pages:
         sort = query.get("sort", "")
         named = query.get("named", "").strip()[:200]
         if chosen not in FILTERS:
-            raise NotThere(f"There is no filter {plain(chosen, 60)!r}: there are {', '.join(FILTERS)}.")
+            raise NotThere(
+                f"There is no filter {plain(chosen, 60)!r}: there are {', '.join(FILTERS)}."
+            )
         if sort and sort not in SORTS:
-            raise NotThere(f"Tasks cannot be sorted by {plain(sort, 60)!r}: there are {', '.join(SORTS)}.")
+            raise NotThere(
+                f"Tasks cannot be sorted by {plain(sort, 60)!r}: there are {', '.join(SORTS)}."
+            )
         begin = _whole(query.get("from", "0"))
         counts = self.index.counts(stage["id"], named)
         found = self.index.tasks(stage["id"], chosen, sort, named, begin, PAGE)
-        kept = {key: value for key, value in {"show": chosen, "sort": sort, "named": named}.items() if value and value != "all"}
+        kept = {
+            key: value
+            for key, value in {"show": chosen, "sort": sort, "named": named}.items()
+            if value and value != "all"
+        }
 
         def link(**changes: str | int) -> str:
-            values = {key: value for key, value in (kept | changes).items() if value not in ("", "all", 0)}
-            return tasks_link(stage_name) + ("?" + urlencode(values, errors="replace") if values else "")
+            values = {
+                key: value for key, value in (kept | changes).items() if value not in ("", "all", 0)
+            }
+            return tasks_link(stage_name) + (
+                "?" + urlencode(values, errors="replace") if values else ""
+            )
 
         return self._page(
-            "tasks.html.j2", stage_name, stage=stage_name, filters=FILTERS, counts=counts, chosen=chosen, sort=sort, named=named, tasks=found, link=link,
-            begin=begin, size=PAGE, sampled=any(row["samples"] > row["episodes"] for row in found), trouble=self._trouble(stage_name, stage["problem"]),
-            state=self.run.state(stage_name), reading=self.reading(stage_name),
-        )  # fmt: skip
+            "tasks.html.j2",
+            stage_name,
+            stage=stage_name,
+            filters=FILTERS,
+            counts=counts,
+            chosen=chosen,
+            sort=sort,
+            named=named,
+            tasks=found,
+            link=link,
+            begin=begin,
+            size=PAGE,
+            sampled=any(row["samples"] > row["episodes"] for row in found),
+            trouble=self._trouble(stage_name, stage["problem"]),
+            state=self.run.state(stage_name),
+            reading=self.reading(stage_name),
+        )
 
     def tree(self, stage_name: str, query: Mapping[str, str]) -> str:
         stage = self._stage(stage_name)
@@ -145,11 +238,15 @@ class Pages:
             candidate = tree.episodes[int(branch)]
             candidate = tree.rollout_of(candidate.turns[0].id) if candidate.turns else candidate
             # a turn that branches share is looked at as a part of the one that was asked for
-            if chosen is None or chosen.id in {t.id for t in (*tree.trajectory(candidate), *tree.turns_of(candidate))}:
+            if chosen is None or chosen.id in {
+                t.id for t in (*tree.trajectory(candidate), *tree.turns_of(candidate))
+            }:
                 shown = candidate
         prompts = run.prompts(stage_name)
         arms = run.arms(stage_name)
-        arm = next((each for each in arms if each.name == query.get("arm")), arms[-1] if arms else None)
+        arm = next(
+            (each for each in arms if each.name == query.get("arm")), arms[-1] if arms else None
+        )
         taught, why = self._learnt(tree, stage_name, arm)
 
         def link(turn: Turn, episode: int | None = None) -> str:
@@ -159,25 +256,69 @@ class Pages:
             return tree_link(stage_name, row["task"], reference(turn), **more)
 
         def more(start: int) -> str:
-            return f"{link(chosen) if chosen else tree_link(stage_name, row['task'])}&from={start}#all"
+            return (
+                f"{link(chosen) if chosen else tree_link(stage_name, row['task'])}&from={start}#all"
+            )
 
-        marks: dict[str, set[str]] = {turn: {each.sample.part for each in samples} for turn, samples in taught.items()}
-        drawing = Drawing(tree, order, chosen, lambda turn: "?" + link(turn).partition("?")[2], marks, shown)
+        marks: dict[str, set[str]] = {
+            turn: {each.sample.part for each in samples} for turn, samples in taught.items()
+        }
+        drawing = Drawing(
+            tree, order, chosen, lambda turn: "?" + link(turn).partition("?")[2], marks, shown
+        )
         seen: Panel | None = None
         if chosen is not None:
             raw = {"task": row["task"], "turn": reference(chosen)}
-            seen = panel(tree, chosen, prompts, run.chat(), taught.get(chosen.id, []), lambda turn: link(turn), f"/raw/{_path(stage_name)}?{urlencode(raw)}")
+            seen = panel(
+                tree,
+                chosen,
+                prompts,
+                run.chat(),
+                taught.get(chosen.id, []),
+                lambda turn: link(turn),
+                f"/raw/{_path(stage_name)}?{urlencode(raw)}",
+            )
         before, after = self.index.beside(row)
         here = next((each.nth for each in order if shown is not None and each.episode is shown), 0)
-        begin = _whole(query["from"]) if "from" in query else max(0, min(here - _TABLE // 2, len(order) - _TABLE))
+        begin = (
+            _whole(query["from"])
+            if "from" in query
+            else max(0, min(here - _TABLE // 2, len(order) - _TABLE))
+        )
         steps = self._trajectory(tree, shown, chosen, marks)
         return self._page(
-            "tree.html.j2", plain(row["task"], 80), stage=stage_name, task=row, instruction=show(tree.task.instruction, 3000), tree=tree, order=order,
-            chosen=chosen, shown=shown, drawing=drawing.svg() if order else "", drawn=len(drawing.order), most=MOST_ROWS, steps=steps, panel=seen,
-            legend=_legend(tree), link=link, begin=begin, size=_TABLE, more=more, before=before, after=after, problem=problem, arms=arms, arm=arm, why=why,
-            moves=_moves(tree, order, chosen, shown, link), trouble=self._trouble(stage_name, stage["problem"]), payload=show(_payload(tree), 6000),
-            reading=self.reading(stage_name), parts=PARTS, counts={name: sum(name in m for m in marks.values()) for name in PARTS},
-        )  # fmt: skip
+            "tree.html.j2",
+            plain(row["task"], 80),
+            stage=stage_name,
+            task=row,
+            instruction=show(tree.task.instruction, 3000),
+            tree=tree,
+            order=order,
+            chosen=chosen,
+            shown=shown,
+            drawing=drawing.svg() if order else "",
+            drawn=len(drawing.order),
+            most=MOST_ROWS,
+            steps=steps,
+            panel=seen,
+            legend=_legend(tree),
+            link=link,
+            begin=begin,
+            size=_TABLE,
+            more=more,
+            before=before,
+            after=after,
+            problem=problem,
+            arms=arms,
+            arm=arm,
+            why=why,
+            moves=_moves(tree, order, chosen, shown, link),
+            trouble=self._trouble(stage_name, stage["problem"]),
+            payload=show(_payload(tree), 6000),
+            reading=self.reading(stage_name),
+            parts=PARTS,
+            counts={name: sum(name in m for m in marks.values()) for name in PARTS},
+        )
 
     def search(self, query: Mapping[str, str]) -> str:
         asked = query.get("q", "").strip()[:500]
@@ -193,15 +334,34 @@ class Pages:
                 {
                     "hit": hit,
                     "pieces": [show(piece, 900).html for piece in pieces],
-                    "where": "the environment's answer" if in_seen else _WHERE.get(hit.kind, hit.kind),
-                    "link": tree_link(hit.stage, hit.task, hit.turn.removeprefix(hit.task + "/") if hit.turn else None),
+                    "where": "the environment's answer"
+                    if in_seen
+                    else _WHERE.get(hit.kind, hit.kind),
+                    "link": tree_link(
+                        hit.stage,
+                        hit.task,
+                        hit.turn.removeprefix(hit.task + "/") if hit.turn else None,
+                    ),
                 }
             )
-        names = sorted((row["name"] for row in self.index.stages()), key=lambda name: (_rank(name), name))
+        names = sorted(
+            (row["name"] for row in self.index.stages()), key=lambda name: (_rank(name), name)
+        )
         return self._page(
-            "search.html.j2", "search", asked=asked, where=where, hits=hits, number=number, begin=begin, size=PAGE // 2, names=names,
-            more=lambda start: "/search?" + urlencode({"q": asked, "stage": where, "from": start}, errors="replace"),
-        )  # fmt: skip
+            "search.html.j2",
+            "search",
+            asked=asked,
+            where=where,
+            hits=hits,
+            number=number,
+            begin=begin,
+            size=PAGE // 2,
+            names=names,
+            more=lambda start: (
+                "/search?"
+                + urlencode({"q": asked, "stage": where, "from": start}, errors="replace")
+            ),
+        )
 
     def raw(self, stage_name: str, query: Mapping[str, str]) -> str:
         """A whole text of a turn, as text."""
@@ -225,17 +385,26 @@ class Pages:
     def _page(self, template: str, title: str, **values: Any) -> str:
         follower = self.follower
         page = self._templates.get_template(template).render(
-            kind=template.partition(".")[0], title=title, run=self._run.name, revision=follower.revision, read=follower.read, of=follower.of,
+            kind=template.partition(".")[0],
+            title=title,
+            run=self._run.name,
+            revision=follower.revision,
+            read=follower.read,
+            of=follower.of,
             problem_all=follower.problem,
-            recipe_problem=self._run.recipe.why, **values,
-        )  # fmt: skip
+            recipe_problem=self._run.recipe.why,
+            **values,
+        )
         return visible(page)  # names of arms, stages and tasks too
 
     def _stage(self, name: str) -> Any:
         stage = self.index.stage(name)
         if stage is None:
             there = ", ".join(row["name"] for row in self.index.stages()) or "none yet"
-            raise NotThere(f"The run has no stage {plain(name, 100)!r} with trees{self._yet()}: there are {there}.")
+            raise NotThere(
+                f"The run has no stage {plain(name, 100)!r} with trees{self._yet()}: there "
+                f"are {there}."
+            )
         return stage
 
     def _yet(self) -> str:
@@ -261,16 +430,25 @@ class Pages:
         return row, *found
 
     def _chosen(self, tree: Tree, ref: str | None) -> Turn | None:
-        """The turn that the address names; without one, that at which looking begins: the revised action of the branch that won, if one did."""
+        """The turn that the address names; without one, that at which looking begins: the revised
+        action of the branch that won, if one did."""
         if ref:
             for turn in (f"{tree.task.id}/{ref}", ref):
                 if turn in tree:
                     return tree[turn]
             raise NotThere(f"The task {plain(tree.task.id, 100)!r} has no turn {plain(ref, 60)!r}.")
-        best = [e for e in tree.successes() if e.experience is not None] or tree.successes() or tree.rollouts
-        return next((episode.turns[0] for episode in [*best, *tree.rollouts] if episode.turns), None)
+        best = (
+            [e for e in tree.successes() if e.experience is not None]
+            or tree.successes()
+            or tree.rollouts
+        )
+        return next(
+            (episode.turns[0] for episode in [*best, *tree.rollouts] if episode.turns), None
+        )
 
-    def _learnt(self, tree: Tree, stage: str, arm: Arm | None) -> tuple[Mapping[str, list[Learnt]], str]:
+    def _learnt(
+        self, tree: Tree, stage: str, arm: Arm | None
+    ) -> tuple[Mapping[str, list[Learnt]], str]:
         if arm is None:
             return {}, ""
         prompts = self.run.prompts(stage)
@@ -279,8 +457,11 @@ class Pages:
         found = self._training.of(stage, tree, prompts.value, arm)
         return found.value or {}, found.why
 
-    def _trajectory(self, tree: Tree, shown: Any, chosen: Turn | None, marks: Mapping[str, set[str]]) -> dict[str, Any]:
-        """The chosen episode's turns from the reset on, reflections where they were made; of a long one those around the chosen turn."""
+    def _trajectory(
+        self, tree: Tree, shown: Any, chosen: Turn | None, marks: Mapping[str, set[str]]
+    ) -> dict[str, Any]:
+        """The chosen episode's turns from the reset on, reflections where they were made; of a long
+        one those around the chosen turn."""
         if shown is None:
             return {}
         acts = tree.trajectory(shown)
@@ -293,13 +474,21 @@ class Pages:
                     "own": own,
                     "here": chosen is not None and turn.id == chosen.id,
                     "marks": marks.get(turn.id, set()),
-                    "branches": own and shown.experience is not None and bool(shown.acts) and turn.id == shown.acts[0].id,
-                    "said": show(" ".join((turn.action or turn.action_text).split())[:400] or "(nothing)", 160),
+                    "branches": own
+                    and shown.experience is not None
+                    and bool(shown.acts)
+                    and turn.id == shown.acts[0].id,
+                    "said": show(
+                        " ".join((turn.action or turn.action_text).split())[:400] or "(nothing)",
+                        160,
+                    ),
                     "seen": show(" ".join(turn.observation.split())[:600], 200),
                     "note": show(turn.note, 300),
                 }
             )
-        out.sort(key=lambda each: (each["turn"].step, each["turn"].kind is Kind.act))  # a reflection on t actions stands before action t
+        out.sort(
+            key=lambda each: (each["turn"].step, each["turn"].kind is Kind.act)
+        )  # a reflection on t actions stands before action t
         here = next((i for i, each in enumerate(out) if each["here"]), 0)
         begin = max(0, min(here - _TRAJECTORY // 2, len(out) - _TRAJECTORY))
         end = begin + _TRAJECTORY
@@ -318,7 +507,13 @@ class Pages:
 
 
 _TREES = ("explore", "validate", "evaluate", "tries")
-_WHERE = {"act": "action", "reflect": "reflection", "aside": "aside", "task": "task", "start": "first observation"}
+_WHERE = {
+    "act": "action",
+    "reflect": "reflection",
+    "aside": "aside",
+    "task": "task",
+    "start": "first observation",
+}
 
 
 def tasks_link(stage: str) -> str:
@@ -326,8 +521,13 @@ def tasks_link(stage: str) -> str:
 
 
 def tree_link(stage: str, task: str, ref: str | None = None, **more: str) -> str:
-    """The address of a task's tree, at a turn: it stays the same for as long as the run is there."""
-    values = {"task": storable(task)} | ({"turn": storable(ref)} if ref else {}) | {key: storable(value) for key, value in more.items()}
+    """The address of a task's tree, at a turn: it stays the same for as long as the run is
+    there."""
+    values = (
+        {"task": storable(task)}
+        | ({"turn": storable(ref)} if ref else {})
+        | {key: storable(value) for key, value in more.items()}
+    )
     return f"/tree/{_path(stage)}?{urlencode(values)}"
 
 
@@ -341,7 +541,8 @@ def _path(stage: str) -> str:
 
 
 def _moves(tree: Tree, order: Any, chosen: Turn | None, shown: Any, link: Any) -> dict[str, str]:
-    """Where the keys lead: the branch before and after in the drawing, the turn before and after on the trajectory, the reflection that asked for it."""
+    """Where the keys lead: the branch before and after in the drawing, the turn before and after on
+    the trajectory, the reflection that asked for it."""
     out: dict[str, str] = {}
     if shown is None:
         return out
@@ -369,7 +570,11 @@ def _legend(tree: Tree) -> list[tuple[Stop, int]]:
 
 
 def _payload(tree: Tree) -> str:
-    return json.dumps(dict(tree.task.payload), indent=1, ensure_ascii=False)[:20_000] if tree.task.payload else ""
+    return (
+        json.dumps(dict(tree.task.payload), indent=1, ensure_ascii=False)[:20_000]
+        if tree.task.payload
+        else ""
+    )
 
 
 def _rank(stage: str) -> int:

@@ -1,4 +1,5 @@
-"""One turn in full: what was asked, what was said, what came of it, what was changed by the reflection, and what of it is learnt."""
+"""One turn in full: what was asked, what was said, what came of it, what was changed by the
+reflection, and what of it is learnt."""
 
 from __future__ import annotations
 
@@ -86,7 +87,15 @@ class Panel:
     lessons: list[Lesson] = field(default_factory=list)
 
 
-def panel(tree: Tree, turn: Turn, prompts: Had[Prompts], chat: Had[ChatTokens], taught: Sequence[Learnt], link: Callable[[Turn], str], raw: str) -> Panel:
+def panel(
+    tree: Tree,
+    turn: Turn,
+    prompts: Had[Prompts],
+    chat: Had[ChatTokens],
+    taught: Sequence[Learnt],
+    link: Callable[[Turn], str],
+    raw: str,
+) -> Panel:
     """The turn's panel. `link` gives a turn's address, `raw` is where its whole texts are."""
     episode = tree.rollout_of(turn.id)
     out = Panel(_title(turn, episode), turn, episode)
@@ -109,15 +118,25 @@ def panel(tree: Tree, turn: Turn, prompts: Had[Prompts], chat: Had[ChatTokens], 
         out.prompt_note = _counted(messages.value, turn, chat.value)
     if turn.tokens is not None:
         out.ids = turn.tokens[:_MOST_TOKENS]
-        out.pieces = tokens(chat.value, turn.tokens[:_MOST_TOKENS]) if chat.value is not None else ()
-        more = f" The first {_MOST_TOKENS} of {len(turn.tokens)}." if len(turn.tokens) > _MOST_TOKENS else ""
+        out.pieces = (
+            tokens(chat.value, turn.tokens[:_MOST_TOKENS]) if chat.value is not None else ()
+        )
+        more = (
+            f" The first {_MOST_TOKENS} of {len(turn.tokens)}."
+            if len(turn.tokens) > _MOST_TOKENS
+            else ""
+        )
         out.pieces_note = (chat.why if chat.value is None else "") + more
     for each in taught:
         mask, why = masked(each.sample, chat.value)
         context = show(mask.context, 2000) if isinstance(mask.context, str) else None
         target = show(mask.target, 8000) if isinstance(mask.target, str) else None
-        taken_out = each.sample.part == "counterfactual" or (each.sample.part == "rehearsal" and turn.experience is not None)
-        out.lessons.append(Lesson(each, mask, why, context, target, plain(each.sample.note, 300), taken_out))
+        taken_out = each.sample.part == "counterfactual" or (
+            each.sample.part == "rehearsal" and turn.experience is not None
+        )
+        out.lessons.append(
+            Lesson(each, mask, why, context, target, plain(each.sample.note, 300), taken_out)
+        )
     return out
 
 
@@ -125,12 +144,24 @@ def whole(tree: Tree, turn: Turn, what: str, prompts: Had[Prompts]) -> str | Non
     """One of the turn's texts, uncut; None where there is none of that name."""
     if what == "prompt":
         messages = _messages(tree, turn, prompts)
-        return messages.why if messages.value is None else "\n\n".join(f"--- {m.role} ---\n{m.content}" for m in messages.value)
+        return (
+            messages.why
+            if messages.value is None
+            else "\n\n".join(f"--- {m.role} ---\n{m.content}" for m in messages.value)
+        )
     if what == "instruction":
         return tree.task.instruction
     if what == "first":
-        return tree.episode_of(tree.path(turn.id)[0].id if tree.path(turn.id) else turn.id).first_observation
-    texts = {"said": turn.action_text, "action": turn.action, "thought": turn.thought, "observation": turn.observation, "note": turn.note}
+        return tree.episode_of(
+            tree.path(turn.id)[0].id if tree.path(turn.id) else turn.id
+        ).first_observation
+    texts = {
+        "said": turn.action_text,
+        "action": turn.action,
+        "thought": turn.thought,
+        "observation": turn.observation,
+        "note": turn.note,
+    }
     return texts.get(what)
 
 
@@ -147,7 +178,11 @@ def _blocks(tree: Tree, turn: Turn, raw: str) -> list[Block]:
 
     out = []
     if turn.kind is Kind.act:
-        before = tree[turn.parent].observation if turn.parent is not None else tree.episode_of(turn.id).first_observation
+        before = (
+            tree[turn.parent].observation
+            if turn.parent is not None
+            else tree.episode_of(turn.id).first_observation
+        )
         if before:
             what = "first" if turn.parent is None else ""
             seen = show(before, _TEXT)
@@ -157,13 +192,34 @@ def _blocks(tree: Tree, turn: Turn, raw: str) -> list[Block]:
         out.append(block("Action", turn.action, "action", "action"))
         if turn.action_text.strip() != turn.action.strip():
             out.append(block("Answer as written", turn.action_text, "said"))
-        out.append(block("What the environment answered", turn.observation, "observation", "answer" if turn.valid else "answer refused"))
+        out.append(
+            block(
+                "What the environment answered",
+                turn.observation,
+                "observation",
+                "answer" if turn.valid else "answer refused",
+            )
+        )
         return out
     out.append(block("Answer as written", turn.action_text, "said"))
     if turn.note:
-        out.append(block("Experience" if turn.kind is Kind.reflect else "What was read out of it", turn.note, "note", "action"))
+        out.append(
+            block(
+                "Experience" if turn.kind is Kind.reflect else "What was read out of it",
+                turn.note,
+                "note",
+                "action",
+            )
+        )
     if turn.observation:
-        out.append(block("Why it cannot be used" if not turn.valid else "Observation", turn.observation, "observation", "answer refused"))
+        out.append(
+            block(
+                "Why it cannot be used" if not turn.valid else "Observation",
+                turn.observation,
+                "observation",
+                "answer refused",
+            )
+        )
     return out
 
 
@@ -181,7 +237,12 @@ def _facts(turn: Turn, episode: Episode) -> list[tuple[str, str]]:
     out.append(("generated tokens", f"{used.generated:,}"))
     if turn.logprob is not None:
         n = len(turn.tokens) if turn.tokens else used.generated
-        out.append(("log-probability", f"{turn.logprob:.4g}" + (f" ({turn.logprob / n:.4g} a token)" if n else "")))
+        out.append(
+            (
+                "log-probability",
+                f"{turn.logprob:.4g}" + (f" ({turn.logprob / n:.4g} a token)" if n else ""),
+            )
+        )
     if turn.count > 1 or episode.count > 1:
         out.append(("samples", f"{turn.count:,} took it"))
     out += [("seconds", f"{turn.seconds:.3g}"), ("id", turn.id)]
@@ -189,7 +250,8 @@ def _facts(turn: Turn, episode: Episode) -> list[tuple[str, str]]:
 
 
 def _changes(tree: Tree, turn: Turn) -> list[Change]:
-    """The rollbacks that the turn has a part in: as the action before, as the reflection, or as the revised action."""
+    """The rollbacks that the turn has a part in: as the action before, as the reflection, or as the
+    revised action."""
     improved = {branch.revised.id: branch.improved for branch in tree.branches()}
     out = []
     for reflection in tree.reflections:
@@ -202,10 +264,32 @@ def _changes(tree: Tree, turn: Turn) -> list[Change]:
             if turn.id not in (reflection.id, original.id, revised.id if revised else None):
                 continue
             before = tree.rollout_of(reflection.id)
-            pieces = difference(original.action_text, revised.action_text) if revised is not None else None
-            left, right = pieces if pieces is not None else ([("same", original.action_text)], [("same", revised.action_text if revised else "")])
+            pieces = (
+                difference(original.action_text, revised.action_text)
+                if revised is not None
+                else None
+            )
+            left, right = (
+                pieces
+                if pieces is not None
+                else (
+                    [("same", original.action_text)],
+                    [("same", revised.action_text if revised else "")],
+                )
+            )
             better = improved.get(revised.id, False) if revised else False
-            change = (reflection, show(reflection.note, _COMPARED), original, before, revised, after, _cut(left), _cut(right), pieces is not None, better)
+            change = (
+                reflection,
+                show(reflection.note, _COMPARED),
+                original,
+                before,
+                revised,
+                after,
+                _cut(left),
+                _cut(right),
+                pieces is not None,
+                better,
+            )
             out.append(Change(*change, reflection.target))
     return out[:_MOST_CHANGES]
 
@@ -227,11 +311,21 @@ def _messages(tree: Tree, turn: Turn, prompts: Had[Prompts]) -> Had[tuple[Messag
     if prompts.value is None:
         return Had(None, prompts.why)
     if turn.kind is Kind.aside:
-        return Had(None, "The request of an aside is put together by the baseline that made it, and does not stand in the tree.")
+        return Had(
+            None,
+            (
+                "The request of an aside is put together by the baseline that made it, and "
+                "does not stand in the tree."
+            ),
+        )
     history = history_before(tree, turn, with_experience=True)
     if turn.kind is Kind.act:
         return Had(prompts.value.act(history))
-    return Had(prompts.value.reflect(history)) if history.turns else Had(None, "There is no action before it.")
+    return (
+        Had(prompts.value.reflect(history))
+        if history.turns
+        else Had(None, "There is no action before it.")
+    )
 
 
 def _counted(messages: Sequence[Message], turn: Turn, chat: ChatTokens | None) -> str:

@@ -1,7 +1,10 @@
-"""What the viewer knows of a run beside its journals: the recipe and its stages, the prompts in the run's own words, a tokenizer where one is at hand.
+"""What the viewer knows of a run beside its journals: the recipe and its stages, the prompts in the
+run's own words, a tokenizer where one is at hand.
 
-Nothing here is needed to look at trees. Whatever cannot be had (a recipe of another version, an environment that is not installed here, weights on another machine)
-is a sentence on the pages that would have shown it. What takes seconds (an environment's start, a tokenizer) is done in the background.
+Nothing here is needed to look at trees. Whatever cannot be had (a recipe of another version, an
+environment that is not installed here, weights on another machine)
+is a sentence on the pages that would have shown it. What takes seconds (an environment's start, a
+tokenizer) is done in the background.
 """
 
 from __future__ import annotations
@@ -69,14 +72,17 @@ class Run:
         self._mutex = threading.Lock()
 
     def fresh(self) -> Run:
-        """This run, or the run as it is since its settings were changed (an arm was added, it was started over)."""
+        """This run, or the run as it is since its settings were changed (an arm was added, it was
+        started over)."""
         with contextlib.suppress(OSError, UserError):
             if self._stamp() != self._read_at:
                 return Run(self.path, self._told)
         return self
 
     def _stamp(self) -> tuple[int, int]:
-        return (self.path / "config.toml").stat().st_mtime_ns, (self.path / "manifest.json").stat().st_mtime_ns
+        return (self.path / "config.toml").stat().st_mtime_ns, (
+            self.path / "manifest.json"
+        ).stat().st_mtime_ns
 
     @property
     def name(self) -> str:
@@ -87,7 +93,13 @@ class Run:
         try:
             return Had(recipe_of(self.folder))
         except UserError as error:
-            return Had(None, f"The settings of this run are not those of this leafe ({error}), so that prompts and training data cannot be shown.")
+            return Had(
+                None,
+                (
+                    f"The settings of this run are not those of this leafe ({error}), so that "
+                    "prompts and training data cannot be shown."
+                ),
+            )
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
@@ -121,8 +133,14 @@ class Run:
         out: dict[str, object] = {name: done.get(name) for name in ("tasks", "solved", "rescued")}
         stops = done.get("stops")
         if isinstance(stops, dict):
-            numbers = {str(stop): number for stop, number in stops.items() if isinstance(number, int)}
-            out |= {"episodes": sum(numbers.values()), "diverged": numbers.get("diverged", 0), "unusable": done.get("unusable_reflections")}
+            numbers = {
+                str(stop): number for stop, number in stops.items() if isinstance(number, int)
+            }
+            out |= {
+                "episodes": sum(numbers.values()),
+                "diverged": numbers.get("diverged", 0),
+                "unusable": done.get("unusable_reflections"),
+            }
             out["errors"] = sum(numbers.get(stop, 0) for stop in ("env_error", "policy_error"))
         return {name: value for name, value in out.items() if isinstance(value, int)}
 
@@ -130,7 +148,12 @@ class Run:
         """The trainings that learn from the stage's trees."""
         out = []
         for each in self.stages.values():
-            if each.kind == "distill" and each.attempt is not None and stage in each.attempt.explored and isinstance(each.attempt.config, DistillConfig):
+            if (
+                each.kind == "distill"
+                and each.attempt is not None
+                and stage in each.attempt.explored
+                and isinstance(each.attempt.config, DistillConfig)
+            ):
                 config = each.attempt.config.model_copy(update={"seed": each.variant.seed})
                 out.append(Arm(each.row, each.name, config, each.variant.seed))
         return out
@@ -141,7 +164,9 @@ class Run:
         if recipe is None:
             return Had(None, self.recipe.why)
         if known is None:
-            return Had(None, f"The recipe names no stage {stage}, so that its prompts are not known.")
+            return Had(
+                None, f"The recipe names no stage {stage}, so that its prompts are not known."
+            )
         try:
             prompt_set = load_prompt_set(recipe.prompts)
         except (UserError, OSError) as error:
@@ -161,12 +186,22 @@ class Run:
         with self._mutex:
             future = self._helps.get(key)
             if future is None:
-                future = self._helps[key] = self._workers.submit(_actions_help, recipe.env.name, options, self.path)
+                future = self._helps[key] = self._workers.submit(
+                    _actions_help, recipe.env.name, options, self.path
+                )
                 future.add_done_callback(lambda _: self._told())
-        return waited(future, f"The environment {recipe.env.name!r} is being asked for its part of the prompt: look again in a moment.", wait)
+        return waited(
+            future,
+            (
+                f"The environment {recipe.env.name!r} is being asked for its part of the "
+                "prompt: look again in a moment."
+            ),
+            wait,
+        )
 
     def chat(self, wait: float = _WAIT_S) -> Had[ChatTokens]:
-        """The tokenizer of the run's model with its chat template, from a folder on this machine; nothing is fetched."""
+        """The tokenizer of the run's model with its chat template, from a folder on this machine;
+        nothing is fetched."""
         with self._mutex:
             if self._chat is None:
                 self._chat = self._workers.submit(_chat, self._model_folders())
@@ -215,7 +250,13 @@ def waited(future: Future[Had[T]], meanwhile: str, wait: float = _WAIT_S) -> Had
 def _actions_help(name: str, options: dict[str, Any], run: Path) -> Had[str]:
     module = name.partition(":")[0].partition(".")[0]
     if ":" in name and _lies_in(module, run):
-        return Had(None, f"The environment {name!r} lies in the run's own folder: its code is not run by the viewer, and so the prompts are not shown.")
+        return Had(
+            None,
+            (
+                f"The environment {name!r} lies in the run's own folder: its code is not run "
+                "by the viewer, and so the prompts are not shown."
+            ),
+        )
     try:
         env = make_env(name, **options)
         try:
@@ -223,13 +264,17 @@ def _actions_help(name: str, options: dict[str, Any], run: Path) -> Had[str]:
         finally:
             with contextlib.suppress(Exception):  # it is thrown away
                 env.close()
-    except Exception as error:  # an environment is foreign code, and whatever it says is no reason not to show the tree
+    # an environment is foreign code, and whatever it says is no reason not to show the tree
+    except Exception as error:
         said = str(error) if isinstance(error, LeafeError) else f"{type(error).__name__}: {error}"
-        return Had(None, f"The prompts cannot be put together without the environment {name!r}: {said}")
+        return Had(
+            None, f"The prompts cannot be put together without the environment {name!r}: {said}"
+        )
 
 
 def _lies_in(module: str, run: Path) -> bool:
-    """Whether importing the module would run code out of the run's folder, which may come from somebody else."""
+    """Whether importing the module would run code out of the run's folder, which may come from
+    somebody else."""
     for place in [*sys.path, "."]:
         for found in (Path(place or ".") / f"{module}.py", Path(place or ".") / module):
             if found.exists() and found.resolve().is_relative_to(run.resolve()):

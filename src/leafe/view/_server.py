@@ -1,7 +1,10 @@
-"""The server: addresses to pages, on 127.0.0.1, with nothing fetched from anywhere and nothing that a model wrote taken for more than text.
+"""The server: addresses to pages, on 127.0.0.1, with nothing fetched from anywhere and nothing that
+a model wrote taken for more than text.
 
-Pages are made in threads. Every answer forbids scripts, styles and connections but the viewer's own (Content-Security-Policy), and a request that names another
-host than this machine is refused, so that a page elsewhere cannot read a run through the user's browser.
+Pages are made in threads. Every answer forbids scripts, styles and connections but the viewer's own
+(Content-Security-Policy), and a request that names another
+host than this machine is refused, so that a page elsewhere cannot read a run through the user's
+browser.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from leafe.view._run import Run
 HOST = "127.0.0.1"
 PORT = 8765
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src "
+    "'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -44,8 +48,16 @@ _PAGES = web.AppKey("pages", Pages)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def serve(folder: Path, port: int | None = None, *, show: bool = False, cache: Path | None = None, say: Callable[[str], None] = print) -> None:
-    """Serve the run's pages until Ctrl-C. `port`: None takes 8765, or a free one where that is in use; 0 takes a free one. `show` opens a browser.
+def serve(
+    folder: Path,
+    port: int | None = None,
+    *,
+    show: bool = False,
+    cache: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve the run's pages until Ctrl-C. `port`: None takes 8765, or a free one where that is in
+    use; 0 takes a free one. `show` opens a browser.
 
     UserError where the folder is no run of this leafe, or the port is in use.
     """
@@ -60,7 +72,8 @@ def serve(folder: Path, port: int | None = None, *, show: bool = False, cache: P
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket of this machine that nobody else uses; UserError where the port that was asked for is taken."""
+    """A socket of this machine that nobody else uses; UserError where the port that was asked for
+    is taken."""
     for each in (PORT, 0) if port is None else (port,):
         bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,16 +85,26 @@ def listen(port: int | None) -> socket.socket:
             bound.close()
             if error.errno == errno.EADDRINUSE and port is None and each:
                 continue
-            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
-            raise UserError(f"Port {each} of {HOST} {why}: give another one with --port, or --port 0 for any that is free.") from error
+            why = (
+                "is in use"
+                if error.errno == errno.EADDRINUSE
+                else f"cannot be listened on ({error.strerror})"
+            )
+            raise UserError(
+                f"Port {each} of {HOST} {why}: give another one with --port, or --port 0 "
+                "for any that is free."
+            ) from error
         except OverflowError as error:
             bound.close()
-            raise UserError(f"There is no port {each}: give one from 1 to 65535, or 0 for any that is free.") from error
+            raise UserError(
+                f"There is no port {each}: give one from 1 to 65535, or 0 for any that is free."
+            ) from error
     raise AssertionError("a free port was asked for last")
 
 
 def make_app(folder: Path, cache: Path | None = None, *, follow: bool = True) -> web.Application:
-    """The viewer of a run as an aiohttp application. UserError where the folder is no run. `follow=False`: nobody reads the journals but who asks `look`."""
+    """The viewer of a run as an aiohttp application. UserError where the folder is no run.
+    `follow=False`: nobody reads the journals but who asks `look`."""
     path = Path(folder)
     run = Run(path, lambda: follower.news())
     index = Index(path, cache)
@@ -109,13 +132,18 @@ def make_app(folder: Path, cache: Path | None = None, *, follow: bool = True) ->
     return app
 
 
-async def _serve(app: web.Application, bound: socket.socket, folder: Path, show: bool, say: Callable[[str], None]) -> None:
+async def _serve(
+    app: web.Application, bound: socket.socket, folder: Path, show: bool, say: Callable[[str], None]
+) -> None:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await web.SockSite(runner, bound).start()
     port = bound.getsockname()[1]
     address = f"http://{HOST}:{port}/"
-    say(f"{folder}: {address}  (this machine only; from another one: ssh -L {port}:{HOST}:{port} THIS-MACHINE). Ctrl-C ends it.")
+    say(
+        f"{folder}: {address}  (this machine only; from another one: ssh -L "
+        f"{port}:{HOST}:{port} THIS-MACHINE). Ctrl-C ends it."
+    )
     if show:
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     ended = asyncio.Event()
@@ -133,24 +161,38 @@ async def _serve(app: web.Application, bound: socket.socket, folder: Path, show:
 async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Headers on every answer; wrong addresses and failures as pages."""
     pages = request.app[_PAGES]
-    host = request.host.rpartition(":")[0] if ":" in request.host.rpartition("]")[2] else request.host
+    host = (
+        request.host.rpartition(":")[0] if ":" in request.host.rpartition("]")[2] else request.host
+    )
     if host not in (HOST, "localhost", "[::1]"):
-        answer: web.StreamResponse = web.Response(status=421, text=f"This viewer answers at http://{HOST} and http://localhost alone.")
+        answer: web.StreamResponse = web.Response(
+            status=421, text=f"This viewer answers at http://{HOST} and http://localhost alone."
+        )
     else:
         try:
             answer = await handler(request)
         except NotThere as error:
             answer = _html(await asyncio.to_thread(pages.error, "Not there", str(error)), 404)
         except web.HTTPNotFound:
-            answer = _html(await asyncio.to_thread(pages.error, "Not there", f"The viewer has no page {request.path[:200]}."), 404)
+            answer = _html(
+                await asyncio.to_thread(
+                    pages.error, "Not there", f"The viewer has no page {request.path[:200]}."
+                ),
+                404,
+            )
         except web.HTTPException as error:
             answer = web.Response(status=error.status, text=error.reason)
         except (LeafeError, OSError, sqlite3.Error) as error:
             words = _gone(pages) or f"This page cannot be shown: {error}"
             answer = _html(await asyncio.to_thread(pages.error, "Cannot be shown", words), 503)
-        except Exception as error:  # a bug of ours: said on the page and on the terminal, and the next page works
+        except (
+            Exception
+        ) as error:  # a bug of ours: said on the page and on the terminal, and the next page works
             logging.getLogger("leafe.view").exception("%s", request.path_qs)
-            words = f"The viewer has a bug ({type(error).__name__}: {error}); the terminal in which it runs says where."
+            words = (
+                f"The viewer has a bug ({type(error).__name__}: {error}); the terminal in "
+                "which it runs says where."
+            )
             answer = _html(await asyncio.to_thread(pages.error, "Cannot be shown", words), 500)
     answer.headers.update(_HEADERS)
     return answer
@@ -158,11 +200,23 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
 
 def _gone(pages: Pages) -> str:
     path = pages.index.run
-    return "" if path.is_dir() else f"The run folder {path} is no longer there: was it moved or deleted? Start the viewer again with the place where it is now."
+    return (
+        ""
+        if path.is_dir()
+        else (
+            f"The run folder {path} is no longer there: was it moved or deleted? Start the "
+            "viewer again with the place where it is now."
+        )
+    )
 
 
 def _html(text: str, status: int = 200) -> web.Response:
-    return web.Response(body=text.encode("utf-8", "replace"), status=status, content_type="text/html", charset="utf-8")
+    return web.Response(
+        body=text.encode("utf-8", "replace"),
+        status=status,
+        content_type="text/html",
+        charset="utf-8",
+    )
 
 
 async def _overview(request: web.Request) -> web.Response:
@@ -170,11 +224,19 @@ async def _overview(request: web.Request) -> web.Response:
 
 
 async def _tasks(request: web.Request) -> web.Response:
-    return _html(await asyncio.to_thread(request.app[_PAGES].tasks, request.match_info["stage"], request.query))
+    return _html(
+        await asyncio.to_thread(
+            request.app[_PAGES].tasks, request.match_info["stage"], request.query
+        )
+    )
 
 
 async def _tree(request: web.Request) -> web.Response:
-    return _html(await asyncio.to_thread(request.app[_PAGES].tree, request.match_info["stage"], request.query))
+    return _html(
+        await asyncio.to_thread(
+            request.app[_PAGES].tree, request.match_info["stage"], request.query
+        )
+    )
 
 
 async def _search(request: web.Request) -> web.Response:
@@ -182,8 +244,12 @@ async def _search(request: web.Request) -> web.Response:
 
 
 async def _raw(request: web.Request) -> web.Response:
-    text = await asyncio.to_thread(request.app[_PAGES].raw, request.match_info["stage"], request.query)
-    return web.Response(body=text.encode("utf-8", "backslashreplace"), content_type="text/plain", charset="utf-8")
+    text = await asyncio.to_thread(
+        request.app[_PAGES].raw, request.match_info["stage"], request.query
+    )
+    return web.Response(
+        body=text.encode("utf-8", "backslashreplace"), content_type="text/plain", charset="utf-8"
+    )
 
 
 async def _pulse(request: web.Request) -> web.Response:
@@ -191,7 +257,15 @@ async def _pulse(request: web.Request) -> web.Response:
     pages = request.app[_PAGES]
     follower = pages.follower
     stages = await asyncio.to_thread(pages.states)
-    return web.json_response({"revision": follower.revision, "read": follower.read, "of": follower.of, "problem": follower.problem, "stages": stages})
+    return web.json_response(
+        {
+            "revision": follower.revision,
+            "read": follower.read,
+            "of": follower.of,
+            "problem": follower.problem,
+            "stages": stages,
+        }
+    )
 
 
 async def _static(request: web.Request) -> web.Response:

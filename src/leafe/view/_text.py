@@ -1,7 +1,10 @@
-"""What a model or an environment wrote, made fit for a page: escaped, of bounded size, and with every character that would hide or reorder others made visible.
+"""What a model or an environment wrote, made fit for a page: escaped, of bounded size, and with
+every character that would hide or reorder others made visible.
 
-Control characters, marks that turn the direction of text and halves of surrogate pairs are shown as what they are (a small box with the name), never sent
-as they stand (`leafe.core.text` has the list). The bound is on what is sent, so that text of nothing but such characters cannot swell a page either.
+Control characters, marks that turn the direction of text and halves of surrogate pairs are shown as
+what they are (a small box with the name), never sent
+as they stand (`leafe.core.text` has the list). The bound is on what is sent, so that text of
+nothing but such characters cannot swell a page either.
 """
 
 from __future__ import annotations
@@ -52,7 +55,11 @@ def show(text: str, limit: int = 20_000) -> Shown:
 def plain(text: str, limit: int) -> str:
     """One line of at most `limit` characters, still to be escaped: for labels, tips and titles."""
     short = " ".join(visible(text[: 4 * limit]).split())
-    return short if len(short) <= limit and len(text) <= 4 * limit else short[: limit - 1].rstrip() + "…"
+    return (
+        short
+        if len(short) <= limit and len(text) <= 4 * limit
+        else short[: limit - 1].rstrip() + "…"
+    )
 
 
 def storable(text: str) -> str:
@@ -73,10 +80,15 @@ def _mark(text: str, found: re.Match[str]) -> str:
 
 
 def _name(c: str) -> str:
-    return f"U+{ord(c):04X} {unicodedata.name(c, 'half of a surrogate pair' if 0xD800 <= ord(c) < 0xE000 else 'control character')}"
+    return (
+        f"U+{ord(c):04X} "
+        f"{unicodedata.name(c, 'half of a surrogate pair' if 0xD800 <= ord(c) < 0xE000 else 'control character')}"
+    )
 
 
-_UNSPACED = re.compile(r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff])")
+_UNSPACED = re.compile(
+    r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff])"
+)
 """Scripts that put no space between words: each character is found by itself."""
 
 
@@ -86,23 +98,32 @@ def words(text: str) -> str:
 
 
 def wanted(query: str) -> list[str]:
-    """The terms of a search: words, and what stands in quotes as a phrase; those without a letter or digit are left out. A last * is kept: a beginning."""
+    """The terms of a search: words, and what stands in quotes as a phrase; those without a letter
+    or digit are left out. A last * is kept: a beginning."""
     found = (phrase or word for phrase, word in re.findall(r'"([^"]+)"|([^\s"]+)', query[:500]))
     return [term for term in found if any(c.isalnum() for c in term)][:20]
 
 
 def match(query: str, stage: int | None) -> str | None:
-    """The query in FTS5's language, every term quoted, so that nothing in it is an operator; None where it holds no word."""
+    """The query in FTS5's language, every term quoted, so that nothing in it is an operator; None
+    where it holds no word."""
     terms = wanted(query)
     if not terms:
         return None
-    quoted = ['"{}"{}'.format(words(t.rstrip("*")).replace('"', '""').replace("\0", " "), "*" if t.endswith("*") else "") for t in terms]
+    quoted = [
+        '"{}"{}'.format(
+            words(t.rstrip("*")).replace('"', '""').replace("\0", " "),
+            "*" if t.endswith("*") else "",
+        )
+        for t in terms
+    ]
     said = "{said seen} : (" + " AND ".join(quoted) + ")"
     return said if stage is None else f'at : "s{stage}" AND {said}'
 
 
 def around(text: str, query: str, width: int = 240) -> tuple[str, str, str]:
-    """(before, match, after): the neighbourhood of the first term that stands in the text as it was typed; else its beginning."""
+    """(before, match, after): the neighbourhood of the first term that stands in the text as it was
+    typed; else its beginning."""
     low = text[:2_000_000].casefold()
     for term in wanted(query):
         # casefolding may change lengths: then the place is a little off, and nothing else

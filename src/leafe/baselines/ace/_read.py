@@ -1,4 +1,5 @@
-"""What the reflector and the curator said, read with bounds: a lesson with marks, and a delta. What cannot be read has a reason."""
+"""What the reflector and the curator said, read with bounds: a lesson with marks, and a delta. What
+cannot be read has a reason."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ DELTA_SCHEMA: Mapping[str, Any] = {
     "additionalProperties": False,
 }
 LONGEST = 400
-"""Characters of an item's text: what is longer is unusable, as a playbook of essays would push the task out of the context."""
+"""Characters of an item's text: what is longer is unusable, as a playbook of essays would push the
+task out of the context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +65,28 @@ def read_lesson(text: str, words: PromptSet, playbook: Playbook, similarity: flo
     topic, taught = found.get("section", ""), found.get("lesson")
     if not isinstance(taught, str) or not isinstance(topic, str):
         raise Unusable("the answer names no lesson")
-    return Lesson(_bounded(topic), _bounded("" if _nothing(taught) else taught), _ids(found.get("helpful")), _ids(found.get("harmful")))
+    return Lesson(
+        _bounded(topic),
+        _bounded("" if _nothing(taught) else taught),
+        _ids(found.get("helpful")),
+        _ids(found.get("harmful")),
+    )
 
 
 def read_delta(text: str) -> Delta | None:
-    """None for NONE: the curator leaves the playbook as it is. Unusable where the answer has not the form that was asked for."""
+    """None for NONE: the curator leaves the playbook as it is. Unusable where the answer has not
+    the form that was asked for."""
     found = _object(text, "operation")
     operation = str(found.get("operation", "")).strip().upper()
     if operation == "NONE":
         return None
     if operation not in ("ADD", "UPDATE", "REMOVE"):
         raise Unusable("the operation is none of ADD, UPDATE, REMOVE, NONE")
-    item, section, new = whole_number(found.get("item", 0)), found.get("section", ""), found.get("text", "")
+    item, section, new = (
+        whole_number(found.get("item", 0)),
+        found.get("section", ""),
+        found.get("text", ""),
+    )
     if operation != "ADD" and item is None:
         raise Unusable("the item is not a number")
     if operation != "REMOVE" and (not isinstance(new, str) or _nothing(new)):
@@ -111,4 +123,8 @@ def _ids(value: object) -> frozenset[int]:
         return frozenset().union(*map(_ids, value))
     if isinstance(value, int) and not isinstance(value, bool):
         return frozenset({value})
-    return frozenset(int(n) for n in re.findall(r"\d{1,9}", value)) if isinstance(value, str) else frozenset()
+    return (
+        frozenset(int(n) for n in re.findall(r"\d{1,9}", value))
+        if isinstance(value, str)
+        else frozenset()
+    )

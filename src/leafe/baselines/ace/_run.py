@@ -1,8 +1,12 @@
-"""Grow a playbook over the training tasks: attempts by the policy as generator, lessons by it as reflector, deltas by it as curator, merged by code.
+"""Grow a playbook over the training tasks: attempts by the policy as generator, lessons by it as
+reflector, deltas by it as curator, merged by code.
 
-The tasks are gone through in passes, one attempt a task and pass while it is unsolved and its budget lasts; `batch` tasks at a time act with the same playbook,
-and what they teach is merged in the tasks' order before the next begin. So the playbook is a function of the episodes, whose asides hold every lesson and
-delta: the journal is all that a killed run needs, and loses the attempts in flight. Every lesson and delta is a policy call within the task's budget.
+The tasks are gone through in passes, one attempt a task and pass while it is unsolved and its
+budget lasts; `batch` tasks at a time act with the same playbook,
+and what they teach is merged in the tasks' order before the next begin. So the playbook is a
+function of the episodes, whose asides hold every lesson and
+delta: the journal is all that a killed run needs, and loses the attempts in flight. Every lesson
+and delta is a policy call within the task's budget.
 """
 
 from __future__ import annotations
@@ -18,32 +22,62 @@ from pydantic import BaseModel, ConfigDict, Field
 from leafe.baselines._asides import Asker
 from leafe.baselines.ace._playbook import Delta, Playbook
 from leafe.baselines.ace._read import DELTA_SCHEMA, LESSON_SCHEMA, Lesson, read_delta, read_lesson
-from leafe.core import FAILED, Budget, EnvError, Episode, ForeignFailure, Message, Policy, Spent, Stop, Task, Tree, Turn, UserError
-from leafe.explore import EnvPool, EpisodeRunner, EpisodeSink, ExploreConfig, Progress, SnapshotHandle, bounding, cost_of, idle_in_a_row, make_strategy
+from leafe.core import (
+    FAILED,
+    Budget,
+    EnvError,
+    Episode,
+    ForeignFailure,
+    Message,
+    Policy,
+    Spent,
+    Stop,
+    Task,
+    Tree,
+    Turn,
+    UserError,
+)
+from leafe.explore import (
+    EnvPool,
+    EpisodeRunner,
+    EpisodeSink,
+    ExploreConfig,
+    Progress,
+    SnapshotHandle,
+    bounding,
+    cost_of,
+    idle_in_a_row,
+    make_strategy,
+)
 from leafe.prompts import History, Prompts, fill
 
 _ERRORS = frozenset({Stop.policy_error, Stop.env_error})
 HOPELESS = 10
-"""Attempts in a row lost to the policy's or the environment's failures, after which the run ends: the outside is down."""
+"""Attempts in a row lost to the policy's or the environment's failures, after which the run ends:
+the outside is down."""
 
 
 Place = Literal["first", "step"]
 
 
 class AceConfig(BaseModel):
-    """What is ACE's own; budget, temperatures, horizon and seed are in `ExploreConfig`, as for every strategy."""
+    """What is ACE's own; budget, temperatures, horizon and seed are in `ExploreConfig`, as for
+    every strategy."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch: int = Field(8, ge=1)
-    """Tasks that act with the same playbook. 1 learns from every attempt before the next, one after another."""
+    """Tasks that act with the same playbook. 1 learns from every attempt before the next, one after
+    another."""
     passes: int | None = Field(None, ge=1)
     """Most attempts at a task; None: as many as its budget holds."""
     most: int = Field(40, ge=1)
     """Items of the playbook."""
     place: Place = "first"
-    """Where the policy reads it: `first`, whole and before everything, as the paper has it; `step`, item by item, each at the steps whose observation names its
-    section (and only what was confirmed more often than contradicted): for a policy that cannot find one line among many."""
+    """Where the policy reads it: `first`, whole and before everything, as the paper has it; `step`,
+    item by item, each at the steps whose observation names its
+    section (and only what was confirmed more often than contradicted): for a policy that cannot
+    find one line among many."""
     similarity: float = Field(0.8, gt=0, le=1)
     """Jaccard index of their words from which on two texts say the same."""
 
@@ -90,19 +124,37 @@ async def ace(
 ) -> Ace:
     """Grow the playbook offline (METHOD.md, ACE).
 
-    config: `limits` a task, `run_limits` in all (those cut short what timing decides), `until`, temperatures, `max_reflection_attempts`, horizon, limits on invalid
-    actions and errors, seed; its strategy is not used. `known`: the trees of an interrupted run. `on_playbook` is told of the playbook after every batch.
-    Raises UserError for an empty task list, ForeignFailure where policy or environments fail again and again (finished attempts are in the journal).
+    config: `limits` a task, `run_limits` in all (those cut short what timing decides), `until`,
+    temperatures, `max_reflection_attempts`, horizon, limits on invalid
+    actions and errors, seed; its strategy is not used. `known`: the trees of an interrupted run.
+    `on_playbook` is told of the playbook after every batch.
+    Raises UserError for an empty task list, ForeignFailure where policy or environments fail again
+    and again (finished attempts are in the journal).
     """
     if not tasks:
-        raise UserError("There are no tasks to learn a playbook from: check the split and the count.")
+        raise UserError(
+            "There are no tasks to learn a playbook from: check the split and the count."
+        )
     doubled, times = Counter(task.id for task in tasks).most_common(1)[0]
     if times > 1:
         raise UserError(f"Two tasks share an id: {doubled!r}; ids must be unique.")
-    stage = _Stage(policy, pool, prompts, config.model_copy(update={"strategy": "independent"}), own, journal, known or {}, on_progress, start or Playbook())
+    stage = _Stage(
+        policy,
+        pool,
+        prompts,
+        config.model_copy(update={"strategy": "independent"}),
+        own,
+        journal,
+        known or {},
+        on_progress,
+        start or Playbook(),
+    )
     stage.budget, stage.progress = Budget(config.run_limits), Progress(len(tasks))
     for task in tasks:
-        stage.trees[task.id], stage.budgets[task.id] = Tree(task), Budget(config.limits, stage.budget)
+        stage.trees[task.id], stage.budgets[task.id] = (
+            Tree(task),
+            Budget(config.limits, stage.budget),
+        )
     passes = 0
     while own.passes is None or passes < own.passes:
         going = [task for task in tasks if stage.goes_on(task)]
@@ -118,8 +170,15 @@ async def ace(
     stage.progress.tasks_done = len(tasks)
     stage.report()
     return Ace(
-        stage.playbook, stage.trees, stage.budget.snapshot(), dict(+stage.merges), dict(+stage.unusable), passes, given_up, stage.budget.reached()
-    )  # fmt: skip
+        stage.playbook,
+        stage.trees,
+        stage.budget.snapshot(),
+        dict(+stage.merges),
+        dict(+stage.unusable),
+        passes,
+        given_up,
+        stage.budget.reached(),
+    )
 
 
 @dataclass(slots=True)
@@ -145,7 +204,8 @@ class _Stage:
         return sum(e.stop in _ERRORS for e in tree.episodes)
 
     def lost(self, tree: Tree) -> bool:
-        """Whether the task is to be given up: its attempts failed, or did nothing that would ever end."""
+        """Whether the task is to be given up: its attempts failed, or did nothing that would ever
+        end."""
         idle, _ = idle_in_a_row(tree.episodes, bounding(self.budgets[tree.task.id]))
         return self.errors(tree) >= self.config.max_errors or idle >= self.config.max_errors
 
@@ -156,12 +216,17 @@ class _Stage:
             return False
         if task.id in self.known and len(self.known[task.id].episodes) > len(tree.episodes):
             return True  # it did
-        return not self.lost(tree) and self.budgets[task.id].admits(episodes=1, policy_calls=1, env_steps=1, replayed_steps=1)
+        return not self.lost(tree) and self.budgets[task.id].admits(
+            episodes=1, policy_calls=1, env_steps=1, replayed_steps=1
+        )
 
     async def learn(self, batch: Sequence[Task], number: int) -> None:
-        """One attempt at each task, all with the same playbook; then merge what they teach, in their order."""
+        """One attempt at each task, all with the same playbook; then merge what they teach, in
+        their order."""
         prompts = with_playbook(self.prompts, self.playbook, self.own.place)
-        found = await asyncio.gather(*(self.attempt(task, number, prompts) for task in batch), return_exceptions=True)
+        found = await asyncio.gather(
+            *(self.attempt(task, number, prompts) for task in batch), return_exceptions=True
+        )
         wrong = next((e for e in found if isinstance(e, BaseException)), None)
         if wrong is not None:  # the others have come to their end: what they did is in the journal
             raise wrong
@@ -169,7 +234,8 @@ class _Stage:
         finished = [episode for episode in found if isinstance(episode, Episode)]
         if before.items and all(e.stop is Stop.context_full and not e.acts for e in finished):
             raise UserError(
-                f"A playbook of {len(before.items)} items leaves no room for a task in the policy's context ({finished[0].error}): lower the number of items "
+                f"A playbook of {len(before.items)} items leaves no room for a task in the "
+                f"policy's context ({finished[0].error}): lower the number of items "
                 f"(most = {self.own.most}) or give the policy a longer context."
             )
         for task, episode in zip(batch, finished, strict=True):
@@ -179,7 +245,8 @@ class _Stage:
             self.report()
 
     async def attempt(self, task: Task, number: int, prompts: Prompts) -> Episode:
-        """The attempt with its lesson and delta, in the journal; or the one that an earlier run made."""
+        """The attempt with its lesson and delta, in the journal; or the one that an earlier run
+        made."""
         budget, tree = self.budgets[task.id], self.trees[task.id]
         if task.id in self.known and len(self.known[task.id].episodes) > number:
             episode = self.known[task.id].episodes[number]
@@ -190,7 +257,19 @@ class _Stage:
         try:
             async with self.pool.acquire() as env:
                 strategy = make_strategy(self.config, prompts.set)
-                runner = EpisodeRunner(tree, self.policy, prompts, strategy, self.config, budget, env, number, self.pool.waits, snapshots, self.report)
+                runner = EpisodeRunner(
+                    tree,
+                    self.policy,
+                    prompts,
+                    strategy,
+                    self.config,
+                    budget,
+                    env,
+                    number,
+                    self.pool.waits,
+                    snapshots,
+                    self.report,
+                )
                 plan = strategy.next(tree)
                 assert plan is not None
                 episode = await runner.run(plan)
@@ -202,16 +281,21 @@ class _Stage:
             self.lost_in_a_row += 1
             if self.lost_in_a_row >= HOPELESS:
                 raise ForeignFailure(
-                    f"{self.lost_in_a_row} attempts in a row failed, the last with: {episode.error} What was finished is kept: mend it and run again."
+                    f"{self.lost_in_a_row} attempts in a row failed, the last with: "
+                    f"{episode.error} What was finished is kept: mend it and run again."
                 )
         else:
             self.lost_in_a_row = 0
-            episode = replace(episode, turns=(*episode.turns, *await self.reflect(task, episode, prompts, budget)))
+            episode = replace(
+                episode, turns=(*episode.turns, *await self.reflect(task, episode, prompts, budget))
+            )
         if self.journal is not None:
             await asyncio.to_thread(self.journal.append, [episode])
         return episode
 
-    async def reflect(self, task: Task, episode: Episode, prompts: Prompts, budget: Budget) -> list[Turn]:
+    async def reflect(
+        self, task: Task, episode: Episode, prompts: Prompts, budget: Budget
+    ) -> list[Turn]:
         """The reflector's turns, then the curator's."""
         words, playbook = prompts.set, self.playbook
         outcome = words.won if episode.success else words.lost
@@ -226,22 +310,41 @@ class _Stage:
             lesson = read_lesson(text, words, playbook, self.own.similarity)
             return lesson.text
 
-        # marks by number need the list before the reflector; by section they do not, and it only stands in a small model's way
+        # marks by number need the list before the reflector; by section they do not, and it only
+        # stands in a small model's way
         shown = prompts if words.lesson_form == "json" else self.prompts
         turns = await asker.ask(
-            "lesson", history, shown.after(history, fill(words.lesson, {"outcome": outcome})), lesson_of,
-            episode=episode.index, first=0, max_tokens=words.reflect_max_tokens, schema=LESSON_SCHEMA if words.lesson_form == "json" else None,
-        )  # fmt: skip
+            "lesson",
+            history,
+            shown.after(history, fill(words.lesson, {"outcome": outcome})),
+            lesson_of,
+            episode=episode.index,
+            first=0,
+            max_tokens=words.reflect_max_tokens,
+            schema=LESSON_SCHEMA if words.lesson_form == "json" else None,
+        )
         if lesson is None or not lesson.text or words.lesson_form == "pattern":
             return turns
-        values = {"items": playbook.listed(words), "instruction": task.instruction, "section": lesson.section, "lesson": lesson.text}
+        values = {
+            "items": playbook.listed(words),
+            "instruction": task.instruction,
+            "section": lesson.section,
+            "lesson": lesson.text,
+        }
         return turns + await asker.ask(
-            "delta", history, (Message("user", fill(words.curate, values)),), _delta_note,
-            episode=episode.index, first=len(turns), max_tokens=words.reflect_max_tokens, schema=DELTA_SCHEMA,
-        )  # fmt: skip
+            "delta",
+            history,
+            (Message("user", fill(words.curate, values)),),
+            _delta_note,
+            episode=episode.index,
+            first=len(turns),
+            max_tokens=words.reflect_max_tokens,
+            schema=DELTA_SCHEMA,
+        )
 
     def merge(self, episode: Episode, before: Playbook) -> None:
-        """What the attempt's asides do to the playbook. `before`: the one that it acted with and that its marks speak of."""
+        """What the attempt's asides do to the playbook. `before`: the one that it acted with and
+        that its marks speak of."""
         words, own = self.prompts.set, self.own
         for turn in episode.turns:
             if turn.action not in ("lesson", "delta") or turn.kind != "aside":
@@ -264,7 +367,9 @@ class _Stage:
                     self.merges["left as it is"] += 1
                     continue
                 delta = found
-            self.playbook, became = self.playbook.merge(delta, most=own.most, similarity=own.similarity)
+            self.playbook, became = self.playbook.merge(
+                delta, most=own.most, similarity=own.similarity
+            )
             self.merges[became] += 1
 
     def count(self, task: Task, episode: Episode) -> None:
@@ -282,7 +387,11 @@ class _Stage:
 
 def _delta_note(text: str) -> str:
     delta = read_delta(text)
-    return "NONE" if delta is None else " ".join(filter(None, (delta.operation, str(delta.item or ""), delta.text)))
+    return (
+        "NONE"
+        if delta is None
+        else " ".join(filter(None, (delta.operation, str(delta.item or ""), delta.text)))
+    )
 
 
 def _batched(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:

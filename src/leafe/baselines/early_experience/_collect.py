@@ -1,8 +1,12 @@
-"""What would have come of other actions: at the states of successful trajectories the policy proposes some, and the environment shows each one's next observation.
+"""What would have come of other actions: at the states of successful trajectories the policy
+proposes some, and the environment shows each one's next observation.
 
-No reward is read. What is collected goes onto the task's tree: an action that was carried out is an episode of one turn that starts where the expert's action
-did; a proposal that was not (the expert's own action, one proposed twice) and an explanation are asides of it. All of a state is one line of the journal, so
-that a killed run asks again only at the states in flight, and the sums over the journal are the budget's.
+No reward is read. What is collected goes onto the task's tree: an action that was carried out is an
+episode of one turn that starts where the expert's action
+did; a proposal that was not (the expert's own action, one proposed twice) and an explanation are
+asides of it. All of a state is one line of the journal, so
+that a killed run asks again only at the states in flight, and the sums over the journal are the
+budget's.
 """
 
 from __future__ import annotations
@@ -39,11 +43,22 @@ from leafe.core import (
     derive_seed,
     turn_id,
 )
-from leafe.explore import ActionTrace, Diverged, EnvLease, EnvPool, EpisodeSink, ExploreConfig, Progress, SnapshotHandle, cost_of
+from leafe.explore import (
+    ActionTrace,
+    Diverged,
+    EnvLease,
+    EnvPool,
+    EpisodeSink,
+    ExploreConfig,
+    Progress,
+    SnapshotHandle,
+    cost_of,
+)
 from leafe.prompts import History, Prompts, PromptSet, fill
 
 HOPELESS = 10
-"""States in a row at which policy or environment failed, after which the collection ends: the outside is down."""
+"""States in a row at which policy or environment failed, after which the collection ends: the
+outside is down."""
 
 
 class EarlyConfig(BaseModel):
@@ -54,7 +69,8 @@ class EarlyConfig(BaseModel):
     alternatives: int = Field(4, ge=1)
     """K: actions asked for at a state."""
     explanations: int = Field(0, ge=0)
-    """Of the alternatives at a state, how many the policy is asked to explain (self-reflection); 0: none (implicit environment modelling)."""
+    """Of the alternatives at a state, how many the policy is asked to explain (self-reflection); 0:
+    none (implicit environment modelling)."""
     successes: int | None = Field(1, ge=1)
     """Successful trajectories of a task, the shortest first; None: all."""
     states: int | None = Field(None, ge=1)
@@ -70,7 +86,8 @@ class Collected:
     spent: Spent
     """Of the collection alone."""
     counts: Mapping[str, int]
-    """States asked at; alternatives carried out; proposals that were the expert's own or a repetition; explanations, the unusable by reason; failures."""
+    """States asked at; alternatives carried out; proposals that were the expert's own or a
+    repetition; explanations, the unusable by reason; failures."""
     cut_short: str | None
 
 
@@ -86,18 +103,35 @@ async def collect(
     known: Mapping[str, Sequence[Episode]] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Collected:
-    """Alternatives at the states of the trees' successes (METHOD.md, Early Experience). The trees handed in are not changed.
+    """Alternatives at the states of the trees' successes (METHOD.md, Early Experience). The trees
+    handed in are not changed.
 
-    config: `limits` a task and `run_limits` in all for the collection alone, temperatures, `max_reflection_attempts`, concurrency, and the seed of the exploration, since
-    the environment has to be brought back to its states. `known`: what an interrupted collection journalled, by task. UserError where no tree holds a success, or
-    where explanations are wanted of a prompt set that has no words for them; ForeignFailure where policy or environments fail again and again.
+    config: `limits` a task and `run_limits` in all for the collection alone, temperatures,
+    `max_reflection_attempts`, concurrency, and the seed of the exploration, since
+    the environment has to be brought back to its states. `known`: what an interrupted collection
+    journalled, by task. UserError where no tree holds a success, or
+    where explanations are wanted of a prompt set that has no words for them; ForeignFailure where
+    policy or environments fail again and again.
     """
     if own.explanations:
         check_thoughts(prompts.set)
     solved = {task_id: tree for task_id, tree in trees.items() if tree.solved}
     if not solved:
-        raise UserError("No tree holds a success: Early Experience has no expert trajectory to start from; explore more tasks or with a larger budget.")
-    stage = _Stage(policy, pool, prompts, config, own, journal, on_progress, Budget(config.run_limits), Progress(len(solved)))
+        raise UserError(
+            "No tree holds a success: Early Experience has no expert trajectory to start "
+            "from; explore more tasks or with a larger budget."
+        )
+    stage = _Stage(
+        policy,
+        pool,
+        prompts,
+        config,
+        own,
+        journal,
+        on_progress,
+        Budget(config.run_limits),
+        Progress(len(solved)),
+    )
     out: dict[str, Tree] = {}
     begun: dict[str, tuple[Tree, int, Budget, set[str | None]]] = {}
     for task_id, tree in solved.items():
@@ -131,10 +165,12 @@ async def collect(
 
 
 def check_thoughts(words: PromptSet) -> None:
-    """UserError where self-reflection cannot be trained: an answer of this prompt set has no room for the explanation."""
+    """UserError where self-reflection cannot be trained: an answer of this prompt set has no room
+    for the explanation."""
     if not words.explain or words.action in ("plain", "line"):
         raise UserError(
-            f"The prompt set {words.name} has no room for thoughts before an action: self-reflection cannot be trained on it; use the variant without "
+            f"The prompt set {words.name} has no room for thoughts before an action: "
+            "self-reflection cannot be trained on it; use the variant without "
             "explanations (explanations = 0) or a set whose action is react or code."
         )
 
@@ -149,14 +185,20 @@ def by_task(lines: Iterable[Sequence[Episode]]) -> dict[str, list[Episode]]:
 
 
 def experts(tree: Tree, successes: int | None, before: int | None = None) -> list[Episode]:
-    """The successful episodes that stand for the expert: the shortest first, then the oldest; `before`: of the first so many episodes alone."""
+    """The successful episodes that stand for the expert: the shortest first, then the oldest;
+    `before`: of the first so many episodes alone."""
     found = [e for e in tree.episodes[:before] if e.success]
     return sorted(found, key=lambda e: (len(tree.trajectory(e)), e.index))[:successes]
 
 
 def expert_turns(tree: Tree, successes: int | None, before: int | None = None) -> list[Turn]:
     """The valid actions along the expert's ways, each once, in order."""
-    turns = {turn.id: turn for episode in experts(tree, successes, before) for turn in tree.trajectory(episode) if turn.valid}
+    turns = {
+        turn.id: turn
+        for episode in experts(tree, successes, before)
+        for turn in tree.trajectory(episode)
+        if turn.valid
+    }
     return list(turns.values())
 
 
@@ -177,12 +219,16 @@ class _Stage:
     async def task(self, tree: Tree, first: int, budget: Budget, done: set[str | None]) -> None:
         turns = expert_turns(tree, self.own.successes, first)
         if self.own.states is not None and len(turns) > self.own.states:
-            chosen = random.Random(derive_seed(self.config.seed, tree.task.id, "states")).sample(range(len(turns)), self.own.states)
+            chosen = random.Random(derive_seed(self.config.seed, tree.task.id, "states")).sample(
+                range(len(turns)), self.own.states
+            )
             turns = [turns[i] for i in sorted(chosen)]
         held: dict[str | None, SnapshotHandle] = {}
         try:
             for expert in turns:
-                if expert.parent in done:  # asked at already, on another success's way or in an earlier run
+                if (
+                    expert.parent in done
+                ):  # asked at already, on another success's way or in an earlier run
                     continue
                 done.add(expert.parent)
                 if not budget.take(policy_calls=self.own.alternatives):
@@ -191,7 +237,9 @@ class _Stage:
         finally:
             self.pool.release(held.values())
 
-    async def state(self, tree: Tree, expert: Turn, budget: Budget, held: dict[str | None, SnapshotHandle]) -> None:
+    async def state(
+        self, tree: Tree, expert: Turn, budget: Budget, held: dict[str | None, SnapshotHandle]
+    ) -> None:
         """Ask, carry out, explain; the proposals are charged already."""
         path = tree.path(expert.parent)
         origin = tree.episode_of(path[0].id if path else expert.id)
@@ -200,18 +248,31 @@ class _Stage:
         number = self.own.alternatives
         words, config = self.prompts.set, self.config
         request = Request(
-            messages=self.prompts.act(history), n=number, temperature=config.temperature, top_p=config.top_p, max_tokens=words.max_tokens, stop=words.stop,
-            seed=derive_seed(config.seed, tree.task.id, expert.id, "alternatives"), cache_key=tree.task.id,
-        )  # fmt: skip
+            messages=self.prompts.act(history),
+            n=number,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=words.max_tokens,
+            stop=words.stop,
+            seed=derive_seed(config.seed, tree.task.id, expert.id, "alternatives"),
+            cache_key=tree.task.id,
+        )
         began = time.monotonic()
         asker = Asker(self.policy, config, budget)
         try:
             answers = await self.policy.complete(request)
             if sum(a.count for a in answers) != number:
-                raise PolicyError(f"The policy {self.policy.name} gave {sum(a.count for a in answers)} samples where {number} were asked for.")
+                raise PolicyError(
+                    f"The policy {self.policy.name} gave {sum(a.count for a in answers)} "
+                    f"samples where {number} were asked for."
+                )
         except PolicyError as error:
             budget.charge(policy_calls=-number)  # nothing came of it: the journal will not hold it
-            self.counts["failed: the context was full" if isinstance(error, ContextFull) else "failed: the policy gave no answer"] += 1
+            self.counts[
+                "failed: the context was full"
+                if isinstance(error, ContextFull)
+                else "failed: the policy gave no answer"
+            ] += 1
             if not isinstance(error, ContextFull):
                 self.lose(str(error))
             return
@@ -239,7 +300,9 @@ class _Stage:
                     except BaseException:
                         budget.charge(env_steps=-1)  # no turn came of it
                         raise
-                    one = self.episode(history, answer, thought, action, result, index + len(finished), seconds)
+                    one = self.episode(
+                        history, answer, thought, action, result, index + len(finished), seconds
+                    )
                     finished.append(replace(one, replayed=replays))
                     replays = 0
             self.lost_in_a_row = 0
@@ -252,15 +315,39 @@ class _Stage:
             self.lose(why)
         idle += [(answer, f"not carried out: {why}") for answer, _, _ in fresh[len(finished) :]]
         if not finished:
-            finished = [Episode(tree.task.id, index, Stop.budget, (), history.first_observation, start=expert.parent)]
+            finished = [
+                Episode(
+                    tree.task.id,
+                    index,
+                    Stop.budget,
+                    (),
+                    history.first_observation,
+                    start=expert.parent,
+                )
+            ]
         budget.charge(episodes=len(finished))
         turns = [
-            aside("proposal", history, answer, episode=index, nth=i, why=why, policy=self.policy.name, seconds=seconds) for i, (answer, why) in enumerate(idle)
+            aside(
+                "proposal",
+                history,
+                answer,
+                episode=index,
+                nth=i,
+                why=why,
+                policy=self.policy.name,
+                seconds=seconds,
+            )
+            for i, (answer, why) in enumerate(idle)
         ]
-        finished[0] = replace(finished[0], turns=(*turns, *finished[0].turns), replayed=finished[0].replayed + replays)
+        finished[0] = replace(
+            finished[0], turns=(*turns, *finished[0].turns), replayed=finished[0].replayed + replays
+        )
         for nth, episode in enumerate(finished[: self.own.explanations]):
             if episode.acts:
-                finished[nth] = replace(episode, turns=(*episode.turns, *await self.explain(asker, history, expert, episode)))
+                finished[nth] = replace(
+                    episode,
+                    turns=(*episode.turns, *await self.explain(asker, history, expert, episode)),
+                )
         if self.journal is not None:
             await asyncio.to_thread(self.journal.append, finished)
         for episode in finished:
@@ -269,8 +356,11 @@ class _Stage:
         self.count(finished)
         self.report()
 
-    def sorted(self, answers: Sequence[Completion], expert: Turn) -> tuple[list[tuple[Completion, str, str]], list[tuple[Completion, str]]]:
-        """(the distinct other actions as answer, thought, action, in the order of their first proposal; the other proposals with why they are none)."""
+    def sorted(
+        self, answers: Sequence[Completion], expert: Turn
+    ) -> tuple[list[tuple[Completion, str, str]], list[tuple[Completion, str]]]:
+        """(the distinct other actions as answer, thought, action, in the order of their first
+        proposal; the other proposals with why they are none)."""
         fresh: list[tuple[Completion, str, str]] = []
         idle: list[tuple[Completion, str]] = []
         seen = {expert.action.strip()}
@@ -279,62 +369,118 @@ class _Stage:
                 one = replace(answer, count=1, usage=answer.usage if nth == 0 else Usage())
                 thought, action = self.prompts.parse_action(one.text, one.finish == "length")
                 if action.strip() in seen:
-                    idle.append((one, "the expert's own action" if action.strip() == expert.action.strip() else "proposed already"))
+                    idle.append(
+                        (
+                            one,
+                            "the expert's own action"
+                            if action.strip() == expert.action.strip()
+                            else "proposed already",
+                        )
+                    )
                 else:
                     seen.add(action.strip())
                     fresh.append((one, thought, action))
         return fresh, idle
 
-    async def carry_out(self, env: EnvLease, history: History, action: str, held: dict[str | None, SnapshotHandle]) -> StepResult:
+    async def carry_out(
+        self, env: EnvLease, history: History, action: str, held: dict[str | None, SnapshotHandle]
+    ) -> StepResult:
         """One action from the state after the history."""
         await self.bring(env, history, held)
         return await env.step(action)
 
-    def episode(self, history: History, answer: Completion, thought: str, action: str, result: StepResult, index: int, seconds: float) -> Episode:
+    def episode(
+        self,
+        history: History,
+        answer: Completion,
+        thought: str,
+        action: str,
+        result: StepResult,
+        index: int,
+        seconds: float,
+    ) -> Episode:
         start = history.turns[-1].id if history.turns else None
         turn = act_turn(
-            answer, thought, action, result,
-            id=turn_id(history.task.id, index, history.step), parent=start, task_id=history.task.id, step=history.step,
-            policy=self.policy.name, seconds=seconds,
-        )  # fmt: skip
-        stop = (Stop.success if result.success else Stop.failure) if result.done else Stop.horizon  # its horizon is this one step
-        return Episode(history.task.id, index, stop, (turn,), history.first_observation, start=start)
+            answer,
+            thought,
+            action,
+            result,
+            id=turn_id(history.task.id, index, history.step),
+            parent=start,
+            task_id=history.task.id,
+            step=history.step,
+            policy=self.policy.name,
+            seconds=seconds,
+        )
+        stop = (
+            (Stop.success if result.success else Stop.failure) if result.done else Stop.horizon
+        )  # its horizon is this one step
+        return Episode(
+            history.task.id, index, stop, (turn,), history.first_observation, start=start
+        )
 
-    async def bring(self, env: EnvLease, history: History, held: dict[str | None, SnapshotHandle]) -> None:
-        """The environment to the state after the history: by a snapshot of it, from one of an earlier state on, or from the reset on."""
+    async def bring(
+        self, env: EnvLease, history: History, held: dict[str | None, SnapshotHandle]
+    ) -> None:
+        """The environment to the state after the history: by a snapshot of it, from one of an
+        earlier state on, or from the reset on."""
         ids = [None, *(t.id for t in history.turns)]
         seed = derive_seed(self.config.seed, history.task.id, "world")
         if not env.env.can_snapshot:
-            await env.follow(ActionTrace.along(history.task, seed, history.first_observation, history.turns))
+            await env.follow(
+                ActionTrace.along(history.task, seed, history.first_observation, history.turns)
+            )
             return
         near = max((n for n, name in enumerate(ids) if name in held), default=None)
         if near is None:
-            await env.follow(ActionTrace.along(history.task, seed, history.first_observation, history.turns))
+            await env.follow(
+                ActionTrace.along(history.task, seed, history.first_observation, history.turns)
+            )
         else:
             await env.restore(held[ids[near]])
             for turn in history.turns[near:]:
                 said = (await env.step(turn.action)).observation
                 env.on_replay()
                 if said != turn.observation:
-                    raise Diverged(f"at step {turn.step} the environment said {said[:120]!r}, not {turn.observation[:120]!r}")
+                    raise Diverged(
+                        f"at step {turn.step} the environment said {said[:120]!r}, not "
+                        f"{turn.observation[:120]!r}"
+                    )
         if ids[-1] not in held:
             held[ids[-1]] = await env.snapshot()
 
-    async def explain(self, asker: Asker, history: History, expert: Turn, episode: Episode) -> list[Turn]:
-        """Why the expert's action is better than the one that the episode holds; asked with both outcomes, to be read without them."""
+    async def explain(
+        self, asker: Asker, history: History, expert: Turn, episode: Episode
+    ) -> list[Turn]:
+        """Why the expert's action is better than the one that the episode holds; asked with both
+        outcomes, to be read without them."""
         other = episode.acts[0]
-        values = {"action": expert.action, "outcome": expert.observation, "other": other.action, "observation": other.observation}
-        read = History(history.task, history.first_observation, (*history.turns, other))  # where its turns stand: after the alternative
+        values = {
+            "action": expert.action,
+            "outcome": expert.observation,
+            "other": other.action,
+            "observation": other.observation,
+        }
+        read = History(
+            history.task, history.first_observation, (*history.turns, other)
+        )  # where its turns stand: after the alternative
         asked = self.prompts.after(history, fill(self.prompts.set.explain, values))
         return await asker.ask(
-            "explanation", read, asked, explanation, episode=episode.index, first=0, max_tokens=self.prompts.set.reflect_max_tokens
-        )  # fmt: skip
+            "explanation",
+            read,
+            asked,
+            explanation,
+            episode=episode.index,
+            first=0,
+            max_tokens=self.prompts.set.reflect_max_tokens,
+        )
 
     def lose(self, error: str) -> None:
         self.lost_in_a_row += 1
         if self.lost_in_a_row >= HOPELESS:
             raise ForeignFailure(
-                f"At {self.lost_in_a_row} states in a row the policy or the environment failed, the last with: {error} "
+                f"At {self.lost_in_a_row} states in a row the policy or the environment "
+                f"failed, the last with: {error} "
                 "What was finished is kept: mend it and run again."
             )
 
@@ -347,7 +493,9 @@ class _Stage:
             elif turn.action == "proposal":
                 self.counts[f"proposal: {turn.observation.split(':')[0]}"] += 1
             else:
-                self.counts["explanations" if turn.valid else f"explanation: {turn.observation}"] += 1
+                self.counts[
+                    "explanations" if turn.valid else f"explanation: {turn.observation}"
+                ] += 1
 
     def report(self) -> None:
         self.progress.spent = self.budget.snapshot()
@@ -356,7 +504,8 @@ class _Stage:
 
 
 def explanation(text: str) -> str:
-    """The sentences, on one line, without an action that the policy went on to; Unusable where there are none."""
+    """The sentences, on one line, without an action that the policy went on to; Unusable where
+    there are none."""
     kept = []
     for line in text.strip().splitlines():
         if line.strip().lower().startswith(("action:", "```")):

@@ -1,7 +1,9 @@
 """Collected trees to training data: what the environment would say, what the expert did, and why.
 
-The next observation is learnt as the answer to a request (the set's `predict`), in a turn of the assistant: so every chat template has a place for it, the loss
-falls on it and its end alone, and nothing is trained in the user's role. All samples are of the part `rehearsal`: each phase is plain cross-entropy on one set.
+The next observation is learnt as the answer to a request (the set's `predict`), in a turn of the
+assistant: so every chat template has a place for it, the loss
+falls on it and its end alone, and nothing is trained in the user's role. All samples are of the
+part `rehearsal`: each phase is plain cross-entropy on one set.
 """
 
 from __future__ import annotations
@@ -30,11 +32,18 @@ class EarlyData:
     @property
     def mixed(self) -> Dataset:
         """Reasoned and expert samples together: what self-reflection trains on."""
-        return Dataset((*self.reasoned.samples, *self.expert.samples), {}, {**self.reasoned.skipped, **self.expert.skipped})
+        return Dataset(
+            (*self.reasoned.samples, *self.expert.samples),
+            {},
+            {**self.reasoned.skipped, **self.expert.skipped},
+        )
 
 
-def early_data(trees: Mapping[str, Tree], collected: Mapping[str, Tree], prompts: Prompts, own: EarlyConfig) -> EarlyData:
-    """`trees`: the exploration's; `collected`: those that `collect` gave. The same in gives the same out."""
+def early_data(
+    trees: Mapping[str, Tree], collected: Mapping[str, Tree], prompts: Prompts, own: EarlyConfig
+) -> EarlyData:
+    """`trees`: the exploration's; `collected`: those that `collect` gave. The same in gives the
+    same out."""
     world_model, expert, reasoned = _Set(), _Set(), _Set()
     for task_id, tree in collected.items():
         before = len(trees[task_id].episodes)
@@ -45,11 +54,22 @@ def early_data(trees: Mapping[str, Tree], collected: Mapping[str, Tree], prompts
             if turn.cut:
                 expert.skipped["expert: the answer was cut at its limit of tokens"] += 1
             else:
-                expert.add(turn, prompts.act(_history(tree, turn)), Message("assistant", turn.action_text, turn.tokens), "the expert's action")
+                expert.add(
+                    turn,
+                    prompts.act(_history(tree, turn)),
+                    Message("assistant", turn.action_text, turn.tokens),
+                    "the expert's action",
+                )
             _predicted(world_model, tree, turn, prompts, "after the expert's action")
         for episode in tree.episodes[before:]:
             for turn in episode.acts:
-                _predicted(world_model, tree, turn, prompts, f"after an alternative to {by_state[episode.start].id}")
+                _predicted(
+                    world_model,
+                    tree,
+                    turn,
+                    prompts,
+                    f"after an alternative to {by_state[episode.start].id}",
+                )
             for turn in _explanations(episode):
                 _reasoned(reasoned, tree, by_state[episode.start], turn, prompts)
     return EarlyData(world_model.dataset(), expert.dataset(), reasoned.dataset())
@@ -71,7 +91,11 @@ class _Set:
         self.samples.append(Sample("rehearsal", turn.task_id, turn.id, messages, answer, note=note))
 
     def dataset(self) -> Dataset:
-        return Dataset(tuple(self.samples), {"rehearsal": self.duplicates} if self.duplicates else {}, dict(self.skipped))
+        return Dataset(
+            tuple(self.samples),
+            {"rehearsal": self.duplicates} if self.duplicates else {},
+            dict(self.skipped),
+        )
 
 
 def _history(tree: Tree, turn: Turn) -> History:
@@ -82,7 +106,9 @@ def _predicted(world_model: _Set, tree: Tree, turn: Turn, prompts: Prompts, note
     if not turn.observation.strip():
         world_model.skipped["environment: the environment said nothing"] += 1
         return
-    messages = prompts.after(_history(tree, turn), fill(prompts.set.predict, {"action": turn.action}))
+    messages = prompts.after(
+        _history(tree, turn), fill(prompts.set.predict, {"action": turn.action})
+    )
     world_model.add(turn, messages, Message("assistant", turn.observation), note)
 
 
@@ -100,4 +126,9 @@ def _reasoned(reasoned: _Set, tree: Tree, expert: Turn, why: Turn, prompts: Prom
     if prompts.parse_action(text)[1] != expert.action:
         reasoned.skipped["reasoned: explanation and action do not read back as the action"] += 1
         return
-    reasoned.add(expert, prompts.act(_history(tree, expert)), Message("assistant", text), f"explained in {why.id}")
+    reasoned.add(
+        expert,
+        prompts.act(_history(tree, expert)),
+        Message("assistant", text),
+        f"explained in {why.id}",
+    )

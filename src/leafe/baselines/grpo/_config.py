@@ -16,20 +16,23 @@ Progress = Callable[[Mapping[str, Any]], None]
 """Called with each line of metrics.jsonl."""
 
 Validate = Callable[[Policy], Coroutine[Any, Any, float]]
-"""The success rate of the policy on held-out tasks, say by `leafe.evaluate.evaluate`; charged to no budget."""
+"""The success rate of the policy on held-out tasks, say by `leafe.evaluate.evaluate`; charged to no
+budget."""
 
 COUNTED = ("policy_calls", "env_steps", "episodes")
 """Limits that can be met exactly."""
 
 
 class GrpoConfig(BaseModel):
-    """All options of GRPO. A step is one batch of rollouts and the `num_iterations` optimiser steps on it."""
+    """All options of GRPO. A step is one batch of rollouts and the `num_iterations` optimiser steps
+    on it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # how long
     limits: dict[str, float] = {}
-    """What all rollouts of the training may cost: policy_calls, env_steps, episodes. Met exactly; a group that the limit cuts short is not trained on."""
+    """What all rollouts of the training may cost: policy_calls, env_steps, episodes. Met exactly; a
+    group that the limit cuts short is not trained on."""
     max_steps: int | None = Field(None, ge=1)
     """Most steps; None: until a limit is reached."""
 
@@ -39,10 +42,12 @@ class GrpoConfig(BaseModel):
     tasks_per_batch: int = Field(16, ge=1)
     """Tasks in a batch; no more than there are."""
     reward: Literal["success", "env"] = "success"
-    """success: 1 where the environment said so, else 0. environment: the sum of the environment's rewards over the episode."""
+    """success: 1 where the environment said so, else 0. environment: the sum of the environment's
+    rewards over the episode."""
     temperature: float = Field(1.0, gt=0)
     horizon: int | None = Field(None, ge=1)
-    """None: the environment's own. In a recipe: that of `explore`, unless the arm has its own; so is `max_invalid_actions`."""
+    """None: the environment's own. In a recipe: that of `explore`, unless the arm has its own; so
+    is `max_invalid_actions`."""
     max_invalid_actions: int = Field(5, ge=1)
     """Invalid actions in a row that end an episode."""
     max_batch: int = Field(256, ge=1)
@@ -52,25 +57,31 @@ class GrpoConfig(BaseModel):
 
     # the objective
     epsilon: float = Field(0.2, gt=0)
-    """The ratio of the new to the old probability counts between 1 - this and 1 + this. With one iteration the ratio is 1 and nothing is cut."""
+    """The ratio of the new to the old probability counts between 1 - this and 1 + this. With one
+    iteration the ratio is 1 and nothing is cut."""
     beta: float = Field(0.0, ge=0)
-    """Weight of the KL divergence to the start policy, estimated at the sampled tokens (TRL's unbiased form: times the ratio)."""
+    """Weight of the KL divergence to the start policy, estimated at the sampled tokens (TRL's
+    unbiased form: times the ratio)."""
     num_iterations: int = Field(1, ge=1)
     """Optimiser steps on one batch."""
     loss_type: Literal["grpo", "dapo"] = "grpo"
-    """grpo: the mean over rollouts of the mean over a rollout's tokens. dapo: the mean over all tokens."""
+    """grpo: the mean over rollouts of the mean over a rollout's tokens. dapo: the mean over all
+    tokens."""
 
     # the optimiser
     learning_rate: float = Field(1e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the rate rises from 0; then it is constant, since the number of steps hangs on what the rollouts cost."""
+    """Steps over which the rate rises from 0; then it is constant, since the number of steps hangs
+    on what the rollouts cost."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
-    """Rollouts in one forward pass, a divisor of the batch; None: the largest up to 32. Changes memory and speed, never the loss."""
+    """Rollouts in one forward pass, a divisor of the batch; None: the largest up to 32. Changes
+    memory and speed, never the loss."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the arithmetic of the updates. The trained weights stay float32, and rollouts use them as they are; with LoRA the weights beneath are held in this
+    """Of the arithmetic of the updates. The trained weights stay float32, and rollouts use them as
+    they are; with LoRA the weights beneath are held in this
     type. auto: bfloat16 where the GPU has it, else float32."""
     gradient_checkpointing: bool = False
     lora: Lora | None = None
@@ -107,7 +118,8 @@ class GrpoResult:
     """The folder with the checkpoint, or with the adapter where it was not merged."""
     steps: int
     kept_step: int
-    """The step whose weights were written: that of the best validation, or the last. 0: no step improved on the start."""
+    """The step whose weights were written: that of the best validation, or the last. 0: no step
+    improved on the start."""
     spent: Mapping[str, float]
     """What the rollouts cost; fields of `leafe.core.Spent`."""
     reward: float | None
@@ -126,4 +138,6 @@ class GrpoResult:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> GrpoResult:
-        return GrpoResult(**(dict(data) | {"path": Path(data["path"]), "notes": tuple(data["notes"])}))
+        return GrpoResult(
+            **(dict(data) | {"path": Path(data["path"]), "notes": tuple(data["notes"])})
+        )

@@ -1,7 +1,10 @@
-"""TRL's trainer around our rollouts: the loss, the groups' advantages and the optimiser steps are TRL's, batches and all that happens between steps ours.
+"""TRL's trainer around our rollouts: the loss, the groups' advantages and the optimiser steps are
+TRL's, batches and all that happens between steps ours.
 
-TRL asks `rollout_func` for a batch at every step. It gets the rollouts of the step that we are at, whatever prompts it names: so a step is a function of the
-seed, its number and the weights, and a killed training goes on from our own checkpoints (safetensors and JSON). The engine that samples holds the very
+TRL asks `rollout_func` for a batch at every step. It gets the rollouts of the step that we are at,
+whatever prompts it names: so a step is a function of the
+seed, its number and the weights, and a killed training goes on from our own checkpoints
+(safetensors and JSON). The engine that samples holds the very
 module that is trained; before each batch it is told that the weights are others.
 """
 
@@ -31,7 +34,18 @@ from trl import GRPOTrainer
 from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress, Validate
 from leafe.baselines.grpo._rollouts import Batch, Rollouts, counts
 from leafe.core import Budget, Environment, Task, UserError, derive_seed
-from leafe.distill.training import SMALL, Checkpoints, Metrics, adapter, finished, groups, publish, quiet, same, save
+from leafe.distill.training import (
+    SMALL,
+    Checkpoints,
+    Metrics,
+    adapter,
+    finished,
+    groups,
+    publish,
+    quiet,
+    same,
+    save,
+)
 from leafe.explore import EnvPool
 from leafe.policies.hf import HFPolicy, adapter_base, load_model, load_tokenizer
 from leafe.prompts import Prompts
@@ -45,23 +59,63 @@ class _Spent(Exception):
 
 
 def run(
-    model_path: str | Path, out: Path, make: Callable[[], Environment], tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig,
-    validate: Validate | None, workers: int, timeout: float, max_observation: int | None, progress: Progress | None,
-) -> GrpoResult:  # fmt: skip
+    model_path: str | Path,
+    out: Path,
+    make: Callable[[], Environment],
+    tasks: Sequence[Task],
+    prompts: Prompts,
+    config: GrpoConfig,
+    validate: Validate | None,
+    workers: int,
+    timeout: float,
+    max_observation: int | None,
+    progress: Progress | None,
+) -> GrpoResult:
     """See `leafe.baselines.grpo.train`."""
     if not tasks:
         raise UserError("There are no tasks to train on: check the split and the count.")
     if prompts.window is not None:
-        raise UserError('GRPO trains on an episode as one sequence, for which the history has to be append-only: use history = "full".')
+        raise UserError(
+            "GRPO trains on an episode as one sequence, for which the history has to be "
+            'append-only: use history = "full".'
+        )
     began = time.monotonic()
-    # trained weights stay float32: at a rate of 1e-6 bfloat16 would round every update away; under LoRA the base is not trained
-    model, tokenizer = load_model(model_path, dtype="bfloat16" if _half(config) and config.lora is not None else "float32"), load_tokenizer(model_path)
+    # trained weights stay float32: at a rate of 1e-6 bfloat16 would round every update away; under
+    # LoRA the base is not trained
+    model, tokenizer = (
+        load_model(
+            model_path, dtype="bfloat16" if _half(config) and config.lora is not None else "float32"
+        ),
+        load_tokenizer(model_path),
+    )
     threads = torch.get_num_threads()
-    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < SMALL:
+    if (
+        not torch.cuda.is_available()
+        and "OMP_NUM_THREADS" not in os.environ
+        and sum(p.numel() for p in model.parameters()) < SMALL
+    ):
         torch.set_num_threads(1)  # of this thread; the engine's is told below
-    pool = EnvPool.fitting(make, config.num_generations * min(config.tasks_per_batch, len(tasks)), workers, timeout, max_observation)
+    pool = EnvPool.fitting(
+        make,
+        config.num_generations * min(config.tasks_per_batch, len(tasks)),
+        workers,
+        timeout,
+        max_observation,
+    )
     try:
-        training = _Training(str(model_path), model, tokenizer, out, pool, tasks, prompts, config, validate, progress, began)
+        training = _Training(
+            str(model_path),
+            model,
+            tokenizer,
+            out,
+            pool,
+            tasks,
+            prompts,
+            config,
+            validate,
+            progress,
+            began,
+        )
         found = finished(out, training.fingerprint)
         return training.run() if found is None else GrpoResult.from_json(found)
     finally:
@@ -78,12 +132,31 @@ class _Trainer(GRPOTrainer):  # type: ignore[misc]
 
 class _Training:
     def __init__(
-        self, source: str, model: Any, tokenizer: Any, out: Path, pool: EnvPool, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig,
-        validate: Validate | None, progress: Progress | None, began: float,
-    ) -> None:  # fmt: skip
-        self.source, self.tokenizer, self.out, self.pool, self.prompts, self.config = source, tokenizer, out, pool, prompts, config
+        self,
+        source: str,
+        model: Any,
+        tokenizer: Any,
+        out: Path,
+        pool: EnvPool,
+        tasks: Sequence[Task],
+        prompts: Prompts,
+        config: GrpoConfig,
+        validate: Validate | None,
+        progress: Progress | None,
+        began: float,
+    ) -> None:
+        self.source, self.tokenizer, self.out, self.pool, self.prompts, self.config = (
+            source,
+            tokenizer,
+            out,
+            pool,
+            prompts,
+            config,
+        )
         self.validate, self.progress, self.began = validate, progress, began
-        self.stored = AutoConfig.from_pretrained(adapter_base(source) or source).dtype or torch.float32
+        self.stored = (
+            AutoConfig.from_pretrained(adapter_base(source) or source).dtype or torch.float32
+        )
         self.fingerprint = _fingerprint(model, tasks, prompts, config)
         self.measuring = validate is not None and config.eval_steps is not None
         self.model = model
@@ -91,7 +164,13 @@ class _Training:
         self.budget = Budget(config.limits)
         self.notes: list[str] = []
         self.batch: Batch | None = None
-        self.state: dict[str, Any] = {"fingerprint": self.fingerprint, "best_step": None, "best": -1.0, "reward": None, "stops": {}}
+        self.state: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "best_step": None,
+            "best": -1.0,
+            "reward": None,
+            "stops": {},
+        }
         self.first = 0
         """Steps taken before this process began."""
 
@@ -101,10 +180,23 @@ class _Training:
             bare = self.trainer.accelerator.unwrap_model(self.trainer.model)
             bare.eval()
             self.policy = HFPolicy.around(
-                bare, self.tokenizer, name=f"{self.source}@0", max_batch=self.config.max_batch, threads=torch.get_num_threads(), cache_gib=self.config.cache_gib
+                bare,
+                self.tokenizer,
+                name=f"{self.source}@0",
+                max_batch=self.config.max_batch,
+                threads=torch.get_num_threads(),
+                cache_gib=self.config.cache_gib,
             )
             try:
-                self.rollouts = Rollouts(self.policy, self.policy.chat, self.pool, self.tasks, self.prompts, self.config, self.budget)
+                self.rollouts = Rollouts(
+                    self.policy,
+                    self.policy.chat,
+                    self.pool,
+                    self.tasks,
+                    self.prompts,
+                    self.config,
+                    self.budget,
+                )
                 return self._train(bare)
             finally:
                 self.runner.run(self.policy.close())
@@ -112,47 +204,91 @@ class _Training:
     def _trainer(self) -> _Trainer:
         config = self.config
         size = config.num_generations * min(config.tasks_per_batch, len(self.tasks))
-        micro = config.per_device_train_batch_size or max(n for n in range(1, _ROWS + 1) if size % n == 0)
+        micro = config.per_device_train_batch_size or max(
+            n for n in range(1, _ROWS + 1) if size % n == 0
+        )
         if size % micro:
-            raise UserError(f"grpo.per_device_train_batch_size = {micro} does not divide the batch of {size} rollouts.")
+            raise UserError(
+                f"grpo.per_device_train_batch_size = {micro} does not divide the batch of "
+                f"{size} rollouts."
+            )
         args = TrlConfig(
-            output_dir=str(self.out / "checkpoints"), save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=1, seed=config.seed % 2**32,
-            use_cpu=not torch.cuda.is_available(), bf16=_half(config), max_steps=self._most_steps() * config.num_iterations, max_grad_norm=config.max_grad_norm,
+            output_dir=str(self.out / "checkpoints"),
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            logging_steps=1,
+            seed=config.seed % 2**32,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=_half(config),
+            max_steps=self._most_steps() * config.num_iterations,
+            max_grad_norm=config.max_grad_norm,
             shuffle_dataset=False,
-            per_device_train_batch_size=micro, gradient_accumulation_steps=size // micro, steps_per_generation=size // micro,
-            num_generations=config.num_generations, num_iterations=config.num_iterations, temperature=config.temperature, beta=config.beta, epsilon=config.epsilon,
-            loss_type=config.loss_type, scale_rewards="group", use_bias_correction_kl=True, disable_dropout=True,
-            gradient_checkpointing=config.gradient_checkpointing, dataloader_pin_memory=False, learning_rate=config.learning_rate,
-        )  # fmt: skip
-        rows = size // config.num_generations * 64  # a row a task, for TRL to count: which tasks a batch has is ours to say
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=size // micro,
+            steps_per_generation=size // micro,
+            num_generations=config.num_generations,
+            num_iterations=config.num_iterations,
+            temperature=config.temperature,
+            beta=config.beta,
+            epsilon=config.epsilon,
+            loss_type=config.loss_type,
+            scale_rewards="group",
+            use_bias_correction_kl=True,
+            disable_dropout=True,
+            gradient_checkpointing=config.gradient_checkpointing,
+            dataloader_pin_memory=False,
+            learning_rate=config.learning_rate,
+        )
+        rows = (
+            size // config.num_generations * 64
+        )  # a row a task, for TRL to count: which tasks a batch has is ours to say
         trainer = _Trainer(
-            model=self.model, args=args, reward_funcs=_reward, processing_class=self.tokenizer, rollout_func=self._rollouts,
-            train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(rows)]}), callbacks=[_Watch(self)],
+            model=self.model,
+            args=args,
+            reward_funcs=_reward,
+            processing_class=self.tokenizer,
+            rollout_func=self._rollouts,
+            train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(rows)]}),
+            callbacks=[_Watch(self)],
             peft_config=None if config.lora is None else adapter(config.lora),
-        )  # fmt: skip
+        )
         trainer.remove_callback(PrinterCallback)
         if trainer.accelerator.num_processes > 1:
             raise UserError("GRPO runs in one process: start it without accelerate launch.")
-        if trainer.ref_model is not None:  # TRL loads it by the model's name, which need not be where these weights are from
+        if (
+            trainer.ref_model is not None
+        ):  # TRL loads it by the model's name, which need not be where these weights are from
             trainer.ref_model.load_state_dict(self.model.state_dict())
         return trainer
 
     def _train(self, bare: Any) -> GrpoResult:
         config, trainer = self.config, self.trainer
         trained = {n: p for n, p in bare.named_parameters() if p.requires_grad}
-        optimizer = torch.optim.AdamW(groups(trained.values(), config.weight_decay), lr=config.learning_rate)
+        optimizer = torch.optim.AdamW(
+            groups(trained.values(), config.weight_decay), lr=config.learning_rate
+        )
         self.checkpoints = Checkpoints(self.out / "checkpoints", trained, optimizer)
         loaded = self.checkpoints.load()
         self.notes += self.checkpoints.notes
         if loaded is not None:
-            same(self.out, loaded["fingerprint"], self.fingerprint, "the checkpoints of another training")
+            same(
+                self.out,
+                loaded["fingerprint"],
+                self.fingerprint,
+                "the checkpoints of another training",
+            )
             self.first = int(loaded["step"])
             self.budget.charge(**loaded["spent"])
             self.state |= {name: loaded[name] for name in self.state}
         self.step = self.first
         trainer.optimizer = optimizer
-        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: self._share(self.first + k // config.num_iterations))
-        self.metrics = Metrics(self.out / "metrics.jsonl", self.first, self.progress, trainer.accelerator)
+        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda k: self._share(self.first + k // config.num_iterations)
+        )
+        self.metrics = Metrics(
+            self.out / "metrics.jsonl", self.first, self.progress, trainer.accelerator
+        )
         try:
             if not self.first and self.measuring:
                 self.metrics.row({"step": 0, "valid_success": self._validate()})
@@ -171,7 +307,9 @@ class _Training:
         """Of the whole training: every rollout costs one of each limit at least."""
         size = self.config.num_generations * min(self.config.tasks_per_batch, len(self.tasks))
         bounds = [math.ceil(limit / size) for limit in self.config.limits.values()]
-        return min([*bounds, *([self.config.max_steps] if self.config.max_steps is not None else [])])
+        return min(
+            [*bounds, *([self.config.max_steps] if self.config.max_steps is not None else [])]
+        )
 
     def _share(self, step: int) -> float:
         return min(1.0, (step + 1) / (self.config.warmup_steps + 1))
@@ -181,7 +319,9 @@ class _Training:
     def _rollouts(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """The batch of this step, for TRL. `_Spent` where the budget has no whole group left."""
         model = trainer.accelerator.unwrap_model(trainer.model)
-        torch.manual_seed(derive_seed(self.config.seed, "order", self.step))  # TRL shuffles the rows
+        torch.manual_seed(
+            derive_seed(self.config.seed, "order", self.step)
+        )  # TRL shuffles the rows
         self._sampling(model)
         began = time.monotonic()
         try:
@@ -220,29 +360,53 @@ class _Training:
         """The metrics of the step just taken, and its checkpoint."""
         if not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
             raise UserError(
-                f"The loss is {logs['loss']} and the gradient's norm {logs['grad_norm']} at step {self.step}: the training diverged; "
+                f"The loss is {logs['loss']} and the gradient's norm {logs['grad_norm']} "
+                f"at step {self.step}: the training diverged; "
                 f"lower learning_rate (it is {self.config.learning_rate:g})."
             )
         assert self.batch is not None
         rewards = [row.reward for row in self.batch.rows if row.reward is not None]
         self.state["reward"] = statistics.fmean(rewards) if rewards else None
         size = self.config.num_generations
-        mixed = sum(len({r.reward for r in self.batch.rows[i : i + size] if r.reward is not None}) > 1 for i in range(0, len(self.batch.rows), size))
+        mixed = sum(
+            len({r.reward for r in self.batch.rows[i : i + size] if r.reward is not None}) > 1
+            for i in range(0, len(self.batch.rows), size)
+        )
         spent = self.budget.snapshot()
         self.metrics.row(
-            {"step": self.step, "loss": logs["loss"], "reward": self.state["reward"], "groups": self.batch.whole, "mixed_groups": mixed}
+            {
+                "step": self.step,
+                "loss": logs["loss"],
+                "reward": self.state["reward"],
+                "groups": self.batch.whole,
+                "mixed_groups": mixed,
+            }
             | {name: logs[key] for name, key in _LOGGED.items() if key in logs}
-            | {"turns": self.batch.turns, "policy_calls": spent.policy_calls, "env_steps": spent.env_steps, "episodes": spent.episodes}
-            | {"stops": dict(self.batch.stops), "rollout_seconds": round(self.sampled, 3), "seconds": round(time.monotonic() - self.began, 3)}
+            | {
+                "turns": self.batch.turns,
+                "policy_calls": spent.policy_calls,
+                "env_steps": spent.env_steps,
+                "episodes": spent.episodes,
+            }
+            | {
+                "stops": dict(self.batch.stops),
+                "rollout_seconds": round(self.sampled, 3),
+                "seconds": round(time.monotonic() - self.began, 3),
+            }
             | self.measured
         )
         if self.step % self.config.save_steps == 0:
-            self.checkpoints.save(self.step, self.state | {"spent": counts(spent), "updates": self.step * self.config.num_iterations})
+            self.checkpoints.save(
+                self.step,
+                self.state
+                | {"spent": counts(spent), "updates": self.step * self.config.num_iterations},
+            )
 
     # validation and result
 
     def _validate(self) -> float:
-        """Success rate on the validation tasks. The weights are kept where none before them did as well."""
+        """Success rate on the validation tasks. The weights are kept where none before them did as
+        well."""
         assert self.validate is not None
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was = model.training
@@ -264,27 +428,48 @@ class _Training:
         if self.step == 0:
             self.notes.append("The budget holds no whole batch: no step was taken.")
         result = GrpoResult(
-            path=self.out, steps=self.step, kept_step=kept, spent=counts(self.budget.snapshot()), reward=self.state["reward"],
-            valid_success=None if best is None else self.state["best"], stops=dict(self.state["stops"]),
-            notes=tuple(self.notes), seconds=time.monotonic() - self.began,
-        )  # fmt: skip
-        publish(self.out, self.fingerprint, result.to_json(), partial(save, bare, self.source, self.tokenizer, self.stored, self.config.lora))
+            path=self.out,
+            steps=self.step,
+            kept_step=kept,
+            spent=counts(self.budget.snapshot()),
+            reward=self.state["reward"],
+            valid_success=None if best is None else self.state["best"],
+            stops=dict(self.state["stops"]),
+            notes=tuple(self.notes),
+            seconds=time.monotonic() - self.began,
+        )
+        publish(
+            self.out,
+            self.fingerprint,
+            result.to_json(),
+            partial(save, bare, self.source, self.tokenizer, self.stored, self.config.lora),
+        )
         self.checkpoints.remove()
         return result
 
 
-_LOGGED = {"kl": "kl", "entropy": "entropy", "clipped": "clip_ratio/region_mean", "grad_norm": "grad_norm", "lr": "learning_rate"}
+_LOGGED = {
+    "kl": "kl",
+    "entropy": "entropy",
+    "clipped": "clip_ratio/region_mean",
+    "grad_norm": "grad_norm",
+    "lr": "learning_rate",
+}
 """Name in metrics.jsonl -> TRL's."""
 
 
-def _reward(completions: Sequence[Any], reward: Sequence[float | None], **_: Any) -> list[float | None]:
+def _reward(
+    completions: Sequence[Any], reward: Sequence[float | None], **_: Any
+) -> list[float | None]:
     """What the rollouts say of themselves."""
     return list(reward)
 
 
 def _half(config: GrpoConfig) -> bool:
     """Whether the updates compute in bfloat16."""
-    return config.dtype == "bfloat16" or (config.dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    return config.dtype == "bfloat16" or (
+        config.dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
@@ -292,23 +477,35 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.training = training
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self.training.config.num_iterations == 0 and self.training.after_step():
+        if (
+            state.global_step % self.training.config.num_iterations == 0
+            and self.training.after_step()
+        ):
             control.should_training_stop = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-        if logs is not None and "grad_norm" in logs and state.global_step % self.training.config.num_iterations == 0:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        if (
+            logs is not None
+            and "grad_norm" in logs
+            and state.global_step % self.training.config.num_iterations == 0
+        ):
             self.training.after_log(logs)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TRL's warnings about an experimental function and about rollouts that have no reward, and without progress bars."""
+    """Without TRL's warnings about an experimental function and about rollouts that have no reward,
+    and without progress bars."""
     logger = logging.getLogger("trl")
     level = logger.level
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings(), quiet():
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning
+        )
         try:
             yield
         finally:
@@ -316,11 +513,17 @@ def _quiet() -> Iterator[None]:
 
 
 def _fingerprint(model: Any, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig) -> str:
-    """What a checkpoint must agree with to be gone on with: options, tasks, words, and the start weights (the first values of each)."""
+    """What a checkpoint must agree with to be gone on with: options, tasks, words, and the start
+    weights (the first values of each)."""
     digest = hashlib.blake2b(config.model_dump_json().encode(), digest_size=12)
     for task in tasks:
         digest.update(json.dumps(task.to_json(), sort_keys=True).encode())
     digest.update(repr((prompts.set, prompts.actions_help)).encode())
     for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:8].float().tolist()}".encode())
+        digest.update(
+            (
+                f"{name} {tuple(parameter.shape)} "
+                f"{parameter.detach().flatten()[:8].float().tolist()}"
+            ).encode()
+        )
     return digest.hexdigest()

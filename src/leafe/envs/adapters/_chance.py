@@ -1,6 +1,8 @@
-"""Chance of a foreign environment, kept apart: its draws from the global generators follow from the episode's seed, and nobody else's draws are touched.
+"""Chance of a foreign environment, kept apart: its draws from the global generators follow from the
+episode's seed, and nobody else's draws are touched.
 
-Many environments draw from Python's `random` or numpy's global state. Inside `with chance:` both hold this environment's own state; outside, what they held before.
+Many environments draw from Python's `random` or numpy's global state. Inside `with chance:` both
+hold this environment's own state; outside, what they held before.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import numpy as np
 
 
 class Chance:
-    """The state of both global generators as one environment sees it. Use as a context manager; not nested."""
+    """The state of both global generators as one environment sees it. Use as a context manager; not
+    nested."""
 
     def __init__(self) -> None:
         self._outside: tuple[Any, Any] | None = None

@@ -1,8 +1,12 @@
-"""Any Gymnasium environment whose actions are names or texts: each seed is a task, and a copy of its process is the way back.
+"""Any Gymnasium environment whose actions are names or texts: each seed is a task, and a copy of
+its process is the way back.
 
-What an environment shows is made text: a string as it is, an entry of a dict by `text_key`, or its own `render_mode="ansi"`, whose colours become brackets
-(colour is often the only mark of where one stands). Action names that are not there are refused with a sentence and the environment is not
-stepped. All chance, that of the environment's own generator and that of the global ones, follows from the task's seed: a task played
+What an environment shows is made text: a string as it is, an entry of a dict by `text_key`, or its
+own `render_mode="ansi"`, whose colours become brackets
+(colour is often the only mark of where one stands). Action names that are not there are refused
+with a sentence and the environment is not
+stepped. All chance, that of the environment's own generator and that of the global ones, follows
+from the task's seed: a task played
 twice with the same actions goes the same way.
 """
 
@@ -23,16 +27,35 @@ _PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 _KNOWN: Mapping[str, tuple[tuple[str, ...], str]] = {
     "FrozenLake": (
         ("left", "down", "right", "up"),
-        "Cross the frozen lake from S to the goal G without falling into a hole H. [ ] stands around the square you are on.",
+        (
+            "Cross the frozen lake from S to the goal G without falling into a hole H. [ ] "
+            "stands around the square you are on."
+        ),
     ),
     "Taxi": (
         ("south", "north", "east", "west", "pickup", "dropoff"),
-        "Drive the taxi [ ] to the passenger ( ), pick them up, drive to the destination { } and drop them off there. | is a wall, : can be driven through.",
+        (
+            "Drive the taxi [ ] to the passenger ( ), pick them up, drive to the destination { "
+            "} and drop them off there. | is a wall, : can be driven through."
+        ),
     ),
-    "CliffWalking": (("up", "right", "down", "left"), "Walk from your square x to the target T; a step onto the cliff C takes you back to the start."),
-    "Blackjack": (("stick", "hit"), "Win the hand. You see your sum, the dealer's card and whether you hold a usable ace (1 or 0)."),
+    "CliffWalking": (
+        ("up", "right", "down", "left"),
+        (
+            "Walk from your square x to the target T; a step onto the cliff C takes you back "
+            "to the start."
+        ),
+    ),
+    "Blackjack": (
+        ("stick", "hit"),
+        (
+            "Win the hand. You see your sum, the dealer's card and whether you hold a usable "
+            "ace (1 or 0)."
+        ),
+    ),
 }
-"""Action names in Gymnasium's order, and the task, for its own text games: by the id without its version."""
+"""Action names in Gymnasium's order, and the task, for its own text games: by the id without its
+version."""
 _DRAWN = ("FrozenLake", "Taxi", "CliffWalking")
 """Those whose observation is a number, and whose text is their rendering."""
 _REACHED = {"CliffWalking": -1.0}
@@ -44,13 +67,20 @@ _ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
 class GymnasiumEnv(Environment):
     """Gymnasium environments with named or text actions: toy text games and your own.
 
-    Options: `id`, what `gymnasium.make` takes, or `package.module:factory`, a function that returns an environment (where it has a parameter
-    `seed`, it is called anew for each task with the task's seed); `kwargs` for either; `actions`, names of a Discrete space's actions in order (known
-    for FrozenLake, Taxi, CliffWalking, Blackjack; else numbers); `render`, 'ansi' to show what the environment renders (the default for the first three
-    and for a factory that made it so) or 'observation'; `text_key`, the entry of a dict observation that is shown; `show_reward`, a line with the reward
-    after every step; `success`, the least reward of the step that ends the episode, or the name of an `info` entry that says so: by default a last
-    reward above 0; `invalid`, the name of an `info` entry that an environment with text actions sets where it refused one; `instruction`, the task's
-    text; `actions_help`; `horizon`, by default the environment's own limit, else 30; `tasks`, how many seeds a split has; `deterministic`, false for an
+    Options: `id`, what `gymnasium.make` takes, or `package.module:factory`, a function that returns
+    an environment (where it has a parameter
+    `seed`, it is called anew for each task with the task's seed); `kwargs` for either; `actions`,
+    names of a Discrete space's actions in order (known
+    for FrozenLake, Taxi, CliffWalking, Blackjack; else numbers); `render`, 'ansi' to show what the
+    environment renders (the default for the first three
+    and for a factory that made it so) or 'observation'; `text_key`, the entry of a dict observation
+    that is shown; `show_reward`, a line with the reward
+    after every step; `success`, the least reward of the step that ends the episode, or the name of
+    an `info` entry that says so: by default a last
+    reward above 0; `invalid`, the name of an `info` entry that an environment with text actions
+    sets where it refused one; `instruction`, the task's
+    text; `actions_help`; `horizon`, by default the environment's own limit, else 30; `tasks`, how
+    many seeds a split has; `deterministic`, false for an
     environment that draws from elsewhere.
     """
 
@@ -79,13 +109,32 @@ class GymnasiumEnv(Environment):
         try:
             import gymnasium
         except ModuleNotFoundError as error:
-            raise UserError("The environment 'gymnasium' needs the package 'gymnasium': run pip install 'leafe[gymnasium]'.") from error
+            raise UserError(
+                "The environment 'gymnasium' needs the package 'gymnasium': run pip "
+                "install 'leafe[gymnasium]'."
+            ) from error
         if render not in (None, "ansi", "observation"):
-            raise UserError(f"The environment 'gymnasium' has no render = {render!r}: give 'ansi' or 'observation'.")
-        if isinstance(actions, str) or not isinstance(id, str) or not isinstance(kwargs or {}, Mapping):
-            raise UserError("The environment 'gymnasium' takes id as a text, kwargs as a table and actions as a list of texts: correct the environment's options.")
+            raise UserError(
+                f"The environment 'gymnasium' has no render = {render!r}: give 'ansi' or "
+                "'observation'."
+            )
+        if (
+            isinstance(actions, str)
+            or not isinstance(id, str)
+            or not isinstance(kwargs or {}, Mapping)
+        ):
+            raise UserError(
+                "The environment 'gymnasium' takes id as a text, kwargs as a table and "
+                "actions as a list of texts: correct the environment's options."
+            )
         self._spaces = gymnasium.spaces
-        self.id, self.kwargs, self.text_key, self.show_reward, self.invalid = id, dict(kwargs or {}), text_key, show_reward, invalid
+        self.id, self.kwargs, self.text_key, self.show_reward, self.invalid = (
+            id,
+            dict(kwargs or {}),
+            text_key,
+            show_reward,
+            invalid,
+        )
         self.deterministic = deterministic
         self.number = whole(self.name, "tasks", tasks, APART)
         self.chance = Chance()
@@ -94,21 +143,38 @@ class GymnasiumEnv(Environment):
         self._info: Mapping[str, Any] = {}
         self._over = ""
         self._factory = _find(id) if ":" in id and _PATH.fullmatch(id) else None
-        self._seeded = self._factory is not None and "seed" in inspect.signature(self._factory).parameters
-        self._render = render or ("ansi" if self._factory is None and _family(id) in _DRAWN else "observation")
+        self._seeded = (
+            self._factory is not None and "seed" in inspect.signature(self._factory).parameters
+        )
+        self._render = render or (
+            "ansi" if self._factory is None and _family(id) in _DRAWN else "observation"
+        )
         self.env = self._make(0)
         if render is None and self.env.render_mode == "ansi":
             self._render = "ansi"
-        if self._render == "ansi" and not (self.env.render_mode == "ansi" and "ansi" in self.env.metadata.get("render_modes", ())):
-            raise UserError(f"The environment 'gymnasium': {id!r} does not render 'ansi': make it with render_mode='ansi', or set render = 'observation'.")
+        if self._render == "ansi" and not (
+            self.env.render_mode == "ansi" and "ansi" in self.env.metadata.get("render_modes", ())
+        ):
+            raise UserError(
+                f"The environment 'gymnasium': {id!r} does not render 'ansi': make it with "
+                "render_mode='ansi', or set render = 'observation'."
+            )
         spec = getattr(self.env, "spec", None)
         known = _family(spec.id) if spec is not None else ""
         names, self.instruction = _KNOWN.get(known, ((), "Reach the goal of this environment."))
         self.success = _REACHED.get(known) if success is None else success
         self.instruction = instruction or self.instruction
-        self.horizon = whole(self.name, "horizon", horizon if horizon is not None else getattr(spec, "max_episode_steps", None) or 30)
+        self.horizon = whole(
+            self.name,
+            "horizon",
+            horizon if horizon is not None else getattr(spec, "max_episode_steps", None) or 30,
+        )
         self.actions = self._names(actions if actions is not None else names)
-        listed = f"Each action is one of these: {', '.join(self.actions)}." if self.actions else "An action is a short text."
+        listed = (
+            f"Each action is one of these: {', '.join(self.actions)}."
+            if self.actions
+            else "An action is a short text."
+        )
         self.actions_help = actions_help or listed
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
@@ -117,7 +183,8 @@ class GymnasiumEnv(Environment):
         return seed_tasks(self.name, label, self.instruction, self.number, split, count, seed)
 
     def reset(self, task: Task, seed: int) -> str:
-        """`seed` is not used: a task's chance is its own seed's, so that it is the same task every time."""
+        """`seed` is not used: a task's chance is its own seed's, so that it is the same task every
+        time."""
         own = int(task.payload["seed"])
         if self._seeded:
             self.env.close()
@@ -130,7 +197,9 @@ class GymnasiumEnv(Environment):
 
     def step(self, action: str) -> StepResult:
         if self._done:
-            return StepResult(f"The episode is over. {self._over}Nothing changed.", valid=False, done=True)
+            return StepResult(
+                f"The episode is over. {self._over}Nothing changed.", valid=False, done=True
+            )
         taken = self._read(action)
         if taken is None:
             return StepResult(f"{self._refusal(action)} Nothing changed.", valid=False)
@@ -143,16 +212,28 @@ class GymnasiumEnv(Environment):
         if self.show_reward:
             text = f"{text}\nReward: {float(reward):g}."
         if self._done:
-            self._over = "You have succeeded. " if won else "You have failed. " if terminated else "The time is up. "
+            self._over = (
+                "You have succeeded. "
+                if won
+                else "You have failed. "
+                if terminated
+                else "The time is up. "
+            )
             text = f"{text}\nThe episode is over. {self._over.strip()}"
-        return StepResult(text, reward=float(reward), done=self._done, success=won, valid=not refused)
+        return StepResult(
+            text, reward=float(reward), done=self._done, success=won, valid=not refused
+        )
 
     def valid_actions(self) -> Sequence[str]:
-        """All names that `info["action_mask"]` leaves; for text actions, the list `info["valid_actions"]`."""
+        """All names that `info["action_mask"]` leaves; for text actions, the list
+        `info["valid_actions"]`."""
         if not self.actions:
             offered = self._info.get("valid_actions")
             if not offered:
-                raise NotImplementedError("an environment with text actions lists them in info['valid_actions'], or has no such list")
+                raise NotImplementedError(
+                    "an environment with text actions lists them in info['valid_actions'], "
+                    "or has no such list"
+                )
             return [str(action) for action in offered]
         mask = self._info.get("action_mask")
         left = [name for i, name in enumerate(self.actions) if mask is None or mask[i]]
@@ -176,13 +257,23 @@ class GymnasiumEnv(Environment):
         self.chance.seed(seed)
         try:
             with self.chance:
-                env = self._factory(**kwargs) if self._factory is not None else gymnasium.make(self.id, **kwargs)
+                env = (
+                    self._factory(**kwargs)
+                    if self._factory is not None
+                    else gymnasium.make(self.id, **kwargs)
+                )
         except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
-            # an unknown id, a module of the id or a package of the environment that is not there, an argument that it does not take
+            # an unknown id, a module of the id or a package of the environment that is not there,
+            # an argument that it does not take
             why = " ".join(str(error).split())[:300].rstrip(".")
-            raise UserError(f"The environment 'gymnasium' cannot make {self.id!r}: {why}: correct id or kwargs.") from error
+            raise UserError(
+                f"The environment 'gymnasium' cannot make {self.id!r}: {why}: correct id or kwargs."
+            ) from error
         if not isinstance(env, gymnasium.Env):
-            raise UserError(f"The environment 'gymnasium': {self.id!r} gave {type(env).__name__}, not a gymnasium.Env: let it return one (Gymnasium 1.x).")
+            raise UserError(
+                f"The environment 'gymnasium': {self.id!r} gave {type(env).__name__}, not "
+                "a gymnasium.Env: let it return one (Gymnasium 1.x)."
+            )
         return env
 
     def _names(self, given: Sequence[str]) -> tuple[str, ...]:
@@ -190,13 +281,28 @@ class GymnasiumEnv(Environment):
         space = getattr(self.env, "action_space", None)
         if space is None or isinstance(space, self._spaces.Text):
             if given:
-                raise UserError(f"The environment 'gymnasium': the actions of {self.id!r} are texts, and need no names: leave the option actions out.")
+                raise UserError(
+                    f"The environment 'gymnasium': the actions of {self.id!r} are texts, "
+                    "and need no names: leave the option actions out."
+                )
             return ()
         if not isinstance(space, self._spaces.Discrete):
-            raise UserError(f"The environment 'gymnasium' cannot play {self.id!r}, whose actions are {space}: wrap it so that its actions are Discrete or Text.")
-        names = tuple(str(name).strip() for name in given) or tuple(str(int(space.start) + i) for i in range(int(space.n)))
-        if len(names) != space.n or len({name.lower() for name in names}) != len(names) or not all(names):
-            raise UserError(f"The environment 'gymnasium': {self.id!r} has {int(space.n)} actions: give so many different names in the option actions, in order.")
+            raise UserError(
+                f"The environment 'gymnasium' cannot play {self.id!r}, whose actions are "
+                f"{space}: wrap it so that its actions are Discrete or Text."
+            )
+        names = tuple(str(name).strip() for name in given) or tuple(
+            str(int(space.start) + i) for i in range(int(space.n))
+        )
+        if (
+            len(names) != space.n
+            or len({name.lower() for name in names}) != len(names)
+            or not all(names)
+        ):
+            raise UserError(
+                f"The environment 'gymnasium': {self.id!r} has {int(space.n)} actions: "
+                "give so many different names in the option actions, in order."
+            )
         return names
 
     def _read(self, action: str) -> Any:
@@ -228,7 +334,10 @@ class GymnasiumEnv(Environment):
             return marked(shown).strip("\n")
         if isinstance(observation, Mapping) and self.text_key:
             if self.text_key not in observation:
-                raise EnvError(f"the observation of {self.id} has no entry {self.text_key!r}, only {', '.join(map(str, observation))}")
+                raise EnvError(
+                    f"the observation of {self.id} has no entry {self.text_key!r}, only "
+                    f"{', '.join(map(str, observation))}"
+                )
             observation = observation[self.text_key]
         if isinstance(observation, str):
             return observation if observation.strip() else "(nothing)"
@@ -236,11 +345,15 @@ class GymnasiumEnv(Environment):
         parts = plain if isinstance(plain, (tuple, list)) else [plain]
         if all(isinstance(part, Real) for part in parts) and len(parts) <= 64:
             return ", ".join(str(int(p) if isinstance(p, bool) else p) for p in parts)
-        raise EnvError(f"the observation of {self.id} is {type(observation).__name__}, not a text: set text_key or render, or wrap it")
+        raise EnvError(
+            f"the observation of {self.id} is {type(observation).__name__}, not a text: "
+            "set text_key or render, or wrap it"
+        )
 
 
 def frozen_lake(seed: int, size: int = 4, frozen: float = 0.8, is_slippery: bool = False) -> Any:
-    """FrozenLake on a map drawn by `seed`, always passable: the default environment, and an example of a factory."""
+    """FrozenLake on a map drawn by `seed`, always passable: the default environment, and an example
+    of a factory."""
     import gymnasium
     from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 
@@ -249,7 +362,8 @@ def frozen_lake(seed: int, size: int = 4, frozen: float = 0.8, is_slippery: bool
 
 
 def marked(text: str) -> str:
-    """Terminal colours as brackets: [ ] for a background, ( ) for blue, { } for magenta, < > for other colours."""
+    """Terminal colours as brackets: [ ] for a background, ( ) for blue, { } for magenta, < > for
+    other colours."""
     out: list[str] = []
     marks: list[str] = []
     for i, part in enumerate(_ESCAPE.split(text)):
@@ -260,15 +374,21 @@ def marked(text: str) -> str:
             marks.clear()
         else:
             codes = part.split(";")
-            ground = any(code == "7" or (code[:1] == "4" and len(code) == 2) or code[:2] == "10" for code in codes)
-            mark = "[]" if ground else next((_MARKS[code] for code in codes if code in _MARKS), "<>")
+            ground = any(
+                code == "7" or (code[:1] == "4" and len(code) == 2) or code[:2] == "10"
+                for code in codes
+            )
+            mark = (
+                "[]" if ground else next((_MARKS[code] for code in codes if code in _MARKS), "<>")
+            )
             marks.append(mark)
             out.append(mark[0])
     return "".join(out + [mark[1] for mark in reversed(marks)])
 
 
 def _family(id: str) -> str:
-    """`FrozenLake` for `FrozenLake-v1` and `FrozenLake8x8-v1`: no module, namespace, version or size."""
+    """`FrozenLake` for `FrozenLake-v1` and `FrozenLake8x8-v1`: no module, namespace, version or
+    size."""
     return re.sub(r"(8x8)?(-v\d+)?$", "", id.rpartition(":")[2].rpartition("/")[2])
 
 
@@ -279,7 +399,13 @@ def _find(path: str) -> Any:
     except AttributeError:
         found = None
     except ModuleNotFoundError as error:
-        raise UserError(f"The environment 'gymnasium' cannot make {path!r}: the package {error.name!r} cannot be found: check the path or install it.") from error
+        raise UserError(
+            f"The environment 'gymnasium' cannot make {path!r}: the package {error.name!r} "
+            "cannot be found: check the path or install it."
+        ) from error
     if not callable(found):
-        raise UserError(f"The environment 'gymnasium' cannot make {path!r}: {module!r} has no function or class {name!r}.")
+        raise UserError(
+            f"The environment 'gymnasium' cannot make {path!r}: {module!r} has no function "
+            f"or class {name!r}."
+        )
     return found

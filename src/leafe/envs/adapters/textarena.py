@@ -1,8 +1,11 @@
 """TextArena's games for one player: each seed is a task, and a copy of the process is the way back.
 
-The game is played without its wrappers, which repeat the whole history in every observation: here an observation holds what the game has said since
-the last action, and nothing of what the player said himself. A move that the game calls invalid is taken back whole (state, messages, chance),
-so that it changes nothing; TextArena itself ends a game at the second invalid move in a row, leafe by `explore.max_invalid_actions`.
+The game is played without its wrappers, which repeat the whole history in every observation: here
+an observation holds what the game has said since
+the last action, and nothing of what the player said himself. A move that the game calls invalid is
+taken back whole (state, messages, chance),
+so that it changes nothing; TextArena itself ends a game at the second invalid move in a row, leafe
+by `explore.max_invalid_actions`.
 """
 
 from __future__ import annotations
@@ -44,14 +47,17 @@ _MOVES: Mapping[str, Sequence[str]] = {
     "ThreeCardMonte": ("0", "1", "2"),
     "TowerOfHanoi": [f"{a} {b}" for a, b in permutations("ABC", 2)],
 }
-"""Candidates for `valid_actions`, by the id without its version: those that the game takes are given."""
+"""Candidates for `valid_actions`, by the id without its version: those that the game takes are
+given."""
 
 
 class TextArena(Environment):
     """TextArena's single-player games: Minesweeper, Sudoku, Mastermind, Sokoban and twenty more.
 
-    Options: `game`, its id in TextArena, for instance 'Minesweeper-v0-small'; `kwargs`, changes to the game's settings; `success`, the least reward that counts
-    as success (a game pays 1 for a win and a part of it for a part of the way); `horizon`, steps, by default the game's own limit, else 30; `tasks`, how
+    Options: `game`, its id in TextArena, for instance 'Minesweeper-v0-small'; `kwargs`, changes to
+    the game's settings; `success`, the least reward that counts
+    as success (a game pays 1 for a win and a part of it for a part of the way); `horizon`, steps,
+    by default the game's own limit, else 30; `tasks`, how
     many seeds a split has.
     """
 
@@ -59,15 +65,28 @@ class TextArena(Environment):
     process: ClassVar[bool] = True
     forkable: ClassVar[bool] = True
     splits: ClassVar[tuple[str, ...]] = SPLITS
-    needs: ClassVar[str] = "textarena: pip install 'leafe[textarena]'; for its word games also NLTK's word lists"
+    needs: ClassVar[str] = (
+        "textarena: pip install 'leafe[textarena]'; for its word games also NLTK's word lists"
+    )
 
     def __init__(
-        self, game: str = "Minesweeper-v0-small", kwargs: Mapping[str, Any] | None = None, success: float = 1.0, horizon: int | None = None, tasks: int = 1000
+        self,
+        game: str = "Minesweeper-v0-small",
+        kwargs: Mapping[str, Any] | None = None,
+        success: float = 1.0,
+        horizon: int | None = None,
+        tasks: int = 1000,
     ) -> None:
         if isinstance(success, bool) or not isinstance(success, int | float):
-            raise UserError(f"The environment 'textarena' cannot have success = {success!r}: give the least reward that counts as success.")
+            raise UserError(
+                f"The environment 'textarena' cannot have success = {success!r}: give the "
+                "least reward that counts as success."
+            )
         if not isinstance(game, str) or not isinstance(kwargs or {}, Mapping):
-            raise UserError("The environment 'textarena' takes game as a text and kwargs as a table: correct the environment's options.")
+            raise UserError(
+                "The environment 'textarena' takes game as a text and kwargs as a table: "
+                "correct the environment's options."
+            )
         self.game = game
         self.success = float(success)
         self.number = whole(self.name, "tasks", tasks, APART)
@@ -79,16 +98,27 @@ class TextArena(Environment):
             _begin(self.env, game, 0)
         self._done = True
         self._over = ""
-        self.horizon = whole(self.name, "horizon", horizon if horizon is not None else self.env.state.max_turns or 30)
+        self.horizon = whole(
+            self.name, "horizon", horizon if horizon is not None else self.env.state.max_turns or 30
+        )
         brackets = ", in square brackets" if self._brackets else ""
         self.actions_help = f"Each action is one move as the game's rules ask for it{brackets}."
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         """Seeds of the split's range in an order drawn by `seed`."""
-        return seed_tasks(self.name, self.game, f"Play {_family(self.game)} and win.", self.number, split, count, seed)
+        return seed_tasks(
+            self.name,
+            self.game,
+            f"Play {_family(self.game)} and win.",
+            self.number,
+            split,
+            count,
+            seed,
+        )
 
     def reset(self, task: Task, seed: int) -> str:
-        """`seed` is not used: a task's chance is its own seed's, so that it is the same game every time."""
+        """`seed` is not used: a task's chance is its own seed's, so that it is the same game every
+        time."""
         own = int(task.payload["seed"])
         self.chance.seed(own)
         with self.chance:
@@ -98,7 +128,9 @@ class TextArena(Environment):
 
     def step(self, action: str) -> StepResult:
         if self._done:
-            return StepResult(f"The game is over. {self._over}Nothing changed.", valid=False, done=True)
+            return StepResult(
+                f"The game is over. {self._over}Nothing changed.", valid=False, done=True
+            )
         before = self._copy()
         refusal = self._play(action)
         if refusal is not None and not refusal.startswith(_LOSSES):
@@ -111,13 +143,18 @@ class TextArena(Environment):
             return StepResult("\n\n".join(said) or "The game has nothing to say.")
         reward = float((state.rewards or {}).get(0, 0.0)) if refusal is None else 0.0
         won = refusal is None and reward >= self.success
-        reason = "" if refusal is not None else " ".join(str(state.game_info[0].get("reason") or "").split())
+        reason = (
+            ""
+            if refusal is not None
+            else " ".join(str(state.game_info[0].get("reason") or "").split())
+        )
         self._over = "You have won. " if won else "You have lost. "
         said += [*([reason] if reason else []), f"The game is over. {self._over.strip()}"]
         return StepResult("\n\n".join(said), reward=reward, done=True, success=won)
 
     def valid_actions(self) -> Sequence[str]:
-        """Those of a game's usual moves that it takes now, each tried on a copy. Not for every game: `NotImplementedError` for the others."""
+        """Those of a game's usual moves that it takes now, each tried on a copy. Not for every
+        game: `NotImplementedError` for the others."""
         candidates = _MOVES.get(_family(self.game))
         if candidates is None:
             raise NotImplementedError(f"leafe lists no moves for {self.game}")
@@ -146,45 +183,76 @@ class TextArena(Environment):
             return None
         found = (_REASON.search(text) for text in self._said())
         reason = next((" ".join(match[1].split()) for match in found if match), "")
-        return reason if re.search("[a-z]", reason) else "This is no valid move: the game's first message has its rules."
+        return (
+            reason
+            if re.search("[a-z]", reason)
+            else "This is no valid move: the game's first message has its rules."
+        )
 
     def _said(self) -> list[str]:
         """What the game has said since the last time."""
         from textarena import ObservationType
 
-        # some games mix up the arguments when they note what the player said: such a note is no text
+        # some games mix up the arguments when they note what the player said: such a note is no
+        # text
         messages = self.env.state.get_current_player_observation()
-        texts = [text for _, text, kind in messages if isinstance(text, str) and kind is not ObservationType.PLAYER_ACTION]
+        texts = [
+            text
+            for _, text, kind in messages
+            if isinstance(text, str) and kind is not ObservationType.PLAYER_ACTION
+        ]
         return [text.strip("\n") for text in texts if text.strip()]
 
     def _copy(self) -> tuple[Any, Any]:
-        return copy.deepcopy(self.env, {id(value): value for value in self._shared}), self.chance.state
+        return copy.deepcopy(
+            self.env, {id(value): value for value in self._shared}
+        ), self.chance.state
 
 
 def _make(game: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
-    """The game itself, and whether its moves are put in brackets where they are not; UserError for what cannot be played."""
+    """The game itself, and whether its moves are put in brackets where they are not; UserError for
+    what cannot be played."""
     try:
         import textarena
         from textarena.envs.registration import ENV_REGISTRY
     except ModuleNotFoundError as error:
-        raise UserError("The environment 'textarena' needs the package 'textarena': run pip install 'leafe[textarena]'.") from error
+        raise UserError(
+            "The environment 'textarena' needs the package 'textarena': run pip install "
+            "'leafe[textarena]'."
+        ) from error
     if game not in ENV_REGISTRY:
-        near = difflib.get_close_matches(game, ENV_REGISTRY, 3) or ["Minesweeper-v0-small", "Sudoku-v0-easy", "Mastermind-v0"]
-        raise UserError(f"The environment 'textarena' has no game {game!r}: did you mean one of {', '.join(near)}?")
+        near = difflib.get_close_matches(game, ENV_REGISTRY, 3) or [
+            "Minesweeper-v0-small",
+            "Sudoku-v0-easy",
+            "Mastermind-v0",
+        ]
+        raise UserError(
+            f"The environment 'textarena' has no game {game!r}: did you mean one of "
+            f"{', '.join(near)}?"
+        )
     if _family(game) in _ONLINE:
-        raise UserError(f"The environment 'textarena' does not play {game!r}, which asks a language model over the network: choose another game.")
+        raise UserError(
+            f"The environment 'textarena' does not play {game!r}, which asks a language "
+            "model over the network: choose another game."
+        )
     try:
         with _no_download():  # NLTK is among TextArena's own requirements
             env = textarena.make(game, **kwargs)
     except LookupError as error:
         raise UserError(
-            f"The game {game!r} needs NLTK's word lists, which are not here: run python -m nltk.downloader words averaged_perceptron_tagger_eng once."
+            f"The game {game!r} needs NLTK's word lists, which are not here: run python -m "
+            "nltk.downloader words averaged_perceptron_tagger_eng once."
         ) from error
     except SyntaxError as error:
-        raise UserError(f"The game {game!r} is written for a later Python than this one ({error.msg}): choose another game, or run leafe there.") from error
+        raise UserError(
+            f"The game {game!r} is written for a later Python than this one ({error.msg}): "
+            "choose another game, or run leafe there."
+        ) from error
     except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"The environment 'textarena' cannot make {game!r}: {why}: correct game or kwargs.") from error
+        raise UserError(
+            f"The environment 'textarena' cannot make {game!r}: {why}: correct game or kwargs."
+        ) from error
     brackets = False
     while isinstance(env, textarena.Wrapper):
         brackets = brackets or type(env).__name__ == "ActionFormattingWrapper"
@@ -202,7 +270,10 @@ def _begin(env: Any, game: str, seed: int) -> None:
     except (AssertionError, ValueError, FileNotFoundError):
         alone = False
     if not alone:
-        raise UserError(f"The environment 'textarena' plays games for one player, and {game!r} is for more: choose another game.")
+        raise UserError(
+            f"The environment 'textarena' plays games for one player, and {game!r} is for "
+            "more: choose another game."
+        )
     env.state.error_allowance = 1_000_000_000  # the count of invalid moves is leafe's
 
 
@@ -221,7 +292,12 @@ def _no_download() -> Iterator[None]:
 
 def _large(env: Any) -> list[Any]:
     values = vars(env).values()
-    return [value for value in values if type(value).__name__ == "EnglishDictionary" or (isinstance(value, list | tuple | set) and len(value) >= _LARGE)]
+    return [
+        value
+        for value in values
+        if type(value).__name__ == "EnglishDictionary"
+        or (isinstance(value, list | tuple | set) and len(value) >= _LARGE)
+    ]
 
 
 def _family(game: str) -> str:

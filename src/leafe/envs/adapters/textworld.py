@@ -1,7 +1,10 @@
-"""TextWorld games (`tw-make`): text adventures, played by their own interpreter, from files of the user's or made here from a seed.
+"""TextWorld games (`tw-make`): text adventures, played by their own interpreter, from files of the
+user's or made here from a seed.
 
-The words are the game's own, without the title's drawing and the status line. A command that the game does not take is undone in the
-interpreter, so that it really changes nothing, not even the count of turns. Commands to the interpreter itself (save, undo, restart, ...)
+The words are the game's own, without the title's drawing and the status line. A command that the
+game does not take is undone in the
+interpreter, so that it really changes nothing, not even the count of turns. Commands to the
+interpreter itself (save, undo, restart, ...)
 are refused: they would write files or leave the game.
 """
 
@@ -33,7 +36,8 @@ CHALLENGES: Mapping[str, tuple[str, str]] = {
     "cooking": ("tw-cooking", "Find the cookbook, prepare the meal that it describes and eat it."),
     "simple": ("tw-simple", "Do what the game asks of you."),
 }
-"""Kinds of game that are made here: tw-make's name and the task in words. The game's own first words say it in full."""
+"""Kinds of game that are made here: tw-make's name and the task in words. The game's own first
+words say it in full."""
 SIZES: Mapping[str, int] = {"train": 1000, "valid": 100, "test": 100}
 """Games of each split where they are made here."""
 MAKE_SECONDS = 300.0
@@ -45,25 +49,32 @@ LONGEST = 150
 _META = frozenset(
     re.findall(
         r"\w+",
-        "again g oops restart restore save quit q undo verify version notify pronouns nouns superbrief verbose brief "
+        "again g oops restart restore save quit q undo verify version notify pronouns "
+        "nouns superbrief verbose brief "
         "script noscript unscript transcript record recording replay",
     )
 )
 """First words of commands to the interpreter, some of which write files."""
 _PLAIN = re.compile(r"[A-Za-z0-9 '-]+")
-"""All that a command is written with. The interpreter takes a backslash for an order to itself (writing files, leaving), and hangs on a zero byte."""
+"""All that a command is written with. The interpreter takes a backslash for an order to itself
+(writing files, leaving), and hangs on a zero byte."""
 _STATUS = re.compile(r"\n?>[ \t]*(-= [^\n]* =-[ \t]*\S*)?\s*$")
 _OVER = re.compile(r"\n*Would you like to RESTART.*", re.DOTALL)
 
 
 class TextWorld(Environment):
-    """TextWorld games: files made by tw-make, or coin, treasure, cooking and simple games made from a seed.
+    """TextWorld games: files made by tw-make, or coin, treasure, cooking and simple games made from
+    a seed.
 
-    Options: `games`, a folder or a pattern of .z8 files, each with its .json beside it; or `make`, a kind of game with tw-make's own settings,
-    such as "coin:level=5", "treasure:level=5", "cooking:recipe=2,take=1,go=6,open,cook,cut", "simple:rewards=dense,goal=brief"; `cache`, the folder
-    for games that are made, by default leafe/textworld in the user's cache folder; `horizon`, steps.
+    Options: `games`, a folder or a pattern of .z8 files, each with its .json beside it; or `make`,
+    a kind of game with tw-make's own settings,
+    such as "coin:level=5", "treasure:level=5", "cooking:recipe=2,take=1,go=6,open,cook,cut",
+    "simple:rewards=dense,goal=brief"; `cache`, the folder
+    for games that are made, by default leafe/textworld in the user's cache folder; `horizon`,
+    steps.
 
-    Splits: of files, by a name or folder with train, valid or test in it, else every tenth file is valid and the one after it test. Made games:
+    Splits: of files, by a name or folder with train, valid or test in it, else every tenth file is
+    valid and the one after it test. Made games:
     1000 train, 100 valid, 100 test, each made when it is first played.
     """
 
@@ -74,26 +85,52 @@ class TextWorld(Environment):
     horizon = 50
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
     example: ClassVar[dict[str, str]] = {"make": "coin:level=5"}
-    needs: ClassVar[str] = "games: the option games (made by tw-make) or the option make; pip install 'leafe[textworld]'"
+    needs: ClassVar[str] = (
+        "games: the option games (made by tw-make) or the option make; pip install "
+        "'leafe[textworld]'"
+    )
     actions_help = (
-        "An action is one command of a text adventure: a verb and the names of things as the game writes them. Usual commands: look, inventory, "
-        "go north, examine THING, take THING, take THING from PLACE, put THING on PLACE, insert THING into PLACE, open THING, close THING, "
+        "An action is one command of a text adventure: a verb and the names of things as "
+        "the game writes them. Usual commands: look, inventory, "
+        "go north, examine THING, take THING, take THING from PLACE, put THING on PLACE, "
+        "insert THING into PLACE, open THING, close THING, "
         "unlock THING with KEY, eat THING."
     )
 
-    def __init__(self, games: str | None = None, make: str | None = None, cache: str | None = None, horizon: int = 50) -> None:
+    def __init__(
+        self,
+        games: str | None = None,
+        make: str | None = None,
+        cache: str | None = None,
+        horizon: int = 50,
+    ) -> None:
         if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
-            raise UserError(f"The environment 'textworld' cannot have horizon {horizon!r}: give a whole number of steps from 1.")
+            raise UserError(
+                f"The environment 'textworld' cannot have horizon {horizon!r}: give a "
+                "whole number of steps from 1."
+            )
         if (games is None) == (make is None):
-            raise UserError("The environment 'textworld' needs one of its options games (a folder of .z8 files) and make (such as 'coin:level=5'): give one.")
+            raise UserError(
+                "The environment 'textworld' needs one of its options games (a folder of "
+                ".z8 files) and make (such as 'coin:level=5'): give one."
+            )
         if find_spec("textworld") is None:
-            raise UserError("The environment 'textworld' needs the package 'textworld': run pip install 'leafe[textworld]'.")
+            raise UserError(
+                "The environment 'textworld' needs the package 'textworld': run pip "
+                "install 'leafe[textworld]'."
+            )
         self.horizon = horizon
         self.files = _files(games) if games is not None else []
         self.root = Path(games).expanduser() if games is not None else Path()
         self.made = make
         self.arguments = _arguments(make) if make is not None else []
-        self.cache = Path(cache).expanduser() if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leafe" / "textworld"
+        self.cache = (
+            Path(cache).expanduser()
+            if cache
+            else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            / "leafe"
+            / "textworld"
+        )
         self._game: Any = None
         self._playing: Path | None = None
         self._state: Any = None
@@ -101,38 +138,78 @@ class TextWorld(Environment):
         self._done = False
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's games in an order drawn by `seed`; a smaller count is a prefix of a larger one."""
+        """The split's games in an order drawn by `seed`; a smaller count is a prefix of a larger
+        one."""
         if split not in self.splits:
-            raise UserError(f"The environment 'textworld' has no split {split!r}: its splits are {', '.join(self.splits)}.")
+            raise UserError(
+                f"The environment 'textworld' has no split {split!r}: its splits are "
+                f"{', '.join(self.splits)}."
+            )
         if self.made is not None:
             numbers = list(range(SIZES[split]))
             random.Random(derive_seed(seed, "textworld", split)).shuffle(numbers)
             kind = self.made.partition(":")[0]
             return [
-                Task(f"textworld-{_digest(self.made)}-{split}-{n}", self.name, split, CHALLENGES[kind][1], {"make": self.made, "split": split, "number": n})
+                Task(
+                    f"textworld-{_digest(self.made)}-{split}-{n}",
+                    self.name,
+                    split,
+                    CHALLENGES[kind][1],
+                    {"make": self.made, "split": split, "number": n},
+                )
                 for n in numbers[:count]
             ]
         base = self.root if self.root.is_dir() else None
-        chosen = [file for at, file in enumerate(self.files) if _split_of(file.relative_to(base).as_posix() if base else file.name, at) == split]
+        chosen = [
+            file
+            for at, file in enumerate(self.files)
+            if _split_of(file.relative_to(base).as_posix() if base else file.name, at) == split
+        ]
         random.Random(derive_seed(seed, "textworld", split)).shuffle(chosen)
         tasks = []
         for file in chosen[:count]:
             label = file.relative_to(base).as_posix() if base else file.name
-            tasks.append(Task(f"textworld-{label.removesuffix('.z8').replace('/', '-')}", self.name, split, _objective(file), {"game": str(file)}))
+            tasks.append(
+                Task(
+                    f"textworld-{label.removesuffix('.z8').replace('/', '-')}",
+                    self.name,
+                    split,
+                    _objective(file),
+                    {"game": str(file)},
+                )
+            )
         return tasks
 
     def reset(self, task: Task, seed: int) -> str:
         import textworld
 
-        file = Path(task.payload["game"]) if "game" in task.payload else self._make(task.payload["split"], task.payload["number"])
+        file = (
+            Path(task.payload["game"])
+            if "game" in task.payload
+            else self._make(task.payload["split"], task.payload["number"])
+        )
         if file != self._playing:
             self.close()
             _objective(file)  # a file that is gone or damaged is said in a sentence
-            asked = textworld.EnvInfos(admissible_commands=True, won=True, lost=True, score=True, max_score=True, moves=True, verbs=True)
+            asked = textworld.EnvInfos(
+                admissible_commands=True,
+                won=True,
+                lost=True,
+                score=True,
+                max_score=True,
+                moves=True,
+                verbs=True,
+            )
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # jericho has its own support for some commercial games and misses it here: textworld brings what is needed
+                warnings.simplefilter(
+                    "ignore"
+                    # jericho has its own support for some commercial games and misses it here:
+                    # textworld brings what is needed
+                )
                 self._game = textworld.start(str(file), asked)
-            self._game.unwrapped.seed(0)  # nothing in these games is left to chance; the interpreter would take the clock
+            self._game.unwrapped.seed(
+                0
+            )  # nothing in these games is left to chance; the interpreter would take the clock
             self._playing = file
         self._state = self._game.reset()
         self._done, self._best = False, float(self._state.score or 0)
@@ -157,12 +234,23 @@ class TextWorld(Environment):
         if not (after.won or after.lost) and after.moves == turns:
             interpreter.set_state(kept)
             self._state = before
-            return StepResult(f"{words} Nothing changed. The verbs of this game are: {', '.join(after.verbs)}.", valid=False, progress=self._best)
+            return StepResult(
+                f"{words} Nothing changed. The verbs of this game are: {', '.join(after.verbs)}.",
+                valid=False,
+                progress=self._best,
+            )
         self._state = after
         self._best = max(self._best, float(after.score or 0))
         self._done = bool(after.won or after.lost)
         won = bool(after.won)
-        return StepResult(words, reward=float(won), done=self._done, success=won, progress=self._best, info={"score": after.score, "of": after.max_score})
+        return StepResult(
+            words,
+            reward=float(won),
+            done=self._done,
+            success=won,
+            progress=self._best,
+            info={"score": after.score, "of": after.max_score},
+        )
 
     def valid_actions(self) -> Sequence[str]:
         return [] if self._state is None or self._done else list(self._state.admissible_commands)
@@ -184,25 +272,40 @@ class TextWorld(Environment):
             return f"A command has at most {LONGEST} characters."
         if words[0] in _META or words[0].startswith("tw-"):
             return f"{words[0]!r} is no action of this game."
-        if command not in self._state.admissible_commands and (not _PLAIN.fullmatch(command) or "then" in words):
+        if command not in self._state.admissible_commands and (
+            not _PLAIN.fullmatch(command) or "then" in words
+        ):
             return "A command is one at a time, in plain letters and digits, without punctuation."
         return ""
 
     def _make(self, split: str, number: int) -> Path:
-        """The game's file, made where it is not yet there: the same bytes wherever it is made by the same version."""
+        """The game's file, made where it is not yet there: the same bytes wherever it is made by
+        the same version."""
         assert self.made is not None
         folder = self.cache / f"textworld-{version('textworld')}" / _digest(self.made)
         file = folder / f"{split}-{number}.z8"
         if file.is_file() and file.with_suffix(".json").is_file():
             return file
         folder.mkdir(parents=True, exist_ok=True)
-        program = shutil.which("tw-make", path=sysconfig.get_path("scripts")) or shutil.which("tw-make")
+        program = shutil.which("tw-make", path=sysconfig.get_path("scripts")) or shutil.which(
+            "tw-make"
+        )
         if program is None:
-            raise UserError("The program tw-make is not to be found: run pip install 'leafe[textworld]' again.")
+            raise UserError(
+                "The program tw-make is not to be found: run pip install 'leafe[textworld]' again."
+            )
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "game.z8"
             seed = derive_seed(0, "textworld game", self.made, split, number) % (1 << 31)
-            command = [program, *self.arguments, "--seed", str(seed), "--output", str(made), "--silent"]
+            command = [
+                program,
+                *self.arguments,
+                "--seed",
+                str(seed),
+                "--output",
+                str(made),
+                "--silent",
+            ]
             try:  # what it draws follows Python's hashes
                 done = subprocess.run(
                     with_default_signals(command),
@@ -213,31 +316,51 @@ class TextWorld(Environment):
                     env=inherited(PYTHONHASHSEED="0"),
                 )
             except subprocess.TimeoutExpired as error:
-                raise EnvError(f"tw-make did not make the game {self.made!r} within {MAKE_SECONDS:g} s.") from error
+                raise EnvError(
+                    f"tw-make did not make the game {self.made!r} within {MAKE_SECONDS:g} s."
+                ) from error
             if done.returncode or not made.is_file():
                 said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-                raise UserError(f"tw-make cannot make a game {self.made!r} ({said[0][:200]}): correct the option make.")
+                raise UserError(
+                    f"tw-make cannot make a game {self.made!r} ({said[0][:200]}): correct "
+                    "the option make."
+                )
             os.replace(made.with_suffix(".json"), file.with_suffix(".json"))
             os.replace(made, file)
         return file
 
 
 def _files(games: str) -> list[Path]:
-    """The .z8 files of a folder or pattern, sorted; UserError where there is none, or one without its .json."""
+    """The .z8 files of a folder or pattern, sorted; UserError where there is none, or one without
+    its .json."""
     path = Path(games).expanduser()
     if path.is_dir():
         every = sorted(p for p in path.rglob("*") if p.is_file())
     elif path.is_file():
         every = [path]
     else:
-        every = sorted(p for p in path.parent.glob(path.name) if p.is_file()) if path.parent.is_dir() else []
+        every = (
+            sorted(p for p in path.parent.glob(path.name) if p.is_file())
+            if path.parent.is_dir()
+            else []
+        )
     found = [p for p in every if p.suffix == ".z8"]
     if not found:
-        what = "only .ulx files, which textworld plays no more since 1.7" if any(p.suffix == ".ulx" for p in every) else "no .z8 file"
-        raise UserError(f"The option games finds {what} at {path}: make some with tw-make, or give the option make.")
+        what = (
+            "only .ulx files, which textworld plays no more since 1.7"
+            if any(p.suffix == ".ulx" for p in every)
+            else "no .z8 file"
+        )
+        raise UserError(
+            f"The option games finds {what} at {path}: make some with tw-make, or give the "
+            "option make."
+        )
     lonely = next((p for p in found if not p.with_suffix(".json").is_file()), None)
     if lonely is not None:
-        raise UserError(f"The game {lonely} has no .json beside it, which tw-make writes with it: copy it there or remove the game.")
+        raise UserError(
+            f"The game {lonely} has no .json beside it, which tw-make writes with it: copy "
+            "it there or remove the game."
+        )
     return found
 
 
@@ -255,7 +378,10 @@ def _objective(file: Path) -> str:
         if file.stat().st_size < 1024:
             raise ValueError("the .z8 file is too short to be a game")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"The TextWorld game {file} cannot be read ({error}): it was cut off or is of another kind; make it again.") from error
+        raise UserError(
+            f"The TextWorld game {file} cannot be read ({error}): it was cut off or is of "
+            "another kind; make it again."
+        ) from error
     return str(said).strip() or CHALLENGES["simple"][1]
 
 
@@ -263,12 +389,27 @@ def _arguments(make: str) -> list[str]:
     """tw-make's arguments for `kind:setting=value,flag,...`."""
     kind, _, settings = make.partition(":")
     if kind not in CHALLENGES:
-        raise UserError(f"The environment 'textworld' cannot make {kind!r}: the option make begins with one of {', '.join(CHALLENGES)}.")
+        raise UserError(
+            f"The environment 'textworld' cannot make {kind!r}: the option make begins "
+            f"with one of {', '.join(CHALLENGES)}."
+        )
     arguments = [CHALLENGES[kind][0]]
     for setting in filter(None, (s.strip() for s in settings.split(","))):
         key, has_value, value = setting.partition("=")
-        if not re.fullmatch(r"[a-z][a-z-]*", key) or key in ("output", "seed", "format", "overview", "save-overview", "force", "third-party", "help"):
-            raise UserError(f"The option make has {setting!r}, which is no setting of {CHALLENGES[kind][0]}: see tw-make {CHALLENGES[kind][0]} --help.")
+        if not re.fullmatch(r"[a-z][a-z-]*", key) or key in (
+            "output",
+            "seed",
+            "format",
+            "overview",
+            "save-overview",
+            "force",
+            "third-party",
+            "help",
+        ):
+            raise UserError(
+                f"The option make has {setting!r}, which is no setting of "
+                f"{CHALLENGES[kind][0]}: see tw-make {CHALLENGES[kind][0]} --help."
+            )
         arguments += [f"--{key}={value}" if has_value else f"--{key}"]
     return arguments
 
@@ -278,6 +419,7 @@ def _digest(make: str) -> str:
 
 
 def _cleaned(words: str) -> str:
-    """Without the prompt, the status line, the question that follows the end, and runs of empty lines."""
+    """Without the prompt, the status line, the question that follows the end, and runs of empty
+    lines."""
     words = _OVER.sub("", _STATUS.sub("", words.rstrip()))
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"(?m)^[ \t]+(?=\*\*\*)", "", words)).strip()

@@ -1,8 +1,12 @@
-"""One ALFWorld game in play: textworld's own planner library, state and grammar, without doing the same work twice.
+"""One ALFWorld game in play: textworld's own planner library, state and grammar, without doing the
+same work twice.
 
-textworld's `PddlEnv` translates the PDDL problem twice at every load and every reset, parses the grammar for every command that is
-possible, after every step. What comes out is decided by the game alone, so it is kept: the translated game (for the `KEPT` games that were
-played last), the parsed grammar (games differ in the goal's sentence only), the wording of each command. The words are the same, letter for
+textworld's `PddlEnv` translates the PDDL problem twice at every load and every reset, parses the
+grammar for every command that is
+possible, after every step. What comes out is decided by the game alone, so it is kept: the
+translated game (for the `KEPT` games that were
+played last), the parsed grammar (games differ in the goal's sentence only), the wording of each
+command. The words are the same, letter for
 letter (a test plays both side by side).
 """
 
@@ -39,16 +43,28 @@ Fact = tuple[str, ...]
 
 
 def read_game(path: Path) -> dict[str, Any]:
-    """The game file's contents; UserError where it is not there, was cut off or is of another kind."""
+    """The game file's contents; UserError where it is not there, was cut off or is of another
+    kind."""
     try:
         game = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"The ALFWorld game {path} is not there: correct the option data, or download or make the games again.") from error
+        raise UserError(
+            f"The ALFWorld game {path} is not there: correct the option data, or download "
+            "or make the games again."
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"The ALFWorld game {path} cannot be read ({error}): it was cut off or damaged; download or make the games again.") from error
-    lacking = [key for key in KEYS if not isinstance(game, dict) or not isinstance(game.get(key), str)]
+        raise UserError(
+            f"The ALFWorld game {path} cannot be read ({error}): it was cut off or "
+            "damaged; download or make the games again."
+        ) from error
+    lacking = [
+        key for key in KEYS if not isinstance(game, dict) or not isinstance(game.get(key), str)
+    ]
     if lacking:
-        raise UserError(f"The ALFWorld game {path} has no {lacking[0]!r}: it is of another version; alfworld 0.4 reads json_2.1.2_tw-pddl.")
+        raise UserError(
+            f"The ALFWorld game {path} has no {lacking[0]!r}: it is of another version; "
+            "alfworld 0.4 reads json_2.1.2_tw-pddl."
+        )
     return dict(game)
 
 
@@ -59,7 +75,8 @@ def goal_sentence(game: Mapping[str, Any]) -> str:
 
 
 def put_form(game: Mapping[str, Any]) -> str:
-    """How the game wants a thing put down: `move {o} to {r}` in games of alfworld 0.4, `put {o} in/on {r}` before; empty where it does not say."""
+    """How the game wants a thing put down: `move {o} to {r}` in games of alfworld 0.4, `put {o}
+    in/on {r}` before; empty where it does not say."""
     found = _PUT.search(game["grammar"])
     return found[1] if found else ""
 
@@ -72,7 +89,8 @@ class _Translated:
     actions: Mapping[str, Any]
     """The planner's schemas by name: their parameters name a grounded action's arguments."""
     facts: Sequence[Any]
-    """textworld propositions that hold at the start and that the planner may have left out as constant."""
+    """textworld propositions that hold at the start and that the planner may have left out as
+    constant."""
     type_of: Mapping[str, str]
     types: Sequence[Any]
     logic: Any
@@ -84,7 +102,8 @@ class _Translated:
 
 
 _libraries: list[Any] = []
-"""Copies of the planner's library that no engine uses. None is ever unloaded: the process died of that now and then. A game that is loaded takes the
+"""Copies of the planner's library that no engine uses. None is ever unloaded: the process died of
+that now and then. A game that is loaded takes the
 place of the one before."""
 
 
@@ -95,7 +114,8 @@ def _take_library() -> Any:
 
 
 class Engine:
-    """Plays one game at a time. Holds a copy of the planner's library: all state is this process's memory, and there are no threads."""
+    """Plays one game at a time. Holds a copy of the planner's library: all state is this process's
+    memory, and there are no threads."""
 
     def __init__(self) -> None:
         self._library = _take_library()
@@ -121,7 +141,8 @@ class Engine:
         return words
 
     def act(self, command: str) -> str:
-        """Take a command; returns the environment's words: `NOTHING` where it is not possible now."""
+        """Take a command; returns the environment's words: `NOTHING` where it is not possible
+        now."""
         action = self._possible.get(command.strip())
         if action is None:
             return NOTHING
@@ -157,7 +178,8 @@ class Engine:
         return {info.name: name for name, info in self._game.infos.items()}
 
     def plan(self, problem: str) -> list[str] | None:
-        """A plan for `problem`, told in the commands of the game in play, which begins anew afterwards; None where the planner finds none."""
+        """A plan for `problem`, told in the commands of the game in play, which begins anew
+        afterwards; None where the planner finds none."""
         import fast_downward
 
         game = self._game
@@ -187,16 +209,37 @@ class Engine:
         from textworld.envs.pddl.pddl import PddlEnv
 
         sentence = goal_sentence(game)
-        logic = self._logic(game["pddl_domain"], _SENTENCE.sub(f'Your task is to: {_PLACEHOLDER}."', game["grammar"], count=1), where)
+        logic = self._logic(
+            game["pddl_domain"],
+            _SENTENCE.sub(f'Your task is to: {_PLACEHOLDER}."', game["grammar"], count=1),
+            where,
+        )
         try:
             with _quiet():
                 task, sas = fast_downward.pddl2sas(game["pddl_domain"], game["pddl_problem"])
         except (Exception, SystemExit) as error:  # its parser leaves by sys.exit
-            raise UserError(f"The ALFWorld game {where} holds PDDL that cannot be translated ({error}): download or make the games again.") from error
-        if "Atom dummy(val1)" in sas:  # what the translator writes where the goal is out of reach from the start
-            raise UserError(f"The ALFWorld game {where} cannot be won: its goal is out of reach. Download or make the games again.")
+            raise UserError(
+                f"The ALFWorld game {where} holds PDDL that cannot be translated "
+                f"({error}): download or make the games again."
+            ) from error
+        if (
+            "Atom dummy(val1)" in sas
+        ):  # what the translator writes where the goal is out of reach from the start
+            raise UserError(
+                f"The ALFWorld game {where} cannot be won: its goal is out of reach. "
+                "Download or make the games again."
+            )
         type_of = {thing.name: thing.type_name for thing in task.objects}
-        translated = _Translated(sas.encode(), {a.name: a for a in task.actions}, list(_initial(task, type_of)), type_of, list(task.types), logic, {}, sentence)
+        translated = _Translated(
+            sas.encode(),
+            {a.name: a for a in task.actions},
+            list(_initial(task, type_of)),
+            type_of,
+            list(task.types),
+            logic,
+            {},
+            sentence,
+        )
         host = PddlEnv.__new__(PddlEnv)
         host._pddl_state = _state(self._library, translated)
         infos = host._get_entity_infos()
@@ -214,31 +257,57 @@ class Engine:
             try:
                 logic = GameLogic(domain=domain, grammar=grammar)
             except Exception as error:
-                raise UserError(f"The ALFWorld game {where} holds a grammar that cannot be parsed ({error}): download or make the games again.") from error
+                raise UserError(
+                    f"The ALFWorld game {where} holds a grammar that cannot be parsed "
+                    f"({error}): download or make the games again."
+                ) from error
             self._logics[grammar] = logic
         return logic
 
     def _say(self, rule: str, mapping: Mapping[Any, Any]) -> str:
         game, state = self._game, self._state
         assert game is not None
-        variables = _Shallow({placeholder.name: game.infos[variable.name] for placeholder, variable in mapping.items()})
-        context = {"state": state, "facts": [], "variables": variables, "mapping": _Shallow(mapping), "entity_infos": game.infos}
+        variables = _Shallow(
+            {
+                placeholder.name: game.infos[variable.name]
+                for placeholder, variable in mapping.items()
+            }
+        )
+        context = {
+            "state": state,
+            "facts": [],
+            "variables": variables,
+            "mapping": _Shallow(mapping),
+            "entity_infos": game.infos,
+        }
         with _parsed_once():
             return str(game.logic.grammar.derive(rule, context))
 
     def _look_what_is_possible(self) -> None:
-        """Command -> action. Where two actions are told alike the first one is taken, as textworld does."""
+        """Command -> action. Where two actions are told alike the first one is taken, as textworld
+        does."""
         game = self._game
         assert game is not None
         self._possible = {}
         for action in self._state.all_applicable_actions():
-            arguments = {placeholder.name: variable.name for placeholder, variable in action.mapping.items()}
+            arguments = {
+                placeholder.name: variable.name for placeholder, variable in action.mapping.items()
+            }
             template = action.command_template
-            key = (template, *(f"{name}={value}" for name, value in arguments.items() if name in _words(template)))
+            key = (
+                template,
+                *(
+                    f"{name}={value}"
+                    for name, value in arguments.items()
+                    if name in _words(template)
+                ),
+            )
             command = game.written.get(key)
             if command is None:
                 action.command_template = self._say(template, action.mapping)
-                command = game.written[key] = action.format_command({name: game.infos[value].name for name, value in arguments.items()})
+                command = game.written[key] = action.format_command(
+                    {name: game.infos[value].name for name, value in arguments.items()}
+                )
             self._possible.setdefault(command, action)
 
 
@@ -257,7 +326,8 @@ def _words(template: str) -> frozenset[str]:
 
 
 def _initial(task: Any, type_of: Mapping[str, str]) -> Iterator[Any]:
-    """The atoms of the problem's init as textworld's propositions. Numbers (costs, distances) are no facts."""
+    """The atoms of the problem's init as textworld's propositions. Numbers (costs, distances) are
+    no facts."""
     from textworld.logic import Proposition, Variable
 
     for atom in task.init:
@@ -283,12 +353,15 @@ def _state(library: Any, game: _Translated) -> Any:
     state.add_facts(game.facts)
     atoms = (Atom * library.get_state_size())()
     library.get_state(atoms)
-    state.add_facts(fact for fact in (atom.get_fact(game.type_of) for atom in atoms) if not fact.is_negation)
+    state.add_facts(
+        fact for fact in (atom.get_fact(game.type_of) for atom in atoms) if not fact.is_negation
+    )
     return state
 
 
 class _Shallow(dict[Any, Any]):
-    """What the grammar copies for every symbol: its entries never change, so a flat copy will do."""
+    """What the grammar copies for every symbol: its entries never change, so a flat copy will
+    do."""
 
     def __deepcopy__(self, memo: object) -> _Shallow:
         return _Shallow(self)
@@ -319,7 +392,8 @@ class _Rules:
 
 
 def _symbols(text: str, rule_name: str, trace: bool = False) -> Any:
-    """In place of the grammar's parser: a fresh copy each time, since the grammar writes into what it is given."""
+    """In place of the grammar's parser: a fresh copy each time, since the grammar writes into what
+    it is given."""
     return deepcopy(_parse(text, rule_name))
 
 

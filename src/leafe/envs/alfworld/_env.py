@@ -1,7 +1,10 @@
-"""ALFWorld: a household in text. Find a thing, carry it, clean, heat or cool it, put it where it is wanted, or look at it under a lamp.
+"""ALFWorld: a household in text. Find a thing, carry it, clean, heat or cool it, put it where it is
+wanted, or look at it under a lamp.
 
-The words are the game's own. Where the game says no more than `Nothing happens.`, a sentence says why; nothing else is added, unless
-`list_actions` asks for the possible actions, as some harnesses show them. The state is this process's memory, so that a copy of the process
+The words are the game's own. Where the game says no more than `Nothing happens.`, a sentence says
+why; nothing else is added, unless
+`list_actions` asks for the possible actions, as some harnesses show them. The state is this
+process's memory, so that a copy of the process
 is a snapshot.
 """
 
@@ -20,12 +23,15 @@ from leafe.envs.alfworld._why import forms, why_not
 
 
 class AlfWorld(Environment):
-    """ALFWorld (six household tasks in text): the official games, or games made by `leafe envs make alfworld`.
+    """ALFWorld (six household tasks in text): the official games, or games made by `leafe envs make
+    alfworld`.
 
-    Options: `data`, the folder of the games, by default ALFWORLD_DATA, else ~/.cache/alfworld; `list_actions`, whether every observation ends in
+    Options: `data`, the folder of the games, by default ALFWORLD_DATA, else ~/.cache/alfworld;
+    `list_actions`, whether every observation ends in
     the list of the actions that are possible, as verl-agent prompts; `horizon`, steps.
 
-    Splits: train, valid_seen (140 official games in rooms of the training games), valid_unseen (134 in other rooms); `valid` is valid_seen and
+    Splits: train, valid_seen (140 official games in rooms of the training games), valid_unseen (134
+    in other rooms); `valid` is valid_seen and
     `test` is valid_unseen.
     """
 
@@ -35,20 +41,33 @@ class AlfWorld(Environment):
     forkable: ClassVar[bool] = True
     horizon = 50
     splits: ClassVar[tuple[str, ...]] = tuple(SPLITS)
-    needs: ClassVar[str] = "the games: alfworld-download and ALFWORLD_DATA, or leafe envs make alfworld and the option data; pip install 'leafe[alfworld]'"
+    needs: ClassVar[str] = (
+        "the games: alfworld-download and ALFWORLD_DATA, or leafe envs make alfworld and "
+        "the option data; pip install 'leafe[alfworld]'"
+    )
 
-    def __init__(self, data: str | None = None, list_actions: bool = False, horizon: int = 50) -> None:
+    def __init__(
+        self, data: str | None = None, list_actions: bool = False, horizon: int = 50
+    ) -> None:
         if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
-            raise UserError(f"The environment 'alfworld' cannot have horizon {horizon!r}: give a whole number of steps from 1.")
+            raise UserError(
+                f"The environment 'alfworld' cannot have horizon {horizon!r}: give a whole "
+                "number of steps from 1."
+            )
         if not isinstance(list_actions, bool):
-            raise UserError(f"The environment 'alfworld' cannot have list_actions = {list_actions!r}: give true or false.")
+            raise UserError(
+                f"The environment 'alfworld' cannot have list_actions = {list_actions!r}: "
+                "give true or false."
+            )
         need_packages()
         self.games = open_games(data)
         self.list_actions = list_actions
         self.horizon = horizon
         self.actions_help = (
-            f"The actions are: {forms(self.games.put)}. Write names as you see them, with their number, as in 'cabinet 1'. "
-            "You can carry one object at a time; a closed receptacle must be opened before you see into it."
+            f"The actions are: {forms(self.games.put)}. Write names as you see them, with "
+            "their number, as in 'cabinet 1'. "
+            "You can carry one object at a time; a closed receptacle must be opened before "
+            "you see into it."
         )
         self._engine: Engine | None = None
         self._stages: Stages | None = None
@@ -56,17 +75,34 @@ class AlfWorld(Environment):
         self._done = False
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's games in an order drawn by `seed`; a smaller count is a prefix of a larger one. Without a count all game files are read."""
+        """The split's games in an order drawn by `seed`; a smaller count is a prefix of a larger
+        one. Without a count all game files are read."""
         if split not in SPLITS:
-            raise UserError(f"The environment 'alfworld' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
-        return [self._task(found, split) for found in islice(games_of(self.games, split, seed), count)]
+            raise UserError(
+                f"The environment 'alfworld' has no split {split!r}: its splits are "
+                f"{', '.join(SPLITS)}."
+            )
+        return [
+            self._task(found, split) for found in islice(games_of(self.games, split, seed), count)
+        ]
 
     def _task(self, found: Found, split: str) -> Task:
         label = found.path.rsplit("/", 1)[0].replace("/", "-")
         instruction = f"Your task is to: {goal_sentence(found.game)}."
         params = found.trajectory["pddl_params"]
-        goal = {"type": found.trajectory["task_type"], "thing": params["object_target"], "place": params["parent_target"], "lamp": params["toggle_target"]}
-        return Task(id=f"{self.games.kind}-{label}", env=self.name, split=split, instruction=instruction, payload={"game": found.path, "goal": goal})
+        goal = {
+            "type": found.trajectory["task_type"],
+            "thing": params["object_target"],
+            "place": params["parent_target"],
+            "lamp": params["toggle_target"],
+        }
+        return Task(
+            id=f"{self.games.kind}-{label}",
+            env=self.name,
+            split=split,
+            instruction=instruction,
+            payload={"game": found.path, "goal": goal},
+        )
 
     def reset(self, task: Task, seed: int) -> str:
         if self._engine is None:
@@ -82,15 +118,30 @@ class AlfWorld(Environment):
         if engine is None or stages is None:
             raise RuntimeError("step before reset")
         if self._done:
-            return StepResult("The game is over: the task is done.", valid=False, done=True, progress=float(self._best))
+            return StepResult(
+                "The game is over: the task is done.",
+                valid=False,
+                done=True,
+                progress=float(self._best),
+            )
         command = " ".join(action.lower().split())
         words = engine.act(command)
         if words == NOTHING:
-            return StepResult(f"{NOTHING} {why_not(engine, command, self.games.put)}{self._listed()}", valid=False, progress=float(self._best))
+            return StepResult(
+                f"{NOTHING} {why_not(engine, command, self.games.put)}{self._listed()}",
+                valid=False,
+                progress=float(self._best),
+            )
         won = engine.won
         self._done = won
         self._best = max(self._best, stages.all if won else stages.reached())
-        return StepResult(words if won else words + self._listed(), reward=float(won), done=won, success=won, progress=float(self._best))
+        return StepResult(
+            words if won else words + self._listed(),
+            reward=float(won),
+            done=won,
+            success=won,
+            progress=float(self._best),
+        )
 
     def valid_actions(self) -> Sequence[str]:
         return [] if self._engine is None or self._done else self._engine.commands
@@ -99,8 +150,17 @@ class AlfWorld(Environment):
         marker = self.games.marker
         made = "official"
         if marker is not None:
-            made = f"generated by leafe, format {marker.get('generator')}, alfworld {marker.get('alfworld')}, seed {marker.get('seed')}"
-        return {"alfworld": version("alfworld"), "textworld": version("textworld"), "games": made, "wording": self.games.put, "goals": "as the game files say"}
+            made = (
+                f"generated by leafe, format {marker.get('generator')}, alfworld "
+                f"{marker.get('alfworld')}, seed {marker.get('seed')}"
+            )
+        return {
+            "alfworld": version("alfworld"),
+            "textworld": version("textworld"),
+            "games": made,
+            "wording": self.games.put,
+            "goals": "as the game files say",
+        }
 
     def close(self) -> None:
         if self._engine is not None:
@@ -108,4 +168,6 @@ class AlfWorld(Environment):
             self._engine, self._stages = None, None
 
     def _listed(self) -> str:
-        return f"\nPossible actions: {', '.join(self.valid_actions())}." if self.list_actions else ""
+        return (
+            f"\nPossible actions: {', '.join(self.valid_actions())}." if self.list_actions else ""
+        )

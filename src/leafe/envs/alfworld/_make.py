@@ -1,10 +1,15 @@
-"""Fresh games from a seed, each shown to be winnable, in the official folder layout and marked as ours.
+"""Fresh games from a seed, each shown to be winnable, in the official folder layout and marked as
+ours.
 
-    OUT/leafe-generated.json                                                           what this is; `complete` is set last
-    OUT/<split>/<type>-<thing>-None-<place>-<floor plan>/trial_G<seed>_<number>/       game.tw-pddl  traj_data.json
+    OUT/leafe-generated.json                                                           what this is;
+    `complete` is set last
+    OUT/<split>/<type>-<thing>-None-<place>-<floor plan>/trial_G<seed>_<number>/       game.tw-pddl
+    traj_data.json
 
-train and valid_seen share the floor plans that the wheel's authors train on, valid_unseen has the others. The six task types take turns, so
-that every split holds all of them where it has six games or more. The same arguments give the same bytes.
+train and valid_seen share the floor plans that the wheel's authors train on, valid_unseen has the
+others. The six task types take turns, so
+that every split holds all of them where it has six games or more. The same arguments give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -37,10 +42,13 @@ def make_games(
     progress: Callable[[int, int], None] | None = None,
     planner: Planner | None = None,
 ) -> dict[str, Any]:
-    """Write `games` games under the folder `out`: three fifths train, one fifth each valid_seen and valid_unseen.
+    """Write `games` games under the folder `out`: three fifths train, one fifth each valid_seen and
+    valid_unseen.
 
-    `seconds` bounds the planner for one game: a game that it cannot win in that time is dropped, counted and drawn anew. `progress` is told
-    (games written, games in all). Called again for a folder that was left unfinished, it finishes it. Returns what the marker file says.
+    `seconds` bounds the planner for one game: a game that it cannot win in that time is dropped,
+    counted and drawn anew. `progress` is told
+    (games written, games in all). Called again for a folder that was left unfinished, it finishes
+    it. Returns what the marker file says.
     """
     need_packages()
     out = Path(out)
@@ -48,18 +56,34 @@ def make_games(
         raise UserError(f"{games} games cannot fill three splits: ask for 3 or more.")
     fifth = max(1, games // 5)
     sizes = {"train": games - 2 * fifth, "valid_seen": fifth, "valid_unseen": fifth}
-    told = {"generator": FORMAT, "alfworld": version("alfworld"), "textworld": version("textworld"), "seed": seed, "games": sizes}
+    told = {
+        "generator": FORMAT,
+        "alfworld": version("alfworld"),
+        "textworld": version("textworld"),
+        "seed": seed,
+        "games": sizes,
+    }
     marker = out / MARKER
     before = _read(marker)
     if {k: v for k, v in before.items() if k in told} == told and before.get("complete"):
         return before
-    if out.exists() and (not out.is_dir() or any(p.name != MARKER for p in out.iterdir())) and {k: before.get(k) for k in told} != told:
-        raise UserError(f"{out} is not empty and holds other things than these games: give an empty folder.")
+    if (
+        out.exists()
+        and (not out.is_dir() or any(p.name != MARKER for p in out.iterdir()))
+        and {k: before.get(k) for k in told} != told
+    ):
+        raise UserError(
+            f"{out} is not empty and holds other things than these games: give an empty folder."
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The folder {out} cannot be made ({error.strerror}): give another one.") from error
-    _write(marker, told | {"dropped": 0, "complete": False})  # first, so that a folder left half-way can never pass for official games
+        raise UserError(
+            f"The folder {out} cannot be made ({error.strerror}): give another one."
+        ) from error
+    _write(
+        marker, told | {"dropped": 0, "complete": False}
+    )  # first, so that a folder left half-way can never pass for official games
     dropped = done = 0
     with planner or Planner(seconds) as solver, tempfile.TemporaryDirectory() as scratch:
         for split, size in sizes.items():
@@ -77,24 +101,44 @@ def _one(out: Path, split: str, number: int, seed: int, planner: Planner, scratc
     """Write one game; returns how many draws were dropped before it."""
     plans = floor_plans(seen=split != "valid_unseen")
     for attempt in range(TRIES):
-        game = draw_game(TASK_TYPES[number % len(TASK_TYPES)], plans, derive_seed(seed, "alfworld", FORMAT, split, number, attempt))
+        game = draw_game(
+            TASK_TYPES[number % len(TASK_TYPES)],
+            plans,
+            derive_seed(seed, "alfworld", FORMAT, split, number, attempt),
+        )
         contents = _contents(game)
         _write(scratch, contents)
         walkthrough = planner.win(scratch, game.core)
         if walkthrough is not None:
-            folder = out / split / f"{game.goal.folder}-{game.room.number}" / f"trial_G{seed}_{number:05d}"
+            folder = (
+                out
+                / split
+                / f"{game.goal.folder}-{game.room.number}"
+                / f"trial_G{seed}_{number:05d}"
+            )
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / TRAJECTORY, _trajectory(game, folder.name))
             _write(folder / GAME, contents | {"solvable": True, "walkthrough": walkthrough})
             return attempt
-    raise UserError(f"The planner could win none of {TRIES} games drawn for {split}, number {number}: give it more seconds.")
+    raise UserError(
+        f"The planner could win none of {TRIES} games drawn for {split}, number {number}: "
+        "give it more seconds."
+    )
 
 
 def _contents(game: Game) -> dict[str, Any]:
     data = resources.files("alfworld") / "data"
-    grammar = (data / "alfred.twl2").read_text(encoding="utf-8").replace("UNKNOWN GOAL", game.sentence)
+    grammar = (
+        (data / "alfred.twl2").read_text(encoding="utf-8").replace("UNKNOWN GOAL", game.sentence)
+    )
     domain = (data / "alfred.pddl").read_text(encoding="utf-8")
-    return {"pddl_domain": domain, "grammar": grammar, "pddl_problem": game.problem, "solvable": None, "walkthrough": None}
+    return {
+        "pddl_domain": domain,
+        "grammar": grammar,
+        "pddl_problem": game.problem,
+        "solvable": None,
+        "walkthrough": None,
+    }
 
 
 def _trajectory(game: Game, trial: str) -> dict[str, Any]:

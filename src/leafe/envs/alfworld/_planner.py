@@ -1,9 +1,12 @@
-"""Shows that games can be won: one game after another, in a process that may be killed when the planner does not come back.
+"""Shows that games can be won: one game after another, in a process that may be killed when the
+planner does not come back.
 
     python -m leafe.envs.alfworld._planner         reads and writes one JSON value a line
 
-A request is `{"game": FILE, "core": PDDL}`; the answer is the commands that win the whole game, or null. The plan is made on the core (the game
-without what its goal does not name), then played through the whole game, which must say that it is won.
+A request is `{"game": FILE, "core": PDDL}`; the answer is the commands that win the whole game, or
+null. The plan is made on the core (the game
+without what its goal does not name), then played through the whole game, which must say that it is
+won.
 """
 
 from __future__ import annotations
@@ -25,14 +28,19 @@ from leafe.envs.alfworld._engine import Engine
 class Planner:
     """The planner's process, started when it is first asked and again after it was killed."""
 
-    def __init__(self, seconds: float, command: tuple[str, ...] = (sys.executable, "-m", "leafe.envs.alfworld._planner")) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        command: tuple[str, ...] = (sys.executable, "-m", "leafe.envs.alfworld._planner"),
+    ) -> None:
         self.seconds = seconds
         """For one game; a planner that takes longer is killed."""
         self.command = command
         self._process: subprocess.Popen[bytes] | None = None
 
     def win(self, game: Path, core: str) -> list[str] | None:
-        """The commands that win the game of a file; None where the planner finds none, takes too long or dies."""
+        """The commands that win the game of a file; None where the planner finds none, takes too
+        long or dies."""
         process = self._process
         if process is None or process.poll() is not None:
             # the order of the planner's operators, and with it the plan, follows Python's hashes
@@ -43,7 +51,11 @@ class Planner:
                 "PYTHONPATH": os.pathsep.join(sys.path),
             }
             process = self._process = subprocess.Popen(
-                with_default_signals(self.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+                with_default_signals(self.command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
             )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -71,7 +83,12 @@ class Planner:
     def __enter__(self) -> Planner:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 

@@ -1,8 +1,12 @@
-"""A fresh household from the installed wheel's own parts: floor plan + seed -> a PDDL problem and a goal.
+"""A fresh household from the installed wheel's own parts: floor plan + seed -> a PDDL problem and a
+goal.
 
-The wheel carries, for 120 floor plans, where the agent stands to reach each receptacle, which types of thing the room holds and where one can
-walk; what may lie in what, what can be heated and so on; and the goals of the six task types. What it lacks is where things lie: that is drawn
-here. Receptacles that a room has but that the wheel gives no place for (stove burners, coffee machine, toaster, ...) get a place drawn once for
+The wheel carries, for 120 floor plans, where the agent stands to reach each receptacle, which types
+of thing the room holds and where one can
+walk; what may lie in what, what can be heated and so on; and the goals of the six task types. What
+it lacks is where things lie: that is drawn
+here. Receptacles that a room has but that the wheel gives no place for (stove burners, coffee
+machine, toaster, ...) get a place drawn once for
 the floor plan, so that all games of a floor plan share one room.
 
 A game is never won at its start: nothing of the wanted type lies in the wanted receptacle.
@@ -86,7 +90,8 @@ class Game:
     problem: str
     """PDDL."""
     core: str
-    """The same problem without the things and receptacles that the goal does not need: they cannot help, and the planner is far quicker without them."""
+    """The same problem without the things and receptacles that the goal does not need: they cannot
+    help, and the planner is far quicker without them."""
 
 
 def floor_plans(seen: bool) -> list[int]:
@@ -96,7 +101,8 @@ def floor_plans(seen: bool) -> list[int]:
 
 
 def draw_game(task_type: str, plans: Sequence[int], seed: int) -> Game:
-    """A game of a task type in one of the floor plans, all of it decided by `seed`. ValueError where none of the floor plans can have such a game."""
+    """A game of a task type in one of the floor plans, all of it decided by `seed`. ValueError
+    where none of the floor plans can have such a game."""
     chance = random.Random(derive_seed(seed, "alfworld game", task_type))
     rooms = [n for n in plans if _kind_of(n) in _constants().GOALS_VALID[task_type]]
     chance.shuffle(rooms)
@@ -106,10 +112,22 @@ def draw_game(task_type: str, plans: Sequence[int], seed: int) -> Game:
         if goals:
             goal = chance.choice(goals)
             sentence, things = _sentence(goal, chance), _things(room, goal, chance)
-            needed = {name: home for name, home in things.items() if type_of(name) in (goal.thing, _LAMP)}
+            needed = {
+                name: home for name, home in things.items() if type_of(name) in (goal.thing, _LAMP)
+            }
             used = (goal.place, _CHANGES.get(task_type, ("", ""))[1])
-            places = {name: spot for name, spot in room.receptacles.items() if name in needed.values() or type_of(name) in used}
-            return Game(room, goal, sentence, _problem(room, goal, things), _problem(replace(room, receptacles=places), goal, needed))
+            places = {
+                name: spot
+                for name, spot in room.receptacles.items()
+                if name in needed.values() or type_of(name) in used
+            }
+            return Game(
+                room,
+                goal,
+                sentence,
+                _problem(room, goal, things),
+                _problem(replace(room, receptacles=places), goal, needed),
+            )
     raise ValueError(f"no floor plan among {list(plans)} can have a game {task_type!r}")
 
 
@@ -126,7 +144,8 @@ def load_room(number: int) -> Room:
         walkable = sorted((round(float(x) * 4), round(float(z) * 4)) for x, z in np.load(file))
     chance = random.Random(derive_seed(0, "alfworld room", number))
     receptacles: dict[str, Location] = {
-        name: (round(x * 4), round(z * 4), round(turn / 90) % 4, round(angle)) for name, (x, z, turn, angle) in sorted(reach.items())
+        name: (round(x * 4), round(z * 4), round(turn / 90) % 4, round(angle))
+        for name, (x, z, turn, angle) in sorted(reach.items())
     }
     fixed = constants.RECEPTACLES - set(constants.MOVABLE_RECEPTACLES)
     known = {type_of(name) for name in receptacles}
@@ -134,12 +153,18 @@ def load_room(number: int) -> Room:
         for _ in range(4 if kind == "StoveBurner" else 1):
             (x, z), height = chance.choice(walkable), chance.randint(50, 150)
             owner = kind.removesuffix("Basin") if kind.endswith("Basin") else kind
-            name = f"{owner}|{x / 4:+06.2f}|{height / 100:+06.2f}|{z / 4:+06.2f}" + (f"|{kind}" if owner != kind else "")
+            name = f"{owner}|{x / 4:+06.2f}|{height / 100:+06.2f}|{z / 4:+06.2f}" + (
+                f"|{kind}" if owner != kind else ""
+            )
             receptacles[name] = (x, z, chance.randrange(4), 30)
     taken = {(x, z) for x, z, _, _ in receptacles.values()}
     free = [spot for spot in walkable if spot not in taken] or walkable
     start = (*chance.choice(free), chance.randrange(4), 0)
-    holdable = {thing for kind in {type_of(n) for n in receptacles} for thing in constants.VAL_RECEPTACLE_OBJECTS.get(kind, ())}
+    holdable = {
+        thing
+        for kind in {type_of(n) for n in receptacles}
+        for thing in constants.VAL_RECEPTACLE_OBJECTS.get(kind, ())
+    }
     kinds = tuple(sorted(present & holdable & set(constants.OBJECTS)))
     stands = any(type_of(name) in _LAMP_STANDS for name in receptacles)
     return Room(number, receptacles, kinds, _LAMP in present and stands, start)
@@ -159,7 +184,8 @@ def possible_goals(task_type: str, room: Room) -> list[Goal]:
         for thing in room.kinds
         if allows is None or thing in constants.VAL_ACTION_OBJECTS[allows]
         for place in sorted(types - {tool})
-        if thing in constants.VAL_RECEPTACLE_OBJECTS.get(place, ()) and _homes(thing, room, without=place)
+        if thing in constants.VAL_RECEPTACLE_OBJECTS.get(place, ())
+        and _homes(thing, room, without=place)
     ]
 
 
@@ -172,14 +198,22 @@ def type_of(name: str) -> str:
 def _homes(thing: str, room: Room, without: str = "") -> list[str]:
     """The receptacles that may hold the thing, but for those of one type."""
     allowed = _constants().VAL_RECEPTACLE_OBJECTS
-    return [name for name in room.receptacles if type_of(name) != without and thing in allowed.get(type_of(name), ())]
+    return [
+        name
+        for name in room.receptacles
+        if type_of(name) != without and thing in allowed.get(type_of(name), ())
+    ]
 
 
 def _sentence(goal: Goal, chance: random.Random) -> str:
     from alfworld.gen.goal_library import gdict
 
     template = chance.choice(gdict[goal.task_type]["templates"])
-    return str(template.format(obj=goal.thing.lower(), recep=goal.place.lower(), toggle=_LAMP.lower(), mrecep=""))
+    return str(
+        template.format(
+            obj=goal.thing.lower(), recep=goal.place.lower(), toggle=_LAMP.lower(), mrecep=""
+        )
+    )
 
 
 def _things(room: Room, goal: Goal, chance: random.Random) -> dict[str, str]:
@@ -194,7 +228,9 @@ def _things(room: Room, goal: Goal, chance: random.Random) -> dict[str, str]:
         for _ in range(copies if homes else 0):
             things[_placed(kind, chance)] = chance.choice(homes)
     if room.has_lamp:
-        things[_placed(_LAMP, chance)] = chance.choice([name for name in room.receptacles if type_of(name) in _LAMP_STANDS])
+        things[_placed(_LAMP, chance)] = chance.choice(
+            [name for name in room.receptacles if type_of(name) in _LAMP_STANDS]
+        )
     return things
 
 
@@ -207,26 +243,50 @@ def _problem(room: Room, goal: Goal, things: Mapping[str, str]) -> str:
     rtypes = sorted({type_of(name) for name in room.receptacles})
     otypes = sorted({type_of(name) for name in things})
     objects = ["agent1 # agent"]
-    objects += [f"{kind}Type # otype" for kind in otypes] + [f"{kind}Type # rtype" for kind in rtypes]
+    objects += [f"{kind}Type # otype" for kind in otypes] + [
+        f"{kind}Type # rtype" for kind in rtypes
+    ]
     objects += [f"{name} # object" for name in sorted(things)]
     objects += [f"{name} # receptacle" for name in sorted(room.receptacles)]
     objects += [f"{_loc(spot)} # location" for spot in spots]
 
     facts = ["(= (total-cost) 0)", f"(atLocation agent1 {_loc(room.start)})"]
     facts += [f"(receptacleType {name} {type_of(name)}Type)" for name in sorted(room.receptacles)]
-    facts += [f"(receptacleAtLocation {name} {_loc(spot)})" for name, spot in sorted(room.receptacles.items())]
-    facts += [f"(openable {name})" for name in sorted(room.receptacles) if type_of(name) in constants.OPENABLE_CLASS_SET]
-    facts += [f"(canContain {place}Type {thing}Type)" for place in rtypes for thing in otypes if thing in constants.VAL_RECEPTACLE_OBJECTS.get(place, ())]
+    facts += [
+        f"(receptacleAtLocation {name} {_loc(spot)})"
+        for name, spot in sorted(room.receptacles.items())
+    ]
+    facts += [
+        f"(openable {name})"
+        for name in sorted(room.receptacles)
+        if type_of(name) in constants.OPENABLE_CLASS_SET
+    ]
+    facts += [
+        f"(canContain {place}Type {thing}Type)"
+        for place in rtypes
+        for thing in otypes
+        if thing in constants.VAL_RECEPTACLE_OBJECTS.get(place, ())
+    ]
     for name, home in sorted(things.items()):
         kind = type_of(name)
-        facts += [f"(objectType {name} {kind}Type)", f"(inReceptacle {name} {home})", f"(objectAtLocation {name} {_loc(room.receptacles[home])})"]
+        facts += [
+            f"(objectType {name} {kind}Type)",
+            f"(inReceptacle {name} {home})",
+            f"(objectAtLocation {name} {_loc(room.receptacles[home])})",
+        ]
         facts.append(f"(toggleable {name})" if kind == _LAMP else f"(pickupable {name})")
         if kind in constants.MOVABLE_RECEPTACLES_SET:
             facts.append(f"(isReceptacleObject {name})")
         allowed = constants.VAL_ACTION_OBJECTS
-        facts += [f"({ability.lower()} {name})" for ability in ("Cleanable", "Heatable", "Coolable", "Sliceable") if kind in allowed[ability]]
+        facts += [
+            f"({ability.lower()} {name})"
+            for ability in ("Cleanable", "Heatable", "Coolable", "Sliceable")
+            if kind in allowed[ability]
+        ]
 
-    wanted_pddl = gdict[goal.task_type]["pddl"].format(obj=goal.thing, recep=goal.place, toggle=_LAMP, mrecep="")
+    wanted_pddl = gdict[goal.task_type]["pddl"].format(
+        obj=goal.thing, recep=goal.place, toggle=_LAMP, mrecep=""
+    )
     text = "\n".join(
         [
             f"(define (problem leafe-{room.number})",
@@ -259,7 +319,10 @@ _SPELLED = {"-": "_minus_", "#": "-", "|": "_bar_", "+": "_plus_", ".": "_dot_"}
 def _pddl_names(text: str) -> str:
     """ALFRED's names as PDDL symbols; `#` stands for PDDL's own `-`, as in the wheel's goals."""
     lines = text.split("\n")
-    return "\n".join(line if line.startswith("(:domain") else "".join(_SPELLED.get(c, c) for c in line) for line in lines)
+    return "\n".join(
+        line if line.startswith("(:domain") else "".join(_SPELLED.get(c, c) for c in line)
+        for line in lines
+    )
 
 
 def _kind_of(number: int) -> str:

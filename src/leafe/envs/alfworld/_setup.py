@@ -1,7 +1,10 @@
-"""Where the games lie, which of them count, and whether they are official or of our own making: the two are never mixed.
+"""Where the games lie, which of them count, and whether they are official or of our own making: the
+two are never mixed.
 
-A data folder is the official one (`json_2.1.1` with a folder for each split, or a folder that holds it) or one that `make_games` wrote, which has a marker
-file. Which games count is the official loader's rule: a `traj_data.json` of one of the six task types, no movable receptacles, nothing sliced, and a
+A data folder is the official one (`json_2.1.1` with a folder for each split, or a folder that holds
+it) or one that `make_games` wrote, which has a marker
+file. Which games count is the official loader's rule: a `traj_data.json` of one of the six task
+types, no movable receptacles, nothing sliced, and a
 `game.tw-pddl` beside it that was found solvable.
 """
 
@@ -24,17 +27,29 @@ GAME = "game.tw-pddl"
 TRAJECTORY = "traj_data.json"
 MARKER = "leafe-generated.json"
 FOLDERS = ("train", "valid_seen", "valid_unseen")
-SPLITS: Mapping[str, str] = {"train": "train", "valid_seen": "valid_seen", "valid_unseen": "valid_unseen", "valid": "valid_seen", "test": "valid_unseen"}
+SPLITS: Mapping[str, str] = {
+    "train": "train",
+    "valid_seen": "valid_seen",
+    "valid_unseen": "valid_unseen",
+    "valid": "valid_seen",
+    "test": "valid_unseen",
+}
 """A split's name -> its folder: the field's names, and `valid` and `test` as leafe calls them."""
 
-_HOW = "set ALFWORLD_DATA to what alfworld-download fetched, or make games of your own (leafe envs make alfworld --out DIR) and give the option data"
+_HOW = (
+    "set ALFWORLD_DATA to what alfworld-download fetched, or make games of your own (leafe "
+    "envs make alfworld --out DIR) and give the option data"
+)
 
 
 def need_packages() -> None:
     """UserError where the extra is not installed."""
     for package in ("alfworld", "textworld", "fast_downward"):
         if find_spec(package) is None:
-            raise UserError(f"The environment 'alfworld' needs the package {package!r}: run pip install 'leafe[alfworld]'.")
+            raise UserError(
+                f"The environment 'alfworld' needs the package {package!r}: run pip "
+                "install 'leafe[alfworld]'."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +66,9 @@ class Games:
     @property
     def kind(self) -> str:
         """Stands in every task's id."""
-        return "alfworld" if self.marker is None else f"alfworld-generated-s{self.marker.get('seed')}"
+        return (
+            "alfworld" if self.marker is None else f"alfworld-generated-s{self.marker.get('seed')}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +82,65 @@ class Found:
 
 
 def open_games(data: str | None) -> Games:
-    """The data folder: the option, else ALFWORLD_DATA, else where alfworld-download puts it. UserError where there are no games."""
+    """The data folder: the option, else ALFWORLD_DATA, else where alfworld-download puts it.
+    UserError where there are no games."""
     given = data or os.environ.get("ALFWORLD_DATA") or str(Path.home() / ".cache" / "alfworld")
     base = Path(given).expanduser()
     if not base.is_dir():
         raise UserError(f"There are no ALFWorld games at {base}: {_HOW}.")
     candidates = [base, *sorted(base.glob("json_2.1.*"), reverse=True)]
-    root = next((folder for folder in candidates if any((folder / split).is_dir() for split in FOLDERS)), None)
+    root = next(
+        (folder for folder in candidates if any((folder / split).is_dir() for split in FOLDERS)),
+        None,
+    )
     if root is None:
-        raise UserError(f"The folder {base} holds none of the ALFWorld splits {', '.join(FOLDERS)}: {_HOW}.")
+        raise UserError(
+            f"The folder {base} holds none of the ALFWorld splits {', '.join(FOLDERS)}: {_HOW}."
+        )
     marker = None
     if (root / MARKER).is_file():
         try:
             marker = dict(json.loads((root / MARKER).read_text(encoding="utf-8")))
         except ValueError as error:
-            raise UserError(f"The marker file {root / MARKER} cannot be read ({error}): make the games again.") from error
+            raise UserError(
+                f"The marker file {root / MARKER} cannot be read ({error}): make the games again."
+            ) from error
         if not marker.get("complete"):
-            raise UserError(f"The games in {root} were not all made: give the command leafe envs make alfworld with the same arguments again.")
-    first = next((folder / GAME for split in FOLDERS for folder in _folders(root, split) if (folder / GAME).is_file()), None)
+            raise UserError(
+                f"The games in {root} were not all made: give the command leafe envs make "
+                "alfworld with the same arguments again."
+            )
+    first = next(
+        (
+            folder / GAME
+            for split in FOLDERS
+            for folder in _folders(root, split)
+            if (folder / GAME).is_file()
+        ),
+        None,
+    )
     if first is None:
-        raise UserError(f"The folder {root} holds no game file {GAME}: it was half-downloaded; run alfworld-download again.")
+        raise UserError(
+            f"The folder {root} holds no game file {GAME}: it was half-downloaded; run "
+            "alfworld-download again."
+        )
     return Games(root, marker, put_form(read_game(first)))
 
 
 def games_of(games: Games, split: str, seed: int) -> Iterator[Found]:
-    """The games of a split that count, in an order drawn by `seed`, read one after another as they are asked for."""
+    """The games of a split that count, in an order drawn by `seed`, read one after another as they
+    are asked for."""
     folders = list(_folders(games.root, SPLITS[split]))
     if not folders:
         raise UserError(f"The folder {games.root / SPLITS[split]} holds no ALFWorld game: {_HOW}.")
     random.Random(derive_seed(seed, "alfworld", SPLITS[split])).shuffle(folders)
     files = 0
     for folder in folders:
-        if "movable" in folder.parent.name or "Sliced" in folder.parent.name or not (folder / GAME).is_file():
+        if (
+            "movable" in folder.parent.name
+            or "Sliced" in folder.parent.name
+            or not (folder / GAME).is_file()
+        ):
             continue
         files += 1
         trajectory = _read_trajectory(folder / TRAJECTORY)
@@ -106,7 +150,10 @@ def games_of(games: Games, split: str, seed: int) -> Iterator[Found]:
                 yield Found((folder / GAME).relative_to(games.root).as_posix(), trajectory, game)
     if not files:
         where = games.root / SPLITS[split]
-        raise UserError(f"The folder {where} has {len(folders)} {TRAJECTORY} and no {GAME}: it was half-downloaded; run alfworld-download again.")
+        raise UserError(
+            f"The folder {where} has {len(folders)} {TRAJECTORY} and no {GAME}: it was "
+            "half-downloaded; run alfworld-download again."
+        )
 
 
 def _folders(root: Path, split: str) -> Iterator[Path]:
@@ -121,9 +168,18 @@ def _read_trajectory(path: Path) -> dict[str, Any]:
         trajectory = json.loads(path.read_text(encoding="utf-8"))
         params = trajectory["pddl_params"]
         assert isinstance(trajectory["task_type"], str)
-        assert all(isinstance(params[key], str) for key in ("object_target", "parent_target", "toggle_target"))
+        assert all(
+            isinstance(params[key], str)
+            for key in ("object_target", "parent_target", "toggle_target")
+        )
     except (OSError, ValueError) as error:
-        raise UserError(f"The ALFWorld file {path} cannot be read ({error}): it was cut off or damaged; download or make the games again.") from error
+        raise UserError(
+            f"The ALFWorld file {path} cannot be read ({error}): it was cut off or "
+            "damaged; download or make the games again."
+        ) from error
     except (KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"The ALFWorld file {path} is of another version (no task_type or pddl_params): download or make the games again.") from error
+        raise UserError(
+            f"The ALFWorld file {path} is of another version (no task_type or "
+            "pddl_params): download or make the games again."
+        ) from error
     return dict(trajectory)

@@ -1,10 +1,15 @@
-"""How far a game has come, in stages that each task type has to pass: carried, changed, placed. Only what the goal's kind of thing does counts."""
+"""How far a game has come, in stages that each task type has to pass: carried, changed, placed.
+Only what the goal's kind of thing does counts."""
 
 from __future__ import annotations
 
 from leafe.envs.alfworld._engine import Engine
 
-_CHANGED = {"pick_clean_then_place_in_recep": "isclean", "pick_heat_then_place_in_recep": "ishot", "pick_cool_then_place_in_recep": "iscool"}
+_CHANGED = {
+    "pick_clean_then_place_in_recep": "isclean",
+    "pick_heat_then_place_in_recep": "ishot",
+    "pick_cool_then_place_in_recep": "iscool",
+}
 
 
 class Stages:
@@ -27,8 +32,16 @@ class Stages:
         if self._type == "look_at_obj_in_light":
             return held + any(fact[0] == "istoggled" and fact[1] in self._lamps for fact in facts)
         if changed:
-            return 2 if any(fact[0] == changed and fact[1] in self._things for fact in facts) else int(held)
+            return (
+                2
+                if any(fact[0] == changed and fact[1] in self._things for fact in facts)
+                else int(held)
+            )
         if self._type == "pick_two_obj_and_place":
-            placed = [fact[2] for fact in facts if fact[0] == "inreceptacle" and fact[1] in self._things and fact[2] in self._places]
+            placed = [
+                fact[2]
+                for fact in facts
+                if fact[0] == "inreceptacle" and fact[1] in self._things and fact[2] in self._places
+            ]
             return min(3, 2 * bool(placed) + held)
         return int(held)

@@ -1,1 +1,2 @@
-"""Environments where an action is a whole program: it is run on tests, and the answer is a judge's verdict."""
+"""Environments where an action is a whole program: it is run on tests, and the answer is a judge's
+verdict."""

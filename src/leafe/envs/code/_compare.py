@@ -1,8 +1,11 @@
 """How a script's output is judged: as CodeContests' own tester does, and what is shown of it.
 
-The rules are those of `execution/tester_sandboxer.cc` in google-deepmind/code_contests: words are separated by space, newline, tab, carriage return and
-vertical tab, case does not count (of ASCII letters), and two words that are both numbers, however they are written, are the same where they differ by
-less than 1e-5. It is bytes that are compared: no other alphabet's digits are digits, and no other blanks are blanks.
+The rules are those of `execution/tester_sandboxer.cc` in google-deepmind/code_contests: words are
+separated by space, newline, tab, carriage return and
+vertical tab, case does not count (of ASCII letters), and two words that are both numbers, however
+they are written, are the same where they differ by
+less than 1e-5. It is bytes that are compared: no other alphabet's digits are digits, and no other
+blanks are blanks.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ _WORDS = re.compile(rb"[^ \n\t\r\v]+")
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?")
 _NO_FINITE_NUMBER = re.compile(rb"[+-]?(?:inf|infinity|nan(?:\([a-z0-9_]*\))?)")
 _AROUND = b" \t\n\v\f\r"
-"""What the tester strips from a word that it reads as a number; of these a word can only hold a form feed."""
+"""What the tester strips from a word that it reads as a number; of these a word can only hold a
+form feed."""
 _ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
 _LINES, _CHARACTERS = 12, 400
 
@@ -34,8 +38,12 @@ def first_difference(got: bytes, want: bytes) -> int | None:
     apart = [at for at in range(least) if not _match(found[at], wanted[at])]
     if len(found) == len(wanted) and not apart:
         return None
-    # of two infinities the tester says that they differ, unless all words are alike: what is to be shown is a word that can be seen to differ
-    return next((at for at in apart if found[at] != wanted[at]), next((at for at in range(least) if found[at] != wanted[at]), least))
+    # of two infinities the tester says that they differ, unless all words are alike: what is to be
+    # shown is a word that can be seen to differ
+    return next(
+        (at for at in apart if found[at] != wanted[at]),
+        next((at for at in range(least) if found[at] != wanted[at]), least),
+    )
 
 
 def _match(got: bytes, want: bytes) -> bool:
@@ -54,8 +62,12 @@ def _number(word: bytes) -> float | None:
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a text, in at most 12 lines and 400 characters: no control characters, no addresses, which differ from run to run."""
-    text = _ADDRESS.sub("at 0x...", "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text[: 4 * _CHARACTERS])).strip()
+    """The beginning of a text, in at most 12 lines and 400 characters: no control characters, no
+    addresses, which differ from run to run."""
+    text = _ADDRESS.sub(
+        "at 0x...",
+        "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text[: 4 * _CHARACTERS]),
+    ).strip()
     kept = "\n".join(text.split("\n")[:_LINES])[:_CHARACTERS]
     return kept if len(kept) == len(text) else kept.rstrip() + " ..."
 

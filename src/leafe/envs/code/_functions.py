@@ -1,7 +1,10 @@
-"""What environments whose programs define a function share: what is said of their tests, and which tasks can be judged here.
+"""What environments whose programs define a function share: what is said of their tests, and which
+tasks can be judged here.
 
-Shown tests run first, and say all there is to say. Hidden ones run afterwards, in boxes of their own, and all that is said of a failure is its kind: not which
-of them it was, and not how many passed, since a program could choose these by what it reads in a hidden test.
+Shown tests run first, and say all there is to say. Hidden ones run afterwards, in boxes of their
+own, and all that is said of a failure is its kind: not which
+of them it was, and not how many passed, since a program could choose these by what it reads in a
+hidden test.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ def feedback(verdict: Verdict, shown: Sequence[str], total: int, limits: Limits)
     if verdict.test is None:
         return f"Loading the program {kind(verdict.outcome, limits)}.{detail}"
     tests = counted(len(shown), "test" if len(shown) == total else "shown test")
-    return f"{verdict.passed} of {tests} passed. This test {kind(verdict.outcome, limits)}:\n{shown[verdict.test]}{detail}"
+    return (
+        f"{verdict.passed} of {tests} passed. This test "
+        f"{kind(verdict.outcome, limits)}:\n{shown[verdict.test]}{detail}"
+    )
 
 
 def hidden_feedback(outcome: Outcome, shown: int, limits: Limits) -> str:
@@ -51,10 +57,15 @@ def hidden_feedback(outcome: Outcome, shown: int, limits: Limits) -> str:
 
 
 def judgeable(
-    tasks: Iterable[tuple[Task, str | None]], count: int | None, judge: Callable[[Task, str], Judged], where: object
-) -> list[Task]:  # fmt: skip
-    """The first `count` of the tasks whose own reference, the second of each pair, passes here; the others are named in a warning. What a test cannot be
-    judged on here (see docs/environments.md) or what is wrong with it shows in that its reference fails. UserError where no task is left."""
+    tasks: Iterable[tuple[Task, str | None]],
+    count: int | None,
+    judge: Callable[[Task, str], Judged],
+    where: object,
+) -> list[Task]:
+    """The first `count` of the tasks whose own reference, the second of each pair, passes here; the
+    others are named in a warning. What a test cannot be
+    judged on here (see docs/environments.md) or what is wrong with it shows in that its reference
+    fails. UserError where no task is left."""
     kept: list[Task] = []
     refused: dict[str, str] = {}
     for task, reference in tasks:
@@ -68,7 +79,10 @@ def judgeable(
     if refused:
         names = [f"{name} ({why})" for name, why in list(refused.items())[:_NAMED]]
         more = [f"{len(refused) - _NAMED} more"] if len(refused) > _NAMED else []
-        words = f"{where}: {len(refused)} of {counted(len(refused) + len(kept), 'task')} cannot be judged here (the reference does not pass): "
+        words = (
+            f"{where}: {len(refused)} of {counted(len(refused) + len(kept), 'task')} cannot be "
+            "judged here (the reference does not pass): "
+        )
         words += ", ".join(names + more) + "."
         if not kept:
             raise UserError(f"{words} Give another file.")
@@ -83,17 +97,25 @@ _CHECKED: dict[str, str] = {}
 def _refused(task: Task, reference: str, judge: Callable[[Task, str], Judged]) -> str:
     tests = task.payload["tests"]
     own_types = _own_types(reference)
-    if own_types is None or (not own_types and all(map(_plain, tests))):  # what is no Python says nothing of the tests
+    if own_types is None or (
+        not own_types and all(map(_plain, tests))
+    ):  # what is no Python says nothing of the tests
         return ""
-    key = hashlib.sha256(repr((reference, sorted(task.payload.items()))).encode("utf-8", "backslashreplace")).hexdigest()
+    key = hashlib.sha256(
+        repr((reference, sorted(task.payload.items()))).encode("utf-8", "backslashreplace")
+    ).hexdigest()
     if key not in _CHECKED:
         try:
             judged = judge(task, reference)
         except EnvError as error:
             _CHECKED[key] = " ".join(str(error).split())
         else:
-            # a reference that is slow here is no fault of the task; a test that does not end by itself is one
-            slow = judged.outcome in (Outcome.time, Outcome.memory) and NOT_THE_PROGRAM not in judged.detail
+            # a reference that is slow here is no fault of the task; a test that does not end by
+            # itself is one
+            slow = (
+                judged.outcome in (Outcome.time, Outcome.memory)
+                and NOT_THE_PROGRAM not in judged.detail
+            )
             _CHECKED[key] = "" if judged.outcome is Outcome.passed or slow else str(judged.outcome)
     return _CHECKED[key]
 
@@ -109,23 +131,40 @@ def _own_types(program: str) -> bool | None:
 
 @cache
 def _plain(test: str) -> bool:
-    """Whether a test compares a call on literals with a literal, exactly or within a bound, so that it is known to be judged as Python does."""
+    """Whether a test compares a call on literals with a literal, exactly or within a bound, so that
+    it is known to be judged as Python does."""
     try:
         body = ast.parse(test).body
-        return all(isinstance(s, ast.Assert) and isinstance(s.test, ast.Compare) and _plain_comparison(s.test) for s in body)
+        return all(
+            isinstance(s, ast.Assert)
+            and isinstance(s.test, ast.Compare)
+            and _plain_comparison(s.test)
+            for s in body
+        )
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
 
 def _plain_comparison(compared: ast.Compare) -> bool:
     call = compared.left
-    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "abs" and len(call.args) == 1 and isinstance(call.args[0], ast.BinOp):
+    if (
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == "abs"
+        and len(call.args) == 1
+        and isinstance(call.args[0], ast.BinOp)
+    ):
         if not _literal(call.args[0].right):
             return False
         call = call.args[0].left
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
         return False
-    return all(map(_literal, [*compared.comparators, *call.args, *(keyword.value for keyword in call.keywords)]))
+    return all(
+        map(
+            _literal,
+            [*compared.comparators, *call.args, *(keyword.value for keyword in call.keywords)],
+        )
+    )
 
 
 def _literal(node: ast.expr) -> bool:

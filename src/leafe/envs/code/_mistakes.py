@@ -1,7 +1,10 @@
-"""A right program and the mistakes that can be made in it: a few places, each of them right or wrong on its own.
+"""A right program and the mistakes that can be made in it: a few places, each of them right or
+wrong on its own.
 
-A mistake is one that people and models make: an operator or a comparison swapped, a constant off by one, a special case left out, a result printed and not
-returned, an import forgotten, another name for the function. Which of the places are wrong says everything about a version of the program.
+A mistake is one that people and models make: an operator or a comparison swapped, a constant off by
+one, a special case left out, a result printed and not
+returned, an import forgotten, another name for the function. Which of the places are wrong says
+everything about a version of the program.
 """
 
 from __future__ import annotations
@@ -17,15 +20,33 @@ Wrong = frozenset[int]
 """The places that are wrong, by their number."""
 
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.FloorDiv, ast.FloorDiv: ast.Div, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult,
-    ast.And: ast.Or, ast.Or: ast.And, ast.BitXor: ast.BitOr, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
-}  # fmt: skip
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.Div: ast.FloorDiv,
+    ast.FloorDiv: ast.Div,
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.BitXor: ast.BitOr,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One place where a mistake is made. `right` and `wrong` are advice: how the place is to be written, and how not."""
+    """One place where a mistake is made. `right` and `wrong` are advice: how the place is to be
+    written, and how not."""
 
     at: int
     """The node, by its number in `ast.walk`."""
@@ -43,7 +64,9 @@ class Versions:
         self._wrong: dict[str, Wrong] = {}
         for wrong in self.all():
             self._texts[wrong] = self._written(wrong)
-            self._wrong.setdefault(self._texts[wrong], wrong)  # the fewest mistakes: one may stand in what another leaves out
+            self._wrong.setdefault(
+                self._texts[wrong], wrong
+            )  # the fewest mistakes: one may stand in what another leaves out
 
     def all(self) -> Iterator[Wrong]:
         """Every version, those with few mistakes first; the right one is empty."""
@@ -67,7 +90,8 @@ class Versions:
 
 
 def places_of(reference: str, called: str, seed: int) -> list[Place]:
-    """Every place where a mistake can be made, in an order drawn by `seed`; of those that read alike the first. `called`: the tests, so that the function
+    """Every place where a mistake can be made, in an order drawn by `seed`; of those that read
+    alike the first. `called`: the tests, so that the function
     that they call is known. SyntaxError where the reference does not parse."""
     found: dict[str, Place] = {}
     for at, node in enumerate(ast.walk(ast.parse(reference))):
@@ -76,7 +100,11 @@ def places_of(reference: str, called: str, seed: int) -> list[Place]:
         changed = copy.deepcopy(node)
         if _err(changed):
             line, right, wrong = getattr(node, "lineno", 0), _shown(node), _shown(changed)
-            place = Place(at, f"In line {line} write `{right}`, not `{wrong}`.", f"In line {line} write `{wrong}`, not `{right}`.")
+            place = Place(
+                at,
+                f"In line {line} write `{right}`, not `{wrong}`.",
+                f"In line {line} write `{wrong}`, not `{right}`.",
+            )
             found.setdefault(place.right, place)
     places = list(found.values())
     random.Random(seed).shuffle(places)
@@ -115,7 +143,11 @@ def _off_by_one(node: ast.AST) -> bool:
 
 
 def _without_a_special_case(node: ast.AST) -> bool:
-    if isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], ast.Return | ast.Continue | ast.Break):
+    if (
+        isinstance(node, ast.If)
+        and not node.orelse
+        and isinstance(node.body[-1], ast.Return | ast.Continue | ast.Break)
+    ):
         node.test = ast.Constant(False)
         return True
     return False
@@ -129,11 +161,15 @@ def _printed(node: ast.AST) -> bool:
 
 
 def _is_print(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    )
 
 
 def _not_imported(node: ast.AST) -> bool:
-    if isinstance(node, ast.Import | ast.ImportFrom) and not (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+    if isinstance(node, ast.Import | ast.ImportFrom) and not (
+        isinstance(node, ast.ImportFrom) and node.module == "__future__"
+    ):
         for alias in node.names:
             if alias.name == "*":
                 return False
@@ -149,4 +185,11 @@ def _misnamed(node: ast.AST) -> bool:
     return False
 
 
-_MISTAKES: tuple[Callable[[ast.AST], bool], ...] = (_swapped, _off_by_one, _without_a_special_case, _printed, _not_imported, _misnamed)
+_MISTAKES: tuple[Callable[[ast.AST], bool], ...] = (
+    _swapped,
+    _off_by_one,
+    _without_a_special_case,
+    _printed,
+    _not_imported,
+    _misnamed,
+)

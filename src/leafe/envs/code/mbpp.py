@@ -1,7 +1,10 @@
-"""MBPP: write a Python function; an action is a whole program, the answer is what its first failing test found.
+"""MBPP: write a Python function; an action is a whole program, the answer is what its first failing
+test found.
 
-The task shows its text and its first test (option `shown_tests`; the usual prompt of MBPP shows all three); all tests decide. A shown test that fails
-comes back with the value that was found or the program's own traceback; hidden ones run only where the shown ones pass, and of a failure only its kind is said.
+The task shows its text and its first test (option `shown_tests`; the usual prompt of MBPP shows all
+three); all tests decide. A shown test that fails
+comes back with the value that was found or the program's own traceback; hidden ones run only where
+the shown ones pass, and of a failure only its kind is said.
 """
 
 from __future__ import annotations
@@ -21,31 +24,55 @@ from leafe.envs.sandbox import Limits, Outcome, Verdict
 
 __all__ = ["LONGEST", "SPLITS", "Mbpp", "read_problems"]
 
-SPLITS = {"shots": range(1, 11), "test": range(11, 511), "valid": range(511, 601), "train": range(601, 975)}
+SPLITS = {
+    "shots": range(1, 11),
+    "test": range(11, 511),
+    "valid": range(511, 601),
+    "train": range(601, 975),
+}
 """The published split, by task_id; 'shots' are the ten that its authors prompt with."""
-_COLUMNS = ("task_id", "text", "prompt", "code", "test_list", "test_setup_code", "test_imports", "test")
+_COLUMNS = (
+    "task_id",
+    "text",
+    "prompt",
+    "code",
+    "test_list",
+    "test_setup_code",
+    "test_imports",
+    "test",
+)
 _FITS = (
-    "each row is one problem in the columns of mbpp.jsonl or sanitized-mbpp.json (google-research/mbpp), or of MBPP+ as evalplus/mbppplus has them "
+    "each row is one problem in the columns of mbpp.jsonl or sanitized-mbpp.json "
+    "(google-research/mbpp), or of MBPP+ as evalplus/mbppplus has them "
     "(task_id, text or prompt, test_list)."
 )
 
 
 class Mbpp(Submissions):
-    """MBPP (Mostly Basic Python Problems): write a function that passes its tests, in up to 4 submissions.
+    """MBPP (Mostly Basic Python Problems): write a function that passes its tests, in up to 4
+    submissions.
 
-    Options: `problems`, the file in its published columns, those of sanitized MBPP or of MBPP+ (JSON lines, an array or parquet), by default
-    `mbpp/mbpp.jsonl.gz` in the data folder; `shown_tests`, how many tests the task shows, 0 to 3; `horizon`, submissions; `seconds`, processor seconds for
+    Options: `problems`, the file in its published columns, those of sanitized MBPP or of MBPP+
+    (JSON lines, an array or parquet), by default
+    `mbpp/mbpp.jsonl.gz` in the data folder; `shown_tests`, how many tests the task shows, 0 to 3;
+    `horizon`, submissions; `seconds`, processor seconds for
     one run of a submission.
     """
 
     name = "mbpp"
     actions_help = (
-        "An action is one complete Python program in a fenced block. It must define the function that the tests call; the standard library may be imported."
+        "An action is one complete Python program in a fenced block. It must define the "
+        "function that the tests call; the standard library may be imported."
     )
     splits: ClassVar[tuple[str, ...]] = tuple(SPLITS)
-    needs: ClassVar[str] = "mbpp.jsonl (google-research/mbpp) in LEAFE_DATA/mbpp or at the option problems; bubblewrap: pip install 'leafe[code]'"
+    needs: ClassVar[str] = (
+        "mbpp.jsonl (google-research/mbpp) in LEAFE_DATA/mbpp or at the option problems; "
+        "bubblewrap: pip install 'leafe[code]'"
+    )
 
-    def __init__(self, problems: str | None = None, shown_tests: int = 1, horizon: int = 4, seconds: int = 3) -> None:
+    def __init__(
+        self, problems: str | None = None, shown_tests: int = 1, horizon: int = 4, seconds: int = 3
+    ) -> None:
         self.checked("shown_tests", shown_tests, 0)
         self.checked("seconds", seconds, 1)
         self.limits = Limits(seconds=seconds)
@@ -54,16 +81,29 @@ class Mbpp(Submissions):
         self.shown_tests = shown_tests
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger one. A problem whose reference does not pass here is left
+        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger
+        one. A problem whose reference does not pass here is left
         out, with a warning that names it."""
         if split not in SPLITS:
-            raise UserError(f"The environment 'mbpp' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
+            raise UserError(
+                f"The environment 'mbpp' has no split {split!r}: its splits are "
+                f"{', '.join(SPLITS)}."
+            )
         chosen = [row for row in read_problems(self._path()) if row["task_id"] in SPLITS[split]]
         random.Random(derive_seed(seed, "mbpp", split)).shuffle(chosen)
-        return judgeable(((self._task(row, split), row["code"]) for row in chosen), count, self.judge, self._path())
+        return judgeable(
+            ((self._task(row, split), row["code"]) for row in chosen),
+            count,
+            self.judge,
+            self._path(),
+        )
 
     def _path(self) -> Path:
-        return Path(self.problems) if self.problems else data_path("mbpp/mbpp.jsonl.gz", "MBPP", "problems")
+        return (
+            Path(self.problems)
+            if self.problems
+            else data_path("mbpp/mbpp.jsonl.gz", "MBPP", "problems")
+        )
 
     def versions(self) -> Mapping[str, str]:
         found = dict(super().versions())
@@ -75,45 +115,83 @@ class Mbpp(Submissions):
         tests = row["test_list"]
         shown = tests[: self.shown_tests]
         what = "this test" if len(shown) == 1 else "these tests"
-        instruction = row["text"].strip() + (f"\nYour code should pass {what}:\n" + "\n".join(shown) if shown else "")
+        instruction = row["text"].strip() + (
+            f"\nYour code should pass {what}:\n" + "\n".join(shown) if shown else ""
+        )
         payload = {"tests": [*tests, *row["more_tests"]], "setup": row["test_setup_code"]}
         if row["test_imports"]:
             payload["imports"] = row["test_imports"]
-        return Task(id=f"mbpp-{row['task_id']}", env=self.name, split=split, instruction=instruction, payload=payload)
+        return Task(
+            id=f"mbpp-{row['task_id']}",
+            env=self.name,
+            split=split,
+            instruction=instruction,
+            payload=payload,
+        )
 
     def judge(self, task: Task, program: str) -> Judged:
         tests, imports = task.payload["tests"], task.payload.get("imports", "")
         shown = tests[: self.shown_tests]
 
         def run(some: list[str], hidden: bool) -> Verdict:
-            return self.sandbox.run(program, some, "\n".join([imports, task.payload["setup"]]).strip(), judge_setup=imports, hidden=hidden)
+            return self.sandbox.run(
+                program,
+                some,
+                "\n".join([imports, task.payload["setup"]]).strip(),
+                judge_setup=imports,
+                hidden=hidden,
+            )
 
         verdict = run(shown, hidden=False)
         if verdict.outcome is not Outcome.passed or len(shown) == len(tests):
-            return Judged(feedback(verdict, shown, len(tests), self.limits), verdict.passed, verdict.outcome, verdict.detail)
+            return Judged(
+                feedback(verdict, shown, len(tests), self.limits),
+                verdict.passed,
+                verdict.outcome,
+                verdict.detail,
+            )
         verdict = run(tests, hidden=True)
         if verdict.outcome is Outcome.passed:
-            return Judged(feedback(verdict, shown, len(tests), self.limits), verdict.passed, verdict.outcome)
+            return Judged(
+                feedback(verdict, shown, len(tests), self.limits), verdict.passed, verdict.outcome
+            )
         said = hidden_feedback(verdict.outcome, len(shown), self.limits)
         return Judged(said, max(verdict.passed, len(shown)), verdict.outcome, verdict.detail)
 
 
 def read_problems(path: Path) -> list[dict[str, Any]]:
-    """The problems of a file in the columns of MBPP, sanitized MBPP or MBPP+; UserError with file and line for one that is none of these.
+    """The problems of a file in the columns of MBPP, sanitized MBPP or MBPP+; UserError with file
+    and line for one that is none of these.
 
-    Of each row: `task_id`, `text`, `test_list`, `test_setup_code`, `test_imports` (one text), `more_tests` (the further tests of MBPP+, as one), and `code`
+    Of each row: `task_id`, `text`, `test_list`, `test_setup_code`, `test_imports` (one text),
+    `more_tests` (the further tests of MBPP+, as one), and `code`
     where the file has it.
     """
     rows = []
     for where, found in read_rows(path, _COLUMNS, "MBPP"):
-        row = {"test_setup_code": "", "test_imports": [], "code": None, "test": ""} | {k: v for k, v in found.items() if v is not None}
+        row = {"test_setup_code": "", "test_imports": [], "code": None, "test": ""} | {
+            k: v for k, v in found.items() if v is not None
+        }
         row["text"] = row.get("text", row.get("prompt"))
-        kinds = {"task_id": int, "text": str, "test_setup_code": str, "test_list": list, "test_imports": list, "test": str}
+        kinds = {
+            "task_id": int,
+            "text": str,
+            "test_setup_code": str,
+            "test_list": list,
+            "test_imports": list,
+            "test": str,
+        }
         wrong = [column for column, kind in kinds.items() if not isinstance(row.get(column), kind)]
-        wrong += [c for c in ("test_list", "test_imports") if c not in wrong and not all(isinstance(text, str) for text in row[c])]
+        wrong += [
+            c
+            for c in ("test_list", "test_imports")
+            if c not in wrong and not all(isinstance(text, str) for text in row[c])
+        ]
         wrong += [] if wrong or row["test_list"] else ["test_list"]
         if wrong:
-            raise UserError(f"{where}: the column {wrong[0]!r} is missing or of the wrong type: {_FITS}")
+            raise UserError(
+                f"{where}: the column {wrong[0]!r} is missing or of the wrong type: {_FITS}"
+            )
         row["test_list"] = [test.strip() for test in row["test_list"]]
         row["test_setup_code"] = row["test_setup_code"].replace("\r\n", "\n")
         row["test_imports"] = "\n".join(row["test_imports"])

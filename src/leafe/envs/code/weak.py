@@ -1,27 +1,43 @@
-"""A weak programmer for MBPP: no language model, and no solver either. It compares what strategies make of feedback, where a real model costs a GPU.
+"""A weak programmer for MBPP: no language model, and no solver either. It compares what strategies
+make of feedback, where a real model costs a GPU.
 
-It is given each problem's reference and up to `places` places in it where it errs (`_mistakes`): those alone that fail in the sandbox. How often it errs at a
-place is drawn once for the problem: a *habit* is written wrong nearly always, so that drawing again does not help, anything else seldom. It then acts as
-programmers do: it writes a program from nothing, or changes its last one that it sees; it reads what the judge said; it says what went wrong.
+It is given each problem's reference and up to `places` places in it where it errs (`_mistakes`):
+those alone that fail in the sandbox. How often it errs at a
+place is drawn once for the problem: a *habit* is written wrong nearly always, so that drawing again
+does not help, anything else seldom. It then acts as
+programmers do: it writes a program from nothing, or changes its last one that it sees; it reads
+what the judge said; it says what went wrong.
 
-What it knows of its mistakes comes from the prompt alone, and by the same reading whoever asks, whatever the strategy:
+What it knows of its mistakes comes from the prompt alone, and by the same reading whoever asks,
+whatever the strategy:
 
-- A verdict *speaks of* a mistake if it shows a test or an exception, and would be another one without that mistake. "A hidden test failed" speaks of nothing.
-- Under its own program in the history it sees each mistake that the verdict speaks of with probability `repair`, and writes that place right.
-- Where the prompt begins with earlier attempts (refinement), it goes on from the last program there. It looks them through once, as it does when it is
-  asked to reflect: each mistake of that program that one of their verdicts speaks of it sees with probability `repair`.
-- Where a verdict of an earlier attempt stands without its program (a prompt set that shows no programs), it takes one of the simplest explanations, the
+- A verdict *speaks of* a mistake if it shows a test or an exception, and would be another one
+  without that mistake. "A hidden test failed" speaks of nothing.
+- Under its own program in the history it sees each mistake that the verdict speaks of with
+  probability `repair`, and writes that place right.
+- Where the prompt begins with earlier attempts (refinement), it goes on from the last program
+  there. It looks them through once, as it does when it is
+  asked to reflect: each mistake of that program that one of their verdicts speaks of it sees with
+  probability `repair`.
+- Where a verdict of an earlier attempt stands without its program (a prompt set that shows no
+  programs), it takes one of the simplest explanations, the
   fewest mistakes that give just this verdict, and sees each of these with probability `recall`.
 - What a note asks for, right or wrong, it does with probability `heed`.
-- Each of these is read when it comes; at later steps, where it still stands in the prompt, once more with `again` times its probability.
-- Asked to reflect, it reads all verdicts of the history once more, and names each mistake of its last program that one of them speaks of with probability
-  `insight`. The step is the first from which on a named one stood there (`blame = "first"`) or the last one ("last"), with probability `lost` any. What it
+- Each of these is read when it comes; at later steps, where it still stands in the prompt, once
+  more with `again` times its probability.
+- Asked to reflect, it reads all verdicts of the history once more, and names each mistake of its
+  last program that one of them speaks of with probability
+  `insight`. The step is the first from which on a named one stood there (`blame = "first"`) or the
+  last one ("last"), with probability `lost` any. What it
   repaired since that step it asks for as well, with the same probability: going back would lose it.
 - Where it sees nothing it guesses: one place is drawn anew, or said to be as it would draw it.
 
-So probabilities decide which way of reading pays, and an order of strategies is a finding about them: `bench/code_strategies.py` sweeps them. By default it
-sees more when it is asked to look back (0.5) than while it writes (0.2), and does most of what it is told (0.8, as the embedded base does). With these the
-rollback tree and refinement that shows its programs are not told apart (docs/results.md). The references are run in the sandbox as all programs are; these runs
+So probabilities decide which way of reading pays, and an order of strategies is a finding about
+them: `bench/code_strategies.py` sweeps them. By default it
+sees more when it is asked to look back (0.5) than while it writes (0.2), and does most of what it
+is told (0.8, as the embedded base does). With these the
+rollback tree and refinement that shows its programs are not told apart (docs/results.md). The
+references are run in the sandbox as all programs are; these runs
 belong to the programmer and are charged to nobody.
 """
 
@@ -51,14 +67,17 @@ _FIRST = "[Step 0]\n"
 _HIDDEN = re.compile(r"^(All \d+ shown tests? passed\. )?A hidden test ", re.MULTILINE)
 _BLOCK = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
 _CANDIDATES = 3
-"""Places that are tried for each that is wanted: some make no difference to the tests, some never end."""
+"""Places that are tried for each that is wanted: some make no difference to the tests, some never
+end."""
 
 
 class WeakProgrammer:
     """Implements `leafe.core.Policy` for the environment mbpp with its full history.
 
-    Options: `places`, the most places of one problem where it errs; `habits`, how many of them are habits; `stubborn` and `slip`, how often it errs where it is
-    one and where it is not; `repair`, `recall`, `insight`, `heed`, `lost`, `again`, `blame` as above; `seed`, which programmer (places and habits);
+    Options: `places`, the most places of one problem where it errs; `habits`, how many of them are
+    habits; `stubborn` and `slip`, how often it errs where it is
+    one and where it is not; `repair`, `recall`, `insight`, `heed`, `lost`, `again`, `blame` as
+    above; `seed`, which programmer (places and habits);
     `problems` and `seconds`, as the environment's.
     """
 
@@ -81,40 +100,80 @@ class WeakProgrammer:
         problems: str | None = None,
         seconds: int = 3,
     ) -> None:
-        chances = {"habits": habits, "stubborn": stubborn, "slip": slip, "repair": repair, "recall": recall, "insight": insight, "heed": heed, "lost": lost}
+        chances = {
+            "habits": habits,
+            "stubborn": stubborn,
+            "slip": slip,
+            "repair": repair,
+            "recall": recall,
+            "insight": insight,
+            "heed": heed,
+            "lost": lost,
+        }
         chances["again"] = again
         for option, value in chances.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise UserError(f"The weak programmer cannot have {option} = {value!r}: give a probability from 0 to 1.")
+                raise UserError(
+                    f"The weak programmer cannot have {option} = {value!r}: give a "
+                    "probability from 0 to 1."
+                )
         for option, value in (("places", places), ("seconds", seconds)):
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 6:
-                raise UserError(f"The weak programmer cannot have {option} = {value!r}: give a whole number from 1 to 6.")
+                raise UserError(
+                    f"The weak programmer cannot have {option} = {value!r}: give a whole "
+                    "number from 1 to 6."
+                )
         if blame not in ("first", "last"):
-            raise UserError(f"The weak programmer cannot have blame = {blame!r}: give first or last.")
+            raise UserError(
+                f"The weak programmer cannot have blame = {blame!r}: give first or last."
+            )
         self.habits, self.stubborn, self.slip = habits, stubborn, slip
-        self.repair, self.recall, self.insight, self.heed, self.lost = repair, recall, insight, heed, lost
+        self.repair, self.recall, self.insight, self.heed, self.lost = (
+            repair,
+            recall,
+            insight,
+            heed,
+            lost,
+        )
         self.again, self.blame = again, blame
         self.seed = seed
-        self._known = _known(str(problems or data_path("mbpp/mbpp.jsonl.gz", "MBPP", "problems")), places, seconds, seed)
+        self._known = _known(
+            str(problems or data_path("mbpp/mbpp.jsonl.gz", "MBPP", "problems")),
+            places,
+            seconds,
+            seed,
+        )
 
     async def complete(self, request: Request) -> list[Completion]:
-        """n programs, or n reflections where a schema is asked for. UserError for a task that is none of the file's, and for a prompt without its beginning."""
+        """n programs, or n reflections where a schema is asked for. UserError for a task that is
+        none of the file's, and for a prompt without its beginning."""
         problem = self._known.problem(request.cache_key)
         if not problem.learnt:
             await asyncio.to_thread(problem.learn)
         seen = _Seen.of(request, problem)
         answer = self._reflect if request.schema is not None else self._act
-        texts = Counter(answer(problem, seen, random.Random(derive_seed(request.seed or 0, "weak", i))) for i in range(request.n))
+        texts = Counter(
+            answer(problem, seen, random.Random(derive_seed(request.seed or 0, "weak", i)))
+            for i in range(request.n)
+        )
         read = sum(len(m.content.split()) for m in request.messages)
-        return [Completion(text, count, usage=Usage(prompt=read, generated=len(text.split()))) for text, count in texts.items()]
+        return [
+            Completion(text, count, usage=Usage(prompt=read, generated=len(text.split())))
+            for text, count in texts.items()
+        ]
 
     async def close(self) -> None:
-        """What was learnt of the problems stays for the next programmer of this process; the boxes are closed."""
+        """What was learnt of the problems stays for the next programmer of this process; the boxes
+        are closed."""
         self._known.sandbox.close()
 
     def errs(self, task_id: str, place: int) -> float:
         """How often the place is written wrong where nothing is said of it."""
-        return self.stubborn if random.Random(derive_seed(self.seed, task_id, "habit", place)).random() < self.habits else self.slip
+        return (
+            self.stubborn
+            if random.Random(derive_seed(self.seed, task_id, "habit", place)).random() < self.habits
+            else self.slip
+        )
 
     def _act(self, problem: _Problem, seen: _Seen, chance: random.Random) -> str:
         places, step = range(len(problem.versions.places)), len(seen.programs)
@@ -126,11 +185,23 @@ class WeakProgrammer:
 
         for at, verdict in enumerate(seen.verdicts, start=1):
             if verdict:
-                wrong -= {place for place in sorted(problem.speaks_of(seen.programs[at - 1], seen.shown)) if sees(self.repair, at)}
-        wrong -= {place for place in sorted(problem.suspects(seen.earlier, seen.shown)) if sees(self.repair, 0)}
+                wrong -= {
+                    place
+                    for place in sorted(problem.speaks_of(seen.programs[at - 1], seen.shown))
+                    if sees(self.repair, at)
+                }
+        wrong -= {
+            place
+            for place in sorted(problem.suspects(seen.earlier, seen.shown))
+            if sees(self.repair, 0)
+        }
         for verdict in seen.unexplained:
             explanations = problem.explanations(verdict, seen.shown)
-            wrong -= {place for place in (sorted(chance.choice(explanations)) if explanations else ()) if sees(self.recall, 0)}
+            wrong -= {
+                place
+                for place in (sorted(chance.choice(explanations)) if explanations else ())
+                if sees(self.recall, 0)
+            }
         for at, place, right in seen.told:
             if sees(self.heed, at):
                 (wrong.discard if right else wrong.add)(place)
@@ -145,17 +216,29 @@ class WeakProgrammer:
         if not steps or not places:
             return json.dumps({"step": 0, "experience": "Read the task again."})
         last = seen.programs[-1]
-        suspects = problem.suspects(list(zip(seen.programs, seen.verdicts, strict=True)), seen.shown)
+        suspects = problem.suspects(
+            list(zip(seen.programs, seen.verdicts, strict=True)), seen.shown
+        )
         advice = {place: True for place in sorted(suspects) if chance.random() < self.insight}
         if not advice:
             guessed = chance.randrange(len(places))
             advice = {guessed: not self._afresh(problem, [guessed], chance)}
-        astray = [_since(seen.programs, place, wrong=right) for place, right in advice.items() if (place in last) == right]
+        astray = [
+            _since(seen.programs, place, wrong=right)
+            for place, right in advice.items()
+            if (place in last) == right
+        ]
         step = min(astray, default=steps - 1) if self.blame == "first" else steps - 1
         if chance.random() < self.lost:
             step = chance.randrange(steps)
-        advice |= {place: True for place in sorted(seen.programs[step] - last) if place not in advice and chance.random() < self.insight}
-        said = [places[place].right if right else places[place].wrong for place, right in advice.items()]
+        advice |= {
+            place: True
+            for place in sorted(seen.programs[step] - last)
+            if place not in advice and chance.random() < self.insight
+        }
+        said = [
+            places[place].right if right else places[place].wrong for place, right in advice.items()
+        ]
         return json.dumps({"step": step, "experience": " ".join(said)})
 
     def _afresh(self, problem: _Problem, places: Sequence[int], chance: random.Random) -> set[int]:
@@ -178,35 +261,56 @@ class _Seen:
     shown: int
     """Tests that the task shows."""
     earlier: tuple[tuple[Wrong, str], ...]
-    """Its programs in earlier attempts, each with what the judge said to it; empty where that is left out."""
+    """Its programs in earlier attempts, each with what the judge said to it; empty where that is
+    left out."""
     unexplained: tuple[str, ...]
     """Verdicts of earlier attempts, without their programs."""
     programs: tuple[Wrong, ...]
     """Its own programs so far."""
     verdicts: tuple[str, ...]
-    """What the judge said to each; empty where that is none of the verdicts that the programmer knows."""
+    """What the judge said to each; empty where that is none of the verdicts that the programmer
+    knows."""
     told: tuple[tuple[int, int, bool], ...]
-    """(step, place, right): what a note before that step asks for, the right way to write the place or the wrong one."""
+    """(step, place, right): what a note before that step asks for, the right way to write the place
+    or the wrong one."""
 
     @staticmethod
     def of(request: Request, problem: _Problem) -> _Seen:
-        starts = [i for i, m in enumerate(request.messages) if m.role == "user" and _FIRST in m.content and problem.text in m.content]
+        starts = [
+            i
+            for i, m in enumerate(request.messages)
+            if m.role == "user" and _FIRST in m.content and problem.text in m.content
+        ]
         if not starts:
-            raise UserError('The weak programmer reads the whole history: set history = "full" and prompts = "mbpp".')
+            raise UserError(
+                'The weak programmer reads the whole history: set history = "full" and '
+                'prompts = "mbpp".'
+            )
         talk = request.messages[starts[-1] :]
         said = [m.content for m in talk if m.role == "user"]
         head = said[0].rpartition(_FIRST)[0]
-        shown = next((n for n, test in enumerate(problem.tests) if test not in head), len(problem.tests))
+        shown = next(
+            (n for n, test in enumerate(problem.tests) if test not in head), len(problem.tests)
+        )
         told = []
         for step, text in enumerate(said):
             for number, place in enumerate(problem.versions.places):
-                told += [(step, number, right) for right, advice in ((True, place.right), (False, place.wrong)) if advice in text]
+                told += [
+                    (step, number, right)
+                    for right, advice in ((True, place.right), (False, place.wrong))
+                    if advice in text
+                ]
         programs, verdicts = [], []
-        for message, answer in zip([m for m in talk if m.role == "assistant"], said[1:], strict=True):
+        for message, answer in zip(
+            [m for m in talk if m.role == "assistant"], said[1:], strict=True
+        ):
             block = _BLOCK.search(message.content)
             wrong = problem.versions.read(block[1]) if block else None
             if wrong is None:
-                raise UserError("The weak programmer finds a program in its history that it did not write: begin this run anew.")
+                raise UserError(
+                    "The weak programmer finds a program in its history that it did not "
+                    "write: begin this run anew."
+                )
             programs.append(wrong)
             verdict = problem.said(wrong, shown)
             verdicts.append(verdict if _holds(answer, verdict) else "")
@@ -219,11 +323,19 @@ class _Seen:
                 earlier.append((wrong, verdict if _holds(answer, verdict) else ""))
         texts = dict.fromkeys(problem.said(wrong, shown) for wrong in problem.versions.all())
         unexplained = sorted((before.index(text), text) for text in texts if _holds(before, text))
-        return _Seen(shown, tuple(earlier), tuple(text for _, text in unexplained), tuple(programs), tuple(verdicts), tuple(told))
+        return _Seen(
+            shown,
+            tuple(earlier),
+            tuple(text for _, text in unexplained),
+            tuple(programs),
+            tuple(verdicts),
+            tuple(told),
+        )
 
 
 def _holds(text: str, verdict: str) -> bool:
-    """Whether the verdict stands there whole: the environment goes on with how many submissions are left."""
+    """Whether the verdict stands there whole: the environment goes on with how many submissions are
+    left."""
     return f"{verdict}\nYou have " in text or f"{verdict}\nThat was the last" in text
 
 
@@ -253,14 +365,24 @@ class _Problem:
             try:
                 reference = ast.unparse(ast.parse(self._row["code"]))
             except (SyntaxError, ValueError) as error:
-                raise UserError(f"The reference of {self.task_id} is no Python ({error}): the weak programmer needs one that runs.") from error
+                raise UserError(
+                    f"The reference of {self.task_id} is no Python ({error}): the weak "
+                    "programmer needs one that runs."
+                ) from error
             chosen: list[Place] = []
-            for place in places_of(reference, "\n".join(self.tests), derive_seed(self._seed, self.task_id, "places"))[: _CANDIDATES * self._places]:
+            for place in places_of(
+                reference, "\n".join(self.tests), derive_seed(self._seed, self.task_id, "places")
+            )[: _CANDIDATES * self._places]:
                 mistaken = Versions(reference, [place]).text(frozenset([0]))
-                if len(chosen) < self._places and self._judged(mistaken).outcome not in (Outcome.passed, Outcome.time):
+                if len(chosen) < self._places and self._judged(mistaken).outcome not in (
+                    Outcome.passed,
+                    Outcome.time,
+                ):
                     chosen.append(place)
             self.versions = Versions(reference, chosen)
-            self._verdicts = {wrong: self._judged(self.versions.text(wrong)) for wrong in self.versions.all()}
+            self._verdicts = {
+                wrong: self._judged(self.versions.text(wrong)) for wrong in self.versions.all()
+            }
 
     def _judged(self, program: str) -> Verdict:
         return self._sandbox.run(program, self.tests, self.setup)
@@ -268,7 +390,10 @@ class _Problem:
     def said(self, wrong: Wrong, shown: int) -> str:
         """What the environment says to this version, without how many submissions are left."""
         if shown not in self._said:
-            self._said[shown] = {version: self._feedback(version, verdict, shown) for version, verdict in self._verdicts.items()}
+            self._said[shown] = {
+                version: self._feedback(version, verdict, shown)
+                for version, verdict in self._verdicts.items()
+            }
         return self._said[shown][wrong]
 
     def _feedback(self, wrong: Wrong, verdict: Verdict, shown: int) -> str:
@@ -280,11 +405,15 @@ class _Problem:
         return feedback(verdict, self.tests[:shown], total, limits)
 
     def speaks_of(self, wrong: Wrong, shown: int) -> Wrong:
-        """The mistakes without which the verdict would be another one; all of them where each alone explains it."""
+        """The mistakes without which the verdict would be another one; all of them where each alone
+        explains it."""
         said = self.said(wrong, shown)
         if _HIDDEN.search(said):
             return frozenset()
-        return frozenset(place for place in wrong if self.said(wrong - {place}, shown) != said) or wrong
+        return (
+            frozenset(place for place in wrong if self.said(wrong - {place}, shown) != said)
+            or wrong
+        )
 
     def suspects(self, written: Sequence[tuple[Wrong, str]], shown: int) -> set[int]:
         """The mistakes of the last of these programs that the verdict on one of them speaks of."""
@@ -295,7 +424,9 @@ class _Problem:
         """The smallest versions that get this verdict; none where it speaks of nothing."""
         if _HIDDEN.search(verdict):
             return []
-        found = [wrong for wrong in self.versions.all() if wrong and self.said(wrong, shown) == verdict]
+        found = [
+            wrong for wrong in self.versions.all() if wrong and self.said(wrong, shown) == verdict
+        ]
         return [wrong for wrong in found if len(wrong) == len(found[0])]
 
 
@@ -311,11 +442,17 @@ class _Known:
 
     def problem(self, task_id: str) -> _Problem:
         if task_id not in self._problems:
-            raise UserError(f"The weak programmer knows no task {task_id!r}: it plays the environment mbpp with the problems of {self.path}: give both one file.")
+            raise UserError(
+                f"The weak programmer knows no task {task_id!r}: it plays the environment "
+                f"mbpp with the problems of {self.path}: give both one file."
+            )
         if task_id not in self._made:
             row = self._problems[task_id]
             if not isinstance(row.get("code"), str):
-                raise UserError(f"{self.path}: {task_id} has no column 'code': the weak programmer needs the references.")
+                raise UserError(
+                    f"{self.path}: {task_id} has no column 'code': the weak programmer "
+                    "needs the references."
+                )
             self._made[task_id] = _Problem(row, *self._how)
         return self._made[task_id]
 

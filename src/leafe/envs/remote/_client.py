@@ -1,10 +1,16 @@
-"""An environment over HTTP: a session on a server is one environment there, and every call in it has a number.
+"""An environment over HTTP: a session on a server is one environment there, and every call in it
+has a number.
 
-A call that is sent again with the same number gets the recorded answer, so that a lost answer never steps twice. `reset` and `restore` do
-not depend on what the session was, hence a lost session is simply opened again for them; for any other call it is a `EnvError`, after which
-the caller resets and replays. What the server says about its environment is asked once, and again for every session but the first: a server that
-meanwhile offers something else is not played on. The instances of one address share that answer for as long as one of them is there, so that a fresh
-one in mid-run finds a server that is being started again a failure that may pass, and not the user's mistake.
+A call that is sent again with the same number gets the recorded answer, so that a lost answer never
+steps twice. `reset` and `restore` do
+not depend on what the session was, hence a lost session is simply opened again for them; for any
+other call it is a `EnvError`, after which
+the caller resets and replays. What the server says about its environment is asked once, and again
+for every session but the first: a server that
+meanwhile offers something else is not played on. The instances of one address share that answer for
+as long as one of them is there, so that a fresh
+one in mid-run finds a server that is being started again a failure that may pass, and not the
+user's mistake.
 """
 
 from __future__ import annotations
@@ -19,12 +25,22 @@ from weakref import WeakValueDictionary
 
 from leafe.core import EnvError, Environment, SnapshotGone, StepResult, Task, UserError
 from leafe.envs.remote._transport import Transport, Unreachable
-from leafe.envs.remote._wire import PROTOCOL, Malformed, Refused, actions_from_json, flag, result_from_json, task_from_json, text
+from leafe.envs.remote._wire import (
+    PROTOCOL,
+    Malformed,
+    Refused,
+    actions_from_json,
+    flag,
+    result_from_json,
+    task_from_json,
+    text,
+)
 
 T = TypeVar("T")
 
 _PARTING_S = 1.0
-"""How long the server may take to hear that a session is over; if it does not, the session expires there."""
+"""How long the server may take to hear that a session is over; if it does not, the session expires
+there."""
 
 
 class _Server:
@@ -33,7 +49,8 @@ class _Server:
     def __init__(self, facts: dict[str, Any]) -> None:
         self.facts = facts
         self.released: deque[str] = deque()
-        """Snapshots to be freed with the next reset of any of them: whoever is told to release one may be in the middle of a call."""
+        """Snapshots to be freed with the next reset of any of them: whoever is told to release one
+        may be in the middle of a call."""
 
 
 _servers: WeakValueDictionary[tuple[str, str | None], _Server] = WeakValueDictionary()
@@ -43,8 +60,10 @@ _servers: WeakValueDictionary[tuple[str, str | None], _Server] = WeakValueDictio
 class Remote(Environment):
     """An environment on a server, in another process or on another machine, played over HTTP.
 
-    Options: `url` of the server; `timeout`, seconds a call may take, its repetitions included; `retries`, further tries after a lost connection
-    or a 5xx; `token_env`, the environment variable that holds the bearer token, where the server wants one. Name, horizon, splits and
+    Options: `url` of the server; `timeout`, seconds a call may take, its repetitions included;
+    `retries`, further tries after a lost connection
+    or a 5xx; `token_env`, the environment variable that holds the bearer token, where the server
+    wants one. Name, horizon, splits and
     the rest are the server's to say.
     """
 
@@ -53,7 +72,9 @@ class Remote(Environment):
     splits: tuple[str, ...] = ()
     needs: ClassVar[str] = "a server: leafe envs serve NAME, or one of your own (docs/remote.md)"
 
-    def __init__(self, url: str, timeout: float = 60.0, retries: int = 5, token_env: str | None = None) -> None:
+    def __init__(
+        self, url: str, timeout: float = 60.0, retries: int = 5, token_env: str | None = None
+    ) -> None:
         self._transport = Transport(url, timeout, retries, token_env)
         self._session: str | None = None
         self._calls = 0
@@ -61,10 +82,20 @@ class Remote(Environment):
         known = _servers.get(key)
         self._asked = known is None
         """What the server says has been asked for the session that comes next."""
-        self._server = _servers.setdefault(key, _Server(self._describe_at_first())) if known is None else known
+        self._server = (
+            _servers.setdefault(key, _Server(self._describe_at_first())) if known is None else known
+        )
         facts = self._server.facts
-        self.name, self.deterministic, self.horizon = facts["name"], facts["deterministic"], facts["horizon"]
-        self.actions_help, self.splits, self.can_snapshot = facts["actions_help"], facts["splits"], facts["snapshots"]
+        self.name, self.deterministic, self.horizon = (
+            facts["name"],
+            facts["deterministic"],
+            facts["horizon"],
+        )
+        self.actions_help, self.splits, self.can_snapshot = (
+            facts["actions_help"],
+            facts["splits"],
+            facts["snapshots"],
+        )
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         """The server's tasks; NotImplementedError where it has no list."""
@@ -76,14 +107,21 @@ class Remote(Environment):
             return [task_from_json(task) for task in tasks]
         except Refused as refused:
             if refused.kind == "absent":
-                raise NotImplementedError(f"the server at {self._transport.url} has no task list: hand it tasks") from refused
+                raise NotImplementedError(
+                    f"the server at {self._transport.url} has no task list: hand it tasks"
+                ) from refused
             self._raise(refused)
         except Malformed as error:
-            raise EnvError(f"{self._transport.url} answered tasks with what the protocol does not allow: {error}.") from error
+            raise EnvError(
+                f"{self._transport.url} answered tasks with what the protocol does not "
+                f"allow: {error}."
+            ) from error
 
     def reset(self, task: Task, seed: int) -> str:
         self._let_go()
-        return self._said(partial(text, name="observation"), self._anew("reset", task=task.to_json(), seed=seed))
+        return self._said(
+            partial(text, name="observation"), self._anew("reset", task=task.to_json(), seed=seed)
+        )
 
     def step(self, action: str) -> StepResult:
         return self._said(result_from_json, self._call("step", action=action))
@@ -92,7 +130,8 @@ class Remote(Environment):
         return self._said(actions_from_json, self._call("valid_actions"))
 
     def snapshot(self) -> object:
-        """The server's name for the state: a text, which any `Remote` of the same server can restore."""
+        """The server's name for the state: a text, which any `Remote` of the same server can
+        restore."""
         return self._said(partial(text, name="snapshot"), self._call("snapshot"))
 
     def restore(self, snapshot: object) -> None:
@@ -113,7 +152,8 @@ class Remote(Environment):
         self._server = _Server(self._server.facts)  # the others' no longer hangs on this one
 
     def _describe(self) -> dict[str, Any]:
-        """What the server says of its environment; UserError where it speaks another version or is no server of ours, EnvError where it does not answer."""
+        """What the server says of its environment; UserError where it speaks another version or is
+        no server of ours, EnvError where it does not answer."""
         url = self._transport.url
         try:
             said = self._transport.call("")
@@ -121,8 +161,15 @@ class Remote(Environment):
             if version is None:
                 raise Malformed("'protocol' is absent")
             if version != PROTOCOL or isinstance(version, bool):
-                raise UserError(f"The server at {url} speaks version {version!r} of the protocol and this leafe version {PROTOCOL}: update the older one.")
-            horizon, splits, versions = said.get("horizon"), said.get("splits", []), said.get("versions", {})
+                raise UserError(
+                    f"The server at {url} speaks version {version!r} of the protocol and "
+                    f"this leafe version {PROTOCOL}: update the older one."
+                )
+            horizon, splits, versions = (
+                said.get("horizon"),
+                said.get("splits", []),
+                said.get("versions", {}),
+            )
             if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
                 raise Malformed(f"'horizon' is {horizon!r}, not a number of steps")
             if not isinstance(splits, list) or not isinstance(versions, dict):
@@ -137,11 +184,19 @@ class Remote(Environment):
                 "versions": {str(k): str(v) for k, v in versions.items()},
             }
         except Malformed as error:
-            raise UserError(f"What answers at {url} is no environment server ({error}): correct the option url.") from error
+            raise UserError(
+                f"What answers at {url} is no environment server ({error}): correct the option url."
+            ) from error
         except Refused as refused:
             if refused.kind == "user":
-                raise UserError(f"The server at {url} refuses to be asked: {refused}; correct the options url and token_env.") from refused
-            raise UserError(f"What answers at {url} is no environment server ({refused}): correct the option url.") from refused
+                raise UserError(
+                    f"The server at {url} refuses to be asked: {refused}; correct the "
+                    "options url and token_env."
+                ) from refused
+            raise UserError(
+                f"What answers at {url} is no environment server ({refused}): correct the "
+                "option url."
+            ) from refused
 
     def _describe_at_first(self) -> dict[str, Any]:
         """The same, but a server that does not answer is the user's to mend."""
@@ -149,11 +204,13 @@ class Remote(Environment):
             return self._describe()
         except Unreachable as error:
             raise UserError(
-                f"There is no environment server to be reached: {str(error).rstrip('.')}; start it (leafe envs serve NAME --port N) or correct the option url."
+                f"There is no environment server to be reached: {str(error).rstrip('.')}; "
+                "start it (leafe envs serve NAME --port N) or correct the option url."
             ) from error
         except EnvError as error:
             raise UserError(
-                f"What answers at {self._transport.url} does not work: {str(error).rstrip('.')}; look at the server, or correct the option url."
+                f"What answers at {self._transport.url} does not work: "
+                f"{str(error).rstrip('.')}; look at the server, or correct the option url."
             ) from error
 
     def _anew(self, what: str, **fields: Any) -> dict[str, Any]:
@@ -170,15 +227,23 @@ class Remote(Environment):
             before, now = self._server.facts, self._describe()
             if now != before:
                 changed = ", ".join(name for name in now if now[name] != before[name])
-                raise UserError(f"The server at {self._transport.url} now offers another environment than before (other: {changed}): start it as it was.")
+                raise UserError(
+                    f"The server at {self._transport.url} now offers another environment "
+                    f"than before (other: {changed}): start it as it was."
+                )
         self._asked, self._session, self._calls = False, token_hex(16), 0
 
     def _call(self, what: str, **fields: Any) -> dict[str, Any]:
         if self._session is None:
-            raise EnvError(f"There is no session at {self._transport.url} to {what} in: reset the environment first.")
+            raise EnvError(
+                f"There is no session at {self._transport.url} to {what} in: reset the "
+                "environment first."
+            )
         self._calls += 1
         try:
-            return self._transport.call(what, {"session": self._session, "call": self._calls, **fields})
+            return self._transport.call(
+                what, {"session": self._session, "call": self._calls, **fields}
+            )
         except Refused as refused:
             if refused.kind not in ("absent", "gone"):
                 self._lose(told=refused.kind == "lost")
@@ -206,10 +271,13 @@ class Remote(Environment):
             return read(answer)
         except Malformed as error:
             self._lose()
-            raise EnvError(f"{self._transport.url} answered with what the protocol does not allow: {error}.") from error
+            raise EnvError(
+                f"{self._transport.url} answered with what the protocol does not allow: {error}."
+            ) from error
 
     def _lose(self, told: bool = False) -> None:
-        """Forget the session; tell the server, unless it knows, so that its environment is free for others."""
+        """Forget the session; tell the server, unless it knows, so that its environment is free for
+        others."""
         session, self._session = self._session, None
         if session is not None and not told:
             with suppress(Refused, EnvError, UserError):

@@ -1,6 +1,8 @@
-"""Does a server keep the protocol where no `Remote` would notice until an answer is lost or two sessions meet?
+"""Does a server keep the protocol where no `Remote` would notice until an answer is lost or two
+sessions meet?
 
-`leafe.testing.check_environment` on a `Remote` sees the environment; this sees the server: calls that are sent again, numbers out of order, sessions side by
+`leafe.testing.check_environment` on a `Remote` sees the environment; this sees the server: calls
+that are sent again, numbers out of order, sessions side by
 side, snapshots that cross from one to another, fields and calls that it does not know.
 """
 
@@ -20,24 +22,46 @@ _STEPS = 12
 
 
 def check_server(
-    url: str, *, tasks: Sequence[Task] | None = None, actions: Sequence[str] | None = None, timeout: float = 60.0, token_env: str | None = None
+    url: str,
+    *,
+    tasks: Sequence[Task] | None = None,
+    actions: Sequence[str] | None = None,
+    timeout: float = 60.0,
+    token_env: str | None = None,
 ) -> list[str]:
-    """What the server does against the protocol (docs/remote.md), a sentence each; empty where it keeps it.
+    """What the server does against the protocol (docs/remote.md), a sentence each; empty where it
+    keeps it.
 
-    `tasks`, two or more, and `actions`, texts that mostly can be taken, are wanted where the server offers no list of them. The environment must be deterministic,
+    `tasks`, two or more, and `actions`, texts that mostly can be taken, are wanted where the server
+    offers no list of them. The environment must be deterministic,
     since episodes are compared. UserError where there is no server, or nothing to play.
     """
     env = Remote(url, timeout=timeout, retries=0, token_env=token_env)
     try:
         if not env.deterministic:
-            raise UserError(f"The environment {env.name!r} at {url} is not deterministic: its server cannot be checked by comparing episodes.")
+            raise UserError(
+                f"The environment {env.name!r} at {url} is not deterministic: its server "
+                "cannot be checked by comparing episodes."
+            )
         try:
-            chosen = list(tasks or env.tasks("train" if not env.splits or "train" in env.splits else env.splits[0], 2))
+            chosen = list(
+                tasks
+                or env.tasks(
+                    "train" if not env.splits or "train" in env.splits else env.splits[0], 2
+                )
+            )
         except NotImplementedError as error:
-            raise UserError(f"The server at {url} has no task list: give check_server two tasks.") from error
+            raise UserError(
+                f"The server at {url} has no task list: give check_server two tasks."
+            ) from error
         if len(chosen) < 2:
-            raise UserError(f"There are fewer than two tasks for the server at {url}: give check_server two.")
-        check = _Check(Transport(url, timeout, 0, token_env), [_plan(env, task, actions) for task in chosen[:2]])
+            raise UserError(
+                f"There are fewer than two tasks for the server at {url}: give check_server two."
+            )
+        check = _Check(
+            Transport(url, timeout, 0, token_env),
+            [_plan(env, task, actions) for task in chosen[:2]],
+        )
         try:
             check.run(snapshots=env.can_snapshot)
         finally:
@@ -59,7 +83,10 @@ def _plan(env: Remote, task: Task, actions: Sequence[str] | None) -> Plan:
         try:
             there = list(actions or env.valid_actions())
         except NotImplementedError as error:
-            raise UserError(f"The environment {env.name!r} lists no valid actions there: give check_server some.") from error
+            raise UserError(
+                f"The environment {env.name!r} lists no valid actions there: give "
+                "check_server some."
+            ) from error
         if not there:
             break
         taken.append(chance.choice(there))
@@ -82,7 +109,11 @@ class _Check:
         again = self.session()
         self.expect("the reset", seen[0], self.twice(again, "reset", task=task, seed=7))
         for at, action in enumerate(actions):
-            self.expect(f"step {at}, of a session in which every call is sent twice,", seen[at + 1], self.twice(again, "step", action=action))
+            self.expect(
+                f"step {at}, of a session in which every call is sent twice,",
+                seen[at + 1],
+                self.twice(again, "step", action=action),
+            )
 
         one, two = self.session(), self.session()
         self.call(one, "reset", task=task, seed=7, field_of_no_version=[1])
@@ -91,21 +122,64 @@ class _Check:
             for name, words, wanted in ((one, actions, seen), (two, other_actions, other_seen)):
                 if at < len(words):
                     what = f"step {at}, with another session in between,"
-                    self.expect(what, wanted[at + 1], self.call(name, "step", action=words[at], field_of_no_version=None))
+                    self.expect(
+                        what,
+                        wanted[at + 1],
+                        self.call(name, "step", action=words[at], field_of_no_version=None),
+                    )
 
         if snapshots:
             self.snapshots(task, actions, seen)
 
-        self.refuses("a number that is left out", "lost", "step", session=one, call=self.sessions[one] + 2, action=actions[0])
-        self.refuses("a step in a session that nobody opened", "lost", "step", session=token_hex(16), call=1, action=actions[0])
-        self.refuses("a later call in a session that nobody opened", "lost", "reset", session=token_hex(16), call=5, task=task, seed=7)
-        self.refuses("a call of no version", "absent", "no_such_call", session=one, call=self.sessions[one] + 1)
+        self.refuses(
+            "a number that is left out",
+            "lost",
+            "step",
+            session=one,
+            call=self.sessions[one] + 2,
+            action=actions[0],
+        )
+        self.refuses(
+            "a step in a session that nobody opened",
+            "lost",
+            "step",
+            session=token_hex(16),
+            call=1,
+            action=actions[0],
+        )
+        self.refuses(
+            "a later call in a session that nobody opened",
+            "lost",
+            "reset",
+            session=token_hex(16),
+            call=5,
+            task=task,
+            seed=7,
+        )
+        self.refuses(
+            "a call of no version",
+            "absent",
+            "no_such_call",
+            session=one,
+            call=self.sessions[one] + 1,
+        )
         for name in (two, two):
             if isinstance(refused := self.ask("close", session=name), Refused):
-                self.problems.append(f"close was refused ({refused}): it must be answered for any session.")
-        self.refuses("a step in a closed session", "lost", "step", session=two, call=self.sessions[two] + 1, action=other_actions[0])
+                self.problems.append(
+                    f"close was refused ({refused}): it must be answered for any session."
+                )
+        self.refuses(
+            "a step in a closed session",
+            "lost",
+            "step",
+            session=two,
+            call=self.sessions[two] + 1,
+            action=other_actions[0],
+        )
 
-    def snapshots(self, task: dict[str, Any], actions: list[str], seen: list[dict[str, Any]]) -> None:
+    def snapshots(
+        self, task: dict[str, Any], actions: list[str], seen: list[dict[str, Any]]
+    ) -> None:
         source, middle = self.session(), len(actions) // 2
         self.call(source, "reset", task=task, seed=7)
         for action in actions[:middle]:
@@ -113,14 +187,30 @@ class _Check:
         name = str(self.twice(source, "snapshot").get("snapshot"))
         for action in actions[middle:]:
             self.call(source, "step", action=action)
-        for where, session in (("another session", self.session()), ("its own session, a second time,", source)):
+        for where, session in (
+            ("another session", self.session()),
+            ("its own session, a second time,", source),
+        ):
             self.twice(session, "restore", snapshot=name)
             for at, action in enumerate(actions[middle:], middle):
-                self.expect(f"step {at}, after a restore in {where},", seen[at + 1], self.call(session, "step", action=action))
+                self.expect(
+                    f"step {at}, after a restore in {where},",
+                    seen[at + 1],
+                    self.call(session, "step", action=action),
+                )
         gone = token_hex(8)
-        self.refuses("a snapshot that was never taken", "gone", "restore", session=source, call=self.sessions[source] + 1, snapshot=gone)
+        self.refuses(
+            "a snapshot that was never taken",
+            "gone",
+            "restore",
+            session=source,
+            call=self.sessions[source] + 1,
+            snapshot=gone,
+        )
         if isinstance(refused := self.ask("release", snapshots=[name, gone]), Refused):
-            self.problems.append(f"release was refused ({refused}): it must be answered for any snapshot.")
+            self.problems.append(
+                f"release was refused ({refused}): it must be answered for any snapshot."
+            )
 
     def session(self) -> str:
         name = token_hex(16)
@@ -139,7 +229,10 @@ class _Check:
         self.sessions[session] += 1
         answer = self.ask(path, session=session, call=self.sessions[session], **body)
         if isinstance(answer, Refused):
-            self.problems.append(f"call {self.sessions[session]} of a session, {path}, was refused ({answer.kind}: {answer}).")
+            self.problems.append(
+                f"call {self.sessions[session]} of a session, {path}, was refused "
+                f"({answer.kind}: {answer})."
+            )
             return {}
         return answer
 
@@ -147,22 +240,32 @@ class _Check:
         first = self.call(session, path, **body)
         again = self.ask(path, session=session, call=self.sessions[session], **body)
         if first and isinstance(again, Refused):
-            self.problems.append(f"{path}, sent again with the same number, was refused ({again.kind}: {again}): it must get the recorded answer.")
+            self.problems.append(
+                f"{path}, sent again with the same number, was refused ({again.kind}: "
+                f"{again}): it must get the recorded answer."
+            )
         elif again != first:
-            self.problems.append(f"{path}, sent again with the same number, got {again}, not the recorded answer {first}.")
+            self.problems.append(
+                f"{path}, sent again with the same number, got {again}, not the recorded "
+                f"answer {first}."
+            )
         return first
 
     def expect(self, what: str, wanted: dict[str, Any], got: dict[str, Any]) -> None:
         told = {"done": False, "valid": True, **got}
         if got and any(told.get(key) != value for key, value in wanted.items()):
-            self.problems.append(f"{what} was answered with {got}, not with {wanted} as in a session alone.")
+            self.problems.append(
+                f"{what} was answered with {got}, not with {wanted} as in a session alone."
+            )
 
     def refuses(self, what: str, kind: str, path: str, **body: Any) -> None:
         answer = self.ask(path, **body)
         if not isinstance(answer, Refused):
             self.problems.append(f"{what} was accepted: it is the error {kind!r}.")
         elif answer.kind != kind:
-            self.problems.append(f"{what} was refused as {answer.kind!r} ({answer}): it is the error {kind!r}.")
+            self.problems.append(
+                f"{what} was refused as {answer.kind!r} ({answer}): it is the error {kind!r}."
+            )
 
     def end(self) -> None:
         for name in self.sessions:

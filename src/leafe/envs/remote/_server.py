@@ -1,8 +1,12 @@
-"""Any environment offered over HTTP: one environment a session, each made, played and closed in a thread of its own.
+"""Any environment offered over HTTP: one environment a session, each made, played and closed in a
+thread of its own.
 
-Sessions are numbered records of calls: the last answer is kept, and the same call sent again gets it. Snapshots belong to the server, since a
-client restores in one session what it took in another; the oldest go when there are too many. An environment that raises is closed and its session
-forgotten. The event loop does the bookkeeping and the calls of quick environments; everything that may block runs in the session's thread, which is a
+Sessions are numbered records of calls: the last answer is kept, and the same call sent again gets
+it. Snapshots belong to the server, since a
+client restores in one session what it took in another; the oldest go when there are too many. An
+environment that raises is closed and its session
+forgotten. The event loop does the bookkeeping and the calls of quick environments; everything that
+may block runs in the session's thread, which is a
 daemon, so that an environment that never answers cannot keep the process alive.
 """
 
@@ -31,7 +35,20 @@ from aiohttp.http_exceptions import HttpProcessingError
 from leafe.core import Environment, ForeignFailure, SnapshotGone, Task, UserError
 from leafe.core.answers import check_facts, observation_text, plain_task, step_result, versions_of
 from leafe.envs._registry import make_env
-from leafe.envs.remote._wire import MAX_BODY, PROTOCOL, STATUS, Malformed, Refused, decode, encode, error_body, task_from_json, text, texts, whole
+from leafe.envs.remote._wire import (
+    MAX_BODY,
+    PROTOCOL,
+    STATUS,
+    Malformed,
+    Refused,
+    decode,
+    encode,
+    error_body,
+    task_from_json,
+    text,
+    texts,
+    whole,
+)
 from leafe.envs.worker import ProcessEnv
 
 T = TypeVar("T")
@@ -46,10 +63,13 @@ _CLOSING_S = 5.0
 
 
 class Lane:
-    """One thread that runs one function after another: an environment's whole life is spent in it."""
+    """One thread that runs one function after another: an environment's whole life is spent in
+    it."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[
+            tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future[Any]] | None
+        ] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True, name="env").start()
 
     async def run(self, function: Callable[[], T]) -> T:
@@ -89,7 +109,9 @@ def _settle(future: asyncio.Future[Any], value: Any, error: Exception | None) ->
     if error is None:
         future.set_result(value)
     else:
-        future.set_exception(RuntimeError("StopIteration") if isinstance(error, StopIteration) else error)
+        future.set_exception(
+            RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -122,17 +144,44 @@ class _Held:
 
 
 class EnvServer:
-    """The sessions of one environment. Used in one event loop: `start`, then requests, then `stop`."""
+    """The sessions of one environment. Used in one event loop: `start`, then requests, then
+    `stop`."""
 
-    def __init__(self, name: str, options: Mapping[str, Any], *, host: str, port: int, workers: int, token: str | None, idle: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        host: str,
+        port: int,
+        workers: int,
+        token: str | None,
+        idle: float,
+    ) -> None:
         if not isinstance(workers, int) or workers < 1:
-            raise UserError(f"An environment server cannot have {workers!r} workers: give a whole number from 1.")
+            raise UserError(
+                f"An environment server cannot have {workers!r} workers: give a whole "
+                "number from 1."
+            )
         if not 0 <= port < 65536:
-            raise UserError(f"There is no port {port}: give one from 1 to 65535, or 0 for any free one.")
-        if token is not None and not (token and token.isascii() and token.isprintable() and not any(c.isspace() for c in token)):
-            raise UserError("The token of an environment server must be one word of printable ASCII: python -c 'import secrets; print(secrets.token_hex())'.")
+            raise UserError(
+                f"There is no port {port}: give one from 1 to 65535, or 0 for any free one."
+            )
+        if token is not None and not (
+            token
+            and token.isascii()
+            and token.isprintable()
+            and not any(c.isspace() for c in token)
+        ):
+            raise UserError(
+                "The token of an environment server must be one word of printable ASCII: "
+                "python -c 'import secrets; print(secrets.token_hex())'."
+            )
         if token is None and not _is_loopback(host):
-            raise UserError(f"An environment server at {host!r} could be used by anybody who reaches it: give it a token, or host 127.0.0.1.")
+            raise UserError(
+                f"An environment server at {host!r} could be used by anybody who reaches "
+                "it: give it a token, or host 127.0.0.1."
+            )
         if not idle > 0:
             raise UserError(f"A session cannot expire after {idle!r} seconds: give more than 0.")
         self.host, self.port, self.workers, self.idle = host, port, workers, idle
@@ -140,7 +189,8 @@ class EnvServer:
         self._expected = f"Bearer {token}".encode() if token is not None else None
         self._sessions: dict[str, Session] = {}
         self._lanes: set[Lane] = set()
-        """Of sessions, and of those that are over but whose environment is not closed yet: they hold a place."""
+        """Of sessions, and of those that are over but whose environment is not closed yet: they
+        hold a place."""
         self._snapshots: OrderedDict[str, _Held] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
@@ -156,11 +206,16 @@ class EnvServer:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     async def start(self) -> None:
-        """Make the first environment, which says what there is, and listen. UserError where either cannot be."""
+        """Make the first environment, which says what there is, and listen. UserError where either
+        cannot be."""
         facts = self._facts = await self._facts_lane.run(self._make)
         versions = await self._facts_lane.run(lambda: versions_of(facts))
         # the environment's options are not the client's, so what hangs on them is a version there
-        versions = {"env": self.name, "options": json.dumps(self.options, sort_keys=True, default=str), **versions}
+        versions = {
+            "env": self.name,
+            "options": json.dumps(self.options, sort_keys=True, default=str),
+            **versions,
+        }
         check_facts(facts)
         self.name = facts.name
         self._description = encode(
@@ -176,7 +231,8 @@ class EnvServer:
             }
         )
         loop = asyncio.get_running_loop()
-        # no web.Application: its router costs a quarter of the server's time. Idle connections stay as long as sessions: a closed one says that its client left
+        # no web.Application: its router costs a quarter of the server's time. Idle connections stay
+        # as long as sessions: a closed one says that its client left
         listener = web.Server(
             self._handle,
             request_factory=lambda message, payload, protocol, writer, task: web.BaseRequest(
@@ -186,17 +242,23 @@ class EnvServer:
             logger=_LOGGER,
             keepalive_timeout=self.idle,
         )
-        self._runner = web.ServerRunner(listener, shutdown_timeout=0.2)  # by then every call that will be answered is
+        self._runner = web.ServerRunner(
+            listener, shutdown_timeout=0.2
+        )  # by then every call that will be answered is
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, self.host, self.port).start()
         except OSError as error:
-            raise UserError(f"An environment server cannot listen at {self.host}, port {self.port} ({error.strerror or error}): choose another port.") from error
+            raise UserError(
+                f"An environment server cannot listen at {self.host}, port {self.port} "
+                f"({error.strerror or error}): choose another port."
+            ) from error
         self.port = self._runner.addresses[0][1]
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
-        """Answer what runs, then close every environment; what takes longer than a few seconds is left behind. May be called after a failed start."""
+        """Answer what runs, then close every environment; what takes longer than a few seconds is
+        left behind. May be called after a failed start."""
         self._ending = True
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -216,11 +278,17 @@ class EnvServer:
         except Refused as refused:
             status, body = STATUS[refused.kind], error_body(refused.kind, str(refused))
         except Malformed as error:
-            status, body = 400, error_body("user", f"The request is not what the protocol says: {error}.")
+            status, body = (
+                400,
+                error_body("user", f"The request is not what the protocol says: {error}."),
+            )
         except _Denied as denied:
             status, body = 401, error_body("user", str(denied))
         except web.HTTPRequestEntityTooLarge:
-            status, body = 413, error_body("user", f"The request is longer than {MAX_BODY >> 20} MiB.")
+            status, body = (
+                413,
+                error_body("user", f"The request is longer than {MAX_BODY >> 20} MiB."),
+            )
         return web.Response(status=status, body=body, content_type="application/json")
 
     def _admit_client(self, request: web.BaseRequest) -> None:
@@ -229,15 +297,28 @@ class EnvServer:
             if not hmac.compare_digest(given, self._expected):
                 raise _Denied("The token is missing or wrong.")
         elif not _is_loopback(request.host.rpartition(":")[0].strip("[]") or request.host):
-            raise _Denied("Without a token this server answers to localhost alone.")  # a web page's name that was made to point here
+            raise _Denied(
+                "Without a token this server answers to localhost alone."
+            )  # a web page's name that was made to point here
         if request.method == "POST" and request.content_type != "application/json":
-            raise Malformed("its Content-Type is not application/json")  # which no web page can send here unasked
+            raise Malformed(
+                "its Content-Type is not application/json"
+            )  # which no web page can send here unasked
 
     async def _answer(self, request: web.BaseRequest) -> tuple[int, bytes]:
         path = request.path.strip("/")
         if request.method == "GET" and not path:
             return 200, self._description
-        if request.method != "POST" or path not in ("tasks", "reset", "step", "valid_actions", "snapshot", "restore", "release", "close"):
+        if request.method != "POST" or path not in (
+            "tasks",
+            "reset",
+            "step",
+            "valid_actions",
+            "snapshot",
+            "restore",
+            "release",
+            "close",
+        ):
             raise Refused("absent", f"There is no call {request.method} /{path[:40]}.")
         raw = await _body(request)
         try:
@@ -263,28 +344,59 @@ class EnvServer:
         count = None if body.get("count") is None else whole(body, "count", least=1)
         assert facts is not None
         async with _env_errors():
-            answer = await self._facts_lane.run(lambda: encode({"tasks": [plain_task(task, facts.name).to_json() for task in facts.tasks(split, count, seed)]}))
+            answer = await self._facts_lane.run(
+                lambda: encode(
+                    {
+                        "tasks": [
+                            plain_task(task, facts.name).to_json()
+                            for task in facts.tasks(split, count, seed)
+                        ]
+                    }
+                )
+            )
         if len(answer) > MAX_BODY:
-            raise Refused("user", f"These tasks take {len(answer) >> 20} MiB, more than the {MAX_BODY >> 20} MiB of one answer: ask for fewer.")
+            raise Refused(
+                "user",
+                (
+                    f"These tasks take {len(answer) >> 20} MiB, more than the {MAX_BODY >> 20} "
+                    "MiB of one answer: ask for fewer."
+                ),
+            )
         return answer
 
-    async def _in_session(self, request: web.BaseRequest, what: str, name: str, body: Mapping[str, Any], raw: bytes) -> tuple[int, bytes]:
+    async def _in_session(
+        self, request: web.BaseRequest, what: str, name: str, body: Mapping[str, Any], raw: bytes
+    ) -> tuple[int, bytes]:
         number = whole(body, "call", least=1)
         if not 0 < len(name) <= 200:
             raise Malformed("a session has a name of at most 200 characters")
         session = self._sessions.get(name)
         if session is None:
             if number != 1 or what not in ("reset", "restore"):
-                raise Refused("lost", "The session is not known here: it has expired, or the server was started again.")
+                raise Refused(
+                    "lost",
+                    (
+                        "The session is not known here: it has expired, or the server was "
+                        "started again."
+                    ),
+                )
             session = self._open(name)
         session.used, session.transport = time.monotonic(), request.transport
-        async with session.lock:  # a call that is sent again while it runs waits here for its answer
+        async with (
+            session.lock
+        ):  # a call that is sent again while it runs waits here for its answer
             if session.closed:
                 raise Refused("lost", "The session is over.")
             if number == session.calls and raw == session.request:
                 return session.answer
             if number != session.calls + 1:
-                raise Refused("lost", f"Call {number} does not follow call {session.calls}: the session is used from two sides.")
+                raise Refused(
+                    "lost",
+                    (
+                        f"Call {number} does not follow call {session.calls}: the session is "
+                        "used from two sides."
+                    ),
+                )
             try:
                 answer = 200, _encoded(await self._play(session, what, body))
             except Refused as refused:
@@ -294,7 +406,12 @@ class EnvServer:
             except Malformed:
                 self._forget(session)
                 raise
-            session.calls, session.request, session.answer, session.used = number, raw, answer, time.monotonic()
+            session.calls, session.request, session.answer, session.used = (
+                number,
+                raw,
+                answer,
+                time.monotonic(),
+            )
             return answer
 
     async def _play(self, session: Session, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,11 +424,18 @@ class EnvServer:
             released, session.released = session.released, []
             if released:
                 await session.lane.run(lambda: _release(env, released))
-            answer = _within(lambda: call(env)) if env.quick else await session.lane.run(lambda: call(env))
-        return {"snapshot": self._keep(session, answer["snapshot"])} if what == "snapshot" else answer
+            answer = (
+                _within(lambda: call(env))
+                if env.quick
+                else await session.lane.run(lambda: call(env))
+            )
+        return (
+            {"snapshot": self._keep(session, answer["snapshot"])} if what == "snapshot" else answer
+        )
 
     def _call(self, what: str, body: Mapping[str, Any]) -> Callable[[Environment], dict[str, Any]]:
-        """What a request asks of its environment; Malformed or Refused before any environment is touched."""
+        """What a request asks of its environment; Malformed or Refused before any environment is
+        touched."""
         match what:
             case "reset":
                 task, seed = task_from_json(body.get("task")), whole(body, "seed")
@@ -337,10 +461,20 @@ class EnvServer:
         if len(self._lanes) >= self.workers:
             now = time.monotonic()
             for other in sorted(self._sessions.values(), key=lambda s: s.used):
-                if not other.lock.locked() and now - other.used > _ORPHAN_S and (other.transport is None or other.transport.is_closing()):
+                if (
+                    not other.lock.locked()
+                    and now - other.used > _ORPHAN_S
+                    and (other.transport is None or other.transport.is_closing())
+                ):
                     self._forget(other)
                     break
-            raise Refused("busy", f"All {self.workers} environments of this server are in use: start it with more workers, or play fewer at a time.")
+            raise Refused(
+                "busy",
+                (
+                    f"All {self.workers} environments of this server are in use: start it with "
+                    "more workers, or play fewer at a time."
+                ),
+            )
         session = self._sessions[name] = Session(name)
         self._lanes.add(session.lane)
         return session
@@ -396,7 +530,9 @@ class EnvServer:
             for session in list(self._sessions.values()):
                 if now - session.used > self.idle and not session.lock.locked():
                     self._forget(session)
-            for name in [name for name, held in self._snapshots.items() if now - held.used > _SNAPSHOT_IDLE_S]:
+            for name in [
+                name for name, held in self._snapshots.items() if now - held.used > _SNAPSHOT_IDLE_S
+            ]:
                 self._drop_snapshot(name)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -405,8 +541,15 @@ class EnvServer:
         task.add_done_callback(self._tasks.discard)
 
 
-_CLIENTS_FAULT = (web.RequestPayloadError, ClientPayloadError, HttpProcessingError, ConnectionError, zlib.error)
-"""What is raised for a request that is no HTTP, is not packed as it says, or is cut off: answered with a 4xx, or by nothing where nobody is there."""
+_CLIENTS_FAULT = (
+    web.RequestPayloadError,
+    ClientPayloadError,
+    HttpProcessingError,
+    ConnectionError,
+    zlib.error,
+)
+"""What is raised for a request that is no HTTP, is not packed as it says, or is cut off: answered
+with a 4xx, or by nothing where nobody is there."""
 
 
 def _ours(record: logging.LogRecord) -> bool:
@@ -424,7 +567,10 @@ async def _body(request: web.BaseRequest) -> bytes:
     except web.HTTPRequestEntityTooLarge:
         raise
     except (*_CLIENTS_FAULT, ValueError, LookupError) as error:
-        raise Malformed(f"its body cannot be read ({type(error).__name__}): it was cut off, or is not packed as its headers say") from error
+        raise Malformed(
+            f"its body cannot be read ({type(error).__name__}): it was cut off, or is not "
+            "packed as its headers say"
+        ) from error
 
 
 def _encoded(answer: Mapping[str, Any]) -> bytes:
@@ -488,7 +634,16 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def run(name: str, options: Mapping[str, Any], *, host: str, port: int, workers: int, token: str | None, idle: float) -> None:
+def run(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    host: str,
+    port: int,
+    workers: int,
+    token: str | None,
+    idle: float,
+) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once."""
     server = EnvServer(name, options, host=host, port=port, workers=workers, token=token, idle=idle)
 

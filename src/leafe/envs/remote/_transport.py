@@ -1,7 +1,10 @@
-"""One call to one server over one kept-alive connection, tried a bounded number of times within one deadline.
+"""One call to one server over one kept-alive connection, tried a bounded number of times within one
+deadline.
 
-A call may be sent twice without harm, since the protocol numbers what changes an environment. So a lost connection, a 5xx and an answer that is no
-JSON are tried again after a doubling wait; a server that is there and says nothing until the deadline is not. The token is read from the
+A call may be sent twice without harm, since the protocol numbers what changes an environment. So a
+lost connection, a 5xx and an answer that is no
+JSON are tried again after a doubling wait; a server that is there and says nothing until the
+deadline is not. The token is read from the
 environment for every connection, sent as a header, and cut out of every answer, in whichever
 spelling, before anything else reads it.
 """
@@ -48,36 +51,72 @@ class _Again(Exception):
 
 
 class Transport:
-    """`timeout`: seconds a call, all its tries together. `retries`: further tries after the first."""
+    """`timeout`: seconds a call, all its tries together. `retries`: further tries after the
+    first."""
 
     def __init__(self, url: str, timeout: float, retries: int, token_env: str | None) -> None:
         if not isinstance(timeout, int | float) or not 0 < timeout < 1e6:
-            raise UserError(f"The environment 'remote' cannot have timeout {timeout!r}: give seconds, more than 0.")
+            raise UserError(
+                f"The environment 'remote' cannot have timeout {timeout!r}: give seconds, "
+                "more than 0."
+            )
         if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
-            raise UserError(f"The environment 'remote' cannot have retries {retries!r}: give a whole number from 0.")
+            raise UserError(
+                f"The environment 'remote' cannot have retries {retries!r}: give a whole "
+                "number from 0."
+            )
         try:
             parts = urlsplit(url)
             port = parts.port
         except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"The environment 'remote': url is no web address ({error}): write http://HOST:PORT.") from error
-        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-            raise UserError(f"The environment 'remote': the url of {parts.hostname} may hold no user name, query or key: name a token's variable with token_env.")
-        if parts.scheme not in ("http", "https") or not parts.hostname or not (url.isascii() and url.isprintable()) or " " in url:
-            raise UserError(f"The environment 'remote': url = {url!r} is no web address: write http://HOST:PORT.")
+            raise UserError(
+                f"The environment 'remote': url is no web address ({error}): write "
+                "http://HOST:PORT."
+            ) from error
+        if (
+            parts.username is not None
+            or parts.password is not None
+            or parts.query
+            or parts.fragment
+        ):
+            raise UserError(
+                f"The environment 'remote': the url of {parts.hostname} may hold no user "
+                "name, query or key: name a token's variable with token_env."
+            )
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or not (url.isascii() and url.isprintable())
+            or " " in url
+        ):
+            raise UserError(
+                f"The environment 'remote': url = {url!r} is no web address: write "
+                "http://HOST:PORT."
+            )
         self.url = url.rstrip("/")
         self.timeout = float(timeout)
         self._host, self._port, self._path = parts.hostname, port, parts.path.rstrip("/")
         self._secure = parts.scheme == "https"
         self._retries = retries
         self._token_env = token_env
-        self._jitter = random.Random(token_hex(8))  # clients that lost one server must not come back together
+        self._jitter = random.Random(
+            token_hex(8)
+        )  # clients that lost one server must not come back together
         self._connection: HTTPConnection | None = None
         self._token()
 
-    def call(self, path: str, body: dict[str, Any] | None = None, *, timeout: float | None = None, retries: int | None = None) -> dict[str, Any]:
+    def call(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+    ) -> dict[str, Any]:
         """POST `body` (GET where it is None); returns the answer's object.
 
-        Refused with the server's own kind and sentence where it says no; EnvError after the last try.
+        Refused with the server's own kind and sentence where it says no; EnvError after the last
+        try.
         """
         seconds, tries = timeout or self.timeout, self._retries if retries is None else retries
         try:
@@ -85,7 +124,13 @@ class Transport:
         except (TypeError, ValueError) as error:
             raise Refused("user", f"what is sent is not plain JSON ({error})") from error
         if payload is not None and len(payload) > MAX_BODY:
-            raise Refused("user", f"a request of {len(payload) >> 20} MiB is longer than the {MAX_BODY >> 20} MiB that the protocol allows")
+            raise Refused(
+                "user",
+                (
+                    f"a request of {len(payload) >> 20} MiB is longer than the "
+                    f"{MAX_BODY >> 20} MiB that the protocol allows"
+                ),
+            )
         deadline, attempt = time.monotonic() + seconds, 0
         while True:
             kept = self._connection is not None
@@ -94,19 +139,32 @@ class Transport:
                 return self._read(*self._once(path, payload, deadline))
             except TimeoutError as error:
                 self.close()
-                raise Unreachable(f"{self.url} gave no answer to {path or 'GET'} within {seconds:g} s.") from error
+                raise Unreachable(
+                    f"{self.url} gave no answer to {path or 'GET'} within {seconds:g} s."
+                ) from error
             except (OSError, HTTPException) as error:
                 self.close()
                 if kept:
-                    continue  # the server had let go of it meanwhile; the next connection is a new one, so this happens once
-                kind, cause = Unreachable, f"the connection failed ({error.strerror or error if isinstance(error, OSError) else _named(error)})"
+                    # the server had let go of it meanwhile; the next connection is a new one, so
+                    # this happens once
+                    continue
+                kind, cause = (
+                    Unreachable,
+                    (
+                        "the connection failed "
+                        f"({error.strerror or error if isinstance(error, OSError) else _named(error)})"
+                    ),
+                )
             except _Again as failed:
                 cause = str(failed)
             wait = min(_BACKOFF_S * 2**attempt, _LONGEST_WAIT_S) * self._jitter.uniform(0.75, 1.0)
             attempt += 1
             if attempt > tries or time.monotonic() + wait >= deadline:
                 count = "1 try" if attempt == 1 else f"{attempt} tries"
-                raise kind(f"{self.url} gave no answer to {path or 'GET'} after {count}: {self.hide(cause).rstrip('.')}.")
+                raise kind(
+                    f"{self.url} gave no answer to {path or 'GET'} after {count}: "
+                    f"{self.hide(cause).rstrip('.')}."
+                )
             time.sleep(wait)
 
     def close(self) -> None:
@@ -121,21 +179,36 @@ class Transport:
 
     def _once(self, path: str, payload: bytes | None, deadline: float) -> tuple[int, bytes]:
         connection = self._connection or self._connect(deadline)
-        headers = {"Accept": "application/json"} if payload is None else {"Content-Type": "application/json"}
+        headers = (
+            {"Accept": "application/json"}
+            if payload is None
+            else {"Content-Type": "application/json"}
+        )
         if token := self._token():
             headers["Authorization"] = f"Bearer {token}"
         connection.sock.settimeout(_left(deadline))
-        connection.request("GET" if payload is None else "POST", f"{self._path}/{path}", payload, headers)
-        # the class is looked up on the instance, so that the reader of this one answer knows its deadline
+        connection.request(
+            "GET" if payload is None else "POST", f"{self._path}/{path}", payload, headers
+        )
+        # the class is looked up on the instance, so that the reader of this one answer knows its
+        # deadline
         connection.response_class = lambda sock, *a, **k: _TimedResponse(sock, deadline, *a, **k)  # type: ignore[assignment]
         response = connection.getresponse()
         if (response.length or 0) > MAX_BODY:
             self.close()
-            raise Refused("env", f"an answer of {(response.length or 0) >> 20} MiB is longer than the {MAX_BODY >> 20} MiB that the protocol allows")
+            raise Refused(
+                "env",
+                (
+                    f"an answer of {(response.length or 0) >> 20} MiB is longer than the "
+                    f"{MAX_BODY >> 20} MiB that the protocol allows"
+                ),
+            )
         raw = response.read() if response.length is not None else response.read(MAX_BODY + 1)
         if len(raw) > MAX_BODY:
             self.close()
-            raise Refused("env", f"an answer longer than the {MAX_BODY >> 20} MiB that the protocol allows")
+            raise Refused(
+                "env", f"an answer longer than the {MAX_BODY >> 20} MiB that the protocol allows"
+            )
         if response.will_close:
             self.close()
         return response.status, raw
@@ -161,7 +234,9 @@ class Transport:
         said = answer.get("error")
         if isinstance(said, dict):
             kind = said.get("kind")
-            sentence = self.hide(" ".join(str(said.get("message") or f"status {status}").split())[:500]).rstrip(".")
+            sentence = self.hide(
+                " ".join(str(said.get("message") or f"status {status}").split())[:500]
+            ).rstrip(".")
             if kind == "busy":
                 raise _Again(sentence)
             raise Refused(str(kind) if kind in STATUS else "env", sentence)
@@ -172,22 +247,36 @@ class Transport:
         if (status >= 500 and status != 501) or status in _AGAIN:
             raise _Again(f"status {status}")
         if status in (401, 403):
-            raise Refused("user", f"it refuses the token (status {status})" if self._token() else f"it wants a token (status {status})")
-        raise Refused("absent" if status in _NOT_OFFERED else "user", f"it answers with status {status}")
+            raise Refused(
+                "user",
+                f"it refuses the token (status {status})"
+                if self._token()
+                else f"it wants a token (status {status})",
+            )
+        raise Refused(
+            "absent" if status in _NOT_OFFERED else "user", f"it answers with status {status}"
+        )
 
     def _token(self) -> str:
         if self._token_env is None:
             return ""
         token = os.environ.get(self._token_env, "").strip()
         if not token:
-            raise UserError(f"The environment 'remote': the environment variable {self._token_env} is empty: put the server's token there.")
+            raise UserError(
+                f"The environment 'remote': the environment variable {self._token_env} is "
+                "empty: put the server's token there."
+            )
         if not (token.isascii() and token.isprintable()):
-            raise UserError(f"The environment 'remote': the environment variable {self._token_env} holds characters that no token has: set it anew.")
+            raise UserError(
+                f"The environment 'remote': the environment variable {self._token_env} "
+                "holds characters that no token has: set it anew."
+            )
         return token
 
 
 class _TimedResponse(HTTPResponse):
-    """An answer whose reading ends at the deadline however slowly its bytes drip in (a socket's own time-out begins anew with each)."""
+    """An answer whose reading ends at the deadline however slowly its bytes drip in (a socket's own
+    time-out begins anew with each)."""
 
     def __init__(self, sock: socket, deadline: float, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -198,7 +287,9 @@ class _TimedResponse(HTTPResponse):
 class _TimedReader(io.RawIOBase):
     def __init__(self, sock: socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
-        self._raw = sock.makefile("rb", buffering=0)  # holds the socket open until it is read, should the connection let go of it
+        self._raw = sock.makefile(
+            "rb", buffering=0
+        )  # holds the socket open until it is read, should the connection let go of it
 
     def readable(self) -> bool:
         return True

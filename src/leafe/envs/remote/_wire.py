@@ -1,7 +1,10 @@
-"""What goes over the wire: the version, the kinds of error, and a step's answer in JSON, checked on both sides.
+"""What goes over the wire: the version, the kinds of error, and a step's answer in JSON, checked on
+both sides.
 
-An error is `{"error": {"kind": ..., "message": one sentence}}`. Its kind decides what the client does, its status is for people and proxies.
-Numbers are finite, text may hold anything (JSON is written in ASCII, so that even a lone surrogate in an action or a task comes out as it went in).
+An error is `{"error": {"kind": ..., "message": one sentence}}`. Its kind decides what the client
+does, its status is for people and proxies.
+Numbers are finite, text may hold anything (JSON is written in ASCII, so that even a lone surrogate
+in an action or a task comes out as it went in).
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ from typing import Any
 from leafe.core import StepResult, Task
 
 PROTOCOL = 1
-"""The version of the protocol. It changes where an old client and a new server would misunderstand each other."""
+"""The version of the protocol. It changes where an old client and a new server would misunderstand
+each other."""
 
 MAX_BODY = 64 * 2**20
 """Bytes: a longer request or answer is refused."""
 
 STATUS: Mapping[str, int] = {
     "user": 400,  # a request or a setting that somebody must mend
-    "lost": 404,  # the session is not known (any more): it has expired, or the server was started again
+    # the session is not known (any more): it has expired, or the server was started again
+    "lost": 404,
     "absent": 404,  # this server does not offer the call
     "gone": 410,  # the snapshot is no longer held
     "env": 500,  # the environment raised, died or hung; its session is closed
@@ -60,7 +65,8 @@ def error_body(kind: str, sentence: str) -> bytes:
 
 
 def result_from_json(answer: Mapping[str, Any]) -> StepResult:
-    """Unknown fields are ignored, absent ones have StepResult's defaults, all but the observation."""
+    """Unknown fields are ignored, absent ones have StepResult's defaults, all but the
+    observation."""
     progress, info = answer.get("progress"), answer.get("info")
     return StepResult(
         observation=text(answer, "observation"),
@@ -102,7 +108,9 @@ def texts(answer: Mapping[str, Any], name: str) -> list[str]:
     return value
 
 
-def whole(answer: Mapping[str, Any], name: str, default: int | None = None, least: int = -(2**63)) -> int:
+def whole(
+    answer: Mapping[str, Any], name: str, default: int | None = None, least: int = -(2**63)
+) -> int:
     """A whole number of at most 64 bits."""
     value = answer.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool):

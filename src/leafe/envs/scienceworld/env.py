@@ -1,9 +1,14 @@
-"""ScienceWorld: elementary science in text, 30 tasks in a house of ten places; a wrong focus ends an episode, most other mistakes only cost steps.
+"""ScienceWorld: elementary science in text, 30 tasks in a house of ten places; a wrong focus ends
+an episode, most other mistakes only cost steps.
 
-The simulator is the package's own; what is ours is that replay is exact and that every answer helps. Three departures from its Python class: an action
-that it does not know is answered with the forms that there are; an ambiguous request can be followed by any action (there, whatever follows is
-swallowed as a wrong choice, and time passes); and the list of all valid actions is not made at each step (there it is most of a step's time, and
-draws from the environment's random source). An episode is what was sent since a load: sending it again gives the same state.
+The simulator is the package's own; what is ours is that replay is exact and that every answer
+helps. Three departures from its Python class: an action
+that it does not know is answered with the forms that there are; an ambiguous request can be
+followed by any action (there, whatever follows is
+swallowed as a wrong choice, and time passes); and the list of all valid actions is not made at each
+step (there it is most of a step's time, and
+draws from the environment's random source). An episode is what was sent since a load: sending it
+again gives the same state.
 """
 
 from __future__ import annotations
@@ -20,7 +25,13 @@ from leafe.envs.scienceworld._variations import SPLITS, VARIATIONS, balanced
 
 T = TypeVar("T")
 
-SIMPLIFICATIONS = ("teleportAction", "openDoors", "openContainers", "selfWateringFlowerPots", "noElectricalAction")
+SIMPLIFICATIONS = (
+    "teleportAction",
+    "openDoors",
+    "openContainers",
+    "selfWateringFlowerPots",
+    "noElectricalAction",
+)
 LONGEST = 300
 """Characters of an action; a longer one is refused unread."""
 SHOWN_CHOICES = 20
@@ -30,14 +41,38 @@ _UNKNOWN = "No known action matches that input."
 _AMBIGUOUS = "Ambiguous request"
 _CHOICE = re.compile(r"^(\d+):\t", re.MULTILINE)
 _FORMS = {
-    "activate": "activate OBJ", "turn on": "turn on OBJ", "deactivate": "deactivate OBJ", "turn off": "turn off OBJ", "open": "open OBJ",
-    "close": "close OBJ", "connect": "connect OBJ to OBJ", "disconnect": "disconnect OBJ", "dunk": "dunk OBJ into OBJ", "eat": "eat OBJ",
-    "flush": "flush OBJ", "focus on": "focus on OBJ", "go to": "go to OBJ", "go": "go to OBJ", "look at": "look at OBJ", "look in": "look in OBJ",
-    "examine": "examine OBJ", "mix": "mix OBJ", "move": "move OBJ to OBJ", "put": "put OBJ in OBJ", "pick up": "pick up OBJ", "take": "take OBJ",
-    "get": "get OBJ", "pour": "pour OBJ into OBJ", "put down": "put down OBJ", "drop": "drop OBJ", "read": "read OBJ",
-    "teleport to": "teleport to OBJ", "use": "use OBJ on OBJ",
-}  # fmt: skip
-"""Verb -> how it is used. The simulator decides what is understood: these only choose the words of a refusal."""
+    "activate": "activate OBJ",
+    "turn on": "turn on OBJ",
+    "deactivate": "deactivate OBJ",
+    "turn off": "turn off OBJ",
+    "open": "open OBJ",
+    "close": "close OBJ",
+    "connect": "connect OBJ to OBJ",
+    "disconnect": "disconnect OBJ",
+    "dunk": "dunk OBJ into OBJ",
+    "eat": "eat OBJ",
+    "flush": "flush OBJ",
+    "focus on": "focus on OBJ",
+    "go to": "go to OBJ",
+    "go": "go to OBJ",
+    "look at": "look at OBJ",
+    "look in": "look in OBJ",
+    "examine": "examine OBJ",
+    "mix": "mix OBJ",
+    "move": "move OBJ to OBJ",
+    "put": "put OBJ in OBJ",
+    "pick up": "pick up OBJ",
+    "take": "take OBJ",
+    "get": "get OBJ",
+    "pour": "pour OBJ into OBJ",
+    "put down": "put down OBJ",
+    "drop": "drop OBJ",
+    "read": "read OBJ",
+    "teleport to": "teleport to OBJ",
+    "use": "use OBJ on OBJ",
+}
+"""Verb -> how it is used. The simulator decides what is understood: these only choose the words of
+a refusal."""
 
 
 @dataclass(slots=True)
@@ -56,13 +91,17 @@ class _Episode:
 
 
 class ScienceWorld(Environment):
-    """ScienceWorld: 30 tasks of elementary science in a text environment (boil, grow, measure, connect, classify, find).
+    """ScienceWorld: 30 tasks of elementary science in a text environment (boil, grow, measure,
+    connect, classify, find).
 
-    Options: `only`, the names of the tasks to play, by default all 30; `simplification`, "easy" as the agents of the field are run, "" for none, or
-    names with commas between (teleportAction, openDoors, openContainers, selfWateringFlowerPots, noElectricalAction); `horizon`, steps; `heap`,
+    Options: `only`, the names of the tasks to play, by default all 30; `simplification`, "easy" as
+    the agents of the field are run, "" for none, or
+    names with commas between (teleportAction, openDoors, openContainers, selfWateringFlowerPots,
+    noElectricalAction); `horizon`, steps; `heap`,
     megabytes of memory for the JVM's objects.
 
-    Splits are the package's: train, valid (its dev) and test, with 3,592, 1,796 and 1,819 variations of the 30 tasks.
+    Splits are the package's: train, valid (its dev) and test, with 3,592, 1,796 and 1,819
+    variations of the 30 tasks.
     """
 
     name = "scienceworld"
@@ -71,49 +110,84 @@ class ScienceWorld(Environment):
     splits: ClassVar[tuple[str, ...]] = SPLITS
     needs: ClassVar[str] = "pip install 'leafe[scienceworld]' (it brings its own Java)"
 
-    def __init__(self, only: Sequence[str] | None = None, simplification: str = "easy", horizon: int = 30, heap: int = 128) -> None:
+    def __init__(
+        self,
+        only: Sequence[str] | None = None,
+        simplification: str = "easy",
+        horizon: int = 30,
+        heap: int = 128,
+    ) -> None:
         for option, value, least in (("horizon", horizon, 1), ("heap", heap, 64)):
             if not isinstance(value, int) or value < least:
-                raise UserError(f"The environment 'scienceworld' cannot have {option} = {value!r}: give a whole number from {least}.")
+                raise UserError(
+                    f"The environment 'scienceworld' cannot have {option} = {value!r}: "
+                    f"give a whole number from {least}."
+                )
         if only is not None and (isinstance(only, str) or not only):
-            raise UserError(f"The environment 'scienceworld' cannot have only = {only!r}: give a list of task names.")
-        self.only = sorted({_known_task(name) for name in only}) if only is not None else sorted(VARIATIONS)
+            raise UserError(
+                f"The environment 'scienceworld' cannot have only = {only!r}: give a list "
+                "of task names."
+            )
+        self.only = (
+            sorted({_known_task(name) for name in only}) if only is not None else sorted(VARIATIONS)
+        )
         self.simplification = _known_simplification(simplification)
         self.horizon = horizon
         self.heap = heap
-        self.actions_help = _help("teleportAction" in simplification or simplification == "easy", "noElectricalAction" not in simplification)
+        self.actions_help = _help(
+            "teleportAction" in simplification or simplification == "easy",
+            "noElectricalAction" not in simplification,
+        )
         installed()
         self._jvm: Jvm | None = None
         self._episode: _Episode | None = None
         self._instructions: dict[tuple[str, int], str] = {}
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's variations, each of the tasks as often as the others for as long as it has any; a smaller count is a prefix of a larger one."""
+        """The split's variations, each of the tasks as often as the others for as long as it has
+        any; a smaller count is a prefix of a larger one."""
         if split not in SPLITS:
-            raise UserError(f"The environment 'scienceworld' has no split {split!r}: its splits are {', '.join(SPLITS)}.")
+            raise UserError(
+                f"The environment 'scienceworld' has no split {split!r}: its splits are "
+                f"{', '.join(SPLITS)}."
+            )
         chosen = list(balanced(self.only, split, seed))[:count]
         missing = [each for each in chosen if each not in self._instructions]
         if missing:
             self._started()
-            self._instructions.update(zip(missing, self._of_jvm(lambda jvm: jvm.descriptions(missing)), strict=True))
+            self._instructions.update(
+                zip(missing, self._of_jvm(lambda jvm: jvm.descriptions(missing)), strict=True)
+            )
             self._again()
         return [
-            Task(f"scienceworld-{task}-{variation}", self.name, split, self._instructions[task, variation], {"task": task, "variation": variation})
+            Task(
+                f"scienceworld-{task}-{variation}",
+                self.name,
+                split,
+                self._instructions[task, variation],
+                {"task": task, "variation": variation},
+            )
             for task, variation in chosen
         ]
 
     def reset(self, task: Task, seed: int) -> str:
-        """The room that the agent stands in. The variation decides everything: `seed` is not used."""
+        """The room that the agent stands in. The variation decides everything: `seed` is not
+        used."""
         name, variation = _known_task(task.payload.get("task")), task.payload.get("variation")
         if not isinstance(variation, int) or not 0 <= variation < VARIATIONS[name]:
-            raise UserError(f"The task {name!r} of the environment 'scienceworld' has the variations 0 to {VARIATIONS[name] - 1}, and no {variation!r}.")
+            raise UserError(
+                f"The task {name!r} of the environment 'scienceworld' has the variations 0 "
+                f"to {VARIATIONS[name] - 1}, and no {variation!r}."
+            )
         self._episode = None
         self._started()
         episode = _Episode(name, variation)
         observation = self._load(episode)
         episode.score = self._score()
         episode.best = max(0, episode.score)
-        episode.forms = ", ".join(form for form in self._call("getPossibleActions") if form != "reset task")  # it only undoes progress
+        episode.forms = ", ".join(
+            form for form in self._call("getPossibleActions") if form != "reset task"
+        )  # it only undoes progress
         self._episode = episode
         return observation
 
@@ -127,16 +201,26 @@ class ScienceWorld(Environment):
         if not text:
             return self._refused(f"There is no action in this answer. {_forms(episode)}")
         if len(text) > LONGEST:
-            return self._refused(f"An action is one short command, and this is {len(text)} characters long. {_forms(episode)}")
+            return self._refused(
+                f"An action is one short command, and this is {len(text)} characters long. "
+                f"{_forms(episode)}"
+            )
         if re.fullmatch(r"[0-9]+", text):
             if not episode.question or int(text) >= episode.choices:
-                what = f"the choices are 0 to {episode.choices - 1}" if episode.question else "there is nothing to choose from"
-                return self._refused(f"{_UNKNOWN} A number answers an ambiguous request, and {what}.")
+                what = (
+                    f"the choices are 0 to {episode.choices - 1}"
+                    if episode.question
+                    else "there is nothing to choose from"
+                )
+                return self._refused(
+                    f"{_UNKNOWN} A number answers an ambiguous request, and {what}."
+                )
             return self._taken(episode, [episode.question, str(int(text))])
         return self._taken(episode, [text])
 
     def valid_actions(self) -> Sequence[str]:
-        """The package's list, object names included. Making it takes seconds and disturbs the simulator: the episode is sent again afterwards."""
+        """The package's list, object names included. Making it takes seconds and disturbs the
+        simulator: the episode is sent again afterwards."""
         if self._episode is None or self._episode.done:
             return []
         actions: list[str] = sorted(set(self._call("getValidActionObjectCombinations")))
@@ -144,9 +228,12 @@ class ScienceWorld(Environment):
         return actions
 
     def gold_actions(self, task: Task) -> Sequence[str]:
-        """The package's own solution of a task: for tests and references, never for a policy. Its search needs `heap` = 512 on some tasks."""
+        """The package's own solution of a task: for tests and references, never for a policy. Its
+        search needs `heap` = 512 on some tasks."""
         self._started()
-        self._call("load", task.payload["task"], task.payload["variation"], self.simplification, True)
+        self._call(
+            "load", task.payload["task"], task.payload["variation"], self.simplification, True
+        )
         actions: list[str] = self._call("getGoldActionSequence")
         self._again()
         return actions
@@ -160,15 +247,21 @@ class ScienceWorld(Environment):
         self._jvm = self._episode = None
 
     def _taken(self, episode: _Episode, inputs: Sequence[str]) -> StepResult:
-        """Send what was chosen (one input, or an ambiguous one and its number) and say what came of it."""
+        """Send what was chosen (one input, or an ambiguous one and its number) and say what came of
+        it."""
         said = ""
         try:
             for each in inputs:
                 said = str(self._call("step", each))
         except Thrown as error:
             episode.done = True
-            failure = f"The simulator itself failed on this action ({str(error)[:200]}): the episode is over."
-            return StepResult(failure, done=True, progress=float(episode.best), info={"score": episode.score})
+            failure = (
+                f"The simulator itself failed on this action ({str(error)[:200]}): the episode "
+                "is over."
+            )
+            return StepResult(
+                failure, done=True, progress=float(episode.best), info={"score": episode.score}
+            )
         if said.strip() == _UNKNOWN:
             return self._refused(f"{_UNKNOWN} {_hint(inputs[-1], episode)}")
         if said.startswith(_AMBIGUOUS) and self._asking():
@@ -182,26 +275,42 @@ class ScienceWorld(Environment):
         episode.done = failed or completed
         if failed:
             what = "what you focused on" if inputs[-1].lower().startswith("focus") else "this"
-            said = f"{said.rstrip()}\nThe task has failed: {what} is not what it asks for. The episode is over."
+            said = (
+                f"{said.rstrip()}\nThe task has failed: {what} is not what it asks for. The "
+                "episode is over."
+            )
         elif completed:
             said = f"{said.rstrip()}\nThe task is completed."
         return self._answer(said, gained=episode.score - before, success=completed and not failed)
 
     def _answer(self, said: str, gained: int = 0, success: bool = False) -> StepResult:
-        """Rewards are the points gained, as a fraction of 1: their sum is the final score, -1 for a failed task. A reset may begin above 0."""
+        """Rewards are the points gained, as a fraction of 1: their sum is the final score, -1 for a
+        failed task. A reset may begin above 0."""
         episode = self._episode
         assert episode is not None
         return StepResult(
-            said, reward=gained / 100, done=episode.done, success=success, progress=float(episode.best), info={"score": episode.score}
-        )  # fmt: skip
+            said,
+            reward=gained / 100,
+            done=episode.done,
+            success=success,
+            progress=float(episode.best),
+            info={"score": episode.score},
+        )
 
     def _refused(self, why: str) -> StepResult:
         episode = self._episode
         assert episode is not None
-        return StepResult(why, valid=False, done=episode.done, progress=float(episode.best), info={"score": episode.score})
+        return StepResult(
+            why,
+            valid=False,
+            done=episode.done,
+            progress=float(episode.best),
+            info={"score": episode.score},
+        )
 
     def _asking(self) -> bool:
-        """Whether the simulator asks for a number; the question is then ours, so that anything may follow it."""
+        """Whether the simulator asks for a number; the question is then ours, so that anything may
+        follow it."""
         asking = self._of_jvm(Jvm.is_asking)
         if asking:
             self._of_jvm(Jvm.stop_asking)
@@ -212,12 +321,22 @@ class ScienceWorld(Environment):
 
     def _load(self, episode: _Episode) -> str:
         try:
-            refused = self._call("load", episode.task, episode.variation, self.simplification, False)
+            refused = self._call(
+                "load", episode.task, episode.variation, self.simplification, False
+            )
             if refused:
-                raise EnvError(f"The simulator of the environment 'scienceworld' cannot load {episode.task}, variation {episode.variation}: {refused}")
-            return str(self._call("step", "look around"))  # the package's reset does it too, and some goals count it
+                raise EnvError(
+                    "The simulator of the environment 'scienceworld' cannot load "
+                    f"{episode.task}, variation {episode.variation}: {refused}"
+                )
+            return str(
+                self._call("step", "look around")
+            )  # the package's reset does it too, and some goals count it
         except Thrown as error:
-            raise EnvError(f"The simulator of the environment 'scienceworld' failed on {episode.task}, variation {episode.variation}: {error}") from error
+            raise EnvError(
+                "The simulator of the environment 'scienceworld' failed on "
+                f"{episode.task}, variation {episode.variation}: {error}"
+            ) from error
 
     def _again(self) -> None:
         """Bring the running episode, if there is one, back to where it was."""
@@ -227,18 +346,28 @@ class ScienceWorld(Environment):
                 self._call("step", each)
 
     def _started(self) -> None:
-        """Have a JVM that lives; UserError for a simulator that is not the one whose variations we know."""
+        """Have a JVM that lives; UserError for a simulator that is not the one whose variations we
+        know."""
         if self._jvm is not None and self._jvm.alive:
             return
         self.close()
         jvm = Jvm(self.heap)
-        there = {str(name): int(jvm.call("getTaskMaxVariations", name)) for name in jvm.call("getTaskNames")}
+        there = {
+            str(name): int(jvm.call("getTaskMaxVariations", name))
+            for name in jvm.call("getTaskNames")
+        }
         if there != VARIATIONS:
             jvm.close()
-            odd = min(name for name in there.keys() | VARIATIONS if there.get(name) != VARIATIONS.get(name))
+            odd = min(
+                name
+                for name in there.keys() | VARIATIONS
+                if there.get(name) != VARIATIONS.get(name)
+            )
             raise UserError(
-                f"The simulator of scienceworld {package_versions()['scienceworld']} has other tasks than leafe knows (variations of {odd}: "
-                f"{there.get(odd, 0)} and not {VARIATIONS.get(odd, 0)}): run pip install 'scienceworld==1.2.3'."
+                f"The simulator of scienceworld {package_versions()['scienceworld']} has "
+                f"other tasks than leafe knows (variations of {odd}: "
+                f"{there.get(odd, 0)} and not {VARIATIONS.get(odd, 0)}): run pip install "
+                "'scienceworld==1.2.3'."
             )
         self._jvm = jvm
 
@@ -260,24 +389,35 @@ def _known_task(name: object) -> str:
     if isinstance(name, str) and name in VARIATIONS:
         return name
     near = difflib.get_close_matches(str(name), VARIATIONS, 1)
-    raise UserError(f"The environment 'scienceworld' has no task {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(VARIATIONS)}."))
+    raise UserError(
+        f"The environment 'scienceworld' has no task {name!r}: "
+        + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(VARIATIONS)}.")
+    )
 
 
 def _known_simplification(value: object) -> str:
-    if not isinstance(value, str) or any(part not in SIMPLIFICATIONS for part in value.split(",") if value not in ("", "easy")):
+    if not isinstance(value, str) or any(
+        part not in SIMPLIFICATIONS for part in value.split(",") if value not in ("", "easy")
+    ):
         raise UserError(
-            f"The environment 'scienceworld' has no simplification {value!r}: give easy, an empty text, or some of {', '.join(SIMPLIFICATIONS)} with commas between."
+            f"The environment 'scienceworld' has no simplification {value!r}: give easy, "
+            f"an empty text, or some of {', '.join(SIMPLIFICATIONS)} with commas between."
         )
     return value
 
 
 def _help(teleport: bool, electricity: bool) -> str:
     places = "teleport to PLACE (any place at once), " if teleport else ""
-    wires = " In tasks about electricity: connect OBJ to OBJ, disconnect OBJ." if electricity else ""
+    wires = (
+        " In tasks about electricity: connect OBJ to OBJ, disconnect OBJ." if electricity else ""
+    )
     return (
-        f"Actions, one each time: look around, inventory, task (repeats the task), go to PLACE, {places}open OBJ, close OBJ, look at OBJ, look in OBJ, "
-        "read OBJ, pick up OBJ, put down OBJ, move OBJ to OBJ, pour OBJ into OBJ, dunk OBJ into OBJ, mix OBJ, activate OBJ, deactivate OBJ, use OBJ on OBJ, "
-        f"eat OBJ, flush OBJ, focus on OBJ, wait (10 steps of time), wait1 (one).{wires} OBJ is a thing that is here, by the name that is printed. "
+        "Actions, one each time: look around, inventory, task (repeats the task), go to "
+        f"PLACE, {places}open OBJ, close OBJ, look at OBJ, look in OBJ, "
+        "read OBJ, pick up OBJ, put down OBJ, move OBJ to OBJ, pour OBJ into OBJ, dunk OBJ "
+        "into OBJ, mix OBJ, activate OBJ, deactivate OBJ, use OBJ on OBJ, "
+        f"eat OBJ, flush OBJ, focus on OBJ, wait (10 steps of time), wait1 (one).{wires} "
+        "OBJ is a thing that is here, by the name that is printed. "
         "Focus only on what the task asks for: a wrong focus fails the task at once."
     )
 
@@ -305,8 +445,13 @@ def _hint(text: str, episode: _Episode) -> str:
 
 
 def _question(said: str) -> str:
-    """The simulator's question, at most `SHOWN_CHOICES` of its choices, and what may follow it here."""
+    """The simulator's question, at most `SHOWN_CHOICES` of its choices, and what may follow it
+    here."""
     head, *choices = said.strip().split("\n")
     shown = choices[:SHOWN_CHOICES]
-    more = [f"... and {len(choices) - len(shown)} more: name the things more exactly."] if len(choices) > len(shown) else []
+    more = (
+        [f"... and {len(choices) - len(shown)} more: name the things more exactly."]
+        if len(choices) > len(shown)
+        else []
+    )
     return "\n".join([head.replace("(or blank to cancel)", "(or any other action)"), *shown, *more])

@@ -1,4 +1,5 @@
-"""What never changes in a level: its walls and goals, the squares that lose a box for good, and how one square lies to the next."""
+"""What never changes in a level: its walls and goals, the squares that lose a box for good, and how
+one square lies to the next."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Of a file's level, rows and columns of mere wall at the rim are left out but for one; a generated room is shown in its full size."""
+    """Of a file's level, rows and columns of mere wall at the rim are left out but for one; a
+    generated room is shown in its full size."""
 
     rows: int
     columns: int
@@ -40,8 +42,11 @@ def shift(cell: Cell, move: str) -> Cell:
 
 
 def inside(rows: Sequence[str]) -> set[Cell] | None:
-    """The squares that the player could reach if there were no boxes; None where he could walk off the edge of the text."""
-    start = next((r, c) for r, row in enumerate(rows) for c, symbol in enumerate(row) if symbol in "@+")
+    """The squares that the player could reach if there were no boxes; None where he could walk off
+    the edge of the text."""
+    start = next(
+        (r, c) for r, row in enumerate(rows) for c, symbol in enumerate(row) if symbol in "@+"
+    )
     seen, todo = {start}, [start]
     while todo:
         cell = todo.pop()
@@ -57,13 +62,18 @@ def inside(rows: Sequence[str]) -> set[Cell] | None:
 
 @lru_cache(maxsize=4096)
 def build(rows: tuple[str, ...], whole: bool = False) -> Level:
-    """The level of a text in Boxoban's symbols, cropped to the inside and one square of wall around it unless `whole`."""
+    """The level of a text in Boxoban's symbols, cropped to the inside and one square of wall around
+    it unless `whole`."""
     within = inside(rows) or set()
     top, left, bottom, right = 0, 0, len(rows) - 1, len(rows[0]) - 1
     if not whole:
         top, left = min(r for r, _ in within) - 1, min(c for _, c in within) - 1
         bottom, right = max(r for r, _ in within) + 1, max(c for _, c in within) + 1
-    cells = {(r - top, c - left): rows[r][c] if (r, c) in within else "#" for r in range(top, bottom + 1) for c in range(left, right + 1)}
+    cells = {
+        (r - top, c - left): rows[r][c] if (r, c) in within else "#"
+        for r in range(top, bottom + 1)
+        for c in range(left, right + 1)
+    }
     walls = frozenset(cell for cell, symbol in cells.items() if symbol == "#")
     goals = frozenset(cell for cell, symbol in cells.items() if symbol in ".*+")
     boxes = frozenset(cell for cell, symbol in cells.items() if symbol in "$*")
@@ -73,11 +83,22 @@ def build(rows: tuple[str, ...], whole: bool = False) -> Level:
         box = todo.pop()
         for move in MOVES:
             source = shift(box, move)
-            if source not in walls and source not in alive and cells.get(shift(source, move), "#") != "#":
+            if (
+                source not in walls
+                and source not in alive
+                and cells.get(shift(source, move), "#") != "#"
+            ):
                 alive.add(source)
                 todo.append(source)
     dead = frozenset(cells) - walls - alive
-    return Level(bottom - top + 1, right - left + 1, walls, goals, dead, State(player, boxes, len(boxes & goals)))
+    return Level(
+        bottom - top + 1,
+        right - left + 1,
+        walls,
+        goals,
+        dead,
+        State(player, boxes, len(boxes & goals)),
+    )
 
 
 def deadlock(level: Level, boxes: frozenset[Cell], pushed: Cell) -> str | None:
@@ -87,11 +108,20 @@ def deadlock(level: Level, boxes: frozenset[Cell], pushed: Cell) -> str | None:
         vertical = {(row - 1, column), (row + 1, column)} & level.walls
         horizontal = {(row, column - 1), (row, column + 1)} & level.walls
         if vertical and horizontal:
-            return f"The box at row {row}, column {column} is in a corner that is no goal and cannot be moved again."
-        return f"The box at row {row}, column {column} stands where it can no longer be brought to any goal."
+            return (
+                f"The box at row {row}, column {column} is in a corner that is no goal and "
+                "cannot be moved again."
+            )
+        return (
+            f"The box at row {row}, column {column} stands where it can no longer be brought "
+            "to any goal."
+        )
     for top in (row - 1, row):
         for left in (column - 1, column):
             square = {(top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)}
             if square <= boxes | level.walls and (square & boxes) - level.goals:
-                return f"The boxes and walls around row {row}, column {column} form a block of two by two, in which no box can be moved."
+                return (
+                    f"The boxes and walls around row {row}, column {column} form a block of "
+                    "two by two, in which no box can be moved."
+                )
     return None

@@ -1,6 +1,8 @@
-"""Levels from files in Boxoban's text form, by split; what is no level is named with its file and line.
+"""Levels from files in Boxoban's text form, by split; what is no level is named with its file and
+line.
 
-`#` wall, `@` player, `$` box, `.` goal, `*` box on goal, `+` player on goal, a line `; N` before each level.
+`#` wall, `@` player, `$` box, `.` goal, `*` box on goal, `+` player on goal, a line `; N` before
+each level.
 """
 
 from __future__ import annotations
@@ -15,16 +17,25 @@ from leafe.envs.sokoban._board import inside
 
 
 def level_files(root: Path, difficulty: str) -> list[tuple[Path, str]]:
-    """Level files with their labels: the path below the folder, `/` written `-`, endings left off. Of a folder those with `difficulty` in the label, or any."""
+    """Level files with their labels: the path below the folder, `/` written `-`, endings left off.
+    Of a folder those with `difficulty` in the label, or any."""
     if root.is_file():
         return [(root, _label(root.name))]
     if not root.is_dir():
-        raise UserError(f"The environment 'sokoban' finds no level file or folder at {root}: correct the option levels.")
-    every = sorted(p for p in root.rglob("*") if p.is_file() and p.name.endswith((".txt", ".txt.gz")))
+        raise UserError(
+            f"The environment 'sokoban' finds no level file or folder at {root}: correct "
+            "the option levels."
+        )
+    every = sorted(
+        p for p in root.rglob("*") if p.is_file() and p.name.endswith((".txt", ".txt.gz"))
+    )
     labelled = [(p, _label(p.relative_to(root).as_posix())) for p in every]
     chosen = [(p, label) for p, label in labelled if difficulty == "any" or difficulty in label]
     if not chosen:
-        raise UserError(f"The folder {root} holds no level file (*.txt, *.txt.gz) with {difficulty!r} in its name: set levels or difficulty.")
+        raise UserError(
+            f"The folder {root} holds no level file (*.txt, *.txt.gz) with {difficulty!r} "
+            "in its name: set levels or difficulty."
+        )
     return chosen
 
 
@@ -44,10 +55,13 @@ def split_of(label: str, number: int) -> str:
 
 
 def read_levels(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """(number, rows) of each level; UserError with file and line for anything that is not a level."""
+    """(number, rows) of each level; UserError with file and line for anything that is not a
+    level."""
     try:
         raw = path.read_bytes()
-        text = decoded(gzip.decompress(raw) if path.suffix == ".gz" else raw, f"The level file {path}")
+        text = decoded(
+            gzip.decompress(raw) if path.suffix == ".gz" else raw, f"The level file {path}"
+        )
     except (OSError, EOFError) as error:  # BadGzipFile is an OSError
         raise UserError(f"The level file {path} cannot be read: {error}.") from error
     number, begun, rows = -1, 0, list[str]()
@@ -60,12 +74,17 @@ def read_levels(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
             if line.startswith(";"):
                 title = line[1:].strip()
                 if not title.isdecimal():
-                    raise UserError(f"{path}, line {at}: a level begins with '; NUMBER', not {line!r}.")
+                    raise UserError(
+                        f"{path}, line {at}: a level begins with '; NUMBER', not {line!r}."
+                    )
                 number = int(title)
         else:
             bad = set(line) - set("#@$.*+ ")
             if bad:
-                raise UserError(f"{path}, line {at}: {min(bad)!r} is no symbol of a Sokoban level (# @ $ . * + and space).")
+                raise UserError(
+                    f"{path}, line {at}: {min(bad)!r} is no symbol of a Sokoban level (# @ "
+                    "$ . * + and space)."
+                )
             if not rows:
                 begun, number = at, max(number, 0)
             rows.append(line)
@@ -84,4 +103,6 @@ def _check(rows: Sequence[str], path: Path, line: int) -> None:
         wrong = "a gap in the wall around it"
     else:
         return
-    raise UserError(f"{path}, line {line}: the level that begins here has {wrong}: correct or remove it.")
+    raise UserError(
+        f"{path}, line {line}: the level that begins here has {wrong}: correct or remove it."
+    )

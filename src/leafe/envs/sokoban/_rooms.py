@@ -1,13 +1,20 @@
-"""Generated rooms: each is played backwards from all its solved states at once, so that the shortest solution of every state is known exactly.
+"""Generated rooms: each is played backwards from all its solved states at once, so that the
+shortest solution of every state is known exactly.
 
-The rooms follow those of gym-sokoban, as verl-agent plays them at 6x6 with one box: a random walk clears the floor, goals are drawn, boxes are
-pulled off them as far as they go, and the player, who stands where he let go, may take up to three steps aside. There a depth-first search looks
-for one good state and starts again where it finds none; here a breadth-first one, over the states of many rooms in one numpy array, gives the
-number of moves that each state needs. A level is drawn among those that can be solved within the horizon, so that it is solvable by
+The rooms follow those of gym-sokoban, as verl-agent plays them at 6x6 with one box: a random walk
+clears the floor, goals are drawn, boxes are
+pulled off them as far as they go, and the player, who stands where he let go, may take up to three
+steps aside. There a depth-first search looks
+for one good state and starts again where it finds none; here a breadth-first one, over the states
+of many rooms in one numpy array, gives the
+number of moves that each state needs. A level is drawn among those that can be solved within the
+horizon, so that it is solvable by
 construction, and in how many moves is known.
 
-Two levels are the same if one is the other turned, mirrored or moved in its frame of wall. The split is decided by walls, goals and boxes alone,
-up to the same: it does not depend on a seed, and no two splits share a level, not even with the player elsewhere.
+Two levels are the same if one is the other turned, mirrored or moved in its frame of wall. The
+split is decided by walls, goals and boxes alone,
+up to the same: it does not depend on a seed, and no two splits share a level, not even with the
+player elsewhere.
 """
 
 from __future__ import annotations
@@ -33,11 +40,20 @@ LARGEST = 2**25
 SPLITS = ("train", "train", "valid", "test")
 """By a hash of walls, goals and boxes, modulo 4."""
 _TURN = 0.35
-"""How often the walk that clears the floor changes its direction; this and its length are gym-sokoban's."""
+"""How often the walk that clears the floor changes its direction; this and its length are
+gym-sokoban's."""
 _ASIDE, _ASIDE_NEAR, _ON, _STEPS = 0.5, 0.8, 0.5, 3
-"""How often the player steps aside (where the box is one square off: the second), goes on, and at most how far; verl-agent's."""
-_BRUSHES = (((0, -1), (0, 1)), ((-1, 0), (1, 0)), ((0, -1), (1, 0)), ((0, -1), (1, -1), (1, 0)), ((0, 1), (1, 0)))
-"""What is cleared beside the square on which the walk stands, as (row, column) offsets: one of these a step."""
+"""How often the player steps aside (where the box is one square off: the second), goes on, and at
+most how far; verl-agent's."""
+_BRUSHES = (
+    ((0, -1), (0, 1)),
+    ((-1, 0), (1, 0)),
+    ((0, -1), (1, 0)),
+    ((0, -1), (1, -1), (1, 0)),
+    ((0, 1), (1, 0)),
+)
+"""What is cleared beside the square on which the walk stands, as (row, column) offsets: one of
+these a step."""
 _DRY = 2000
 """So many rooms in a row without a new level of the split: there are no more."""
 _UNKNOWN = 255
@@ -56,17 +72,28 @@ class Room:
 
 
 def states(rows: int, columns: int, boxes: int) -> int:
-    """How many states a room of that size can have: squares of boxes and player, reachable or not."""
+    """How many states a room of that size can have: squares of boxes and player, reachable or
+    not."""
     return int(((rows - 2) * (columns - 2)) ** (boxes + 1))
 
 
-def rooms(rows: int, columns: int, boxes: int, horizon: int, split: str, seed: int) -> Iterator[Room]:
-    """The split's levels, drawn by `seed`, none twice; each solvable within `horizon` moves. Ends where no more are found."""
+def rooms(
+    rows: int, columns: int, boxes: int, horizon: int, split: str, seed: int
+) -> Iterator[Room]:
+    """The split's levels, drawn by `seed`, none twice; each solvable within `horizon` moves. Ends
+    where no more are found."""
     batch = max(1, min(64, (1 << 20) // states(rows, columns, boxes)))
     seen: set[str] = set()
     at = dry = 0
     while dry < _DRY:
-        for room in _draw(rows, columns, boxes, horizon, split, [derive_seed(seed, "sokoban-room", at + i) for i in range(batch)]):
+        for room in _draw(
+            rows,
+            columns,
+            boxes,
+            horizon,
+            split,
+            [derive_seed(seed, "sokoban-room", at + i) for i in range(batch)],
+        ):
             dry += 1
             if room is not None and room.key not in seen:
                 seen.add(room.key)
@@ -75,7 +102,9 @@ def rooms(rows: int, columns: int, boxes: int, horizon: int, split: str, seed: i
         at += batch
 
 
-def _draw(rows: int, columns: int, boxes: int, horizon: int, split: str, seeds: Sequence[int]) -> list[Room | None]:
+def _draw(
+    rows: int, columns: int, boxes: int, horizon: int, split: str, seeds: Sequence[int]
+) -> list[Room | None]:
     """One level for each seed; None where the drawn room has none, or one of another split."""
     draws = [random.Random(seed) for seed in seeds]
     height, width = rows - 2, columns - 2
@@ -101,21 +130,35 @@ def _floor(draw: random.Random, height: int, width: int) -> set[int]:
     for _ in range(int(1.7 * (height + width + 4))):
         if draw.random() < _TURN:
             step = draw.choice(steps)
-        row, column = min(max(row + step[0], 0), height - 1), min(max(column + step[1], 0), width - 1)
+        row, column = (
+            min(max(row + step[0], 0), height - 1),
+            min(max(column + step[1], 0), width - 1),
+        )
         cells.add((row, column))
         cells.update((row + r, column + c) for r, c in draw.choice(_BRUSHES))
     return {r * width + c for r, c in cells if 0 <= r < height and 0 <= c < width}
 
 
-def solution_lengths(height: int, width: int, floors: Sequence[Sequence[int]], goals: Sequence[Sequence[int]], most: int) -> npt.NDArray[np.uint8]:
-    """Length of the shortest solution of every state of every room, in an array (room, state); 255 where it is above `most` or there is none.
+def solution_lengths(
+    height: int,
+    width: int,
+    floors: Sequence[Sequence[int]],
+    goals: Sequence[Sequence[int]],
+    most: int,
+) -> npt.NDArray[np.uint8]:
+    """Length of the shortest solution of every state of every room, in an array (room, state); 255
+    where it is above `most` or there is none.
 
-    A state is a number in base height*width: its boxes' squares in ascending order, then the player's. All solved states have length 0;
-    a state of length m + 1 is one from which a move or a push leads to one of length m, found by taking that move back.
+    A state is a number in base height*width: its boxes' squares in ascending order, then the
+    player's. All solved states have length 0;
+    a state of length m + 1 is one from which a move or a push leads to one of length m, found by
+    taking that move back.
     """
     squares, boxes = height * width, len(goals[0])
     size = squares ** (boxes + 1)
-    floor = np.zeros((len(floors), squares + 1), dtype=bool)  # the last square stands for everything outside
+    floor = np.zeros(
+        (len(floors), squares + 1), dtype=bool
+    )  # the last square stands for everything outside
     for i, cells in enumerate(floors):
         floor[i, list(cells)] = True
     beside = _neighbours(height, width)
@@ -123,7 +166,15 @@ def solution_lengths(height: int, width: int, floors: Sequence[Sequence[int]], g
     known = np.full((len(floors), size), _UNKNOWN, dtype=np.uint8)
     flat = known.reshape(-1)
     placed = [i * size + int(np.dot(weights, goals[i])) for i in range(len(floors))]
-    frontier = np.array([code + cell for code, cells, goal in zip(placed, floors, goals, strict=True) for cell in cells if cell not in goal], dtype=np.int64)
+    frontier = np.array(
+        [
+            code + cell
+            for code, cells, goal in zip(placed, floors, goals, strict=True)
+            for cell in cells
+            if cell not in goal
+        ],
+        dtype=np.int64,
+    )
     flat[frontier] = 0
     for moves in range(1, min(most, _UNKNOWN - 1) + 1):
         room, rest = np.divmod(frontier, size)
@@ -137,7 +188,9 @@ def solution_lengths(height: int, width: int, floors: Sequence[Sequence[int]], g
             pulled = (where == behind[:, None]) & free[:, None]
             some = pulled.any(axis=1)
             after = np.sort(np.where(pulled[some], player[some, None], where[some]), axis=1)
-            found.append(room[some] * size + after @ weights + to[some])  # he came from there and pushed
+            found.append(
+                room[some] * size + after @ weights + to[some]
+            )  # he came from there and pushed
         new = np.concatenate(found)
         frontier = np.unique(new[flat[new] == _UNKNOWN])
         if not frontier.size:
@@ -155,8 +208,17 @@ def _neighbours(height: int, width: int) -> Ints:
     return np.stack([np.append(side.reshape(-1), height * width) for side in sides])
 
 
-def _choose(draw: random.Random, height: int, width: int, floor: Sequence[int], goals: Sequence[int], known: npt.NDArray[np.uint8], split: str) -> Room | None:
-    """A state whose boxes are all off their goals and as far from them as can be; None where there is none, or it is of another split."""
+def _choose(
+    draw: random.Random,
+    height: int,
+    width: int,
+    floor: Sequence[int],
+    goals: Sequence[int],
+    known: npt.NDArray[np.uint8],
+    split: str,
+) -> Room | None:
+    """A state whose boxes are all off their goals and as far from them as can be; None where there
+    is none, or it is of another split."""
     squares, boxes = height * width, len(goals)
     codes = np.flatnonzero((known != _UNKNOWN) & (known > 0))
     where = np.stack([codes // squares**p % squares for p in range(boxes, 0, -1)], axis=1)
@@ -169,7 +231,9 @@ def _choose(draw: random.Random, height: int, width: int, floor: Sequence[int], 
     far = np.full(len(codes), np.iinfo(np.int64).max)
     for order in permutations(goals):
         goal = np.array(order)
-        steps = (abs(where // width - goal // width) + abs(where % width - goal % width)).sum(axis=1)
+        steps = (abs(where // width - goal // width) + abs(where % width - goal % width)).sum(
+            axis=1
+        )
         far = np.minimum(far, steps)
     best = np.flatnonzero(far == far.max())
     beside = _neighbours(height, width).tolist()
@@ -186,7 +250,13 @@ def _choose(draw: random.Random, height: int, width: int, floor: Sequence[int], 
         return None
     at = let_go[draw.randrange(len(let_go))]
     placed = where[at].tolist()
-    player = _aside(draw, int(codes[at]) % squares, free - set(placed), beside, _ASIDE_NEAR if far.max() == 1 else _ASIDE)
+    player = _aside(
+        draw,
+        int(codes[at]) % squares,
+        free - set(placed),
+        beside,
+        _ASIDE_NEAR if far.max() == 1 else _ASIDE,
+    )
     moves = int(known[codes[at] - codes[at] % squares + player])
     if moves == _UNKNOWN:
         return None
@@ -202,13 +272,17 @@ def _choose(draw: random.Random, height: int, width: int, floor: Sequence[int], 
     return Room(rows, moves, _key(board, width))
 
 
-def _aside(draw: random.Random, player: int, free: set[int], beside: Sequence[Sequence[int]], often: float) -> int:
+def _aside(
+    draw: random.Random, player: int, free: set[int], beside: Sequence[Sequence[int]], often: float
+) -> int:
     """Where the player begins: where he is, or up to three steps away, never back over a square."""
     been = {player}
     for step in range(_STEPS):
         if draw.random() >= (_ON if step else often):
             break
-        ways = [to for to in (beside[way][player] for way in range(4)) if to in free and to not in been]
+        ways = [
+            to for to in (beside[way][player] for way in range(4)) if to in free and to not in been
+        ]
         if not ways:
             break
         player = draw.choice(ways)

@@ -1,6 +1,8 @@
-"""WebShop, written anew: pages, search, goals and reward as published, on a store that is built once and memory-mapped.
+"""WebShop, written anew: pages, search, goals and reward as published, on a store that is built
+once and memory-mapped.
 
-Rules and file formats: Yao et al., *WebShop: Towards Scalable Real-World Web Interaction with Grounded Language Agents* (arXiv 2207.01206) and the
+Rules and file formats: Yao et al., *WebShop: Towards Scalable Real-World Web Interaction with
+Grounded Language Agents* (arXiv 2207.01206) and the
 repository princeton-nlp/WebShop. The code is ours.
 """
 

@@ -1,7 +1,9 @@
 """The environment: a shopper's session on the published pages.
 
-A page is text with ` [SEP] ` between its parts, as the published simple text mode prints it; an action is `search[words]` or `click[button]`. What can be
-clicked is what the page names. Where the session is (page, query, product, options) is one small value, so that a snapshot is that value.
+A page is text with ` [SEP] ` between its parts, as the published simple text mode prints it; an
+action is `search[words]` or `click[button]`. What can be
+clicked is what the page names. Where the session is (page, query, product, options) is one small
+value, so that a snapshot is that value.
 """
 
 from __future__ import annotations
@@ -30,12 +32,18 @@ SHOWN = 60
 LONGEST = 2_000
 """Characters of an action; a longer one is refused."""
 _ACTION = re.compile(r"(search|click)\s*\[(.+)\]", re.IGNORECASE)
-_PRODUCT_FILES = ("items_shuffle.json", "items_shuffle_1000.json", "items_shuffle.json.gz", "items_shuffle_1000.json.gz")
+_PRODUCT_FILES = (
+    "items_shuffle.json",
+    "items_shuffle_1000.json",
+    "items_shuffle.json.gz",
+    "items_shuffle_1000.json.gz",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """Where the shopper is. `page` counts the pages of results from 1; `row` is the product; `sub` one of SUB_PAGES or ''."""
+    """Where the shopper is. `page` counts the pages of results from 1; `row` is the product; `sub`
+    one of SUB_PAGES or ''."""
 
     at: str = "search"
     """search | results | item | sub | done"""
@@ -49,16 +57,23 @@ class _Session:
 
 
 class WebShop(Environment):
-    """WebShop: find, customise and buy the product that an instruction asks for, in a text shop of up to 1.18 million products.
+    """WebShop: find, customise and buy the product that an instruction asks for, in a text shop of
+    up to 1.18 million products.
 
-    Options: `products`, a file in a published form (items_shuffle*.json or documents*.jsonl) or a folder that holds one; `instructions` (items_ins_v2*.json)
-    and `human` (items_human_ins.json), by default those that lie beside it; `catalogue`, 'files' (where `products` is not given: the folder `webshop` of the
-    data folder) or 'synthetic' (embedded, `size` products drawn by `seed`; the default where `products` is not given); `goals`, 'synthetic' (made from
-    products and their options) or 'human'; `limit`, the first products of the file alone; `show_attributes`, the published button Attributes; `details`,
-    whether the last page says which parts of the reward were missed (the published text page does not); `horizon`, steps; `cache`, where the index is
+    Options: `products`, a file in a published form (items_shuffle*.json or documents*.jsonl) or a
+    folder that holds one; `instructions` (items_ins_v2*.json)
+    and `human` (items_human_ins.json), by default those that lie beside it; `catalogue`, 'files'
+    (where `products` is not given: the folder `webshop` of the
+    data folder) or 'synthetic' (embedded, `size` products drawn by `seed`; the default where
+    `products` is not given); `goals`, 'synthetic' (made from
+    products and their options) or 'human'; `limit`, the first products of the file alone;
+    `show_attributes`, the published button Attributes; `details`,
+    whether the last page says which parts of the reward were missed (the published text page does
+    not); `horizon`, steps; `cache`, where the index is
     kept (else LEAFE_CACHE, else ~/.cache/leafe).
 
-    Splits, after the published shuffle (seed 233): test is the first 500 goals, valid the next 1000, train the rest; where there are fewer than 5000 goals
+    Splits, after the published shuffle (seed 233): test is the first 500 goals, valid the next
+    1000, train the rest; where there are fewer than 5000 goals
     each of the first two is a fifth at most.
     """
 
@@ -67,11 +82,16 @@ class WebShop(Environment):
     can_snapshot = True
     horizon = 15
     actions_help = (
-        "Actions: search[words] looks for products; click[button] clicks a button, product number or option that the page names, for example click[next >], "
-        "click[b01abcdefg], click[buy now]. Choose the options that the instruction asks for before you buy. Buying ends the task."
+        "Actions: search[words] looks for products; click[button] clicks a button, product "
+        "number or option that the page names, for example click[next >], "
+        "click[b01abcdefg], click[buy now]. Choose the options that the instruction asks "
+        "for before you buy. Buying ends the task."
     )
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
-    needs: ClassVar[str] = "nothing but pip install 'leafe[webshop]' for the synthetic catalogue; else WebShop's files in LEAFE_DATA/webshop or at products"
+    needs: ClassVar[str] = (
+        "nothing but pip install 'leafe[webshop]' for the synthetic catalogue; else "
+        "WebShop's files in LEAFE_DATA/webshop or at products"
+    )
 
     def __init__(
         self,
@@ -89,46 +109,94 @@ class WebShop(Environment):
         cache: str | None = None,
     ) -> None:
         catalogue = catalogue or ("files" if products else "synthetic")
-        for option, value, allowed in (("catalogue", catalogue, ("synthetic", "files")), ("goals", goals, ("synthetic", "human"))):
+        for option, value, allowed in (
+            ("catalogue", catalogue, ("synthetic", "files")),
+            ("goals", goals, ("synthetic", "human")),
+        ):
             if value not in allowed:
-                raise UserError(f"The environment 'webshop' has no {option} {value!r}: give {' or '.join(allowed)}.")
-        for option, number in (("size", size), ("horizon", horizon), *([("limit", limit)] if limit is not None else [])):
+                raise UserError(
+                    f"The environment 'webshop' has no {option} {value!r}: give "
+                    f"{' or '.join(allowed)}."
+                )
+        for option, number in (
+            ("size", size),
+            ("horizon", horizon),
+            *([("limit", limit)] if limit is not None else []),
+        ):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise UserError(f"The environment 'webshop' cannot have {option} = {number!r}: give a whole number from 1.")
+                raise UserError(
+                    f"The environment 'webshop' cannot have {option} = {number!r}: give a "
+                    "whole number from 1."
+                )
         if catalogue == "synthetic" and (products or instructions or human or goals == "human"):
-            raise UserError("The environment 'webshop' with catalogue 'synthetic' takes no files and no goals by people: leave catalogue out, and give products.")
-        self.goals, self.show_attributes, self.details, self.horizon = goals, show_attributes, details, horizon
+            raise UserError(
+                "The environment 'webshop' with catalogue 'synthetic' takes no files and "
+                "no goals by people: leave catalogue out, and give products."
+            )
+        self.goals, self.show_attributes, self.details, self.horizon = (
+            goals,
+            show_attributes,
+            details,
+            horizon,
+        )
         if catalogue == "synthetic":
             source = Source(size=size, seed=seed, limit=limit)
         else:
-            source = _files(Path(products) if products else data_path("webshop", "WebShop", "products"), instructions, human, goals, limit)
+            source = _files(
+                Path(products) if products else data_path("webshop", "WebShop", "products"),
+                instructions,
+                human,
+                goals,
+                limit,
+            )
         self.store: Store = open_store(source, Path(cache) if cache else default_cache())
         self._task: Task | None = None
         self._goal: Goal | None = None
         self._session = _Session()
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's goals in an order drawn by `seed`; a smaller count is a prefix of a larger one."""
+        """The split's goals in an order drawn by `seed`; a smaller count is a prefix of a larger
+        one."""
         if split not in self.splits:
-            raise UserError(f"The environment 'webshop' has no split {split!r}: its splits are {', '.join(self.splits)}.")
+            raise UserError(
+                f"The environment 'webshop' has no split {split!r}: its splits are "
+                f"{', '.join(self.splits)}."
+            )
         order = self.store.order[self.goals]
         if not len(order):
             about = self.store.about
-            unknown = about["unknown_human_instructions" if self.goals == "human" else "unknown_instructions"]
+            unknown = about[
+                "unknown_human_instructions" if self.goals == "human" else "unknown_instructions"
+            ]
             raise UserError(
-                f"No {self.goals} goal can be made for the {about['products']} products of {about['source']['products']} ({unknown} instructions name products "
-                f"that are not among them): give the instruction file of these products by the option {'human' if self.goals == 'human' else 'instructions'}."
+                f"No {self.goals} goal can be made for the {about['products']} products of "
+                f"{about['source']['products']} ({unknown} instructions name products "
+                "that are not among them): give the instruction file of these products by "
+                f"the option {'human' if self.goals == 'human' else 'instructions'}."
             )
         test, valid = min(500, len(order) // 5), min(1000, len(order) // 5)
-        part = order[{"test": slice(0, test), "valid": slice(test, test + valid), "train": slice(test + valid, None)}[split]]
-        drawn = np.random.RandomState(derive_seed(seed, "webshop", split) % 2**32).permutation(len(part))[:count]
+        part = order[
+            {
+                "test": slice(0, test),
+                "valid": slice(test, test + valid),
+                "train": slice(test + valid, None),
+            }[split]
+        ]
+        drawn = np.random.RandomState(derive_seed(seed, "webshop", split) % 2**32).permutation(
+            len(part)
+        )[:count]
         return [self._make_task(int(part[at]), split) for at in drawn]
 
     def _make_task(self, number: int, split: str) -> Task:
         name, text, goal = self.store.goal(self.goals, number)
         options = dict(goal.options) if isinstance(goal.options, Mapping) else list(goal.options)
-        payload = asdict(replace(goal, options={})) | {"attributes": list(goal.attributes), "options": options}
-        return Task(id=f"webshop-{name}", env=self.name, split=split, instruction=text, payload=payload)
+        payload = asdict(replace(goal, options={})) | {
+            "attributes": list(goal.attributes),
+            "options": options,
+        }
+        return Task(
+            id=f"webshop-{name}", env=self.name, split=split, instruction=text, payload=payload
+        )
 
     def reset(self, task: Task, seed: int) -> str:
         self._task, self._goal, self._session = task, Goal.from_json(task.payload), _Session()
@@ -138,7 +206,12 @@ class WebShop(Environment):
         if self._task is None:
             raise RuntimeError("step before reset")
         if self._session.at == "done":
-            return StepResult("The purchase is made: the task is over.", done=True, valid=False, progress=self._session.best)
+            return StepResult(
+                "The purchase is made: the task is over.",
+                done=True,
+                valid=False,
+                progress=self._session.best,
+            )
         match = _ACTION.match(action.strip()) if len(action) <= LONGEST else None
         verb, what = (match[1].lower(), " ".join(match[2].lower().split())) if match else ("", "")
         if verb == "search" and what and not set("[]") & set(what):
@@ -155,7 +228,11 @@ class WebShop(Environment):
         if self._session.at == "search":
             goal = self._goal
             assert goal is not None
-            return [f"search[{text}]" for text in (goal.query, goal.title.lower()[:200], self._task.instruction.lower()) if text.strip()]
+            return [
+                f"search[{text}]"
+                for text in (goal.query, goal.title.lower()[:200], self._task.instruction.lower())
+                if text.strip()
+            ]
         return [f"click[{button}]" for button in self._buttons()]
 
     def snapshot(self) -> object:
@@ -172,7 +249,10 @@ class WebShop(Environment):
             "bm25s": version("bm25s"),
             "rapidfuzz": version("rapidfuzz"),
             "PyStemmer": version("PyStemmer"),
-            "webshop-data": f"{about['products']} products, {about['goals'][self.goals]} {self.goals} goals, {about['digest']}",
+            "webshop-data": (
+                f"{about['products']} products, {about['goals'][self.goals]} {self.goals} "
+                f"goals, {about['digest']}"
+            ),
         }
 
     # What a click does
@@ -189,34 +269,76 @@ class WebShop(Environment):
         if button in ("next >", "< prev"):
             if now.at == "results":
                 return replace(now, page=now.page + (1 if button == "next >" else -1))
-            return _Session("results", now.query, now.page, best=now.best) if now.at == "item" else replace(now, at="item", sub="")
+            return (
+                _Session("results", now.query, now.page, best=now.best)
+                if now.at == "item"
+                else replace(now, at="item", sub="")
+            )
         if now.at == "results":
-            row = next(row for row in self._results() if self.store.product(row).asin.lower() == button)
+            row = next(
+                row for row in self._results() if self.store.product(row).asin.lower() == button
+            )
             return replace(now, at="item", row=row)
         if button in SUB_PAGES:
             return replace(now, at="sub", sub=button)
-        named = {value: name for name, values in self.store.product(now.row).options.items() for value in values}
-        return replace(now, options=tuple(sorted((dict(now.options) | {named[self._spelt(button)]: self._spelt(button)}).items())))
+        named = {
+            value: name
+            for name, values in self.store.product(now.row).options.items()
+            for value in values
+        }
+        return replace(
+            now,
+            options=tuple(
+                sorted(
+                    (dict(now.options) | {named[self._spelt(button)]: self._spelt(button)}).items()
+                )
+            ),
+        )
 
     def _spelt(self, button: str) -> str:
         """An option's value as the product spells it."""
-        values = (value for values in self.store.product(self._session.row).options.values() for value in values)
+        values = (
+            value
+            for values in self.store.product(self._session.row).options.values()
+            for value in values
+        )
         return next(value for value in values if " ".join(value.split()) == button)
 
     def _buttons(self) -> list[str]:
         """What can be clicked on this page, as it is written in an action."""
         now = self._session
         if now.at == "results":
-            return ["back to search", *(["< prev"] if now.page > 1 else []), "next >", *(self.store.product(row).asin.lower() for row in self._results())]
+            return [
+                "back to search",
+                *(["< prev"] if now.page > 1 else []),
+                "next >",
+                *(self.store.product(row).asin.lower() for row in self._results()),
+            ]
         if now.at == "sub":
             return ["back to search", "< prev"]
         if now.at == "item":
-            values = [" ".join(value.split()) for values in self.store.product(now.row).options.values() for value in values]
-            return list(dict.fromkeys(["back to search", "< prev", *SUB_PAGES[: 4 if self.show_attributes else 3], "buy now", *filter(None, values)]))
+            values = [
+                " ".join(value.split())
+                for values in self.store.product(now.row).options.values()
+                for value in values
+            ]
+            return list(
+                dict.fromkeys(
+                    [
+                        "back to search",
+                        "< prev",
+                        *SUB_PAGES[: 4 if self.show_attributes else 3],
+                        "buy now",
+                        *filter(None, values),
+                    ]
+                )
+            )
         return []
 
     def _results(self) -> tuple[int, ...]:
-        return self.store.search(self._session.query)[(self._session.page - 1) * PAGE : self._session.page * PAGE]
+        return self.store.search(self._session.query)[
+            (self._session.page - 1) * PAGE : self._session.page * PAGE
+        ]
 
     # What the shopper is told
 
@@ -229,20 +351,40 @@ class WebShop(Environment):
     def _worth(self) -> Worth:
         now, goal = self._session, self._goal
         assert goal is not None
-        return worth(self.store.product(now.row), self.store.attributes(now.row), self.store.price(now.row), dict(now.options), goal)
+        return worth(
+            self.store.product(now.row),
+            self.store.attributes(now.row),
+            self.store.price(now.row),
+            dict(now.options),
+            goal,
+        )
 
     def _bought(self) -> StepResult:
         value, goal = self._worth(), self._goal
         assert goal is not None
         reward = value.reward
         self._session = replace(self._session, at="done", best=max(self._session.best, reward))
-        said = ["Thank you for shopping with us!", "Purchased", self.store.product(self._session.row).asin]
-        said += ["options", ", ".join(f"{name}: {chosen}" for name, chosen in self._session.options) or "none"]
+        said = [
+            "Thank you for shopping with us!",
+            "Purchased",
+            self.store.product(self._session.row).asin,
+        ]
+        said += [
+            "options",
+            ", ".join(f"{name}: {chosen}" for name, chosen in self._session.options) or "none",
+        ]
         said += ["Your score (min 0.0, max 1.0)", str(round(reward, 4))]
         if self.details:
             said += ["Reward details", _details(value, goal)]
         info = {"asin": self.store.product(self._session.row).asin, "worth": asdict(value)}
-        return StepResult(_joined(said), reward=reward, done=True, success=reward == 1, progress=self._session.best, info=info)
+        return StepResult(
+            _joined(said),
+            reward=reward,
+            done=True,
+            success=reward == 1,
+            progress=self._session.best,
+            info=info,
+        )
 
     def _refused(self, action: str, verb: str, what: str) -> StepResult:
         shown = action.strip()[:80] + ("..." if len(action.strip()) > 80 else "")
@@ -254,7 +396,11 @@ class WebShop(Environment):
             why = f"There is no action {shown!r}: write search[words] or click[button]."
         buttons = self._buttons()
         more = f" and {len(buttons) - SHOWN} more" if len(buttons) > SHOWN else ""
-        there = f"You can click: {', '.join(buttons[:SHOWN])}{more}." if buttons else "This page has a search bar: write search[words]."
+        there = (
+            f"You can click: {', '.join(buttons[:SHOWN])}{more}."
+            if buttons
+            else "This page has a search bar: write search[words]."
+        )
         return StepResult(f"{why} {there}", valid=False, progress=self._session.best)
 
     def _page(self) -> str:
@@ -282,7 +428,14 @@ class WebShop(Environment):
         if now.at == "item":
             for name, values in product.options.items():
                 yield from (name, *values)
-            yield from (product.title, f"Price: {product.price_tag}", f"Rating: {product.rating}", "Description", "Features", "Reviews")
+            yield from (
+                product.title,
+                f"Price: {product.price_tag}",
+                f"Rating: {product.rating}",
+                "Description",
+                "Features",
+                "Reviews",
+            )
             if self.show_attributes:
                 yield "Attributes"
             yield "Buy Now"
@@ -299,7 +452,9 @@ def _sub_page(sub: str, product: Product, attributes: Sequence[str]) -> Iterator
     if sub == "description":
         yield product.description.strip() or "No Description"
     elif sub == "features":
-        yield from product.bullets if any(line.strip() for line in product.bullets) else ("No Features",)
+        yield from (
+            product.bullets if any(line.strip() for line in product.bullets) else ("No Features",)
+        )
     elif sub == "reviews":
         for review in product.reviews:
             yield from (f'"{review["title"]}"', review["score"], review["body"])
@@ -310,20 +465,34 @@ def _sub_page(sub: str, product: Product, attributes: Sequence[str]) -> Iterator
 
 
 def _details(value: Worth, goal: Goal) -> str:
-    options = [f"{name}: {chosen}" for name, chosen in goal.options.items()] if isinstance(goal.options, Mapping) else goal.options
+    options = (
+        [f"{name}: {chosen}" for name, chosen in goal.options.items()]
+        if isinstance(goal.options, Mapping)
+        else goal.options
+    )
     wanted = zip((*goal.attributes, *options), (*value.attributes, *value.options), strict=True)
     missed = [text for text, met in wanted if not met]
     missed += [] if value.price else ["price"]
-    kind = {1.0: "the right type of product", 0.5: "hardly the right type of product"}.get(value.type, "the wrong type of product")
+    kind = {1.0: "the right type of product", 0.5: "hardly the right type of product"}.get(
+        value.type, "the wrong type of product"
+    )
     return f"{kind}; missed: {', '.join(missed) or 'nothing'}"
 
 
-def _files(path: Path, instructions: str | None, human: str | None, goals: str, limit: int | None) -> Source:
+def _files(
+    path: Path, instructions: str | None, human: str | None, goals: str, limit: int | None
+) -> Source:
     """The published files at a path, and those that lie beside it."""
     if path.is_dir():
-        found = [path / name for name in _PRODUCT_FILES if (path / name).is_file()] or sorted(p for p in path.glob("documents*.jsonl*") if p.is_file())
+        found = [path / name for name in _PRODUCT_FILES if (path / name).is_file()] or sorted(
+            p for p in path.glob("documents*.jsonl*") if p.is_file()
+        )
         if not found:
-            raise UserError(f"The folder {path} holds no WebShop product file ({', '.join(_PRODUCT_FILES[:2])} or documents*.jsonl): give the option products.")
+            raise UserError(
+                f"The folder {path} holds no WebShop product file "
+                f"({', '.join(_PRODUCT_FILES[:2])} or documents*.jsonl): give the option "
+                "products."
+            )
         path = found[0]
     if not path.is_file():
         raise UserError(f"There is no WebShop product file at {path}: correct the option products.")
@@ -331,18 +500,24 @@ def _files(path: Path, instructions: str | None, human: str | None, goals: str, 
     def beside(option: str, given: str | None, names: Sequence[str], needed: bool) -> Path | None:
         if given is not None:
             if not Path(given).is_file():
-                raise UserError(f"There is no WebShop instruction file at {given}: correct the option {option}.")
+                raise UserError(
+                    f"There is no WebShop instruction file at {given}: correct the option {option}."
+                )
             return Path(given)
         there = next((path.parent / name for name in names if (path.parent / name).is_file()), None)
         if there is None and needed:
-            raise UserError(f"There is no {' or '.join(names)} beside {path}: give the option {option}.")
+            raise UserError(
+                f"There is no {' or '.join(names)} beside {path}: give the option {option}."
+            )
         return there
 
     names = ["items_ins_v2.json", "items_ins_v2_1000.json"]
     small = path.name != "items_shuffle.json"
     return Source(
         products=path,
-        instructions=beside("instructions", instructions, names[::-1] if small else names, goals == "synthetic"),
+        instructions=beside(
+            "instructions", instructions, names[::-1] if small else names, goals == "synthetic"
+        ),
         human=beside("human", human, ["items_human_ins.json"], True) if goals == "human" else None,
         limit=limit,
     )

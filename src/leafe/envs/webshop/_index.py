@@ -1,7 +1,10 @@
-"""The search index: built in bounded memory, in the file format of bm25s, which does the scoring on memory-mapped arrays.
+"""The search index: built in bounded memory, in the file format of bm25s, which does the scoring on
+memory-mapped arrays.
 
-bm25s builds an index from lists that hold every word of every product. Here the words go to disk as they are read, and are brought into the order of the
-index block by block; a test compares both ways number by number. BM25 has Pyserini's parameters (k1 = 0.9, b = 0.4) and Lucene's rounded lengths. Equal
+bm25s builds an index from lists that hold every word of every product. Here the words go to disk as
+they are read, and are brought into the order of the
+index block by block; a test compares both ways number by number. BM25 has Pyserini's parameters (k1
+= 0.9, b = 0.4) and Lucene's rounded lengths. Equal
 scores are ordered by product.
 """
 
@@ -41,7 +44,10 @@ class IndexBuilder:
         self.terms, self.counts = array("i"), array("i")
         self.lengths, self.sizes = array("i"), array("i")
         """Of each text: its words, and its different words."""
-        self.term_file, self.count_file = (folder / "terms.part").open("wb"), (folder / "counts.part").open("wb")
+        self.term_file, self.count_file = (
+            (folder / "terms.part").open("wb"),
+            (folder / "counts.part").open("wb"),
+        )
 
     def add(self, text: str) -> None:
         numbers = [self.number(word) for word in words_of(text)]
@@ -79,8 +85,12 @@ class IndexBuilder:
             frequency += np.bincount(rank[terms[start : start + BLOCK]], minlength=len(rank))
         starts = np.concatenate([[0], np.cumsum(frequency)]).astype(np.int64)
         np.save(self.folder / "indptr.csc.index.npy", starts)
-        data = np.lib.format.open_memmap(self.folder / "data.csc.index.npy", "w+", np.float32, (total,))
-        indices = np.lib.format.open_memmap(self.folder / "indices.csc.index.npy", "w+", np.int32, (total,))
+        data = np.lib.format.open_memmap(
+            self.folder / "data.csc.index.npy", "w+", np.float32, (total,)
+        )
+        indices = np.lib.format.open_memmap(
+            self.folder / "indices.csc.index.npy", "w+", np.int32, (total,)
+        )
         idf = np.log(1 + (products - frequency + 0.5) / (frequency + 0.5))
         weight = K1 * (1 - B + B * rounded(lengths) / max(float(lengths.mean()), 1e-9))
         ends, heads = np.cumsum(sizes), starts[:-1].copy()
@@ -100,13 +110,25 @@ class IndexBuilder:
             first, begin = last, end
         data.flush()
         indices.flush()
-        parameters = {"k1": K1, "b": B, "delta": 0.5, "method": "lucene", "idf_method": "lucene", "dtype": "float32", "int_dtype": "int32", "backend": "numpy"}
-        (self.folder / "params.index.json").write_text(json.dumps(parameters | {"num_docs": products}))
+        parameters = {
+            "k1": K1,
+            "b": B,
+            "delta": 0.5,
+            "method": "lucene",
+            "idf_method": "lucene",
+            "dtype": "float32",
+            "int_dtype": "int32",
+            "backend": "numpy",
+        }
+        (self.folder / "params.index.json").write_text(
+            json.dumps(parameters | {"num_docs": products})
+        )
         for name in ("terms.part", "counts.part"):
             (self.folder / name).unlink()
 
     def write_vocabulary(self) -> NDArray[np.int32]:
-        """The stems in the order of their bytes, so that they are looked up where they lie; returns number -> place in that order."""
+        """The stems in the order of their bytes, so that they are looked up where they lie; returns
+        number -> place in that order."""
         stems = [stem.encode() for stem in self.ids]
         self.ids.clear()
         order = sorted(range(len(stems)), key=stems.__getitem__)
@@ -120,7 +142,8 @@ class IndexBuilder:
 
 
 def rounded(lengths: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Lengths as Lucene keeps them in a byte each: exact up to 39 words, above it with four significant bits of what exceeds 24."""
+    """Lengths as Lucene keeps them in a byte each: exact up to 39 words, above it with four
+    significant bits of what exceeds 24."""
     above = np.maximum(lengths - 24, 0)
     shift = np.maximum(np.frexp(above)[1] - 4, 0)
     return np.where(lengths <= 24, lengths, 24 + (above >> shift << shift)).astype(np.int32)
@@ -170,10 +193,17 @@ class Index:
                 low = middle + 1
             else:
                 high = middle
-        return low if low < len(self.ends) - 1 and self.vocabulary[self.ends[low] : self.ends[low + 1]] == wanted else None
+        return (
+            low
+            if low < len(self.ends) - 1
+            and self.vocabulary[self.ends[low] : self.ends[low + 1]] == wanted
+            else None
+        )
 
 
-def search_text(title: str, description: str, bullets: Iterable[str], options: dict[str, tuple[str, ...]]) -> str:
+def search_text(
+    title: str, description: str, bullets: Iterable[str], options: dict[str, tuple[str, ...]]
+) -> str:
     """The text that a product is found by: title, description, first bullet point, options."""
     choices = ", and ".join(f"{name}: {', '.join(values)}" for name, values in options.items())
     return " ".join([title, description, next(iter(bullets), ""), choices])

@@ -1,8 +1,11 @@
 """The words of a product's title that count as its nouns, without a tagger.
 
-The published reward compares titles by the tokens that spaCy's `en_core_web_sm` tags as noun or proper noun. In titles, where most words are capitalised,
-that tagger takes nearly every word for one, adjectives too. So here every word with a letter counts but for function words, numbers and a few verbs. Words
-are parted as spaCy parts them: a hyphen, comma or slash between letters parts, one beside a digit does not. How often the two differ: docs/environments.md.
+The published reward compares titles by the tokens that spaCy's `en_core_web_sm` tags as noun or
+proper noun. In titles, where most words are capitalised,
+that tagger takes nearly every word for one, adjectives too. So here every word with a letter counts
+but for function words, numbers and a few verbs. Words
+are parted as spaCy parts them: a hyphen, comma or slash between letters parts, one beside a digit
+does not. How often the two differ: docs/environments.md.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-_INSIDE = re.compile(r"(?<=[^\W\d_])[-–—~,](?=[^\W\d_])|(?<=[^\W_])[:<>=/](?=[^\W\d_])|(?<=[a-z])\.(?=[A-Z])")
+_INSIDE = re.compile(
+    r"(?<=[^\W\d_])[-–—~,](?=[^\W\d_])|(?<=[^\W_])[:<>=/](?=[^\W\d_])|(?<=[a-z])\.(?=[A-Z])"
+)
 _OUTSIDE = re.compile(r"^[\W_]+|[\W_]+$")
 _UNIT = re.compile(r"(?<=\d)(?:[kmcµ]?m|[kmµ]?g|ft|lb|oz|l|k)$")
 """What spaCy parts from a number: `24k`, `40mm`."""

@@ -13,4 +13,7 @@ def package(module: str, name: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(f"The environment 'webshop' needs the package {name!r}: run pip install 'leafe[webshop]'.") from error
+        raise UserError(
+            f"The environment 'webshop' needs the package {name!r}: run pip install "
+            "'leafe[webshop]'."
+        ) from error

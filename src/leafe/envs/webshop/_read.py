@@ -1,7 +1,10 @@
-"""Product and instruction files as they are published, read as a stream: no file is ever held in memory whole.
+"""Product and instruction files as they are published, read as a stream: no file is ever held in
+memory whole.
 
-Three forms: an array of products (`items_shuffle*.json`), one search-engine document a line (`documents*.jsonl`, each with the product inside), and an
-object of instructions by product number (`items_ins_v2*.json`, `items_human_ins.json`). Plain or gzip. What is not such a file is named with line and column.
+Three forms: an array of products (`items_shuffle*.json`), one search-engine document a line
+(`documents*.jsonl`, each with the product inside), and an
+object of instructions by product number (`items_ins_v2*.json`, `items_human_ins.json`). Plain or
+gzip. What is not such a file is named with line and column.
 """
 
 from __future__ import annotations
@@ -51,13 +54,19 @@ class Product:
         return " to ".join(f"${price}" for price in self.pricing[:2])
 
     def to_bytes(self) -> bytes:
-        return json.dumps({name: getattr(self, name) for name in self.__slots__}, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        return json.dumps(
+            {name: getattr(self, name) for name in self.__slots__},
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ).encode("utf-8", "replace")
 
     @staticmethod
     def from_bytes(raw: bytes) -> Product:
         row = json.loads(raw)
         row |= {name: tuple(row[name]) for name in ("bullets", "pricing", "reviews")}
-        return Product(**row | {"options": {name: tuple(values) for name, values in row["options"].items()}})
+        return Product(
+            **row | {"options": {name: tuple(values) for name, values in row["options"].items()}}
+        )
 
 
 class _Scanner:
@@ -75,8 +84,14 @@ class _Scanner:
         try:
             chunk = self.file.read(CHUNK)
         except UnicodeDecodeError as error:
-            raise UserError(f"{self.path}, after line {self.line}: this is no UTF-8 text ({error.reason}): get the file again.") from error
-        except (OSError, EOFError) as error:  # BadGzipFile is an OSError; EOFError: a gzip file that was cut off
+            raise UserError(
+                f"{self.path}, after line {self.line}: this is no UTF-8 text "
+                f"({error.reason}): get the file again."
+            ) from error
+        except (
+            OSError,
+            EOFError,
+        ) as error:  # BadGzipFile is an OSError; EOFError: a gzip file that was cut off
             raise UserError(f"{self.path} cannot be read: {error}: get the file again.") from error
         self.line, self.column = self.place(self.at)
         self.text, self.at = self.text[self.at :] + chunk, 0
@@ -85,7 +100,9 @@ class _Scanner:
     def place(self, at: int) -> tuple[int, int]:
         """Line and column of a position in `text`."""
         newlines = self.text.count("\n", 0, at)
-        return self.line + newlines, at - self.text.rfind("\n", 0, at) if newlines else self.column + at
+        return self.line + newlines, at - self.text.rfind(
+            "\n", 0, at
+        ) if newlines else self.column + at
 
     def bad(self, why: str, at: int | None = None) -> UserError:
         line, column = self.place(self.at if at is None else at)
@@ -106,7 +123,11 @@ class _Scanner:
         found = self.peek()
         if not found or found not in characters:
             shown = " or ".join(repr(c) for c in characters)
-            raise self.bad(f"{shown} expected, not {found!r}" if found else f"the file ends where {shown} is expected (half-downloaded?)")
+            raise self.bad(
+                f"{shown} expected, not {found!r}"
+                if found
+                else f"the file ends where {shown} is expected (half-downloaded?)"
+            )
         self.at += 1
         return found
 
@@ -122,8 +143,13 @@ class _Scanner:
                     continue
                 why = f"this is no JSON ({error.msg})"
                 if len(self.text) - self.at >= LONGEST:
-                    why = f"no product or instruction that begins here ends within {LONGEST} characters ({error.msg})"
-                elif self.at + ahead >= len(self.text.rstrip()) or error.msg.startswith("Unterminated"):
+                    why = (
+                        f"no product or instruction that begins here ends within {LONGEST} "
+                        f"characters ({error.msg})"
+                    )
+                elif self.at + ahead >= len(self.text.rstrip()) or error.msg.startswith(
+                    "Unterminated"
+                ):
                     why = "the file ends inside a value (half-downloaded?)"
                 raise self.bad(why, self.at + ahead) from error
             except RecursionError as error:
@@ -136,9 +162,15 @@ class _Scanner:
 
 def _open(path: Path) -> IO[str]:
     try:
-        return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
+        return (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig")
+        )
     except OSError as error:
-        raise UserError(f"The WebShop file {path} cannot be read ({error.strerror or error}): check the path.") from error
+        raise UserError(
+            f"The WebShop file {path} cannot be read ({error.strerror or error}): check the path."
+        ) from error
 
 
 def read_items(path: Path) -> Iterator[tuple[Json, str]]:
@@ -165,7 +197,9 @@ def read_pairs(path: Path) -> Iterator[tuple[str, Json]]:
     with _open(path) as file:
         scan = _Scanner(path, file)
         if scan.peek() != "{":
-            raise scan.bad("an instruction file begins with '{': an object of instructions by product number")
+            raise scan.bad(
+                "an instruction file begins with '{': an object of instructions by product number"
+            )
         scan.at += 1
         if scan.peek() == "}":
             return
@@ -180,19 +214,25 @@ def read_pairs(path: Path) -> Iterator[tuple[str, Json]]:
 
 
 def product_of(item: Json, where: str) -> tuple[Product, list[str] | None] | None:
-    """A product from either form, and its attributes where the file has them (documents); None where it has no proper number, as published.
+    """A product from either form, and its attributes where the file has them (documents); None
+    where it has no proper number, as published.
 
     UserError where a column is missing or of a wrong kind.
     """
     row = item.get("product", item) if isinstance(item, dict) else None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: a product is an object, not {str(item)[:40]!r}: is this a WebShop product file?")
+        raise UserError(
+            f"{where}: a product is an object, not {str(item)[:40]!r}: is this a WebShop "
+            "product file?"
+        )
     asin = row.get("asin")
     if not isinstance(asin, str) or asin == "nan" or not 1 <= len(asin) <= 10 or not asin.isascii():
         return None
     for column in ("name", "category", "query", "product_category"):
         if not isinstance(row.get(column), str):
-            raise UserError(f"{where}: the product has no text {column!r}: is this a WebShop product file?")
+            raise UserError(
+                f"{where}: the product has no text {column!r}: is this a WebShop product file?"
+            )
     try:
         reviews = [_review(review) for review in row.get("Reviews") or []]
         product = Product(
@@ -204,18 +244,27 @@ def product_of(item: Json, where: str) -> tuple[Product, list[str] | None] | Non
             description=str(row.get("full_description") or ""),
             bullets=_bullets(row.get("small_description")),
             pricing=_pricing(row.get("pricing")),
-            options=_documented_options(row["options"]) if "options" in row else _options(row.get("customization_options")),
+            options=_documented_options(row["options"])
+            if "options" in row
+            else _options(row.get("customization_options")),
             rating=str(row.get("Rating") or "N.A."),
             reviews=tuple(reviews),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{where}: the product {asin} has a column of a wrong kind ({error!r}): is this a WebShop product file?") from error
+        raise UserError(
+            f"{where}: the product {asin} has a column of a wrong kind ({error!r}): is "
+            "this a WebShop product file?"
+        ) from error
     attributes = row.get("Attributes")
     return product, [str(a) for a in attributes] if isinstance(attributes, list) else None
 
 
 def _bullets(raw: Json) -> tuple[str, ...]:
-    return tuple(str(line) for line in raw if line is not None) if isinstance(raw, list) else (str(raw or ""),)
+    return (
+        tuple(str(line) for line in raw if line is not None)
+        if isinstance(raw, list)
+        else (str(raw or ""),)
+    )
 
 
 def _pricing(raw: Json) -> tuple[float, ...]:
@@ -229,7 +278,9 @@ def _options(raw: Json) -> dict[str, tuple[str, ...]]:
     found = {}
     for name, values in (raw or {}).items():
         if values is not None:
-            found[name.lower()] = tuple(value["value"].strip().replace("/", " | ").lower() for value in values)
+            found[name.lower()] = tuple(
+                value["value"].strip().replace("/", " | ").lower() for value in values
+            )
     return found
 
 

@@ -1,8 +1,10 @@
-"""The published reward: what share of the goal a purchase meets, times how far it is the right type of product.
+"""The published reward: what share of the goal a purchase meets, times how far it is the right type
+of product.
 
     reward = type * (attributes met + options met + price met) / (attributes + options + 1)
 
-Source: princeton-nlp/WebShop, web_agent_site/engine/goal.py (the main branch's form, which verl-agent uses too); Yao et al. 2022, section 3.
+Source: princeton-nlp/WebShop, web_agent_site/engine/goal.py (the main branch's form, which
+verl-agent uses too); Yao et al. 2022, section 3.
 It departs in one place: the nouns of titles come without spaCy, see `_nouns`.
 """
 
@@ -26,7 +28,8 @@ COLORS = """
     mint mocha multicolor mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal rust sand sapphire
     seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise violet walnut wheat white wine yellow
 """.split()  # noqa: SIM905 (a block of words reads better)
-"""The published colour names, in the published order: the first that stands in a value is taken for the value."""
+"""The published colour names, in the published order: the first that stands in a value is taken for
+the value."""
 ENOUGH = 85.5
 """The published rule is a rounded similarity above 85."""
 _LATIN_1 = dict.fromkeys(range(128, 256))
@@ -43,13 +46,20 @@ class Goal:
     product_category: str
     attributes: tuple[str, ...]
     options: Mapping[str, str] | tuple[str, ...]
-    """By name where the goal is synthetic, values alone where a person wrote it: the published rule treats them differently."""
+    """By name where the goal is synthetic, values alone where a person wrote it: the published rule
+    treats them differently."""
     price_upper: float
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Goal:
         options = data["options"]
-        return Goal(**{**data, "attributes": tuple(data["attributes"]), "options": options if isinstance(options, dict) else tuple(options)})
+        return Goal(
+            **{
+                **data,
+                "attributes": tuple(data["attributes"]),
+                "options": options if isinstance(options, dict) else tuple(options),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +75,18 @@ class Worth:
 
     @property
     def reward(self) -> float:
-        return self.type * (sum(self.attributes) + sum(self.options) + self.price) / (len(self.attributes) + len(self.options) + 1)
+        return (
+            self.type
+            * (sum(self.attributes) + sum(self.options) + self.price)
+            / (len(self.attributes) + len(self.options) + 1)
+        )
 
 
-def worth(product: Product, attributes: Sequence[str], price: float, chosen: Mapping[str, str], goal: Goal) -> Worth:
-    """What buying `product` is worth with the options `chosen`. `attributes` are the product's own, `price` in dollars."""
+def worth(
+    product: Product, attributes: Sequence[str], price: float, chosen: Mapping[str, str], goal: Goal
+) -> Worth:
+    """What buying `product` is worth with the options `chosen`. `attributes` are the product's own,
+    `price` in dollars."""
     return Worth(
         attributes=tuple(_has(product, attributes, wanted) for wanted in goal.attributes),
         options=_options_met(tuple(chosen.values()), goal.options),
@@ -79,14 +96,18 @@ def worth(product: Product, attributes: Sequence[str], price: float, chosen: Map
 
 
 def type_match(product: Product, goal: Goal) -> float:
-    """1 where search, category or title agree, 0.5 where none does; less where the titles have hardly a noun in common."""
+    """1 where search, category or title agree, 0.5 where none does; less where the titles have
+    hardly a noun in common."""
     wanted, have = nouns_of(goal.title), nouns_of(product.title)
     title = len(set(wanted) & set(have)) / len(wanted) if wanted else 0.2
     if title == 0:
         return 0.0
     if title < 0.1:
         return 0.1
-    categories = [{part.strip() for part in text.split("›")} for text in (product.product_category, goal.product_category)]
+    categories = [
+        {part.strip() for part in text.split("›")}
+        for text in (product.product_category, goal.product_category)
+    ]
     alike = product.query == goal.query or len(categories[0] & categories[1]) >= 2 or title > 0.2
     return 1.0 if alike else 0.5
 
@@ -98,11 +119,17 @@ def _has(product: Product, attributes: Sequence[str], wanted: str) -> bool:
     return any(wanted in text.lower() for text in texts)
 
 
-def _options_met(chosen: Sequence[str], wanted: Mapping[str, str] | tuple[str, ...]) -> tuple[bool, ...]:
+def _options_met(
+    chosen: Sequence[str], wanted: Mapping[str, str] | tuple[str, ...]
+) -> tuple[bool, ...]:
     have = [color_of(value) for value in chosen]
     if isinstance(wanted, Mapping):
-        # the published code compares name and value together, unless the value is a colour's bare name
-        texts = [next((c for c in COLORS if c in (name, value)), f"{name} {value}") for name, value in wanted.items()]
+        # the published code compares name and value together, unless the value is a colour's bare
+        # name
+        texts = [
+            next((c for c in COLORS if c in (name, value)), f"{name} {value}")
+            for name, value in wanted.items()
+        ]
     else:
         texts = [color_of(value) for value in wanted]
     return tuple(any(similar(own, text) for own in have) for text in texts)
@@ -117,5 +144,7 @@ def color_of(value: str) -> str:
 def similar(one: str, other: str) -> bool:
     """Do the words of two texts agree nearly, whatever their order and repetition?"""
     fuzz, utils = package("rapidfuzz.fuzz", "rapidfuzz"), package("rapidfuzz.utils", "rapidfuzz")
-    ratio: float = fuzz.token_set_ratio(*(utils.default_process(text.translate(_LATIN_1)) for text in (one, other)))
+    ratio: float = fuzz.token_set_ratio(
+        *(utils.default_process(text.translate(_LATIN_1)) for text in (one, other))
+    )
     return ratio >= ENOUGH

@@ -1,8 +1,12 @@
-"""The shop's data on disk: products, their attributes, the goals and the search index, built once and mapped by every worker.
+"""The shop's data on disk: products, their attributes, the goals and the search index, built once
+and mapped by every worker.
 
-A build reads the files as a stream, and keeps in memory of a product hardly more than its number. It is made in a folder of its own under a file lock, and
-renamed when it is whole, so that a kill leaves nothing that looks finished, and workers that start together build once. The folder's name is made of the
-files' paths, sizes and times and of the format: other files or another version of leafe never meet an old build.
+A build reads the files as a stream, and keeps in memory of a product hardly more than its number.
+It is made in a folder of its own under a file lock, and
+renamed when it is whole, so that a kill leaves nothing that looks finished, and workers that start
+together build once. The folder's name is made of the
+files' paths, sizes and times and of the format: other files or another version of leafe never meet
+an old build.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ from leafe.envs.webshop._reward import NO_CAP, Goal
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Changes whenever a build of before would not do: with the layout, the words of the index, or the embedded catalogue."""
+"""Changes whenever a build of before would not do: with the layout, the words of the index, or the
+embedded catalogue."""
 SAID_EVERY = 100_000
 """Products after which a build says how far it is."""
 FOUND = 50
@@ -47,7 +52,8 @@ SHUFFLE = 233
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a store is built from: files, or the embedded catalogue of `size` products drawn by `seed`."""
+    """What a store is built from: files, or the embedded catalogue of `size` products drawn by
+    `seed`."""
 
     products: Path | None = None
     instructions: Path | None = None
@@ -59,17 +65,27 @@ class Source:
 
     def key(self) -> str:
         """Twenty hex digits that change with anything that the build depends on."""
-        files = [None if path is None else _stamp(path) for path in (self.products, self.instructions, self.human)]
-        return blake2b(json.dumps([FORMAT, files, self.limit, self.size, self.seed]).encode(), digest_size=10).hexdigest()
+        files = [
+            None if path is None else _stamp(path)
+            for path in (self.products, self.instructions, self.human)
+        ]
+        return blake2b(
+            json.dumps([FORMAT, files, self.limit, self.size, self.seed]).encode(), digest_size=10
+        ).hexdigest()
 
     def items(self) -> Iterator[tuple[Json, str]]:
         if self.products is not None:
             return read_items(self.products)
-        return ((item, f"product {n} of the catalogue") for n, (item, _) in enumerate(catalogue(self.size, self.seed)))
+        return (
+            (item, f"product {n} of the catalogue")
+            for n, (item, _) in enumerate(catalogue(self.size, self.seed))
+        )
 
     def goals(self) -> Iterable[tuple[str, Json]]:
         if self.products is None:
-            return ((item["asin"], instruction) for item, instruction in catalogue(self.size, self.seed))
+            return (
+                (item["asin"], instruction) for item, instruction in catalogue(self.size, self.seed)
+            )
         return read_pairs(self.instructions) if self.instructions else ()
 
 
@@ -77,7 +93,9 @@ def _stamp(path: Path) -> list[Any]:
     try:
         status = path.stat()
     except OSError as error:
-        raise UserError(f"The WebShop file {path} cannot be read ({error.strerror}): check the path.") from error
+        raise UserError(
+            f"The WebShop file {path} cannot be read ({error.strerror}): check the path."
+        ) from error
     if path.is_dir():
         raise UserError(f"{path} is a folder and not a WebShop file: name the file.")
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
@@ -95,10 +113,14 @@ class Store:
         self._asins = np.load(folder / "asins.npy", mmap_mode="r")
         self._asin_rows = np.load(folder / "asin_rows.npy", mmap_mode="r")
         self._combinations = np.load(folder / "combinations.npy", mmap_mode="r")
-        self.order = {kind: np.load(folder / f"order-{kind}.npy", mmap_mode="r") for kind in ("synthetic", "human")}
+        self.order = {
+            kind: np.load(folder / f"order-{kind}.npy", mmap_mode="r")
+            for kind in ("synthetic", "human")
+        }
         """The goals' numbers in the published order."""
         self.index = Index(folder / "index")
-        # kept by functions that do not know this object, so that it is freed with the last environment that uses it
+        # kept by functions that do not know this object, so that it is freed with the last
+        # environment that uses it
         self.product = lru_cache(maxsize=4096)(partial(_product, products, self._product_ends))
         self.search = lru_cache(maxsize=1024)(partial(_search, self.index))
 
@@ -122,14 +144,20 @@ class Store:
         product = self.product(row)
         if len(product.pricing) == 1:
             return product.pricing[0]
-        return random.Random(derive_seed("webshop", "price", product.asin)).uniform(*product.pricing)
+        return random.Random(derive_seed("webshop", "price", product.asin)).uniform(
+            *product.pricing
+        )
 
     def goal(self, kind: str, number: int) -> tuple[str, str, Goal]:
         """(name, instruction, goal) of a goal, by its number before the shuffle."""
         if kind == "human":
             start, end, row, nth = (int(n) for n in self._human_spans[number])
             written = json.loads(self._human[start:end])
-            name, text, attributes = f"human-{nth}", written["instruction"].strip("."), written["instruction_attributes"]
+            name, text, attributes = (
+                f"human-{nth}",
+                written["instruction"].strip("."),
+                written["instruction_attributes"],
+            )
             options: dict[str, str] | tuple[str, ...] = written["instruction_options"]
             options = options if isinstance(options, dict) else tuple(options)
         else:
@@ -138,11 +166,21 @@ class Store:
             extra = self.extra(row)
             name, attributes = f"{nth}", extra["instruction_attributes"]
             options = self._combination(self.product(row).options, nth)
-            text = extra["instruction"] + (" with " + ", and ".join(f"{k}: {v}" for k, v in options.items()) if options else "")
+            text = extra["instruction"] + (
+                " with " + ", and ".join(f"{k}: {v}" for k, v in options.items()) if options else ""
+            )
         product = self.product(row)
         cap = self._cap(row, name if kind == "human" else "")
         text += f", and price lower than {cap:.2f} dollars" if cap < NO_CAP else ""
-        goal = Goal(product.asin, product.title, product.query, product.product_category, tuple(attributes), options, cap)
+        goal = Goal(
+            product.asin,
+            product.title,
+            product.query,
+            product.product_category,
+            tuple(attributes),
+            options,
+            cap,
+        )
         return f"{product.asin}-{name}", text, goal
 
     def _combination(self, options: dict[str, tuple[str, ...]], nth: int) -> dict[str, str]:
@@ -154,11 +192,16 @@ class Store:
         return dict(sorted(chosen.items()))
 
     def _cap(self, row: int, which: str) -> float:
-        """The greater of two of the next four multiples of ten dollars above the price, drawn once and for all; none from 980 dollars on."""
+        """The greater of two of the next four multiples of ten dollars above the price, drawn once
+        and for all; none from 980 dollars on."""
         above = [10.0 * n for n in range(1, 100) if 10.0 * n > self.price(row)][:4]
         if len(above) < 2:
             return NO_CAP
-        return max(random.Random(derive_seed("webshop", "cap", self.product(row).asin, which)).sample(above, 2))
+        return max(
+            random.Random(derive_seed("webshop", "cap", self.product(row).asin, which)).sample(
+                above, 2
+            )
+        )
 
 
 def find_row(asins: NDArray[np.bytes_], rows: NDArray[np.int32], asin: str) -> int | None:
@@ -181,7 +224,8 @@ _stores_lock = threading.Lock()
 
 
 def open_store(source: Source, cache: Path) -> Store:
-    """The store of a source, shared by all who ask in this process; built first where the cache has none that is whole."""
+    """The store of a source, shared by all who ask in this process; built first where the cache has
+    none that is whole."""
     folder = cache / f"webshop-{source.key()}"
     with _stores_lock:
         store = _stores.get(str(folder))
@@ -210,7 +254,8 @@ def _opened(source: Source, folder: Path) -> Store:
     except OSError as error:
         free = shutil.disk_usage(next(p for p in folder.parents if p.exists())).free >> 20
         raise UserError(
-            f"The WebShop index cannot be written to {folder.parent} ({error}; {free} MiB free): set the option cache or LEAFE_CACHE to another folder."
+            f"The WebShop index cannot be written to {folder.parent} ({error}; {free} MiB "
+            "free): set the option cache or LEAFE_CACHE to another folder."
         ) from error
     return Store(folder)
 
@@ -219,7 +264,10 @@ def _whole(folder: Path) -> bool:
     """Is there a finished build of this format, every file as long as it was written?"""
     try:
         about = json.loads((folder / "about.json").read_text())
-        return bool(about["format"] == FORMAT and all((folder / name).stat().st_size == size for name, size in about["files"].items()))
+        return bool(
+            about["format"] == FORMAT
+            and all((folder / name).stat().st_size == size for name, size in about["files"].items())
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -247,20 +295,30 @@ def _build(source: Source, folder: Path) -> None:
         np.save(folder / f"order-{kind}.npy", np.array(numbers, copy=False))
     about = {
         "format": FORMAT,
-        "source": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(source).items()},
+        "source": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(source).items()
+        },
         "digest": digest.hexdigest(),
         "products": len(asins),
         "skipped_products": skipped,
         "goals": goals,
         "unknown_instructions": unknown,
         "unknown_human_instructions": unknown_human,
-        "files": {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()},
+        "files": {
+            str(path.relative_to(folder)): path.stat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
     }
     (folder / "about.json").write_text(json.dumps(about, indent=1))
 
 
-def _build_products(source: Source, folder: Path, digest: Any) -> tuple[NDArray[np.bytes_], dict[int, list[str]], NDArray[np.int64], int]:
-    """Writes products and index. Returns their numbers, the attributes that stood beside them (documents), how many choices of options each has,
+def _build_products(
+    source: Source, folder: Path, digest: Any
+) -> tuple[NDArray[np.bytes_], dict[int, list[str]], NDArray[np.int64], int]:
+    """Writes products and index. Returns their numbers, the attributes that stood beside them
+    (documents), how many choices of options each has,
     and how many were skipped: no number, or one that came before."""
     index = IndexBuilder(folder / "index")
     asins, ends, counts = dict[str, None](), array("q", [0]), array("q")
@@ -279,24 +337,44 @@ def _build_products(source: Source, folder: Path, digest: Any) -> tuple[NDArray[
                 attributes[len(asins)] = own
             asins[product.asin] = None
             if len(asins) % SAID_EVERY == 0:
-                log.warning("WebShop: %d products of %s read; the index is built once and kept.", len(asins), source.products or "the catalogue")
+                log.warning(
+                    "WebShop: %d products of %s read; the index is built once and kept.",
+                    len(asins),
+                    source.products or "the catalogue",
+                )
             raw = product.to_bytes()
             digest.update(raw)
             file.write(raw)
             ends.append(ends[-1] + len(raw))
             counts.append(prod(len(values) for values in product.options.values()))
-            index.add(search_text(product.title, product.description, product.bullets, product.options))
+            index.add(
+                search_text(product.title, product.description, product.bullets, product.options)
+            )
     if not asins:
-        raise UserError(f"{source.products} holds no product: give a WebShop product file (items_shuffle_1000.json, items_shuffle.json or documents.jsonl).")
+        raise UserError(
+            f"{source.products} holds no product: give a WebShop product file "
+            "(items_shuffle_1000.json, items_shuffle.json or documents.jsonl)."
+        )
     np.save(folder / "products.npy", np.array(ends, np.int64))
     index.finish()
-    return np.array([asin.encode() for asin in asins]), attributes, np.array(counts, np.int64), skipped
+    return (
+        np.array([asin.encode() for asin in asins]),
+        attributes,
+        np.array(counts, np.int64),
+        skipped,
+    )
 
 
 def _build_extras(
-    source: Source, folder: Path, row_of: Callable[[str], int | None], attributes: dict[int, list[str]], counts: NDArray[np.int64], digest: Any
+    source: Source,
+    folder: Path,
+    row_of: Callable[[str], int | None],
+    attributes: dict[int, list[str]],
+    counts: NDArray[np.int64],
+    digest: Any,
 ) -> int:
-    """Writes attributes and synthetic instructions; a product without an instruction gets a count of 0. Returns how many instructions name no product."""
+    """Writes attributes and synthetic instructions; a product without an instruction gets a count
+    of 0. Returns how many instructions name no product."""
     spans = np.zeros((len(counts), 2), np.int64)
     with_goal = np.zeros(len(counts), bool)
     at = unknown = 0
@@ -314,14 +392,30 @@ def _build_extras(
             write(row, {"attributes": own})
         for asin, entry in source.goals():
             found = row_of(asin)
-            if not isinstance(entry, dict) or not _texts(entry.get("attributes", [])) or not _texts(entry.get("instruction_attributes") or []):
-                raise UserError(f"{source.instructions}: the entry {asin!r} is no WebShop instruction: give items_ins_v2_1000.json or items_ins_v2.json.")
+            if (
+                not isinstance(entry, dict)
+                or not _texts(entry.get("attributes", []))
+                or not _texts(entry.get("instruction_attributes") or [])
+            ):
+                raise UserError(
+                    f"{source.instructions}: the entry {asin!r} is no WebShop instruction: "
+                    "give items_ins_v2_1000.json or items_ins_v2.json."
+                )
             if found is None:
                 unknown += 1
                 continue
-            extra = {"attributes": entry["attributes"]} if "attributes" in entry else {"attributes": attributes[found]} if found in attributes else {}
+            extra = (
+                {"attributes": entry["attributes"]}
+                if "attributes" in entry
+                else {"attributes": attributes[found]}
+                if found in attributes
+                else {}
+            )
             if entry.get("instruction") and entry.get("instruction_attributes"):
-                extra |= {"instruction": str(entry["instruction"]), "instruction_attributes": entry["instruction_attributes"]}
+                extra |= {
+                    "instruction": str(entry["instruction"]),
+                    "instruction_attributes": entry["instruction_attributes"],
+                }
                 with_goal[found] = True
             write(found, extra)
     counts[~with_goal] = 0
@@ -329,17 +423,29 @@ def _build_extras(
     return unknown
 
 
-def _build_human(path: Path | None, folder: Path, row_of: Callable[[str], int | None], digest: Any) -> tuple[int, int]:
-    """Writes people's instructions in the order of the products. Returns how many there are, and how many name no product."""
+def _build_human(
+    path: Path | None, folder: Path, row_of: Callable[[str], int | None], digest: Any
+) -> tuple[int, int]:
+    """Writes people's instructions in the order of the products. Returns how many there are, and
+    how many name no product."""
     spans: list[tuple[int, int, int, int]] = []
     at = unknown = 0
     with (folder / "human.bin").open("wb") as file:
         for asin, entries in read_pairs(path) if path else ():
             for nth, entry in enumerate(entries if isinstance(entries, list) else [entries]):
                 columns = ("instruction", "instruction_attributes", "instruction_options")
-                text, attributes, options = (entry.get(column) if isinstance(entry, dict) else None for column in columns)
-                if not isinstance(text, str) or not _texts(attributes) or not (_texts(options) or isinstance(options, dict)):
-                    raise UserError(f"{path}: an entry of {asin!r} is no WebShop instruction written by a person: give items_human_ins.json.")
+                text, attributes, options = (
+                    entry.get(column) if isinstance(entry, dict) else None for column in columns
+                )
+                if (
+                    not isinstance(text, str)
+                    or not _texts(attributes)
+                    or not (_texts(options) or isinstance(options, dict))
+                ):
+                    raise UserError(
+                        f"{path}: an entry of {asin!r} is no WebShop instruction written "
+                        "by a person: give items_human_ins.json."
+                    )
                 row = row_of(asin)
                 if row is None:
                     unknown += 1

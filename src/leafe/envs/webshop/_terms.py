@@ -1,7 +1,10 @@
-"""Text to search terms, as the published index has them: words in lower case, without stop words, stemmed by Porter.
+"""Text to search terms, as the published index has them: words in lower case, without stop words,
+stemmed by Porter.
 
-The published search is Lucene's English analyser through Pyserini. Its word breaks are approximated by one regular expression: letters and digits, with
-a point, comma, colon or apostrophe inside where Lucene keeps one (`3.5`, `color:red`, `women's`); the possessive 's goes, and a hyphen parts words.
+The published search is Lucene's English analyser through Pyserini. Its word breaks are approximated
+by one regular expression: letters and digits, with
+a point, comma, colon or apostrophe inside where Lucene keeps one (`3.5`, `color:red`, `women's`);
+the possessive 's goes, and a hyphen parts words.
 How often the results differ from Lucene's own: docs/environments.md.
 """
 
@@ -13,7 +16,41 @@ from collections.abc import Callable
 from leafe.envs.webshop._packages import package
 
 STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will with".split()  # noqa: SIM905 (a line of words reads better)
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "for",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "no",
+        "not",
+        "of",
+        "on",
+        "or",
+        "such",
+        "that",
+        "the",
+        "their",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "to",
+        "was",
+        "will",
+        "with",
+    ]
 )
 """Lucene's English stop words."""
 _WORD = re.compile(r"\w+(?:(?:(?<=\d)[.,;'‘’](?=\d)|(?<=[^\W\d_])[.:·：'‘’](?=[^\W\d_]))\w+)*")

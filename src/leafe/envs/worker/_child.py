@@ -1,10 +1,15 @@
-"""The environment's own process: makes the environment, answers one request after another, and copies itself where a snapshot is asked for.
+"""The environment's own process: makes the environment, answers one request after another, and
+copies itself where a snapshot is asked for.
 
-    python -m leafe.envs.worker._child FD LIFE      FD: one end of a socket pair, for frames; LIFE: of another, on which nothing is ever sent
+    python -m leafe.envs.worker._child FD LIFE      FD: one end of a socket pair, for frames; LIFE:
+    of another, on which nothing is ever sent
 
-The first frame says what to make. For a snapshot the process forks: the copy keeps nothing but the socket that came with the request, and waits on it;
-to restore, it is asked to fork once more, and that second copy goes on playing over the socket that came with that request. So a snapshot can be
-restored any number of times, by whoever holds its socket, and is freed by closing it. Every process ends when its socket does; in the
+The first frame says what to make. For a snapshot the process forks: the copy keeps nothing but the
+socket that came with the request, and waits on it;
+to restore, it is asked to fork once more, and that second copy goes on playing over the socket that
+came with that request. So a snapshot can be
+restored any number of times, by whoever holds its socket, and is freed by closing it. Every process
+ends when its socket does; in the
 midst of a call, which may be one that hangs, Linux sees to that.
 """
 
@@ -35,7 +40,9 @@ def main() -> None:
         each.set_inheritable(False)  # what the environment starts must not hold it open
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)  # what an environment prints is nobody's answer; its stderr is kept and quoted if it dies
+    os.dup2(
+        nowhere, 1
+    )  # what an environment prints is nobody's answer; its stderr is kept and quoted if it dies
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     try:
         spec = receive(connection)
@@ -63,9 +70,14 @@ def _make(target: str, options: dict[str, Any]) -> Environment:
 
 def _facts(env: Environment) -> dict[str, Any]:
     return {
-        "name": env.name, "deterministic": env.deterministic, "horizon": env.horizon, "actions_help": env.actions_help,
-        "splits": list(getattr(env, "splits", ())), "versions": versions_of(env), "pid": os.getpid(),
-    }  # fmt: skip
+        "name": env.name,
+        "deterministic": env.deterministic,
+        "horizon": env.horizon,
+        "actions_help": env.actions_help,
+        "splits": list(getattr(env, "splits", ())),
+        "versions": versions_of(env),
+        "pid": os.getpid(),
+    }
 
 
 def _described(error: BaseException) -> dict[str, Any]:
@@ -76,14 +88,20 @@ def _described(error: BaseException) -> dict[str, Any]:
     if isinstance(error, EnvError):
         return {"error": "env", "message": str(error)}
     traceback.print_exception(error, file=sys.stderr)
-    return {"error": "env", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    return {
+        "error": "env",
+        "message": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+    }
 
 
 @contextlib.contextmanager
 def _ending_with(life: socket.socket) -> Iterator[None]:
-    """Nothing is ever sent on this socket. So whatever happens to it is the other side's end: that this process is told by SIGKILL, and all of its group, for
-    whoever would have ended it when it hangs is gone. No thread and no handler of ours is needed, which a hanging call might keep from running. (Not the
-    socket of the frames: the kernel queues a request before it tells of it, and a sender that is interrupted in between tells in the middle of the call.)"""
+    """Nothing is ever sent on this socket. So whatever happens to it is the other side's end: that
+    this process is told by SIGKILL, and all of its group, for
+    whoever would have ended it when it hangs is gone. No thread and no handler of ours is needed,
+    which a hanging call might keep from running. (Not the
+    socket of the frames: the kernel queues a request before it tells of it, and a sender that is
+    interrupted in between tells in the middle of the call.)"""
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -109,7 +127,8 @@ class _Side:
         self.copies: list[int] = []
         """Processes forked from this one and not yet reaped."""
         self.copied = False
-        """This process is a copy, or has one: what the environment holds outside its memory is shared, and not this process's to free."""
+        """This process is a copy, or has one: what the environment holds outside its memory is
+        shared, and not this process's to free."""
 
     def serve(self) -> None:
         while True:
@@ -137,9 +156,14 @@ class _Side:
         if op == "step":
             return asdict(step_result(self.env.step(request["action"]), self.env.name))
         if op == "reset":
-            return observation_text(self.env.reset(Task.from_json(request["task"]), request["seed"]), self.env.name)
+            return observation_text(
+                self.env.reset(Task.from_json(request["task"]), request["seed"]), self.env.name
+            )
         if op == "tasks":
-            return [plain_task(task, self.env.name).to_json() for task in self.env.tasks(request["split"], request["count"], request["seed"])]
+            return [
+                plain_task(task, self.env.name).to_json()
+                for task in self.env.tasks(request["split"], request["count"], request["seed"])
+            ]
         if op == "valid_actions":
             return [str(action) for action in self.env.valid_actions()]
         if op == "close":
@@ -180,7 +204,8 @@ class _Side:
         self.copied = True
         self.copies = [pid for pid in self.copies if os.waitpid(pid, os.WNOHANG)[0] == 0]
         pid = os.fork()
-        # A copy outlives the group of the process that it was forked from. Both sides see to it: whichever comes first, it holds before anybody is told.
+        # A copy outlives the group of the process that it was forked from. Both sides see to it:
+        # whichever comes first, it holds before anybody is told.
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         if pid:

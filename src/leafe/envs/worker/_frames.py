@@ -1,6 +1,8 @@
-"""What goes over the socket between an environment's process and ours: JSON in frames, and now and then a socket.
+"""What goes over the socket between an environment's process and ours: JSON in frames, and now and
+then a socket.
 
-A frame is its length in four bytes, big endian, and so many bytes of JSON. A socket travels beside one byte of its own, after the frame that announces it.
+A frame is its length in four bytes, big endian, and so many bytes of JSON. A socket travels beside
+one byte of its own, after the frame that announces it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import Any
 _LENGTH = struct.Struct(">I")
 
 
-def send(connection: socket.socket, message: Mapping[str, Any], sockets: tuple[socket.socket, ...] = ()) -> None:
+def send(
+    connection: socket.socket, message: Mapping[str, Any], sockets: tuple[socket.socket, ...] = ()
+) -> None:
     body = json.dumps(message).encode()  # ASCII: a lone surrogate in an observation travels too
     connection.sendall(_LENGTH.pack(len(body)) + body)
     for each in sockets:
@@ -44,4 +48,3 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
             raise EOFError
         parts += part
     return bytes(parts)
-

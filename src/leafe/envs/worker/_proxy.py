@@ -1,8 +1,12 @@
-"""An environment that lives in a process of its own, seen from ours: an ordinary `Environment` that cannot take us with it.
+"""An environment that lives in a process of its own, seen from ours: an ordinary `Environment` that
+cannot take us with it.
 
-`make_env` gives this for every class that says `process = True`. A call that is not answered in time, and a process that died, are a `EnvError`;
-the process and all that it started are killed, and the next `reset` begins in a new one. Where the class says `forkable`, a snapshot is a copy
-of the process: it costs a fork, is restored by another fork, and at most `FROZEN` of them are held, the least recently used making
+`make_env` gives this for every class that says `process = True`. A call that is not answered in
+time, and a process that died, are a `EnvError`;
+the process and all that it started are killed, and the next `reset` begins in a new one. Where the
+class says `forkable`, a snapshot is a copy
+of the process: it costs a fork, is restored by another fork, and at most `FROZEN` of them are held,
+the least recently used making
 room (`SnapshotGone`: replay instead).
 """
 
@@ -29,18 +33,21 @@ from leafe.core.secret import inherited
 from leafe.envs.worker._frames import receive, send
 
 FROZEN = 64
-"""Snapshot processes held by this process at a time, over all its environments: each costs the pages in which it differs from its parent."""
+"""Snapshot processes held by this process at a time, over all its environments: each costs the
+pages in which it differs from its parent."""
 START_SECONDS = 300.0
 """For the environment's construction: imports, an index that is built for the first time, a JVM."""
 _CLOSE_SECONDS = 5.0
 
 
 class ProcessEnv(Environment):
-    """The environment `target` (`package.module:Class`) with its options, in its own process. `timeout`:
+    """The environment `target` (`package.module:Class`) with its options, in its own process.
+    `timeout`:
     seconds for one call, None: no bound. `env_vars`: names of environment variables that the
     process inherits beside those that programs need to run.
 
-    What the environment says about itself is asked of it at construction; its `UserError`s come through.
+    What the environment says about itself is asked of it at construction; its `UserError`s come
+    through.
     """
 
     process = True
@@ -64,7 +71,11 @@ class ProcessEnv(Environment):
         self._thawing: _Frozen | None = None
         self._process: _Process | None = _Process(target, self.options, self.env_vars)
         facts = self._process.facts
-        self.name, self.deterministic, self.horizon = facts["name"], facts["deterministic"], facts["horizon"]
+        self.name, self.deterministic, self.horizon = (
+            facts["name"],
+            facts["deterministic"],
+            facts["horizon"],
+        )
         self.actions_help: str = facts["actions_help"]
         self.splits: tuple[str, ...] = tuple(facts["splits"])
         self._versions: dict[str, str] = facts["versions"]
@@ -74,7 +85,12 @@ class ProcessEnv(Environment):
             if self._process is None:
                 self._process = _Process(self.target, self.options, self.env_vars)
             try:
-                return [Task.from_json(task) for task in self._call({"op": "tasks", "split": split, "count": count, "seed": seed})]
+                return [
+                    Task.from_json(task)
+                    for task in self._call(
+                        {"op": "tasks", "split": split, "count": count, "seed": seed}
+                    )
+                ]
             except EnvError:
                 if not left or self._process is not None:
                     raise
@@ -121,7 +137,9 @@ class ProcessEnv(Environment):
                 ours.close()
                 life.close()
                 _drop(snapshot)
-                raise SnapshotGone(f"The snapshot's process of the environment {self.name} is gone.") from error
+                raise SnapshotGone(
+                    f"The snapshot's process of the environment {self.name} is gone."
+                ) from error
             finally:
                 self._thawing = None
         if self._process is None:
@@ -167,9 +185,14 @@ class ProcessEnv(Environment):
             if self._process is process:
                 self._process = None
             process.kill()
-            raise EnvError(f"The environment {self.name} gave no answer to {request['op']} within {self.timeout:g} s: its process was killed.") from error
+            raise EnvError(
+                f"The environment {self.name} gave no answer to {request['op']} within "
+                f"{self.timeout:g} s: its process was killed."
+            ) from error
         except (OSError, EOFError, ValueError) as error:
-            raise EnvError(f"The environment {self.name} died in {request['op']}{self._lose(process)}.") from error
+            raise EnvError(
+                f"The environment {self.name} died in {request['op']}{self._lose(process)}."
+            ) from error
         if "ok" in answer:
             return answer["ok"]
         if answer["error"] == "user":
@@ -191,15 +214,27 @@ class _Process:
     def __init__(self, target: str, options: Mapping[str, Any], env_vars: Sequence[str]) -> None:
         ours, theirs = socket.socketpair()
         self.life, their_life = socket.socketpair()
-        """Nothing is sent on it: an environment that hangs ends with it, and so with this process."""
+        """Nothing is sent on it: an environment that hangs ends with it, and so with this
+        process."""
         self.errors: BinaryIO | None = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         with theirs, their_life:
             self.started: subprocess.Popen[bytes] | None = subprocess.Popen(
-                with_default_signals([sys.executable, "-m", "leafe.envs.worker._child", str(theirs.fileno()), str(their_life.fileno())]),
-                pass_fds=(theirs.fileno(), their_life.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
+                with_default_signals(
+                    [
+                        sys.executable,
+                        "-m",
+                        "leafe.envs.worker._child",
+                        str(theirs.fileno()),
+                        str(their_life.fileno()),
+                    ]
+                ),
+                pass_fds=(theirs.fileno(), their_life.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self.errors,
                 start_new_session=True,
                 env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **inherited(env_vars)},
-            )  # fmt: skip
+            )
         self.connection, self.pid = ours, self.started.pid
         self.handle: int | None = None
         """Of a copy, which is not our child: a number that cannot come to mean another process."""
@@ -211,12 +246,19 @@ class _Process:
             answer = receive(ours)
         except TimeoutError as error:
             self.kill()
-            raise EnvError(f"The process of the environment {target} did not start within {START_SECONDS:g} s.") from error
+            raise EnvError(
+                f"The process of the environment {target} did not start within {START_SECONDS:g} s."
+            ) from error
         except (OSError, EOFError) as error:
-            raise EnvError(f"The process of the environment {target} died at its start{self.kill()}.") from error
+            raise EnvError(
+                f"The process of the environment {target} died at its start{self.kill()}."
+            ) from error
         except TypeError as error:
             self.kill()
-            raise UserError(f"The options of the environment {target} must be plain values (text, numbers, lists, tables): {error}.") from error
+            raise UserError(
+                f"The options of the environment {target} must be plain values (text, "
+                f"numbers, lists, tables): {error}."
+            ) from error
         if "error" in answer:
             self.kill()
             raise (UserError if answer["error"] == "user" else EnvError)(answer["message"])
@@ -272,7 +314,11 @@ class _Process:
             return ""
         self.errors.seek(0, os.SEEK_END)
         self.errors.seek(max(0, self.errors.tell() - 2000))
-        lines = [line.strip() for line in self.errors.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in self.errors.read().decode(errors="replace").splitlines()
+            if line.strip()
+        ]
         return f"; its last words: {lines[-1][:300]}" if lines else ""
 
 
@@ -329,7 +375,8 @@ _unreaped: set[int] = set()
 
 
 def _reap(pid: int) -> None:
-    """A copy whose parent is gone belongs to the system's first process. Where that is this very process (in a container), reaping it is ours."""
+    """A copy whose parent is gone belongs to the system's first process. Where that is this very
+    process (in a container), reaping it is ours."""
     _unreaped.add(pid)
     if os.getpid() != 1:
         _unreaped.clear()
@@ -356,7 +403,8 @@ def _kill_group(started: subprocess.Popen[bytes]) -> None:
 
 
 def _how_it_ended(started: subprocess.Popen[bytes]) -> str:
-    """Of a process that is dead or dying; not reaped by it, so that its group's number stays its own."""
+    """Of a process that is dead or dying; not reaped by it, so that its group's number stays its
+    own."""
     deadline = time.monotonic() + 0.2
     while time.monotonic() < deadline:
         try:
@@ -364,7 +412,11 @@ def _how_it_ended(started: subprocess.Popen[bytes]) -> str:
         except ChildProcessError:  # another thread has killed it and read its status
             return ""
         if found is not None:
-            return f" (status {found.si_status})" if found.si_code == os.CLD_EXITED else f" ({signal.Signals(found.si_status).name})"
+            return (
+                f" (status {found.si_status})"
+                if found.si_code == os.CLD_EXITED
+                else f" ({signal.Signals(found.si_status).name})"
+            )
         time.sleep(0.005)
     return ""
 

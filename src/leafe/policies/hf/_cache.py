@@ -1,9 +1,13 @@
-"""Keys and values by cell: a forward pass says for each row which cells it reads, in order, and which it writes.
+"""Keys and values by cell: a forward pass says for each row which cells it reads, in order, and
+which it writes.
 
-A batch is ragged: each row has its own number of positions, and rows may read the same cells. New keys and values are written first; then each layer
-gathers what its rows attend to, cut to the longest one, and the mask hides what lies beyond a row's own position. So rows join, leave, branch and roll
+A batch is ragged: each row has its own number of positions, and rows may read the same cells. New
+keys and values are written first; then each layer
+gathers what its rows attend to, cut to the longest one, and the mask hides what lies beyond a row's
+own position. So rows join, leave, branch and roll
 back without moving each other.
-Axes: N cells, B rows of this forward pass, H key-value heads, W new tokens of a row, L positions, D head size.
+Axes: N cells, B rows of this forward pass, H key-value heads, W new tokens of a row, L positions, D
+head size.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ from transformers.cache_utils import Cache
 
 
 class CellCache(Cache):
-    """Goes into a standard model as `past_key_values`; `plan` says beforehand which cells the next forward pass is for."""
+    """Goes into a standard model as `past_key_values`; `plan` says beforehand which cells the next
+    forward pass is for."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -30,7 +35,8 @@ class CellCache(Cache):
         return sum(t.shape[1] * t.shape[2] * t.element_size() for t in (*self.keys, *self.values))
 
     def plan(self, read_BL: torch.Tensor, write_BW: torch.Tensor) -> None:
-        """`read` is 0 beyond a row's own length, `write` at padding: cell 0 is never written and stays zero."""
+        """`read` is 0 beyond a row's own length, `write` at padding: cell 0 is never written and
+        stays zero."""
         self._read_BL = read_BL
         self._rows, self._columns = write_BW.nonzero(as_tuple=True)
         self._write = write_BW[self._rows, self._columns]
@@ -43,17 +49,27 @@ class CellCache(Cache):
                 stores[i] = old.new_empty(count, *old.shape[1:])
                 stores[i][: len(old)] = old
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store BHWD new keys and values, return BHLD ones to attend to."""
         if layer_idx == len(self.keys):
             for stores, states in ((self.keys, key_states), (self.values, value_states)):
                 store = states.new_empty(self.count, states.shape[1], states.shape[3])
                 store[0] = 0
                 stores.append(store)
-        return self._through(self.keys[layer_idx], key_states, 0), self._through(self.values[layer_idx], value_states, 1)
+        return self._through(self.keys[layer_idx], key_states, 0), self._through(
+            self.values[layer_idx], value_states, 1
+        )
 
     def _through(self, store: torch.Tensor, states_BHWD: torch.Tensor, which: int) -> torch.Tensor:
-        """What is returned is good until the next layer asks: all layers gather into the same memory, since fresh memory costs more than the copy."""
+        """What is returned is good until the next layer asks: all layers gather into the same
+        memory, since fresh memory costs more than the copy."""
         store[self._write] = states_BHWD[self._rows, :, self._columns]
         needed = self._read_BL.numel()
         if len(self._gathered) <= which:

@@ -1,9 +1,13 @@
 """A flat JSON object as a form to fill in: the frame is given, only the values are sampled.
 
-The text is `{"step": `, a hole, `, "experience": "`, a hole, `"}`. In a hole only tokens that keep it valid may be drawn, or the first token of what
-follows it; the frame's other tokens are appended as they are, all in the next forward pass. So the answer parses whatever the model is worth.
-Honoured are objects whose properties are all integers (written without sign, at most four digits; `maximum` holds) or strings (without quotes,
-backslashes and control characters; `maxLength` holds); any other schema is left to the caller's parser. Axis: V vocabulary.
+The text is `{"step": `, a hole, `, "experience": "`, a hole, `"}`. In a hole only tokens that keep
+it valid may be drawn, or the first token of what
+follows it; the frame's other tokens are appended as they are, all in the next forward pass. So the
+answer parses whatever the model is worth.
+Honoured are objects whose properties are all integers (written without sign, at most four digits;
+`maximum` holds) or strings (without quotes,
+backslashes and control characters; `maxLength` holds); any other schema is left to the caller's
+parser. Axis: V vocabulary.
 """
 
 from __future__ import annotations
@@ -56,9 +60,13 @@ class Vocabulary:
     @cached_property
     def _texts(self) -> list[str]:
         known = len(self.chat.tokenizer)
-        special = set(self.chat.tokenizer.all_special_ids) | set(getattr(self.chat.tokenizer, "added_tokens_decoder", {}))
+        special = set(self.chat.tokenizer.all_special_ids) | set(
+            getattr(self.chat.tokenizer, "added_tokens_decoder", {})
+        )
         read = self.chat.tokenizer.batch_decode([[i] for i in range(min(known, self.size))])
-        return ["" if i in special else t for i, t in enumerate(read)] + [""] * max(0, self.size - known)
+        return ["" if i in special else t for i, t in enumerate(read)] + [""] * max(
+            0, self.size - known
+        )
 
     def length(self, token: int) -> int:
         return len(self._texts[token])
@@ -74,12 +82,15 @@ class Vocabulary:
         return self._mask([t.isascii() and t.isdigit() and len(t) <= _DIGITS for t in self._texts])
 
     def next_digits(self, begun: bool, value: int, maximum: int) -> torch.Tensor:
-        """Tokens that may stand after the digits of `value`, or at the start: without a leading zero, and no more than `maximum` in all."""
+        """Tokens that may stand after the digits of `value`, or at the start: without a leading
+        zero, and no more than `maximum` in all."""
         if begun and value == 0:
             return torch.zeros(self.size, dtype=torch.bool, device=self.device)
         out = torch.zeros(self.size, dtype=torch.bool, device=self.device)
         for token, text in self._numbers:
-            if (begun or text == "0" or text[0] != "0") and value * 10 ** len(text) + int(text) <= maximum:
+            if (begun or text == "0" or text[0] != "0") and value * 10 ** len(text) + int(
+                text
+            ) <= maximum:
                 out[token] = True
         return out
 
@@ -89,7 +100,12 @@ class Vocabulary:
 
     @cached_property
     def words(self) -> torch.Tensor:
-        return self._mask([bool(t) and t.isprintable() and not {'"', "\\", "\ufffd"} & set(t) for t in self._texts])
+        return self._mask(
+            [
+                bool(t) and t.isprintable() and not {'"', "\\", "\ufffd"} & set(t)
+                for t in self._texts
+            ]
+        )
 
     @cached_property
     def lengths(self) -> torch.Tensor:
@@ -101,9 +117,12 @@ class Vocabulary:
 
 
 class JsonTemplate:
-    """One schema for one tokenizer. `frame[i]` are the token ids before hole i; the last frame ends the answer, end-of-turn token included."""
+    """One schema for one tokenizer. `frame[i]` are the token ids before hole i; the last frame ends
+    the answer, end-of-turn token included."""
 
-    def __init__(self, vocabulary: Vocabulary, holes: list[TemplateSlot], frame: list[tuple[int, ...]]) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, holes: list[TemplateSlot], frame: list[tuple[int, ...]]
+    ) -> None:
         self.vocabulary = vocabulary
         self.holes = holes
         self.frame = frame
@@ -125,30 +144,46 @@ class JsonTemplate:
             return closing
         if hole.kind == "integer":
             return closing | v.next_digits(state.tokens > 0, state.value, hole.maximum)
-        return closing | ((v.words if state.tokens else v.first_words) & (v.lengths <= hole.most - state.characters))
+        return closing | (
+            (v.words if state.tokens else v.first_words)
+            & (v.lengths <= hole.most - state.characters)
+        )
 
     def advance(self, state: FilledSlot, token: int) -> tuple[FilledSlot | None, tuple[int, ...]]:
-        """The state after an allowed token, and the frame tokens that follow of themselves. None: the answer is complete."""
+        """The state after an allowed token, and the frame tokens that follow of themselves. None:
+        the answer is complete."""
         if state.tokens and token == self.frame[state.hole + 1][0]:
             rest = self.frame[state.hole + 1][1:]
             return (FilledSlot(state.hole + 1) if state.hole + 1 < len(self.holes) else None), rest
         v, kind = self.vocabulary, self.holes[state.hole].kind
         value = state.value * 10 ** v.length(token) + v.number(token) if kind == "integer" else 0
-        return FilledSlot(state.hole, state.tokens + 1, state.characters + v.length(token), value), ()
+        return FilledSlot(
+            state.hole, state.tokens + 1, state.characters + v.length(token), value
+        ), ()
 
 
 def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> JsonTemplate | None:
-    """None where the schema is of another kind, or where the tokenizer cannot write JSON (a vocabulary of words, say)."""
+    """None where the schema is of another kind, or where the tokenizer cannot write JSON (a
+    vocabulary of words, say)."""
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, Mapping) or not properties:
         return None
     holes = []
     for facts in properties.values():
         kind = facts.get("type") if isinstance(facts, Mapping) else None
-        if kind not in _HONOURED or set(facts) - _HONOURED[kind] or facts.get("minimum", 0) > 0 or facts.get("minLength", 0) > 1:
+        if (
+            kind not in _HONOURED
+            or set(facts) - _HONOURED[kind]
+            or facts.get("minimum", 0) > 0
+            or facts.get("minLength", 0) > 1
+        ):
             return None
         if kind == "integer":
-            holes.append(TemplateSlot(kind, _DIGITS, min(int(facts.get("maximum", 10**_DIGITS - 1)), 10**_DIGITS - 1)))
+            holes.append(
+                TemplateSlot(
+                    kind, _DIGITS, min(int(facts.get("maximum", 10**_DIGITS - 1)), 10**_DIGITS - 1)
+                )
+            )
         else:
             holes.append(TemplateSlot(kind, int(facts.get("maxLength", 10**9))))
     texts = [""]
@@ -160,7 +195,14 @@ def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> JsonTemplate
     chat = vocabulary.chat
     frame = [tuple(chat.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
     digit = next(iter(vocabulary.next_digits(False, 0, 9).nonzero().flatten().tolist()), None)
-    word = next((i for i in vocabulary.first_words.nonzero().flatten().tolist() if vocabulary.length(i) > 1), None)
+    word = next(
+        (
+            i
+            for i in vocabulary.first_words.nonzero().flatten().tolist()
+            if vocabulary.length(i) > 1
+        ),
+        None,
+    )
     if digit is None or word is None or not all(frame):
         return None
     trial = list(frame[0])
@@ -170,7 +212,10 @@ def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> JsonTemplate
         ok = list(json.loads(chat.decode(trial))) == [str(name) for name in properties]
     except json.JSONDecodeError:
         return None
-    if not ok or any(bool(vocabulary.words[f[0]] if h.kind == "string" else vocabulary.digits[f[0]]) for h, f in zip(holes, frame[1:], strict=True)):
+    if not ok or any(
+        bool(vocabulary.words[f[0]] if h.kind == "string" else vocabulary.digits[f[0]])
+        for h, f in zip(holes, frame[1:], strict=True)
+    ):
         return None
     frame[-1] = (*frame[-1], chat.end_of_turn)
     return JsonTemplate(vocabulary, holes, frame)

@@ -1,8 +1,11 @@
 """Which cells of the key-value store are free, and who holds the others.
 
-A cell is room for one token's keys and values in every layer. The same token after the same tokens before it has the same keys and values, so any number
-of sequences may hold one cell: a branch holds its parent's cells up to the rollback step and takes new ones from there, and nothing is copied. A hold is
-pinned while the sequence is being worked on; cells without a pin can be had back, those without a hold are free.
+A cell is room for one token's keys and values in every layer. The same token after the same tokens
+before it has the same keys and values, so any number
+of sequences may hold one cell: a branch holds its parent's cells up to the rollback step and takes
+new ones from there, and nothing is copied. A hold is
+pinned while the sequence is being worked on; cells without a pin can be had back, those without a
+hold are free.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ _FIRST = 1024
 
 
 class KVSlots:
-    """Counts holds and pins of each cell. Cell 0 is nobody's: it stands where a table has nothing to say."""
+    """Counts holds and pins of each cell. Cell 0 is nobody's: it stands where a table has nothing
+    to say."""
 
     def __init__(self, limit: int) -> None:
         self.limit = max(1, limit)
-        """How many cells there may be, cell 0 left out; `grow` passes it only where it is told to."""
+        """How many cells there may be, cell 0 left out; `grow` passes it only where it is told
+        to."""
         self.pinned = 0
         """Cells with a pin."""
         self._holds = np.ones(1, np.int32)
@@ -35,14 +40,17 @@ class KVSlots:
         return len(self._free)
 
     def grow(self, least: int, beyond: bool = False) -> None:
-        """More cells: as many again as there are, at least `least`, at most up to the limit, if it is not to be passed."""
+        """More cells: as many again as there are, at least `least`, at most up to the limit, if it
+        is not to be passed."""
         old = self.count
         wanted = max(old + least, 2 * old, _FIRST)
         new = old + least if beyond else min(wanted, self.limit + 1)
         if new <= old:
             return
         for name in ("_holds", "_pins"):
-            setattr(self, name, np.concatenate((getattr(self, name), np.zeros(new - old, np.int32))))
+            setattr(
+                self, name, np.concatenate((getattr(self, name), np.zeros(new - old, np.int32)))
+            )
         self._free = [*range(new - 1, old - 1, -1), *self._free]
 
     def take(self, n: int) -> NDArray[np.int32]:

@@ -1,6 +1,7 @@
 """A standard transformers checkpoint as a policy, in this process.
 
-The event loop turns messages to token ids and waits; the engine's thread does the rest. Answers come back in one call for each iteration of the engine,
+The event loop turns messages to token ids and waits; the engine's thread does the rest. Answers
+come back in one call for each iteration of the engine,
 not one for each request.
 """
 
@@ -25,17 +26,25 @@ _SCORED_LOGITS = 2**26  # logits that such a pass may give
 
 
 class HFPolicy:
-    """Answers requests with continuous batching, reuse of keys and values between turns and branches, and counted sampling.
+    """Answers requests with continuous batching, reuse of keys and values between turns and
+    branches, and counted sampling.
 
-    `model`: a checkpoint folder (or hub name, or a PEFT adapter folder). `name`: which weights, for the journal; by default the model's path.
-    `dtype`, `device`, `adapter`: as `load_model` has them. `max_batch`: rows computed at once. `max_context`: tokens of prompt and answer, by default
-    what the model was built for. `threads`: torch threads of the engine. `cache_gib`: memory for keys and values, passed only where a single answer
-    needs more; what sequences have in common is stored once. Beside it, a forward pass gathers one layer's keys and values of its rows. Where it is used
+    `model`: a checkpoint folder (or hub name, or a PEFT adapter folder). `name`: which weights, for
+    the journal; by default the model's path.
+    `dtype`, `device`, `adapter`: as `load_model` has them. `max_batch`: rows computed at once.
+    `max_context`: tokens of prompt and answer, by default
+    what the model was built for. `threads`: torch threads of the engine. `cache_gib`: memory for
+    keys and values, passed only where a single answer
+    needs more; what sequences have in common is stored once. Beside it, a forward pass gathers one
+    layer's keys and values of its rows. Where it is used
     up, what is no longer of use goes, and then requests wait.
 
-    With n > 1 the answer is the distinct completions with their counts: exactly the n samples that n streams of the request's seed give, each token
-    computed once for all samples that share it. Temperature 0 is greedy. `request.stop` strings end the text before them. `request.cache_key` says which
-    task a request is of: it decides whose keys and values go and who waits where memory is short, and changes no answer. UserError for a model that
+    With n > 1 the answer is the distinct completions with their counts: exactly the n samples that
+    n streams of the request's seed give, each token
+    computed once for all samples that share it. Temperature 0 is greedy. `request.stop` strings end
+    the text before them. `request.cache_key` says which
+    task a request is of: it decides whose keys and values go and who waits where memory is short,
+    and changes no answer. UserError for a model that
     cannot be run; ContextFull from `complete` where prompt + max_tokens do not fit.
     """
 
@@ -53,7 +62,16 @@ class HFPolicy:
         cache_gib: float = 2.0,
     ) -> None:
         loaded = load_model(model, dtype=dtype, device=device, adapter=adapter)
-        self._take(loaded, load_tokenizer(model), str(model), name or str(adapter or model), max_batch, max_context, threads, cache_gib)
+        self._take(
+            loaded,
+            load_tokenizer(model),
+            str(model),
+            name or str(adapter or model),
+            max_batch,
+            max_context,
+            threads,
+            cache_gib,
+        )
 
     @classmethod
     def around(
@@ -67,14 +85,23 @@ class HFPolicy:
         threads: int | None = None,
         cache_gib: float = 2.0,
     ) -> HFPolicy:
-        """A policy on a model in memory, a PEFT model too, whose weights its holder may change: `changed` says so. It has to be in evaluation mode
+        """A policy on a model in memory, a PEFT model too, whose weights its holder may change:
+        `changed` says so. It has to be in evaluation mode
         while requests are in flight."""
         policy = cls.__new__(cls)
         policy._take(model, tokenizer, name, name, max_batch, max_context, threads, cache_gib)
         return policy
 
     def _take(
-        self, loaded: Any, tokenizer: Any, label: str, name: str, max_batch: int, max_context: int | None, threads: int | None, cache_gib: float
+        self,
+        loaded: Any,
+        tokenizer: Any,
+        label: str,
+        name: str,
+        max_batch: int,
+        max_context: int | None,
+        threads: int | None,
+        cache_gib: float,
     ) -> None:
         if max_batch < 1:
             raise UserError(f"max_batch = {max_batch} must be at least 1.")
@@ -97,22 +124,28 @@ class HFPolicy:
         off = self.engine.check()
         if not off < (1e-3 if "float32" in str(loaded.dtype) else 0.1):
             raise UserError(
-                f"{label} ({type(loaded).__name__}) gives other logits with the in-process engine's cache than without (relative difference {off:.2g}): "
+                f"{label} ({type(loaded).__name__}) gives other logits with the in-process "
+                f"engine's cache than without (relative difference {off:.2g}): "
                 "serve it over HTTP instead (vLLM, SGLang, llama.cpp)."
             )
 
     def changed(self, name: str) -> None:
-        """The weights are others now and are called `name`: nothing that was computed with the old ones is used any more. Not while requests are in flight."""
+        """The weights are others now and are called `name`: nothing that was computed with the old
+        ones is used any more. Not while requests are in flight."""
         self.name = name
         self.engine.forget()
 
     async def complete(self, request: Request) -> list[Completion]:
-        """See `leafe.core.Policy`. Usage: the first completion carries the prompt; `generated` counts each computed token once."""
+        """See `leafe.core.Policy`. Usage: the first completion carries the prompt; `generated`
+        counts each computed token once."""
         if request.n < 1 or request.max_tokens < 1:
             raise ValueError("n and max_tokens must be at least 1")
         prompt = self.chat.prompt(request.messages)
         if len(prompt) + request.max_tokens > self.max_context:
-            raise ContextFull(f"{len(prompt)} prompt tokens and {request.max_tokens} for the answer do not fit {self.name}'s context of {self.max_context}.")
+            raise ContextFull(
+                f"{len(prompt)} prompt tokens and {request.max_tokens} for the answer do "
+                f"not fit {self.name}'s context of {self.max_context}."
+            )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Completion]] = loop.create_future()
         seed = request.seed if request.seed is not None else secrets.randbits(63)
@@ -120,13 +153,23 @@ class HFPolicy:
         return await future
 
     async def score(self, asked: Sequence[tuple[Sequence[Message], Message]]) -> list[float | None]:
-        """The log-probability of each whole answer (end-of-turn token included) to its prompt, in nats at temperature 1; None where the context is too short.
+        """The log-probability of each whole answer (end-of-turn token included) to its prompt, in
+        nats at temperature 1; None where the context is too short.
 
-        Plain forward passes beside the engine. Of an answer with sampled ids these are scored, of another its text as the tokenizer cuts it.
+        Plain forward passes beside the engine. Of an answer with sampled ids these are scored, of
+        another its text as the tokenizer cuts it.
         """
-        return await asyncio.to_thread(self._score, [(self.chat.prompt(tuple(prompt)), self.chat.answer(answer)) for prompt, answer in asked])
+        return await asyncio.to_thread(
+            self._score,
+            [
+                (self.chat.prompt(tuple(prompt)), self.chat.answer(answer))
+                for prompt, answer in asked
+            ],
+        )
 
-    def _score(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float | None]:
+    def _score(
+        self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+    ) -> list[float | None]:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         model = self.engine.model
@@ -138,7 +181,9 @@ class HFPolicy:
             longest, kept = max(map(len, rows)), max(len(pairs[i][1]) for i in batch)
             ids_BL = torch.zeros(len(rows), longest, dtype=torch.long)
             mask_BL = torch.zeros(len(rows), longest, dtype=torch.long)
-            for b, row in enumerate(rows):  # padded on the left, so that the answers stand at the end
+            for b, row in enumerate(
+                rows
+            ):  # padded on the left, so that the answers stand at the end
                 ids_BL[b, longest - len(row) :] = torch.tensor(row)
                 mask_BL[b, longest - len(row) :] = 1
             places_BL = (mask_BL.cumsum(-1) - 1).clamp(min=0)
@@ -161,7 +206,9 @@ class HFPolicy:
         await asyncio.to_thread(self.engine.close)
 
 
-def _alike(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], context: int, vocabulary: int) -> Iterator[list[int]]:
+def _alike(
+    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], context: int, vocabulary: int
+) -> Iterator[list[int]]:
     """Indices of the (prompt, answer) pairs that fit the context, in batches of like length."""
     batch: list[int] = []
     kept = 0

@@ -1,12 +1,18 @@
 """The sequences whose keys and values are there, and which one serves a new prompt best.
 
-A slot is a line of two tables: the token ids of a sequence, and the cells that hold their keys and values. A new prompt looks for the slot that shares its
-longest prefix and holds the same cells as far as that goes. So an episode's next turn computes its new tokens alone, and so do a branch from any earlier
-turn and its siblings, and what tasks have in common (a system message, examples) is stored once for all of them.
+A slot is a line of two tables: the token ids of a sequence, and the cells that hold their keys and
+values. A new prompt looks for the slot that shares its
+longest prefix and holds the same cells as far as that goes. So an episode's next turn computes its
+new tokens alone, and so do a branch from any earlier
+turn and its siblings, and what tasks have in common (a system message, examples) is stored once for
+all of them.
 
-Where cells are short, idle sequences give theirs back from their ends: first those of tasks that are no longer served, then those that their task has left
-long ago. A task that is being explored keeps its branches as long as there is one that is not. Where all that is of use is too much, one task gives up
-what it has and is `cold`: it should wait until there is room, or the tasks would take each other's cells in turn and each compute its history anew at
+Where cells are short, idle sequences give theirs back from their ends: first those of tasks that
+are no longer served, then those that their task has left
+long ago. A task that is being explored keeps its branches as long as there is one that is not.
+Where all that is of use is too much, one task gives up
+what it has and is `cold`: it should wait until there is room, or the tasks would take each other's
+cells in turn and each compute its history anew at
 every step.
 """
 
@@ -24,12 +30,13 @@ WORTHWHILE = 32
 """Tokens: a shorter gain is not worth a search over all slots or a wait of one iteration."""
 _FIRST_SLOTS, _FIRST_LENGTH = 16, 64
 _PATIENCE = 4
-"""Times the average gap between a task's requests: one that was not served for longer is taken to be over."""
+"""Times the average gap between a task's requests: one that was not served for longer is taken to
+be over."""
 _ENTRIES = 16
 """Entries of the tables for each cell, at most."""
 
 Tokens = NDArray[np.int32]
-SnapshotHandle = NDArray[np.int32]
+HeldCells = NDArray[np.int32]
 """Cells of the first tokens of a sequence, in order."""
 
 
@@ -68,44 +75,65 @@ class Slots:
         self._warm: dict[str, int] = {}
         """When each task was served last, those left out that had to give up cells since."""
         self._gap = 64.0
-        """How long a task takes from one request to the next, on average; at first a guess that lets tasks be."""
+        """How long a task takes from one request to the next, on average; at first a guess that
+        lets tasks be."""
 
     # finding
 
     def find(self, prompt: Tokens, key: str) -> Found | None:
-        """The longest prefix that is there; None: wait, much more of it is being computed for another one right now."""
-        known = np.fromiter(self._of_key[key], np.int64) if key in self._of_key else np.zeros(0, np.int64)
+        """The longest prefix that is there; None: wait, much more of it is being computed for
+        another one right now."""
+        known = (
+            np.fromiter(self._of_key[key], np.int64)
+            if key in self._of_key
+            else np.zeros(0, np.int64)
+        )
         slot, cached, coming = self._match(prompt, known)
-        if len(prompt) - max(cached, coming) >= WORTHWHILE and len(known) < len(self._key) - len(self._empty):
+        if len(prompt) - max(cached, coming) >= WORTHWHILE and len(known) < len(self._key) - len(
+            self._empty
+        ):
             everywhere = self._match(prompt, None)
             if max(everywhere[1:]) >= max(cached, coming) + WORTHWHILE:
                 slot, cached, coming = everywhere
         return None if coming - cached >= WORTHWHILE else Found(slot, cached)
 
     def _match(self, prompt: Tokens, among: NDArray[np.int64] | None) -> tuple[int, int, int]:
-        """(slot, tokens of the prompt that are ready there, tokens that are ready or on their way in the best such slot); the last token is left to compute."""
+        """(slot, tokens of the prompt that are ready there, tokens that are ready or on their way
+        in the best such slot); the last token is left to compute."""
         width = min(len(prompt) - 1, self.tokens.shape[1])
         if width <= 0 or (among is not None and not len(among)):
             return 0, 0, 0
-        lines, ready, known = (self.tokens, self.ready, self.known) if among is None else (self.tokens[among], self.ready[among], self.known[among])
+        lines, ready, known = (
+            (self.tokens, self.ready, self.known)
+            if among is None
+            else (self.tokens[among], self.ready[among], self.known[among])
+        )
         equal = lines[:, :width] == prompt[:width]
         shared = np.where(equal.all(1), width, equal.argmin(1))
         there = np.minimum(shared, ready)
         best = int(there.argmax())
-        return best if among is None else int(among[best]), int(there[best]), int(np.minimum(shared, known).max())
+        return (
+            best if among is None else int(among[best]),
+            int(there[best]),
+            int(np.minimum(shared, known).max()),
+        )
 
     def pins(self, found: Found) -> int:
         """How many cells of the prefix are not pinned so far: the room that holding it takes."""
         return self.pool.without_pin(self.cells[found.slot, : found.cached])
 
     def cold(self, key: str) -> bool:
-        """The task was never served, or not for several times as long as a task takes to come again, or gave up cells since. Requests without a key are not."""
+        """The task was never served, or not for several times as long as a task takes to come
+        again, or gave up cells since. Requests without a key are not."""
         return bool(key) and self._warm.get(key, -(10**9)) < self._clock - _PATIENCE * self._gap
 
     def quiet(self) -> int:
-        """Cells that can be had without taking any that a task which is not cold has used of late."""
+        """Cells that can be had without taking any that a task which is not cold has used of
+        late."""
         kept = np.flatnonzero(self._worth(np.arange(len(self.busy))) > 1)
-        held = np.concatenate([self.pool.pinned_cells(), *(self.cells[s, : self.stored[s]] for s in kept)])
+        held = np.concatenate(
+            [self.pool.pinned_cells(), *(self.cells[s, : self.stored[s]] for s in kept)]
+        )
         return self.pool.limit - len(np.unique(held))
 
     def _worth(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -116,9 +144,15 @@ class Slots:
 
     # working on a sequence
 
-    def claim(self, tokens: Tokens, key: str, prefix: Found | SnapshotHandle) -> int:
-        """A busy slot with these tokens, a cell for each; the prefix's cells are held (those of a `SnapshotHandle` already are)."""
-        if isinstance(prefix, Found) and prefix.cached and not self.busy[prefix.slot] and self.ready[prefix.slot] - prefix.cached < 2:
+    def claim(self, tokens: Tokens, key: str, prefix: Found | HeldCells) -> int:
+        """A busy slot with these tokens, a cell for each; the prefix's cells are held (those of a
+        `HeldCells` already are)."""
+        if (
+            isinstance(prefix, Found)
+            and prefix.cached
+            and not self.busy[prefix.slot]
+            and self.ready[prefix.slot] - prefix.cached < 2
+        ):
             slot, cached = prefix.slot, prefix.cached  # goes on in its own line
             self._cut(slot, cached)
             self.pool.pin(self.cells[slot, :cached])
@@ -157,17 +191,22 @@ class Slots:
         if not total:
             return
         taken = self._take(total)
-        place = np.arange(total) - np.repeat(lacking.cumsum() - lacking, lacking) + np.repeat(self.stored[slots], lacking)
+        place = (
+            np.arange(total)
+            - np.repeat(lacking.cumsum() - lacking, lacking)
+            + np.repeat(self.stored[slots], lacking)
+        )
         self.cells[np.repeat(slots, lacking), place] = taken
         self.stored[slots] = self.known[slots]
 
-    def fork(self, slot: int) -> SnapshotHandle:
-        """The cells of all that is ready in a busy slot, held once more and pinned: for `claim`, or for `forget`."""
+    def fork(self, slot: int) -> HeldCells:
+        """The cells of all that is ready in a busy slot, held once more and pinned: for `claim`, or
+        for `forget`."""
         held = self.cells[slot, : self.ready[slot]].copy()
         self.pool.hold(held)
         return held
 
-    def forget(self, held: SnapshotHandle) -> None:
+    def forget(self, held: HeldCells) -> None:
         self.pool.unpin(held)
         self.pool.drop(held)
 
@@ -200,7 +239,8 @@ class Slots:
                 self._of_key[key].add(slot)
 
     def _take(self, n: int) -> NDArray[np.int32]:
-        """n cells: free ones, then new ones up to the limit, then those of idle slots, and beyond the limit where all that does not do."""
+        """n cells: free ones, then new ones up to the limit, then those of idle slots, and beyond
+        the limit where all that does not do."""
         pool = self.pool
         if pool.free < n:
             pool.grow(n - pool.free)
@@ -221,7 +261,9 @@ class Slots:
                 del self._warm[self._key[slot]]
                 self._served[mine] = 0  # and the rest of it is the next to go
             self._cut(slot, max(0, int(self.ready[slot]) - wanted + self.pool.free))
-            if self.pool.free < wanted and self.ready[slot]:  # what it shares with another is not free by that: then all of it goes
+            if (
+                self.pool.free < wanted and self.ready[slot]
+            ):  # what it shares with another is not free by that: then all of it goes
                 self._cut(slot, 0)
             if self.pool.free >= wanted:
                 return
@@ -235,7 +277,8 @@ class Slots:
             self._empty.append(slot)
 
     def _line(self) -> int:
-        """An empty line: a new one where the tables may grow, else that of the idle slot whose turn it is to go."""
+        """An empty line: a new one where the tables may grow, else that of the idle slot whose turn
+        it is to go."""
         slots, length = self.tokens.shape
         if not self._empty and 2 * slots * length > _ENTRIES * self.pool.limit:
             idle = np.flatnonzero(~self.busy)

@@ -1,6 +1,8 @@
-"""From a folder to a model and a tokenizer, or to one clear sentence about what is wrong with the folder.
+"""From a folder to a model and a tokenizer, or to one clear sentence about what is wrong with the
+folder.
 
-Safetensors only, no remote code. A folder that holds a PEFT adapter and no model names its base model itself.
+Safetensors only, no remote code. A folder that holds a PEFT adapter and no model names its base
+model itself.
 """
 
 from __future__ import annotations
@@ -24,17 +26,23 @@ def _needs_extra(what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UserError(f"{what} needs the package {error.name!r}, which is not installed: pip install 'leafe[hf]'.") from error
+        raise UserError(
+            f"{what} needs the package {error.name!r}, which is not installed: pip install "
+            "'leafe[hf]'."
+        ) from error
 
 
 def _folder(path: str | Path) -> Path | str:
-    """The folder, or the name of a model on the Hugging Face hub; UserError where it can be neither."""
+    """The folder, or the name of a model on the Hugging Face hub; UserError where it can be
+    neither."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     if isinstance(path, str) and _HUB_NAME.fullmatch(path) and not folder.exists():
         return path
-    raise UserError(f"There is no model folder {path}: give a folder with config.json and model.safetensors.")
+    raise UserError(
+        f"There is no model folder {path}: give a folder with config.json and model.safetensors."
+    )
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -54,32 +62,49 @@ def adapter_base(path: str | Path) -> str | None:
         return None
     base = _read_json(folder, "adapter_config.json").get("base_model_name_or_path")
     if not base:
-        raise UserError(f"The adapter {folder} does not name its base model: give the base model as the model and this folder as the adapter.")
+        raise UserError(
+            f"The adapter {folder} does not name its base model: give the base model as "
+            "the model and this folder as the adapter."
+        )
     return str(base)
 
 
 def load_tokenizer(path: str | Path) -> Any:
     """The fast tokenizer of a checkpoint folder (or hub name). UserError where there is none.
 
-    A folder whose tokenizer is a plain `tokenizer.json` gets exactly that: `AutoTokenizer` would replace the pre-tokenizer of a Qwen2 model by Qwen's own.
+    A folder whose tokenizer is a plain `tokenizer.json` gets exactly that: `AutoTokenizer` would
+    replace the pre-tokenizer of a Qwen2 model by Qwen's own.
     """
     with _needs_extra("An in-process model"):
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
     where = _folder(path)
-    if isinstance(where, Path) and not (where / "tokenizer_config.json").is_file() and (base := adapter_base(where)) is not None:
+    if (
+        isinstance(where, Path)
+        and not (where / "tokenizer_config.json").is_file()
+        and (base := adapter_base(where)) is not None
+    ):
         where = _folder(base)
     try:
         if isinstance(where, Path) and is_plain(where):
             return PreTrainedTokenizerFast.from_pretrained(str(where))
         return AutoTokenizer.from_pretrained(str(where))
-    except Exception as error:  # the files are foreign, and tokenizers raises plain Exceptions on damaged ones
+    except (
+        Exception
+    ) as error:  # the files are foreign, and tokenizers raises plain Exceptions on damaged ones
         raise UserError(f"No tokenizer can be loaded from {where}: {first_line(error)}") from error
 
 
-def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", adapter: str | Path | None = None) -> Any:
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    adapter: str | Path | None = None,
+) -> Any:
     """A causal language model in evaluation mode on its device.
 
-    `dtype`: "auto" (float32 on a CPU, the checkpoint's own elsewhere) or a torch name ("bfloat16"). `device`: "auto" (CUDA where there is one) or a torch name.
+    `dtype`: "auto" (float32 on a CPU, the checkpoint's own elsewhere) or a torch name ("bfloat16").
+    `device`: "auto" (CUDA where there is one) or a torch name.
     `adapter`: a PEFT folder, merged into the weights. UserError where any of it cannot be had.
     """
     with _needs_extra("An in-process model"):
@@ -88,14 +113,18 @@ def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", a
     where = _folder(path)
     if isinstance(where, Path) and (base := adapter_base(where)) is not None:
         if adapter is not None:
-            raise UserError(f"{where} is itself an adapter: give its base model ({base}) to use another one.")
+            raise UserError(
+                f"{where} is itself an adapter: give its base model ({base}) to use another one."
+            )
         where, adapter = _folder(base), where
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     kind: Any = dtype
     if dtype == "auto":
         kind = torch.float32 if chosen.startswith("cpu") else "auto"
     elif not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise UserError(f"dtype = {dtype!r} is no torch type: use auto, float32, bfloat16 or float16.")
+        raise UserError(
+            f"dtype = {dtype!r} is no torch type: use auto, float32, bfloat16 or float16."
+        )
     else:
         kind = getattr(torch, dtype)
     try:
@@ -109,7 +138,8 @@ def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto", a
         if isinstance(where, Path):
             raise
         raise UserError(
-            f"{error} Give policy.model a checkpoint folder or the id of a model that can be fetched here, "
+            f"{error} Give policy.model a checkpoint folder or the id of a model that can "
+            "be fetched here, "
             'or ask a server: policy.kind = "http" with options.base_url.'
         ) from error
     if adapter is not None:
@@ -140,19 +170,35 @@ def _merge(model: Any, adapter: str | Path) -> Any:
 
 
 def check_architecture(config: Any, context: int, name: str) -> None:
-    """UserError unless every layer attends to the whole context: the engine keeps keys and values of every position and nothing else."""
+    """UserError unless every layer attends to the whole context: the engine keeps keys and values
+    of every position and nothing else."""
     advice = "serve it over HTTP instead (vLLM, SGLang, llama.cpp)"
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"{name} is an encoder-decoder model, which the in-process engine cannot run: use a decoder-only model.")
+        raise UserError(
+            f"{name} is an encoder-decoder model, which the in-process engine cannot run: "
+            "use a decoder-only model."
+        )
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    window = (
+        getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True)
+        else None
+    )
     if kinds - {"sliding_attention"} or (window is None and "sliding_attention" in kinds):
-        raise UserError(f"{name} has layers of kind {', '.join(sorted(kinds))}, which the in-process engine cannot run: {advice}.")
+        raise UserError(
+            f"{name} has layers of kind {', '.join(sorted(kinds))}, which the in-process "
+            f"engine cannot run: {advice}."
+        )
     if window is not None and window < context:
-        raise UserError(f"{name} attends to a sliding window of {window} tokens only: set max_context to {window} or less, or {advice}.")
+        raise UserError(
+            f"{name} attends to a sliding window of {window} tokens only: set max_context "
+            f"to {window} or less, or {advice}."
+        )
     switch = rotary_switch(getattr(config, "get_text_config", lambda: config)())
     if switch is not None and switch < context:
         raise UserError(
-            f"{name} uses other rotary factors past {switch} tokens, for all rows of a forward pass at once (LongRoPE), "
-            f"so that an answer would depend on what else is in flight: set max_context to {switch} or less, or {advice}."
+            f"{name} uses other rotary factors past {switch} tokens, for all rows of a "
+            "forward pass at once (LongRoPE), "
+            "so that an answer would depend on what else is in flight: set max_context to "
+            f"{switch} or less, or {advice}."
         )

@@ -1,7 +1,10 @@
-"""What a server really does with what it is asked, found out by a dozen short requests before a run.
+"""What a server really does with what it is asked, found out by a dozen short requests before a
+run.
 
-A server that ignores a seed, n or a schema says 200 and looks like one that honours them. So each is put to the test: equal seeds must give equal
-samples, four choices must not be one text, and a greeting under a schema must come out as that schema's JSON. Every field in which servers take a
+A server that ignores a seed, n or a schema says 200 and looks like one that honours them. So each
+is put to the test: equal seeds must give equal
+samples, four choices must not be one text, and a greeting under a schema must come out as that
+schema's JSON. Every field in which servers take a
 schema is tried until one works. What is asked for here alone (a temperature of 1.5, an answer of a
 few tokens) must not keep out a server that a run could use.
 """
@@ -27,20 +30,30 @@ if TYPE_CHECKING:
 _CHAT = "chat/completions"
 _HI = Request((Message("user", "hi"),), max_tokens=16)
 _STORY = Request((Message("user", "Tell me a story."),), temperature=1.5, max_tokens=16)
-_GREETING = Request((Message("user", "Say hello to me in one short sentence."),), temperature=1.0, max_tokens=40, seed=1)
+_GREETING = Request(
+    (Message("user", "Say hello to me in one short sentence."),),
+    temperature=1.0,
+    max_tokens=40,
+    seed=1,
+)
 _SCHEMA = {
     "type": "object",
-    "properties": {"step": {"type": "integer", "minimum": 0, "maximum": 3}, "experience": {"type": "string", "minLength": 1, "maxLength": 20}},
+    "properties": {
+        "step": {"type": "integer", "minimum": 0, "maximum": 3},
+        "experience": {"type": "string", "minLength": 1, "maxLength": 20},
+    },
     "required": ["step", "experience"],
     "additionalProperties": False,
 }
 """With the keywords that the schemas of reflections have."""
 _OBEYS = re.compile(r'\s*\{\s*"(step|experience)"\s*:')
-"""How an answer that holds to the schema begins, should it be cut off at the limit; nobody greets like that unasked."""
+"""How an answer that holds to the schema begins, should it be cut off at the limit; nobody greets
+like that unasked."""
 
 
 async def check_endpoint(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -> None:
-    """Unreachable where nobody answers, UserError where the server refuses or fails; what it understands is written to its dialect."""
+    """Unreachable where nobody answers, UserError where the server refuses or fails; what it
+    understands is written to its dialect."""
     served: dict[str, int | None] = {}
     if endpoint.proxy:
         unused = f"{endpoint.proxy} names a proxy, which leafe does not use"
@@ -56,11 +69,16 @@ async def check_endpoint(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -
         await _try_schema(policy, fleet, endpoint)
     except Refused as refused:
         known = f" (it serves {_listed([*served])})" if served else ""
-        raise UserError(f"{endpoint.base_url} refuses model {policy.model!r}{known} with status {refused}; {policy.remedy(refused)}.") from refused
+        raise UserError(
+            f"{endpoint.base_url} refuses model {policy.model!r}{known} with status "
+            f"{refused}; {policy.remedy(refused)}."
+        ) from refused
     except Unreachable:
         raise
     except PolicyError as error:
-        raise UserError(f"The endpoint of model {policy.model!r} does not work: {str(error).rstrip('.')}.") from error
+        raise UserError(
+            f"The endpoint of model {policy.model!r} does not work: {str(error).rstrip('.')}."
+        ) from error
 
 
 async def _served(fleet: Fleet, endpoint: Endpoint) -> dict[str, int | None]:
@@ -103,7 +121,8 @@ async def _must_answer(
 
 
 async def _try_ids(policy: HTTPPolicy, endpoint: Endpoint) -> None:
-    """Whether token ids and log-probabilities come when asked for; a refusal or any failure means no."""
+    """Whether token ids and log-probabilities come when asked for; a refusal or any failure means
+    no."""
     dialect = endpoint.dialect
     if policy.token_ids and any(
         c.tokens for c in await _asked(policy, endpoint, replace(dialect, ids="return_token_ids"))
@@ -119,7 +138,9 @@ async def _try_ids(policy: HTTPPolicy, endpoint: Endpoint) -> None:
 async def _asked(policy: HTTPPolicy, endpoint: Endpoint, dialect: Dialect) -> list[Completion]:
     request = replace(_STORY, temperature=1.0)
     try:
-        return await endpoint.send(_CHAT, body_of(request, policy.model, 1, None, dialect, policy.extra), _reading(request))
+        return await endpoint.send(
+            _CHAT, body_of(request, policy.model, 1, None, dialect, policy.extra), _reading(request)
+        )
     except Refused as refused:
         if refused.status in (401, 403, 404):
             raise
@@ -150,13 +171,28 @@ async def _try_sampling(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) ->
         alike = f"gave four equal samples at temperature {story.temperature:g}"
         _ignored(policy, endpoint, "all_alike", f"{alike}: it seems not to sample (see `extra`)")
         return
-    if endpoint.dialect.seed and all(got[0].text != text for got, text in zip(again, texts, strict=False)):
+    if endpoint.dialect.seed and all(
+        got[0].text != text for got, text in zip(again, texts, strict=False)
+    ):
         endpoint.dialect.seed_holds = False
-        _ignored(policy, endpoint, "seed_ignored", "gave two samples for one seed: it seems to ignore seeds, so that its samples cannot be drawn again")
+        _ignored(
+            policy,
+            endpoint,
+            "seed_ignored",
+            (
+                "gave two samples for one seed: it seems to ignore seeds, so that its samples "
+                "cannot be drawn again"
+            ),
+        )
     choices = await _ask(policy, fleet, endpoint, replace(story, seed=5, n=4))
     if len(choices) == 4 and len({c.text for c in choices}) == 1 and len(set(texts)) > 2:
         endpoint.dialect.most = 1
-        _ignored(policy, endpoint, "n_ignored", "gave one text four times for n = 4: it is asked once for each sample")
+        _ignored(
+            policy,
+            endpoint,
+            "n_ignored",
+            "gave one text four times for n = 4: it is asked once for each sample",
+        )
 
 
 async def _try_schema(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -> None:
@@ -164,7 +200,14 @@ async def _try_schema(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -> N
     request = replace(_GREETING, schema=_SCHEMA)
     refusals = []
     for field in SCHEMA_FIELDS:
-        body = body_of(request, policy.model, 1, request.seed, replace(dialect, schema=field, ids=None, logprobs=False), policy.extra)
+        body = body_of(
+            request,
+            policy.model,
+            1,
+            request.seed,
+            replace(dialect, schema=field, ids=None, logprobs=False),
+            policy.extra,
+        )
 
         async def once(e: Endpoint, body: bytes = body) -> list[Completion]:
             return await e.send(_CHAT, body, _reading(request))
@@ -179,7 +222,10 @@ async def _try_schema(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -> N
             return
     dialect.schema = None
     refused_all = f" ({refusals[0]})" if refusals else ""
-    words = f"holds to no JSON schema, in whichever field it is given{refused_all}: reflections are parsed from free text"
+    words = (
+        f"holds to no JSON schema, in whichever field it is given{refused_all}: reflections "
+        "are parsed from free text"
+    )
     _ignored(policy, endpoint, "schema_ignored", words)
 
 
@@ -192,10 +238,16 @@ def _holds(answer: Completion) -> bool:
         found = json.loads(answer.text)
     except ValueError:
         return False
-    return isinstance(found, dict) and found.keys() == {"step", "experience"} and isinstance(found["step"], int)
+    return (
+        isinstance(found, dict)
+        and found.keys() == {"step", "experience"}
+        and isinstance(found["step"], int)
+    )
 
 
-async def _ask(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint, request: Request) -> list[Completion]:
+async def _ask(
+    policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint, request: Request
+) -> list[Completion]:
     async def once(e: Endpoint) -> list[Completion]:
         return await policy.try_on(e, request, 0, request.n)
 
@@ -213,7 +265,9 @@ def _reading(request: Request) -> Callable[[object], list[Completion]]:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(map(repr, names[:8])) + (
+        f" and {len(names) - 8} more" if len(names) > 8 else ""
+    )
 
 
 _CONTEXT_FIELDS = ("max_model_len", "context_length", "context_window", "max_context_length")

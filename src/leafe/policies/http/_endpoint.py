@@ -34,7 +34,8 @@ _CUTS = 256
 _PART = 6
 """Characters of a key that are too many to be shown."""
 _ROW = 3
-"""Failed tries in a row after which a server is taken out; where no connection could be made, one is enough."""
+"""Failed tries in a row after which a server is taken out; where no connection could be made, one
+is enough."""
 
 
 class Refused(Exception):
@@ -63,10 +64,13 @@ class Unreachable(PolicyError):
 
 
 class Failed(Exception):
-    """One try failed and another may succeed: `kind` for the counter, `cause` for people, `wait` in seconds where the server said, `absent` where
+    """One try failed and another may succeed: `kind` for the counter, `cause` for people, `wait` in
+    seconds where the server said, `absent` where
     there was not even a connection."""
 
-    def __init__(self, kind: str, cause: str, wait: float | None = None, *, absent: bool = False) -> None:
+    def __init__(
+        self, kind: str, cause: str, wait: float | None = None, *, absent: bool = False
+    ) -> None:
         super().__init__(cause)
         self.absent = absent
         self.kind = kind
@@ -75,9 +79,17 @@ class Failed(Exception):
 
 
 class Endpoint:
-    """The server at `base_url`. `ready`: awaited before every request; raises PolicyError where the server will not come back."""
+    """The server at `base_url`. `ready`: awaited before every request; raises PolicyError where the
+    server will not come back."""
 
-    def __init__(self, base_url: str, key_env: str | None, timeout_s: float, stats: Counter[str], ready: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        key_env: str | None,
+        timeout_s: float,
+        stats: Counter[str],
+        ready: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         wrong = f"base_url = {base_url!r} is no web address"
         try:
             parts = urlsplit(base_url)
@@ -86,8 +98,16 @@ class Endpoint:
             raise UserError(f"{wrong} ({error}): write http://HOST:PORT/v1.") from error
         if parts.username is not None or parts.password is not None:
             where = f"base_url for {parts.hostname}"
-            raise UserError(f"{where} holds a user name or password: put the key in an environment variable and name it with api_key_env.")
-        if parts.scheme not in ("http", "https") or not parts.hostname or not base_url.isascii() or any(c.isspace() for c in base_url):
+            raise UserError(
+                f"{where} holds a user name or password: put the key in an environment "
+                "variable and name it with api_key_env."
+            )
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or not base_url.isascii()
+            or any(c.isspace() for c in base_url)
+        ):
             raise UserError(f"{wrong}: write http://HOST:PORT/v1.")
         secure = parts.scheme == "https"
         self._origin = f"{parts.scheme}://{parts.netloc}"
@@ -113,7 +133,9 @@ class Endpoint:
         """The environment variable that names a proxy for this server, which is not used; None:
         there is none."""
         self._head: dict[tuple[str, str], bytes] = {}
-        self._connections = Connections(parts.hostname, port or (443 if secure else 80), secure, min(timeout_s, CONNECT_S))
+        self._connections = Connections(
+            parts.hostname, port or (443 if secure else 80), secure, min(timeout_s, CONNECT_S)
+        )
 
     @property
     def base_url(self) -> str:
@@ -124,7 +146,8 @@ class Endpoint:
         return f"{self.base_url}/{path}".rstrip("/")
 
     async def send(self, path: str, payload: bytes | None, read: Callable[[object], T]) -> T:
-        """One try: POST `payload` (GET where it is None) to base_url/path; `read(answer)`, which raises Garbage for what it cannot use."""
+        """One try: POST `payload` (GET where it is None) to base_url/path; `read(answer)`, which
+        raises Garbage for what it cannot use."""
         self.stats["requests"] += 1
         self.own["requests"] += 1
         try:
@@ -190,9 +213,15 @@ class Endpoint:
         address = f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
         return "".join(filter(str.isprintable, address))[:200] if header else ""
 
-    async def _exchange(self, base: str, path: str, payload: bytes | None, timeout_s: float) -> Answer:
+    async def _exchange(
+        self, base: str, path: str, payload: bytes | None, timeout_s: float
+    ) -> Answer:
         head = self._head.get((base, path)) or self._make_head(base, path)
-        data = b"GET " + head + b"\r\n" if payload is None else b"POST %bContent-Length: %d\r\n\r\n%b" % (head, len(payload), payload)
+        data = (
+            b"GET " + head + b"\r\n"
+            if payload is None
+            else b"POST %bContent-Length: %d\r\n\r\n%b" % (head, len(payload), payload)
+        )
         try:
             async with asyncio.timeout(timeout_s):
                 return unpacked(await self._connections.ask(data))
@@ -213,8 +242,16 @@ class Endpoint:
     def _make_head(self, base: str, path: str) -> bytes:
         key = self._key()
         if key and not (key.isascii() and key.isprintable()):
-            raise UserError(f"The environment variable {self.key_env} holds characters that no API key has: set it anew.")
-        lines = [f"{base}/{path}{self._query} HTTP/1.1", f"Host: {self._host}", "User-Agent: leafe", "Accept: application/json"]
+            raise UserError(
+                f"The environment variable {self.key_env} holds characters that no API key "
+                "has: set it anew."
+            )
+        lines = [
+            f"{base}/{path}{self._query} HTTP/1.1",
+            f"Host: {self._host}",
+            "User-Agent: leafe",
+            "Accept: application/json",
+        ]
         lines += ["Accept-Encoding: identity"]
         lines += ["Content-Type: application/json"] + [f"Authorization: Bearer {key}"] * bool(key)
         head = "\r\n".join(lines).encode() + b"\r\n"
@@ -242,25 +279,30 @@ class Endpoint:
         before = self._cuts.setdefault(total, prompt)
         return before != prompt or (context is not None and total >= context - 1)
 
-    # --- up or down ---------------------------------------------------------------------------------------------
+    # --- up or down
+    # ---------------------------------------------------------------------------------------------
 
     def answered(self) -> None:
         self._failures = 0
 
     def failed(self, failed: Failed) -> bool:
-        """Count a failed try; whether the server should be taken out. A busy server (429) is none that fails."""
+        """Count a failed try; whether the server should be taken out. A busy server (429) is none
+        that fails."""
         if failed.kind == "429":
             return False
         self._failures += 1
         return self._failures >= _ROW or failed.absent
 
     async def healthy(self) -> bool:
-        """Whether it takes requests: /health beside or under base_url where there is one, else its models list."""
+        """Whether it takes requests: /health beside or under base_url where there is one, else its
+        models list."""
         root = self._path.rpartition("/")[0] if self._path.endswith("/v1") else self._path
         try:
             answer = await self._exchange(root, "health", None, min(_PROBE_S, self.timeout_s))
             if answer.status in (401, 403, 404, 405):
-                answer = await self._exchange(self._path, "models", None, min(_PROBE_S, self.timeout_s))
+                answer = await self._exchange(
+                    self._path, "models", None, min(_PROBE_S, self.timeout_s)
+                )
                 return answer.status < 500
         except Failed:
             return False
@@ -290,7 +332,11 @@ def _retry_after(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        seconds = float(value) if value[0] in "-0123456789" else parsedate_to_datetime(value).timestamp() - time.time()
+        seconds = (
+            float(value)
+            if value[0] in "-0123456789"
+            else parsedate_to_datetime(value).timestamp() - time.time()
+        )
     except (ValueError, OverflowError):
         return None
     return max(0.0, seconds)

@@ -1,8 +1,12 @@
-"""Several servers of one model: which of them a request goes to, again where a try fails, twice where it lags.
+"""Several servers of one model: which of them a request goes to, again where a try fails, twice
+where it lags.
 
-The requests of a task share a prefix, so they go to the same server: rendezvous hashing of the task's id names every server's rank for it, and
-taking one away moves only its own tasks. A request passes to its next choice where its server is down, or holds more than its share
-(consistent hashing with bounded loads): at most max(16, 1.5 times the mean) requests, as they stand when the request comes.
+The requests of a task share a prefix, so they go to the same server: rendezvous hashing of the
+task's id names every server's rank for it, and
+taking one away moves only its own tasks. A request passes to its next choice where its server is
+down, or holds more than its share
+(consistent hashing with bounded loads): at most max(16, 1.5 times the mean) requests, as they stand
+when the request comes.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ _LATENCIES = 256
 
 
 class Fleet:
-    """`hedge`: a request that has had no answer for so many times the median of late is sent to a second server too; None: never."""
+    """`hedge`: a request that has had no answer for so many times the median of late is sent to a
+    second server too; None: never."""
 
     def __init__(
         self,
@@ -62,11 +67,16 @@ class Fleet:
         self._answers = 0
         self._hedged = 0
 
-    async def call(self, key: str, work: Work[T], path: str, twice: Callable[[T], T] | None = None) -> T:
-        """`work` on the server that suits `key`, on others where that fails, at most `retries` further times.
+    async def call(
+        self, key: str, work: Work[T], path: str, twice: Callable[[T], T] | None = None
+    ) -> T:
+        """`work` on the server that suits `key`, on others where that fails, at most `retries`
+        further times.
 
-        `twice` gives the answer with what a second, cancelled request may have cost added; without it a lagging request is not sent again.
-        Raises what `work` raises beside Failed, at once; PolicyError where every try failed, Unreachable where nobody answered the last.
+        `twice` gives the answer with what a second, cancelled request may have cost added; without
+        it a lagging request is not sent again.
+        Raises what `work` raises beside Failed, at once; PolicyError where every try failed,
+        Unreachable where nobody answered the last.
         """
         self._begin()
         async with self._slots:
@@ -79,7 +89,10 @@ class Fleet:
                 self.stats["deadline"] += 1
                 self.stats["given_up"] += 1
                 where = self._ranked(key)[0].at(path)
-                raise PolicyError(f"{where} gave no answer within the deadline of {self.deadline_s:g} s, retries included.") from error
+                raise PolicyError(
+                    f"{where} gave no answer within the deadline of {self.deadline_s:g} s, "
+                    "retries included."
+                ) from error
 
     async def on(self, endpoint: Endpoint, work: Work[T], path: str, *, once: bool = False) -> T:
         """`work` on this very server, retried there (`once`: not at all)."""
@@ -103,7 +116,11 @@ class Fleet:
         for attempt in range(self.retries + 1):
             endpoint = self._pick(key, tried)
             try:
-                return await self._lagging(endpoint, key, work, twice) if self.hedge is not None and twice else await self._try(endpoint, work)
+                return (
+                    await self._lagging(endpoint, key, work, twice)
+                    if self.hedge is not None and twice
+                    else await self._try(endpoint, work)
+                )
             except Failed as failed:
                 last = failed
             if attempt == self.retries:
@@ -143,12 +160,16 @@ class Fleet:
         return kind(f"{endpoint.at(path)}{others} gave no answer after {count}: {cause}.")
 
     def _wait(self, attempt: int, asked: float | None) -> float:
-        """Seconds until the next try: what the server asked for, else a doubling wait, jittered so that clients do not come back together."""
+        """Seconds until the next try: what the server asked for, else a doubling wait, jittered so
+        that clients do not come back together."""
         if asked is not None:
             return min(asked, _LONGEST_WAIT_S)
-        return float(min(self.backoff_s * 2**attempt, _LONGEST_WAIT_S) * self._jitter.uniform(0.5, 1.0))
+        return float(
+            min(self.backoff_s * 2**attempt, _LONGEST_WAIT_S) * self._jitter.uniform(0.5, 1.0)
+        )
 
-    # --- which server ---------------------------------------------------------------------------------------------
+    # --- which server
+    # ---------------------------------------------------------------------------------------------
 
     def _ranked(self, key: str) -> tuple[Endpoint, ...]:
         """The servers in this key's order of preference, the same in every process."""
@@ -159,7 +180,12 @@ class Fleet:
             if len(self._ranks) > 4096:
                 self._ranks.clear()
             salt = key.encode("utf-8", "replace") + b"\0"
-            found = tuple(sorted(self.endpoints, key=lambda e: blake2b(salt + e.base_url.encode(), digest_size=8).digest()))
+            found = tuple(
+                sorted(
+                    self.endpoints,
+                    key=lambda e: blake2b(salt + e.base_url.encode(), digest_size=8).digest(),
+                )
+            )
             self._ranks[key] = found
         return found
 
@@ -167,7 +193,11 @@ class Fleet:
         if len(self.endpoints) == 1:
             return self.endpoints[0]
         ranked = self._ranked(key)
-        fit = [e for e in ranked if e.up and e not in tried] or [e for e in ranked if e not in tried] or list(ranked)
+        fit = (
+            [e for e in ranked if e.up and e not in tried]
+            or [e for e in ranked if e not in tried]
+            or list(ranked)
+        )
         if not key:  # nothing to share: the one with the least to do
             return min(fit, key=lambda e: e.in_flight)
         up = [e for e in ranked if e.up] or list(ranked)
@@ -198,10 +228,14 @@ class Fleet:
         self.stats["brought_back"] += 1
         self._probes.pop(endpoint, None)
 
-    # --- a second request for one that lags -----------------------------------------------------------------------
+    # --- a second request for one that lags
+    # -----------------------------------------------------------------------
 
-    async def _lagging(self, endpoint: Endpoint, key: str, work: Work[T], twice: Callable[[T], T] | None) -> T:
-        """The first answer of at most two servers; the other request is cancelled, and its answer is read by nobody."""
+    async def _lagging(
+        self, endpoint: Endpoint, key: str, work: Work[T], twice: Callable[[T], T] | None
+    ) -> T:
+        """The first answer of at most two servers; the other request is cancelled, and its answer
+        is read by nobody."""
         assert self.hedge is not None
         assert twice is not None
         loop = asyncio.get_running_loop()
@@ -215,11 +249,17 @@ class Fleet:
                 if not first.done() and spare and self._hedged < _HEDGED_MOST * self._answers:
                     self._hedged += 1
                     self.stats["hedged"] += 1
-                    asked.append(asyncio.ensure_future(self._try(min(spare, key=lambda e: e.in_flight), work)))
+                    asked.append(
+                        asyncio.ensure_future(
+                            self._try(min(spare, key=lambda e: e.in_flight), work)
+                        )
+                    )
             waiting: set[asyncio.Future[T]] = set(asked)
             while True:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                good = next((task for task in asked if task in done and task.exception() is None), None)
+                good = next(
+                    (task for task in asked if task in done and task.exception() is None), None
+                )
                 if good is not None:
                     break
                 if not waiting:
@@ -232,7 +272,9 @@ class Fleet:
         finally:
             for task in asked:
                 task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)  # their connections are closed before the slot is given away
+            await asyncio.gather(
+                *asked, return_exceptions=True
+            )  # their connections are closed before the slot is given away
 
     def _note(self, seconds: float) -> None:
         self._latencies.append(seconds)
@@ -240,7 +282,8 @@ class Fleet:
         if self._answers >= 32 and self._answers % 16 == 0:
             self._median = median(self._latencies)
 
-    # --- life -----------------------------------------------------------------------------------------------------
+    # --- life
+    # -----------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()

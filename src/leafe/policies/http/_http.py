@@ -1,6 +1,8 @@
-"""HTTP/1.1 on an asyncio protocol and nothing more: one request out, one answer in, the connection kept.
+"""HTTP/1.1 on an asyncio protocol and nothing more: one request out, one answer in, the connection
+kept.
 
-A third of what a general client costs in processor time for each request, and a policy is asked thousands of times a minute. It knows
+A third of what a general client costs in processor time for each request, and a policy is asked
+thousands of times a minute. It knows
 what inference servers and gateways send: lengths, chunks, answers that end with the connection, 1xx
 before the answer, gzip and deflate though none is asked for. No redirects, no cookies, no proxies
 (`proxy_variable` names the one that is passed by). What an answer holds stands in no error of this
@@ -19,7 +21,8 @@ from dataclasses import dataclass
 from urllib.request import getproxies_environment, proxy_bypass
 
 _KEEP_S = 4.0
-"""Idle connections are let go after this long: uvicorn drops them after 5 s, and a request that meets a closed one is lost."""
+"""Idle connections are let go after this long: uvicorn drops them after 5 s, and a request that
+meets a closed one is lost."""
 _LONGEST_HEAD = 1 << 16
 _LONGEST_BODY = 1 << 28
 _CONNECTING = 64
@@ -59,7 +62,8 @@ class Wire(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size = 0
         self._need: int | None = None
-        """Bytes that the body (or the chunk with its line end) still lacks; None: until the connection ends, or, with chunks, no size has been read."""
+        """Bytes that the body (or the chunk with its line end) still lacks; None: until the
+        connection ends, or, with chunks, no size has been read."""
         self._chunked = False
         self._trailer = False
         self._keep = True
@@ -68,12 +72,24 @@ class Wire(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        return self._keep and not self._buffer and self._transport is not None and not self._transport.is_closing()
+        return (
+            self._keep
+            and not self._buffer
+            and self._transport is not None
+            and not self._transport.is_closing()
+        )
 
     def ask(self, data: bytes) -> asyncio.Future[Answer]:
         assert self._transport is not None
         self._waiter = asyncio.get_running_loop().create_future()
-        self._head, self._body, self._size, self._need, self._chunked, self._trailer = None, [], 0, None, False, False
+        self._head, self._body, self._size, self._need, self._chunked, self._trailer = (
+            None,
+            [],
+            0,
+            None,
+            False,
+            False,
+        )
         self._transport.write(data)
         return self._waiter
 
@@ -91,8 +107,16 @@ class Wire(asyncio.Protocol):
             if self._head is not None and not self._chunked and self._need is None:
                 self._finish()
                 return
-            cause = (getattr(exc, "strerror", None) or str(exc)) if exc else "the server closed it in mid-answer" if self._head else "the server closed it"
-            self._waiter.set_exception(Broken(cause, stale=self.used and self._head is None and not self._buffer))
+            cause = (
+                (getattr(exc, "strerror", None) or str(exc))
+                if exc
+                else "the server closed it in mid-answer"
+                if self._head
+                else "the server closed it"
+            )
+            self._waiter.set_exception(
+                Broken(cause, stale=self.used and self._head is None and not self._buffer)
+            )
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
@@ -115,7 +139,9 @@ class Wire(asyncio.Protocol):
         assert self._waiter is not None
         status, headers = self._head
         self.used = True
-        self._waiter.set_result(Answer(status, headers, self._body[0] if len(self._body) == 1 else b"".join(self._body)))
+        self._waiter.set_result(
+            Answer(status, headers, self._body[0] if len(self._body) == 1 else b"".join(self._body))
+        )
 
     def _read_head(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")
@@ -219,7 +245,8 @@ class Wire(asyncio.Protocol):
 
 
 class Connections:
-    """The connections to one server, opened when needed in the running event loop, the last used first."""
+    """The connections to one server, opened when needed in the running event loop, the last used
+    first."""
 
     def __init__(self, host: str, port: int, secure: bool, connect_s: float) -> None:
         self.host, self.port, self.connect_s = host, port, connect_s
@@ -241,7 +268,12 @@ class Connections:
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop, self._idle, self._busy, self._opening = loop, [], set(), asyncio.Semaphore(_CONNECTING)
+            self._loop, self._idle, self._busy, self._opening = (
+                loop,
+                [],
+                set(),
+                asyncio.Semaphore(_CONNECTING),
+            )
         kept = self._kept(loop.time())
         if kept is not None:
             try:
@@ -281,12 +313,23 @@ class Connections:
             self._tls = ssl.create_default_context()
         try:
             async with self._opening, asyncio.timeout(self.connect_s):
-                _, wire = await loop.create_connection(Wire, self.host, self.port, ssl=self._tls, server_hostname=self.host if self._secure else None)
+                _, wire = await loop.create_connection(
+                    Wire,
+                    self.host,
+                    self.port,
+                    ssl=self._tls,
+                    server_hostname=self.host if self._secure else None,
+                )
         except TimeoutError as error:
             raise Broken(f"no connection within {self.connect_s:g} s", unmade=True) from error
         except OSError as error:
-            # asyncio writes the address into strerror, and joins those of several addresses into one text
-            cause = os.strerror(error.errno) if error.errno and not isinstance(error, socket.gaierror | ssl.SSLError) else error.strerror or str(error)
+            # asyncio writes the address into strerror, and joins those of several addresses into
+            # one text
+            cause = (
+                os.strerror(error.errno)
+                if error.errno and not isinstance(error, socket.gaierror | ssl.SSLError)
+                else error.strerror or str(error)
+            )
             raise Broken(cause, unmade=True) from error
         return wire
 

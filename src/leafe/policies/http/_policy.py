@@ -1,7 +1,10 @@
-"""A policy that is a served model: chat completions from one or several OpenAI-compatible endpoints.
+"""A policy that is a served model: chat completions from one or several OpenAI-compatible
+endpoints.
 
-A server may know less than it is asked for. What it refuses (a JSON schema, n, a seed) is left out from then on, with one
-warning; what it ignores in silence `check` finds out, or is noticed and made up for by further requests, whose seeds derive from the first one's.
+A server may know less than it is asked for. What it refuses (a JSON schema, n, a seed) is left out
+from then on, with one
+warning; what it ignores in silence `check` finds out, or is noticed and made up for by further
+requests, whose seeds derive from the first one's.
 So a caller always gets n completions, or one typed error.
 """
 
@@ -39,22 +42,31 @@ _ASK_AGAIN = (400, 422, 501)
 
 
 class HTTPPolicy:
-    """Samples from `model` at `base_url` (it usually ends in /v1), or at each of several that serve the same model.
+    """Samples from `model` at `base_url` (it usually ends in /v1), or at each of several that serve
+    the same model.
 
-    `name`: what stands in every turn, by default the model. `api_key_env`: the environment variable that holds the key; where it is unset no key is
-    sent, as local servers want it. `timeout_s`: the longest that one try may take; `deadline_s`: the longest that a request may take with all its
-    tries; `retries`: further tries after the first, on another server where there is one; `backoff_s`: the wait before a server is tried again,
-    doubled each time up to 60 s. `concurrency`: the most requests in flight. `hedge`: a request that has had no answer for so many times the median
-    is sent to a second server too, the first answer counts, and the turn is charged for both; it wants servers that honour seeds.
+    `name`: what stands in every turn, by default the model. `api_key_env`: the environment variable
+    that holds the key; where it is unset no key is
+    sent, as local servers want it. `timeout_s`: the longest that one try may take; `deadline_s`:
+    the longest that a request may take with all its
+    tries; `retries`: further tries after the first, on another server where there is one;
+    `backoff_s`: the wait before a server is tried again,
+    doubled each time up to 60 s. `concurrency`: the most requests in flight. `hedge`: a request
+    that has had no answer for so many times the median
+    is sent to a second server too, the first answer counts, and the turn is charged for both; it
+    wants servers that honour seeds.
     `token_ids`, `logprobs`: ask for them where `check` finds that the server gives them.
-    `extra`: further fields of the request body, as the server calls them. Servers have their own ideas of plain sampling; for exact
-    samples of the model's distribution pass {"top_k": -1, "repetition_penalty": 1.0} to vLLM, {"top_k": 0, "min_p": 0.0} to llama.cpp, and
+    `extra`: further fields of the request body, as the server calls them. Servers have their own
+    ideas of plain sampling; for exact
+    samples of the model's distribution pass {"top_k": -1, "repetition_penalty": 1.0} to vLLM,
+    {"top_k": 0, "min_p": 0.0} to llama.cpp, and
     {"generation_config": '{"do_sample": true}'} to `transformers serve`.
     `ready`: awaited before every request to the server that leafe itself started.
 
     `stats` counts requests, retries, given_up, each kind of failure (429, 5xx, timeout, connection,
     garbage, aborted, deadline), what became of requests
-    (failed_over, spilled, hedged, hedge_won), of servers (taken_out, brought_back), each makeshift (fewer_choices, schema_dropped, seed_dropped,
+    (failed_over, spilled, hedged, hedge_won), of servers (taken_out, brought_back), each makeshift
+    (fewer_choices, schema_dropped, seed_dropped,
     n_dropped, stop_dropped, temperature_dropped, top_p_dropped, limit_renamed), answers with the
     thinking put aside (reasoning_dropped), and what `check` found to be ignored (all_alike,
     n_ignored, seed_ignored, schema_ignored).
@@ -78,8 +90,13 @@ class HTTPPolicy:
         extra: Mapping[str, Any] | None = None,
         ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        if not isinstance(base_url, str | list | tuple) or not all(isinstance(url, str) for url in base_url):
-            raise UserError(f"base_url = {base_url!r} is neither an address nor a list of addresses: write http://HOST:PORT/v1.")
+        if not isinstance(base_url, str | list | tuple) or not all(
+            isinstance(url, str) for url in base_url
+        ):
+            raise UserError(
+                f"base_url = {base_url!r} is neither an address nor a list of addresses: "
+                "write http://HOST:PORT/v1."
+            )
         urls = [base_url] if isinstance(base_url, str) else list(base_url)
         _check_kinds(
             model=model,
@@ -90,13 +107,28 @@ class HTTPPolicy:
             extra=extra,
         )
         shown = urls[0] if len(urls) == 1 else f"{len(urls)} endpoints"
-        bounds: list[tuple[str, float | None, float]] = [("timeout_s", timeout_s, 0.001), ("deadline_s", deadline_s, 0.001), ("retries", retries, 0)]
-        bounds += [("concurrency", concurrency, 1), ("backoff_s", backoff_s, 0.0), ("hedge", hedge, 1.0)]
+        bounds: list[tuple[str, float | None, float]] = [
+            ("timeout_s", timeout_s, 0.001),
+            ("deadline_s", deadline_s, 0.001),
+            ("retries", retries, 0),
+        ]
+        bounds += [
+            ("concurrency", concurrency, 1),
+            ("backoff_s", backoff_s, 0.0),
+            ("hedge", hedge, 1.0),
+        ]
         for option, value, least in bounds:
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= least):
-                raise UserError(f"{option} = {value!r} for {shown!r} does not fit: give a number, at least {least}.")
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not value >= least
+            ):
+                raise UserError(
+                    f"{option} = {value!r} for {shown!r} does not fit: give a number, at "
+                    f"least {least}."
+                )
         if not model:
-            raise UserError(f"The endpoint {shown!r} needs a model name: set model to one that it serves.")
+            raise UserError(
+                f"The endpoint {shown!r} needs a model name: set model to one that it serves."
+            )
         if not urls:
             raise UserError("base_url is an empty list: give the address of at least one server.")
         self.model = model
@@ -108,13 +140,21 @@ class HTTPPolicy:
         if len({e.base_url for e in self._endpoints}) < len(urls):
             raise UserError("base_url names the same server twice: name each once.")
         limits = {"retries": retries, "concurrency": concurrency}
-        self._fleet = Fleet(self._endpoints, self.stats, **limits, backoff_s=backoff_s, deadline_s=deadline_s, hedge=hedge)
+        self._fleet = Fleet(
+            self._endpoints,
+            self.stats,
+            **limits,
+            backoff_s=backoff_s,
+            deadline_s=deadline_s,
+            hedge=hedge,
+        )
 
     def __repr__(self) -> str:
         return f"HTTPPolicy({', '.join(repr(e.base_url) for e in self._endpoints)}, {self.name!r})"
 
     def report(self) -> list[dict[str, Any]]:
-        """One entry a server, plain values: its address, what it understands, requests and failures."""
+        """One entry a server, plain values: its address, what it understands, requests and
+        failures."""
         return [e.report() for e in self._endpoints]
 
     async def close(self) -> None:
@@ -122,7 +162,8 @@ class HTTPPolicy:
         await self._fleet.close()
 
     async def complete(self, request: Request) -> list[Completion]:
-        """n completions of count 1. ContextFull where the prompt does not fit, PolicyError where the endpoint fails or refuses."""
+        """n completions of count 1. ContextFull where the prompt does not fit, PolicyError where
+        the endpoint fails or refuses."""
         try:
             most = self._most
             got = await self._ask(request, 0, request.n if most is None else min(request.n, most))
@@ -137,14 +178,19 @@ class HTTPPolicy:
         """The most choices that one request yields on every server; None: no bound is known."""
         if len(self._endpoints) == 1:
             return self._endpoints[0].dialect.most
-        return min((e.dialect.most for e in self._endpoints if e.dialect.most is not None), default=None)
+        return min(
+            (e.dialect.most for e in self._endpoints if e.dialect.most is not None), default=None
+        )
 
     async def _rest(self, request: Request, have: int) -> list[Completion]:
-        """Samples from number `have` on, at least one, asked for together in parts that the servers are known to give."""
+        """Samples from number `have` on, at least one, asked for together in parts that the servers
+        are known to give."""
         most = self._most
         assert most is not None
         starts = range(have, request.n, most)
-        tasks = [asyncio.ensure_future(self._ask(request, i, min(most, request.n - i))) for i in starts]
+        tasks = [
+            asyncio.ensure_future(self._ask(request, i, min(most, request.n - i))) for i in starts
+        ]
         try:
             parts = await asyncio.gather(*tasks)
         finally:
@@ -153,26 +199,39 @@ class HTTPPolicy:
         got: list[Completion] = []
         for start, part in zip(starts, parts, strict=True):
             if start != have + len(got):
-                break  # the part before came back short: what follows it is asked for again, in smaller parts
+                # the part before came back short: what follows it is asked for again, in smaller
+                # parts
+                break
             got += part
         return got
 
     async def _ask(self, request: Request, first: int, n: int) -> list[Completion]:
-        """Samples number `first` to `first + n - 1`, fewer where the server gives fewer (then its `dialect.most` is set)."""
+        """Samples number `first` to `first + n - 1`, fewer where the server gives fewer (then its
+        `dialect.most` is set)."""
 
         async def once(endpoint: Endpoint) -> list[Completion]:
             return await self.try_on(endpoint, request, first, n)
 
-        return await self._fleet.call(request.cache_key, once, CHAT, _charged_twice if n == 1 and self._may_hedge else None)
+        return await self._fleet.call(
+            request.cache_key, once, CHAT, _charged_twice if n == 1 and self._may_hedge else None
+        )
 
     @property
     def _may_hedge(self) -> bool:
-        """Of two servers that ignore seeds the faster would often be the one with the shorter answer: that is another distribution."""
+        """Of two servers that ignore seeds the faster would often be the one with the shorter
+        answer: that is another distribution."""
         return all(e.dialect.seed and e.dialect.seed_holds for e in self._endpoints)
 
-    async def try_on(self, endpoint: Endpoint, request: Request, first: int, n: int) -> list[Completion]:
-        """One try on this server, in its own dialect; what it refuses for a field that it does not know is asked again without that field."""
-        seed = request.seed if first == 0 or request.seed is None else derive_seed(request.seed, "n", first)
+    async def try_on(
+        self, endpoint: Endpoint, request: Request, first: int, n: int
+    ) -> list[Completion]:
+        """One try on this server, in its own dialect; what it refuses for a field that it does not
+        know is asked again without that field."""
+        seed = (
+            request.seed
+            if first == 0 or request.seed is None
+            else derive_seed(request.seed, "n", first)
+        )
         dialect = endpoint.dialect
         while True:
             sent = replace(dialect)  # other requests under way may change what it is now
@@ -349,7 +408,8 @@ class HTTPPolicy:
             warnings.warn(f"{endpoint.at(CHAT)} {said}.", stacklevel=2)
 
     async def _answers_without_schema(self, endpoint: Endpoint, request: Request) -> bool:
-        """Whether the schema was what the server refused, where its sentence does not say so: the same request without it, one token."""
+        """Whether the schema was what the server refused, where its sentence does not say so: the
+        same request without it, one token."""
         plain = replace(request, schema=None, max_tokens=FEW, seed=None)
         dialect = replace(endpoint.dialect, ids=None, logprobs=False)
         try:
@@ -365,17 +425,28 @@ class HTTPPolicy:
     def _error(self, refused: Refused) -> PolicyError:
         where = refused.endpoint.at(CHAT)
         if refused.context_full:
-            return ContextFull(f"The prompt does not fit the context of {self.model} at {where}: {refused.text}.")
-        return PolicyError(f"{where} refused the request with status {refused}; {self.remedy(refused)}.")
+            return ContextFull(
+                f"The prompt does not fit the context of {self.model} at {where}: {refused.text}."
+            )
+        return PolicyError(
+            f"{where} refused the request with status {refused}; {self.remedy(refused)}."
+        )
 
     def remedy(self, refused: Refused) -> str:
         """What the user can do about it."""
         status = refused.status
         if status in (401, 403):
             key = refused.endpoint.key_env
-            return f"set the environment variable {key} to a valid key" if key else "name the environment variable that holds the key with api_key_env"
+            return (
+                f"set the environment variable {key} to a valid key"
+                if key
+                else "name the environment variable that holds the key with api_key_env"
+            )
         if status == 404:
-            return f"check that base_url is right (it usually ends in /v1) and that {self.model!r} is served there"
+            return (
+                "check that base_url is right (it usually ends in /v1) and that "
+                f"{self.model!r} is served there"
+            )
         if 300 <= status < 400:
             target = refused.location.rstrip("/").removesuffix(f"/{CHAT}").removesuffix("/models")
             same = not target or target == refused.endpoint.base_url
@@ -384,23 +455,40 @@ class HTTPPolicy:
         return "check the model's name and the fields in extra"
 
     async def check(self) -> None:
-        """Probe every server before a run: is it there, does it serve the model, and what does it do with n, seeds, schemas and token ids.
+        """Probe every server before a run: is it there, does it serve the model, and what does it
+        do with n, seeds, schemas and token ids.
 
-        UserError where none can be reached, or one refuses the key or does not serve the model. Where some are there and some are not, those are
-        taken out, with a warning, until they come. What a server ignores is a warning, and is not relied on.
+        UserError where none can be reached, or one refuses the key or does not serve the model.
+        Where some are there and some are not, those are
+        taken out, with a warning, until they come. What a server ignores is a warning, and is not
+        relied on.
         """
-        found = await asyncio.gather(*(check_endpoint(self, self._fleet, e) for e in self._endpoints), return_exceptions=True)
-        absent = [(e, error) for e, error in zip(self._endpoints, found, strict=True) if isinstance(error, Unreachable)]
+        found = await asyncio.gather(
+            *(check_endpoint(self, self._fleet, e) for e in self._endpoints), return_exceptions=True
+        )
+        absent = [
+            (e, error)
+            for e, error in zip(self._endpoints, found, strict=True)
+            if isinstance(error, Unreachable)
+        ]
         for error in found:
             if isinstance(error, BaseException) and not isinstance(error, Unreachable):
                 raise error
         if len(absent) == len(self._endpoints):
-            raise UserError(f"{str(absent[0][1]).rstrip('.')}: start the server or correct base_url.") from absent[0][1]
+            raise UserError(
+                f"{str(absent[0][1]).rstrip('.')}: start the server or correct base_url."
+            ) from absent[0][1]
         for endpoint, error in absent:
             warnings.warn(f"{error} It is left out until it answers.", stacklevel=2)
             self._fleet.take_out(endpoint)
         if self._fleet.hedge is not None and not self._may_hedge:
-            warnings.warn("hedge is off: a server ignores seeds, and the faster of two answers would often be the shorter one.", stacklevel=2)
+            warnings.warn(
+                (
+                    "hedge is off: a server ignores seeds, and the faster of two answers would "
+                    "often be the shorter one."
+                ),
+                stacklevel=2,
+            )
 
 
 def _check_kinds(**options: Any) -> None:
@@ -436,7 +524,8 @@ def _check_kinds(**options: Any) -> None:
 
 
 def _charged_twice(got: list[Completion]) -> list[Completion]:
-    """The answer with the cost of a twin that was cut off: at most the same again, since it had the same seed, and nothing of it from the cache."""
+    """The answer with the cost of a twin that was cut off: at most the same again, since it had the
+    same seed, and nothing of it from the cache."""
     first, *others = got
     twin = Usage(first.usage.prompt, 0, sum(c.usage.generated for c in got))
     return [replace(first, usage=first.usage + twin), *others]

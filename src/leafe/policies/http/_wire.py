@@ -1,7 +1,9 @@
 """What goes over the wire: a request to a JSON body, an answer to completions.
 
-Plain dictionaries and no validation library: this runs once a turn, thousands of times a second. A history grows by two messages a
-turn, so each message is turned to JSON once and its bytes are used again. Nothing here waits, retries or knows of a connection. What a server
+Plain dictionaries and no validation library: this runs once a turn, thousands of times a second. A
+history grows by two messages a
+turn, so each message is turned to JSON once and its bytes are used again. Nothing here waits,
+retries or knows of a connection. What a server
 writes is not trusted: every field is looked at before it is used.
 """
 
@@ -47,17 +49,22 @@ class Aborted(Garbage):
 Schema = Mapping[str, Any]
 
 SCHEMA_FIELDS: Mapping[str, Callable[[Schema], Any]] = {
-    "response_format": lambda schema: {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},  # OpenAI and most others
+    "response_format": lambda schema: {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": schema, "strict": True},
+    },  # OpenAI and most others
     "structured_outputs": lambda schema: {"json": schema},  # vLLM from 0.11 on
     "guided_json": lambda schema: schema,  # vLLM before 0.12
     "json_schema": lambda schema: schema,  # llama.cpp
 }
-"""The fields of the request body in which servers take a JSON schema, and what they hold, in the order in which they are tried."""
+"""The fields of the request body in which servers take a JSON schema, and what they hold, in the
+order in which they are tried."""
 
 
 @dataclass(slots=True)
 class Dialect:
-    """What one server understands: what it refused, and what `check` found, is left out from then on."""
+    """What one server understands: what it refused, and what `check` found, is left out from then
+    on."""
 
     schema: str | None = "response_format"
     """The field of `SCHEMA_FIELDS` that it holds to; None: none."""
@@ -66,9 +73,11 @@ class Dialect:
     seed_holds: bool = True
     """Equal seeds give equal samples, as far as is known."""
     most: int | None = None
-    """The most choices that one request yields, where it was seen to give fewer than it was asked for."""
+    """The most choices that one request yields, where it was seen to give fewer than it was asked
+    for."""
     ids: Literal["return_token_ids", "logprobs"] | None = None
-    """How token ids are asked for: by a field of their own (vLLM, SGLang), or beside the log-probabilities (llama.cpp); None: not at all."""
+    """How token ids are asked for: by a field of their own (vLLM, SGLang), or beside the
+    log-probabilities (llama.cpp); None: not at all."""
     logprobs: bool = False
     limit: str = LIMITS[0]
     """The field for the limit on the answer's tokens."""
@@ -88,7 +97,8 @@ class Dialect:
 
 _FRAGMENTS: dict[tuple[str, str], bytes] = {}
 _FRAGMENTS_MOST = 1 << 25
-"""Bytes of messages that are kept; then all are forgotten, and the histories under way are turned to JSON once more."""
+"""Bytes of messages that are kept; then all are forgotten, and the histories under way are turned
+to JSON once more."""
 _fragments_size = 0
 
 
@@ -98,7 +108,10 @@ def _fragment(message: Message) -> bytes:
     key = (message.role, message.content)
     found = _FRAGMENTS.get(key)
     if found is None:
-        found = b'{"role":"%b","content":%b}' % (message.role.encode(), json.dumps(message.content).encode())
+        found = b'{"role":"%b","content":%b}' % (
+            message.role.encode(),
+            json.dumps(message.content).encode(),
+        )
         if _fragments_size > _FRAGMENTS_MOST:
             _FRAGMENTS.clear()
             _fragments_size = 0
@@ -107,7 +120,14 @@ def _fragment(message: Message) -> bytes:
     return found
 
 
-def body_of(request: Request, model: str, n: int, seed: int | None, dialect: Dialect, extra: Mapping[str, Any]) -> bytes:
+def body_of(
+    request: Request,
+    model: str,
+    n: int,
+    seed: int | None,
+    dialect: Dialect,
+    extra: Mapping[str, Any],
+) -> bytes:
     """The JSON body for n samples. `extra` comes last: what the user sets by hand wins."""
     rest: dict[str, Any] = {"model": model}
     if dialect.temperature or request.temperature != 1.0:
@@ -130,11 +150,17 @@ def body_of(request: Request, model: str, n: int, seed: int | None, dialect: Dia
     if dialect.ids == "return_token_ids":
         rest["return_token_ids"] = True
     if dialect.logprobs or dialect.ids == "logprobs":
-        rest |= {"logprobs": True, "top_logprobs": 1}  # of llama.cpp: 0 gives nothing, and without it come 20 a token
+        rest |= {
+            "logprobs": True,
+            "top_logprobs": 1,
+        }  # of llama.cpp: 0 gives nothing, and without it come 20 a token
     rest.update(extra)
     if "messages" in rest:
         return json.dumps(rest).encode()
-    return b'{"messages":[%b],%b' % (b",".join([_fragment(m) for m in request.messages]), json.dumps(rest).encode()[1:])
+    return b'{"messages":[%b],%b' % (
+        b",".join([_fragment(m) for m in request.messages]),
+        json.dumps(rest).encode()[1:],
+    )
 
 
 def completions_of(answer: object, request: Request) -> list[Completion]:
@@ -143,7 +169,8 @@ def completions_of(answer: object, request: Request) -> list[Completion]:
     Garbage where a needed field is missing or of the wrong type, Aborted where the server gave an
     answer up half-way.
 
-    The server reports usage once for all choices: the first completion carries the prompt. Generated tokens are exact where the server
+    The server reports usage once for all choices: the first completion carries the prompt.
+    Generated tokens are exact where the server
     gives token ids or made one choice, else shared out evenly, sum kept.
     """
     if not isinstance(answer, dict):
@@ -177,7 +204,8 @@ def completions_of(answer: object, request: Request) -> list[Completion]:
             text=text,
             # where a stop text was met the ids hold it, and the text does not
             tokens=ids if all_of_it else None,
-            # servers give log-probabilities from before the temperature and top_p: only here are they those of the sample
+            # servers give log-probabilities from before the temperature and top_p: only here are
+            # they those of the sample
             logprob=_logprob(choice, used.generated) if plain and "logprobs" in choice else None,
             finish=finish,
             usage=used,
@@ -264,11 +292,16 @@ _LARGEST_ID = 2**31
 
 
 def _ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The sampled ids: `token_ids` of vLLM, `response_token_ids` of SGLang, `id` beside each log-probability of llama.cpp."""
+    """The sampled ids: `token_ids` of vLLM, `response_token_ids` of SGLang, `id` beside each
+    log-probability of llama.cpp."""
     ids = choice.get("token_ids")
     if ids is None:
         ids = choice.get("response_token_ids")
-    if ids is None and isinstance(logprobs := choice.get("logprobs"), dict) and isinstance(content := logprobs.get("content"), list):
+    if (
+        ids is None
+        and isinstance(logprobs := choice.get("logprobs"), dict)
+        and isinstance(content := logprobs.get("content"), list)
+    ):
         ids = [item.get("id") if isinstance(item, dict) else None for item in content]
     if not isinstance(ids, list) or not ids:
         return None
@@ -298,7 +331,9 @@ def _clean(text: str, stop: tuple[str, ...]) -> str:
     return text
 
 
-def _usage(answer: Mapping[str, Any], total: int, choices: int, tokens: list[tuple[int, ...] | None]) -> list[Usage]:
+def _usage(
+    answer: Mapping[str, Any], total: int, choices: int, tokens: list[tuple[int, ...] | None]
+) -> list[Usage]:
     if all(ids is not None for ids in tokens):
         generated = [len(ids or ()) for ids in tokens]
     else:
@@ -312,7 +347,8 @@ def _usage(answer: Mapping[str, Any], total: int, choices: int, tokens: list[tup
 
 
 def _cached(answer: Mapping[str, Any], usage: Mapping[str, Any]) -> int:
-    """Prompt tokens that came from the prefix cache: the field of OpenAI, vLLM, SGLang and llama.cpp, else llama.cpp's timings or DeepSeek's field."""
+    """Prompt tokens that came from the prefix cache: the field of OpenAI, vLLM, SGLang and
+    llama.cpp, else llama.cpp's timings or DeepSeek's field."""
     details = usage.get("prompt_tokens_details")
     if isinstance(details, dict) and details.get("cached_tokens") is not None:
         return _count(details["cached_tokens"])

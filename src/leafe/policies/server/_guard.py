@@ -1,14 +1,17 @@
-"""The parent of a model server, so that no server outlives the run: a small process that ends it when leafe is gone, however leafe went.
+"""The parent of a model server, so that no server outlives the run: a small process that ends it
+when leafe is gone, however leafe went.
 
 Run as a file of its own (standard library alone, starts in milliseconds):
 
     python -I -S _guard.py LOG GRACE SECRETS COMMAND HIDING
 
-LOG: the file that the server's output is appended to, without the secrets. GRACE: seconds between SIGTERM and SIGKILL. SECRETS: JSON list
+LOG: the file that the server's output is appended to, without the secrets. GRACE: seconds between
+SIGTERM and SIGKILL. SECRETS: JSON list
 of environment variables whose values are cut out beside those whose name says key, token, secret or
 password. HIDING: the path of `core.secret`. COMMAND: JSON list. The guard says {"pid": N} when the
 server is started, {"error": "..."} where
-it cannot be, and {"exit": N} when it has ended (minus the signal's number for a death by signal). It ends the server, with all of its process
+it cannot be, and {"exit": N} when it has ended (minus the signal's number for a death by signal).
+It ends the server, with all of its process
 group, when its own standard input ends.
 """
 
@@ -60,7 +63,8 @@ class Log:
 
 
 def in_server() -> None:
-    """In the server, before it becomes itself: should the guard be killed, Linux kills the server (PR_SET_PDEATHSIG)."""
+    """In the server, before it becomes itself: should the guard be killed, Linux kills the server
+    (PR_SET_PDEATHSIG)."""
     for what in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(what, signal.SIG_DFL)
     if sys.platform == "linux":
@@ -79,8 +83,15 @@ def to_group(pid: int, what: signal.Signals) -> None:
 
 def guard(log: Log, grace_s: float, command: list[str]) -> None:
     try:
-        server = subprocess.Popen(  # has default signals: this process was started so, and in_server sees to those that it ignores
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=in_server
+        # has default signals: this process was started so, and in_server sees to those that it
+        # ignores
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=in_server,
         )
     except OSError as error:
         say(error=f"{error.strerror}: {command[0]}")
@@ -121,7 +132,9 @@ def pump(output: int, log: Log) -> bool:
 
 def main() -> None:
     for what in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(what, signal.SIG_IGN)  # they are for leafe, whose end is the end of standard input here
+        signal.signal(
+            what, signal.SIG_IGN
+        )  # they are for leafe, whose end is the end of standard input here
     path, grace_s, secrets, command, hiding = sys.argv[1:6]
     ours = runpy.run_path(hiding)  # by its path: no package of ours is imported here
     log = Log(path, ours["hider"](ours["secret_values"](json.loads(secrets))))

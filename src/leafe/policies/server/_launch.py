@@ -1,8 +1,11 @@
 """Start a model server, wait until it answers, start it again when it dies, and end it.
 
-The command stands in the recipe (`policy.launch = "vllm serve {checkpoint} --port {port}"`). It is split as a shell would and run without one. The server
-lives in a process group of its own under a guard (`_guard.py`), which ends it when this process is gone for whatever reason. One server runs at a
-time in a process: another checkpoint is another server, and what the stage before left running is used again where it fits.
+The command stands in the recipe (`policy.launch = "vllm serve {checkpoint} --port {port}"`). It is
+split as a shell would and run without one. The server
+lives in a process group of its own under a guard (`_guard.py`), which ends it when this process is
+gone for whatever reason. One server runs at a
+time in a process: another checkpoint is another server, and what the stage before left running is
+used again where it fits.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ HUNG_S = 120.0
 _QUIET_S = 3600.0
 _POLL_S = 0.1
 _TAIL = 300
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names, 127.0.0.1 is here
+_DIRECT = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+)  # whatever proxy the environment names, 127.0.0.1 is here
 
 
 def check_command(command: str) -> list[str]:
@@ -44,18 +49,25 @@ def check_command(command: str) -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise UserError(f"{where} cannot be split into words ({error}): quote it as for a shell.") from error
+        raise UserError(
+            f"{where} cannot be split into words ({error}): quote it as for a shell."
+        ) from error
     for mark in ("{checkpoint}", "{port}"):
         if not any(mark in word for word in words):
-            raise UserError(f"{where} has no {mark}: write something like vllm serve {{checkpoint}} --port {{port}}.")
+            raise UserError(
+                f"{where} has no {mark}: write something like vllm serve {{checkpoint}} "
+                f"--port {{port}}."
+            )
     return words
 
 
 class Launched:
     """A server process on a free port of 127.0.0.1, from its construction until `stop`.
 
-    `log`: its output is appended there. `start_s`: how long it may take until it answers. `stop_s`: how long it may take to end on SIGTERM; then
-    SIGKILL follows. `hung_s`: it has died when its health has not answered for so long. `secrets`: environment variables whose values are kept out of
+    `log`: its output is appended there. `start_s`: how long it may take until it answers. `stop_s`:
+    how long it may take to end on SIGTERM; then
+    SIGKILL follows. `hung_s`: it has died when its health has not answered for so long. `secrets`:
+    environment variables whose values are kept out of
     the log, beside those whose name says key, token, secret or password.
     """
 
@@ -75,7 +87,9 @@ class Launched:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
-        self.command = [w.replace("{checkpoint}", checkpoint).replace("{port}", str(self.port)) for w in words]
+        self.command = [
+            w.replace("{checkpoint}", checkpoint).replace("{port}", str(self.port)) for w in words
+        ]
         self.checkpoint = checkpoint
         self.log = log
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
@@ -85,7 +99,12 @@ class Launched:
         self.state: Literal["starting", "up", "failed", "stopped"] = "starting"
         self.failure = ""
         """Why it failed, in one sentence."""
-        self._start_s, self._stop_s, self._restarts, self._secrets = start_s, stop_s, restarts, list(secrets)
+        self._start_s, self._stop_s, self._restarts, self._secrets = (
+            start_s,
+            stop_s,
+            restarts,
+            list(secrets),
+        )
         self._hung_s = hung_s
         self._row = 0
         self._stop = threading.Event()
@@ -96,15 +115,21 @@ class Launched:
         self._thread.start()
 
     async def ready(self) -> None:
-        """Return as soon as it takes requests. UserError where it never did, PolicyError where it has died too often or is stopped."""
+        """Return as soon as it takes requests. UserError where it never did, PolicyError where it
+        has died too often or is stopped."""
         while self.state == "starting":
             await asyncio.sleep(_POLL_S / 2)
         if self.state != "up":
-            raise (PolicyError if self.deaths else UserError)(self.failure or f"The server at {self.base_url} was stopped.")
+            raise (PolicyError if self.deaths else UserError)(
+                self.failure or f"The server at {self.base_url} was stopped."
+            )
 
     def model_name(self, key: str = "") -> str:
-        """What it calls its model: the only one in its list, else the checkpoint. `key`: where the list wants one."""
-        request = urllib.request.Request(f"{self.base_url}/models", headers={"Authorization": f"Bearer {key}"} if key else {})
+        """What it calls its model: the only one in its list, else the checkpoint. `key`: where the
+        list wants one."""
+        request = urllib.request.Request(
+            f"{self.base_url}/models", headers={"Authorization": f"Bearer {key}"} if key else {}
+        )
         try:
             with _DIRECT.open(request, timeout=30) as answer:
                 names = [str(m["id"]) for m in json.load(answer)["data"]]
@@ -113,7 +138,8 @@ class Launched:
         return names[0] if len(names) == 1 else self.checkpoint
 
     def stop(self) -> None:
-        """End it and all that it started: SIGTERM, then SIGKILL. Returns when it is gone; may be called twice."""
+        """End it and all that it started: SIGTERM, then SIGKILL. Returns when it is gone; may be
+        called twice."""
         with self._lock:
             self._stop.set()
             guard = self._guard
@@ -123,7 +149,8 @@ class Launched:
         if self.state != "failed":
             self.state = "stopped"
 
-    # --- in the thread -----------------------------------------------------------------------------------------------
+    # --- in the thread
+    # -----------------------------------------------------------------------------------------------
 
     def _live(self) -> None:
         while not self._stop.is_set():
@@ -138,7 +165,10 @@ class Launched:
             self.deaths += 1
             self._row = 1 if time.monotonic() - began > _QUIET_S else self._row + 1
             if self._row > self._restarts:
-                self.failure = f"The server of policy.launch {how}, as it did {self._row - 1} times before{self._last_words()}."
+                self.failure = (
+                    f"The server of policy.launch {how}, as it did {self._row - 1} times "
+                    f"before{self._last_words()}."
+                )
                 self.state = "failed"
                 return
             self.state = "starting"
@@ -154,12 +184,24 @@ class Launched:
             self._note(shlex.join(shown))
             guard = subprocess.Popen(
                 with_default_signals(
-                    [sys.executable, "-I", "-S", _guard.__file__, str(self.log), str(self._stop_s), json.dumps(self._secrets), json.dumps(self.command),
-                     secret.__file__]
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        _guard.__file__,
+                        str(self.log),
+                        str(self._stop_s),
+                        json.dumps(self._secrets),
+                        json.dumps(self.command),
+                        secret.__file__,
+                    ]
                 ),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
                 env={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", **os.environ, **given},
-            )  # fmt: skip
+            )
             self._guard = guard
         assert guard.stdin is not None
         assert guard.stdout is not None
@@ -178,7 +220,10 @@ class Launched:
                     self.state = "up"
                     return True, self._watch(listener, ended)
                 if time.monotonic() > deadline:
-                    return False, f"did not answer within {self._start_s:g} s (policy.launch_timeout)"
+                    return (
+                        False,
+                        f"did not answer within {self._start_s:g} s (policy.launch_timeout)",
+                    )
                 self._stop.wait(_POLL_S)
             listener.join()
             return False, f"{ended[0]} before it answered"
@@ -216,7 +261,11 @@ class Launched:
                 _guard.to_group(self.pid, signal.SIGKILL)
             ended.append("ended with its guard")
         else:
-            ended.append(f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
+            ended.append(
+                f"was killed by {signal.Signals(-code).name}"
+                if code < 0
+                else f"ended with code {code}"
+            )
 
     def _note(self, words: str) -> None:
         with self.log.open("ab") as log:
@@ -225,7 +274,9 @@ class Launched:
     def _answers(self, timeout_s: float = 5.0) -> bool:
         for path in ("/health", "/v1/models"):
             try:
-                with _DIRECT.open(f"http://127.0.0.1:{self.port}{path}", timeout=timeout_s) as answer:
+                with _DIRECT.open(
+                    f"http://127.0.0.1:{self.port}{path}", timeout=timeout_s
+                ) as answer:
                     return bool(answer.status == 200)
             except urllib.error.HTTPError as error:
                 if error.code not in (401, 403, 404, 405):
@@ -237,13 +288,23 @@ class Launched:
         return False
 
     def _last_words(self) -> str:
-        """The last line that the server wrote, cut to a length that a sentence bears; nothing where it wrote none."""
+        """The last line that the server wrote, cut to a length that a sentence bears; nothing where
+        it wrote none."""
         try:
-            lines = self.log.read_bytes()[-20_000:].decode("utf-8", "replace").replace("\r", "\n").splitlines()
+            lines = (
+                self.log.read_bytes()[-20_000:]
+                .decode("utf-8", "replace")
+                .replace("\r", "\n")
+                .splitlines()
+            )
         except OSError:
             return ""
         own = [line.strip() for line in lines if line.strip()]
-        return f"; the end of {self.log}: {own[-1][-_TAIL:]!r}" if own and not own[-1].startswith("# leafe, ") else ""
+        return (
+            f"; the end of {self.log}: {own[-1][-_TAIL:]!r}"
+            if own and not own[-1].startswith("# leafe, ")
+            else ""
+        )
 
 
 def _keys_in(command: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -265,11 +326,21 @@ _running: list[Launched] = []
 _numbers: dict[Path, int] = {}
 
 
-def serve(command: str, checkpoint: str, logs: Path, *, start_s: float = 900.0, secrets: Sequence[str] = ()) -> Launched:
-    """The server for this checkpoint: the one that runs, where it is that, else a new one in place of it. Its log is `logs`/server-N.log."""
+def serve(
+    command: str,
+    checkpoint: str,
+    logs: Path,
+    *,
+    start_s: float = 900.0,
+    secrets: Sequence[str] = (),
+) -> Launched:
+    """The server for this checkpoint: the one that runs, where it is that, else a new one in place
+    of it. Its log is `logs`/server-N.log."""
     words = check_command(command)
     for server in list(_running):
-        fits = [w.replace("{checkpoint}", checkpoint).replace("{port}", str(server.port)) for w in words] == server.command
+        fits = [
+            w.replace("{checkpoint}", checkpoint).replace("{port}", str(server.port)) for w in words
+        ] == server.command
         if fits and server.state in ("starting", "up"):
             return server
     stop_all()

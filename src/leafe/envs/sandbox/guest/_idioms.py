@@ -1,6 +1,8 @@
-"""What programs for contests do, which a box without /proc and with a bound on address space would otherwise refuse.
+"""What programs for contests do, which a box without /proc and with a bound on address space would
+otherwise refuse.
 
-They open `/dev/stdin`; they raise the limit of the main thread's stack before they recurse; they run in a thread with a huge stack, of which they use
+They open `/dev/stdin`; they raise the limit of the main thread's stack before they recurse; they
+run in a thread with a huge stack, of which they use
 little.
 """
 
@@ -14,8 +16,11 @@ import resource
 import threading
 from typing import Any
 
-_STANDARD = {f"{folder}/{name}": number for number, word in enumerate(("stdin", "stdout", "stderr"))
-             for folder, name in (("/dev", word), ("/dev/fd", str(number)), ("/proc/self/fd", str(number)))}  # fmt: skip
+_STANDARD = {
+    f"{folder}/{name}": number
+    for number, word in enumerate(("stdin", "stdout", "stderr"))
+    for folder, name in (("/dev", word), ("/dev/fd", str(number)), ("/proc/self/fd", str(number)))
+}
 _LARGE = 16 << 20
 """A stack from this size on counts by what is used of it."""
 
@@ -32,7 +37,9 @@ def open_standard_files() -> None:
         number = _standard(path)
         return by_number(path, *args, **named) if number is None else os.dup(number)
 
-    open_path.__name__ = open_path.__qualname__ = open_number.__name__ = open_number.__qualname__ = "open"
+    open_path.__name__ = open_path.__qualname__ = open_number.__name__ = (
+        open_number.__qualname__
+    ) = "open"
     builtins.open = io.open = open_path
     os.open = open_number
 
@@ -47,7 +54,8 @@ def _standard(path: Any) -> int | None:
 
 
 def allow_stacks(most: int) -> None:
-    """Where a program asks for a large stack, its address space may grow to `most` bytes: its memory is then judged by what it used."""
+    """Where a program asks for a large stack, its address space may grow to `most` bytes: its
+    memory is then judged by what it used."""
     limit, size = resource.setrlimit, _thread.stack_size
 
     def make_room() -> None:

@@ -1,7 +1,9 @@
 """Runs the tests of a function in a box of its own, which the program never enters.
 
-A name in a test that the test does not bind itself, and that is neither a builtin nor a module, is the program's: it is fetched by a request, its calls go to
-the program's box and come back as plain values (`_remote`), and everything else (the comparison, the expected value, loops, tolerances) happens here.
+A name in a test that the test does not bind itself, and that is neither a builtin nor a module, is
+the program's: it is fetched by a request, its calls go to
+the program's box and come back as plain values (`_remote`), and everything else (the comparison,
+the expected value, loops, tolerances) happens here.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from leafe.envs.sandbox.guest._plain import safe_repr, short
 from leafe.envs.sandbox.guest._remote import Link, Over, Remote
 
 
-def judge(job: dict[str, Any], report: Callable[[dict[str, Any]], None], answers: io.FileIO) -> None:
-    """Report on each test, then `end`. Requests to the program go by the same way and are answered on `answers`."""
+def judge(
+    job: dict[str, Any], report: Callable[[dict[str, Any]], None], answers: io.FileIO
+) -> None:
+    """Report on each test, then `end`. Requests to the program go by the same way and are answered
+    on `answers`."""
     if any("numpy" in source for source in (job["setup"], *job["tests"])):
         from leafe.envs.sandbox.guest import _numpy
 
@@ -75,7 +80,9 @@ class _Tests:
             if hasattr(error, "leafe"):
                 outcome, detail = error.leafe
                 return outcome, detail
-            return ("failed" if isinstance(error, AssertionError) else "error"), f"{type(error).__name__}: {self._described(error)}".removesuffix(": ")
+            return (
+                "failed" if isinstance(error, AssertionError) else "error"
+            ), f"{type(error).__name__}: {self._described(error)}".removesuffix(": ")
 
     def _asserted(self, test: ast.expr, source: str) -> tuple[str, str]:
         if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq):
@@ -84,7 +91,14 @@ class _Tests:
         else:
             got = self._value(test)
             holds = bool(got)
-        return ("passed", "") if holds else ("failed", f"{short(ast.get_source_segment(source, test) or '')} is {self._shown(got)}")
+        return (
+            ("passed", "")
+            if holds
+            else (
+                "failed",
+                f"{short(ast.get_source_segment(source, test) or '')} is {self._shown(got)}",
+            )
+        )
 
     def _value(self, node: ast.expr) -> Any:
         return eval(compile(ast.Expression(node), "<test>", "eval"), self.space)
@@ -104,7 +118,8 @@ class _Tests:
             self.link.describing = False
 
     def _fetch(self, names: Names) -> None:
-        """Put the program's names into the namespace, and the modules that the test reads from. A name that the program lacks stays unbound here too."""
+        """Put the program's names into the namespace, and the modules that the test reads from. A
+        name that the program lacks stays unbound here too."""
         self._refresh(names)
         free = [name for name in names.read if name not in self.space and not name.startswith("__")]
         for name in free:
@@ -112,19 +127,40 @@ class _Tests:
                 self.space[name] = importlib.import_module(name)
         asked = [name for name in free if name not in self.space and not hasattr(builtins, name)]
         found = self._ask(asked)
-        # a program may be asked for a function by a builtin's name (MBPP 126: sum); where a test has another subject, abs and set are the real ones
-        if not found and not any(name not in names.bound for name in asked) and not any(name in self._fetched for name in names.read):
-            self._ask([name for name in names.called if name in free and hasattr(builtins, name)][:1])
+        # a program may be asked for a function by a builtin's name (MBPP 126: sum); where a test
+        # has another subject, abs and set are the real ones
+        if (
+            not found
+            and not any(name not in names.bound for name in asked)
+            and not any(name in self._fetched for name in names.read)
+        ):
+            self._ask(
+                [name for name in names.called if name in free and hasattr(builtins, name)][:1]
+            )
 
     def _refresh(self, names: Names) -> None:
         """Fetch again what is a plain value: the program may have another one by now."""
-        self._ask([n for n in names.read if n in self._fetched and self.space.get(n) is self._fetched[n] and not isinstance(self._fetched[n], Remote | type)])
+        self._ask(
+            [
+                n
+                for n in names.read
+                if n in self._fetched
+                and self.space.get(n) is self._fetched[n]
+                and not isinstance(self._fetched[n], Remote | type)
+            ]
+        )
 
     def _ask(self, names: list[str]) -> dict[str, Any]:
         if not names:
             return {}
-        theirs = self.link.ask("names", list(dict.fromkeys(self.names.get(name, name) for name in names)))
-        found = {name: theirs[self.names.get(name, name)] for name in names if self.names.get(name, name) in theirs}
+        theirs = self.link.ask(
+            "names", list(dict.fromkeys(self.names.get(name, name) for name in names))
+        )
+        found = {
+            name: theirs[self.names.get(name, name)]
+            for name in names
+            if self.names.get(name, name) in theirs
+        }
         self._fetched |= found
         self.space |= found
         return found
@@ -154,8 +190,16 @@ class Names:
                     if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace():
                         bound.add(symbol.get_name())
         nodes = list(ast.walk(ast.parse(source)))
-        called = {n.func.id: None for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-        attributes = {n.value.id for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+        called = {
+            n.func.id: None
+            for n in nodes
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
+        attributes = {
+            n.value.id
+            for n in nodes
+            if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+        }
         modules = (attributes & sys.stdlib_module_names) - set(called) - bound
         return Names(tuple(read), frozenset(bound), tuple(called), frozenset(modules))
 

@@ -1,4 +1,5 @@
-"""What the tests of EvalPlus use of numpy, for lists of numbers: the box has the standard library alone, and their tests compare by `numpy.allclose`."""
+"""What the tests of EvalPlus use of numpy, for lists of numbers: the box has the standard library
+alone, and their tests compare by `numpy.allclose`."""
 
 from __future__ import annotations
 
@@ -20,18 +21,24 @@ class float32(float):
     pass
 
 
-def isclose(a: float, b: float, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
+def isclose(
+    a: float, b: float, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
+) -> bool:
     if a == b or (equal_nan and a != a and b != b):
         return True
     gap = abs(a - b)
     return gap <= atol + rtol * abs(b) and not _infinite(a) and not _infinite(b)
 
 
-def allclose(a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
+def allclose(
+    a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
+) -> bool:
     return all(isclose(one, other, rtol, atol, equal_nan) for one, other in _pairs(a, b))
 
 
-def assert_allclose(actual: Any, desired: Any, rtol: float = 1e-07, atol: float = 0, equal_nan: bool = True) -> None:
+def assert_allclose(
+    actual: Any, desired: Any, rtol: float = 1e-07, atol: float = 0, equal_nan: bool = True
+) -> None:
     if not allclose(actual, desired, rtol, atol, equal_nan):
         raise AssertionError(f"Not equal to tolerance rtol={rtol:g}, atol={atol:g}")
 
@@ -41,7 +48,8 @@ def _infinite(value: Any) -> bool:
 
 
 def _pairs(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
-    """The numbers of both, side by side; one number, or a list of one, stands for as many as the other has."""
+    """The numbers of both, side by side; one number, or a list of one, stands for as many as the
+    other has."""
     lists = [x if isinstance(x, list | tuple) else None for x in (a, b)]
     if lists[0] is None and lists[1] is None:
         if not all(isinstance(x, int | float | complex) for x in (a, b)):
@@ -54,7 +62,9 @@ def _pairs(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
     if any(x is not None and len(x) not in (1, size) for x in lists):
         raise ValueError("operands could not be broadcast together")
     for at in range(size):
-        one, other = (y if x is None else x[at % len(x)] for x, y in zip(lists, (a, b), strict=True))
+        one, other = (
+            y if x is None else x[at % len(x)] for x, y in zip(lists, (a, b), strict=True)
+        )
         yield from _pairs(one, other)
 
 
@@ -62,6 +72,13 @@ def module() -> types.ModuleType:
     """A module `numpy` with these names."""
     made, testing = types.ModuleType("numpy"), types.ModuleType("numpy.testing")
     vars(testing).update(assert_allclose=assert_allclose)
-    vars(made).update(ndarray=ndarray, float64=float64, float32=float32, isclose=isclose, allclose=allclose, testing=testing)
+    vars(made).update(
+        ndarray=ndarray,
+        float64=float64,
+        float32=float32,
+        isclose=isclose,
+        allclose=allclose,
+        testing=testing,
+    )
     vars(made).update(inf=math.inf, nan=math.nan, pi=math.pi)
     return made

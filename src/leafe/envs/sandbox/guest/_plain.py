@@ -1,9 +1,13 @@
 """Values cross between processes as plain data, and a comparison happens where the program is not.
 
-An `Encoder` turns a value into JSON: builtin values and those of some standard types by value, anything else as the caller's `keep` says (a reference
-with its type and repr). A `Decoder` makes values of it again. So an object with an `__eq__` of its own says nothing about equality with a plain value: it
-arrives as a reference, which equals no plain value. Containers that can be changed are numbered in the order in which they come, so that what stands twice
-in a message is one container again, and so that a call's changes of its arguments can be told (`_talk`).
+An `Encoder` turns a value into JSON: builtin values and those of some standard types by value,
+anything else as the caller's `keep` says (a reference
+with its type and repr). A `Decoder` makes values of it again. So an object with an `__eq__` of its
+own says nothing about equality with a plain value: it
+arrives as a reference, which equals no plain value. Containers that can be changed are numbered in
+the order in which they come, so that what stands twice
+in a message is one container again, and so that a call's changes of its arguments can be told
+(`_talk`).
 """
 
 from __future__ import annotations
@@ -25,14 +29,29 @@ _ITEMS: Any = type({}.items())
 _CONSTANTS = {"Ellipsis": ..., "NotImplemented": NotImplemented}
 _VALUES = (str, int, float, complex, bytes, tuple, frozenset)
 """Types whose subclasses count as what they are a kind of, as `==` would."""
-_MAPPINGS: dict[str, type] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter, "defaultdict": defaultdict}
+_MAPPINGS: dict[str, type] = {
+    "dict": dict,
+    "OrderedDict": OrderedDict,
+    "Counter": Counter,
+    "defaultdict": defaultdict,
+}
 _STANDARD: tuple[tuple[str, str, Callable[[Any], Any], Callable[[Any, Any], Any]], ...] = (
     ("decimal", "Decimal", str, lambda kind, part: kind(part)),
-    ("fractions", "Fraction", lambda v: [hex(v.numerator), hex(v.denominator)], lambda kind, part: kind(*(int(p, 16) for p in part))),
+    (
+        "fractions",
+        "Fraction",
+        lambda v: [hex(v.numerator), hex(v.denominator)],
+        lambda kind, part: kind(*(int(p, 16) for p in part)),
+    ),
     ("datetime", "datetime", lambda v: v.isoformat(), lambda kind, part: kind.fromisoformat(part)),
     ("datetime", "date", lambda v: v.isoformat(), lambda kind, part: kind.fromisoformat(part)),
     ("datetime", "time", lambda v: v.isoformat(), lambda kind, part: kind.fromisoformat(part)),
-    ("datetime", "timedelta", lambda v: [v.days, v.seconds, v.microseconds], lambda kind, part: kind(*part)),
+    (
+        "datetime",
+        "timedelta",
+        lambda v: [v.days, v.seconds, v.microseconds],
+        lambda kind, part: kind(*part),
+    ),
     ("re", "Pattern", lambda v: [v.pattern, v.flags], lambda _, part: re.compile(*part)),
 )
 
@@ -45,7 +64,8 @@ class Unreadable(ValueError):
 
 
 class Encoder:
-    """Makes JSON of values. `keep` gives it for what is no plain value; `held`: containers that the other side has already, by number; `subclasses`: whether
+    """Makes JSON of values. `keep` gives it for what is no plain value; `held`: containers that the
+    other side has already, by number; `subclasses`: whether
     a value of a subclass takes a reference along, by which its own attributes are read."""
 
     def __init__(self, keep: Keep, held: Sequence[Any] = (), subclasses: bool = False) -> None:
@@ -58,7 +78,11 @@ class Encoder:
             return value
         if isinstance(value, _VALUES):
             coded = self._value(value)
-            return ["sub", coded, self._keep(value, self)] if self._subclasses and type(value) not in _VALUES else coded
+            return (
+                ["sub", coded, self._keep(value, self)]
+                if self._subclasses and type(value) not in _VALUES
+                else coded
+            )
         if isinstance(value, list | dict | set | bytearray | deque):
             return self._container(value)
         return self._other(value)
@@ -67,7 +91,9 @@ class Encoder:
         """What is in a container."""
         if isinstance(value, dict):
             return [[self.encode(k), self.encode(v)] for k, v in dict.items(value)]
-        return bytes(value).hex() if isinstance(value, bytearray) else [self.encode(v) for v in value]
+        return (
+            bytes(value).hex() if isinstance(value, bytearray) else [self.encode(v) for v in value]
+        )
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -81,7 +107,10 @@ class Encoder:
             return ["complex", [value.real, value.imag]]
         if isinstance(value, bytes):
             return ["bytes", bytes(value).hex()]
-        return ["tuple" if isinstance(value, tuple) else "frozenset", [self.encode(v) for v in value]]
+        return [
+            "tuple" if isinstance(value, tuple) else "frozenset",
+            [self.encode(v) for v in value],
+        ]
 
     def _container(self, value: Any) -> Any:
         if (number := self._seen.get(id(value))) is not None:
@@ -90,17 +119,36 @@ class Encoder:
         self.held.append(value)
         if type(value) is defaultdict:
             factory = value.default_factory
-            return ["defaultdict", [self.contents(value), factory.__name__ if factory and _is_builtin(factory) else None]]
+            return [
+                "defaultdict",
+                [
+                    self.contents(value),
+                    factory.__name__ if factory and _is_builtin(factory) else None,
+                ],
+            ]
         if isinstance(value, deque):
             return ["deque", [self.contents(value), value.maxlen]]
-        name = next((n for n, kind in _MAPPINGS.items() if type(value) is kind), "dict") if isinstance(value, dict) else ""
-        return [name or next(n for n in ("list", "set", "bytearray") if isinstance(value, _TYPES[n])), self.contents(value)]
+        name = (
+            next((n for n, kind in _MAPPINGS.items() if type(value) is kind), "dict")
+            if isinstance(value, dict)
+            else ""
+        )
+        return [
+            name or next(n for n in ("list", "set", "bytearray") if isinstance(value, _TYPES[n])),
+            self.contents(value),
+        ]
 
     def _other(self, value: Any) -> Any:
         if isinstance(value, _KEYS | _ITEMS):
-            return ["keys" if isinstance(value, _KEYS) else "items", [self.encode(held) for held in value]]
+            return [
+                "keys" if isinstance(value, _KEYS) else "items",
+                [self.encode(held) for held in value],
+            ]
         if isinstance(value, range | slice):
-            return [type(value).__name__, [self.encode(v) for v in (value.start, value.stop, value.step)]]
+            return [
+                type(value).__name__,
+                [self.encode(v) for v in (value.start, value.stop, value.step)],
+            ]
         if _is_builtin(value):
             return ["type", value.__name__]
         if isinstance(value, BaseException) and _is_builtin(type(value)):
@@ -120,7 +168,8 @@ def _is_builtin(value: Any) -> bool:
 
 
 class Decoder:
-    """Makes values of what an `Encoder` made; `wrap` makes one of what it kept. `made`: the containers so far, by number."""
+    """Makes values of what an `Encoder` made; `wrap` makes one of what it kept. `made`: the
+    containers so far, by number."""
 
     def __init__(self, wrap: Wrap, made: Sequence[Any] = ()) -> None:
         self.made = list(made)
@@ -162,7 +211,13 @@ class Decoder:
             return self._container(tag, part)
         if tag in ("tuple", "frozenset", "keys", "items"):
             values = [self.decode(v) for v in part]
-            return dict.fromkeys(values).keys() if tag == "keys" else dict(values).items() if tag == "items" else _TYPES[tag](values)
+            return (
+                dict.fromkeys(values).keys()
+                if tag == "keys"
+                else dict(values).items()
+                if tag == "items"
+                else _TYPES[tag](values)
+            )
         if tag == "int":
             return int(part, 16)
         if tag == "complex":
@@ -205,7 +260,8 @@ def _exception_type(name: str) -> type[BaseException]:
 
 
 def short(text: str) -> str:
-    """One line of at most about `SHOWN` characters; addresses differ from run to run and are blotted out."""
+    """One line of at most about `SHOWN` characters; addresses differ from run to run and are
+    blotted out."""
     text = re.sub(r"\bat 0x[0-9a-f]+", "at 0x...", " ".join(text.split()))
     return text if len(text) <= SHOWN else text[: SHOWN // 2] + " ... " + text[-SHOWN // 2 :]
 
@@ -218,10 +274,14 @@ def safe_repr(value: object) -> str:
 
 
 def described(error: BaseException, sources: dict[str, str]) -> str:
-    """The last frames inside the program, then the exception: a traceback without leafe's own frames."""
+    """The last frames inside the program, then the exception: a traceback without leafe's own
+    frames."""
     lines = []
     if isinstance(error, SyntaxError) and error.filename in sources:
-        return f"line {error.lineno}: {short(error.text or '')}\n{type(error).__name__}: {short(error.msg)}"
+        return (
+            f"line {error.lineno}: {short(error.text or '')}\n{type(error).__name__}: "
+            f"{short(error.msg)}"
+        )
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code

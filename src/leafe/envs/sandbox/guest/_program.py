@@ -1,7 +1,10 @@
-"""How a program that nobody trusts is run: as a script that reads stdin, or as a module whose functions are called from outside.
+"""How a program that nobody trusts is run: as a script that reads stdin, or as a module whose
+functions are called from outside.
 
-Nothing that decides a verdict is here. A script is judged by its output and exit status, which are seen from outside; a function by the values that
-it returns, compared elsewhere. What this process reports of itself (a traceback, that memory ran out) only explains a failure.
+Nothing that decides a verdict is here. A script is judged by its output and exit status, which are
+seen from outside; a function by the values that
+it returns, compared elsewhere. What this process reports of itself (a traceback, that memory ran
+out) only explains a failure.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from leafe.envs.sandbox.guest._plain import Decoder, Encoder, described, safe_repr
@@ -34,12 +38,15 @@ _FILE = "/box/solution.py"
 
 
 def run_script(job: dict[str, Any], report: Report) -> None:
-    """The program as `__main__`, ended as the interpreter ends: threads joined, exit functions called, streams flushed."""
+    """The program as `__main__`, ended as the interpreter ends: threads joined, exit functions
+    called, streams flushed."""
     sources = {"<solution>": job["program"]}
     module = types.ModuleType("__main__")
     module.__file__ = _FILE
     sys.modules["__main__"] = module
-    threading.excepthook = lambda args: report({"event": "error", "detail": described(args.exc_value or SystemExit(), sources)})
+    threading.excepthook = lambda args: report(
+        {"event": "error", "detail": described(args.exc_value or SystemExit(), sources)}
+    )
     status, outputs = 0, [sys.stdout]
     try:
         exec(compile(job["program"], "<solution>", "exec"), module.__dict__)
@@ -80,7 +87,9 @@ def _exit_status(error: SystemExit) -> int:
     return error.code & 0xFF if isinstance(error.code, int) else 1
 
 
-def _explain(error: BaseException, sources: dict[str, str], space: dict[str, Any], report: Report) -> None:
+def _explain(
+    error: BaseException, sources: dict[str, str], space: dict[str, Any], report: Report
+) -> None:
     if isinstance(error, MemoryError):
         _make_room(error, space)
         report({"event": "memory", "detail": ""})
@@ -97,7 +106,8 @@ def _make_room(error: BaseException, space: dict[str, Any]) -> None:
 
 
 def serve_calls(job: dict[str, Any], report: Report, requests: io.FileIO) -> None:
-    """Load the program, say how that went, then answer requests, one line each, until there are no more."""
+    """Load the program, say how that went, then answer requests, one line each, until there are no
+    more."""
     module = types.ModuleType("solution")
     module.__file__ = _FILE
     sys.modules["solution"] = sys.modules["__main__"] = module
@@ -105,7 +115,7 @@ def serve_calls(job: dict[str, Any], report: Report, requests: io.FileIO) -> Non
     sources = {"<given>": job["given"], "<solution>": job["program"], "<setup>": job["setup"]}
     for name, text in sources.items():
         if text:
-            answer = _tried(lambda name=name, text=text: exec(compile(text, name, "exec"), space) or {}, sources, space)  # type: ignore[misc, func-returns-value]
+            answer = _tried(partial(_executed, name, text, space), sources, space)
             if answer:
                 report({"event": "load", **answer})
                 os._exit(0)
@@ -114,7 +124,18 @@ def serve_calls(job: dict[str, Any], report: Report, requests: io.FileIO) -> Non
     os._exit(0)
 
 
-def _tried(act: Callable[[], dict[str, Any]], sources: dict[str, str], space: dict[str, Any], more: Any = None) -> dict[str, Any]:
+def _executed(name: str, text: str, space: dict[str, Any]) -> dict[str, Any]:
+    """Run one source in the module; what it says is nothing, unless it raises."""
+    exec(compile(text, name, "exec"), space)
+    return {}
+
+
+def _tried(
+    act: Callable[[], dict[str, Any]],
+    sources: dict[str, str],
+    space: dict[str, Any],
+    more: Any = None,
+) -> dict[str, Any]:
     """What `act` says, or how it failed, with what `more` says of the exception."""
     try:
         return act()
@@ -122,10 +143,18 @@ def _tried(act: Callable[[], dict[str, Any]], sources: dict[str, str], space: di
         _make_room(error, space)
         return {"outcome": "memory", "error": "MemoryError", "detail": ""}
     except SystemExit as error:
-        said = {"outcome": "exited", "error": "SystemExit", "detail": f"SystemExit: {safe_repr(error.code)}"}
+        said = {
+            "outcome": "exited",
+            "error": "SystemExit",
+            "detail": f"SystemExit: {safe_repr(error.code)}",
+        }
         raised: BaseException = error
     except BaseException as error:
-        said = {"outcome": "error", "error": type(error).__name__, "detail": described(error, sources)}
+        said = {
+            "outcome": "error",
+            "error": type(error).__name__,
+            "detail": described(error, sources),
+        }
         raised = error
     if more is not None:
         with contextlib.suppress(BaseException):
@@ -133,13 +162,26 @@ def _tried(act: Callable[[], dict[str, Any]], sources: dict[str, str], space: di
     return said
 
 
-_OPERATIONS: dict[str, Callable[..., Any]] = {"repr": repr, "str": str, "format": format, "copy": copy.copy, "deepcopy": copy.deepcopy}
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "repr": repr,
+    "str": str,
+    "format": format,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
 
 
 class _Server:
-    """Names, calls, attributes and operators of the program's objects; what is no plain value is kept here and referred to by its number."""
+    """Names, calls, attributes and operators of the program's objects; what is no plain value is
+    kept here and referred to by its number."""
 
-    def __init__(self, space: dict[str, Any], sources: dict[str, str], report: Report, lines: io.BufferedReader) -> None:
+    def __init__(
+        self,
+        space: dict[str, Any],
+        sources: dict[str, str],
+        report: Report,
+        lines: io.BufferedReader,
+    ) -> None:
         self.space = space
         self.kept: list[Any] = []
         self._numbers: dict[int, int] = {}
@@ -147,7 +189,8 @@ class _Server:
         self._sources, self._report, self._lines = sources, report, lines
 
     def serve(self, called_back: bool = False) -> dict[str, Any]:
-        """Answer requests until there are no more, or until the answer to a call of a test's own function comes."""
+        """Answer requests until there are no more, or until the answer to a call of a test's own
+        function comes."""
         for line in self._lines:
             request: dict[str, Any] = json.loads(line)
             if called_back and request["op"] == "returned":
@@ -166,8 +209,12 @@ class _Server:
                 said = called.answer("ok", value, self._keep, subclasses=True)
             except RecursionError:
                 said = {"ok": self._reference(value)}
-            if request["op"] == "names" and len(json.dumps(said)) > _LONGEST_REPLY:  # nobody may want those that are so long
-                said = {"ok": ["dict", [[name, self._reference(held)] for name, held in value.items()]]}
+            if (
+                request["op"] == "names" and len(json.dumps(said)) > _LONGEST_REPLY
+            ):  # nobody may want those that are so long
+                said = {
+                    "ok": ["dict", [[name, self._reference(held)] for name, held in value.items()]]
+                }
             if len(json.dumps(said)) > _LONGEST_REPLY:
                 raise OverflowError(f"the value is longer than {_LONGEST_REPLY >> 20} MB")
             return said
@@ -187,7 +234,11 @@ class _Server:
         subject = self.kept[request["ref"]]
         if what == "method":
             # a function's own call, and an operator as Python asks for it: of the type
-            return subject(*args, **named) if request["name"] == "__call__" else getattr(type(subject), request["name"])(subject, *args, **named)
+            return (
+                subject(*args, **named)
+                if request["name"] == "__call__"
+                else getattr(type(subject), request["name"])(subject, *args, **named)
+            )
         if what == "attribute":
             return getattr(subject, request["name"])
         if what == "assign":
@@ -201,14 +252,27 @@ class _Server:
             return ["yours", self._theirs[id(value)][0]]
         number = self._number(value)
         if isinstance(value, type) and issubclass(value, BaseException):
-            bases = [encoder.encode(base) for base in value.__bases__ if issubclass(base, BaseException)]
+            bases = [
+                encoder.encode(base) for base in value.__bases__ if issubclass(base, BaseException)
+            ]
             return ["class", number, value.__name__, bases]
         if isinstance(value, BaseException):
-            return ["error", number, encoder.encode(type(value)), [encoder.encode(a) for a in value.args]]
+            return [
+                "error",
+                number,
+                encoder.encode(type(value)),
+                [encoder.encode(a) for a in value.args],
+            ]
         return self._reference(value)
 
     def _reference(self, value: Any) -> list[Any]:
-        return ["ref", self._number(value), type(value).__name__, safe_repr(value), lent(type(value))]
+        return [
+            "ref",
+            self._number(value),
+            type(value).__name__,
+            safe_repr(value),
+            lent(type(value)),
+        ]
 
     def _number(self, value: Any) -> int:
         if id(value) not in self._numbers:

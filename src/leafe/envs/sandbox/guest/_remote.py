@@ -1,7 +1,9 @@
 """The tests' end of the line to the program's box: requests, and stand-ins for what lives there.
 
-What is no plain value comes as a `Remote`, which can be called, passed back, read, iterated, and asked what its own type can do (`_protocol`). An
-exception of the program's own class comes as one of a class made for it, below the builtin class that it descends from, so that a test can catch it by
+What is no plain value comes as a `Remote`, which can be called, passed back, read, iterated, and
+asked what its own type can do (`_protocol`). An
+exception of the program's own class comes as one of a class made for it, below the builtin class
+that it descends from, so that a test can catch it by
 either name.
 """
 
@@ -71,7 +73,11 @@ def _asked(name: str) -> Callable[..., Any]:
 
 def _guarded(name: str) -> Callable[..., Any]:
     def method(self: Remote, other: Any) -> Any:
-        return self.leafe_link.ask("method", other, ref=self.leafe_number, name=name) if isinstance(other, Remote) else NotImplemented
+        return (
+            self.leafe_link.ask("method", other, ref=self.leafe_number, name=name)
+            if isinstance(other, Remote)
+            else NotImplemented
+        )
 
     return method
 
@@ -93,7 +99,8 @@ def _next(self: Remote) -> Any:
 
 
 def _items(self: Remote) -> Iterator[Any]:
-    """Of an iterator: more at a time the more of it is wanted; what nobody wanted is kept for the next who asks."""
+    """Of an iterator: more at a time the more of it is wanted; what nobody wanted is kept for the
+    next who asks."""
     many, count = 1, 0
     while True:
         while self.leafe_ahead:
@@ -108,11 +115,16 @@ def _items(self: Remote) -> Iterator[Any]:
         many = min(2 * many, _MOST_AHEAD)
 
 
-_OWN: dict[str, Callable[..., Any]] = {"__contains__": _contains, "__exit__": _exit, "__next__": _next}
+_OWN: dict[str, Callable[..., Any]] = {
+    "__contains__": _contains,
+    "__exit__": _exit,
+    "__next__": _next,
+}
 
 
 class Link:
-    """Requests to the program and their answers, what came with them, and the functions that tests handed over."""
+    """Requests to the program and their answers, what came with them, and the functions that tests
+    handed over."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None], lines: Any) -> None:
         self.describing = False
@@ -136,7 +148,14 @@ class Link:
                         return answered(answer, "ok", held, self._inward)
                     break
                 called, function = Called(answer, self._inward), self._functions[answer["callback"]]
-            except (ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError) as error:
+            except (
+                ValueError,
+                TypeError,
+                LookupError,
+                AttributeError,
+                RecursionError,
+                MemoryError,
+            ) as error:
                 if hasattr(error, "leafe"):
                     raise
                 raise Unreadable("the program's answer is no value") from error
@@ -177,7 +196,11 @@ class Link:
             function = value.__next__ if iterator else value
             if function not in self._functions:
                 self._functions.append(function)
-            return ["iterator" if iterator else "callback", self._functions.index(function), getattr(function, "__name__", "function")]
+            return [
+                "iterator" if iterator else "callback",
+                self._functions.index(function),
+                getattr(function, "__name__", "function"),
+            ]
         raise TypeError(f"a {type(value).__name__} cannot be handed to the program")
 
     def _inward(self, tag: str, rest: list[Any], decoder: Decoder) -> Any:
@@ -187,22 +210,35 @@ class Link:
             return self._with_attributes(decoder.decode(rest[0]), rest[1])
         number = int(rest[0])
         if number not in self._known:
-            make: Callable[[int, list[Any], Decoder], Any] = {"ref": self._remote, "class": self._exception_class, "error": self._exception}[tag]
+            make: Callable[[int, list[Any], Decoder], Any] = {
+                "ref": self._remote,
+                "class": self._exception_class,
+                "error": self._exception,
+            }[tag]
             self._known[number] = make(number, rest[1:], decoder)
         return self._known[number]
 
     def _remote(self, number: int, rest: list[Any], _: Decoder) -> Remote:
-        kind, shown, lent = short(str(rest[0])).replace("\0", ""), short(str(rest[1])), tuple(map(str, rest[2]))
+        kind, shown, lent = (
+            short(str(rest[0])).replace("\0", ""),
+            short(str(rest[1])),
+            tuple(map(str, rest[2])),
+        )
         made = self._kinds.get((kind, *lent))
         if made is None:
-            methods: dict[str, Any] = {"__slots__": (), "__doc__": property(lambda remote: remote.__getattr__("__doc__"))}
+            methods: dict[str, Any] = {
+                "__slots__": (),
+                "__doc__": property(lambda remote: remote.__getattr__("__doc__")),
+            }
             for name in lent:
                 if name.removeprefix("-") not in ASKED | GUARDED:
                     continue
                 if name.startswith("-"):
                     methods[name[1:]] = None
                 else:
-                    methods[name] = _OWN.get(name) or (_guarded(name) if name in GUARDED else _asked(name))
+                    methods[name] = _OWN.get(name) or (
+                        _guarded(name) if name in GUARDED else _asked(name)
+                    )
             if "__next__" in methods:
                 methods["__iter__"] = _items
             made = self._kinds[kind, *lent] = type(kind, (Remote,), methods)
@@ -220,11 +256,15 @@ class Link:
 
         return type(kind, (type(value),), {"__getattr__": attribute})(value)
 
-    def _exception_class(self, number: int, rest: list[Any], decoder: Decoder) -> type[BaseException]:
+    def _exception_class(
+        self, number: int, rest: list[Any], decoder: Decoder
+    ) -> type[BaseException]:
         bases = tuple(decoder.decode(base) for base in rest[1])
         methods = {
             "leafe_number": number,
-            "__new__": lambda _, *args, **named: self.ask("method", *args, named=named, ref=number, name="__call__"),
+            "__new__": lambda _, *args, **named: self.ask(
+                "method", *args, named=named, ref=number, name="__call__"
+            ),
             "__init__": lambda *_, **__: None,
             "__getattr__": lambda error, name: self.attribute(error.leafe_number, name),
             "__str__": lambda error: str(self.ask("operate", error, name="str")),
@@ -244,8 +284,13 @@ class Link:
         return error
 
     def attribute(self, number: int, name: str) -> Any:
-        """What the program's object has under a name; AttributeError for those that a test never means."""
-        if name in NEVER_ASKED or name.startswith("leafe") or (name.startswith("__") and name.endswith("__") and name not in READ):
+        """What the program's object has under a name; AttributeError for those that a test never
+        means."""
+        if (
+            name in NEVER_ASKED
+            or name.startswith("leafe")
+            or (name.startswith("__") and name.endswith("__") and name not in READ)
+        ):
             raise AttributeError(f"no test may ask {name} of an object of the program")
         return self.ask("attribute", ref=number, name=name)
 
@@ -253,7 +298,11 @@ class Link:
 def _global(value: Any) -> tuple[str, str] | None:
     """Module and name of a function or class of the standard library, which both boxes have."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if not (isinstance(module, str) and isinstance(name, str) and module.split(".")[0] in sys.stdlib_module_names):
+    if not (
+        isinstance(module, str)
+        and isinstance(name, str)
+        and module.split(".")[0] in sys.stdlib_module_names
+    ):
         return None
     found: Any = sys.modules.get(module)
     for part in name.split("."):
