@@ -49,7 +49,6 @@ PACKAGES = (
     "leafe.runs",
     "leafe.recipes",
     "leafe.report",
-    "leafe.tables",
     "leafe.pipeline",
     "leafe.view",
 )
