@@ -73,10 +73,6 @@ class Environment(ABC):
     """With `process`: all of its state is the memory of one process with one thread, so that a copy
     of that process (os.fork) is a snapshot.
     Not for an environment that holds a child process, a connection or a JVM."""
-    gauge: ClassVar[str] = ""
-    """`package.module:function` of the environment's own measure of a policy, a coroutine
-    `f(policy, prompts) -> dict of rates`, where it has one that is cheap
-    and needs no episodes: it stands beside Pass@k (`leafe.evaluate.probe`)."""
     can_snapshot: bool = False
     """`snapshot` and `restore` work; else rollback is reset and replay. A `forkable` environment
     need not say it."""

@@ -60,15 +60,12 @@ def against_table(summary: Mapping[str, Any]) -> Table:
 def against_markdown(summary: Mapping[str, Any]) -> str:
     """A table for a document, with its caption."""
     reference, ks, rows = _rows(summary)
-    gauges = _gauges(summary)
-    rates = list(dict.fromkeys(name for gauge in gauges.values() for name in gauge))
     passes = [name for k in ks for name in (f"Pass@{k}", f"{_minus(reference)} @{k}")]
     head = [
         "row",
         *passes,
         "following",
         "reflection",
-        *(f"gauge: {r.replace('_', ' ')}" for r in rates),
         "n",
     ]
     out = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -83,7 +80,6 @@ def against_markdown(summary: Mapping[str, Any]) -> str:
         line += [
             percent(row["following"]),
             percent(reflects(row)),
-            *(percent(gauges[row["arm"]].get(r)) for r in rates),
             n,
         ]
         out.append("| " + " | ".join(line) + " |")
@@ -121,17 +117,15 @@ COLUMNS = (
     "reflection",
     "same_step",
 )
-"""Of the CSV; after them the rates of the environment's gauge."""
+"""Of the CSV."""
 
 
 def against_csv(summary: Mapping[str, Any]) -> str:
     """One line for each row and k; rates are fractions of 1, what there is not is empty."""
     _, ks, rows = _rows(summary)
-    gauges = _gauges(summary)
-    rates = list(dict.fromkeys(name for gauge in gauges.values() for name in gauge))
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow([*COLUMNS, *(f"gauge_{r}" for r in rates)])
+    out.writerow(COLUMNS)
     for row, found in rows:
         for k in ks:
             point, c = row["pass_at"][k], found.get(k, {})
@@ -149,12 +143,7 @@ def against_csv(summary: Mapping[str, Any]) -> str:
                 *told,
                 *(row[name] for name in COLUMNS[-5:]),
             ]
-            out.writerow(
-                [
-                    "" if v is None else v
-                    for v in (*line, *(gauges[row["arm"]].get(r) for r in rates))
-                ]
-            )
+            out.writerow(["" if v is None else v for v in line])
     return text.getvalue()
 
 
@@ -214,10 +203,6 @@ def _figures(row: Mapping[str, Any], c: Mapping[str, Any] | None, k: str) -> tup
     ends: Sequence[float] | None = None if c["low"] is None else (c["low"], c["high"])
     claim = "" if c["claim"] == "not decided" else f" {c['claim']}"
     return value, f"{difference(c['value'])} {interval(ends, signed=True)}{claim}"
-
-
-def _gauges(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    return {more["arm"]: more["probe"].get("env", {}) for more in summary["details"]["evaluate"]}
 
 
 def _minus(reference: str) -> str:
