@@ -1,6 +1,6 @@
 """An environment server without leafe, for `Remote(url)`: guess a number. Standard library only; docs/remote.md says what each call means.
 
-python docs/examples/remote_server.py [PORT]
+    python docs/examples/remote_server.py [PORT]
 """
 
 import json
@@ -51,16 +51,8 @@ def restore(session, body):
 
 def answer(path, body):
     if path == "/tasks":
-        numbers = [
-            (13 * n + len(body["split"])) % 50 + 1
-            for n in range(50 if body["count"] is None else body["count"])
-        ]
-        return {
-            "tasks": [
-                {"id": f"{body['split']}-{n}", "instruction": "Guess it.", "payload": {"secret": s}}
-                for n, s in enumerate(numbers)
-            ]
-        }
+        numbers = [(13 * n + len(body["split"])) % 50 + 1 for n in range(50 if body["count"] is None else body["count"])]
+        return {"tasks": [{"id": f"{body['split']}-{n}", "instruction": "Guess it.", "payload": {"secret": s}} for n, s in enumerate(numbers)]}
     if path in ("/close", "/release"):
         SESSIONS.pop(body.get("session"), None)
         for name in body.get("snapshots", []):
@@ -91,16 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def do_GET(self):
-        self.send(
-            {
-                "protocol": 1,
-                "name": "guess",
-                "deterministic": True,
-                "horizon": 7,
-                "snapshots": True,
-                "actions_help": "Actions: guess N.",
-            }
-        )
+        self.send({"protocol": 1, "name": "guess", "deterministic": True, "horizon": 7, "snapshots": True, "actions_help": "Actions: guess N."})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
