@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from leafe.core import ForeignFailure, Stop, Task, Tree, UserError
+from leafe.data import Source, episodes_of, export, first_differences, push, samples_of
 from leafe.distill import Dataset, build, preset
-from leafe.exports import Source, episodes_of, export, first_differences, push, samples_of
 from leafe.pipeline import config_of, plan
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe, parse_recipe
 from leafe.runs import Journal, RunFolder, write_tasks
-from tests.imports.logs import ABOUT
+from tests.data.importing.logs import ABOUT
 from tests.trees import Ep, make_tree
 
 pytest.importorskip("datasets")

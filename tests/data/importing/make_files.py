@@ -1,7 +1,7 @@
 """The logs in `data/`, written by the tools themselves: gates episodes as an Inspect log and as
 traces of verifiers.
 
-python -m tests.imports.made        needs inspect_ai and verifiers; they were 0.3.285 and 0.4.0
+python -m tests.data.importing.make_files        needs inspect_ai and verifiers; they were 0.3.285 and 0.4.0
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.imports.logs import chat_lines, played
+from tests.data.importing.logs import chat_lines, played
 
-DATA = Path(__file__).parent / "data"
+FILES = Path(__file__).parent / "files"
 LONG = "x" * 300
 
 
@@ -143,7 +143,7 @@ def traces() -> list[str]:
 if __name__ == "__main__":
     from inspect_ai.log import write_eval_log
 
-    DATA.mkdir(exist_ok=True)
-    write_eval_log(inspect_log(), str(DATA / "gates.eval"))
-    write_eval_log(inspect_log(), str(DATA / "gates.json"))
-    (DATA / "traces.jsonl").write_text("".join(line + "\n" for line in traces()), encoding="utf-8")
+    FILES.mkdir(exist_ok=True)
+    write_eval_log(inspect_log(), str(FILES / "gates.eval"))
+    write_eval_log(inspect_log(), str(FILES / "gates.json"))
+    (FILES / "traces.jsonl").write_text("".join(line + "\n" for line in traces()), encoding="utf-8")

@@ -16,7 +16,7 @@ from typing import Any
 
 from leafe.core import UserError
 from leafe.core.textfile import read_text
-from leafe.imports._records import Bad, Logged, Problems, episode, number
+from leafe.data.importing._records import Bad, Logged, Problems, episode, number
 
 MAX_SAMPLE = 256 << 20
 """Bytes of one sample, unpacked."""

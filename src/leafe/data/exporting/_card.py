@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from leafe import __version__
-from leafe.exports._lengths import section
-from leafe.exports._source import Source
+from leafe.data.exporting._lengths import section
+from leafe.data.exporting._source import Source
 
 if TYPE_CHECKING:
-    from leafe.exports._write import Exported
+    from leafe.data.exporting._write import Exported
 
 LICENCES: Mapping[str, tuple[str, str]] = {
     "gates": (

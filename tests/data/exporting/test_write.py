@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leafe.core import Message, UserError
+from leafe.data import TARGETS, Source, export
 from leafe.distill import PARTS, Dataset, Sample, build, preset
-from leafe.exports import TARGETS, Source, export
+from tests.data.importing.logs import ABOUT
 from tests.distill.toy import PROMPTS, forest
-from tests.imports.logs import ABOUT
 
 pytest.importorskip("datasets")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -295,7 +295,7 @@ def test_nothing_is_left_where_writing_fails(
     def fails(*args: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("leafe.exports._write.card", fails)
+    monkeypatch.setattr("leafe.data.exporting._write.card", fails)
     with pytest.raises(UserError, match="No space left"):
         export(source(), "sharegpt", tmp_path / "out")
     assert not list(tmp_path.iterdir())

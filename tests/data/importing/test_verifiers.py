@@ -1,5 +1,5 @@
 """Traces of verifiers. `data/traces.jsonl` was written by verifiers 0.4.0's own models
-(`tests/imports/made.py`); where it is installed, they read it too."""
+(`tests/data/importing/make_files.py`); where it is installed, they read it too."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from leafe.core import UserError
-from leafe.imports import Logged, Problems, read
-from tests.imports.logs import played, write_lines
-from tests.imports.made import DATA
+from leafe.data import Logged, Problems, read_log
+from tests.data.importing.logs import played, write_lines
+from tests.data.importing.make_files import FILES
 
 
 def load(path: Path) -> tuple[list[Logged], Problems]:
     problems = Problems()
-    return list(read(path, "verifiers", problems)), problems
+    return list(read_log(path, "verifiers", problems)), problems
 
 
 def test_the_traces_are_the_episodes_that_were_played() -> None:
-    found, problems = load(DATA / "traces.jsonl")
+    found, problems = load(FILES / "traces.jsonl")
     assert not problems.left_out
     trees = played(3, 2)
     episodes = [(name, tree, e) for name, tree in trees.items() for e in tree.episodes]
@@ -47,9 +47,9 @@ def test_verifiers_own_models_have_the_same_messages() -> None:
     from verifiers.v1.state import State
     from verifiers.v1.task import WireTaskData
 
-    found, _ = load(DATA / "traces.jsonl")
+    found, _ = load(FILES / "traces.jsonl")
     for line, each in zip(
-        (DATA / "traces.jsonl").read_text("utf-8").splitlines(), found, strict=True
+        (FILES / "traces.jsonl").read_text("utf-8").splitlines(), found, strict=True
     ):
         episode = trace_store.Episode[WireTaskData, State].model_validate_json(line)
         trace = episode.traces[0]

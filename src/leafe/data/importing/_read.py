@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from leafe.core import UserError
 from leafe.core.textfile import refuse_other_encodings
-from leafe.imports._inspect import read_inspect
-from leafe.imports._records import Bad, Logged, Problems, episode, number
-from leafe.imports._verifiers import VERIFIERS_FILES, traces
+from leafe.data.importing._inspect import read_inspect
+from leafe.data.importing._records import Bad, Logged, Problems, episode, number
+from leafe.data.importing._verifiers import VERIFIERS_FILES, traces
 
 Format = Literal["chat", "inspect", "verifiers"]
 FORMATS: tuple[Format, ...] = ("chat", "inspect", "verifiers")
@@ -25,7 +25,7 @@ MAX_LINE = 64 << 20
 """Bytes of one line, which is one episode."""
 
 
-def read(path: Path, format: Format, problems: Problems) -> Iterator[Logged]:
+def read_log(path: Path, format: Format, problems: Problems) -> Iterator[Logged]:
     """The episodes of a file (verifiers: or of its output folder), in order; what cannot be read is
     left out and counted.
 

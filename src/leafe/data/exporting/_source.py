@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leafe.core import Tree, UserError
+from leafe.data.exporting._pairs import first_differences
 from leafe.distill import Dataset, DistillConfig, build, preset
 from leafe.envs import make_env
-from leafe.exports._pairs import first_differences
 from leafe.pipeline import Stage, Variant, env_options, plan, recipe_of, stage_name, variants
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from leafe.core import Message, UserError
+from leafe.data import TARGETS, Source, Tokenizer, export
+from leafe.data.exporting._lengths import USUAL
 from leafe.distill import Dataset, Sample
-from leafe.exports import TARGETS, Source, Tokenizer, export
-from leafe.exports._lengths import USUAL
+from tests.data.exporting.test_write import pairs, rows, source
+from tests.data.importing.logs import ABOUT
 from tests.distill.toy import chat, checkpoint
-from tests.exports.test_write import pairs, rows, source
-from tests.imports.logs import ABOUT
 
 pytest.importorskip("datasets")
 SAMPLES = [target for target in TARGETS if target != "chat"]

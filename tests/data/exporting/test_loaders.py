@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from leafe.core import Message
+from leafe.data import Source, export
 from leafe.distill import Sample, build, preset
-from leafe.exports import Source, export
+from tests.data.importing.logs import ABOUT
 from tests.distill.toy import PROMPTS, WORDS, chat, forest
-from tests.imports.logs import ABOUT
 from tests.tiny import tiny_tokenizer
 
 torch = pytest.importorskip("torch")

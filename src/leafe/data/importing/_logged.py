@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 from leafe.core import Episode, Kind, Stop, Task, Turn, turn_id
-from leafe.imports._records import Bad, Logged, Problems
-from leafe.imports._trees import Imported, Seen
+from leafe.data.importing._records import Bad, Logged, Problems
+from leafe.data.importing._trees import Imported, Seen
 
 CHAT_PROMPTS = "chat"
 """The prompt set for these trees."""
-ENV = "imported"
+IMPORTED_ENV = "imported"
 """What their tasks name as their environment: there is none of that name."""
 
 
@@ -65,7 +65,7 @@ def _task(record: Logged, taken: set[str], problems: Problems) -> Task:
         )
     return Task(
         unique,
-        ENV,
+        IMPORTED_ENV,
         record.split,
         record.system,
         {"instruction": record.instruction} if record.instruction else {},

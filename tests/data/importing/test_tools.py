@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.imports import Problems, as_logged
-from leafe.imports._records import Bad, Logged, episode, number
+from leafe.data import Problems, as_logged
+from leafe.data.importing._records import Bad, Logged, episode, number
 
 
 def log(*said: dict[str, Any]) -> Logged:

@@ -21,10 +21,10 @@ from leafe.runs import load_trees
 from leafe.view import make_app
 from leafe.view._drawing import rows
 from leafe.view._server import _PAGES
-from tests.imports.logs import bare, chat_lines, grown, played, tasks, write_lines
+from tests.data.importing.logs import bare, chat_lines, grown, played, tasks, write_lines
 from tests.view.folders import STAGE, make_run
 
-SMALL = str(Path(__file__).parents[1] / "pipeline" / "small.toml")
+SMALL = str(Path(__file__).parents[2] / "pipeline" / "small.toml")
 
 
 @pytest.fixture(scope="module")

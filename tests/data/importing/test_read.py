@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.core import Message, UserError
+from leafe.data import CHAT_PROMPTS, Logged, Problems, as_logged, read_log
+from leafe.data.importing import _read as reading
 from leafe.distill import build, preset
-from leafe.imports import CHAT_PROMPTS, Logged, Problems, as_logged, read
-from leafe.imports import _read as reading
 from leafe.prompts import History, Prompts, load_prompt_set
-from tests.imports.logs import write_lines
+from tests.data.importing.logs import write_lines
 
 CHAT = Prompts(load_prompt_set(CHAT_PROMPTS))
 text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=30)
@@ -45,7 +45,7 @@ def test_training_prompts_are_the_logs_own_messages(
         [{"messages": said, "success": won} for said, won in logs],
     )
     problems = Problems()
-    found = as_logged(read(path, "chat", problems), problems=problems)
+    found = as_logged(read_log(path, "chat", problems), problems=problems)
     data = build(found.trees, CHAT, preset("rft"), 0)
     mine = {(s.messages, s.answer) for s in data.samples}
     theirs = set()
@@ -74,7 +74,7 @@ def one(row: Any, tmp_path: Path) -> tuple[list[Logged], Problems]:
         + json.dumps(good).encode()
     )
     problems = Problems()
-    return list(read(path, "chat", problems)), problems
+    return list(read_log(path, "chat", problems)), problems
 
 
 USER, ACT = {"role": "user", "content": "go"}, {"role": "assistant", "content": "gone"}
@@ -173,7 +173,7 @@ def test_sentences_are_bounded_and_counts_are_not(tmp_path: Path) -> None:
         [good] + [{"messages": [USER, ACT], "reward": "x" * 10_000}] * 300 + [[]] * 2,
     )
     problems = Problems()
-    assert len(list(read(path, "chat", problems))) == 1
+    assert len(list(read_log(path, "chat", problems))) == 1
     assert problems.left_out == {"a reward that is no number": 300, "no object": 2}
     assert len(problems.sentences) == 7
     assert problems.unsaid == 295
@@ -184,7 +184,7 @@ def test_a_mark_of_utf8_and_other_line_ends(tmp_path: Path) -> None:
     good = json.dumps({"messages": [USER, ACT], "reward": 1}).encode()
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + good + b"\r\n\r\n" + good + b"\r\n")
-    assert len(list(read(path, "chat", Problems()))) == 2
+    assert len(list(read_log(path, "chat", Problems()))) == 2
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_file_of_which_nothing_can_be_read_is_the_users_mistake(
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(data)
     with pytest.raises(UserError, match=r"a\.jsonl") as raised:
-        list(read(tmp_path / "a.jsonl", "chat", Problems()))
+        list(read_log(tmp_path / "a.jsonl", "chat", Problems()))
     assert why in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -211,7 +211,7 @@ def test_a_file_of_which_nothing_can_be_read_is_the_users_mistake(
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.jsonl", tmp_path):
         with pytest.raises(UserError, match="is not there"):
-            list(read(path, "chat", Problems()))
+            list(read_log(path, "chat", Problems()))
 
 
 def test_tool_calls_are_actions(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_one_task_is_one_prompt(tmp_path: Path) -> None:
     ]
     problems = Problems()
     found = as_logged(
-        read(write_lines(tmp_path / "a.jsonl", rows), "chat", problems), problems=problems
+        read_log(write_lines(tmp_path / "a.jsonl", rows), "chat", problems), problems=problems
     )
     assert [len(tree.episodes) for tree in found.trees.values()] == [2, 1, 1]
     assert list(found.trees)[:2] == ["a", "a~2"]
@@ -277,7 +277,7 @@ def test_one_task_is_one_prompt(tmp_path: Path) -> None:
     assert found.solved == 2
     problems = Problems()
     found = as_logged(
-        read(tmp_path / "a.jsonl", "chat", problems), success_at=0.5, problems=problems
+        read_log(tmp_path / "a.jsonl", "chat", problems), success_at=0.5, problems=problems
     )
     assert found.solved == 3
 

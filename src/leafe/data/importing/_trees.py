@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leafe.core import Episode, Task, Tree
-from leafe.imports._records import Logged
+from leafe.data.importing._records import Logged
 from leafe.runs import Journal, write_tasks
 
 BATCH = 64
@@ -70,7 +70,7 @@ class Seen:
         return there
 
 
-def write(folder: Path, found: Imported, tasks: Iterable[Task] | None = None) -> None:
+def write_trees(folder: Path, found: Imported, tasks: Iterable[Task] | None = None) -> None:
     """The trees as a stage: tasks.jsonl and the journal. `tasks`: all that the stage is to have, in
     order; None: those that were imported."""
     write_tasks(folder, [tree.task for tree in found.trees.values()] if tasks is None else tasks)

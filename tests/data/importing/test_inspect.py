@@ -1,5 +1,5 @@
 """Inspect AI's logs. `data/gates.eval` and `data/gates.json` were written by inspect_ai itself
-(`tests/imports/made.py`); where it is installed, it reads too.
+(`tests/data/importing/make_files.py`); where it is installed, it reads too.
 
 Format: https://inspect.aisi.org.uk/eval-logs.html
 """
@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 
 from leafe.core import Stop, UserError
+from leafe.data import Logged, Problems, read_log, replayed
 from leafe.explore import EnvPool
-from leafe.imports import Logged, Problems, read, replayed
-from tests.imports.logs import PROMPTS, make, played, tasks
-from tests.imports.made import DATA, LONG
+from tests.data.importing.logs import PROMPTS, make, played, tasks
+from tests.data.importing.make_files import FILES, LONG
 
 pytest.importorskip("pyarrow", reason="logs zipped with zstandard are unpacked by pyarrow")
 
 
 def load(path: Path) -> tuple[list[Logged], Problems]:
     problems = Problems()
-    return list(read(path, "inspect", problems)), problems
+    return list(read_log(path, "inspect", problems)), problems
 
 
 def without_where(found: list[Logged]) -> list[dict[str, Any]]:
@@ -40,12 +40,12 @@ def without_where(found: list[Logged]) -> list[dict[str, Any]]:
 
 
 def test_both_forms_say_the_same() -> None:
-    zipped, plain = load(DATA / "gates.eval"), load(DATA / "gates.json")
+    zipped, plain = load(FILES / "gates.eval"), load(FILES / "gates.json")
     assert without_where(zipped[0]) == without_where(plain[0])
     assert len(zipped[0]) == 5
     assert zipped[1].left_out == plain[1].left_out == {"no reward": 1}
     assert (
-        zipfile.ZipFile(DATA / "gates.eval").infolist()[0].compress_type == 93
+        zipfile.ZipFile(FILES / "gates.eval").infolist()[0].compress_type == 93
     )  # zstandard, which zipfile may not know
     assert all(
         each.system == f"Be quick. {LONG}" and each.model == "mockllm/fickle" for each in zipped[0]
@@ -62,7 +62,7 @@ def test_the_episodes_are_those_that_were_played() -> None:
         pool = EnvPool(make, 2)
         try:
             return await replayed(
-                read(DATA / "gates.eval", "inspect", problems),
+                read_log(FILES / "gates.eval", "inspect", problems),
                 pool,
                 known,
                 PROMPTS,
@@ -91,8 +91,8 @@ def test_the_episodes_are_those_that_were_played() -> None:
 
 def test_inspect_ais_own_reader_has_the_same_texts() -> None:
     log = pytest.importorskip("inspect_ai.log", reason="inspect_ai is not installed")
-    theirs = log.read_eval_log(str(DATA / "gates.eval"))
-    found, problems = load(DATA / "gates.eval")
+    theirs = log.read_eval_log(str(FILES / "gates.eval"))
+    found, problems = load(FILES / "gates.eval")
     scored = [sample for sample in theirs.samples if sample.scores]
     assert len(found) == len(scored) == len(theirs.samples) - problems.left_out.total()
     mine = {each.where.rpartition("/")[2]: each for each in found}
@@ -189,7 +189,7 @@ def test_a_flipped_byte_is_a_damaged_sample(tmp_path: Path) -> None:
     """In the middle of a packed sample, of both ways of packing."""
     for kind in ("zstd", "deflate"):
         if kind == "zstd":
-            data = bytearray((DATA / "gates.eval").read_bytes())
+            data = bytearray((FILES / "gates.eval").read_bytes())
         else:
             data = bytearray(
                 as_log(
@@ -230,7 +230,7 @@ def test_what_is_no_log(data: bytes, why: str, tmp_path: Path) -> None:
 
 
 def test_half_a_log_is_said_to_be_one(tmp_path: Path) -> None:
-    whole = (DATA / "gates.eval").read_bytes()
+    whole = (FILES / "gates.eval").read_bytes()
     (tmp_path / "a.eval").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="or a part of one"):
         load(tmp_path / "a.eval")

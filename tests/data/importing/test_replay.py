@@ -12,11 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leafe.core import FAILED_BY_ENV, Kind, Stop, Tree
+from leafe.data import Problems, write_trees
 from leafe.distill import build, preset
 from leafe.explore import ExploreConfig
-from leafe.imports import Problems, write
 from leafe.runs import load_trees
-from tests.imports.logs import PROMPTS, again, bare, chat_lines, grown, played, tasks, write_lines
+from tests.data.importing.logs import (
+    PROMPTS,
+    again,
+    bare,
+    chat_lines,
+    grown,
+    played,
+    tasks,
+    write_lines,
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +140,7 @@ def test_exploration_goes_on_with_imported_failures(
     counterfactual samples; also through a stage's folder."""
     lost = [row for row in lines if not row["success"]]
     found = again(write_lines(tmp_path / "a.jsonl", [bare(row) for row in lost]))
-    write(tmp_path / "explore", found, tasks(6))
+    write_trees(tmp_path / "explore", found, tasks(6))
     known = load_trees(tmp_path / "explore")
     assert list(known) == [task.id for task in tasks(6)]
     config = ExploreConfig(limits={"policy_calls": 150.0})

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leafe.core import Message, UserError, clean_text
+from leafe.data.exporting import _episodes, _rows
+from leafe.data.exporting._card import card
+from leafe.data.exporting._lengths import Lengths, Tokenizer, measured, warning
+from leafe.data.exporting._source import Source
 from leafe.distill import PARTS, Dataset, Sample, export_dpo, export_trl
-from leafe.exports import _episodes, _rows
-from leafe.exports._card import card
-from leafe.exports._lengths import Lengths, Tokenizer, measured, warning
-from leafe.exports._source import Source
 
 Target = Literal["trl", "sharegpt", "axolotl", "verl", "dpo", "chat"]
 TARGETS: tuple[Target, ...] = ("trl", "sharegpt", "axolotl", "verl", "dpo", "chat")
@@ -315,7 +315,7 @@ def _axolotl_entry(name: str) -> str:
 
 def _verl(kept: Kept, done: Exported) -> None:
     _each(kept, done, _rows.verl, _parquet, ".parquet")
-    program = resources.files("leafe.exports") / "answer_only.py.txt"
+    program = resources.files("leafe.data.exporting") / "answer_only.py.txt"
     (done.folder / "answer_only.py").write_text(
         program.read_text(encoding="utf-8"), encoding="utf-8"
     )

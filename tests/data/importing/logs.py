@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from leafe.core import Environment, Task, Tree
+from leafe.data import Imported, Problems, Source, export, read_log, replayed
 from leafe.envs import load_tasks, make_env
 from leafe.explore import EnvPool, ExploreConfig, explore
-from leafe.exports import Source, export
-from leafe.imports import Imported, Problems, read, replayed
 from leafe.prompts import Prompts, load_prompt_set
 from tests.gates_policy import Fickle
 
@@ -102,7 +101,7 @@ def again(
         pool = EnvPool(make, 4)
         try:
             return await replayed(
-                list(read(path, "chat", problems)),
+                list(read_log(path, "chat", problems)),
                 pool,
                 known,
                 PROMPTS,

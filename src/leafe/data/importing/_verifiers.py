@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from leafe.imports._records import Bad, Logged, Problems, episode, number
+from leafe.data.importing._records import Bad, Logged, Problems, episode, number
 
 VERIFIERS_FILES = ("traces.jsonl", "results.jsonl")
 

@@ -25,9 +25,9 @@ from leafe.core import (
     derive_seed,
     turn_id,
 )
+from leafe.data.importing._records import Bad, Logged, LoggedTurn, Problems
+from leafe.data.importing._trees import Imported, Seen
 from leafe.explore import EnvPool
-from leafe.imports._records import Bad, Logged, LoggedTurn, Problems
-from leafe.imports._trees import Imported, Seen
 from leafe.prompts import Prompts
 
 
