@@ -1,13 +1,12 @@
-"""Keys and values by cell: a forward pass says for each row which cells it reads, in order, and
-which it writes.
+"""Keys and values by KV slot: a forward pass says which slots each row reads and which it writes.
 
-A batch is ragged: each row has its own number of positions, and rows may read the same cells. New
-keys and values are written first; then each layer
-gathers what its rows attend to, cut to the longest one, and the mask hides what lies beyond a row's
-own position. So rows join, leave, branch and roll
-back without moving each other.
-Axes: N cells, B rows of this forward pass, H key-value heads, W new tokens of a row, L positions, D
-head size.
+A batch is ragged: each row has its own number of positions, and rows may read the same slots. New
+keys and values are written first. Then each layer gathers what its rows attend to, padded to the
+longest row; the mask hides what lies past a row's own position. So rows join, leave, branch and
+roll back without moving each other.
+
+Axes: N KV slots, B rows of this forward pass, H key-value heads, W new tokens of a row, L
+positions, D head size.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import torch
 from transformers.cache_utils import Cache
 
 
-class CellCache(Cache):
-    """Goes into a standard model as `past_key_values`; `plan` says beforehand which cells the next
-    forward pass is for."""
+class KVCache(Cache):
+    """Passed to a transformers model as `past_key_values`; `plan` names the slots of the next
+    forward pass."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -35,14 +34,14 @@ class CellCache(Cache):
         return sum(t.shape[1] * t.shape[2] * t.element_size() for t in (*self.keys, *self.values))
 
     def plan(self, read_BL: torch.Tensor, write_BW: torch.Tensor) -> None:
-        """`read` is 0 beyond a row's own length, `write` at padding: cell 0 is never written and
-        stays zero."""
+        """`read` is 0 past a row's length, `write` at padding: slot 0 is never written and stays
+        zero."""
         self._read_BL = read_BL
         self._rows, self._columns = write_BW.nonzero(as_tuple=True)
         self._write = write_BW[self._rows, self._columns]
 
     def resize(self, count: int) -> None:
-        """Room for more cells. Layer by layer, so that little memory is held twice."""
+        """Make room for more slots, layer by layer, so that little memory is held twice."""
         self.count = count
         for stores in (self.keys, self.values):
             for i, old in enumerate(stores):
@@ -57,19 +56,19 @@ class CellCache(Cache):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store BHWD new keys and values, return BHLD ones to attend to."""
+        """Store new keys and values (BHWD); return those to attend to (BHLD)."""
         if layer_idx == len(self.keys):
             for stores, states in ((self.keys, key_states), (self.values, value_states)):
                 store = states.new_empty(self.count, states.shape[1], states.shape[3])
                 store[0] = 0
                 stores.append(store)
-        return self._through(self.keys[layer_idx], key_states, 0), self._through(
+        return self._exchange(self.keys[layer_idx], key_states, 0), self._exchange(
             self.values[layer_idx], value_states, 1
         )
 
-    def _through(self, store: torch.Tensor, states_BHWD: torch.Tensor, which: int) -> torch.Tensor:
-        """What is returned is good until the next layer asks: all layers gather into the same
-        memory, since fresh memory costs more than the copy."""
+    def _exchange(self, store: torch.Tensor, states_BHWD: torch.Tensor, which: int) -> torch.Tensor:
+        """Write, then gather. All layers gather into the same buffer, since fresh memory costs
+        more than the copy: the result is valid until the next layer's call."""
         store[self._write] = states_BHWD[self._rows, :, self._columns]
         needed = self._read_BL.numel()
         if len(self._gathered) <= which:
