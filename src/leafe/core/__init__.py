@@ -13,15 +13,26 @@ from leafe.core.errors import (
     PolicyError,
     SnapshotGone,
     UserError,
+    ungrouped,
 )
 from leafe.core.named import find_named
-from leafe.core.policy import Completion, Message, Policy, Request
+from leafe.core.policy import (
+    Completion,
+    Message,
+    Policy,
+    Request,
+    SupportsCheck,
+    SupportsReport,
+    SupportsScore,
+    SupportsStats,
+)
 from leafe.core.seeds import derive_seed
 from leafe.core.text import clean_text, visible
 from leafe.core.tree import Tree
 from leafe.core.types import (
     FAILED,
     FAILED_BY_ENV,
+    LOST,
     Branch,
     Episode,
     ImprovementRule,
@@ -39,6 +50,7 @@ __all__ = [
     "FAILED",
     "FAILED_BY_ENV",
     "LIMITS",
+    "LOST",
     "Branch",
     "Budget",
     "ChatTokens",
@@ -60,6 +72,10 @@ __all__ = [
     "Spent",
     "StepResult",
     "Stop",
+    "SupportsCheck",
+    "SupportsReport",
+    "SupportsScore",
+    "SupportsStats",
     "Task",
     "Tree",
     "Turn",
@@ -74,5 +90,6 @@ __all__ = [
     "observation_hash",
     "token_ids",
     "turn_id",
+    "ungrouped",
     "visible",
 ]

@@ -55,6 +55,8 @@ class Environment(ABC):
     deterministic: bool = True
     """The same task, seed and actions give the same observations. Counted evaluation and rollback
     by replay rest on it."""
+    splits: tuple[str, ...] = ()
+    """Names of its task splits; empty where it does not say."""
     horizon: int = 30
     """T: the most steps of an episode."""
     actions_help: str = ""

@@ -8,6 +8,9 @@ is raised, it is counted, and nothing that was finished is lost. Anything else i
 raised as it is.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LeafeError(Exception):
     """Base of every error that leafe raises on purpose."""
@@ -42,3 +45,18 @@ class SnapshotGone(EnvError):
 
 class JournalError(ForeignFailure):
     """The journal could not be written (disk full, say) or is damaged before its last line."""
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Raise the first error of an exception group on its own, with its own cause.
+
+    Put it around an `asyncio.TaskGroup`: callers then see the error that ended the group.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__

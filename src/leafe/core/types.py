@@ -39,6 +39,10 @@ FAILED = FAILED_BY_ENV | {Stop.context_full}
 """Stops that count as a failure of the policy, as they do at test: the policy is asked to reflect
 on them, and the history up to there is sound."""
 
+LOST = frozenset({Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget})
+"""Stops that are not the policy's doing: such an episode says nothing about its success rate, is sampled
+again where it can be, and has no reward."""
+
 
 class Kind(StrEnum):
     """What the policy did in a turn."""

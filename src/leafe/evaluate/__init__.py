@@ -1,6 +1,7 @@
 """Plain sampling of a policy, counted; Pass@k without bias; intervals over tasks and seeds; the
 comparison as plain values."""
 
+from leafe.core import LOST
 from leafe.evaluate._collapse import DETECTORS, collapses
 from leafe.evaluate._contrast import Contrast, contrast, contrasts, holm
 from leafe.evaluate._coverage import CoverageCurve, coverage, coverage_curve, spent
@@ -15,7 +16,7 @@ from leafe.evaluate._intervals import (
 )
 from leafe.evaluate._mean import Over
 from leafe.evaluate._measures import Measures, generated_tokens, measure
-from leafe.evaluate._passk import LOST, Counts, counts, pass_at_k
+from leafe.evaluate._passk import Counts, counts, pass_at_k
 from leafe.evaluate._probe import Probe, mean_probe, probe
 from leafe.evaluate._run import EvaluateProgress, evaluate
 from leafe.evaluate._summary import Evaluated, Explored, Summary, summarise

@@ -43,6 +43,7 @@ from leafe.core import (
     PolicyError,
     Request,
     Stop,
+    SupportsScore,
     Tree,
     Turn,
     derive_seed,
@@ -211,10 +212,9 @@ def _pairs(
 
 async def _scores(policy: Policy, *asked: Sequence[Asked]) -> Sequence[list[float | None] | None]:
     """Log-probabilities of each list of answers; None for each where the policy cannot score."""
-    score = getattr(policy, "score", None)
-    if score is None:
+    if not isinstance(policy, SupportsScore):
         return [None] * len(asked)
-    return [list(await score(part)) for part in asked]
+    return [list(await policy.score(part)) for part in asked]
 
 
 @dataclass(slots=True)

@@ -35,6 +35,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leafe.core import (
+    LOST,
     Completion,
     ContextFull,
     EnvError,
@@ -53,7 +54,7 @@ from leafe.core import (
     derive_seed,
 )
 from leafe.evaluate._frontier import Node, leaves, to_episodes
-from leafe.evaluate._passk import LOST, counts
+from leafe.evaluate._passk import counts
 from leafe.explore import (
     ActionTrace,
     Diverged,
