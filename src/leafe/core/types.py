@@ -60,8 +60,8 @@ that it has no end-of-turn token."""
 
 
 class Scope(StrEnum):
-    """Which actions of a branch are sampled with the experience in the context (METHOD.md, 'what
-    the paper leaves open')."""
+    """Which actions of a branch are sampled with the experience in the context (docs/method.md,
+    'What the paper leaves open')."""
 
     action = "action"  # the revised action only
     branch = (
@@ -312,7 +312,7 @@ reports."""
 @dataclass(frozen=True, slots=True)
 class Branch:
     """A branch event (h_tau, a_tau, e, a'_tau, outcomes), derived from a tree and never stored
-    (METHOD.md, Stage 1)."""
+    (docs/method.md, Stage 1)."""
 
     task_id: str
     turn_before: str | None

@@ -107,8 +107,8 @@ async def evaluate(
     concurrency: int = 128,
     on_progress: Callable[[EvaluateProgress], None] | None = None,
 ) -> list[Tree]:
-    """`samples` independent episodes of every task (METHOD.md, Evaluation); one tree a task, in the
-    tasks' order, counts on its turns and episodes.
+    """`samples` independent episodes of every task (docs/method.md, Evaluation); one tree a task,
+    in tasks' order, counts on its turns and episodes.
 
     horizon: the most steps, None for the environment's own. max_invalid_actions: invalid actions in
     a row that end an episode. concurrency: tasks in

@@ -11,7 +11,7 @@ from leafe.core import LIMITS, Scope
 
 class ExploreConfig(BaseModel):
     """How a tree grows and what it may cost. The paper leaves K, depth and attempts open
-    (METHOD.md)."""
+    (docs/method.md, Stage 1)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

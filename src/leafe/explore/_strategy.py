@@ -70,7 +70,7 @@ def siblings(strategy: Strategy, tree: Tree) -> int:
 
 
 class RollbackTree:
-    """LEAFE's Stage 1 (METHOD.md): reflections wait in a first-in-first-out queue; each gives
+    """LEAFE's Stage 1 (docs/method.md): reflections wait in a first-in-first-out queue; each gives
     `width` branches at its step tau.
     Where the queue is empty (all depths used up, no usable reflection), a fresh root begins."""
 

@@ -122,7 +122,7 @@ async def ace(
     on_progress: Callable[[Progress], None] | None = None,
     on_playbook: Callable[[Playbook], None] | None = None,
 ) -> Ace:
-    """Grow the playbook offline (METHOD.md, ACE).
+    """Grow the playbook offline (docs/method.md, Baselines).
 
     config: `limits` a task, `run_limits` in all (those cut short what timing decides), `until`,
     temperatures, `max_reflection_attempts`, horizon, limits on invalid

@@ -103,7 +103,7 @@ async def collect(
     known: Mapping[str, Sequence[Episode]] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Collected:
-    """Alternatives at the states of the trees' successes (METHOD.md, Early Experience). The trees
+    """Alternatives at the states of the trees' successes (docs/method.md, Baselines). The trees
     handed in are not changed.
 
     config: `limits` a task and `run_limits` in all for the collection alone, temperatures,
