@@ -48,7 +48,6 @@ PACKAGES = (
     "leafe.runs",
     "leafe.recipes",
     "leafe.report",
-    "leafe.tables",
     "leafe.pipeline",
     "leafe.view",
 )
