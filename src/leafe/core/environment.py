@@ -72,14 +72,9 @@ class Environment(ABC):
     name: str = "env"
     """Under which the environment is listed and recorded."""
     deterministic: bool = True
-<<<<<<< HEAD
-    """The same task, seed and actions give the same observations. Counted evaluation and rollback
-    by replay rest on it."""
+    """The same task, seed and actions give the same observations."""
     splits: tuple[str, ...] = ()
     """Names of its task splits; empty where it does not say."""
-=======
-    """The same task, seed and actions give the same observations."""
->>>>>>> h14/view
     horizon: int = 30
     """T: the most steps of an episode."""
     actions_help: str = ""
@@ -95,19 +90,9 @@ class Environment(ABC):
     `leafe.envs.make_env` runs it in a process of its own, kills that where it does not answer, and
     starts another."""
     forkable: ClassVar[bool] = False
-<<<<<<< HEAD
-    """With `process`: all of its state is the memory of one process with one thread, so that a copy
-    of that process (os.fork) is a snapshot.
-    Not for an environment that holds a child process, a connection or a JVM."""
-=======
     """With `process`: all state is the memory of one process with one thread, so a copy of that
     process (os.fork) is a snapshot. Not for an environment that holds a child process, a
     connection or a JVM."""
-    gauge: ClassVar[str] = ""
-    """`package.module:function` of the environment's own measure of a policy, a coroutine
-    `f(policy, prompts) -> dict of rates`, where it has one that is cheap
-    and needs no episodes: it stands beside Pass@k (`leafe.evaluate.probe`)."""
->>>>>>> h14/view
     can_snapshot: bool = False
     """`snapshot` and `restore` work; else rollback is reset and replay. A `forkable` environment
     need not set it."""

@@ -43,8 +43,7 @@ class SnapshotGone(EnvError):
 
 
 class JournalError(ForeignFailure):
-<<<<<<< HEAD
-    """The journal could not be written (disk full, say) or is damaged before its last line."""
+    """The journal cannot be written (a full disk, say), or is damaged before its last line."""
 
 
 @contextmanager
@@ -60,6 +59,3 @@ def ungrouped() -> Iterator[None]:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from error.__cause__
-=======
-    """The journal cannot be written (a full disk, say), or is damaged before its last line."""
->>>>>>> h14/view

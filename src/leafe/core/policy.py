@@ -105,8 +105,22 @@ class Policy(Protocol):
     async def complete(self, request: Request) -> list[Completion]:
         """Sample answers to a request.
 
-<<<<<<< HEAD
-    async def close(self) -> None: ...
+        Args:
+            request: The chat and the sampling options.
+
+        Returns:
+            Completions whose counts sum to `request.n`: n of count 1, or fewer with counts where
+            the engine samples equal answers together (counted sampling).
+
+        Raises:
+            ContextFull: Prompt and `max_tokens` do not fit the context.
+            PolicyError: No answer after the bounded retries.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free what the policy holds. May be called twice."""
+        ...
 
 
 @runtime_checkable
@@ -139,21 +153,3 @@ class SupportsScore(Protocol):
 
     async def score(self, asked: Sequence[tuple[Sequence[Message], Message]]) -> list[float | None]:
         """Sum of log-probabilities of each answer after its prompt; None where it does not fit."""
-=======
-        Args:
-            request: The chat and the sampling options.
-
-        Returns:
-            Completions whose counts sum to `request.n`: n of count 1, or fewer with counts where
-            the engine samples equal answers together (counted sampling).
-
-        Raises:
-            ContextFull: Prompt and `max_tokens` do not fit the context.
-            PolicyError: No answer after the bounded retries.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Free what the policy holds. May be called twice."""
-        ...
->>>>>>> h14/view
