@@ -1,8 +1,8 @@
 """Imports go down the floors of the house only, and nothing heavy is imported at the top of a
 module that need not be.
 
-cli -> view, data -> pipeline, embedded -> recipes -> report -> baselines, evaluate ->
-explore, distill -> prompts, runs -> core;
+cli -> view, data -> pipeline, embedded -> recipes -> report -> baselines, evaluate -> explore,
+distill -> prompts, runs -> core;
 testing imports envs and core; envs and policies import core alone
 """
 

@@ -1,4 +1,9 @@
-"""What all other parts of leafe speak. Imports nothing of ours and no torch."""
+"""The records, contracts and rules that all other parts of leafe share.
+
+It holds the records (`Task`, `Turn`, `Episode`, `Branch`), the `Tree` of a task, the `Budget`, the
+two contracts `Environment` and `Policy`, exact token ids of chats (`ChatTokens`), seeds and errors.
+It imports no other part and no torch.
+"""
 
 from leafe.core.acting import act_turn
 from leafe.core.budget import LIMITS, Budget, Spent
