@@ -42,7 +42,18 @@ from leafe.envs.remote import PROTOCOL, Remote, _server, _sessions, _transport, 
 from leafe.evaluate import evaluate
 from leafe.explore import EnvPool
 from leafe.prompts import Prompts, load_prompt_set
-from tests.envs.remote_envs import TALLY, BadNetwork, Served, Stuck, Tally, process, serving
+from tests.envs.remote_envs import (
+    TALLY,
+    BadNetwork,
+    Served,
+    Stuck,
+    Tally,
+    alive,
+    free_port,
+    process,
+    serving,
+    until,
+)
 
 TASK = Task("t", "tally", "train", "Add up.", {"from": 0})
 PASSING = ["before", "after", "half", "500", "503", "garbage", "list", "html"]
@@ -54,26 +65,6 @@ FACTS = {
     "horizon": 9,
     "snapshots": True,
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(true: Callable[[], bool], seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return true()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 # Lost answers

@@ -42,7 +42,7 @@ def schema(facts: Environment) -> dict[str, Any]:
             "required": ["text"],
         },
         "observation": {
-            "title": "Observation",
+            "title": "LeafeObservation",
             "type": "object",
             "properties": {
                 "text": text,
@@ -200,7 +200,7 @@ class WebSocketSession:
         answer = await self._call(message, "reset", {"task": task, "seed": seed}, raw)
         episode_id = data.get("episode_id")
         self._episode_id = episode_id if isinstance(episode_id, str) else token_hex(8)
-        start = {"valid": True, "success": False, "progress": None, "info": {}}
+        start: dict[str, Any] = {"valid": True, "success": False, "progress": None, "info": {}}
         return _observation(
             {"text": answer["observation"], **start},
             {"reward": None, "done": False, "metadata": {"task": task, "seed": seed}},
