@@ -20,10 +20,21 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError
+from leafe.envs.remote import PROTOCOL
 from leafe.envs.remote._server import EnvServer
 
 ROOT = Path(__file__).parents[2]
 TALLY = "tests.envs.remote_envs:Tally"
+TASK = Task("t", "tally", "train", "Add up.", {"from": 0})
+PASSING = ["before", "after", "half", "500", "503", "garbage", "list", "html"]
+"""What passes by itself when it is asked again."""
+FACTS = {
+    "protocol": PROTOCOL,
+    "name": "tally",
+    "deterministic": True,
+    "horizon": 9,
+    "snapshots": True,
+}
 
 
 class Tally(Environment):
@@ -359,3 +370,17 @@ def alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+def send(connection: HTTPConnection, path: str, **body: Any) -> None:
+    connection.request("POST", f"/{path}", json.dumps(body), {"Content-Type": "application/json"})
+
+
+def receive(connection: HTTPConnection) -> tuple[int, dict[str, Any]]:
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def ask(connection: HTTPConnection, path: str, **body: Any) -> tuple[int, dict[str, Any]]:
+    send(connection, path, **body)
+    return receive(connection)
