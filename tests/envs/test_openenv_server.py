@@ -134,7 +134,7 @@ def test_leafes_openenv_environment_plays_it() -> None:
             assert (env.action_field, env.text_field) == ("text", "text")
             report = check_environment(env, env.tasks("train", 4), ACTIONS)
             assert not report.problems, report
-        assert served.server.table.sessions == {}
+        assert until(lambda: not served.server.table.sessions)
 
 
 def test_tools_are_steps(tally: Served) -> None:
@@ -234,7 +234,7 @@ def test_a_call_that_is_sent_again_is_answered_once(tally: Served) -> None:
         assert client.ask("state")["data"]["step_count"] == 2
         client.run(client.socket.send_str(json.dumps({"type": "close"})))
         client.run(client.socket.receive())
-    assert "mine" not in tally.server.table.sessions
+    assert until(lambda: "mine" not in tally.server.table.sessions)
 
 
 def test_descriptions_and_tasks() -> None:
