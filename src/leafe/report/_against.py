@@ -33,7 +33,7 @@ _COLUMNS = (
 """Of the CSV; after them the rates of the environment's gauge."""
 
 
-class _Row(NamedTuple):
+class _Compared(NamedTuple):
     """A row of the evaluation with its contrasts to the reference, by k."""
 
     name: str
@@ -157,7 +157,7 @@ def _caption(summary: Mapping[str, Any]) -> str:
     return _CAPTION.format(reference=against["reference"], over=_OVER[against["over"]])
 
 
-def _rows(summary: Mapping[str, Any]) -> tuple[str, list[str], list[_Row]]:
+def _rows(summary: Mapping[str, Any]) -> tuple[str, list[str], list[_Compared]]:
     """(reference, ks, rows): the reference and every row that has runs in common with it."""
     against = summary["details"]["against"]
     contrasts: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -165,12 +165,12 @@ def _rows(summary: Mapping[str, Any]) -> tuple[str, list[str], list[_Row]]:
         contrasts.setdefault(c["row"], {})[str(c["k"])] = c
     gauges = {more["arm"]: more["probe"].get("env", {}) for more in summary["details"]["evaluate"]}
     rows = [
-        _Row(row["arm"], row, contrasts.get(row["arm"], {}), gauges[row["arm"]])
+        _Compared(row["arm"], row, contrasts.get(row["arm"], {}), gauges[row["arm"]])
         for row in summary["evaluate"]
         if row["arm"] == against["reference"] or row["arm"] in contrasts
     ]
     return against["reference"], [str(k) for k in against["ks"]], rows
 
 
-def _gauge_rates(rows: Sequence[_Row]) -> list[str]:
+def _gauge_rates(rows: Sequence[_Compared]) -> list[str]:
     return list(dict.fromkeys(rate for row in rows for rate in row.gauge))
