@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from leafe.baselines.ace import Ace, AceConfig, Playbook, ace, with_playbook
+from leafe.baselines.ace import AceConfig, AceResult, Playbook, ace, with_playbook
 from leafe.core import (
     ContextFull,
     Environment,
@@ -56,10 +56,10 @@ def grow(
     known: Mapping[str, Tree] | None = None,
     own: AceConfig | None = None,
     **settings: object,
-) -> Ace:
+) -> AceResult:
     config = ExploreConfig(**({"limits": limits or {"policy_calls": 30}, "seed": 3} | settings))  # type: ignore[arg-type]
 
-    async def main() -> Ace:
+    async def main() -> AceResult:
         envs = EnvPool(make, size=4)
         try:
             return await ace(
@@ -161,7 +161,7 @@ def test_unusable_answers_are_asked_for_again_and_counted_by_reason() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_killed_at_any_line_it_goes_on_to_the_same_playbook(batch: int) -> None:
     whole = Sink()
-    own = AceConfig(batch=batch, most=3)
+    own = AceConfig(batch=batch, max_items=3)
     expected = grow(journal=whole, own=own)
     assert len(whole.lines) == len(episodes(expected.trees.values()))
     for dies_at in range(0, len(whole.lines), 2):

@@ -22,6 +22,8 @@ from leafe.core.tree import Tree
 from leafe.core.types import (
     FAILED,
     FAILED_BY_ENV,
+    FOREIGN,
+    LOST,
     Branch,
     Episode,
     ImprovementRule,
@@ -38,7 +40,9 @@ from leafe.core.types import (
 __all__ = [
     "FAILED",
     "FAILED_BY_ENV",
+    "FOREIGN",
     "LIMITS",
+    "LOST",
     "Branch",
     "Budget",
     "ChatTokens",
