@@ -8,7 +8,7 @@ from collections import deque
 import pytest
 
 from leafe.core import ForeignFailure
-from leafe.core.concurrency import FailureStreak, first_failure, run_all, run_queue
+from leafe.core.concurrency import FailureStreak, run_all, run_queue
 
 
 @pytest.mark.parametrize(("items", "limit"), [(0, 3), (2, 5), (9, 3), (9, 1)])
@@ -103,12 +103,6 @@ def test_a_cancelled_run_cancels_its_work() -> None:
 
     asyncio.run(main())
     assert sorted(ended) == [0, 1]
-
-
-def test_the_failure_in_a_group_of_groups() -> None:
-    bug = ValueError()
-    assert first_failure(bug) is bug
-    assert first_failure(ExceptionGroup("a", [ExceptionGroup("b", [bug]), KeyError()])) is bug
 
 
 def test_failures_in_a_row_end_a_stage_and_others_do_not() -> None:

@@ -38,7 +38,7 @@ from leafe.core import (
 )
 from leafe.envs import make_env
 from leafe.envs.gates import GatesReference
-from leafe.envs.remote import PROTOCOL, Remote, _server, _transport, serve
+from leafe.envs.remote import PROTOCOL, Remote, _server, _sessions, _transport, serve
 from leafe.evaluate import evaluate
 from leafe.explore import EnvPool
 from leafe.prompts import Prompts, load_prompt_set
@@ -239,7 +239,7 @@ def test_a_hung_env_with_a_process_of_its_own_frees_its_place_at_once() -> None:
         env.reset(TASK, 0)
         env.step("add 2")
         mark = env.snapshot()
-        pid = next(iter(served.server._sessions.values())).env.pid  # type: ignore[union-attr]
+        pid = next(iter(served.server.table.sessions.values())).env.pid  # type: ignore[union-attr]
         env._transport.timeout = 0.3
         with pytest.raises(EnvError, match=r"within 0\.3 s"):
             env.step("hang")
@@ -260,13 +260,13 @@ def test_an_idle_session_expires_and_a_reset_opens_another() -> None:
             env.step("add 1")
         env.restore(mark)
         assert env.step("add 1").info == {"total": 3}
-        assert until(lambda: not served.server._sessions)
+        assert until(lambda: not served.server.table.sessions)
         assert env.reset(TASK, 0).startswith("You have 0")
         assert env.step("add 1").info == {"total": 1}
 
 
 def test_snapshots_make_room_for_newer_ones_and_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_server, "MAX_SNAPSHOTS", 3)
+    monkeypatch.setattr(_sessions, "MAX_SNAPSHOTS", 3)
     with Served() as served, Remote(served.url) as env:
         env.reset(TASK, 0)
         marks = []
@@ -296,7 +296,7 @@ def test_a_full_server_says_so_and_has_room_again_when_a_client_has_left(
         other._transport.close()  # as a killed client would
         with pytest.raises(EnvError, match="start it with more workers"):
             env.reset(TASK, 0)
-        monkeypatch.setattr(_server, "_ORPHAN_S", 0.0)
+        monkeypatch.setattr(_sessions, "_ORPHAN_S", 0.0)
         assert env.reset(TASK, 0).startswith("You have 0")
         with pytest.raises(EnvError):
             other.step("add 1")

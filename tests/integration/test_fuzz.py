@@ -31,14 +31,13 @@ from leafe.core import (
     Tree,
     UserError,
 )
-from leafe.core.text import HOSTILE
+from leafe.core.text import HOSTILE, visible
 from leafe.distill import build, encode, preset
 from leafe.envs.code.humaneval import HumanEval
 from leafe.envs.code.mbpp import Mbpp
 from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet, load_prompt_set
-from leafe.report import clean
 from leafe.runs import Journal, StoredTrees
 from tests.fuzz import answer
 from tests.tiny import byte_tokenizer
@@ -172,7 +171,7 @@ def shown(run: Path, stored: StoredTrees, cache: Path) -> None:
     for task in tasks:
         for turn in stored[task]:
             console.print(turn.action_text[:300], markup=False, highlight=False)
-            assert not HOSTILE.search(clean(turn.observation))
+            assert not HOSTILE.search(visible(turn.observation))
     assert isinstance(console.file, io.StringIO)
     assert not HOSTILE.search(console.file.getvalue())
 

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import Episode, Kind, Stop, Tree, Turn
+from leafe.core import Episode, Kind, Stop, Tree, Turn, visible
 from leafe.evaluate import Evaluated, Explored, summarise
 from leafe.report import (
-    clean,
     clip,
     duration,
     pick_rescues,
@@ -299,7 +298,7 @@ def test_what_models_write_is_text_and_has_an_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["العربية", "日本語", "हिन्दी", "עברית", "🙂é"])
 def test_letters_of_any_script_stay(script: str, tmp_path: Path) -> None:
-    assert clean(script) == script
+    assert visible(script) == script
     assert script in page(tmp_path, question=script)
 
 
@@ -318,10 +317,10 @@ def test_clipped_text_says_how_much_is_missing(text: str, limit: int) -> None:
 
 @given(st.text(alphabet=st.characters(codec=None)))
 def test_clean_text_can_be_written_and_steers_nothing(text: str) -> None:
-    shown = clean(text)
+    shown = visible(text)
     shown.encode("utf-8")
     assert not [c for c in shown if (ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0]
-    assert clean(shown) == shown
+    assert visible(shown) == shown
 
 
 def test_looks_come_back_after_sixty_four() -> None:

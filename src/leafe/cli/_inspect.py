@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from leafe.core import EnvError, UserError
 from leafe.envs import describe, env_names
 from leafe.envs.sandbox import guarantees
+from leafe.report import Table
 from leafe.testing import Report, check_environment, reports_table
 
 _PACKAGES = {
@@ -41,25 +40,17 @@ _PACKAGES = {
 
 def show_envs(console: Console) -> None:
     """One row an environment."""
-    table = Table(title="Envs", title_justify="left")
-    for column in ("env", "what", "splits", "horizon", "options", "needs"):
-        table.add_column(column, overflow="fold")
+    rows: list[tuple[str, ...]] = []
     for name in env_names():
         try:
             info = describe(name)
         except UserError as error:
-            table.add_row(name, escape(str(error)), "", "", "", "")
+            rows.append((name, str(error), "", "", "", ""))
             continue
-        options = escape("\n".join(info.options.values()))
-        table.add_row(
-            name,
-            escape(info.summary),
-            ", ".join(info.splits),
-            str(info.horizon),
-            options,
-            escape(info.needs),
-        )
-    console.print(table)
+        options, splits = "\n".join(info.options.values()), ", ".join(info.splits)
+        rows.append((name, info.summary, splits, str(info.horizon), options, info.needs))
+    columns = ("env", "what", "splits", "horizon", "options", "needs")
+    console.print(Table("Environments", columns, rows, words=len(columns)))
     console.print(
         (
             "An environment of your own is `package.module:Class` with reset and step: give "
@@ -119,11 +110,7 @@ def check_envs(
         f"Environments: {count} tasks, up to {steps} random valid actions on each; the way "
         "back by replay / by snapshot or fork"
     )
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
+    table = Table(title, columns, rows, words=len(columns))
     console.print(table)
     for report in reports:
         for problem in report.problems[:20]:
@@ -139,10 +126,7 @@ def check_envs(
         for name, why in absent:
             console.print(f"  {name}: {why}", highlight=False, markup=False)
     if markdown is not None:
-        lines = [
-            "| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)
-        ]
-        markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        markdown.write_text(table.markdown(), encoding="utf-8")
     return not any(report.problems for report in reports)
 
 
@@ -163,21 +147,15 @@ def _check_server(report: Report, options: Mapping[str, Any]) -> None:
 def examine(console: Console) -> bool:
     """Print versions and what the sandbox gives, and play a little in every environment; False
     where an environment that is installed fails its test."""
-    packages = Table(title="Packages", title_justify="left")
-    packages.add_column("package")
-    packages.add_column("version")
-    for name, extra in _PACKAGES.items():
-        try:
-            packages.add_row(name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            packages.add_row(name, escape(f"absent: pip install 'leafe[{extra}]'"))
-    console.print(packages)
-    boxes = Table(
-        title="Sandbox for model-written code (docs/sandbox.md)",
-        title_justify="left",
-        show_header=False,
-    )
-    for what, here in guarantees().items():
-        boxes.add_row(what, escape(here))
-    console.print(boxes)
+    packages = [(name, _version(name, extra)) for name, extra in _PACKAGES.items()]
+    console.print(Table("Packages", ("package", "version"), packages, words=2))
+    title = "Sandbox for model-written code (docs/sandbox.md)"
+    console.print(Table(title, ("", ""), list(guarantees().items()), words=2, head=False))
     return check_envs(console, None, {}, count=2, steps=10, elsewhere=False)
+
+
+def _version(package: str, extra: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"absent: pip install 'leafe[{extra}]'"

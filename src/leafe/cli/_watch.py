@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from leafe.core import visible
 from leafe.pipeline import Stage
-from leafe.report import clean
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class StageProgress:
             out.append(
                 f"cache {100 * event.get('cached_tokens', 0) / event['prompt_tokens']:.0f} %"
             )
-        return [" ".join(clean(word).split()) for word in out]
+        return [" ".join(visible(word).split()) for word in out]
 
 
 def share_of(event: Mapping[str, Any]) -> float | None:

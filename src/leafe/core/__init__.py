@@ -1,4 +1,9 @@
-"""What all other parts of leafe speak. Imports nothing of ours and no torch."""
+"""The records, contracts and rules that all other parts of leafe share.
+
+It holds the records (`Task`, `Turn`, `Episode`, `Branch`), the `Tree` of a task, the `Budget`, the
+two contracts `Environment` and `Policy`, exact token ids of chats (`ChatTokens`), seeds and errors.
+It imports no other part and no torch.
+"""
 
 from leafe.core.acting import act_turn
 from leafe.core.budget import LIMITS, Budget, Spent
@@ -13,9 +18,19 @@ from leafe.core.errors import (
     PolicyError,
     SnapshotGone,
     UserError,
+    ungrouped,
 )
 from leafe.core.named import find_named
-from leafe.core.policy import Completion, Message, Policy, Request
+from leafe.core.policy import (
+    Completion,
+    Message,
+    Policy,
+    Request,
+    SupportsCheck,
+    SupportsReport,
+    SupportsScore,
+    SupportsStats,
+)
 from leafe.core.seeds import derive_seed
 from leafe.core.text import clean_text, visible
 from leafe.core.tree import Tree
@@ -64,6 +79,10 @@ __all__ = [
     "Spent",
     "StepResult",
     "Stop",
+    "SupportsCheck",
+    "SupportsReport",
+    "SupportsScore",
+    "SupportsStats",
     "Task",
     "Tree",
     "Turn",
@@ -78,5 +97,6 @@ __all__ = [
     "observation_hash",
     "token_ids",
     "turn_id",
+    "ungrouped",
     "visible",
 ]

@@ -1,4 +1,4 @@
-"""A policy's answer and the environment's answer to it, as the one record that they are."""
+"""How a parsed answer and the environment's reply become one act turn."""
 
 from __future__ import annotations
 
@@ -22,8 +22,22 @@ def act_turn(
     experience: str | None = None,
     count: int = 1,
 ) -> Turn:
-    """The act turn of an answer that was parsed into thought and action, and of what the
-    environment said to it. One environment step; `seconds` are rounded."""
+    """The act turn of one environment step.
+
+    Args:
+        answer: What the policy wrote.
+        thought: The thought, parsed out of `answer`.
+        action: The action, parsed out of `answer`; what the environment was given.
+        result: The environment's answer.
+        id: The turn's id (`turn_id`).
+        parent: The act turn before it; None at the root.
+        task_id: The task.
+        step: The index t of the action, from 0.
+        policy: The weights that answered.
+        seconds: Wall time of call and step; rounded to 0.1 ms.
+        experience: The reflection that stood in the prompt.
+        count: How many samples took this turn.
+    """
     return Turn(
         id=id,
         parent=parent,

@@ -1,13 +1,10 @@
-"""What an environment says, as the plain values that a journal can hold, or one sentence on why it
-cannot.
+"""What an environment returns, validated and converted to the plain values that a journal holds.
 
-Environments are other people's code: rewards come as numpy numbers, flags as `numpy.bool_`, texts
-with half a surrogate pair in them. Everything that calls an
-environment (exploration, evaluation, the checks, environments in other processes and on other
-machines) takes its answers through these functions, so that
-what is recorded is the same wherever it is called. What carries its value is converted; what does
-not (None or NaN for a reward, a list for an
-observation) is refused: a guess would be recorded as if it had been said.
+Environments are foreign code: rewards come as numpy numbers, flags as `numpy.bool_`, texts with
+half a surrogate pair in them. Every caller of an environment (exploration, evaluation, the checks,
+environments in other processes and on other machines) takes its answers through these functions,
+so the record is the same everywhere. A value of another type is converted; no value (None or NaN
+for a reward, a list for an observation) is an error, never a guess.
 """
 
 from __future__ import annotations
@@ -26,14 +23,14 @@ AnyEnv = TypeVar("AnyEnv", bound=Environment)
 
 
 def observation_text(value: object, env: str) -> str:
-    """What `reset` returned.
+    """The text that `reset` returned.
 
     Args:
-        value: The returned value.
-        environment: The environment's name, for the error.
+        value: What it returned.
+        env: The environment's name, for the error.
 
     Raises:
-        EnvError: It is no text.
+        EnvError: It is not a string.
     """
     if not isinstance(value, str):
         raise _broken(env, f"reset returned {_kind(value)}, not a string")
@@ -44,11 +41,11 @@ def step_result(value: object, env: str) -> StepResult:
     """What `step` returned, with plain values: text without surrogates, finite numbers, bools.
 
     Args:
-        value: The returned value.
-        environment: The environment's name, for the error.
+        value: What it returned.
+        env: The environment's name, for the error.
 
     Raises:
-        EnvError: A field cannot be recorded (a reward of None or NaN, say).
+        EnvError: It is no `StepResult`, or a field cannot be recorded (a reward of None or NaN).
     """
     if not isinstance(value, StepResult):
         raise _broken(env, f"step returned {_kind(value)}, not a StepResult")
@@ -67,23 +64,23 @@ def step_result(value: object, env: str) -> StepResult:
 
 
 def check_facts(env: AnyEnv) -> AnyEnv:
-    """The environment itself, with plain values for what it says about itself.
+    """The environment itself, with plain values for `name`, `actions_help` and `horizon`.
 
     Raises:
-        UserError: Its name or its help is no text, or its horizon no number of steps.
+        UserError: One of the first two is no string, or the horizon no whole number from 1.
     """
-    said = f"The environment {_shown(env.name)!r}"
+    named = f"The environment {_shown(env.name)!r}"
     for fact in ("name", "actions_help"):
         try:
             text = _text(getattr(env, fact), fact)
         except ValueError as error:
-            raise UserError(f"{said}: its {error}: give its class a text.") from error
+            raise UserError(f"{named}: its {error}: give its class a text.") from error
         if text != getattr(env, fact):
             setattr(env, fact, text)
     horizon = _item(env.horizon)
     if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
         raise UserError(
-            f"{said}: its horizon is {_kind(horizon)}: give its class a whole number of "
+            f"{named}: its horizon is {_kind(horizon)}: give its class a whole number of "
             "steps from 1."
         )
     if type(env.horizon) is not int:
@@ -92,7 +89,7 @@ def check_facts(env: AnyEnv) -> AnyEnv:
 
 
 def versions_of(env: Environment) -> dict[str, str]:
-    """What `versions` says, as text: numbers and None too."""
+    """What `Environment.versions` returns, as text: numbers and None too."""
     return {_shown(name): _shown(value) for name, value in dict(env.versions() or {}).items()}
 
 
@@ -101,7 +98,7 @@ def plain_task(task: object, env: str) -> Task:
 
     Args:
         task: What the environment listed.
-        environment: The environment's name, for the error.
+        env: The environment's name, for the error.
 
     Raises:
         UserError: It is no `Task`, or holds what JSON cannot.
@@ -118,23 +115,22 @@ def plain_task(task: object, env: str) -> Task:
             raise ValueError(f"payload is {_kind(task.payload)}, not a mapping")
     except ValueError as error:
         raise UserError(
-            f"A task of the environment {env!r} ({_shown(task.id)[:80]!r}) cannot be "
-            "written as JSON: its "
-            f"{error}. Give its class plain values: text, finite numbers, true and false, lists, "
-            "mappings with text as keys."
+            f"A task of the environment {env!r} ({_shown(task.id)[:80]!r}) cannot be written as "
+            f"JSON: its {error}. Give its class plain values: text, finite numbers, true and "
+            "false, lists, mappings with text as keys."
         ) from error
     return replace(task, **texts, payload=payload)
 
 
 def plain_json(value: object, where: str) -> Any:
-    """The value as JSON reads it back: arrays and tuples are lists, numpy's numbers are Python's.
+    """A value as JSON reads it back: arrays and tuples become lists, numpy's numbers Python's.
 
     Args:
         value: Anything.
-        where: What it is called in the error, for instance `payload`.
+        where: Its name in the error, for instance `payload`.
 
     Raises:
-        ValueError: Some part is nothing that JSON holds; the message says which.
+        ValueError: JSON cannot hold some part of it; the message says which.
     """
     try:
         return _plain(value, where)
@@ -175,7 +171,7 @@ def _text(value: object, name: str) -> str:
 
 
 def _number(value: object, name: str) -> float:
-    """Anything that stands for one finite number: of numpy, torch, decimal, fractions too."""
+    """One finite number, of Python, numpy, torch, decimal or fractions. ValueError otherwise."""
     found = _item(value)
     try:
         number = math.nan if isinstance(found, str | bytes | None) else float(found)  # type: ignore[arg-type]
@@ -194,7 +190,7 @@ def _flag(value: object, name: str) -> bool:
 
 
 def _item(value: object) -> object:
-    """The one value of an array or tensor that holds one."""
+    """The value of an array or tensor that holds exactly one; else what was given."""
     item = getattr(value, "item", None)
     if not callable(item):
         return value
@@ -205,11 +201,9 @@ def _item(value: object) -> object:
 
 
 def _info(info: object) -> dict[str, Any]:
-    """It is for people: what JSON does not hold is written as text, and never a failure."""
-    if not isinstance(info, Mapping):
-        return {}
+    """`StepResult.info` is for people, so what JSON cannot hold becomes text, never an error."""
     found = {}
-    for key, value in info.items():
+    for key, value in info.items() if isinstance(info, Mapping) else ():
         try:
             found[clean_text(str(key))] = plain_json(value, "info")
         except Exception:
@@ -218,7 +212,7 @@ def _info(info: object) -> dict[str, Any]:
 
 
 def _kind(value: object) -> str:
-    """None and numbers as they are, of anything else the type."""
+    """For an error: None and numbers as they are, of anything else the type."""
     if value is None or isinstance(value, bool | int | float):
         return _shown(value)
     return f"a value of type {type(value).__name__}"

@@ -1,10 +1,9 @@
 """One counter of everything that costs, charged by every strategy and stage alike.
 
-A budget asks before the deed: `take` charges and says True, or charges nothing and says False, so
-that a limit on
-counted things (calls, steps, episodes) is met exactly. Tokens and seconds are known only
-afterwards, so that those limits can be
-passed by the turn in flight and by no more. A task's budget charges the run's as well: its parent.
+`take` reserves before the call: it charges and returns True, or charges nothing and returns False.
+So limits on counts (calls, steps, episodes) are met exactly. Tokens and seconds are known only
+afterwards, so a limit on them can be exceeded by the turn in flight and by no more. A task's budget
+charges its parent, the run's, as well.
 """
 
 from __future__ import annotations
@@ -16,15 +15,23 @@ from dataclasses import asdict, dataclass, fields, replace
 
 @dataclass(slots=True)
 class Spent:
-    """What was spent. Steps are environment steps, tokens are the policy's, seconds are wall
-    time."""
+    """What was spent.
+
+    Attributes:
+        episodes: Rollouts.
+        env_steps: Environment steps.
+        replayed_steps: Steps repeated only to return to an earlier state; not part of `env_steps`.
+        policy_calls: Completions asked for, reflections included: a request with n = 4 counts 4.
+        prompt_tokens: Tokens of prompts.
+        cached_tokens: How many of them the engine took from its cache.
+        generated_tokens: Tokens of answers.
+        seconds: Wall time.
+    """
 
     episodes: int = 0
     env_steps: int = 0
     replayed_steps: int = 0
-    """Steps repeated only to return to an earlier state; not part of `env_steps`."""
     policy_calls: int = 0
-    """Completions asked for, reflections included: a request with n = 4 counts 4."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
@@ -39,17 +46,24 @@ LIMITS = tuple(f.name for f in fields(Spent))
 
 
 class Budget:
-    """A `Spent` with limits; charges go to the parent too, and a parent's limit binds the child."""
+    """A `Spent` with limits. Charges go to the parent too, and a parent's limit binds the child.
+
+    Args:
+        limits: The most of each amount, by the names in `LIMITS`; default: no limit.
+        parent: The budget that this one is a part of.
+
+    Raises:
+        ValueError: A limit has an unknown name.
+    """
 
     def __init__(
         self, limits: Mapping[str, float] | None = None, parent: Budget | None = None
     ) -> None:
-        unknown = set(limits or {}) - set(LIMITS)
-        if unknown:
+        self.limits = dict(limits or {})
+        if unknown := self.limits.keys() - set(LIMITS):
             raise ValueError(
                 f"no such limit: {', '.join(sorted(unknown))}; there are {', '.join(LIMITS)}"
             )
-        self.limits = dict(limits or {})
         self.parent = parent
         self.spent = Spent()
         self._since = time.monotonic()
@@ -59,8 +73,8 @@ class Budget:
         return self._seconds_before + time.monotonic() - self._since
 
     def reached(self) -> str | None:
-        """The name of a limit that is used up, here or in a parent; None while there is room for
-        one more of everything."""
+        """The name of a limit that is used up, here or in a parent; None where one more of
+        everything fits."""
         for name, limit in self.limits.items():
             value = self._seconds() if name == "seconds" else getattr(self.spent, name)
             if value >= limit:
@@ -68,15 +82,15 @@ class Budget:
         return self.parent.reached() if self.parent else None
 
     def admits(self, **amounts: float) -> bool:
-        """Whether these amounts can be charged without passing a limit."""
+        """Whether these amounts can be charged without exceeding a limit."""
         for name, limit in self.limits.items():
             if name == "seconds":
-                if self._seconds() >= limit:
-                    return False
+                full = self._seconds() >= limit
             elif name in amounts:
-                if getattr(self.spent, name) + amounts[name] > limit:
-                    return False
-            elif name.endswith("_tokens") and getattr(self.spent, name) >= limit:
+                full = getattr(self.spent, name) + amounts[name] > limit
+            else:
+                full = name.endswith("_tokens") and getattr(self.spent, name) >= limit
+            if full:
                 return False
         return self.parent is None or self.parent.admits(**amounts)
 
@@ -88,8 +102,8 @@ class Budget:
         return True
 
     def charge(self, **amounts: float) -> None:
-        """Charge what was spent, limits or not: for tokens, replays, and what a journal says was
-        spent before."""
+        """Charge the amounts, limits or not: tokens, replays, and what a journal says was spent
+        in an earlier start."""
         for name, amount in amounts.items():
             if name == "seconds":
                 self._seconds_before += amount

@@ -1,18 +1,14 @@
-"""Messages to token ids, exactly and once: what was sampled is spliced in, never tokenised again.
+"""Messages to token ids, exactly and once: sampled ids are spliced in, never tokenised again.
 
 The model's own chat template is rendered with a mark in the place of every assistant message. The
-text between the marks is tokenised
-piece by piece; the sampled ids go where the marks were. So the prompt of a turn is, by
-construction, a prefix of its child's,
-if the template renders earlier messages the same whatever follows. A template that does not is
-refused by name. Needs no torch: the tokenizer
-is handed in (any `transformers` fast tokenizer with a chat template).
+text between the marks is tokenised piece by piece, and the sampled ids go where the marks were. So
+the prompt of a turn is a prefix of its child's, provided that the template renders earlier messages
+the same whatever follows; a template that does not is refused by name. No torch is needed: the
+caller passes the tokenizer (any `transformers` fast tokenizer with a chat template).
 
-Two things that a template or a message could bring in are kept out. Text stays text: where a
-message spells a
-control token (`<|im_end|>` in an observation), the spelling is tokenised as characters and closes
-no turn. And a
-template that writes today's date gets `TEMPLATE_DATE`, so that a prompt is the same on every day.
+Two things are kept out of prompts. Text stays text: where a message spells a control token
+(`<|im_end|>` in an observation), the spelling is tokenised as characters and ends no turn. And a
+template that writes today's date is given `TEMPLATE_DATE`, so that a prompt is the same every day.
 """
 
 from __future__ import annotations
@@ -30,12 +26,11 @@ from leafe.core.policy import Message, Role
 from leafe.core.text import clean_text
 
 TEMPLATE_DATE = datetime(2026, 1, 1)
-"""What `strftime_now` tells a chat template: a prompt that is sampled from on one day and trained
-on, or resumed, on
-another has to be the same tokens."""
+"""What `strftime_now` returns to a chat template: a prompt that is sampled on one day and trained
+on, or resumed, on another must be the same tokens."""
 _DIRECTIVES = {c: TEMPLATE_DATE.strftime(f"%{c}") for c in "aAbBcdHIjmMpSUwWxXyYZ%"}
-# hides the function of that name which `transformers` gives to templates; variables that are
-# functions it does not pass on
+# hides the function of that name that `transformers` gives to templates; it passes on no variables
+# that are functions
 _STRFTIME_NOW = """\
 {%- macro strftime_now(format) -%}
 {%- set at = namespace(directive=false) -%}
@@ -48,18 +43,21 @@ _STRFTIME_NOW = """\
 {%- endmacro -%}
 """
 
-# Marks in rendered text, of private-use characters. A message that holds the first of them has it
-# taken out like a
-# control token, so that every mark found in a rendered text is one of ours.
+# Marks in rendered text, of private-use characters. Where a message holds the first of them, it is
+# escaped like a control token, so that every mark in a rendered text is one of ours.
 _OPEN, _CLOSE = "\ue0f1", "\ue0f2"
 _MARK = f"{_OPEN}leafe{_CLOSE}"
 _SPELLED = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
 def is_plain(folder: Path) -> bool:
-    """Whether the folder's tokenizer is a plain `tokenizer.json`, to be read as it stands: for some
-    architectures (Qwen2) `AutoTokenizer` would put its own
-    pre-tokenizer in the place of the file's. False for a folder that says otherwise, or nothing."""
+    """Whether a folder's tokenizer is a plain `tokenizer.json`, to be loaded without
+    `AutoTokenizer`, which for some architectures (Qwen2) replaces the file's pre-tokenizer by its
+    own.
+
+    Raises:
+        UserError: `tokenizer_config.json` cannot be read.
+    """
     described = folder / "tokenizer_config.json"
     if not described.is_file() or not (folder / "tokenizer.json").is_file():
         return False
@@ -71,11 +69,18 @@ def is_plain(folder: Path) -> bool:
 
 
 class ChatTokens:
-    """Exact token ids for one tokenizer. UserError if it has no chat template or one that breaks
-    the prefix rule.
+    """Exact token ids of chats, for one tokenizer.
 
-    `end_of_turn` is the one token id that closes an assistant message: the model writes it, the
-    mask covers it.
+    Args:
+        tokenizer: A `transformers` fast tokenizer with a chat template.
+        name: Of the checkpoint, for errors; default: the tokenizer's own.
+
+    Attributes:
+        end_of_turn: The one token id that closes an assistant message. The model writes it, and the
+            loss mask covers it.
+
+    Raises:
+        UserError: There is no chat template, or one that breaks the prefix rule.
     """
 
     def __init__(self, tokenizer: Any, name: str = "") -> None:
@@ -100,8 +105,15 @@ class ChatTokens:
         self.end_of_turn = self._probe()
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids of the prompt in answer to which the model writes its next message; the last message
-        is the user's."""
+        """Ids of the prompt for the model's next message.
+
+        Args:
+            messages: The chat; the last message is the user's.
+
+        Raises:
+            ValueError: The last message is the assistant's, or there is none.
+            UserError: The template refuses these messages, or breaks the prefix rule.
+        """
         if not messages or messages[-1].role == "assistant":
             raise ValueError("a prompt ends with a user message")
         pieces = self._pieces(messages)
@@ -110,13 +122,13 @@ class ChatTokens:
         for message, piece in zip(answers, pieces[1:], strict=True):
             answer = self.answer(message)
             ids += answer
-            # the piece begins with the end-of-turn token: drop it where the model wrote it itself
+            # a piece begins with the end-of-turn token: drop it where the model wrote it
             ids += piece[1:] if answer and answer[-1] == self.end_of_turn else piece
         return tuple(ids)
 
     def answer(self, message: Message) -> tuple[int, ...]:
-        """Ids of an assistant message as trained on: the sampled ids where they are known, else its
-        text and, unless it was cut, the end-of-turn token."""
+        """Ids of an assistant message as it is trained on: the sampled ids where they are known,
+        else its text and, unless it was cut, the end-of-turn token."""
         if message.tokens is not None:
             return message.tokens
         text = self._encode(self._guard("assistant", message.content))
@@ -128,23 +140,22 @@ class ChatTokens:
         return str(self.tokenizer.decode(kept, skip_special_tokens=True))
 
     def _guard(self, role: Role, text: str) -> str:
-        """The text of a message with a mark in the place of each spelling of a control token."""
+        """The text of a message, with a mark in the place of each spelled control token."""
         pattern = self._guards[role == "assistant"]
         return pattern.sub(lambda m: f"{_OPEN}{self._spellings.index(m[0])}{_CLOSE}", text)
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        """Ids of rendered text; what `_guard` marked becomes ordinary tokens."""
+        """Ids of rendered text; what `_guard` marked becomes ordinary characters."""
         if _OPEN not in text:
             return self._ids(text)
         out: tuple[int, ...] = ()
         for at, piece in enumerate(_SPELLED.split(text)):  # text, number, text, number, ..., text
-            out += self._as_text(self._spellings[int(piece)]) if at % 2 else self._ids(piece)
+            if at % 2:  # cut after its first character, so that no tokenizer sees it whole
+                spelling = self._spellings[int(piece)]
+                out += self._ids(spelling[:1]) + self._ids(spelling[1:])
+            else:
+                out += self._ids(piece)
         return out
-
-    def _as_text(self, spelling: str) -> tuple[int, ...]:
-        """Ids of a control token's spelling as text: cut after its first character, so that no
-        tokenizer sees it whole."""
-        return self._ids(spelling[:1]) + self._ids(spelling[1:])
 
     def _ids(self, text: str) -> tuple[int, ...]:
         text = clean_text(text, len(text))
@@ -161,9 +172,7 @@ class ChatTokens:
         options = {"tokenize": False, "add_generation_prompt": generation, **self._dated}
         try:
             return str(self.tokenizer.apply_chat_template(chat, **options))
-        except (
-            Exception
-        ) as error:  # jinja raises its own kinds, and templates raise by raise_exception
+        except Exception as error:  # jinja's own errors, and what templates raise
             raise UserError(
                 f"The chat template of {self.name} refuses these messages "
                 f"({', '.join(m.role for m in messages)}): {error}."
@@ -186,38 +195,28 @@ class ChatTokens:
                 "messages: it breaks the prefix rule and cannot be used."
             )
         shorter = self._cache.get(key[:-2]) if turns else None
-        # where the shorter prompt was seen, its pieces are known and only the last text is new
-        pieces = (
-            (*shorter, self._encode(texts[-1]))
-            if shorter is not None
-            else tuple(self._encode(text) for text in texts)
-        )
-        self._cache[key] = pieces
+        # where the shorter prompt was seen, only the last text is new
+        new = texts if shorter is None else texts[-1:]
+        self._cache[key] = pieces = (*(shorter or ()), *map(self._encode, new))
         if len(self._cache) > 20_000:
             self._cache.popitem(last=False)
         return pieces
 
     def _check_appends(self, head: list[Message]) -> None:
-        """UserError unless the prompt of each turn of a talk that begins with `head` is a prefix of
-        the next turn's."""
+        """UserError unless the prompt of each turn of a chat that begins with `head` is a prefix
+        of the next turn's."""
         talk = [*head, *_TALK]
         long, middle, short = (
             self._render(talk[: len(head) + n], True).split(_MARK) for n in (5, 3, 1)
         )
-        if (
-            len(long) == 3
-            and len(middle) == 2
-            and long[:2] == middle
-            and middle[:1] == short
-            and "second" in middle[1]
-        ):
+        same = (len(long), len(middle)) == (3, 2) and long[:2] == middle and middle[:1] == short
+        if same and "second" in middle[1]:
             return
         system = " in a conversation that begins with a system message" if head else ""
         raise UserError(
-            f"The chat template of {self.name} renders earlier messages differently once "
-            f"later ones follow{system}: "
-            "it breaks the prefix rule (a turn's prompt must be a prefix of the next turn's). "
-            "Use a template that only appends."
+            f"The chat template of {self.name} renders earlier messages differently once later "
+            f"ones follow{system}: it breaks the prefix rule (a turn's prompt must be a prefix of "
+            "the next turn's). Use a template that only appends."
         )
 
     def _probe(self) -> int:
@@ -225,12 +224,11 @@ class ChatTokens:
         self._check_appends([])
         tail = self._encode(self._render(_TALK[:3], True).split(_MARK)[1])
         closing = self._encode(self._render(_TALK[:2], False).split(_MARK)[-1])
-        if (
-            not tail
-            or not closing
-            or tail[0] != closing[0]
-            or tail[0] not in _added_tokens(self.tokenizer)
-        ):
+        added = {
+            *self.tokenizer.all_special_ids,
+            *getattr(self.tokenizer, "added_tokens_decoder", {}),
+        }
+        if not tail or tail[:1] != closing[:1] or tail[0] not in added:
             raise UserError(
                 f"The chat template of {self.name} does not close an assistant message "
                 "with one special token: a turn has no end."
@@ -247,12 +245,8 @@ _TALK = [
 ]
 
 
-def _added_tokens(tokenizer: Any) -> set[int]:
-    return {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
-
-
 def _template(tokenizer: Any) -> str:
-    """The template that the tokenizer uses; a tokenizer may hold several by name."""
+    """The template in use; a tokenizer may hold several by name."""
     return str(
         tokenizer.get_chat_template()
         if hasattr(tokenizer, "get_chat_template")
@@ -263,16 +257,13 @@ def _template(tokenizer: Any) -> str:
 def _control_tokens(
     tokenizer: Any, template: str
 ) -> tuple[list[str], tuple[re.Pattern[str], re.Pattern[str]]]:
-    """Spellings of the tokens that structure a conversation, with the pattern that finds them in a
-    message of the system
-    or the user, and the one for an assistant's own text.
+    """Spellings of the tokens that structure a chat, and two patterns that find them: in messages
+    of system and user, and in an assistant's text.
 
-    These are the special tokens, and for messages of others also the added tokens that the template
-    itself writes
-    (role marks that a tokenizer does not call special). An assistant's text keeps the latter:
-    `<think>` is a token
-    that it would have written. Tokens of one character cannot be spelled otherwise and are left
-    alone.
+    The spellings are those of the special tokens and, for system and user, of the added tokens
+    that the template writes (role marks that a tokenizer does not call special). An assistant's
+    text keeps the latter: `<think>` is a token that the model would have written. A token of one
+    character has no other spelling and is left alone.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special = {
@@ -280,15 +271,12 @@ def _control_tokens(
         *(i for i, token in added.items() if getattr(token, "special", False)),
     }
     spelled = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in sorted({*special, *added})}
-    own = [text for i, text in spelled.items() if i in special and len(text) > 1]
-    written = [
-        t
-        for i, t in spelled.items()
-        if i not in special and len(t) > 1 and t.strip() and t in template
-    ]
+    long = {i: text for i, text in spelled.items() if len(text) > 1}
+    own = [_OPEN, *(text for i, text in long.items() if i in special)]
+    written = [t for i, t in long.items() if i not in special and t.strip() and t in template]
+    every = [*own, *written]
+    return every, (_any_of(every), _any_of(own))
 
-    def found(spellings: list[str]) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True))))
 
-    spellings = [_OPEN, *own, *written]
-    return spellings, (found(spellings), found([_OPEN, *own]))
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))

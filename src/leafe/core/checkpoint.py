@@ -1,9 +1,7 @@
-"""A checkpoint as a model, all of it and nothing else, or one sentence on what is wrong with the
-files.
+"""Loading a checkpoint with every tensor in its place, or an error that says what is wrong.
 
-The library that loads weights starts missing tensors at random and passes superfluous ones over,
-with a warning; a run that goes on with such a model
-measures nothing. torch and transformers are imported on use.
+transformers initialises missing tensors at random and ignores superfluous ones, with a warning. A
+run on such a model measures nothing. torch and transformers are imported on use.
 """
 
 from __future__ import annotations
@@ -16,11 +14,14 @@ from leafe.core.errors import UserError
 
 _LFS = b"version https://git-lfs"
 _BUFFERS = ("inv_freq", "attn.bias", "attn.masked_bias")
-"""Ends of names that old checkpoints hold and every model computes for itself."""
+"""Ends of names of tensors in old checkpoints that models now compute themselves."""
 
 
 def check_weights(folder: str | Path) -> None:
-    """Look at the safetensors files of a folder; the name of a model on a hub is passed over.
+    """Check that the safetensors files of a folder can be opened.
+
+    Args:
+        folder: The folder. The name of a model on a hub has no files here and passes.
 
     Raises:
         UserError: A file is a Git LFS pointer, was cut off, or is damaged.
@@ -45,14 +46,17 @@ def check_weights(folder: str | Path) -> None:
 
 
 def causal_model(path: str | Path, *, dtype: Any) -> Any:
-    """Load the causal language model of a folder or hub name, with every tensor in its place.
+    """Load a causal language model, with every tensor in its place.
 
     Args:
         path: The folder, or the name of a model on a hub.
         dtype: As transformers takes it.
 
+    Returns:
+        The `transformers` model.
+
     Raises:
-        UserError: It cannot be loaded, or its tensors are not those that its config.json asks for.
+        UserError: It cannot be loaded, or its tensors are not those that its config.json needs.
     """
     from transformers import AutoModelForCausalLM
 
@@ -78,7 +82,7 @@ def causal_model(path: str | Path, *, dtype: Any) -> Any:
     ):
         if names[kind]:
             raise UserError(
-                f"{_weights(path)} does not fit its config.json: {some(names[kind])} {what}. "
+                f"{_weights(path)} does not fit its config.json: {_some(names[kind])} {what}. "
                 "Copy all files of one checkpoint again."
             )
     return model
@@ -86,6 +90,10 @@ def causal_model(path: str | Path, *, dtype: Any) -> Any:
 
 def with_adapter_merged(model: Any, adapter: str | Path) -> Any:
     """The model with a PEFT adapter merged into its weights.
+
+    Args:
+        model: The `transformers` model that the adapter was trained on.
+        adapter: The adapter's folder.
 
     Raises:
         UserError: The adapter's files are damaged, or are not for this model.
@@ -108,29 +116,30 @@ def with_adapter_merged(model: Any, adapter: str | Path) -> Any:
         for names, what in ((wanted - there, "is missing"), (there - wanted, "has no place in it")):
             if names:
                 raise UserError(
-                    f"The adapter {adapter} does not fit its base model: {some(names)} {what}."
+                    f"The adapter {adapter} does not fit its base model: {_some(names)} {what}."
                 )
     return loaded.merge_and_unload()
 
 
 def _weights(path: str | Path) -> str:
-    """What holds the weights: the one file, else the folder or the model's id."""
+    """For an error: the one weight file, else the folder or the model's name."""
     files = list(Path(path).expanduser().glob("*.safetensors"))
     return str(files[0]) if len(files) == 1 else f"The checkpoint {path}"
 
 
-def some(names: Iterable[str]) -> str:
+def _some(names: Iterable[str]) -> str:
     """The first name, and how many more."""
     listed = sorted(names)
     return listed[0] + (f" (and {len(listed) - 1} more)" if len(listed) > 1 else "")
 
 
 def first_line(error: BaseException) -> str:
-    """Of what it says; its type where it says nothing."""
+    """The first line of an error's message, 300 characters at most; its type where it has none."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{line or type(error).__name__}"[:300]
+    return (line or type(error).__name__)[:300]
 
 
 def _own(keys: Iterable[Any]) -> list[str]:
+    """The names of tensors, without the buffers that models compute themselves."""
     names = [str(key if isinstance(key, str) else key[0]) for key in keys]
     return [name for name in names if not name.endswith(_BUFFERS)]

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
-from leafe.core.errors import ForeignFailure
+from leafe.core.errors import ForeignFailure, ungrouped
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,13 +35,10 @@ async def run_queue(queue: deque[T], work: Callable[[T], Awaitable[None]], limit
         while queue:
             await work(queue.popleft())
 
-    try:
+    with ungrouped():
         async with asyncio.TaskGroup() as group:
             for _ in range(min(limit, len(queue))):
                 group.create_task(worker())
-    except BaseExceptionGroup as errors:
-        error = first_failure(errors)
-        raise error from error.__cause__
 
 
 async def run_all(
@@ -62,13 +59,6 @@ async def run_all(
 
     await run_queue(queue, one, limit or len(queue))
     return [results[i] for i in range(len(results))]
-
-
-def first_failure(error: BaseException) -> BaseException:
-    """The failure that an exception group stands for: its first one that is no group itself."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class FailureStreak:

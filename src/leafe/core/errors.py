@@ -1,12 +1,14 @@
-"""Three kinds of failure, told apart by who can mend them.
+"""Three kinds of failure, told apart by who can fix them.
 
-A `UserError` is the user's to mend: one sentence that says what is wrong, where, and what to do;
-the command line
-exits with code 2. A `ForeignFailure` comes from outside (an endpoint, an environment, a disk): it
-has been retried within bounds before it
-is raised, it is counted, and nothing that was finished is lost. Anything else is our own bug and is
-raised as it is.
+- `UserError`: the user can. One sentence says what is wrong, where, and what to do. The command
+  line exits with code 2.
+- `ForeignFailure`: something outside failed (an endpoint, an environment, a disk). It was retried
+  within bounds and is counted; nothing that was finished is lost. Exit code 1.
+- Anything else is a bug of leafe and is raised as it is.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class LeafeError(Exception):
@@ -14,11 +16,11 @@ class LeafeError(Exception):
 
 
 class UserError(LeafeError):
-    """The user's mistake, in one sentence: what, where, what to do. Exit code 2."""
+    """A usage or configuration error, in one sentence: what, where, what to do. Exit code 2."""
 
 
 class ForeignFailure(LeafeError):
-    """Something outside failed and went on failing after the bounded retries. Exit code 1."""
+    """Something outside kept failing after the bounded retries. Exit code 1."""
 
 
 class PolicyError(ForeignFailure):
@@ -27,7 +29,7 @@ class PolicyError(ForeignFailure):
 
 
 class ContextFull(PolicyError):
-    """The prompt and the answer's limit do not fit the policy's context. Ends the episode as
+    """The prompt and the answer's token limit do not fit the policy's context. Ends the episode as
     `Stop.context_full`."""
 
 
@@ -36,9 +38,24 @@ class EnvError(ForeignFailure):
 
 
 class SnapshotGone(EnvError):
-    """A snapshot is no longer held (its process died, or others took its place): reset and replay
-    lead to the same state."""
+    """A snapshot is no longer held (its process died, or newer ones took its place). The caller
+    resets and replays."""
 
 
 class JournalError(ForeignFailure):
-    """The journal could not be written (disk full, say) or is damaged before its last line."""
+    """The journal cannot be written (a full disk, say), or is damaged before its last line."""
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Raise the first error of an exception group on its own, with its own cause.
+
+    Put it around an `asyncio.TaskGroup`: callers then see the error that ended the group.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__

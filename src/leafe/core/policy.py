@@ -1,15 +1,11 @@
 """The contract of a policy: messages in, completions with counts out.
 
-A policy acts and reflects: it is one model. It knows nothing of environments or trees. `count` on a
-completion is how many of the n
-samples came out so: an engine that samples exactly but together (counted sampling) returns each
-distinct text once with its
-count; any other returns n completions of count 1. Either way the counts sum to n.
+A policy acts and reflects: it is one model. It knows nothing of environments or trees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -21,20 +17,40 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message. An assistant message may carry the token ids that were sampled (end-of-turn
-    token included)."""
+    """One chat message.
+
+    Attributes:
+        role: Who wrote it.
+        content: The text.
+        tokens: For an assistant message: the sampled ids, end-of-turn token included, where they
+            are known.
+        cut: For an answer that is trained on: it was cut at its token limit, so no end-of-turn
+            token belongs to it.
+    """
 
     role: Role
     content: str
     tokens: tuple[int, ...] | None = None
     cut: bool = False
-    """Of an answer to learn: it was cut at its limit of tokens, so that no end-of-turn token
-    belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call: n samples of the assistant's next message."""
+    """One call: n samples of the assistant's next message.
+
+    Attributes:
+        messages: The chat; the last message is the user's.
+        n: How many samples.
+        temperature: Sampling temperature; 0 is greedy.
+        top_p: Nucleus sampling.
+        max_tokens: The most tokens of an answer.
+        stop: Texts that end an answer.
+        schema: A JSON schema for the answer. Engines honour it where they can; the caller
+            validates the answer in any case.
+        seed: Of the samples; None: any.
+        cache_key: Requests that share a prefix share this key (the task's id), for routing and for
+            reuse of keys and values.
+    """
 
     messages: tuple[Message, ...]
     n: int = 1
@@ -43,25 +59,29 @@ class Request:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = None
-    """A JSON schema for the answer, honoured where the engine can; the caller parses with bounds
-    checks all the same."""
     seed: int | None = None
     cache_key: str = ""
-    """Requests that share a prefix share this key (the task's id): for routing and for KV reuse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came of one request, once for each distinct answer."""
+    """One distinct answer to a request.
+
+    Attributes:
+        text: The answer, cleaned and bounded here (`clean_text`) whatever engine wrote it; a text
+            that is cut by the bound has `finish="length"`.
+        count: How many of the n samples are this answer.
+        tokens: The sampled ids, end-of-turn token included where the model wrote one; None where
+            the engine returns none.
+        logprob: Sum over `tokens` at the sampling temperature, in nats.
+        finish: How the answer ended.
+        usage: Tokens of the call.
+    """
 
     text: str
-    """Cleaned and bounded here (`clean_text`), whatever engine wrote it; one that is cut counts as
-    `length`."""
     count: int = 1
     tokens: tuple[int, ...] | None = None
-    """Sampled ids, the end-of-turn token included where the model wrote it."""
     logprob: float | None = None
-    """Sum over `tokens`, at the sampling temperature."""
     finish: Finish = "stop"
     usage: Usage = Usage()
 
@@ -73,12 +93,63 @@ class Completion:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Raises `ContextFull` where prompt + max_tokens do not fit, `PolicyError` after the bounded
-    retries, nothing else."""
+    """What answers requests: a model in this process, a server, or a script.
+
+    Calls come from one event loop, many at a time. An implementation retries within bounds what
+    the outside fails at, and raises nothing but `ContextFull` and `PolicyError`.
+    """
 
     name: str
-    """Which weights: stands in every turn. A path, a model's name or a preset."""
+    """The weights: a path, a model's name or a preset. It is recorded in every turn."""
 
-    async def complete(self, request: Request) -> list[Completion]: ...
+    async def complete(self, request: Request) -> list[Completion]:
+        """Sample answers to a request.
 
-    async def close(self) -> None: ...
+        Args:
+            request: The chat and the sampling options.
+
+        Returns:
+            Completions whose counts sum to `request.n`: n of count 1, or fewer with counts where
+            the engine samples equal answers together (counted sampling).
+
+        Raises:
+            ContextFull: Prompt and `max_tokens` do not fit the context.
+            PolicyError: No answer after the bounded retries.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free what the policy holds. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class SupportsCheck(Protocol):
+    """A policy that tests its engine before the first request."""
+
+    async def check(self) -> None:
+        """Raise UserError where the engine cannot serve this policy."""
+
+
+@runtime_checkable
+class SupportsStats(Protocol):
+    """A policy that counts its failures."""
+
+    stats: Mapping[str, int]
+    """Number of events by kind since the policy was made."""
+
+
+@runtime_checkable
+class SupportsReport(Protocol):
+    """A policy that describes its servers."""
+
+    def report(self) -> list[dict[str, Any]]:
+        """One plain JSON object for each server."""
+
+
+@runtime_checkable
+class SupportsScore(Protocol):
+    """A policy that can compute the log-probability of given answers."""
+
+    async def score(self, asked: Sequence[tuple[Sequence[Message], Message]]) -> list[float | None]:
+        """Sum of log-probabilities of each answer after its prompt; None where it does not fit."""

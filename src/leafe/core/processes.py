@@ -1,12 +1,11 @@
-"""Processes are started with default signals, whoever started this one.
+"""Child processes start with default signals, whatever this process inherited.
 
-Under nohup, in a shell's background job or below a program that blocks signals, some are ignored or
-blocked, and every process that is started inherits
-that: a server does not end on SIGTERM, a program's time limit does not reach it. Whatever leafe
-starts goes through `with_default_signals`.
+Under nohup, in a shell's background job or below a program that blocks signals, some signals are
+ignored or blocked, and every child inherits that: a server does not end on SIGTERM, a program's
+time limit does not reach it. All that leafe starts goes through `with_default_signals`.
 
-A process that stays in leafe's session keeps SIGHUP, SIGINT and SIGQUIT as the user left them for
-leafe: what nohup or `&` protects, it protects whole.
+A child in leafe's session keeps SIGHUP, SIGINT and SIGQUIT as leafe has them, so that nohup and `&`
+protect the whole run.
 """
 
 from __future__ import annotations
@@ -21,12 +20,14 @@ _START = """\
 import os, sys, _signal
 kept = () if os.getsid(0) == os.getpid() else (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT)
 for each in range(1, _signal.NSIG):
-    try: each in kept and _signal.getsignal(each) == _signal.SIG_IGN or _signal.signal(each, _signal.SIG_DFL)
+    if each in kept and _signal.getsignal(each) == _signal.SIG_IGN: continue
+    try: _signal.signal(each, _signal.SIG_DFL)
     except (OSError, ValueError): pass
 _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 first = int(sys.argv[1])
 before, command = sys.argv[2:2 + first], sys.argv[2 + first:]
-if before: exec(compile(open(before[0]).read(), before[0], "exec"), {"__name__": "first", "arguments": before[1:]})
+names = {"__name__": "first", "arguments": before[1:]}
+if before: exec(compile(open(before[0]).read(), before[0], "exec"), names)
 try: os.execvp(command[0], command)
 except OSError as error: sys.stderr.write(f"{error.strerror}: {command[0]}\\n")
 os._exit(127)
@@ -34,15 +35,21 @@ os._exit(127)
 
 
 def with_default_signals(command: Sequence[str], first: Sequence[str] = ()) -> list[str]:
-    """The command that starts `command` with no signal ignored or blocked, for subprocess.Popen,
-    asyncio's and the like.
+    """The command that starts `command` with no signal ignored or blocked.
 
-    A small interpreter resets the signals and becomes the command (the process stays the same,
-    about 10 ms): in the
-    parent there is no way to do it that other threads do not see. `first`: a file of Python that it
-    runs before, and
-    the file's `arguments`; standard library alone. OSError where there is no such program, as by
-    Popen.
+    A small interpreter resets the signals and becomes the command: the same process, some 10 ms
+    later. (The parent cannot do it without its other threads noticing.)
+
+    Args:
+        command: The program and its arguments.
+        first: A Python file that the interpreter runs before, and the values of `arguments` in it.
+            Standard library alone.
+
+    Returns:
+        A command for subprocess.Popen, asyncio's and the like.
+
+    Raises:
+        OSError: There is no such program.
     """
     if shutil.which(command[0]) is None:
         number = errno.EACCES if os.path.exists(command[0]) else errno.ENOENT

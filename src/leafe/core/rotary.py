@@ -1,10 +1,8 @@
-"""Rotary variants whose factors depend on how long the longest row of a forward pass is.
+"""Rotary variants whose factors depend on the longest row of a forward pass.
 
 `transformers` computes LongRoPE (Phi-3, Phi-3.5, Phi-4-mini) with one set of factors up to a length
-and with another
-past it, and picks the set by the longest row. Past that length the same tokens give other logits
-beside a longer row,
-and cached keys are those of the other set. Reads a config alone.
+and another set past it, and picks the set by the longest row. Past that length the same tokens give
+other logits beside a longer row, and cached keys belong to the other set. Reads a config alone.
 """
 
 from __future__ import annotations
@@ -14,8 +12,7 @@ from typing import Any
 
 
 def rotary_switch(config: Any) -> int | None:
-    """The most tokens that rows of a forward pass may have so that its rows do not depend on each
-    other.
+    """The most tokens that the rows of a forward pass may have without influencing each other.
 
     Args:
         config: A `transformers` config.

@@ -1,8 +1,7 @@
-"""Secrets: which environment variables hold one, how it is cut out of a text, and what a process of
-foreign code inherits.
+"""Secrets: which environment variables hold one, how it is masked in a text, and which variables a
+process of foreign code inherits.
 
-Standard library alone and no import of ours: the guard of a launched server runs this file by its
-path.
+Standard library alone: the guard of a launched server runs this file by its path.
 """
 
 from __future__ import annotations
@@ -13,15 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 SHORTEST = 8
-"""Characters below which a value is a placeholder (`EMPTY`, `none`): cutting it out would mangle
-ordinary text and hide nothing."""
+"""A shorter value is a placeholder (`EMPTY`, `none`): masking it would mangle ordinary text."""
 MASK = "***"
 
 _SAYS_SECRET = re.compile(r"key|token(?!izer)|secret|passw|passphrase|credential", re.IGNORECASE)
 
 _ESCAPE = re.compile(r"\\[ux/\\]|%[0-9a-fA-F]{2}|&#|&[a-z]+;")
-
-
 _FIELD = re.compile(
     r"(^|[_-])(api[_-]?key|(access|auth|secret|private)[_-]?key"
     r"|(access|auth|api|bearer|hf)[_-]?token"
@@ -41,19 +37,19 @@ INHERITED = re.compile(
     r"|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|LEAFE_\w+|ALFWORLD_DATA|TEXTWORLD\w*|PROCGEN\w*"
     r"|MINIGRID\w*"
 )
-"""Names that a process of foreign code inherits: where programs, libraries, data and devices
-are."""
+"""Variables that a process of foreign code inherits: they say where programs, libraries, data and
+devices are."""
 
 
 def inherited(also: Iterable[str] = (), **added: str) -> dict[str, str]:
-    """The variables of a process that runs foreign code: an environment, a simulator, a planner.
+    """The variables for a process that runs foreign code: an environment, a simulator, a planner.
 
     Args:
-        also: Further variables that it is to have, whatever their names say.
-        **added: Variables that it is given, with their values.
+        also: Names of further variables to pass on.
+        **added: Variables to set.
 
     Returns:
-        The variables whose name is known to be needed and does not say that they hold a secret.
+        The variables in `INHERITED` whose name does not suggest a secret, `also`, and `added`.
     """
     also = set(also)
     chosen = {
@@ -65,21 +61,27 @@ def inherited(also: Iterable[str] = (), **added: str) -> dict[str, str]:
 
 
 def field_holds_secret(name: str) -> bool:
-    """Whether a setting of this name would hold a secret itself, and not the name of a variable."""
+    """Whether a setting of this name holds a secret itself, not the name of a variable."""
     return _FIELD.search(name) is not None
 
 
 def names_secret(variable: str) -> bool:
-    """Whether the name of an environment variable says that it holds a key, a token, a secret or a
-    password."""
+    """Whether an environment variable of this name holds a key, a token, a secret or a password."""
     return _SAYS_SECRET.search(variable) is not None
 
 
 def secret_values(
     also: Iterable[str] = (), environment: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
-    """The values of all environment variables whose name says secret, and of those named in `also`;
-    of several lines each line by itself."""
+    """The secrets of this process, the longest first.
+
+    Args:
+        also: Names of further variables that hold one.
+        environment: The variables; default: `os.environ`.
+
+    Returns:
+        The values of all variables whose name suggests a secret and of `also`, line by line.
+    """
     found = os.environ if environment is None else environment
     chosen = {*also, *filter(names_secret, found)}
     lines = {line.strip() for name in chosen for line in found.get(name, "").splitlines()}
@@ -88,8 +90,8 @@ def secret_values(
 
 @lru_cache(maxsize=64)
 def hider(values: tuple[str, ...]) -> Callable[[str], str]:
-    """What replaces each of these values in a text by `***`: as they are, and written with the
-    escapes of JSON, of a URL or of HTML."""
+    """A function that replaces each of these values in a text by `***`: as they are, and as JSON, a
+    URL or HTML escapes them."""
     values = tuple(value for value in values if len(value) >= SHORTEST)
     if not values:
         return lambda text: text
@@ -99,15 +101,15 @@ def hider(values: tuple[str, ...]) -> Callable[[str], str]:
     def hide(text: str) -> str:
         for value in values:
             text = text.replace(value, MASK)
-        # that pattern is slow: it is tried only where one of its escapes is
+        # that pattern is slow, so it runs only where the text holds an escape
         return escaped.sub(MASK, text) if quoted or _ESCAPE.search(text) else text
 
     return hide
 
 
 def _any_spelling(char: str) -> str:
-    """A pattern for the character and for its escapes; backslashes may be doubled any number of
-    times (JSON within JSON)."""
+    """A pattern for the character and its escapes, with backslashes doubled any number of times
+    (JSON within JSON)."""
     code = ord(char)
     plain = re.escape(char) if char.isalnum() else rf"\\*{re.escape(char)}"
     if code > 0x7F:

@@ -1,20 +1,21 @@
-"""Text that a model, a server or an environment wrote: the one place where it is cleaned and
-bounded, and where it is made fit to be shown.
+"""Text that a model, a server or an environment wrote: cleaned before it is stored, and again
+before it is shown.
 
-`clean_text` is for what is kept: every text can then be hashed, encoded, tokenised and stored.
-`visible` is for what is shown: no character of it steers a terminal, turns the reading direction
-or hides."""
+`clean_text` is for storing: the result can be hashed, encoded, tokenised and written. `visible` is
+for showing: no character of the result controls a terminal, changes the reading direction or is
+invisible.
+"""
 
 from __future__ import annotations
 
 import re
 
 LONGEST = 1_000_000
-"""Characters that are kept of one answer or observation."""
+"""The most characters of one answer or observation; the rest is cut."""
 
 _WITHIN = "\u200c\u200d\ufe0e\ufe0f"
-"""Joiners and variation selectors: Persian, Indic scripts and emoji need them between their own
-characters; there they stay."""
+"""Joiners and variation selectors: kept between the characters of Persian, Indic scripts and
+emoji, which need them."""
 _ALWAYS = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the reading direction
@@ -28,20 +29,20 @@ _ALWAYS = (
     "\U000e0000-\U000e0fff"  # tags, which spell text that nobody sees
 )
 HOSTILE = re.compile(f"[{_ALWAYS}]|(?<![^\x00-\x7f{_ALWAYS}{_WITHIN}])(?<!\ufe0f)[{_WITHIN}]")
-"""A character that steers a terminal, turns the reading direction, or is not seen: the list of
-the terminal, the viewer and the report."""
+"""Matches one hostile character: it controls a terminal, changes the reading direction, or is not
+seen. The one list, for the terminal, the viewer and the report."""
 
 
 def clean_text(text: str, longest: int = LONGEST) -> str:
-    """Make a foreign text one that can be hashed, encoded, tokenised and stored.
+    """Make a text storable: cut it to `longest`, and repair surrogates.
 
     Args:
         text: What a model, a server or an environment wrote.
-        longest: How many characters are kept of it.
+        longest: The most characters.
 
     Returns:
-        Its beginning, in which two halves of a surrogate pair are the character that they stand
-        for, and a lone half is U+FFFD.
+        Its beginning, in which two halves of a surrogate pair are the character that they encode,
+        and a lone half is U+FFFD.
     """
     text = text[:longest]
     if text.isascii():
@@ -54,13 +55,13 @@ def clean_text(text: str, longest: int = LONGEST) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with every hostile character as a sign that names it; letters of any script, line
-    breaks and tabs stay."""
+    """The text with every hostile character replaced by a sign that names it. Letters of any
+    script, line breaks and tabs stay."""
     return HOSTILE.sub(lambda found: sign(found[0]), text)
 
 
 def sign(character: str) -> str:
-    """The sign that stands for a hostile character: ␛, or ⟨U+202E⟩."""
+    """The sign for a hostile character: ␛ for escape, ⟨U+202E⟩ for U+202E."""
     code = ord(character)
     if code < 0x20:
         return chr(0x2400 + code)

@@ -1,5 +1,5 @@
-"""Text files that users write: UTF-8, a byte order mark passed over, everything else refused in one
-sentence that names the encoding."""
+"""Text files that users write: UTF-8 with or without a byte order mark; any other encoding is
+refused by its name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARKS = (
 
 
 def read_text(path: str | Path) -> str:
-    """Read a text file that a user wrote, whatever editor saved it.
+    """Read a text file that a user wrote.
 
     Args:
         path: The file.
@@ -38,8 +38,7 @@ def read_text(path: str | Path) -> str:
 
 
 def decoded(raw: bytes, name: str) -> str:
-    """The bytes of a user's text file as text; `UserError`, with `name`, where they are not
-    UTF-8."""
+    """The text of a user's file; `UserError`, with `name`, where it is not UTF-8."""
     refuse_other_encodings(raw, name)
     raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
@@ -47,27 +46,25 @@ def decoded(raw: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{name} cannot be read: it is not UTF-8 (byte 0x{raw[error.start]:02x} in "
-            f"line {line}; "
-            "perhaps Latin-1 or Windows-1252): save it as UTF-8."
+            f"{name} cannot be read: it is not UTF-8 (byte 0x{raw[error.start]:02x} in line "
+            f"{line}; perhaps Latin-1 or Windows-1252): save it as UTF-8."
         ) from error
 
 
 def refuse_other_encodings(head: bytes, name: str) -> None:
-    """`UserError` where a text file begins as one in UTF-16 or UTF-32 does, with a mark or
-    without."""
+    """`UserError` where a text file begins as UTF-16 or UTF-32 does, with a mark or without."""
     found = next((kind for mark, kind in _MARKS if head.startswith(mark)), None)
     if found is None and b"\0" in head[:4]:  # a text that begins with an ASCII character
         found = "UTF-32" if b"\0\0" in head[:4] else "UTF-16"
     if found is not None:
         raise UserError(
-            f"{name} cannot be read: it is {found}, as some editors and shells save it: "
-            "save it as UTF-8."
+            f"{name} cannot be read: it is {found}, as some editors and shells save it: save it "
+            "as UTF-8."
         )
 
 
 def parsed_toml(text: str, name: str) -> dict[str, Any]:
-    """The values of a TOML text; `UserError`, with `name`, where it is none."""
+    """The values of a TOML text; `UserError`, with `name`, where it is not valid."""
     try:
         return tomllib.loads(text)
     except RecursionError as error:

@@ -1,9 +1,7 @@
-"""One task's tree: episodes go in, paths, branches and counts come out.
+"""One task's tree: episodes go in; paths, branches and counts come out.
 
-The tree checks what it is given: a parent must be there before its child, steps count up by one
-along a path, ids are
-unique. What it answers (paths, branches, solved) is computed from the turns, never stored beside
-them.
+The tree checks what it is given: a parent comes before its child, steps count up by one along a
+path, ids are unique. Everything else (paths, branches, solved) is derived from the turns.
 """
 
 from __future__ import annotations
@@ -14,19 +12,25 @@ from leafe.core.types import Branch, Episode, ImprovementRule, Kind, Stop, Task,
 
 
 class Tree:
-    """The episodes of one task, in order of their index."""
+    """The episodes of one task, in the order of their index.
+
+    Iterating gives every turn in the order in which it was added; `tree[turn_id]` is a turn,
+    `turn_id in tree` says whether there is one, and `len` counts the turns.
+
+    Args:
+        task: The task.
+        episodes: What `add` is called with, in order.
+    """
 
     def __init__(self, task: Task, episodes: Iterable[Episode] = ()) -> None:
         self.task = task
         self.episodes: list[Episode] = []
         self._turns: dict[str, Turn] = {}
         self._episode_of: dict[str, int] = {}
-        self._later: dict[
-            int, list[Turn]
-        ] = {}  # reflections in records of their own, by the rollout that they read
-        self._read_to: dict[
-            str, list[Turn]
-        ] = {}  # usable reflections by the last action that they read
+        self._later: dict[int, list[Turn]] = {}
+        """By rollout, the reflections on it that stand in records of their own."""
+        self._reading: dict[str, list[Turn]] = {}
+        """By act turn, the usable reflections that read up to it."""
         for episode in episodes:
             self.add(episode)
 
@@ -43,8 +47,16 @@ class Tree:
         return self._turns[turn_id]
 
     def add(self, episode: Episode) -> None:
-        """Append an episode; ValueError where it does not fit the tree (our own bug, or a damaged
-        journal)."""
+        """Append an episode.
+
+        Args:
+            episode: Of this task, with the next index.
+
+        Raises:
+            ValueError: It does not fit the tree (a bug of leafe, or a damaged journal). Nothing of
+                it is added.
+        """
+        named = f"episode {episode.index} of {self.task.id!r}"
         if episode.task_id != self.task.id:
             raise ValueError(
                 f"episode of task {episode.task_id!r} given to the tree of {self.task.id!r}"
@@ -55,15 +67,21 @@ class Tree:
                 f"{len(self.episodes)} is due"
             )
         if episode.start is not None and episode.start not in self._turns:
-            raise ValueError(
-                f"episode {episode.index} of {self.task.id!r} starts after unknown turn "
-                f"{episode.start!r}"
-            )
+            raise ValueError(f"{named} starts after unknown turn {episode.start!r}")
         if episode.experience is not None and episode.experience not in self._turns:
-            raise ValueError(
-                f"episode {episode.index} of {self.task.id!r} follows unknown reflection "
-                f"{episode.experience!r}"
-            )
+            raise ValueError(f"{named} follows unknown reflection {episode.experience!r}")
+        new = self._checked(episode)
+        self._turns |= new
+        self._episode_of |= dict.fromkeys(new, episode.index)
+        if episode.looks_back and episode.start is not None:
+            self._later.setdefault(self._episode_of[episode.start], []).extend(episode.turns)
+        for turn in episode.turns:
+            if turn.kind is Kind.reflect and turn.valid and turn.parent is not None:
+                self._reading.setdefault(turn.parent, []).append(turn)
+        self.episodes.append(episode)
+
+    def _checked(self, episode: Episode) -> dict[str, Turn]:
+        """The episode's turns by id. ValueError where one does not follow the turn before it."""
         new: dict[str, Turn] = {}
         last = episode.start
         step = self._turns[last].step + 1 if last is not None else 0
@@ -77,31 +95,21 @@ class Tree:
             elif (
                 turn.kind is Kind.reflect
                 and turn.valid
-                and not (turn.target is not None and 0 <= turn.target < turn.step)
+                and (turn.target is None or not 0 <= turn.target < turn.step)
             ):
                 raise ValueError(
                     f"reflection {turn.id!r} names step {turn.target}, outside 0..{turn.step - 1}"
                 )
             new[turn.id] = turn
-        self._turns |= new
-        self._episode_of |= dict.fromkeys(new, episode.index)
-        if episode.looks_back and episode.start is not None:
-            self._later.setdefault(self._episode_of[episode.start], []).extend(episode.turns)
-        for turn in episode.turns:
-            if turn.kind is Kind.reflect and turn.valid and turn.parent is not None:
-                self._read_to.setdefault(turn.parent, []).append(turn)
-        self.episodes.append(episode)
+        return new
 
     def episode_of(self, turn_id: str) -> Episode:
         """The episode whose record holds this turn."""
         return self.episodes[self._episode_of[turn_id]]
 
     def rollout_of(self, turn_id: str) -> Episode:
-        """The rollout that this turn belongs to.
-
-        That is the episode whose record holds the turn or, where the record only looks back on an
-        earlier rollout (`Episode.looks_back`), the earlier one.
-        """
+        """The rollout that this turn belongs to: the episode whose record holds it or, where that
+        record only looks back on an earlier rollout (`Episode.looks_back`), the earlier one."""
         holder = self.episode_of(turn_id)
         return self.episode_of(holder.start) if holder.looks_back and holder.start else holder
 
@@ -111,12 +119,12 @@ class Tree:
         return [e for e in self.episodes if not e.looks_back]
 
     def turns_of(self, rollout: Episode) -> list[Turn]:
-        """The turns of its record, and the reflections that were made on it later."""
+        """The turns of a rollout's record, and the reflections that were made on it later."""
         return [*rollout.turns, *self._later.get(rollout.index, ())]
 
     def path(self, turn_id: str | None) -> list[Turn]:
-        """The act turns from the root to this turn, which is the last; [] for None. A reflection's
-        path is what it read."""
+        """The act turns from the root to a turn, that turn included; [] for None. A reflection's
+        path is the history that it read."""
         out: list[Turn] = []
         while turn_id is not None:
             turn = self._turns[turn_id]
@@ -127,8 +135,7 @@ class Tree:
         return out
 
     def trajectory(self, episode: Episode) -> list[Turn]:
-        """All act turns of an episode from the reset on, those that it shares with its parent
-        included."""
+        """All act turns of an episode from the reset on, shared ones included."""
         return self.path(episode.start) + list(episode.acts)
 
     @property
@@ -138,6 +145,7 @@ class Tree:
 
     @property
     def solved(self) -> bool:
+        """Whether some episode succeeded."""
         return any(e.success for e in self.episodes)
 
     @property
@@ -146,33 +154,30 @@ class Tree:
         return [t for e in self.episodes for t in e.turns if t.kind is Kind.reflect]
 
     def reflections_on(self, turns: Iterable[Turn]) -> Iterator[Turn]:
-        """The usable reflections that read up to one of these actions, in the actions' order.
-
-        Whose record they stand in does not matter: the episode's own, or one that was made later to
-        look back on it.
-        """
+        """The usable reflections that read up to one of these actions, in the actions' order,
+        whichever record they stand in."""
         for turn in turns:
-            yield from self._read_to.get(turn.id, ())
+            yield from self._reading.get(turn.id, ())
 
     def blamed(self, trajectory: Iterable[Turn]) -> int | None:
-        """The earliest step of a trajectory that a reflection on it blames; None where there is
-        none.
-
-        Whatever read the trajectory's beginning counts, so that what was blamed on the way is
-        blamed in every episode that
-        went on from there.
-        """
-        return min(
-            (t.target for t in self.reflections_on(trajectory) if t.target is not None),
-            default=None,
-        )
+        """The earliest step of a trajectory that some reflection on it, or on its beginning,
+        blames; None where there is none."""
+        blamed = (t.target for t in self.reflections_on(trajectory))
+        return min((step for step in blamed if step is not None), default=None)
 
     def successes(self) -> list[Episode]:
+        """The episodes that succeeded, in order."""
         return [e for e in self.episodes if e.success]
 
     def branches(self, rule: ImprovementRule = "progress") -> list[Branch]:
-        """The branch events, in order; `rule` says which of them improved. Diverged branches and
-        those without a revised action give none."""
+        """The branch events (docs/method.md, Stage 1), in the order of the episodes.
+
+        Args:
+            rule: Which branches without a success count as improved.
+
+        Returns:
+            One for each branch that was reproduced and has a revised action.
+        """
         winning = {t.id for e in self.successes() for t in self.trajectory(e)}
         out: list[Branch] = []
         for episode in self.episodes:
@@ -180,13 +185,12 @@ class Tree:
                 continue
             reflection = self._turns[episode.experience]
             revised = episode.acts[0]
-            read = self.path(reflection.id)
             before = self.rollout_of(reflection.id)
             out.append(
                 Branch(
                     task_id=self.task.id,
                     turn_before=episode.start,
-                    original=read[revised.step],
+                    original=self.path(reflection.id)[revised.step],
                     revised=revised,
                     reflection=reflection,
                     outcome_before=before,
@@ -203,10 +207,12 @@ class Tree:
         if after.success or before.success:
             return after.success
         if rule == "progress":
-            reached_before = [t.progress for t in self.trajectory(before) if t.progress is not None]
-            reached_after = [t.progress for t in self.trajectory(after) if t.progress is not None]
-            if reached_before or reached_after:
-                return max(reached_after, default=0.0) > max(reached_before, default=0.0)
+            old, new = (
+                [t.progress for t in self.trajectory(each) if t.progress is not None]
+                for each in (before, after)
+            )
+            if old or new:
+                return max(new, default=0.0) > max(old, default=0.0)
         blamed = next((t.target for t in self.reflections_on(after.acts)), None)
         assert reflection.target is not None
         return blamed is not None and blamed > reflection.target

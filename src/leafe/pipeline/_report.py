@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from leafe.core import UserError
 from leafe.distill import PARTS
@@ -24,6 +23,7 @@ from leafe.pipeline._summarise import (
     summarise_runs,
 )
 from leafe.report import (
+    Table,
     against_csv,
     against_markdown,
     against_table,
@@ -352,36 +352,37 @@ def _print_validation(summary: Mapping[str, Any], console: Console) -> None:
     rows = [row for row in summary["details"]["validation"] if "pass_at" in row]
     if not rows:
         return
-    table = Table(
-        title="Validation: which round or setting is the arm (Pass@k in %, 95 % interval)",
-        title_justify="left",
+    many_seeds = len({row["seed"] for row in rows}) > 1
+    console.print(
+        Table(
+            "Validation: which round or setting is the arm (Pass@k in %, 95 % interval)",
+            ("attempt", *(f"Pass@{k}" for k in rows[0]["pass_at"]), "chosen"),
+            [
+                (
+                    row["what"] + (f" (seed {row['seed']})" if many_seeds else ""),
+                    *map(_rate, row["pass_at"].values()),
+                    "yes" if row["chosen"] else "",
+                )
+                for row in rows
+            ],
+            wrap=True,
+        )
     )
-    table.add_column("attempt")
-    for k in rows[0]["pass_at"]:
-        table.add_column(f"Pass@{k}", justify="right")
-    table.add_column("chosen")
-    for row in rows:
-        cells = [
-            _percent(p["value"])
-            + (f" [{_percent(p['ci95'][0])}, {_percent(p['ci95'][1])}]" if p["ci95"] else "")
-            for p in row["pass_at"].values()
-        ]
-        seed = f" (seed {row['seed']})" if len({r["seed"] for r in rows}) > 1 else ""
-        table.add_row(row["what"] + seed, *cells, "yes" if row["chosen"] else "")
-    console.print(table)
+
+
+def _rate(point: Mapping[str, Any]) -> str:
+    """Pass@k with its interval, in per cent."""
+    ends = point["ci95"]
+    return _percent(point["value"]) + (
+        f" [{_percent(ends[0])}, {_percent(ends[1])}]" if ends else ""
+    )
 
 
 def _print_training(run: RunFolder, console: Console, name: str = "") -> None:
-    table = Table(
-        title="Stage 2: what each policy was trained on (samples x passes over them)",
-        title_justify="left",
-    )
-    columns = ("arm", *PARTS, "steps", "kept", "loss", "validation", "seconds")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+    rows: list[tuple[str, ...]] = []
     for row, info in _distilled(run, name):
         if "train" not in info:
-            table.add_row(row, *["0"] * 2, *[""] * 7)
+            rows.append((row, *["0"] * 2, *[""] * 7))
             continue
         # GRPO has no samples and no loss that says how far it is; Early Experience counts its own
         counts, result = (
@@ -399,13 +400,15 @@ def _print_training(run: RunFolder, console: Console, name: str = "") -> None:
             for p, number in samples.items()
         ]
         early = " (early)" if result.get("stopped_early") else ""
-        table.add_row(
-            row,
-            *parts,
-            f"{result['steps']}{early}",
-            str(result["kept_step"]),
-            loss,
-            valid,
-            f"{info['seconds']:.1f}",
+        steps = f"{result['steps']}{early}"
+        rows.append(
+            (row, *parts, steps, str(result["kept_step"]), loss, valid, f"{info['seconds']:.1f}")
         )
-    console.print(table)
+    console.print(
+        Table(
+            "Stage 2: what each policy was trained on (samples x passes over them)",
+            ("arm", *PARTS, "steps", "kept", "loss", "validation", "seconds"),
+            rows,
+            wrap=True,
+        )
+    )

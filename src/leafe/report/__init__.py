@@ -1,12 +1,17 @@
-"""The run for people: tables on the terminal, one self-contained HTML page. Draws what the summary
-holds and computes no figure of its own."""
+"""A run for people: tables on the terminal, and one self-contained HTML page.
+
+It draws what a summary holds and computes no figure of its own. `Table` is the one renderer of
+tables. It may import `evaluate`, `baselines` and what lies below them; it knows no recipe and no
+pipeline.
+"""
 
 from leafe.report._against import against_csv, against_markdown, against_table
 from leafe.report._alarms import alarms
-from leafe.report._format import clean, clip, duration
+from leafe.report._format import clip, duration
 from leafe.report._html import findings, write_report
 from leafe.report._rescues import Rescue, pick_rescues, rescue_of
 from leafe.report._side_by_side import side_by_side, side_tables
+from leafe.report._table import Table
 from leafe.report._tables import (
     TableKind,
     differences_table,
@@ -20,12 +25,12 @@ from leafe.report._tree import draw_tree, pick_tree
 
 __all__ = [
     "Rescue",
+    "Table",
     "TableKind",
     "against_csv",
     "against_markdown",
     "against_table",
     "alarms",
-    "clean",
     "clip",
     "differences_table",
     "draw_tree",

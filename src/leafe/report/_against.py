@@ -1,166 +1,132 @@
-"""Every row against one: the ablation as a table for the terminal, as Markdown for documents, and
-as CSV for programs.
+"""Every row against one reference: a table for the terminal, for documents (Markdown) and for
+programs (CSV).
 
-The order is that of the evaluation. A claim is written with the figure it belongs to: above, below,
-or nothing where it is not decided.
+The rows are in the order of the evaluation. A claim stands beside its figure: above, below, or
+nothing where it is not decided.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.table import Table
-from rich.text import Text
+from leafe.report._format import MINUS, NONE, difference, interval, percent
+from leafe.report._table import Table
+from leafe.report._tables import reflects
 
-from leafe.report._format import NONE, difference, interval, percent
-from leafe.report._tables import cell, plain_table, reflects
-
-CAPTION = (
-    "Pass@k in per cent, and the difference to {reference} on the same tasks in points, "
-    "with its 95 % interval over {over}. "
-    "above, below: decided by Holm's correction over the whole table, so that all claims "
-    "are right together with 95 %; without a word it is not decided. "
-    "n: runs in common, in brackets the fewest at any k whose own difference has the sign "
-    "of the mean."
+_CAPTION = (
+    "Pass@k in per cent, and the difference to {reference} on the same tasks in points, with its "
+    "95 % interval over {over}. above, below: decided by Holm's correction over the whole table, "
+    "so that all claims are right together with 95 %; without a word it is not decided. n: runs "
+    "in common, in brackets the fewest at any k whose own difference has the sign of the mean."
 )
-
-
-def against_table(summary: Mapping[str, Any]) -> Table:
-    """For the terminal; `summary.details.against` has to be there."""
-    reference, ks, rows = _rows(summary)
-    over = (
-        "runs and tasks"
-        if summary["details"]["against"]["over"] == "runs"
-        else "tasks of these runs"
-    )
-    table = plain_table(
-        (
-            f"Against {reference}: Pass@k in %, difference in points, 95 % interval over "
-            f"{over}; claims by Holm"
-        ),
-        "row",
-    )
-    for name in (*(f"Pass@{k}" for k in ks), "follow\nreflect", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row, found in rows:
-        cells = [_figures(row, found.get(k), k) for k in ks]
-        n = next((f"{c['runs']}" for c in found.values()), "")
-        table.add_row(
-            Text(row["arm"]),
-            *(cell(value, below) for value, below in cells),
-            cell(percent(row["following"]), percent(reflects(row))),
-            n,
-        )
-    return table
-
-
-def against_markdown(summary: Mapping[str, Any]) -> str:
-    """A table for a document, with its caption."""
-    reference, ks, rows = _rows(summary)
-    gauges = _gauges(summary)
-    rates = list(dict.fromkeys(name for gauge in gauges.values() for name in gauge))
-    passes = [name for k in ks for name in (f"Pass@{k}", f"{_minus(reference)} @{k}")]
-    head = [
-        "row",
-        *passes,
-        "following",
-        "reflection",
-        *(f"gauge: {r.replace('_', ' ')}" for r in rates),
-        "n",
-    ]
-    out = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for row, found in rows:
-        line = [row["arm"].replace("|", "\\|")]
-        for k in ks:
-            value, below = _figures(row, found.get(k), k)
-            line += [value, below]
-        n = next(
-            (f"{c['runs']} ({min(c['agree'] for c in found.values())})" for c in found.values()), ""
-        )
-        line += [
-            percent(row["following"]),
-            percent(reflects(row)),
-            *(percent(gauges[row["arm"]].get(r)) for r in rates),
-            n,
-        ]
-        out.append("| " + " | ".join(line) + " |")
-    return "\n".join(out) + "\n\n" + _caption(summary) + "\n"
-
-
 _OVER = {
     "runs": "runs (seeds, base policies) and tasks",
     "tasks": "tasks, for these very trainings: nothing is said of other seeds or base policies",
 }
-
-
-def _caption(summary: Mapping[str, Any]) -> str:
-    against = summary["details"]["against"]
-    return CAPTION.format(reference=against["reference"], over=_OVER[against["over"]])
-
-
-COLUMNS = (
-    "row",
-    "k",
-    "pass_at",
-    "low",
-    "high",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p",
-    "claim",
-    "runs",
-    "agree",
-    "tasks",
-    "entropy",
-    "distinct",
-    "following",
-    "reflection",
-    "same_step",
+_CONTRAST = ("value", "low", "high", "p", "claim", "runs", "agree", "tasks")
+_FIGURES = ("entropy", "distinct", "following", "reflection", "same_step")
+_COLUMNS = (
+    *("row", "k", "pass_at", "low", "high", "difference", "difference_low", "difference_high"),
+    *("p", "claim", "runs", "agree", "tasks", *_FIGURES),
 )
-"""Of the CSV; after them the rates of the environment's gauge."""
+"""Of the CSV."""
+
+
+class _Row(NamedTuple):
+    """A row of the evaluation with its contrasts to the reference, by k."""
+
+    name: str
+    row: Mapping[str, Any]
+    contrasts: Mapping[str, Mapping[str, Any]]
+
+    def figures(self, k: str) -> tuple[str, str]:
+        """(Pass@k, the difference with its interval and claim)."""
+        value, c = percent(self.row["pass_at"][k]["value"]), self.contrasts.get(k)
+        if c is None:
+            return value, ""
+        if c["value"] is None:
+            return value, NONE
+        ends: Sequence[float] | None = None if c["low"] is None else (c["low"], c["high"])
+        claim = "" if c["claim"] == "not decided" else f" {c['claim']}"
+        return value, f"{difference(c['value'])} {interval(ends, signed=True)}{claim}"
+
+    @property
+    def learning(self) -> tuple[str, str]:
+        """(following, reflection): whether the policy still learns from experience."""
+        return percent(self.row["following"]), percent(reflects(self.row))
+
+    @property
+    def runs(self) -> str:
+        """Runs in common and, in brackets, the fewest that agree in sign at any k."""
+        agree = [c["agree"] for c in self.contrasts.values()]
+        return next((f"{c['runs']} ({min(agree)})" for c in self.contrasts.values()), "")
+
+
+def against_table(summary: Mapping[str, Any]) -> Table:
+    """For the terminal; `summary.details.against` must be there."""
+    reference, ks, rows = _rows(summary)
+    over = {"runs": "runs and tasks", "tasks": "tasks of these runs"}
+    return Table(
+        f"Against {reference}: Pass@k in %, difference in points, 95 % interval over "
+        f"{over[summary['details']['against']['over']]}; claims by Holm",
+        ("row", *(f"Pass@{k}" for k in ks), "follow\nreflect", "n"),
+        [(r.name, *map(r.figures, ks), r.learning, r.runs.partition(" ")[0]) for r in rows],
+    )
+
+
+def against_markdown(summary: Mapping[str, Any]) -> str:
+    """A Markdown table for a document, with its caption."""
+    reference, ks, rows = _rows(summary)
+    table = Table(
+        "",
+        (
+            "row",
+            *(name for k in ks for name in (f"Pass@{k}", f"{MINUS} {reference} @{k}")),
+            "following",
+            "reflection",
+            "n",
+        ),
+        [
+            (
+                r.name,
+                *(text for k in ks for text in r.figures(k)),
+                *r.learning,
+                r.runs,
+            )
+            for r in rows
+        ],
+    )
+    return f"{table.markdown()}\n{_caption(summary)}\n"
 
 
 def against_csv(summary: Mapping[str, Any]) -> str:
     """One line for each row and k; rates are fractions of 1, what there is not is empty."""
     _, ks, rows = _rows(summary)
-    gauges = _gauges(summary)
-    rates = list(dict.fromkeys(name for gauge in gauges.values() for name in gauge))
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow([*COLUMNS, *(f"gauge_{r}" for r in rates)])
-    for row, found in rows:
+    lines = []
+    for r in rows:
         for k in ks:
-            point, c = row["pass_at"][k], found.get(k, {})
-            low, high = point["ci95"] or (None, None)
-            told = [
-                c.get(name)
-                for name in ("value", "low", "high", "p", "claim", "runs", "agree", "tasks")
-            ]
-            line = [
-                row["arm"],
-                k,
-                point["value"],
-                low,
-                high,
-                *told,
-                *(row[name] for name in COLUMNS[-5:]),
-            ]
-            out.writerow(
-                [
-                    "" if v is None else v
-                    for v in (*line, *(gauges[row["arm"]].get(r) for r in rates))
-                ]
+            point, contrast = r.row["pass_at"][k], r.contrasts.get(k, {})
+            lines.append(
+                (
+                    r.name,
+                    k,
+                    point["value"],
+                    *(point["ci95"] or (None, None)),
+                    *(contrast.get(name) for name in _CONTRAST),
+                    *(r.row[name] for name in _FIGURES),
+                )
             )
-    return text.getvalue()
+    return Table("", _COLUMNS, lines).csv()
 
 
 def against_rows(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for the page: reference, ks, caption and rows of (name, [(value, difference,
-    claim)], following, reflection, n); empty without a reference."""
+    """The same for the HTML page.
+
+    Returns:
+        `reference`, `ks`, `caption`, and `rows` of (name, [(value, difference, claim)],
+        following, reflection, n); empty without a reference.
+    """
     if "against" not in (summary.get("details") or {}):
         return {}
     reference, ks, rows = _rows(summary)
@@ -170,55 +136,30 @@ def against_rows(summary: Mapping[str, Any]) -> dict[str, Any]:
         "caption": _caption(summary),
         "rows": [
             (
-                row["arm"],
-                [(*_figures(row, found.get(k), k), found.get(k, {}).get("claim")) for k in ks],
-                percent(row["following"]),
-                percent(reflects(row)),
-                next(
-                    (
-                        f"{c['runs']} ({min(c['agree'] for c in found.values())})"
-                        for c in found.values()
-                    ),
-                    "",
-                ),
+                r.name,
+                [(*r.figures(k), r.contrasts.get(k, {}).get("claim")) for k in ks],
+                *r.learning,
+                r.runs,
             )
-            for row, found in rows
+            for r in rows
         ],
     }
 
 
-def _rows(
-    summary: Mapping[str, Any],
-) -> tuple[str, list[str], list[tuple[Mapping[str, Any], dict[str, Mapping[str, Any]]]]]:
-    """(reference, ks, rows of the evaluation with their contrasts by k): the reference and whatever
-    has runs in common with it."""
+def _caption(summary: Mapping[str, Any]) -> str:
     against = summary["details"]["against"]
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    return _CAPTION.format(reference=against["reference"], over=_OVER[against["over"]])
+
+
+def _rows(summary: Mapping[str, Any]) -> tuple[str, list[str], list[_Row]]:
+    """(reference, ks, rows): the reference and every row that has runs in common with it."""
+    against = summary["details"]["against"]
+    contrasts: dict[str, dict[str, Mapping[str, Any]]] = {}
     for c in against["rows"]:
-        found.setdefault(c["row"], {})[str(c["k"])] = c
+        contrasts.setdefault(c["row"], {})[str(c["k"])] = c
     rows = [
-        (row, found.get(row["arm"], {}))
+        _Row(row["arm"], row, contrasts.get(row["arm"], {}))
         for row in summary["evaluate"]
-        if row["arm"] == against["reference"] or row["arm"] in found
+        if row["arm"] == against["reference"] or row["arm"] in contrasts
     ]
     return against["reference"], [str(k) for k in against["ks"]], rows
-
-
-def _figures(row: Mapping[str, Any], c: Mapping[str, Any] | None, k: str) -> tuple[str, str]:
-    """(Pass@k, the difference with its interval and claim)."""
-    value = percent(row["pass_at"][k]["value"])
-    if c is None:
-        return value, ""
-    if c["value"] is None:
-        return value, NONE
-    ends: Sequence[float] | None = None if c["low"] is None else (c["low"], c["high"])
-    claim = "" if c["claim"] == "not decided" else f" {c['claim']}"
-    return value, f"{difference(c['value'])} {interval(ends, signed=True)}{claim}"
-
-
-def _gauges(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    return {more["arm"]: more["probe"].get("env", {}) for more in summary["details"]["evaluate"]}
-
-
-def _minus(reference: str) -> str:
-    return f"− {reference}".replace("|", "\\|")

@@ -1,11 +1,9 @@
-"""Figures as text, the same on the terminal and on the page. None (nothing allows the figure) is a
-dash."""
+"""Figures as text, the same on the terminal and on the page. None (no such figure) is a dash."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from leafe.core import visible
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 NONE = "–"
 MINUS = "−"
@@ -48,6 +46,11 @@ def count(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
 
 
+def excludes_zero(row: Mapping[str, Any]) -> bool:
+    """Whether the 95 % interval of a difference excludes 0."""
+    return row["ci95"] is not None and (row["ci95"][0] > 0 or row["ci95"][1] < 0)
+
+
 def _signed(value: float) -> str:
     text = f"{abs(value):.1f}"
     return text if text == "0.0" else ("+" if value > 0 else MINUS) + text
@@ -62,12 +65,6 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.0f} s" if whole >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def clean(text: str) -> str:
-    """The text with what would steer a terminal, turn the reading direction or hide as signs.
-    Letters of any script are left alone."""
-    return visible(text)
 
 
 def clip(text: str, limit: int = 1500) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from leafe.core import Stop, Tree
+from leafe.core import Stop, Tree, visible
 from leafe.report import _format as figures
 from leafe.report._against import against_rows
 from leafe.report._alarms import alarms
@@ -97,9 +97,6 @@ def write_report(
         arms=details.get("arms", []),
         side=side_by_side(summary),
         probed=any(row["probe"] for row in evaluated),
-        gauged=list(
-            dict.fromkeys(name for row in evaluated for name in row["probe"].get("env", ()))
-        ),
         rounds=_rounds(details.get("rounds", [])),
         sweeps=_sweeps(details.get("validation", [])),
         tries=details.get("tries", []),
@@ -136,7 +133,7 @@ def write_report(
         command=command,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(figures.clean(page), encoding="utf-8")
+    out.write_text(visible(page), encoding="utf-8")
     return out
 
 
@@ -145,7 +142,7 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     differences are sure."""
     out: list[str] = []
     details = summary.get("details") or {}
-    sure = [d for d in summary["differences"] if _excludes_zero(d)]
+    sure = [d for d in summary["differences"] if figures.excludes_zero(d)]
     counted = (
         [
             (
@@ -213,10 +210,6 @@ def _sweeps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _excludes_zero(row: Mapping[str, Any]) -> bool:
-    return row["ci95"] is not None and (row["ci95"][0] > 0 or row["ci95"][1] < 0)
-
-
 def _points(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The points of the Pass@k curves as a table."""
     ks = sorted({p["k"] for row in evaluated for p in row["curve"]})
@@ -234,16 +227,15 @@ def _difference_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ends = [abs(v) for row in rows if row["ci95"] is not None for v in row["ci95"]]
     reach = max(ends, default=0.0) or 1.0
     pairs = [(row["a"], row["b"]) for row in rows]
-    marked = [(row, _excludes_zero(row)) for row in rows]
     return [
         dict(row)
         | {
-            "sure": sure,
+            "sure": (sure := figures.excludes_zero(row)),
             "svg": whisker(row, reach, sure),
             "first": pairs.index(pairs[i]) == i,
             "span": pairs.count(pairs[i]),
         }
-        for i, (row, sure) in enumerate(marked)
+        for i, row in enumerate(rows)
     ]
 
 

@@ -30,10 +30,10 @@ from leafe.envs.remote._wire import (
     Malformed,
     Refused,
     actions_from_json,
-    flag,
+    boolean,
     result_from_json,
+    string,
     task_from_json,
-    text,
 )
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class Remote(Environment):
     def reset(self, task: Task, seed: int) -> str:
         self._let_go()
         return self._said(
-            partial(text, name="observation"), self._anew("reset", task=task.to_json(), seed=seed)
+            partial(string, name="observation"), self._anew("reset", task=task.to_json(), seed=seed)
         )
 
     def step(self, action: str) -> StepResult:
@@ -132,7 +132,7 @@ class Remote(Environment):
     def snapshot(self) -> object:
         """The server's name for the state: a text, which any `Remote` of the same server can
         restore."""
-        return self._said(partial(text, name="snapshot"), self._call("snapshot"))
+        return self._said(partial(string, name="snapshot"), self._call("snapshot"))
 
     def restore(self, snapshot: object) -> None:
         self._anew("restore", snapshot=snapshot)
@@ -175,12 +175,12 @@ class Remote(Environment):
             if not isinstance(splits, list) or not isinstance(versions, dict):
                 raise Malformed("'splits' is no list, or 'versions' no object")
             return {
-                "name": text(said, "name"),
-                "deterministic": flag(said, "deterministic"),
+                "name": string(said, "name"),
+                "deterministic": boolean(said, "deterministic"),
                 "horizon": horizon,
-                "actions_help": text(said, "actions_help", ""),
+                "actions_help": string(said, "actions_help", ""),
                 "splits": tuple(str(split) for split in splits),
-                "snapshots": flag(said, "snapshots", False),
+                "snapshots": boolean(said, "snapshots", False),
                 "versions": {str(k): str(v) for k, v in versions.items()},
             }
         except Malformed as error:

@@ -69,11 +69,11 @@ def result_from_json(answer: Mapping[str, Any]) -> StepResult:
     observation."""
     progress, info = answer.get("progress"), answer.get("info")
     return StepResult(
-        observation=text(answer, "observation"),
+        observation=string(answer, "observation"),
         reward=_number(answer, "reward"),
-        done=flag(answer, "done", False),
-        success=flag(answer, "success", False),
-        valid=flag(answer, "valid", True),
+        done=boolean(answer, "done", False),
+        success=boolean(answer, "success", False),
+        valid=boolean(answer, "valid", True),
         progress=None if progress is None else _number(answer, "progress"),
         info=info if isinstance(info, dict) else {},
     )
@@ -89,18 +89,18 @@ def actions_from_json(answer: Mapping[str, Any]) -> list[str]:
 def task_from_json(data: object) -> Task:
     if not isinstance(data, dict) or not isinstance(data.get("payload", {}), dict):
         raise Malformed("a task is an object, and so is its payload")
-    env, split, instruction = (text(data, name, "") for name in ("env", "split", "instruction"))
-    return Task(text(data, "id"), env, split, instruction, data.get("payload", {}))
+    env, split, instruction = (string(data, name, "") for name in ("env", "split", "instruction"))
+    return Task(string(data, "id"), env, split, instruction, data.get("payload", {}))
 
 
-def text(answer: Mapping[str, Any], name: str, default: str | None = None) -> str:
+def string(answer: Mapping[str, Any], name: str, default: str | None = None) -> str:
     value = answer.get(name, default)
     if not isinstance(value, str):
         raise Malformed(f"{name!r} is {_kind(value)}, not text")
     return value
 
 
-def texts(answer: Mapping[str, Any], name: str) -> list[str]:
+def strings(answer: Mapping[str, Any], name: str) -> list[str]:
     """A list of texts; empty where there is none."""
     value = answer.get(name, [])
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
@@ -108,7 +108,7 @@ def texts(answer: Mapping[str, Any], name: str) -> list[str]:
     return value
 
 
-def whole(
+def integer(
     answer: Mapping[str, Any], name: str, default: int | None = None, least: int = -(2**63)
 ) -> int:
     """A whole number of at most 64 bits."""
@@ -120,7 +120,7 @@ def whole(
     return value
 
 
-def flag(answer: Mapping[str, Any], name: str, default: bool | None = None) -> bool:
+def boolean(answer: Mapping[str, Any], name: str, default: bool | None = None) -> bool:
     value = answer.get(name, default)
     if not isinstance(value, bool):
         raise Malformed(f"{name!r} is {_kind(value)}, not true or false")
