@@ -118,7 +118,7 @@ def test_prompts_begin_with_the_playbook_that_stood_at_the_batch_and_share_it() 
 @pytest.mark.parametrize("calls", [1, 5, 6, 7, 20])
 def test_every_call_is_within_the_budget_and_the_journal_sums_to_what_was_spent(calls: int) -> None:
     policy, sink = scripted(pupil), Sink()
-    found = grow(policy, limits={"policy_calls": calls}, journal=sink, until="budget")
+    found = grow(policy, limits={"policy_calls": calls}, journal=sink, stop_when="budget")
     assert policy.calls == found.spent.policy_calls <= 6 * calls
     for tree in found.trees.values():
         spent = total(tree.episodes)
@@ -227,7 +227,7 @@ def test_a_playbook_that_leaves_no_room_is_the_users_to_mend() -> None:
         return pupil(request)
 
     with pytest.raises(UserError, match="lower the number of items"):
-        grow(scripted(short), until="budget")
+        grow(scripted(short), stop_when="budget")
 
 
 def test_passes_and_run_limits_and_bad_input() -> None:

@@ -161,7 +161,7 @@ def test_successes_of_a_task_scatter_as_independent_samples_do(env: type[Spell])
 
 def test_stops() -> None:
     stops = measure(play(word="aba", number=20, samples=100, max_invalid_actions=1)).stops
-    assert set(stops) == {"success", "failure", "max_invalid_actions"}
+    assert set(stops) == {"success", "failure", "invalid_limit"}
     assert sum(stops.values()) == 2000
     short = play(word="aba", number=1, horizon=2, samples=100)
     assert all(

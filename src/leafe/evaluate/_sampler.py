@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,13 +181,14 @@ class TaskSampler:
     async def _start(self, root: HistoryNode) -> None:
         """Sample from the reset on."""
         state = None
-        async with self._env_for(root) as env:
-            first = await env.reset(self.task, self._env_seed(root.index))
-            root.history = History(self.task, first)
-            if self.snapshots:
-                state = await self._snapshot(env)
-            else:
-                await self._play(root, env)
+        with self._ends(root):
+            async with self.sampling.pool.acquire(root.count_replay) as env:
+                first = await env.reset(self.task, self._env_seed(root.index))
+                root.history = History(self.task, first)
+                if self.snapshots:
+                    state = await self._snapshot(env)
+                else:
+                    await self._play(root, env)
         if state is not None:
             await self._play_by_snapshots(root, state)
 
@@ -217,9 +218,10 @@ class TaskSampler:
         if not node.history.turns:
             await self._start(node)
             return
-        async with self._env_for(node) as env:
-            await self._replay(node, env)
-            await self._play(node, env)
+        with self._ends(node):
+            async with self.sampling.pool.acquire(node.count_replay) as env:
+                await self._replay(node, env)
+                await self._play(node, env)
 
     async def _play(self, node: HistoryNode, env: EnvLease) -> None:
         """Continue in the environment that stands at this history, with the most frequent answer;
@@ -248,13 +250,14 @@ class TaskSampler:
 
     async def _rejoin(self, node: HistoryNode, state: SnapshotHandle | None) -> None:
         """Bring another environment to the node's parent, compared, and continue from there."""
-        async with self._env_for(node) as env:
-            if state is not None:
-                await env.restore(state)
-            else:
-                await self._replay(node, env)
-            await self._act(node, env)
-            await self._play(node, env)
+        with self._ends(node):
+            async with self.sampling.pool.acquire(node.count_replay) as env:
+                if state is not None:
+                    await env.restore(state)
+                else:
+                    await self._replay(node, env)
+                await self._act(node, env)
+                await self._play(node, env)
 
     async def _play_by_snapshots(self, node: HistoryNode, state: SnapshotHandle) -> None:
         """Ask at this history and continue with every answer from its snapshot; the most frequent
@@ -277,25 +280,18 @@ class TaskSampler:
     async def _act_from(self, state: SnapshotHandle, node: HistoryNode) -> SnapshotHandle | None:
         """Take the node's action from its parent's snapshot; the snapshot after it, None where the
         node ended."""
-        async with self._env_for(node) as env:
-            await env.restore(state)
-            await self._act(node, env)
-            return await self._snapshot(env) if node.stop is None else None
+        with self._ends(node):
+            async with self.sampling.pool.acquire(node.count_replay) as env:
+                await env.restore(state)
+                await self._act(node, env)
+                return await self._snapshot(env) if node.stop is None else None
         return None
 
     # what they do
 
-    @contextlib.asynccontextmanager
-    async def _env_for(self, node: HistoryNode) -> AsyncIterator[EnvLease]:
-        """An environment for the node, which ends where that fails for good or none can be made."""
-        with self._ends(node):
-            async with self.sampling.pool.acquire() as env:
-                env.on_replay = node.count_replay
-                yield env
-
     @contextlib.contextmanager
     def _ends(self, node: HistoryNode) -> Iterator[None]:
-        """Where the environment fails for good, the node ends."""
+        """The node ends where the environment fails for good or none can be made."""
         try:
             yield
         except ReplayDiverged as error:

@@ -82,11 +82,13 @@ class EnvLease:
     fresh environment does not repeat the observations.
     """
 
-    def __init__(self, env: Environment, pool: EnvPool) -> None:
+    def __init__(
+        self, env: Environment, pool: EnvPool, on_replay: Callable[[], None] = _ignore
+    ) -> None:
         self.env = env
         self.broken = False
         """The environment failed: it is discarded."""
-        self.on_replay: Callable[[], None] = _ignore
+        self.on_replay = on_replay
         """Called after every replayed step."""
         self._pool = pool
         self._trace: ActionTrace | None = None
@@ -297,8 +299,11 @@ class EnvPool:
         return self._first
 
     @contextlib.asynccontextmanager
-    async def acquire(self) -> AsyncIterator[EnvLease]:
+    async def acquire(self, on_replay: Callable[[], None] = _ignore) -> AsyncIterator[EnvLease]:
         """An environment for the length of the block; waits while all are in use.
+
+        Args:
+            on_replay: Called after every replayed step.
 
         Raises:
             EnvError: No environment can be made.
@@ -307,7 +312,8 @@ class EnvPool:
             await self._slots.acquire()
         try:
             quick = self.facts.quick  # makes the first environment, where there is none yet
-            lease = EnvLease(self._free.pop() if self._free else await self._fresh_retried(), self)
+            env = self._free.pop() if self._free else await self._fresh_retried()
+            lease = EnvLease(env, self, on_replay)
             try:
                 yield lease
             except asyncio.CancelledError:

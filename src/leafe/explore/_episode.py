@@ -82,8 +82,7 @@ class EpisodeRunner:
         self.budget.charge(episodes=int(not plan.look_back))
         self._preamble = plan.preamble
         try:
-            async with self.pool.acquire() as self._env:
-                self._env.on_replay = self._count_replay
+            async with self.pool.acquire(self._count_replay) as self._env:
                 return await self._run(plan)
         except EnvError as error:  # no environment could be made
             return self._episode(plan, Stop.env_error, error=str(error))

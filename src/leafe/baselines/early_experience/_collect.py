@@ -404,8 +404,7 @@ class _Stage:
 
         why = "the budget was used up"
         try:
-            async with self.pool.acquire() as env:
-                env.on_replay = count_replay
+            async with self.pool.acquire(count_replay) as env:
                 for proposal in proposals:
                     if not budget.take(env_steps=1):
                         break
