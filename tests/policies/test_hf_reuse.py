@@ -20,7 +20,7 @@ from hypothesis import strategies as st  # noqa: E402
 from leafe.core import Completion, Message, Request  # noqa: E402
 from leafe.policies.hf import HFPolicy  # noqa: E402
 from leafe.policies.hf._engine import Engine, Job, answer  # noqa: E402
-from leafe.policies.hf._slots import WORTHWHILE, Found, Slots, HeldCells  # noqa: E402
+from leafe.policies.hf._slots import WORTHWHILE, Found, HeldCells, Slots  # noqa: E402
 from tests.tiny import WORDS, tiny_checkpoint  # noqa: E402
 
 

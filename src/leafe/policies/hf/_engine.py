@@ -29,7 +29,7 @@ from leafe.core import ChatTokens, Completion, Request, Usage
 from leafe.policies.hf._cache import CellCache
 from leafe.policies.hf._json_template import FilledSlot, JsonTemplate, Vocabulary, make_form
 from leafe.policies.hf._sampling import draw, uniforms
-from leafe.policies.hf._slots import Found, Slots, HeldCells
+from leafe.policies.hf._slots import Found, HeldCells, Slots
 
 _PASS_TOKENS = 8192  # padded tokens of one forward pass at most, unless one row alone has more
 _CHUNK = 2048  # a row's tokens in one forward pass
