@@ -10,6 +10,7 @@ these sees an ordinary OpenEnv server. Written after openenv's
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from leafe.envs.remote._wire import MAX_BODY, Malformed, Refused, decode, encode
 
 TOOL = "act"
 """The one tool that every environment has: it takes an action as text."""
+_PIPELINED = 16
+"""Messages that are read ahead of the one that is being answered."""
 _ERROR_CODES: Mapping[str, str] = {"busy": "CAPACITY_REACHED", "lost": "SESSION_ERROR"}
 """Kind of error -> OpenEnv's code; EXECUTION_ERROR for all others."""
 
@@ -131,21 +134,37 @@ class WebSocketSession:
     async def serve(self) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(max_msg_size=MAX_BODY)
         await socket.prepare(self._request)
+        messages: asyncio.Queue[str | None] = asyncio.Queue(_PIPELINED)
+        reader = asyncio.create_task(self._read(socket, messages))
         try:
-            async for message in socket:
-                if message.type is not WSMsgType.TEXT:
-                    break
-                answer = await self._answer(message.data)
+            while (raw := await messages.get()) is not None:
+                answer = await self._answer(raw)
                 if answer is None:
                     break
                 await socket.send_str(encode(answer).decode())
         except ConnectionError:  # the client has gone
             pass
         finally:
-            if not self._named:
-                self._table.close(self._name)
+            reader.cancel()
+            self._end()
+        await asyncio.wait({reader})
         await socket.close()
         return socket
+
+    async def _read(
+        self, socket: web.WebSocketResponse, messages: asyncio.Queue[str | None]
+    ) -> None:
+        """Reads while a call runs too, so that pings are answered and a lost client is noticed."""
+        async for message in socket:
+            if message.type is not WSMsgType.TEXT:
+                break
+            await messages.put(message.data)
+        self._end()  # a call that hangs in a process of its own ends now
+        await messages.put(None)
+
+    def _end(self) -> None:
+        if not self._named:
+            self._table.close(self._name)
 
     async def _answer(self, raw: str) -> dict[str, Any] | None:
         """The answer to one message; None where the client closes the session."""
