@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from secrets import randbelow, token_hex
 from typing import Any
 
@@ -112,14 +111,6 @@ async def post_tasks(what: str, table: SessionTable, body: Mapping[str, Any]) ->
         return encode({"tasks": found[start:], "env_name": facts.name})
 
     return await table.with_facts(answer)
-
-
-@dataclass(slots=True)
-class _Tool:
-    """A `call_tool` step: how to answer it."""
-
-    name: str
-    error: dict[str, str] | None = None
 
 
 class WebSocketSession:
@@ -228,22 +219,21 @@ class WebSocketSession:
     async def _step(
         self, message: Mapping[str, Any], data: Mapping[str, Any], raw: str
     ) -> dict[str, Any]:
-        tool = _tool_call(data) if data.get("type") == "call_tool" else None
-        if tool is not None and tool.error is not None:
-            return _observation(
-                {"tool_name": tool.name, "result": None, "error": tool.error},
-                {"reward": None, "done": False},
-            )
-        action = string(data if tool is None else data["arguments"], "text")
-        result = await self._call(message, "step", {"action": action}, raw)
+        is_tool = data.get("type") == "call_tool"
+        if is_tool:
+            name, arguments = string(data, "tool_name"), data.get("arguments", {})
+            error = _tool_error(name, arguments)
+            if error is not None:
+                observation = {"tool_name": name, "result": None, "error": error}
+                return _observation(observation, {"reward": None, "done": False})
+            data = arguments
+        result = await self._call(message, "step", {"action": string(data, "text")}, raw)
         outcome = {"reward": result.pop("reward"), "done": result.pop("done")}
         text = result.pop("observation")
-        if tool is None:
-            return _observation({"text": text, **result}, outcome)
-        return _observation(
-            {"tool_name": tool.name, "result": text, "error": None},
-            outcome | {"metadata": result},
-        )
+        if is_tool:
+            observation = {"tool_name": TOOL, "result": text, "error": None}
+            return _observation(observation, outcome | {"metadata": result})
+        return _observation({"text": text, **result}, outcome)
 
     async def _call(
         self, message: Mapping[str, Any], what: str, body: Mapping[str, Any], raw: str
@@ -281,15 +271,14 @@ class WebSocketSession:
         }
 
 
-def _tool_call(data: Mapping[str, Any]) -> _Tool:
-    name, arguments = string(data, "tool_name"), data.get("arguments", {})
+def _tool_error(name: str, arguments: object) -> dict[str, str] | None:
+    """OpenEnv's `ToolError` for a call that no tool takes; None for a call of `TOOL`."""
     if name != TOOL:
         message = f"There is no tool {name[:40]!r}: the only one is {TOOL!r}."
-        return _Tool(name, {"error_type": "tool_not_found", "message": message})
+        return {"error_type": "tool_not_found", "message": message}
     if not isinstance(arguments, dict) or not isinstance(arguments.get("text"), str):
-        message = f"The tool {TOOL!r} takes one argument, 'text'."
-        return _Tool(name, {"error_type": "invalid_args", "message": message})
-    return _Tool(name)
+        return {"error_type": "invalid_args", "message": f"The tool {TOOL!r} takes a 'text'."}
+    return None
 
 
 def _no_such_task(split: str, index: int, count: int) -> Refused:
