@@ -31,10 +31,8 @@ def read_inspect(path: Path, problems: Problems) -> Iterator[LoggedEpisode]:
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
     for where, sample, model in _zip_samples(path, problems) if zipped else _json_samples(path):
-        try:
+        with problems.skipping(where):
             yield _sample(where, sample, model, problems)
-        except InvalidRecord as bad:
-            problems.leave_out(where, bad)
 
 
 def _sample(where: str, sample: object, model: str, problems: Problems) -> LoggedEpisode:
@@ -119,28 +117,26 @@ def _zip_samples(path: Path, problems: Problems) -> Iterator[tuple[str, object, 
                 head = json.loads(_read_member(path, archive, header))
             except InvalidRecord as bad:
                 raise UserError(f"{path}: {header.filename}: {bad}.") from bad
-            for name in infos:
+            model = _model_of(head if isinstance(head, Mapping) else {})
+            for name, info in infos.items():
                 if name.startswith("samples/") and name.endswith(".json"):
                     where = f"{path.name}, {name}"
-                    try:
-                        yield (
-                            where,
-                            json.loads(_read_member(path, archive, infos[name])),
-                            _model_of(head if isinstance(head, Mapping) else {}),
-                        )
-                    except InvalidRecord as bad:
-                        problems.leave_out(where, bad)
-                    except (ValueError, RecursionError, zipfile.BadZipFile) as error:
-                        problems.leave_out(
-                            where,
-                            InvalidRecord(
-                                "a damaged sample", f"it is damaged ({str(error)[:120]})"
-                            ),
-                        )
+                    with problems.skipping(where):
+                        yield where, _read_sample(path, archive, info), model
     except (zipfile.BadZipFile, ValueError) as error:
         raise UserError(
             f"{path} is no Inspect log, or a part of one ({str(error)[:120]}): copy it again."
         ) from error
+
+
+def _read_sample(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> object:
+    try:
+        return json.loads(_read_member(path, archive, info))
+    except InvalidRecord:
+        raise
+    except (ValueError, RecursionError, zipfile.BadZipFile) as error:
+        reason = f"it is damaged ({str(error)[:120]})"
+        raise InvalidRecord("a damaged sample", reason) from error
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

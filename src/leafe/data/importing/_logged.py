@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 from leafe.core import Episode, Kind, Stop, Task, Turn, turn_id
-from leafe.data.importing._records import InvalidRecord, LoggedEpisode, Problems
+from leafe.data.importing._records import LoggedEpisode, Problems
 from leafe.data.importing._trees import Duplicates, Imported
 
 CHAT_PROMPTS = "chat"
@@ -38,18 +38,13 @@ def as_logged(
     names: dict[tuple[str | None, str, str], Task] = {}
     taken: set[str] = set()
     for record in records:
-        earlier = duplicates.find(record)
-        if earlier is not None:
-            problems.leave_out(
-                record.where,
-                InvalidRecord("the same again", f"it is the same episode as {earlier}"),
-            )
-            continue
-        key = (record.task, record.system, record.first)
-        if key not in names:
-            names[key] = _task(record, taken, problems)
-        task = names[key]
-        found.add(task, _episode(record, task, found.next_index(task), record.won(success_at)))
+        with problems.skipping(record.where):
+            duplicates.check(record)
+            key = (record.task, record.system, record.first)
+            if key not in names:
+                names[key] = _task(record, taken, problems)
+            task = names[key]
+            found.add(task, _episode(record, task, found.next_index(task), record.won(success_at)))
     return found
 
 

@@ -77,10 +77,8 @@ def _parse_each(
     problems: Problems,
 ) -> Iterator[LoggedEpisode]:
     for where, record in records:
-        try:
+        with problems.skipping(where):
             yield from parse(where, record, problems)
-        except InvalidRecord as bad:
-            problems.leave_out(where, bad)
 
 
 def _chat(where: str, record: Mapping[str, Any], problems: Problems) -> Iterator[LoggedEpisode]:
@@ -134,7 +132,7 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, A
         while line := file.readline(MAX_LINE + 1):
             number += 1
             where = f"{path.name}, line {number}"
-            try:
+            with problems.skipping(where):
                 if len(line) > MAX_LINE:
                     while line and not line.endswith(b"\n"):
                         line = file.readline(MAX_LINE)
@@ -143,8 +141,6 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, A
                     )
                 if line.strip():
                     yield where, _object(line)
-            except InvalidRecord as bad:
-                problems.leave_out(where, bad)
 
 
 def _object(line: bytes) -> Mapping[str, Any]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +54,14 @@ class Problems:
     def leave_out(self, where: str, bad: InvalidRecord) -> None:
         self.left_out[bad.kind] += 1
         self._add_sentence(self.left_out[bad.kind], f"{where}: {bad}.")
+
+    @contextmanager
+    def skipping(self, where: str) -> Iterator[None]:
+        """Leave the record at `where` out if the block raises `InvalidRecord`."""
+        try:
+            yield
+        except InvalidRecord as invalid:
+            self.leave_out(where, invalid)
 
     def note(self, where: str, kind: str, message: str = "") -> None:
         self.noted[kind] += 1

@@ -64,13 +64,9 @@ async def replayed(
     duplicates = Duplicates()
     pending: list[tuple[LoggedEpisode, Task]] = []
     for record in records:
-        try:
-            earlier = duplicates.find(record)
-            if earlier is not None:
-                raise InvalidRecord("the same again", f"it is the same episode as {earlier}")
+        with problems.skipping(record.where):
+            duplicates.check(record)
             pending.append((record, _task_of(record, pool.facts.name, tasks, given)))
-        except InvalidRecord as bad:
-            problems.leave_out(record.where, bad)
     limit = asyncio.Semaphore(pool.size)
     done = 0
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leafe.core import Episode, Task, Tree
-from leafe.data.importing._records import LoggedEpisode
+from leafe.data.importing._records import InvalidRecord, LoggedEpisode
 from leafe.runs import Journal, write_tasks
 
 BATCH = 64
@@ -56,8 +56,8 @@ class Duplicates:
     def __init__(self) -> None:
         self._where: dict[tuple[object, ...], str] = {}
 
-    def find(self, record: LoggedEpisode) -> str | None:
-        """Where the same episode was read; None for a new one."""
+    def check(self, record: LoggedEpisode) -> None:
+        """InvalidRecord if the same episode was checked before."""
         key = (
             record.task,
             record.system,
@@ -67,10 +67,9 @@ class Duplicates:
             record.reward,
             record.success,
         )
-        earlier = self._where.get(key)
-        if earlier is None:
-            self._where[key] = record.where
-        return earlier
+        if key in self._where:
+            raise InvalidRecord("the same again", f"it is the same episode as {self._where[key]}")
+        self._where[key] = record.where
 
 
 def write_trees(folder: Path, found: Imported, tasks: Iterable[Task] | None = None) -> None:

@@ -25,10 +25,8 @@ def traces(where: str, record: Mapping[str, Any], problems: Problems) -> Iterato
         for nth, trace in enumerate(record["traces"]):
             if not isinstance(trace, Mapping):
                 raise InvalidRecord("a trace that is no object", f"trace {nth} of it is no object")
-            try:
+            with problems.skipping(f"{where}, trace {nth}"):
                 yield _trace(where, {"task": known} | dict(trace), problems)
-            except InvalidRecord as bad:
-                problems.leave_out(f"{where}, trace {nth}", bad)
     elif "nodes" in record:
         yield _trace(where, record, problems)
     elif "completion" in record:
