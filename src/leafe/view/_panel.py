@@ -1,18 +1,18 @@
-"""One turn in full: what was asked, what was said, what came of it, what was changed by the
-reflection, and what of it is learnt."""
+"""One turn in full: its prompt, texts and facts, what a rollback changed, what is trained on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from leafe.core import ChatTokens, Episode, Kind, Message, Tree, Turn
 from leafe.prompts import Prompts, history_before
-from leafe.view._diff import difference
-from leafe.view._run import Had
-from leafe.view._text import Shown, plain, show
-from leafe.view._training import LONG, Learnt, Masked, Token, masked, tokens
+from leafe.view._diff import Piece, difference
+from leafe.view._run import Available
+from leafe.view._text import Shown, one_line, show
+from leafe.view._training import LONG, LossMask, Token, TrainingSample, loss_mask, tokens
 
 _TEXT = 12_000
 _PROMPT = 40_000
@@ -24,28 +24,35 @@ _MOST_CHANGES = 4
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A text under a title."""
+    """A text under a title; `raw` is the address of the whole text, `kind` its CSS class."""
 
     title: str
     text: Shown
     raw: str
-    """Where the whole text is."""
     kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A reflection between the action before and the revised one."""
+    """A reflection between the action before and the revised one.
+
+    Attributes:
+        reflection, note: The reflection, and its experience.
+        original, before: The action before, and its episode.
+        revised, after: The revised action, and its episode; None where no branch followed.
+        left, right: Both actions in pieces: (`same`, `gone` or `new`, text).
+        compared: Whether the texts were short enough to be compared.
+        improved: Whether the branch is better than its parent.
+        target: The rollback step.
+    """
 
     reflection: Turn
     note: Shown
     original: Turn
     before: Episode
     revised: Turn | None
-    """None: no branch followed it."""
     after: Episode | None
     left: list[tuple[str, Shown]]
-    """The action before in pieces: (`same` or `gone`, text)."""
     right: list[tuple[str, Shown]]
     compared: bool
     improved: bool
@@ -53,56 +60,62 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """A sample of the turn with its mask."""
+class ShownSample:
+    """A training sample of the turn with its mask; `context` and `target` where the mask is by
+    text. `taken_out`: an experience stood in the turn's prompt and not in the sample's."""
 
-    learnt: Learnt
-    mask: Masked
-    why: str
+    item: TrainingSample
+    mask: LossMask
     context: Shown | None
     target: Shown | None
     note: str
     taken_out: bool
-    """An experience stood in the prompt, and does not stand in the sample's."""
 
 
 @dataclass(slots=True)
 class Panel:
+    """What the page shows of a turn.
+
+    Attributes:
+        prompt: The end of the prompt as (role, text), after `earlier` more messages.
+        prompt_raw: The address of the whole prompt.
+        pieces: The sampled tokens, where there is a tokenizer; `ids` are their ids.
+        samples: What the chosen arm trains on.
+    """
+
     title: str
-    turn: Turn
-    episode: Episode
-    blocks: list[Block] = field(default_factory=list)
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    blocks: list[Block]
+    facts: list[tuple[str, str]]
+    changes: list[Change]
+    samples: list[ShownSample]
+    prompt_raw: str
     prompt: list[tuple[str, Shown]] = field(default_factory=list)
-    """The end of the prompt: (role, text)."""
     earlier: int = 0
-    """Messages before those."""
     prompt_note: str = ""
-    prompt_raw: str = ""
-    pieces: Sequence[Token] = ()
-    """The sampled tokens, where a tokenizer is at hand."""
     ids: Sequence[int] = ()
+    pieces: Sequence[Token] = ()
     pieces_note: str = ""
-    lessons: list[Lesson] = field(default_factory=list)
 
 
 def panel(
     tree: Tree,
     turn: Turn,
-    prompts: Had[Prompts],
-    chat: Had[ChatTokens],
-    taught: Sequence[Learnt],
+    prompts: Available[Prompts],
+    chat: Available[ChatTokens],
+    samples: Sequence[TrainingSample],
     link: Callable[[Turn], str],
     raw: str,
 ) -> Panel:
-    """The turn's panel. `link` gives a turn's address, `raw` is where its whole texts are."""
+    """The turn's panel. `link` gives a turn's address, `raw` is that of the turn's whole texts."""
     episode = tree.rollout_of(turn.id)
-    out = Panel(_title(turn, episode), turn, episode)
-    out.blocks = _blocks(tree, turn, raw)
-    out.facts = _facts(turn, episode)
-    out.changes = _changes(tree, turn)
-    out.prompt_raw = f"{raw}&what=prompt"
+    out = Panel(
+        _title(turn, episode),
+        _blocks(tree, turn, raw),
+        _facts(turn, episode),
+        list(islice(_changes(tree, turn), _MOST_CHANGES)),
+        [_sample(each, turn, chat.value) for each in samples],
+        f"{raw}&what=prompt",
+    )
     messages = _messages(tree, turn, prompts)
     if messages.value is None:
         out.prompt_note = messages.why
@@ -118,44 +131,38 @@ def panel(
         out.prompt_note = _counted(messages.value, turn, chat.value)
     if turn.tokens is not None:
         out.ids = turn.tokens[:_MOST_TOKENS]
-        out.pieces = (
-            tokens(chat.value, turn.tokens[:_MOST_TOKENS]) if chat.value is not None else ()
-        )
-        more = (
-            f" The first {_MOST_TOKENS} of {len(turn.tokens)}."
-            if len(turn.tokens) > _MOST_TOKENS
-            else ""
-        )
+        if chat.value is not None:
+            out.pieces = tokens(chat.value, turn.tokens[:_MOST_TOKENS])
+        cut = len(turn.tokens) > _MOST_TOKENS
+        more = f" The first {_MOST_TOKENS} of {len(turn.tokens)}." if cut else ""
         out.pieces_note = (chat.why if chat.value is None else "") + more
-    for each in taught:
-        mask, why = masked(each.sample, chat.value)
-        context = show(mask.context, 2000) if isinstance(mask.context, str) else None
-        target = show(mask.target, 8000) if isinstance(mask.target, str) else None
-        taken_out = each.sample.part == "counterfactual" or (
-            each.sample.part == "rehearsal" and turn.experience is not None
-        )
-        out.lessons.append(
-            Lesson(each, mask, why, context, target, plain(each.sample.note, 300), taken_out)
-        )
     return out
 
 
-def whole(tree: Tree, turn: Turn, what: str, prompts: Had[Prompts]) -> str | None:
+def _sample(each: TrainingSample, turn: Turn, chat: ChatTokens | None) -> ShownSample:
+    sample, mask = each.sample, loss_mask(each.sample, chat)
+    return ShownSample(
+        each,
+        mask,
+        show(mask.context, 2000) if isinstance(mask.context, str) else None,
+        show(mask.target, 8000) if isinstance(mask.target, str) else None,
+        one_line(sample.note, 300),
+        sample.part == "counterfactual"
+        or (sample.part == "rehearsal" and turn.experience is not None),
+    )
+
+
+def whole(tree: Tree, turn: Turn, what: str, prompts: Available[Prompts]) -> str | None:
     """One of the turn's texts, uncut; None where there is none of that name."""
     if what == "prompt":
         messages = _messages(tree, turn, prompts)
-        return (
-            messages.why
-            if messages.value is None
-            else "\n\n".join(f"--- {m.role} ---\n{m.content}" for m in messages.value)
-        )
-    if what == "instruction":
-        return tree.task.instruction
-    if what == "first":
-        return tree.episode_of(
-            tree.path(turn.id)[0].id if tree.path(turn.id) else turn.id
-        ).first_observation
+        if messages.value is None:
+            return messages.why
+        return "\n\n".join(f"--- {m.role} ---\n{m.content}" for m in messages.value)
+    first = next(iter(tree.path(turn.id)), turn)
     texts = {
+        "instruction": tree.task.instruction,
+        "first": tree.episode_of(first.id).first_observation,
         "said": turn.action_text,
         "action": turn.action,
         "thought": turn.thought,
@@ -174,86 +181,67 @@ def _title(turn: Turn, episode: Episode) -> str:
 
 def _blocks(tree: Tree, turn: Turn, raw: str) -> list[Block]:
     def block(title: str, text: str, what: str, kind: str = "") -> Block:
-        return Block(title, show(text, _TEXT), f"{raw}&what={what}", kind)
+        return Block(title, show(text, _TEXT), f"{raw}&what={what}" if what else "", kind)
 
+    answer = block("Answer as written", turn.action_text, "said")
+    if turn.kind is not Kind.act:
+        read = "Experience" if turn.kind is Kind.reflect else "What was read out of it"
+        why = "Observation" if turn.valid else "Why it cannot be used"
+        return [
+            answer,
+            *([block(read, turn.note, "note", "action")] if turn.note else []),
+            *(
+                [block(why, turn.observation, "observation", "answer refused")]
+                if turn.observation
+                else []
+            ),
+        ]
     out = []
-    if turn.kind is Kind.act:
-        before = (
-            tree[turn.parent].observation
-            if turn.parent is not None
-            else tree.episode_of(turn.id).first_observation
-        )
-        if before:
-            what = "first" if turn.parent is None else ""
-            seen = show(before, _TEXT)
-            out.append(Block("What it saw", seen, f"{raw}&what={what}" if what else "", "before"))
-        if turn.thought:
-            out.append(block("Thought", turn.thought, "thought"))
-        out.append(block("Action", turn.action, "action", "action"))
-        if turn.action_text.strip() != turn.action.strip():
-            out.append(block("Answer as written", turn.action_text, "said"))
-        out.append(
-            block(
-                "What the environment answered",
-                turn.observation,
-                "observation",
-                "answer" if turn.valid else "answer refused",
-            )
-        )
-        return out
-    out.append(block("Answer as written", turn.action_text, "said"))
-    if turn.note:
-        out.append(
-            block(
-                "Experience" if turn.kind is Kind.reflect else "What was read out of it",
-                turn.note,
-                "note",
-                "action",
-            )
-        )
-    if turn.observation:
-        out.append(
-            block(
-                "Why it cannot be used" if not turn.valid else "Observation",
-                turn.observation,
-                "observation",
-                "answer refused",
-            )
-        )
-    return out
+    if turn.parent is not None:
+        out.append(block("What it saw", tree[turn.parent].observation, "", "before"))
+    else:
+        first = tree.episode_of(turn.id).first_observation
+        out.append(block("What it saw", first, "first", "before"))
+    if not out[0].text.length:
+        out.clear()
+    if turn.thought:
+        out.append(block("Thought", turn.thought, "thought"))
+    out.append(block("Action", turn.action, "action", "action"))
+    if turn.action_text.strip() != turn.action.strip():
+        out.append(answer)
+    kind = "answer" if turn.valid else "answer refused"
+    answered = "What the environment answered"
+    return [*out, block(answered, turn.observation, "observation", kind)]
 
 
 def _facts(turn: Turn, episode: Episode) -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = [("policy", turn.policy or "–")]
     if turn.kind is Kind.act:
-        out.append(("valid", "yes" if turn.valid else "refused by the environment"))
-        out.append(("reward", f"{turn.reward:g}"))
+        valid = "yes" if turn.valid else "refused by the environment"
+        out += [("valid", valid), ("reward", f"{turn.reward:g}")]
         if turn.progress is not None:
             out.append(("progress", f"{turn.progress:g}"))
     elif turn.kind is Kind.reflect:
         out.append(("usable", f"yes, back to step {turn.target}" if turn.valid else "no"))
     used = turn.usage
-    out.append(("prompt tokens", f"{used.prompt:,} ({used.cached:,} cached)"))
-    out.append(("generated tokens", f"{used.generated:,}"))
+    out += [
+        ("prompt tokens", f"{used.prompt:,} ({used.cached:,} cached)"),
+        ("generated tokens", f"{used.generated:,}"),
+    ]
     if turn.logprob is not None:
         n = len(turn.tokens) if turn.tokens else used.generated
-        out.append(
-            (
-                "log-probability",
-                f"{turn.logprob:.4g}" + (f" ({turn.logprob / n:.4g} a token)" if n else ""),
-            )
-        )
+        each = f" ({turn.logprob / n:.4g} a token)" if n else ""
+        out.append(("log-probability", f"{turn.logprob:.4g}{each}"))
     if turn.count > 1 or episode.count > 1:
         out.append(("samples", f"{turn.count:,} took it"))
     out += [("seconds", f"{turn.seconds:.3g}"), ("id", turn.id)]
-    return [(name, plain(value, 300)) for name, value in out]
+    return [(name, one_line(value, 300)) for name, value in out]
 
 
-def _changes(tree: Tree, turn: Turn) -> list[Change]:
-    """The rollbacks that the turn has a part in: as the action before, as the reflection, or as the
+def _changes(tree: Tree, turn: Turn) -> Iterator[Change]:
+    """The rollbacks that the turn is a part of: as the action before, as the reflection, or as the
     revised action."""
     improved = {branch.revised.id: branch.improved for branch in tree.branches()}
-    out = []
     for reflection in tree.reflections:
         if not reflection.valid or reflection.target is None:
             continue
@@ -261,37 +249,24 @@ def _changes(tree: Tree, turn: Turn) -> list[Change]:
         followed: list[Episode | None] = [e for e in tree.episodes if e.experience == reflection.id]
         for after in followed or [None]:
             revised = after.acts[0] if after is not None and after.acts else None
-            if turn.id not in (reflection.id, original.id, revised.id if revised else None):
+            if turn not in (reflection, original, revised):
                 continue
-            before = tree.rollout_of(reflection.id)
-            pieces = (
-                difference(original.action_text, revised.action_text)
-                if revised is not None
-                else None
-            )
-            left, right = (
-                pieces
-                if pieces is not None
-                else (
-                    [("same", original.action_text)],
-                    [("same", revised.action_text if revised else "")],
-                )
-            )
-            better = improved.get(revised.id, False) if revised else False
-            change = (
+            text = revised.action_text if revised is not None else ""
+            pieces = difference(original.action_text, text) if revised is not None else None
+            left, right = pieces or ([Piece("same", original.action_text)], [Piece("same", text)])
+            yield Change(
                 reflection,
                 show(reflection.note, _COMPARED),
                 original,
-                before,
+                tree.rollout_of(reflection.id),
                 revised,
                 after,
                 _cut(left),
                 _cut(right),
                 pieces is not None,
-                better,
+                revised is not None and improved.get(revised.id, False),
+                reflection.target,
             )
-            out.append(Change(*change, reflection.target))
-    return out[:_MOST_CHANGES]
 
 
 def _cut(pieces: Sequence[tuple[Any, str]]) -> list[tuple[str, Shown]]:
@@ -306,26 +281,24 @@ def _cut(pieces: Sequence[tuple[Any, str]]) -> list[tuple[str, Shown]]:
     return out
 
 
-def _messages(tree: Tree, turn: Turn, prompts: Had[Prompts]) -> Had[tuple[Message, ...]]:
-    """The prompt in answer to which the turn was said."""
+def _messages(
+    tree: Tree, turn: Turn, prompts: Available[Prompts]
+) -> Available[tuple[Message, ...]]:
+    """The prompt that the turn answers."""
     if prompts.value is None:
-        return Had(None, prompts.why)
+        return Available(None, prompts.why)
     if turn.kind is Kind.aside:
-        return Had(
+        return Available(
             None,
-            (
-                "The request of an aside is put together by the baseline that made it, and "
-                "does not stand in the tree."
-            ),
+            "The request of an aside is put together by the baseline that made it, and does not "
+            "stand in the tree.",
         )
     history = history_before(tree, turn, with_experience=True)
     if turn.kind is Kind.act:
-        return Had(prompts.value.act(history))
-    return (
-        Had(prompts.value.reflect(history))
-        if history.turns
-        else Had(None, "There is no action before it.")
-    )
+        return Available(prompts.value.act(history))
+    if not history.turns:
+        return Available(None, "There is no action before it.")
+    return Available(prompts.value.reflect(history))
 
 
 def _counted(messages: Sequence[Message], turn: Turn, chat: ChatTokens | None) -> str:
@@ -334,7 +307,7 @@ def _counted(messages: Sequence[Message], turn: Turn, chat: ChatTokens | None) -
         return ""
     try:
         here = len(chat.prompt(messages))
-    except Exception:  # a template that refuses is said where it matters, in training
+    except Exception:  # a template that refuses is reported where it matters, in training
         return ""
     if here == turn.usage.prompt:
         return f"{here:,} tokens, as the engine counted."
