@@ -34,7 +34,7 @@ demo: $(READY_DEMO)
 	$(BIN)/leafe demo
 
 study: $(READY_DEV)
-	$(BIN)/python -m bench.study
+	$(BIN)/python -m studies.run
 
 docs: $(READY_DEV)
 	$(BIN)/python -m zensical build --strict
@@ -48,8 +48,8 @@ test-slow: $(READY_DEV)
 test-all: test test-slow
 
 lint: $(READY_DEV)
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench studies
+	$(BIN)/ruff check src tests bench studies
 	$(BIN)/mypy
 
 setup: $(READY_DEV)
@@ -76,4 +76,4 @@ $(READY_DEV): $(READY_DEMO)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache build dist site
-	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests bench studies -name __pycache__ -type d -prune -exec rm -rf {} +

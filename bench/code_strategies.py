@@ -4,7 +4,7 @@ number of executions? MBPP, every program in the real sandbox.
     python -m bench.code_strategies                                        the default programmer, 3
     seeds
     python -m bench.code_strategies --set recall=1 --set insight=0.1       another programmer
-    (leafe.envs.code.weak)
+    (studies.weak_programmer.policy)
     python -m bench.code_strategies --sweep                                a row for each setting of
     the programmer, of the environment and of the strategies
     python -m bench.code_strategies --run runs/NAME                        the same figures from a
@@ -40,11 +40,11 @@ from leafe.core import Environment, Task, Tree
 from leafe.envs import load_tasks, make_env
 from leafe.envs.code._submissions import Judged
 from leafe.envs.code.mbpp import Mbpp
-from leafe.envs.code.weak import WeakProgrammer
 from leafe.evaluate import Over, contrast, coverage_curve, mean_rate, spent
 from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.runs import RunFolder, load_trees
+from studies.weak_programmer import WeakProgrammer
 
 STRATEGIES = ("independent", "refine", "tree")
 PAIRS = (("tree", "refine"), ("tree", "independent"), ("refine", "independent"))

@@ -62,7 +62,7 @@ def generate(
 
 def never_ending(policy: HFPolicy) -> None:
     """No token ends an answer, so that both sides sample the same number of tokens."""
-    policy.engine._stops = frozenset()
+    policy.engine._stop_ids = frozenset()
 
 
 async def ours_single(policy: HFPolicy, prompts: list[str], new: int) -> None:

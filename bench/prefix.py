@@ -46,7 +46,8 @@ from leafe.envs import make_env
 from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.policies import make_policy
 from leafe.policies.hf import HFPolicy, load_tokenizer
-from leafe.policies.hf._engine import Engine, _Part
+from leafe.policies.hf._engine import Engine
+from leafe.policies.hf._jobs import Draw
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import History, Prompts, history_before, load_prompt_set
 from leafe.prompts._set import fill
@@ -262,24 +263,17 @@ def simulated(asks: list[list[Ask]], flight: int, capacity: int | None) -> np.nd
     return computed
 
 
-class SnapshotHandle(Engine):
+class ReplayingEngine(Engine):
     """The engine, but every answer is the recorded one."""
 
     answers: dict[int, tuple[int, ...]]
 
-    def _draw(self, rows: list[Any], logits: Any) -> None:
-        for row in rows:
-            self._split(
-                row,
-                [
-                    _Part(
-                        self.answers[row.job.seed][row.total - len(row.job.prompt)],
-                        0.0,
-                        row.samples,
-                    )
-                ],
-            )
-        self._active = [r for r in self._active if r.slot >= 0]
+    def _draw(self, sequences: list[Any], logits: Any) -> None:
+        for sequence in sequences:
+            done = sequence.length - len(sequence.job.prompt)
+            token = self.answers[sequence.job.seed][done]
+            self._split(sequence, [Draw(token, 0.0, sequence.samples)])
+        self._active = [s for s in self._active if s.entry >= 0]
 
 
 def engined(asks: list[list[Ask]], flight: int, capacity: int | None, folder: Path) -> np.ndarray:
@@ -292,7 +286,7 @@ def engined(asks: list[list[Ask]], flight: int, capacity: int | None, folder: Pa
         cache_gib=64 if capacity is None else (capacity + 1) * token_bytes / 2**30,
     )
     engine = policy.engine
-    engine.__class__ = SnapshotHandle
+    engine.__class__ = ReplayingEngine
     flat = [a for task in asks for a in task]
     engine.answers = {i: a.answer for i, a in enumerate(flat)}  # type: ignore[attr-defined]
     number, computed = {id(a): i for i, a in enumerate(flat)}, np.zeros(len(asks))

@@ -40,8 +40,7 @@ PACKAGES = (
     "leafe.prompts",
     "leafe.explore",
     "leafe.distill",
-    "leafe.exports",
-    "leafe.imports",
+    "leafe.data",
     "leafe.evaluate",
     "leafe.baselines.grpo",
     "leafe.baselines.ace",
@@ -49,7 +48,6 @@ PACKAGES = (
     "leafe.runs",
     "leafe.recipes",
     "leafe.report",
-    "leafe.tables",
     "leafe.pipeline",
     "leafe.view",
 )

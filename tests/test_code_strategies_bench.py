@@ -27,9 +27,10 @@ from bench.code_strategies import (
 from leafe.core import Kind, Tree
 from leafe.pipeline import run_recipe
 from leafe.recipes import load_recipe
+from studies import recipe_path
 from tests.core.growth import grown_trees
 from tests.envs.data import needs_sandbox
-from tests.envs.test_weak import ROW
+from tests.studies.test_weak_programmer import ROW
 
 FEW = argparse.Namespace(
     split="train", tasks=2, executions=8, seeds=2, budgets=[4, 8], remember=True, over="tasks"
@@ -140,7 +141,7 @@ def test_a_run_folder_gives_the_figures_of_its_trees(problems: str, tmp_path: Pa
     overrides = [f'{part}.options.problems="{problems}"' for part in ("env", "policy")]
     run_recipe(
         load_recipe(
-            "mbpp-weak",
+            recipe_path("mbpp-weak"),
             [*overrides, "seeds=[0, 1]", "tasks.train=2", "explore.limits={env_steps=8}"],
         ),
         tmp_path / "run",

@@ -1,7 +1,7 @@
 """Imports go down the floors of the house only, and nothing heavy is imported at the top of a
 module that need not be.
 
-cli -> tables, view -> pipeline, embedded -> recipes -> report -> baselines, evaluate -> explore,
+cli -> view, data -> pipeline, embedded -> recipes -> report -> baselines, evaluate -> explore,
 distill -> prompts, runs -> core;
 testing imports envs and core; envs and policies import core alone
 """
@@ -17,11 +17,11 @@ SOURCE = Path(leafe.__file__).parent
 
 FLOORS = [
     {"cli", "__main__"},
-    {"tables", "exports", "view"},
+    {"data", "view"},
     {"pipeline", "embedded"},
     {"recipes"},
     {"report"},
-    {"baselines", "evaluate", "imports"},
+    {"baselines", "evaluate"},
     {"explore", "distill"},
     {"prompts", "runs", "testing"},
     {"envs", "policies"},
@@ -57,7 +57,7 @@ HEAVY = {
     "scipy",
     "pandas",
 }
-HEAVY_AT_HOME = {"policies.hf", "policies._hf", "distill", "embedded", "baselines.grpo"}
+HEAVY_AT_HOME = {"policies.hf", "policies._hf", "distill", "baselines.grpo"}
 """Where a module may import a heavy package at its top; such a module is itself imported lazily
 (tests/test_imports.py)."""
 

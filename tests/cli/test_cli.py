@@ -20,8 +20,6 @@ COMMANDS = {
     "distill",
     "evaluate",
     "report",
-    "table",
-    "figure",
     "envs",
     "view",
     "doctor",

@@ -14,7 +14,7 @@ from leafe.core import Tree, UserError
 from leafe.pipeline import config_of, recipe_of
 from leafe.recipes import load_recipe
 from leafe.runs import RunFolder, load_trees
-from tests.imports.logs import bare, chat_lines, played, tasks, write_lines
+from tests.data.importing.logs import bare, chat_lines, played, tasks, write_lines
 
 SMALL = str(Path(__file__).parents[1] / "pipeline" / "small.toml")
 

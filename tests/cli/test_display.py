@@ -464,7 +464,7 @@ def test_completion_for_shells(shell: str, tmp_path: Path) -> None:
 
 WORDS = [
     ("ru", {"run"}),
-    ("run gates-see", {"gates-seeds"}),
+    ("run scien", {"scienceworld"}),
     ("run mi", {"mine.toml"}),
     ("report ru", {"runs/"}),
     ("report runs/", {"runs/a"}),

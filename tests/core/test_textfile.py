@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from leafe.core import UserError
 from leafe.core.textfile import decoded, parsed_toml, read_text
+from leafe.data import Problems, read_log
 from leafe.envs.code._files import read_json
 from leafe.envs.sokoban._files import read_levels
-from leafe.imports import Problems, read
 from leafe.prompts import load_prompt_set
 from leafe.recipes import load_recipe
 
@@ -29,9 +29,12 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
             '{"task": "é", "messages": [{"role": "user", "content": "a"}, {"role": '
             '"assistant", "content": "b"}], "reward": 1}\n'
         ),
-        lambda path: list(read(path, "chat", Problems())),
+        lambda path: list(read_log(path, "chat", Problems())),
     ),
-    "inspect": ('{"eval": {"model": "é"}}', lambda path: list(read(path, "inspect", Problems()))),
+    "inspect": (
+        '{"eval": {"model": "é"}}',
+        lambda path: list(read_log(path, "inspect", Problems())),
+    ),
 }
 
 

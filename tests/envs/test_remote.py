@@ -208,7 +208,7 @@ def test_servers_that_keep_the_protocol() -> None:
     for name, options, _ in ENVS:
         with Served(name, **options) as served:
             assert check_server(served.url) == []
-            assert served.server._sessions == {}
+            assert served.server.table.sessions == {}
     with (
         Served("tests.envs.remote_envs:Loose") as served,
         pytest.raises(UserError, match="not deterministic"),
@@ -252,8 +252,8 @@ def test_servers_that_keep_the_protocol() -> None:
         ),
         (
             '"kind": "gone"',
-            '"kind": "environment"',
-            "a snapshot that was never taken was refused as 'environment'",
+            '"kind": "env"',
+            "a snapshot that was never taken was refused as 'env'",
         ),
         (
             '"kind": "lost"',
@@ -358,7 +358,7 @@ def test_a_closed_env_frees_its_place_and_can_be_used_again() -> None:
                 assert env.reset(task, 0).startswith("You have 0")
                 env.close()
                 env.close()
-        assert served.server._sessions == {}
+        assert served.server.table.sessions == {}
 
 
 def test_the_documented_exchange_is_what_goes_over_the_wire() -> None:
@@ -387,7 +387,7 @@ def test_the_documented_exchange_is_what_goes_over_the_wire() -> None:
 
 
 def test_importing_the_client_brings_no_server() -> None:
-    code = "import sys, leafe.envs.remote; assert 'aiohttp' not in sys.modules"
+    code = "import sys, leafe.envs.remote; assert 'aiohttp.web' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 

@@ -41,7 +41,7 @@ def test_every_alarm_is_one_and_every_fall_gives_one(
 
 
 def test_the_prototypes_policies_are_told_apart() -> None:
-    """FACTS: following and reflection of the base, of LEAFE and of the anchored arm, which alone
+    """Following and reflection of the base, of LEAFE and of the anchored arm, which alone
     explored better afterwards."""
     base = row("base", "base", following=0.85, same_step=0.98)
     assert not collapses([base, row("anchored", following=0.83, same_step=0.92)])
@@ -66,11 +66,3 @@ def test_samples_are_compared_at_one_temperature_and_number_alone() -> None:
 def test_only_arms_are_looked_at(role: str) -> None:
     assert not collapses([row("base", "base"), row("other", role, entropy=0.0)])
     assert not collapses([row("a", entropy=0.0)]), "no base to compare with"
-
-
-def test_the_envs_own_gauge_is_looked_at_too() -> None:
-    base = row("base", "base", env={"following": 0.8, "parses": 1.0})
-    found = collapses([base, row("a", env={"following": 0.5, "parses": 0.9})])
-    assert found == [
-        {"arm": "a", "figure": "gauge: following", "value": 0.5, "base": 0.8, "share": 0.75}
-    ]

@@ -202,15 +202,3 @@ def test_any_trees_give_plain_values_and_the_same_questions_to_every_policy(
             assert rate is None or 0 <= rate <= 1
     diverged = {e.stop for tree in grown for e in tree.episodes} == {Stop.diverged}
     assert not (diverged and (one.scored or one.asked)), "a branch that diverged says nothing"
-
-
-def test_the_envs_own_gauge_stands_beside() -> None:
-    got = asyncio.run(
-        probe(Toy(), forest(), PROMPTS, seed=0, gauge="tests.evaluate.test_probe:own_gauge")
-    )
-    assert got.env == {"heeds": 0.9}
-
-
-async def own_gauge(policy: Toy, prompts: Prompts) -> dict[str, float]:
-    assert prompts is PROMPTS
-    return {"heeds": policy.heed}

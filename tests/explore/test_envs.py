@@ -19,7 +19,7 @@ from leafe.core import EnvError, Environment, Request, StepResult, Stop, Task, T
 from leafe.envs import make_env
 from leafe.envs.worker import ProcessEnv, _proxy
 from leafe.evaluate import evaluate
-from leafe.explore import Diverged, EnvLease, EnvPool, ExploreConfig, SnapshotHandle, explore
+from leafe.explore import EnvLease, EnvPool, ExploreConfig, ReplayDiverged, SnapshotHandle, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet
 
@@ -177,7 +177,7 @@ def test_a_snapshot_that_is_gone_is_a_replay() -> None:
             assert (await env.step("add")).observation == after
         async with pool.acquire() as env:
             env.on_replay = count
-            await env.restore(SnapshotHandle(held.state, held.path))
+            await env.restore(SnapshotHandle(held.state, held.trace))
             assert (await env.step("add")).observation == after
             assert replayed == 4
         assert pool.broken == 0
@@ -288,7 +288,9 @@ def steps_of(make: Callable[[], Environment], number: int) -> Any:
 
 
 def test_a_recovery_that_does_not_reproduce_diverges() -> None:
-    with pytest.raises(Diverged, match=r"at step 0 the environment said 'environment \d+', not"):
+    with pytest.raises(
+        ReplayDiverged, match=r"at step 0 the environment said 'environment \d+', not"
+    ):
         steps_of(Moody, 2)
 
 

@@ -161,9 +161,7 @@ def test_every_failure_is_reflected_on_and_what_the_policy_read_can_be_read_agai
                 assert labels == [labels[0], *(f"[Step {i + 1}" for i in range(turn.step))]
 
 
-def test_an_episode_that_fills_the_context_grows_a_branch_and_stage_2_trains_reflections_on_what_was_read() -> (
-    None
-):
+def test_an_episode_that_fills_the_context_grows_a_branch_and_stage_2_trains_on_it() -> None:
     policy = Short(2600, -1)
     trees = grow(policy, ExploreConfig(limits={"policy_calls": 80}))
     ended = [e for tree in trees for e in tree.episodes]
@@ -238,7 +236,6 @@ def test_refinement_begins_with_fewer_earlier_attempts_where_all_do_not_fit() ->
 
 
 # --- advice that was followed already
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_reflection_is_told_what_was_followed_at_which_step() -> None:
@@ -307,7 +304,6 @@ def test_who_acts_under_advice_is_asked_to_think_without_naming_it(name: str) ->
 
 
 # --- observations that are cut
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("snapshots", [True, False])

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pipeline.test_dispatcher import OVERRIDES, SMALL, fickle
 
 from leafe.pipeline import run_recipe
 from leafe.recipes import load_recipe
 from leafe.runs import RunFolder, read_journal
+from tests.pipeline.test_dispatcher import OVERRIDES, SMALL, fickle
 from tests.pipeline.test_run import trees_of
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

@@ -54,7 +54,7 @@ ON = (
     "arms.after.distill={max_steps=1, rehearsal_batch_size=2}",
     "arms.book2.preset=ace",
     "arms.book2.start=rl",
-    "arms.book2.sweep={most=[2, 6], temperature=[1.0, 1.3]}",
+    "arms.book2.sweep={max_items=[2, 6], temperature=[1.0, 1.3]}",
 )
 TRIES = (
     (

@@ -93,12 +93,9 @@ def test_no_built_in_recipe_tests_on_what_it_chooses_or_trains_by(
         pytest.skip(str(error))
     # and whatever an arm more would choose by
     splits = {recipe.tasks.train_split, recipe.validation.split, recipe.tasks.test_split}
-    if name != "gates-ablation":  # it tests on validation tasks, and has nothing that chooses
-        assert len(splits) == 3
-        ids = {s: {t.id for t in load_tasks(env, s, 60, 0)} for s in splits}
-        assert sum(map(len, ids.values())) == len(set().union(*ids.values()))
-    else:
-        assert not any(preflight._chooses(stage) for stage in plan(recipe))
+    assert len(splits) == 3
+    ids = {s: {t.id for t in load_tasks(env, s, 60, 0)} for s in splits}
+    assert sum(map(len, ids.values())) == len(set().union(*ids.values()))
     env.close()
 
 

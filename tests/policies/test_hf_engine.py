@@ -176,7 +176,7 @@ def test_a_small_memory_limit_slows_and_changes_nothing(llama: Path) -> None:
     ]
     held = sum(
         t.numel() * t.element_size()
-        for t in (*tight.engine._cache.keys, *tight.engine._cache.values)
+        for t in (*tight.engine.runner.cache.keys, *tight.engine.runner.cache.values)
     )
     assert held <= 300_000
     close(roomy)
@@ -272,7 +272,7 @@ def test_an_abandoned_request_frees_its_rows(llama: Path) -> None:
         )
 
     assert sum(c.count for c in asyncio.run(main())) == 1
-    assert not policy.engine._slots.busy.any()
+    assert not policy.engine._table.busy.any()
     close(policy)
 
 

@@ -74,7 +74,7 @@ def test_after_a_change_the_answers_are_those_of_a_new_policy_on_the_new_weights
     live = HFPolicy.around(model, tokenizer, name="step 0", threads=1)
     before = answers(live)
     shift(model, 0.5)
-    live.changed("step 1")
+    live.weights_changed("step 1")
     assert live.name == "step 1"
     after = answers(live)
     fresh = HFPolicy.around(model, tokenizer, name="fresh", threads=1)
@@ -91,7 +91,7 @@ def test_without_being_told_old_keys_and_values_are_used(folder: Path) -> None:
     answers(live)
     shift(model, 0.5)
     untold = answers(live)
-    live.changed("m")
+    live.weights_changed("m")
     told = answers(live)
     assert not same(untold, told)
     assert told[0][0].usage.cached == 0
@@ -111,7 +111,7 @@ def test_a_peft_model_answers_with_its_adapter(folder: Path) -> None:
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
-    live.changed("lora 1")
+    live.weights_changed("lora 1")
     after = answers(live)
     assert not same(after, before)
     merged = HFPolicy.around(adapted.merge_and_unload(), tokenizer, name="merged", threads=1)
@@ -135,7 +135,7 @@ def test_a_change_while_requests_are_in_flight_fails_them(folder: Path) -> None:
         asked = asyncio.create_task(live.complete(Request(talk(1), max_tokens=8, seed=1)))
         await asyncio.to_thread(reached.wait, 20)
         hook.remove()
-        live.changed("n")
+        live.weights_changed("n")
         go.set()
         with pytest.raises(RuntimeError, match="while requests were in flight"):
             await asked

@@ -19,70 +19,76 @@ from hypothesis import strategies as st  # noqa: E402
 
 from leafe.core import Completion, Message, Request  # noqa: E402
 from leafe.policies.hf import HFPolicy  # noqa: E402
-from leafe.policies.hf._engine import Engine, Job, answer  # noqa: E402
-from leafe.policies.hf._slots import WORTHWHILE, Found, Slots, HeldCells  # noqa: E402
+from leafe.policies.hf._engine import Engine  # noqa: E402
+from leafe.policies.hf._jobs import Job, completions  # noqa: E402
+from leafe.policies.hf._sequence_table import (  # noqa: E402
+    MIN_GAIN,
+    HeldPrefix,
+    PrefixHit,
+    SequenceTable,
+)
 from tests.tiny import WORDS, tiny_checkpoint  # noqa: E402
 
 
 class Bench:
-    """Slots worked on as an engine would, with a record of what was computed into which cell."""
+    """A table worked on as an engine would, with a record of what was computed into which cell."""
 
     def __init__(self, limit: int) -> None:
-        self.slots = Slots(limit)
+        self.table = SequenceTable(limit)
         self.inside: dict[int, tuple[int, ...]] = {}
         """Cell -> the token that was computed into it, and all before it."""
         self.busy: dict[int, tuple[tuple[int, ...], str]] = {}
-        self.held: list[tuple[HeldCells, tuple[int, ...], str]] = []
+        self.held: list[tuple[HeldPrefix, tuple[int, ...], str]] = []
 
-    def compute(self, slot: int, tokens: tuple[int, ...]) -> None:
-        s = self.slots
-        s.fill(np.array(sorted(self.busy)))
-        for i in range(int(s.ready[slot]), len(tokens)):
-            self.inside[int(s.cells[slot, i])] = tokens[: i + 1]
-        s.ready[slot] = len(tokens)
+    def compute(self, entry: int, tokens: tuple[int, ...]) -> None:
+        s = self.table
+        s.allocate(np.array(sorted(self.busy)))
+        for i in range(int(s.computed[entry]), len(tokens)):
+            self.inside[int(s.kv[entry, i])] = tokens[: i + 1]
+        s.computed[entry] = len(tokens)
 
     def begin(self, tokens: tuple[int, ...], key: str) -> None:
-        found = self.slots.find(np.array(tokens, np.int32), key)
+        found = self.table.find(np.array(tokens, np.int32), key)
         assert found is not None, "whatever is known is computed here"
-        same_key = max((self.common(tokens, slot) for slot in self.of(key)), default=0)
+        same_key = max((self.common(tokens, entry) for entry in self.of(key)), default=0)
         anywhere = max(
-            (self.common(tokens, slot) for slot in range(len(self.slots.ready))), default=0
+            (self.common(tokens, entry) for entry in range(len(self.table.computed))), default=0
         )
-        assert same_key <= found.cached <= anywhere < found.cached + WORTHWHILE
+        assert same_key <= found.length <= anywhere < found.length + MIN_GAIN
         self.put(tokens, key, found)
 
-    def put(self, tokens: tuple[int, ...], key: str, prefix: Found | HeldCells) -> None:
-        slot = self.slots.claim(np.array(tokens, np.int32), key, prefix)
-        assert slot not in self.busy
-        self.busy[slot] = (tokens, key)
-        self.compute(slot, tokens)
+    def put(self, tokens: tuple[int, ...], key: str, prefix: PrefixHit | HeldPrefix) -> None:
+        entry = self.table.acquire(np.array(tokens, np.int32), key, prefix)
+        assert entry not in self.busy
+        self.busy[entry] = (tokens, key)
+        self.compute(entry, tokens)
 
     def of(self, key: str) -> list[int]:
-        return [i for i, k in enumerate(self.slots._key) if k == key and self.slots.ready[i]]
+        return [i for i, k in enumerate(self.table._key) if k == key and self.table.computed[i]]
 
-    def common(self, tokens: tuple[int, ...], slot: int) -> int:
+    def common(self, tokens: tuple[int, ...], entry: int) -> int:
         """By a plain loop."""
         n = 0
         while (
-            n < min(len(tokens) - 1, self.slots.ready[slot])
-            and self.slots.tokens[slot, n] == tokens[n]
+            n < min(len(tokens) - 1, self.table.computed[entry])
+            and self.table.tokens[entry, n] == tokens[n]
         ):
             n += 1
         return n
 
     def check(self) -> None:
-        s, pool = self.slots, self.slots.pool
+        s, pool = self.table, self.table.pool
         holds, pins = [0] * pool.count, [0] * pool.count
-        for slot in range(len(s.ready)):
-            assert s.busy[slot] == (slot in self.busy)
-            assert s.ready[slot] == s.stored[slot] == s.known[slot]
-            tokens = tuple(s.tokens[slot, : s.ready[slot]].tolist())
-            cells = s.cells[slot, : s.ready[slot]].tolist()
+        for entry in range(len(s.computed)):
+            assert s.busy[entry] == (entry in self.busy)
+            assert s.computed[entry] == s.allocated[entry] == s.lengths[entry]
+            tokens = tuple(s.tokens[entry, : s.computed[entry]].tolist())
+            cells = s.kv[entry, : s.computed[entry]].tolist()
             assert len(set(cells)) == len(cells)
             for i, cell in enumerate(cells):
                 assert self.inside[cell] == tokens[: i + 1]
                 holds[cell] += 1
-                pins[cell] += slot in self.busy
+                pins[cell] += entry in self.busy
         for cells, tokens, _ in self.held:
             for i, cell in enumerate(cells.tolist()):
                 assert self.inside[cell] == tokens[: i + 1]
@@ -92,7 +98,9 @@ class Bench:
         assert pool._pins[1:].tolist() == pins[1:]
         assert sorted(pool._free) == [c for c in range(1, pool.count) if not holds[c]]
         assert pool.pinned == sum(p > 0 for p in pins)
-        assert sorted(i for i in s._empty) == [i for i in range(len(s.ready)) if not s.ready[i]]
+        assert sorted(i for i in s._empty) == [
+            i for i in range(len(s.computed)) if not s.computed[i]
+        ]
         assert {k: sorted(v) for k, v in s._of_key.items()} == {k: self.of(k) for k in {*s._of_key}}
 
 
@@ -117,28 +125,28 @@ def test_a_cell_holds_what_every_sequence_that_holds_it_would_have_computed(
             bench.begin(tokens, key.strip())
             seen.append((tokens, key))
         elif what == "grow" and bench.busy:
-            slot = rng.choice([*bench.busy])
-            tokens, key = bench.busy[slot]
+            entry = rng.choice([*bench.busy])
+            tokens, key = bench.busy[entry]
             more = tuple(rng.randrange(3) for _ in range(rng.randint(1, 5)))
-            bench.slots.append(slot, more)
-            bench.busy[slot] = ((*tokens, *more), key)
-            bench.compute(slot, (*tokens, *more))
+            bench.table.append(entry, more)
+            bench.busy[entry] = ((*tokens, *more), key)
+            bench.compute(entry, (*tokens, *more))
             seen.append(((*tokens, *more), key))
         elif what == "end" and bench.busy:
-            slot = rng.choice([*bench.busy])
-            del bench.busy[slot]
-            bench.slots.release(slot)
+            entry = rng.choice([*bench.busy])
+            del bench.busy[entry]
+            bench.table.release(entry)
         elif what == "fork" and bench.busy:
-            slot = rng.choice([*bench.busy])
-            bench.held.append((bench.slots.fork(slot), *bench.busy[slot]))
+            entry = rng.choice([*bench.busy])
+            bench.held.append((bench.table.fork(entry), *bench.busy[entry]))
         elif what == "resume" and bench.held and len(bench.busy) < 4:
             cells, tokens, key = bench.held.pop(rng.randrange(len(bench.held)))
             bench.put((*tokens, rng.randrange(3)), key, cells)
         elif what == "forget" and bench.held:
-            bench.slots.forget(bench.held.pop(rng.randrange(len(bench.held)))[0])
+            bench.table.release_held(bench.held.pop(rng.randrange(len(bench.held)))[0])
         bench.check()
-        most = max(most, bench.slots.pool.pinned)
-        assert bench.slots.pool.count - 1 <= max(limit, most)
+        most = max(most, bench.table.pool.pinned)
+        assert bench.table.pool.count - 1 <= max(limit, most)
 
 
 def test_a_task_that_is_being_served_keeps_its_branches_before_one_that_is_not() -> None:
@@ -146,13 +154,13 @@ def test_a_task_that_is_being_served_keeps_its_branches_before_one_that_is_not()
     parent, other, branch = tuple(range(40)), tuple(range(100, 140)), (*range(20), *range(60, 80))
     for tokens, key in ((parent, "open"), (other, "done"), (branch, "open")):
         bench.begin(tokens, key)
-        (slot,) = bench.busy
+        (entry,) = bench.busy
         bench.busy.clear()
-        bench.slots.release(slot)
+        bench.table.release(entry)
     bench.begin(tuple(range(200, 235)), "new")
     bench.check()
     left = {
-        key: max((int(bench.slots.ready[s]) for s in bench.of(key)), default=0)
+        key: max((int(bench.table.computed[s]) for s in bench.of(key)), default=0)
         for key in ("open", "done")
     }
     assert left["open"] == 40
@@ -224,7 +232,7 @@ def play(policy: HFPolicy, seed: int) -> tuple[list[list[Completion]], list[Requ
     async def main() -> None:
         await asyncio.gather(*(task(i) for i in range(5)))
         while (
-            policy.engine._slots.busy.any() or policy.engine._waiting
+            policy.engine._table.busy.any() or policy.engine._waiting
         ):  # what nobody waits for is dropped at the next request
             await policy.complete(Request((Message("user", "go"),), max_tokens=1, seed=0))
         await policy.close()
@@ -242,15 +250,15 @@ def test_answers_are_the_same_without_reuse_and_every_computed_token_is_counted(
     for rows, limit, reuse in ((4, 260, True), (16, 100_000, True), (16, 100_000, False)):
         policy = HFPolicy(checkpoint, max_batch=rows)
         engine = policy.engine
-        engine._slots.pool.limit = limit
+        engine._table.pool.limit = limit
         if not reuse:
-            engine._slots.find = lambda prompt, key: Found(0, 0)  # type: ignore[method-assign]
+            engine._table.find = lambda prompt, key: PrefixHit(0, 0)  # type: ignore[method-assign]
         answers, requests = play(policy, seed)
         tokens.append([[(c.tokens, c.count) for c in a] for a in answers])
         for request, found in zip(requests, answers, strict=True):
             assert sum(c.usage.prompt for c in found) == len(policy.chat.prompt(request.messages))
             assert (sum(c.usage.cached for c in found) > 0) <= reuse
-        pool = engine._slots.pool
+        pool = engine._table.pool
         assert pool.pinned == 0
         assert pool.count - 1 <= max(
             limit, max(len(policy.chat.prompt(r.messages)) + r.max_tokens for r in requests) + 40
@@ -269,8 +277,8 @@ def test_prompt_tokens_are_cached_or_computed(checkpoint: Path, rows: int, limit
     short and samples of a request split and wait."""
     rng = random.Random(rows)
     policy = HFPolicy(checkpoint, max_batch=rows)
-    policy.engine._slots.pool.limit = limit
-    before = policy.engine.computed
+    policy.engine._table.pool.limit = limit
+    before = policy.engine.runner.computed
     shared = words(rng, 50, 50)
     requests = [
         Request(
@@ -296,7 +304,7 @@ def test_prompt_tokens_are_cached_or_computed(checkpoint: Path, rows: int, limit
         for a in answers
         if all(c.tokens is not None for c in a)
     )
-    assert policy.engine.computed - before == prompts + drawn
+    assert policy.engine.runner.computed - before == prompts + drawn
 
 
 @pytest.mark.parametrize("rows", [3, 8])
@@ -311,9 +319,9 @@ def test_tasks_that_do_not_fit_together_take_turns_instead_of_each_others_cells(
         policy = HFPolicy(checkpoint, max_batch=rows)
         engine, rng = policy.engine, random.Random(0)
         engine._thread = threading.current_thread()
-        engine._slots.pool.limit = limit
+        engine._table.pool.limit = limit
         done: list[Job] = []
-        engine._hand_over = done.extend
+        engine._deliver = done.extend
 
         def ask(i: int, prompt: tuple[int, ...], engine: Engine = engine) -> None:
             engine.submit(
@@ -331,7 +339,7 @@ def test_tasks_that_do_not_fit_together_take_turns_instead_of_each_others_cells(
                 assert engine._collect()
                 engine._iterate()
                 for job in done:
-                    (c,) = answer(job)
+                    (c,) = completions(job)
                     total += c.usage.prompt - c.usage.cached
                     answered[job.receiver] += 1
                     if answered[job.receiver] < turns:
@@ -346,8 +354,8 @@ def test_tasks_that_do_not_fit_together_take_turns_instead_of_each_others_cells(
                 done.clear()
         engine._thread = None
         assert answered == [turns] * tasks
-        assert engine._slots.pool.pinned == 0
-        assert engine._slots.pool.count - 1 <= limit
+        assert engine._table.pool.pinned == 0
+        assert engine._table.pool.count - 1 <= limit
         computed[limit] = total
     assert computed[100_000] == tasks * (100 + 10 * (turns - 1)) + tasks * (
         turns - 1
@@ -360,7 +368,7 @@ def test_a_branch_takes_room_for_its_own_tokens_alone(checkpoint: Path) -> None:
     engine, rng = policy.engine, random.Random(2)
 
     def stored() -> int:
-        return engine._slots.pool.count - 1 - engine._slots.pool.free
+        return engine._table.pool.count - 1 - engine._table.pool.free
 
     async def main() -> None:
         path: tuple[Message, ...] = (Message("user", words(rng, 200, 200)),)

@@ -13,6 +13,7 @@ from leafe.core import UserError
 from leafe.distill import DistillConfig
 from leafe.pipeline import plan, variants
 from leafe.recipes import GrpoRecipe, Recipe, load_recipe, recipe_names
+from studies import recipe_path
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -104,7 +105,8 @@ def test_steps_and_epochs_take_each_others_place(tmp_path: Path) -> None:
 def test_grpo_plays_as_long_as_every_method() -> None:
     def config(*overrides: str) -> GrpoConfig:
         recipe = load_recipe(
-            "gates-hard", ["explore.horizon=7", "explore.max_invalid_actions=2", *overrides]
+            recipe_path("gates-hard"),
+            ["explore.horizon=7", "explore.max_invalid_actions=2", *overrides],
         )
         method = recipe.arms["grpo"].config()
         assert isinstance(method, GrpoRecipe)
@@ -131,6 +133,9 @@ def test_a_recipe_can_extend_another(tmp_path: Path) -> None:
     assert (recipe.name, recipe.explore.max_depth) == ("mine", 2)
     assert recipe.explore.limits == demo.explore.limits
     assert recipe.arms == demo.arms
+    beside = tmp_path / "beside.toml"
+    beside.write_text('extends = "mine.toml"\nname = "beside"\n')
+    assert load_recipe(str(beside)).explore.max_depth == 2
     mine.write_text(f'extends = "{mine}"')
     with pytest.raises(UserError, match="extends itself"):
         load_recipe(str(mine))

@@ -18,16 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from leafe.core import Episode, Policy, Spent, Stop, Task, Tree, UserError
+from leafe.core import LOST, Episode, Policy, Spent, Task, Tree, UserError
 from leafe.explore import EnvPool, EpisodeSink, ExploreConfig, Progress, cost_of, explore
 from leafe.prompts import Prompts
 
 Ints = NDArray[np.int64]
 Method = Literal["refine", "reflexion", "independent"]
 _MARK = "~"
-_LOST = frozenset({Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget})
-"""As in `leafe.evaluate`: an attempt that says nothing about the policy. It is made again; a sample
-that had to end with fewer sound attempts is lost."""
 AGAIN = 3
 """Lost attempts of a sample that are made again."""
 
@@ -151,13 +148,13 @@ def _sample(tree: Tree, attempts: int) -> Sample:
     running, after = Spent(), []
     solved_at = calls = None
     for episode in tree.episodes:
-        if episode.stop not in _LOST:
+        if episode.stop not in LOST:
             after.append(_plus(running, replace(episode, turns=episode.acts)))
         running = _plus(running, episode)
         if episode.success and solved_at is None:
             solved_at, calls = len(after), after[-1].policy_calls
     lost = solved_at is None and (
-        not after or (len(after) < attempts and any(e.stop in _LOST for e in tree.episodes))
+        not after or (len(after) < attempts and any(e.stop in LOST for e in tree.episodes))
     )
     return Sample(task, int(number), solved_at, lost, calls, tuple(after))
 

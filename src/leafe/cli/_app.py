@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leafe.cli import _data, _envs, _tables, _view
+from leafe.cli import _data, _envs, _view
 from leafe.cli._completion import Shell, recipes, run_folders, script
 from leafe.cli._envs import console as _console
 
@@ -32,8 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(_envs.app, name="envs")
-app.command()(_tables.table)
-app.command()(_tables.figure)
 app.command()(_view.view)
 app.command()(_data.export)
 app.command(name="import")(_data.import_)
@@ -107,19 +105,8 @@ def demo(
     fresh: Fresh = False,
     jobs: Jobs = None,
     as_json: Json = False,
-    rebuild_base: Annotated[
-        Path | None,
-        typer.Option(
-            "--rebuild-base", help="Train the embedded base model anew into this folder, and stop."
-        ),
-    ] = None,
 ) -> None:
     """The whole experiment on the embedded environment and model, on a CPU, in minutes."""
-    if rebuild_base is not None:
-        from leafe.embedded.build import build
-
-        build(rebuild_base)
-        return
     _run("demo", overrides, None, runs, fresh, jobs, None, as_json)
 
 

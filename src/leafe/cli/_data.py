@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from leafe.core import Environment, Task
-    from leafe.imports import Format, Imported, Logged, Problems
+    from leafe.data import Format, Imported, Logged, Problems
     from leafe.recipes import Recipe
 
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
@@ -74,9 +74,9 @@ def export(
 ) -> None:
     """Write the samples of a run as files for another trainer, with a dataset card."""
     from leafe.core import UserError
-    from leafe.exports import TARGETS, episodes_of, samples_of, tokenizer_of
-    from leafe.exports import export as written
-    from leafe.exports import push as pushed
+    from leafe.data import TARGETS, episodes_of, samples_of, tokenizer_of
+    from leafe.data import export as written
+    from leafe.data import push as pushed
     from leafe.pipeline import recipe_of
     from leafe.runs import RunFolder
 
@@ -186,7 +186,7 @@ def import_(
     """Read episodes that are there already into a run: known first attempts, to reflect on and to
     roll back from."""
     from leafe.core import UserError
-    from leafe.imports import FORMATS, Problems, read
+    from leafe.data import FORMATS, Problems, read_log
 
     chosen = next((f for f in FORMATS if f == format), None)
     if chosen is None:
@@ -211,7 +211,7 @@ def import_(
         loaded = load_recipe(recipe, override or ())
     else:
         loaded = _stand_in(out, file, env, option or [], prompts, split, seed)
-    records = list(read(file, chosen, problems))
+    records = list(read_log(file, chosen, problems))
     found = _taken(
         records,
         loaded,
@@ -240,15 +240,15 @@ def _stand_in(
 ) -> Recipe:
     """A recipe for a run that only holds imported trees: nothing but its environment is one that
     can be made."""
-    from leafe.imports import CHAT_PROMPTS, ENV
+    from leafe.data import CHAT_PROMPTS, IMPORTED_ENV
     from leafe.recipes import parse_options, parse_recipe
 
     values: dict[str, Any] = {
         "name": out.name,
         "about": f"Episodes imported from {file.name}.",
         "seeds": [seed],
-        "policy": {"kind": ENV, "model": ENV},
-        "env": {"name": env or ENV, "options": parse_options(options)},
+        "policy": {"kind": IMPORTED_ENV, "model": IMPORTED_ENV},
+        "env": {"name": env or IMPORTED_ENV, "options": parse_options(options)},
         "prompts": prompts if env else CHAT_PROMPTS,
         "tasks": {"train_split": split},
         "evaluate": {"samples": 1, "k": [1]},
@@ -267,9 +267,9 @@ def _taken(
     import asyncio
 
     from leafe.core import UserError
+    from leafe.data import as_logged, replayed
     from leafe.envs import load_tasks, make_env
     from leafe.explore import EnvPool
-    from leafe.imports import as_logged, replayed
     from leafe.prompts import Prompts, load_prompt_set
 
     if not replay:
@@ -326,8 +326,8 @@ def _write(
     import hashlib
 
     from leafe.core import UserError
+    from leafe.data import write_trees
     from leafe.envs import load_tasks, make_env
-    from leafe.imports import write
     from leafe.pipeline import config_of, plan
     from leafe.runs import RunFolder
 
@@ -369,7 +369,7 @@ def _write(
                 tasks = load_tasks(
                     env, recipe.tasks.train_split, recipe.tasks.train, recipe.seeds[0]
                 )
-        write(run.stage(stage.name), found, tasks)
+        write_trees(run.stage(stage.name), found, tasks)
         run.metric(stage=stage.name, imported=found.episodes)
         if finished:
             run.finish(stage.name, {"imported": facts, "stops": dict(found.stops), "seconds": 0.0})

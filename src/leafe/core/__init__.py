@@ -18,15 +18,27 @@ from leafe.core.errors import (
     PolicyError,
     SnapshotGone,
     UserError,
+    ungrouped,
 )
 from leafe.core.named import find_named
-from leafe.core.policy import Completion, Message, Policy, Request
+from leafe.core.policy import (
+    Completion,
+    Message,
+    Policy,
+    Request,
+    SupportsCheck,
+    SupportsReport,
+    SupportsScore,
+    SupportsStats,
+)
 from leafe.core.seeds import derive_seed
 from leafe.core.text import clean_text, visible
 from leafe.core.tree import Tree
 from leafe.core.types import (
     FAILED,
     FAILED_BY_ENV,
+    FOREIGN,
+    LOST,
     Branch,
     Episode,
     ImprovementRule,
@@ -43,7 +55,9 @@ from leafe.core.types import (
 __all__ = [
     "FAILED",
     "FAILED_BY_ENV",
+    "FOREIGN",
     "LIMITS",
+    "LOST",
     "Branch",
     "Budget",
     "ChatTokens",
@@ -65,6 +79,10 @@ __all__ = [
     "Spent",
     "StepResult",
     "Stop",
+    "SupportsCheck",
+    "SupportsReport",
+    "SupportsScore",
+    "SupportsStats",
     "Task",
     "Tree",
     "Turn",
@@ -79,5 +97,6 @@ __all__ = [
     "observation_hash",
     "token_ids",
     "turn_id",
+    "ungrouped",
     "visible",
 ]

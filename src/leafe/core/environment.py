@@ -73,6 +73,8 @@ class Environment(ABC):
     """Under which the environment is listed and recorded."""
     deterministic: bool = True
     """The same task, seed and actions give the same observations."""
+    splits: tuple[str, ...] = ()
+    """Names of its task splits; empty where it does not say."""
     horizon: int = 30
     """T: the most steps of an episode."""
     actions_help: str = ""
@@ -91,10 +93,6 @@ class Environment(ABC):
     """With `process`: all state is the memory of one process with one thread, so a copy of that
     process (os.fork) is a snapshot. Not for an environment that holds a child process, a
     connection or a JVM."""
-    gauge: ClassVar[str] = ""
-    """`package.module:function` of the environment's own measure of a policy, a coroutine
-    `f(policy, prompts) -> dict of rates`, where it has one that is cheap
-    and needs no episodes: it stands beside Pass@k (`leafe.evaluate.probe`)."""
     can_snapshot: bool = False
     """`snapshot` and `restore` work; else rollback is reset and replay. A `forkable` environment
     need not set it."""

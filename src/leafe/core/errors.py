@@ -7,6 +7,9 @@
 - Anything else is a bug of leafe and is raised as it is.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LeafeError(Exception):
     """Base of every error that leafe raises on purpose."""
@@ -41,3 +44,18 @@ class SnapshotGone(EnvError):
 
 class JournalError(ForeignFailure):
     """The journal cannot be written (a full disk, say), or is damaged before its last line."""
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Raise the first error of an exception group on its own, with its own cause.
+
+    Put it around an `asyncio.TaskGroup`: callers then see the error that ended the group.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__

@@ -5,7 +5,7 @@ A policy acts and reflects: it is one model. It knows nothing of environments or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -121,3 +121,35 @@ class Policy(Protocol):
     async def close(self) -> None:
         """Free what the policy holds. May be called twice."""
         ...
+
+
+@runtime_checkable
+class SupportsCheck(Protocol):
+    """A policy that tests its engine before the first request."""
+
+    async def check(self) -> None:
+        """Raise UserError where the engine cannot serve this policy."""
+
+
+@runtime_checkable
+class SupportsStats(Protocol):
+    """A policy that counts its failures."""
+
+    stats: Mapping[str, int]
+    """Number of events by kind since the policy was made."""
+
+
+@runtime_checkable
+class SupportsReport(Protocol):
+    """A policy that describes its servers."""
+
+    def report(self) -> list[dict[str, Any]]:
+        """One plain JSON object for each server."""
+
+
+@runtime_checkable
+class SupportsScore(Protocol):
+    """A policy that can compute the log-probability of given answers."""
+
+    async def score(self, asked: Sequence[tuple[Sequence[Message], Message]]) -> list[float | None]:
+        """Sum of log-probabilities of each answer after its prompt; None where it does not fit."""

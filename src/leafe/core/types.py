@@ -36,6 +36,13 @@ FAILED = FAILED_BY_ENV | {Stop.context_full}
 """Stops that count as a failure of the policy, at test too. The history up to there is sound, so
 Stage 1 reflects on these episodes."""
 
+FOREIGN = frozenset({Stop.policy_error, Stop.env_error})
+"""Stops by a failure of the endpoint or the environment: they may pass, so the work is retried."""
+
+LOST = FOREIGN | {Stop.diverged, Stop.budget}
+"""Stops that say nothing about the policy: such a sample is neither a success nor a failure. It is
+left out of the n of Pass@k and reported as lost."""
+
 
 class Kind(StrEnum):
     """What the policy did in a turn."""

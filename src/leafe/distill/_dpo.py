@@ -52,7 +52,7 @@ def run(
     """See `leafe.distill.train`: what it promises holds here too, with pairs for samples."""
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.cuda.device_count() > 1 and "ENV_SIZE" not in os.environ:
+    if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
         raise UserError(
             "DPO takes one GPU a process: set CUDA_VISIBLE_DEVICES to one of them, or "
             "start with accelerate launch."
@@ -196,7 +196,7 @@ def _trainer(
     config: DistillConfig,
     progress: Progress | None,
 ) -> tuple[Any, _Watch]:
-    processes = int(os.environ.get("ENV_SIZE", "1"))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     batch = max(1, min(config.counterfactual_batch_size, len(pairs)) // processes)
     size = 2 * max(
         len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"]))

@@ -1,7 +1,7 @@
 """The embedded base policy: a word-level model of 0.8M parameters for the environment gates, in the
 package as a standard checkpoint.
 
-`leafe.embedded.build` makes it anew. Nothing here imports torch.
+It is built by `studies/base` in leafe's repository.
 """
 
 from pathlib import Path

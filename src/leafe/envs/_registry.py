@@ -137,7 +137,7 @@ def describe(name: str) -> EnvInfo:
     return EnvInfo(
         name,
         summary,
-        _splits(cls),
+        tuple(cls.splits),
         horizon,
         options,
         str(getattr(cls, "needs", "")),
@@ -151,7 +151,7 @@ def load_tasks(env: Environment, split: str, count: int | None = None, seed: int
     UserError for a split that the environment does not have, a count below 1, or a set that comes
     out empty.
     """
-    splits = _splits(env)
+    splits = env.splits
     if splits and split not in splits:
         raise UserError(
             f"The environment {env.name!r} has no split {split!r}: its splits are "
@@ -226,7 +226,3 @@ def _options(cls: type[Environment]) -> dict[str, inspect.Parameter] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _splits(env: Environment | type[Environment]) -> tuple[str, ...]:
-    return tuple(getattr(env, "splits", ()))

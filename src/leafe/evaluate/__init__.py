@@ -15,14 +15,13 @@ from leafe.evaluate._intervals import (
 )
 from leafe.evaluate._mean import Over
 from leafe.evaluate._measures import Measures, generated_tokens, measure
-from leafe.evaluate._passk import LOST, Counts, counts, pass_at_k
+from leafe.evaluate._passk import Counts, counts, pass_at_k
 from leafe.evaluate._probe import Probe, mean_probe, probe
 from leafe.evaluate._run import EvaluateProgress, evaluate
 from leafe.evaluate._summary import Evaluated, Explored, Summary, summarise
 
 __all__ = [
     "DETECTORS",
-    "LOST",
     "Contrast",
     "Counts",
     "CoverageCurve",

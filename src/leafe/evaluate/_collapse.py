@@ -38,10 +38,6 @@ DETECTORS = (
 )
 
 
-GAUGED = 0.75
-"""The same for every rate of the environment's own gauge."""
-
-
 def collapses(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The alarms, in the order of the rows: arm, figure, its value, the base's, and the share below
     which it is one. `rows`: arm, role, temperature, samples
@@ -59,10 +55,6 @@ def collapses(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             (d.figure, row.get(d.figure), base.get(d.figure), d.share)
             for d in DETECTORS
             if alike or not d.sampling
-        ]
-        looked += [
-            (f"gauge: {name}", row.get("env", {}).get(name), before, GAUGED)
-            for name, before in base.get("env", {}).items()
         ]
         for figure, value, before, share in looked:
             if value is not None and before is not None and value < share * before:

@@ -16,9 +16,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from leafe.core import Kind, Tree
+from leafe.core import LOST, Kind, Tree
 from leafe.evaluate._measures import generated_tokens
-from leafe.evaluate._passk import LOST
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from leafe.core import Stop, Tree
+from leafe.core import LOST, Tree
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-LOST = frozenset({Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget})
-"""Stops that say nothing about the policy: such a sample is neither a success nor a failure, it is
-missing from n and shown as lost."""
 
 
 @dataclass(frozen=True, slots=True)

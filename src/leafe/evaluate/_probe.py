@@ -31,7 +31,7 @@ import asyncio
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 from leafe.core import (
@@ -43,10 +43,10 @@ from leafe.core import (
     PolicyError,
     Request,
     Stop,
+    SupportsScore,
     Tree,
     Turn,
     derive_seed,
-    find_named,
 )
 from leafe.prompts import History, Prompts, UnusableReflection, history_before, notes_on
 
@@ -86,14 +86,10 @@ class Probe:
     """How many of these."""
     left_out: int = 0
     """Prompts that did not fit the context, and requests that failed."""
-    env: Mapping[str, float] = field(default_factory=dict)
-    """What the environment's own gauge measured (`gates`: exact rates)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded to six digits."""
-        out = asdict(self)
-        out["env"] = dict(self.env)
-        return {name: _rounded(value) for name, value in out.items()}
+        return {name: _rounded(value) for name, value in asdict(self).items()}
 
 
 async def probe(
@@ -104,14 +100,9 @@ async def probe(
     seed: int,
     pairs: int = 128,
     reflections: int = 128,
-    gauge: str = "",
 ) -> Probe:
     """Measure `policy` on these trees: at most `pairs` pairs, `reflections` sampled reflections and
-    as many scored ones; the same ones for the same seed.
-
-    gauge: `package.module:function` of the environment's own measure, a coroutine `f(policy,
-    prompts) -> dict of rates` (`Environment.gauge`).
-    """
+    as many scored ones; the same ones for the same seed."""
     grown = list(trees)
     branches = [
         (tree, branch)
@@ -151,7 +142,6 @@ async def probe(
         reflection_logprob=_mean([x for x in logs or () if x is not None]),
         improved=sum(x is not None for x in logs or ()),
         left_out=sampled.failed + sum(x is None for x in (*(with_ or ()), *(logs or ()))),
-        env=await _env(gauge, policy, prompts),
     )
 
 
@@ -162,14 +152,9 @@ def mean_probe(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not probes:
         return {}
     out: dict[str, Any] = {}
-    for name in probes[0]:
+    for name in (field.name for field in fields(Probe) if field.name in probes[0]):
         values = [p[name] for p in probes if p.get(name) is not None]
-        if name == "env":
-            out[name] = {
-                rate: _mean([v[rate] for v in values if rate in v])
-                for rate in dict.fromkeys(rate for v in values for rate in v)
-            }
-        elif name == "kind":
+        if name == "kind":
             out[name] = ", ".join(dict.fromkeys(values)) or None
         elif name in _NUMBERS:
             out[name] = sum(values)
@@ -227,10 +212,9 @@ def _pairs(
 
 async def _scores(policy: Policy, *asked: Sequence[Asked]) -> Sequence[list[float | None] | None]:
     """Log-probabilities of each list of answers; None for each where the policy cannot score."""
-    score = getattr(policy, "score", None)
-    if score is None:
+    if not isinstance(policy, SupportsScore):
         return [None] * len(asked)
-    return [list(await score(part)) for part in asked]
+    return [list(await policy.score(part)) for part in asked]
 
 
 @dataclass(slots=True)
@@ -309,13 +293,6 @@ async def _reflect(
     return out
 
 
-async def _env(gauge: str, policy: Policy, prompts: Prompts) -> Mapping[str, float]:
-    if not gauge:
-        return {}
-    found: Mapping[str, float] = await find_named(gauge)(policy, prompts)
-    return found
-
-
 def _last_seen(tree: Tree, branch: Branch) -> str:
     """The observation at which the branch chose."""
     if branch.turn_before is not None:
@@ -349,6 +326,4 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6)
-    return {name: _rounded(v) for name, v in value.items()} if isinstance(value, Mapping) else value
+    return round(value, 6) if isinstance(value, float) else value

@@ -559,6 +559,5 @@ async def _probed(
         trees,
         make_prompts(recipe, pool, folder, stage),
         seed=stage.variant.seed,
-        gauge=pool.facts.gauge,
     )
     return {"probe": found.to_json()}

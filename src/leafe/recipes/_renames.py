@@ -59,6 +59,8 @@ RENAMED: Mapping[str, str] = {
     **{f"arms.*.distill.{old}": f"arms.*.distill.{new}" for old, new in _DISTILL.items()},
     **{f"arms.*.sweep.{old}": f"arms.*.sweep.{new}" for old, new in (_DISTILL | _GRPO).items()},
     **{f"arms.*.grpo.{old}": f"arms.*.grpo.{new}" for old, new in _GRPO.items()},
+    "arms.*.ace.most": "arms.*.ace.max_items",
+    "arms.*.sweep.most": "arms.*.sweep.max_items",
     "arms.*.early.world": "arms.*.early.world_model",
     **{
         f"arms.*.early.world_model.{old}": f"arms.*.early.world_model.{new}"

@@ -347,15 +347,20 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     return data
 
 
-def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+def _read(
+    name_or_path: str, above: tuple[str, ...] = (), folder: Path | None = None
+) -> dict[str, Any]:
     """The data of a recipe file; with `extends = "NAME"` it is that recipe, less the keys
-    that `without` lists, with this one's values laid over it, table by table."""
+    that `without` lists, with this one's values laid over it, table by table. NAME is a built-in
+    recipe, or a file, which is looked for beside the extending one (`folder`) first."""
+    builtin = resources.files("leafe.recipes") / f"{name_or_path}.toml"
+    if folder is not None and not builtin.is_file() and (folder / name_or_path).is_file():
+        name_or_path = str(folder / name_or_path)
     if name_or_path in above:
         raise UserError(
             f"The recipe {name_or_path} extends itself "
             f"({' -> '.join([*above, name_or_path])}): take one `extends` out."
         )
-    builtin = resources.files("leafe.recipes") / f"{name_or_path}.toml"
     if builtin.is_file():
         text = builtin.read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
@@ -369,7 +374,8 @@ def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     below = data.pop("extends", None)
     if below is None:
         return data
-    under = _read(str(below), (*above, name_or_path))
+    within = None if builtin.is_file() else Path(name_or_path).parent
+    under = _read(str(below), (*above, name_or_path), within)
     for key in data.pop("without", []):
         _take_out(under, str(key), f"The recipe {name_or_path}: without", str(below))
     return _laid_over(under, data)

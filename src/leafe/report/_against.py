@@ -30,7 +30,7 @@ _COLUMNS = (
     *("row", "k", "pass_at", "low", "high", "difference", "difference_low", "difference_high"),
     *("p", "claim", "runs", "agree", "tasks", *_FIGURES),
 )
-"""Of the CSV; after them the rates of the environment's gauge."""
+"""Of the CSV."""
 
 
 class _Compared(NamedTuple):
@@ -39,7 +39,6 @@ class _Compared(NamedTuple):
     name: str
     row: Mapping[str, Any]
     contrasts: Mapping[str, Mapping[str, Any]]
-    gauge: Mapping[str, float]
 
     def figures(self, k: str) -> tuple[str, str]:
         """(Pass@k, the difference with its interval and claim)."""
@@ -79,7 +78,6 @@ def against_table(summary: Mapping[str, Any]) -> Table:
 def against_markdown(summary: Mapping[str, Any]) -> str:
     """A Markdown table for a document, with its caption."""
     reference, ks, rows = _rows(summary)
-    rates = _gauge_rates(rows)
     table = Table(
         "",
         (
@@ -87,7 +85,6 @@ def against_markdown(summary: Mapping[str, Any]) -> str:
             *(name for k in ks for name in (f"Pass@{k}", f"{MINUS} {reference} @{k}")),
             "following",
             "reflection",
-            *(f"gauge: {rate.replace('_', ' ')}" for rate in rates),
             "n",
         ),
         [
@@ -95,7 +92,6 @@ def against_markdown(summary: Mapping[str, Any]) -> str:
                 r.name,
                 *(text for k in ks for text in r.figures(k)),
                 *r.learning,
-                *(percent(r.gauge.get(rate)) for rate in rates),
                 r.runs,
             )
             for r in rows
@@ -107,7 +103,6 @@ def against_markdown(summary: Mapping[str, Any]) -> str:
 def against_csv(summary: Mapping[str, Any]) -> str:
     """One line for each row and k; rates are fractions of 1, what there is not is empty."""
     _, ks, rows = _rows(summary)
-    rates = _gauge_rates(rows)
     lines = []
     for r in rows:
         for k in ks:
@@ -120,10 +115,9 @@ def against_csv(summary: Mapping[str, Any]) -> str:
                     *(point["ci95"] or (None, None)),
                     *(contrast.get(name) for name in _CONTRAST),
                     *(r.row[name] for name in _FIGURES),
-                    *(r.gauge.get(rate) for rate in rates),
                 )
             )
-    return Table("", (*_COLUMNS, *(f"gauge_{rate}" for rate in rates)), lines).csv()
+    return Table("", _COLUMNS, lines).csv()
 
 
 def against_rows(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,14 +157,9 @@ def _rows(summary: Mapping[str, Any]) -> tuple[str, list[str], list[_Compared]]:
     contrasts: dict[str, dict[str, Mapping[str, Any]]] = {}
     for c in against["rows"]:
         contrasts.setdefault(c["row"], {})[str(c["k"])] = c
-    gauges = {more["arm"]: more["probe"].get("env", {}) for more in summary["details"]["evaluate"]}
     rows = [
-        _Compared(row["arm"], row, contrasts.get(row["arm"], {}), gauges[row["arm"]])
+        _Compared(row["arm"], row, contrasts.get(row["arm"], {}))
         for row in summary["evaluate"]
         if row["arm"] == against["reference"] or row["arm"] in contrasts
     ]
     return against["reference"], [str(k) for k in against["ks"]], rows
-
-
-def _gauge_rates(rows: Sequence[_Compared]) -> list[str]:
-    return list(dict.fromkeys(rate for row in rows for rate in row.gauge))

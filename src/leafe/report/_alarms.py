@@ -50,10 +50,7 @@ def alarms(summary: Mapping[str, Any]) -> list[str]:
 
 def _sentence(found: Mapping[str, Any]) -> str:
     figure, share = found["figure"], found["share"]
-    name = figure.removeprefix("gauge: ").replace("_", " ")
-    means, does, before = _SENTENCES.get(
-        figure, (f"the environment's own gauge has fallen: {name}", "{value} %", "{base} %")
-    )
+    means, does, before = _SENTENCES[figure]
     show = (lambda v: f"{v:.3f}") if figure == "entropy" else percent
     under = (
         f"under {_SHARES.get(share, percent(share) + ' %')} of the base policy's "

@@ -29,7 +29,9 @@ def coverage_charts(explored: Rows) -> list[tuple[str, Markup]]:
         ("Coverage against environment steps", mine, "env_steps", steps),
         ("Coverage of the controls against policy calls", controls, "policy_calls", calls),
     ]
-    drawn = [(title, _budget_chart(title, rows, cost, x)) for title, rows, cost, x in charts]
+    drawn = [
+        (title, _budget_chart(title, rows, cost, label)) for title, rows, cost, label in charts
+    ]
     return [(title, chart) for title, chart in drawn if chart]
 
 

@@ -103,9 +103,6 @@ def write_report(
         arms=details.get("arms", []),
         side=side_by_side(summary),
         probed=any(row["probe"] for row in evaluated),
-        gauged=list(
-            dict.fromkeys(name for row in evaluated for name in row["probe"].get("env", ()))
-        ),
         rounds=_rounds(details.get("rounds", [])),
         sweeps=_sweeps(details.get("validation", [])),
         tries=details.get("tries", []),

@@ -1,4 +1,4 @@
-"""GRPO: the policy gradient of METHOD.md's baselines, by TRL's trainer on rollouts of our own
+"""GRPO: the policy gradient of docs/method.md, Baselines, by TRL's trainer on rollouts of our own
 scheduler.
 
     config = GrpoConfig(limits={"policy_calls": 4800}, learning_rate=5e-4)

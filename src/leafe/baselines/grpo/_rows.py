@@ -10,12 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leafe.core import ChatTokens, Episode, Stop, Tree, UserError
+from leafe.core import LOST, ChatTokens, Episode, Tree, UserError
 from leafe.prompts import History, PromptCache, Prompts
-
-LOST = frozenset({Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget})
-"""Stops that say nothing about the policy: such a rollout has no reward and takes no part in its
-group."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -345,7 +345,7 @@ class _Training:
 
     def _sampling(self, model: Any) -> None:
         model.eval()
-        self.policy.changed(f"{self.source}@{self.step}")
+        self.policy.weights_changed(f"{self.source}@{self.step}")
 
     def after_step(self) -> bool:
         """The optimiser has taken the last step on a batch. Whether the training is over."""

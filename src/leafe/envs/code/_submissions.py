@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from keyword import iskeyword
-from typing import ClassVar
 
 from leafe.core import Environment, StepResult, Task, UserError
 from leafe.envs.sandbox import Limits, Outcome, Sandbox
@@ -57,7 +56,7 @@ class Submissions(Environment):
     deterministic = True
     can_snapshot = True
     horizon = 4
-    splits: ClassVar[tuple[str, ...]] = ()
+    splits: tuple[str, ...] = ()
 
     def __init__(self, horizon: int, limits: Limits | None = None) -> None:
         self.checked("horizon", horizon, 1)

@@ -61,7 +61,7 @@ class CodeContests(Submissions):
         "input and prints to standard output; "
         "the standard library may be imported."
     )
-    splits: ClassVar[tuple[str, ...]] = SPLITS
+    splits: tuple[str, ...] = SPLITS
     needs: ClassVar[str] = (
         "CodeContests (deepmind/code_contests) in LEAFE_DATA/codecontests or at the option "
         "problems; bubblewrap: pip install 'leafe[code]'"

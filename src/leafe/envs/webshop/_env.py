@@ -87,7 +87,7 @@ class WebShop(Environment):
         "click[b01abcdefg], click[buy now]. Choose the options that the instruction asks "
         "for before you buy. Buying ends the task."
     )
-    splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
+    splits: tuple[str, ...] = ("train", "valid", "test")
     needs: ClassVar[str] = (
         "nothing but pip install 'leafe[webshop]' for the synthetic catalogue; else "
         "WebShop's files in LEAFE_DATA/webshop or at products"

@@ -74,7 +74,7 @@ def _facts(env: Environment) -> dict[str, Any]:
         "deterministic": env.deterministic,
         "horizon": env.horizon,
         "actions_help": env.actions_help,
-        "splits": list(getattr(env, "splits", ())),
+        "splits": list(env.splits),
         "versions": versions_of(env),
         "pid": os.getpid(),
     }

@@ -1,13 +1,13 @@
-"""A flat JSON object as a form to fill in: the frame is given, only the values are sampled.
+"""A flat JSON object as a template: its fixed text is given, only the values are sampled.
 
-The text is `{"step": `, a hole, `, "experience": "`, a hole, `"}`. In a hole only tokens that keep
-it valid may be drawn, or the first token of what
-follows it; the frame's other tokens are appended as they are, all in the next forward pass. So the
-answer parses whatever the model is worth.
-Honoured are objects whose properties are all integers (written without sign, at most four digits;
-`maximum` holds) or strings (without quotes,
-backslashes and control characters; `maxLength` holds); any other schema is left to the caller's
-parser. Axis: V vocabulary.
+The text is `{"step": `, a slot, `, "experience": "`, a slot, `"}`. In a slot only tokens that keep
+the value valid may be drawn, or the first token of the fixed text that follows; the rest of the
+fixed text is appended as it is, in one forward pass. So the answer parses whatever the model is
+worth.
+
+Supported are objects whose properties are all integers (without sign, at most four digits; obeys
+`maximum`) or strings (without quotes, backslashes and control characters; obeys `maxLength`). Any
+other schema is left to the caller's parser. Axis: V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import torch
 from leafe.core import ChatTokens
 
 _DIGITS = 4
-_HONOURED = {
+_LARGEST = 10**_DIGITS - 1
+_SUPPORTED = {
     "integer": {"type", "title", "description", "minimum", "maximum"},
     "string": {"type", "title", "description", "minLength", "maxLength"},
 }
@@ -31,18 +32,19 @@ _HONOURED = {
 
 @dataclass(frozen=True, slots=True)
 class TemplateSlot:
+    """One value to sample."""
+
     kind: Literal["integer", "string"]
-    most: int
-    """Characters at most."""
-    maximum: int = 10**_DIGITS - 1
+    max_chars: int
+    maximum: int = _LARGEST
     """Of an integer."""
 
 
 @dataclass(frozen=True, slots=True)
-class FilledSlot:
-    """How far a form is filled in: which hole, and what stands in it."""
+class TemplateState:
+    """How far a template is filled in: the current slot, and what it holds."""
 
-    hole: int = 0
+    slot: int = 0
     tokens: int = 0
     characters: int = 0
     value: int = 0
@@ -50,7 +52,7 @@ class FilledSlot:
 
 
 class Vocabulary:
-    """What each token reads as, and which tokens may stand in a hole."""
+    """The text of each token, and which tokens may stand in a slot (masks of shape (V,))."""
 
     def __init__(self, chat: ChatTokens, size: int, device: torch.device) -> None:
         self.chat = chat
@@ -58,164 +60,153 @@ class Vocabulary:
         self.device = device
 
     @cached_property
-    def _texts(self) -> list[str]:
-        known = len(self.chat.tokenizer)
-        special = set(self.chat.tokenizer.all_special_ids) | set(
-            getattr(self.chat.tokenizer, "added_tokens_decoder", {})
-        )
-        read = self.chat.tokenizer.batch_decode([[i] for i in range(min(known, self.size))])
-        return ["" if i in special else t for i, t in enumerate(read)] + [""] * max(
-            0, self.size - known
-        )
+    def texts(self) -> list[str]:
+        """Of each token; empty for special tokens."""
+        tokenizer = self.chat.tokenizer
+        known = len(tokenizer)
+        special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+        read = tokenizer.batch_decode([[i] for i in range(min(known, self.size))])
+        texts = ["" if i in special else t for i, t in enumerate(read)]
+        return texts + [""] * max(0, self.size - known)
 
-    def length(self, token: int) -> int:
-        return len(self._texts[token])
-
-    def number(self, token: int) -> int:
-        return int(self._texts[token])
-
-    def _mask(self, allowed: list[bool]) -> torch.Tensor:
+    def mask(self, allowed: list[bool]) -> torch.Tensor:
+        """As a tensor on the model's device."""
         return torch.tensor(allowed, device=self.device)
 
     @cached_property
     def digits(self) -> torch.Tensor:
-        return self._mask([t.isascii() and t.isdigit() and len(t) <= _DIGITS for t in self._texts])
+        """Tokens of digits alone."""
+        return self.mask([t.isascii() and t.isdigit() and len(t) <= _DIGITS for t in self.texts])
 
     def next_digits(self, begun: bool, value: int, maximum: int) -> torch.Tensor:
-        """Tokens that may stand after the digits of `value`, or at the start: without a leading
-        zero, and no more than `maximum` in all."""
-        if begun and value == 0:
-            return torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        """Tokens that may follow the digits of `value`, or start a number: no leading zero, and no
+        more than `maximum` in all."""
         out = torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        if begun and value == 0:
+            return out
         for token, text in self._numbers:
-            if (begun or text == "0" or text[0] != "0") and value * 10 ** len(text) + int(
-                text
-            ) <= maximum:
+            longer = value * 10 ** len(text) + int(text)
+            if (begun or text == "0" or text[0] != "0") and longer <= maximum:
                 out[token] = True
         return out
 
     @cached_property
     def _numbers(self) -> list[tuple[int, str]]:
-        return [(token, self._texts[token]) for token in self.digits.nonzero().flatten().tolist()]
+        return [(token, self.texts[token]) for token in self.digits.nonzero().flatten().tolist()]
 
     @cached_property
-    def words(self) -> torch.Tensor:
-        return self._mask(
-            [
-                bool(t) and t.isprintable() and not {'"', "\\", "\ufffd"} & set(t)
-                for t in self._texts
-            ]
-        )
+    def strings(self) -> torch.Tensor:
+        """Tokens that may stand within a JSON string as they are."""
+        unsafe = {'"', "\\", "\ufffd"}
+        return self.mask([bool(t) and t.isprintable() and not unsafe & set(t) for t in self.texts])
+
+    @cached_property
+    def string_starts(self) -> torch.Tensor:
+        """Of these, those that are not blank."""
+        return self.strings & self.mask([bool(t.strip()) for t in self.texts])
 
     @cached_property
     def lengths(self) -> torch.Tensor:
-        return torch.tensor([len(t) for t in self._texts], device=self.device)
-
-    @cached_property
-    def first_words(self) -> torch.Tensor:
-        return self.words & self._mask([bool(t.strip()) for t in self._texts])
+        """Characters of each token."""
+        return torch.tensor([len(t) for t in self.texts], device=self.device)
 
 
 class JsonTemplate:
-    """One schema for one tokenizer. `frame[i]` are the token ids before hole i; the last frame ends
-    the answer, end-of-turn token included."""
+    """One schema for one tokenizer. `frames[i]` are the token ids before slot i; the last frame
+    ends the answer, end-of-turn token included."""
 
     def __init__(
-        self, vocabulary: Vocabulary, holes: list[TemplateSlot], frame: list[tuple[int, ...]]
+        self, vocabulary: Vocabulary, slots: list[TemplateSlot], frames: list[tuple[int, ...]]
     ) -> None:
         self.vocabulary = vocabulary
-        self.holes = holes
-        self.frame = frame
-        self.longest = max(map(len, frame))
-        self.least = sum(map(len, frame)) + len(holes)
+        self.slots = slots
+        self.frames = frames
+        self.min_tokens = sum(map(len, frames)) + len(slots)
         """Tokens of the shortest answer."""
 
-    def _left(self, hole: int) -> int:
-        """Tokens needed after the present hole."""
-        return sum(map(len, self.frame[hole + 1 :])) + len(self.holes) - hole - 1
+    def _remaining(self, slot: int) -> int:
+        """Tokens that the answer needs at least after this slot."""
+        return sum(map(len, self.frames[slot + 1 :])) + len(self.slots) - slot - 1
 
-    def allowed(self, state: FilledSlot, room: int) -> torch.Tensor:
-        """Which tokens may come next, (V,), where there is room for this many more."""
-        v, hole = self.vocabulary, self.holes[state.hole]
+    def allowed(self, state: TemplateState, room: int) -> torch.Tensor:
+        """Which tokens may come next, (V,), where the answer has room for this many more."""
+        v, slot = self.vocabulary, self.slots[state.slot]
         closing = torch.zeros(v.size, dtype=torch.bool, device=v.device)
         if state.tokens:
-            closing[self.frame[state.hole + 1][0]] = True
-        if state.characters >= hole.most or (state.tokens and room - 1 < self._left(state.hole)):
+            closing[self.frames[state.slot + 1][0]] = True
+        full = state.characters >= slot.max_chars
+        if full or (state.tokens and room - 1 < self._remaining(state.slot)):
             return closing
-        if hole.kind == "integer":
-            return closing | v.next_digits(state.tokens > 0, state.value, hole.maximum)
-        return closing | (
-            (v.words if state.tokens else v.first_words)
-            & (v.lengths <= hole.most - state.characters)
+        if slot.kind == "integer":
+            return closing | v.next_digits(state.tokens > 0, state.value, slot.maximum)
+        text = v.strings if state.tokens else v.string_starts
+        return closing | (text & (v.lengths <= slot.max_chars - state.characters))
+
+    def advance(
+        self, state: TemplateState, token: int
+    ) -> tuple[TemplateState | None, tuple[int, ...]]:
+        """The state after an allowed token, and the fixed tokens that follow it. None: the answer
+        is complete."""
+        frame = self.frames[state.slot + 1]
+        if state.tokens and token == frame[0]:
+            following = state.slot + 1
+            return (TemplateState(following) if following < len(self.slots) else None), frame[1:]
+        text = self.vocabulary.texts[token]
+        is_integer = self.slots[state.slot].kind == "integer"
+        value = state.value * 10 ** len(text) + int(text) if is_integer else 0
+        return (
+            TemplateState(state.slot, state.tokens + 1, state.characters + len(text), value),
+            (),
         )
 
-    def advance(self, state: FilledSlot, token: int) -> tuple[FilledSlot | None, tuple[int, ...]]:
-        """The state after an allowed token, and the frame tokens that follow of themselves. None:
-        the answer is complete."""
-        if state.tokens and token == self.frame[state.hole + 1][0]:
-            rest = self.frame[state.hole + 1][1:]
-            return (FilledSlot(state.hole + 1) if state.hole + 1 < len(self.holes) else None), rest
-        v, kind = self.vocabulary, self.holes[state.hole].kind
-        value = state.value * 10 ** v.length(token) + v.number(token) if kind == "integer" else 0
-        return FilledSlot(
-            state.hole, state.tokens + 1, state.characters + v.length(token), value
-        ), ()
 
-
-def make_form(schema: Mapping[str, Any], vocabulary: Vocabulary) -> JsonTemplate | None:
-    """None where the schema is of another kind, or where the tokenizer cannot write JSON (a
-    vocabulary of words, say)."""
+def compiled(schema: Mapping[str, Any], vocabulary: Vocabulary) -> JsonTemplate | None:
+    """The template of a schema; None where the schema is not supported, or the tokenizer cannot
+    write JSON (a vocabulary of words, say)."""
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, Mapping) or not properties:
         return None
-    holes = []
-    for facts in properties.values():
-        kind = facts.get("type") if isinstance(facts, Mapping) else None
-        if (
-            kind not in _HONOURED
-            or set(facts) - _HONOURED[kind]
-            or facts.get("minimum", 0) > 0
-            or facts.get("minLength", 0) > 1
-        ):
-            return None
-        if kind == "integer":
-            holes.append(
-                TemplateSlot(
-                    kind, _DIGITS, min(int(facts.get("maximum", 10**_DIGITS - 1)), 10**_DIGITS - 1)
-                )
-            )
-        else:
-            holes.append(TemplateSlot(kind, int(facts.get("maxLength", 10**9))))
+    slots = [_slot(facts) for facts in properties.values()]
+    known = [slot for slot in slots if slot is not None]
+    if len(known) < len(slots):
+        return None
     texts = [""]
-    for name, hole in zip(properties, holes, strict=True):
-        quote = '"' if hole.kind == "string" else ""
+    for name, slot in zip(properties, known, strict=True):
+        quote = '"' if slot.kind == "string" else ""
         texts[-1] += ("{" if len(texts) == 1 else ", ") + json.dumps(str(name)) + ": " + quote
         texts.append(quote)
     texts[-1] += "}"
     chat = vocabulary.chat
-    frame = [tuple(chat.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
-    digit = next(iter(vocabulary.next_digits(False, 0, 9).nonzero().flatten().tolist()), None)
-    word = next(
-        (
-            i
-            for i in vocabulary.first_words.nonzero().flatten().tolist()
-            if vocabulary.length(i) > 1
-        ),
-        None,
-    )
-    if digit is None or word is None or not all(frame):
+    frames = [tuple(chat.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+    digits = vocabulary.next_digits(False, 0, 9).nonzero().flatten().tolist()
+    words = (vocabulary.string_starts & (vocabulary.lengths > 1)).nonzero().flatten().tolist()
+    if not digits or not words or not all(frames):
         return None
-    trial = list(frame[0])
-    for hole, after in zip(holes, frame[1:], strict=True):
-        trial += [digit if hole.kind == "integer" else word, *after]
+    trial = list(frames[0])
+    for slot, after in zip(known, frames[1:], strict=True):
+        trial += [digits[0] if slot.kind == "integer" else words[0], *after]
+        inside = vocabulary.strings if slot.kind == "string" else vocabulary.digits
+        if inside[after[0]]:  # the slot's end could not be told from its value
+            return None
     try:
-        ok = list(json.loads(chat.decode(trial))) == [str(name) for name in properties]
+        if list(json.loads(chat.decode(trial))) != [str(name) for name in properties]:
+            return None
     except json.JSONDecodeError:
         return None
-    if not ok or any(
-        bool(vocabulary.words[f[0]] if h.kind == "string" else vocabulary.digits[f[0]])
-        for h, f in zip(holes, frame[1:], strict=True)
+    frames[-1] = (*frames[-1], chat.end_of_turn)
+    return JsonTemplate(vocabulary, known, frames)
+
+
+def _slot(facts: Any) -> TemplateSlot | None:
+    """The slot of one property; None where its schema is not supported."""
+    kind = facts.get("type") if isinstance(facts, Mapping) else None
+    if (
+        kind not in _SUPPORTED
+        or set(facts) - _SUPPORTED[kind]
+        or facts.get("minimum", 0) > 0
+        or facts.get("minLength", 0) > 1
     ):
         return None
-    frame[-1] = (*frame[-1], chat.end_of_turn)
-    return JsonTemplate(vocabulary, holes, frame)
+    if kind == "integer":
+        return TemplateSlot(kind, _DIGITS, min(int(facts.get("maximum", _LARGEST)), _LARGEST))
+    return TemplateSlot(kind, int(facts.get("maxLength", 10**9)))

@@ -1,10 +1,9 @@
-"""Which cells of the key-value store are free, and who holds the others.
+"""Reference counts of KV slots: which are free, and who holds the others.
 
-A cell is room for one token's keys and values in every layer. The same token after the same tokens
-before it has the same keys and values, so any number
-of sequences may hold one cell: a branch holds its parent's cells up to the rollback step and takes
-new ones from there, and nothing is copied. A hold is
-pinned while the sequence is being worked on; cells without a pin can be had back, those without a
+A KV slot is room for one token's keys and values in every layer. Equal tokens after equal
+prefixes have equal keys and values, so any number of sequences may hold one slot: a branch holds
+its parent's slots up to the rollback step and takes new ones from there. Nothing is copied. A hold
+is pinned while its sequence is being computed. Slots without a pin can be evicted; slots without a
 hold are free.
 """
 
@@ -13,48 +12,45 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_FIRST = 1024
+_INITIAL = 1024
 
 
 class KVSlots:
-    """Counts holds and pins of each cell. Cell 0 is nobody's: it stands where a table has nothing
-    to say."""
+    """Counts the holds and pins of each slot. Slot 0 is reserved: tables point to it where they
+    have no entry."""
 
     def __init__(self, limit: int) -> None:
         self.limit = max(1, limit)
-        """How many cells there may be, cell 0 left out; `grow` passes it only where it is told
-        to."""
+        """Most slots, slot 0 left out; only `grow(..., beyond=True)` exceeds it."""
         self.pinned = 0
-        """Cells with a pin."""
+        """Slots with a pin."""
         self._holds = np.ones(1, np.int32)
         self._pins = np.zeros(1, np.int32)
         self._free: list[int] = []
 
     @property
     def count(self) -> int:
-        """All cells, cell 0 included: the store must have room for so many."""
+        """All slots, slot 0 included: the size that the KV cache must have."""
         return len(self._holds)
 
     @property
     def free(self) -> int:
+        """Slots that nobody holds."""
         return len(self._free)
 
     def grow(self, least: int, beyond: bool = False) -> None:
-        """More cells: as many again as there are, at least `least`, at most up to the limit, if it
-        is not to be passed."""
+        """Double the slots, but add at least `least`, and stop at the limit unless `beyond`."""
         old = self.count
-        wanted = max(old + least, 2 * old, _FIRST)
-        new = old + least if beyond else min(wanted, self.limit + 1)
+        new = old + least if beyond else min(max(old + least, 2 * old, _INITIAL), self.limit + 1)
         if new <= old:
             return
-        for name in ("_holds", "_pins"):
-            setattr(
-                self, name, np.concatenate((getattr(self, name), np.zeros(new - old, np.int32)))
-            )
+        more = np.zeros(new - old, np.int32)
+        self._holds = np.concatenate((self._holds, more))
+        self._pins = np.concatenate((self._pins, more))
         self._free = [*range(new - 1, old - 1, -1), *self._free]
 
     def take(self, n: int) -> NDArray[np.int32]:
-        """n free cells, held and pinned once."""
+        """n free slots, held and pinned once."""
         if not n:
             return np.zeros(0, np.int32)
         taken = np.array(self._free[: -n - 1 : -1], np.int32)
@@ -63,26 +59,30 @@ class KVSlots:
         self.pinned += n
         return taken
 
-    def hold(self, cells: NDArray[np.int32]) -> None:
-        """One more hold on each, pinned."""
-        self._holds[cells] += 1
-        self.pin(cells)
+    def hold(self, slots: NDArray[np.int32]) -> None:
+        """Add one pinned hold to each."""
+        self._holds[slots] += 1
+        self.pin(slots)
 
-    def pin(self, cells: NDArray[np.int32]) -> None:
-        self.pinned += self.without_pin(cells)
-        self._pins[cells] += 1
+    def pin(self, slots: NDArray[np.int32]) -> None:
+        """Pin a hold that is there."""
+        self.pinned += self.unpinned(slots)
+        self._pins[slots] += 1
 
-    def without_pin(self, cells: NDArray[np.int32]) -> int:
-        return len(cells) - int(np.count_nonzero(self._pins[cells]))
+    def unpinned(self, slots: NDArray[np.int32]) -> int:
+        """How many of these have no pin."""
+        return len(slots) - int(np.count_nonzero(self._pins[slots]))
 
-    def pinned_cells(self) -> NDArray[np.int32]:
+    def pinned_slots(self) -> NDArray[np.int32]:
+        """All slots with a pin, ascending."""
         return np.flatnonzero(self._pins).astype(np.int32)
 
-    def unpin(self, cells: NDArray[np.int32]) -> None:
-        self._pins[cells] -= 1
-        self.pinned -= self.without_pin(cells)
+    def unpin(self, slots: NDArray[np.int32]) -> None:
+        """Remove one pin from each; the holds stay."""
+        self._pins[slots] -= 1
+        self.pinned -= self.unpinned(slots)
 
-    def drop(self, cells: NDArray[np.int32]) -> None:
-        """One hold less on each; those that nobody holds any more are free."""
-        self._holds[cells] -= 1
-        self._free += cells[self._holds[cells] == 0].tolist()
+    def drop(self, slots: NDArray[np.int32]) -> None:
+        """Remove one hold from each and free those without any."""
+        self._holds[slots] -= 1
+        self._free += slots[self._holds[slots] == 0].tolist()

@@ -1,11 +1,11 @@
-"""Many samples of one distribution at once, and each the very one that it would have been alone.
+"""Many samples of one distribution at once, each equal to what it would have been alone.
 
-Sample j of a request has its own stream of uniform numbers, a hash of (request seed, j, t): no
-state, no order. A row of the batch stands for all samples that
-have drawn the same tokens so far; their numbers are looked up in the row's cumulative distribution
-together, and equal draws stay together. The counts
-of the draws are an exact multinomial split, and the result does not depend on batching. Axes: R
-rows, V vocabulary, N samples of all rows.
+Sample j of a request has its own stream of uniform numbers, a hash of (request seed, j, t): it has
+no state and no order. A row of the batch stands for all samples that have drawn the same tokens so
+far. Their numbers are looked up together in the row's cumulative distribution, and equal draws stay
+together. The counts of the draws are an exact multinomial split, and batching does not change them.
+
+Axes: R rows, V vocabulary, N samples of all rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def uniforms(
     seeds_N: NDArray[np.uint64], samples_N: NDArray[np.int64], steps_N: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """In [0, 1): one number for each (seed, sample j, token index t)."""
+    """One number in [0, 1) for each (seed, sample j, token index t)."""
     with np.errstate(over="ignore"):
         stream = _mix(_mix(seeds_N) + (samples_N.astype(np.uint64) + np.uint64(1)) * _STEP_J)
         bits = _mix(stream + (steps_N.astype(np.uint64) + np.uint64(1)) * _STEP_T)
@@ -59,8 +59,15 @@ def draw(
     row_N: NDArray[np.int64],
     uniform_N: NDArray[np.float64],
 ) -> Draws:
-    """Draw one token for each sample; `row_N` says (ascending) whose row it is. Temperature 0 is
-    greedy."""
+    """Draw one token for each sample.
+
+    Args:
+        logits_RV: Of each row.
+        temperature_R: 0 is greedy.
+        top_p_R: Nucleus; 1 keeps every token.
+        row_N: The row of each sample, ascending.
+        uniform_N: The random number of each sample.
+    """
     greedy_R = temperature_R <= 0
     scale = torch.from_numpy(np.where(greedy_R, 1.0, temperature_R)).to(
         logits_RV.device, torch.float32
@@ -111,7 +118,7 @@ def _look_up(
     found_RM = torch.searchsorted(
         cdf_RV, u_RM.to(cdf_RV.device) * cdf_RV[:, -1:], right=True
     ).clamp_(max=vocabulary - 1)
-    # rounding can land past the last token that has any probability: the most likely one stands in
+    # rounding can land past the last token with any probability: take the most likely one
     found_RM = torch.where(p_RV.gather(1, found_RM) > 0, found_RM, best_R[:, None])
     out: NDArray[np.int64] = found_RM.cpu().numpy()[row_N, place_N]
     return out

@@ -1,8 +1,6 @@
-"""From a folder to a model and a tokenizer, or to one clear sentence about what is wrong with the
-folder.
+"""Load a model and a tokenizer from a folder, or say in one sentence what is wrong with it.
 
-Safetensors only, no remote code. A folder that holds a PEFT adapter and no model names its base
-model itself.
+Safetensors only, no remote code. The folder of a PEFT adapter names its base model itself.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ def _needs_extra(what: str) -> Iterator[None]:
 
 
 def _folder(path: str | Path) -> Path | str:
-    """The folder, or the name of a model on the Hugging Face hub; UserError where it can be
-    neither."""
+    """The folder, or a model's name on the Hugging Face hub; UserError if it can be neither."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -56,24 +53,31 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def adapter_base(path: str | Path) -> str | None:
-    """The base model that a PEFT adapter folder names; None where the folder is no bare adapter."""
+    """The base model of a PEFT adapter folder; None where the folder is not just an adapter.
+
+    Raises:
+        UserError: The adapter names no base model, or its config cannot be read.
+    """
     folder = Path(path).expanduser()
     if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         return None
     base = _read_json(folder, "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise UserError(
-            f"The adapter {folder} does not name its base model: give the base model as "
-            "the model and this folder as the adapter."
+            f"The adapter {folder} names no base model: give the base model as the model and this "
+            "folder as the adapter."
         )
     return str(base)
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """The fast tokenizer of a checkpoint folder (or hub name). UserError where there is none.
+    """The fast tokenizer of a checkpoint folder or hub name.
 
     A folder whose tokenizer is a plain `tokenizer.json` gets exactly that: `AutoTokenizer` would
     replace the pre-tokenizer of a Qwen2 model by Qwen's own.
+
+    Raises:
+        UserError: No tokenizer can be loaded.
     """
     with _needs_extra("An in-process model"):
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -88,9 +92,7 @@ def load_tokenizer(path: str | Path) -> Any:
         if isinstance(where, Path) and is_plain(where):
             return PreTrainedTokenizerFast.from_pretrained(str(where))
         return AutoTokenizer.from_pretrained(str(where))
-    except (
-        Exception
-    ) as error:  # the files are foreign, and tokenizers raises plain Exceptions on damaged ones
+    except Exception as error:  # tokenizers raises plain Exceptions on damaged files
         raise UserError(f"No tokenizer can be loaded from {where}: {first_line(error)}") from error
 
 
@@ -103,9 +105,15 @@ def load_model(
 ) -> Any:
     """A causal language model in evaluation mode on its device.
 
-    `dtype`: "auto" (float32 on a CPU, the checkpoint's own elsewhere) or a torch name ("bfloat16").
-    `device`: "auto" (CUDA where there is one) or a torch name.
-    `adapter`: a PEFT folder, merged into the weights. UserError where any of it cannot be had.
+    Args:
+        path: A checkpoint folder, a hub name, or the folder of a PEFT adapter.
+        dtype: "auto" (float32 on a CPU, the checkpoint's own elsewhere) or a torch name
+            ("bfloat16").
+        device: "auto" (CUDA where there is one) or a torch name.
+        adapter: A PEFT folder, merged into the weights.
+
+    Raises:
+        UserError: The folder, the type, the device or the adapter cannot be used.
     """
     with _needs_extra("An in-process model"):
         import torch
@@ -138,9 +146,8 @@ def load_model(
         if isinstance(where, Path):
             raise
         raise UserError(
-            f"{error} Give policy.model a checkpoint folder or the id of a model that can "
-            "be fetched here, "
-            'or ask a server: policy.kind = "http" with options.base_url.'
+            f"{error} Give policy.model a checkpoint folder or the id of a model that can be "
+            'fetched here, or use a server: policy.kind = "http" with options.base_url.'
         ) from error
     if adapter is not None:
         model = _merge(model, adapter)
@@ -149,7 +156,7 @@ def load_model(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar for loading: it would run through our own."""
+    """Without the library's progress bar: the caller shows its own."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -170,8 +177,8 @@ def _merge(model: Any, adapter: str | Path) -> Any:
 
 
 def check_architecture(config: Any, context: int, name: str) -> None:
-    """UserError unless every layer attends to the whole context: the engine keeps keys and values
-    of every position and nothing else."""
+    """UserError unless every layer attends to the whole context: the engine's only state is the
+    keys and values of every position."""
     advice = "serve it over HTTP instead (vLLM, SGLang, llama.cpp)"
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
@@ -197,8 +204,7 @@ def check_architecture(config: Any, context: int, name: str) -> None:
     switch = rotary_switch(getattr(config, "get_text_config", lambda: config)())
     if switch is not None and switch < context:
         raise UserError(
-            f"{name} uses other rotary factors past {switch} tokens, for all rows of a "
-            "forward pass at once (LongRoPE), "
-            "so that an answer would depend on what else is in flight: set max_context to "
-            f"{switch} or less, or {advice}."
+            f"{name} uses other rotary factors past {switch} tokens, for all rows of a forward "
+            "pass at once (LongRoPE), so that an answer would depend on the rest of the batch: "
+            f"set max_context to {switch} or less, or {advice}."
         )
