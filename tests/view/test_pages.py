@@ -485,7 +485,7 @@ def test_what_is_learnt_is_what_distillation_takes(tmp_path: Path) -> None:
     async def tour(get: Get) -> None:
         for turn in tree:
             page = await ready(get, tree_path("t0", turn=turn.id.rpartition("/")[2], arm="leafe+"))
-            panel = page.text.split("What is learnt of it by leafe+")[1].split("Prompt as sent")[0]
+            panel = page.text.split("Training samples of leafe+")[1].split("Prompt as sent")[0]
             assert {part for part, name in title.items() if name in panel} == {
                 part for part, of in expected if of == turn.id
             }

@@ -291,11 +291,8 @@ class Drawing:
             bar.format(part, x - 5, y + self.radius + 3 + 4 * i) for i, part in enumerate(parts)
         )
 
-    def _is_chosen(self, turn: Turn) -> bool:
-        return self.chosen is not None and turn.id == self.chosen.id
-
     def _linked(self, turn: Turn, kind: str, revised: bool, tip: str, inside: Markup) -> Markup:
-        chosen = self._is_chosen(turn)
+        chosen = self.chosen is not None and turn.id == self.chosen.id
         marks = " bad" * (not turn.valid) + " revised" * revised + " here" * chosen
         here = Markup(' id="here" aria-current="true"' if chosen else ' tabindex="-1"')
         return Markup('<a class="{}" href="{}" aria-label="{}"{}><title>{}</title>{}</a>').format(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,7 +11,7 @@ from leafe.prompts import Prompts, history_before
 from leafe.view._diff import Piece, difference
 from leafe.view._run import Available
 from leafe.view._text import Shown, one_line, show
-from leafe.view._training import LONG, LossMask, Token, TrainingSample, loss_mask, tokens
+from leafe.view._training import LONG, TrainingSample, loss_mask, tokens
 
 _TEXT = 12_000
 _PROMPT = 40_000
@@ -22,134 +21,79 @@ _MOST_TOKENS = 300
 _MOST_CHANGES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A text under a title; `raw` is the address of the whole text, `kind` its CSS class."""
-
-    title: str
-    text: Shown
-    raw: str
-    kind: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A reflection between the action before and the revised one.
-
-    Attributes:
-        reflection, note: The reflection, and its experience.
-        original, before: The action before, and its episode.
-        revised, after: The revised action, and its episode; None where no branch followed.
-        left, right: Both actions in pieces: (`same`, `gone` or `new`, text).
-        compared: Whether the texts were short enough to be compared.
-        improved: Whether the branch is better than its parent.
-        target: The rollback step.
-    """
-
-    reflection: Turn
-    note: Shown
-    original: Turn
-    before: Episode
-    revised: Turn | None
-    after: Episode | None
-    left: list[tuple[str, Shown]]
-    right: list[tuple[str, Shown]]
-    compared: bool
-    improved: bool
-    target: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShownSample:
-    """A training sample of the turn with its mask; `context` and `target` where the mask is by
-    text. `taken_out`: an experience stood in the turn's prompt and not in the sample's."""
-
-    item: TrainingSample
-    mask: LossMask
-    context: Shown | None
-    target: Shown | None
-    note: str
-    taken_out: bool
-
-
-@dataclass(slots=True)
-class Panel:
-    """What the page shows of a turn.
-
-    Attributes:
-        prompt: The end of the prompt as (role, text), after `earlier` more messages.
-        prompt_raw: The address of the whole prompt.
-        pieces: The sampled tokens, where there is a tokenizer; `ids` are their ids.
-        samples: What the chosen arm trains on.
-    """
-
-    title: str
-    blocks: list[Block]
-    facts: list[tuple[str, str]]
-    changes: list[Change]
-    samples: list[ShownSample]
-    prompt_raw: str
-    prompt: list[tuple[str, Shown]] = field(default_factory=list)
-    earlier: int = 0
-    prompt_note: str = ""
-    ids: Sequence[int] = ()
-    pieces: Sequence[Token] = ()
-    pieces_note: str = ""
-
-
 def panel(
     tree: Tree,
     turn: Turn,
     prompts: Available[Prompts],
     chat: Available[ChatTokens],
     samples: Sequence[TrainingSample],
-    link: Callable[[Turn], str],
     raw: str,
-) -> Panel:
-    """The turn's panel. `link` gives a turn's address, `raw` is that of the turn's whole texts."""
+) -> dict[str, Any]:
+    """What the page shows of a turn.
+
+    Args:
+        tree: The task's tree.
+        turn: The turn.
+        prompts: The run's prompts, as the turn's stage used them.
+        chat: The tokenizer.
+        samples: The turn's samples in the chosen arm's training set.
+        raw: The address of the turn's whole texts.
+
+    Returns:
+        `title`, `blocks`, `facts`, `changes`, `samples`; `prompt` (the end of it as (role, text),
+        after `earlier` more messages) with `prompt_note` and `prompt_raw`; `ids`, `pieces` (the
+        sampled tokens, where there is a tokenizer) and `pieces_note`.
+    """
     episode = tree.rollout_of(turn.id)
-    out = Panel(
-        _title(turn, episode),
-        _blocks(tree, turn, raw),
-        _facts(turn, episode),
-        list(islice(_changes(tree, turn), _MOST_CHANGES)),
-        [_sample(each, turn, chat.value) for each in samples],
-        f"{raw}&what=prompt",
-    )
     messages = _messages(tree, turn, prompts)
-    if messages.value is None:
-        out.prompt_note = messages.why
-    else:
-        left = _PROMPT
-        for message in reversed(messages.value):
-            if left < 200:
-                break
-            shown = show(message.content, min(left, _MESSAGE))
-            left -= len(shown.html.encode())
-            out.prompt.insert(0, (message.role, shown))
-        out.earlier = len(messages.value) - len(out.prompt)
-        out.prompt_note = _counted(messages.value, turn, chat.value)
-    if turn.tokens is not None:
-        out.ids = turn.tokens[:_MOST_TOKENS]
-        if chat.value is not None:
-            out.pieces = tokens(chat.value, turn.tokens[:_MOST_TOKENS])
-        cut = len(turn.tokens) > _MOST_TOKENS
-        more = f" The first {_MOST_TOKENS} of {len(turn.tokens)}." if cut else ""
-        out.pieces_note = (chat.why if chat.value is None else "") + more
+    shown = _prompt_end(messages.value or ())
+    ids = (turn.tokens or ())[:_MOST_TOKENS]
+    cut = turn.tokens is not None and len(turn.tokens) > _MOST_TOKENS
+    more = f" The first {_MOST_TOKENS} of {len(turn.tokens or ())}." if cut else ""
+    return {
+        "title": _title(turn, episode),
+        "blocks": _blocks(tree, turn, raw),
+        "facts": _facts(turn, episode),
+        "changes": list(islice(_changes(tree, turn), _MOST_CHANGES)),
+        "samples": [_sample(each, turn, chat.value) for each in samples],
+        "prompt": shown,
+        "earlier": len(messages.value or ()) - len(shown),
+        "prompt_note": _counted(messages.value, turn, chat.value)
+        if messages.value is not None
+        else messages.why,
+        "prompt_raw": f"{raw}&what=prompt",
+        "ids": ids,
+        "pieces": tokens(chat.value, ids) if chat.value is not None else (),
+        "pieces_note": (chat.why if chat.value is None else "") + more,
+    }
+
+
+def _prompt_end(messages: Sequence[Message]) -> list[tuple[str, Shown]]:
+    """The last messages of a prompt, about `_PROMPT` bytes of HTML."""
+    out: list[tuple[str, Shown]] = []
+    left = _PROMPT
+    for message in reversed(messages):
+        if left < 200:
+            break
+        shown = show(message.content, min(left, _MESSAGE))
+        left -= len(shown.html.encode())
+        out.insert(0, (message.role, shown))
     return out
 
 
-def _sample(each: TrainingSample, turn: Turn, chat: ChatTokens | None) -> ShownSample:
-    sample, mask = each.sample, loss_mask(each.sample, chat)
-    return ShownSample(
-        each,
-        mask,
-        show(mask.context, 2000) if isinstance(mask.context, str) else None,
-        show(mask.target, 8000) if isinstance(mask.target, str) else None,
-        one_line(sample.note, 300),
-        sample.part == "counterfactual"
-        or (sample.part == "rehearsal" and turn.experience is not None),
-    )
+def _sample(each: TrainingSample, turn: Turn, chat: ChatTokens | None) -> dict[str, Any]:
+    """A training sample with its mask; `context` and `target` are texts where the mask is by text.
+    `taken_out`: an experience stood in the turn's prompt and not in the sample's."""
+    part, mask = each.sample.part, loss_mask(each.sample, chat)
+    return {
+        "item": each,
+        "mask": mask,
+        "context": show(mask.context, 2000) if isinstance(mask.context, str) else None,
+        "target": show(mask.target, 8000) if isinstance(mask.target, str) else None,
+        "note": one_line(each.sample.note, 300),
+        "taken_out": part == "counterfactual"
+        or (part == "rehearsal" and turn.experience is not None),
+    }
 
 
 def whole(tree: Tree, turn: Turn, what: str, prompts: Available[Prompts]) -> str | None:
@@ -179,39 +123,36 @@ def _title(turn: Turn, episode: Episode) -> str:
     return f"{name} after {turn.step} action{'s' * (turn.step != 1)} of episode #{episode.index}"
 
 
-def _blocks(tree: Tree, turn: Turn, raw: str) -> list[Block]:
-    def block(title: str, text: str, what: str, kind: str = "") -> Block:
-        return Block(title, show(text, _TEXT), f"{raw}&what={what}" if what else "", kind)
+def _blocks(tree: Tree, turn: Turn, raw: str) -> list[dict[str, Any]]:
+    """The turn's texts under titles: `title`, `text`, `kind` (a CSS class), and `raw`, the address
+    of the whole text."""
+
+    def block(title: str, text: str, what: str, kind: str = "") -> list[dict[str, Any]]:
+        address = f"{raw}&what={what}" if what else ""
+        return [{"title": title, "text": show(text, _TEXT), "raw": address, "kind": kind}]
 
     answer = block("Answer as written", turn.action_text, "said")
     if turn.kind is not Kind.act:
-        read = "Experience" if turn.kind is Kind.reflect else "What was read out of it"
+        read = "Experience" if turn.kind is Kind.reflect else "Parsed note"
         why = "Observation" if turn.valid else "Why it cannot be used"
-        return [
-            answer,
-            *([block(read, turn.note, "note", "action")] if turn.note else []),
-            *(
-                [block(why, turn.observation, "observation", "answer refused")]
-                if turn.observation
-                else []
-            ),
-        ]
-    out = []
+        note = block(read, turn.note, "note", "action") if turn.note else []
+        reason = block(why, turn.observation, "observation", "answer refused")
+        return [*answer, *note, *(reason if turn.observation else [])]
+    before, what = tree.episode_of(turn.id).first_observation, "first"
     if turn.parent is not None:
-        out.append(block("What it saw", tree[turn.parent].observation, "", "before"))
-    else:
-        first = tree.episode_of(turn.id).first_observation
-        out.append(block("What it saw", first, "first", "before"))
-    if not out[0].text.length:
-        out.clear()
-    if turn.thought:
-        out.append(block("Thought", turn.thought, "thought"))
-    out.append(block("Action", turn.action, "action", "action"))
-    if turn.action_text.strip() != turn.action.strip():
-        out.append(answer)
-    kind = "answer" if turn.valid else "answer refused"
-    answered = "What the environment answered"
-    return [*out, block(answered, turn.observation, "observation", kind)]
+        before, what = tree[turn.parent].observation, ""
+    return [
+        *(block("Observation before", before, what, "before") if before else []),
+        *(block("Thought", turn.thought, "thought") if turn.thought else []),
+        *block("Action", turn.action, "action", "action"),
+        *(answer if turn.action_text.strip() != turn.action.strip() else []),
+        *block(
+            "The environment's answer",
+            turn.observation,
+            "observation",
+            "answer" if turn.valid else "answer refused",
+        ),
+    ]
 
 
 def _facts(turn: Turn, episode: Episode) -> list[tuple[str, str]]:
@@ -238,9 +179,16 @@ def _facts(turn: Turn, episode: Episode) -> list[tuple[str, str]]:
     return [(name, one_line(value, 300)) for name, value in out]
 
 
-def _changes(tree: Tree, turn: Turn) -> Iterator[Change]:
+def _changes(tree: Tree, turn: Turn) -> Iterator[dict[str, Any]]:
     """The rollbacks that the turn is a part of: as the action before, as the reflection, or as the
-    revised action."""
+    revised action.
+
+    Yields:
+        `reflection` with its `note` and `target`; `original` and `before`, the action before and
+        its episode; `revised` and `after`, the revised action and its episode (None where no branch
+        followed); `left` and `right`, both actions in pieces; `compared`, whether they were short
+        enough for that; `improved`, whether the branch is better than its parent.
+    """
     improved = {branch.revised.id: branch.improved for branch in tree.branches()}
     for reflection in tree.reflections:
         if not reflection.valid or reflection.target is None:
@@ -254,19 +202,19 @@ def _changes(tree: Tree, turn: Turn) -> Iterator[Change]:
             text = revised.action_text if revised is not None else ""
             pieces = difference(original.action_text, text) if revised is not None else None
             left, right = pieces or ([Piece("same", original.action_text)], [Piece("same", text)])
-            yield Change(
-                reflection,
-                show(reflection.note, _COMPARED),
-                original,
-                tree.rollout_of(reflection.id),
-                revised,
-                after,
-                _cut(left),
-                _cut(right),
-                pieces is not None,
-                revised is not None and improved.get(revised.id, False),
-                reflection.target,
-            )
+            yield {
+                "reflection": reflection,
+                "note": show(reflection.note, _COMPARED),
+                "target": reflection.target,
+                "original": original,
+                "before": tree.rollout_of(reflection.id),
+                "revised": revised,
+                "after": after,
+                "left": _cut(left),
+                "right": _cut(right),
+                "compared": pieces is not None,
+                "improved": revised is not None and improved.get(revised.id, False),
+            }
 
 
 def _cut(pieces: Sequence[tuple[Any, str]]) -> list[tuple[str, Shown]]:

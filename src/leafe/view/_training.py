@@ -48,12 +48,8 @@ Samples: TypeAlias = Mapping[str, list[TrainingSample]]
 """By turn, the samples that an arm takes from a tree."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExportedSamples:
-    """What an arm was trained on: the parts, and (part, task, turn) of every sample."""
-
-    parts: frozenset[str]
-    samples: frozenset[tuple[str, str, str]]
+Exported: TypeAlias = Mapping[str, set[tuple[str, str]]]
+"""By part of an exported training set, (task, turn) of every sample."""
 
 
 class Training:
@@ -70,7 +66,7 @@ class Training:
         self._notify = notify
         self._workers = ThreadPoolExecutor(1, "training")
         self._kept: OrderedDict[tuple[object, ...], Future[Available[Samples]]] = OrderedDict()
-        self._exports: dict[str, tuple[float, ExportedSamples | None]] = {}
+        self._exports: dict[str, tuple[float, Exported | None]] = {}
         self._mutex = threading.Lock()
 
     def samples(self, stage: str, tree: Tree, prompts: Prompts, arm: Arm) -> Available[Samples]:
@@ -99,7 +95,7 @@ class Training:
         except (LeafeError, UnicodeError) as error:  # no seed can be made of half surrogates
             return Available(None, str(error))
 
-    def _exported(self, arm: Arm, trained: float) -> ExportedSamples | None:
+    def _exported(self, arm: Arm, trained: float) -> Exported | None:
         """What was drawn; None where the arm is not trained yet, its data cannot be read here, or
         it draws nothing over all trees."""
         if arm.config.rehearsal_fraction == 1 or not trained:
@@ -111,7 +107,7 @@ class Training:
 
 
 def _samples(
-    tree: Tree, prompts: Prompts, arm: Arm, drawn: ExportedSamples | None
+    tree: Tree, prompts: Prompts, arm: Arm, drawn: Exported | None
 ) -> dict[str, list[TrainingSample]]:
     config = arm.config.model_copy(update={"rehearsal_fraction": 1.0, "anchors": False})
     shared = arm.config.rehearsal_fraction < 1
@@ -120,31 +116,27 @@ def _samples(
         if sample.part not in PARTS:
             continue
         used: bool | None = None if shared and sample.part == "rehearsal" else True
-        if drawn is not None and sample.part in drawn.parts:
-            used = (sample.part, sample.task_id, sample.turn_id) in drawn.samples
+        if drawn is not None and sample.part in drawn:
+            used = (sample.task_id, sample.turn_id) in drawn[sample.part]
         out.setdefault(sample.turn_id, []).append(TrainingSample(sample, used))
     return out
 
 
-def _read(folder: Path) -> ExportedSamples | None:
+def _read(folder: Path) -> Exported | None:
+    """What an arm was trained on; None where it cannot be read here."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
         return None
-    samples: set[tuple[str, str, str]] = set()
-    parts = set()
+    found: dict[str, set[tuple[str, str]]] = {}
     try:
         for path in sorted(folder.glob("*/*.parquet")):
-            part = path.parent.name
             table = parquet.read_table(path, columns=["task_id", "turn_id"]).to_pydict()
-            samples |= {
-                (part, task, turn)
-                for task, turn in zip(table["task_id"], table["turn_id"], strict=True)
-            }
-            parts.add(part)
+            samples = zip(table["task_id"], table["turn_id"], strict=True)
+            found.setdefault(path.parent.name, set()).update(samples)
     except (OSError, ValueError, KeyError, ArrowException):
         return None
-    return ExportedSamples(frozenset(parts), frozenset(samples)) if parts else None
+    return found or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,6 @@ class TreePage:
             self.prompts,
             self.run.chat(),
             self.samples.get(turn.id, []),
-            self.link,
             f"/raw/{stage_part(self.stage)}?{texts}",
         )
 
