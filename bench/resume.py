@@ -3,9 +3,9 @@ tasks, and whether memory stays flat.
 
     python -m bench.resume [--turns 1000000] [--tasks 10000] [--flat 100000] [--folder FOLDER]
 
-1. A journal of so many turns (100 a task: five episodes of 20) is written. A new process then does
-   what `leafe run` does when it continues: it reads the trees, calls `explore`, and asks the policy.
-   Seconds until that first request, and peak memory.
+1. A journal of so many turns (100 a task: five episodes of 20) is written. A new process then
+   continues as `leafe run` does: it reads the trees, calls `explore`, and asks the policy. Seconds
+   until that first request, and peak memory.
 2. `explore` is handed so many new tasks: seconds until its first request.
 3. So many scripted turns with `keep=False`, journal on: resident memory every tenth of them.
 Each part runs in a process of its own. Seconds are wall time, processor time in brackets; MB are

@@ -20,8 +20,8 @@ from leafe.core import Episode, Kind, Scope, Stop, Task, Tree, Turn, turn_id
 
 
 class Ep:
-    """One episode. `branch_of` names the episode whose last reflection it follows; `actions` are its
-    own, from the revised action on.
+    """One episode. `branch_of` names the episode whose last reflection it follows; `actions` are
+    its own, from the revised action on.
 
     An action that begins with "!" is invalid. `progress` has one number an own action; None: the
     environment reports none. `blame` and `note` are the reflection at its end; `blame=-1` makes an

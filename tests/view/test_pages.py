@@ -504,7 +504,7 @@ def test_the_mask_covers_the_answer_and_its_end(tmp_path: Path) -> None:
         target = re.findall(r'<span class="token target rehearsal"[^>]*>([^<]*)</span>', page.html)
         assert target[:2] == ["use", "rope"]
         assert len(target) == 3
-        assert "3 learnt, the end of the turn included" in page.text
+        assert "3 learnt, the end-of-turn token included" in page.text
         masked = re.findall(r'<span class="token masked"[^>]*>([^<]*)</span>', page.html)
         assert "take" in masked
 
