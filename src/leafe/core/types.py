@@ -327,8 +327,8 @@ class Episode:
 
 ImprovementRule = Literal["progress", "blame"]
 """When a branch that did not win counts as better than its parent. progress: it got further by the
-environment's own progress; where the environment reports none, as blame. blame: its next
-reflection blames a later step than its parent's did."""
+environment's own progress; where the environment reports none, as blame. blame: its next reflection
+blames a later step than its parent's did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,8 +360,8 @@ class Branch:
 
 
 def token_ids(values: Iterable[int]) -> tuple[int, ...]:
-    """These token ids, with one int object for each id in the process: of a million turns read
-    from a file, separate objects would take more memory than all texts."""
+    """These token ids, with one int object for each id in the process: of a million turns read from
+    a file, separate objects would take more memory than all texts."""
     return tuple([_IDS.setdefault(value, value) for value in values])
 
 
