@@ -129,8 +129,24 @@ def build(
     strict: bool = True,
     tasks: int = 80,
 ) -> dict[str, float]:
-    """Pretrain the base policy and write it to `out`; returns what `measure_base` measured. UserError
-    where it misses a gate (`strict`: nothing is written then)."""
+    """Pretrain the base policy and write it to `out`.
+
+    Args:
+        out: the checkpoint's folder.
+        seed: draws the weights and the examples.
+        steps: optimiser steps.
+        batch_tokens: tokens of a batch, padding included.
+        rate: the highest learning rate.
+        say: receives progress lines.
+        strict: write nothing where a requirement is missed.
+        tasks: validation tasks to measure on.
+
+    Returns:
+        What `measure_base` measured, with `markers_seen` and `seconds`.
+
+    Raises:
+        UserError: with `strict`, the base misses a requirement (`REQUIRED`).
+    """
     start = time.monotonic()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -13,16 +13,16 @@ from typing import Any
 
 from leafe.core import UserError
 from leafe.evaluate import Estimate, contrasts, pass_estimate, wilson
-from leafe.pipeline import task_count
-from studies.paper.claims import counts_of, judge, top_k
+from studies.paper.attempts import attempts_block
+from studies.paper.claims import finished_counts, judge, top_k
+from studies.paper.columns import Column, Evidence
 from studies.paper.commands import resume
-from studies.paper.define import TABLES, Row, Table, title_of
+from studies.paper.definitions import TABLES, Table, TableRow, title_of
 from studies.paper.document import Block, Cell, Document, cells, record
-from studies.paper.evidence import Column, Evidence, gather
-from studies.paper.judged import HOW_CLAIMS, claim_blocks, claim_records
-from studies.paper.missing import UNFINISHED, Notes, say_how, say_missing, warn_over_budget
-from studies.paper.results import SHARES, STEPS, Cost, Kind, Place, Result, Where
-from studies.paper.tries import tries_block
+from studies.paper.evidence import gather
+from studies.paper.missing import UNFINISHED, note_methods, note_missing, warn_over_budget
+from studies.paper.results import SHARES, STEPS, Cost, RowKind, RowResult, RunKey, StoredStage
+from studies.paper.verdicts import CLAIM_NOTES, claim_blocks, claim_records
 
 MISSING = "not run"
 
@@ -32,29 +32,29 @@ def build(evidence: Evidence, number: int) -> Document:
     table = TABLES[number]
     columns = columns_of(evidence, table)
     if not columns:
-        raise UserError(_nothing(evidence, table))
-    kind: Kind = "explore" if table.kind == "explore" else "evaluate"
-    notes = Notes()
+        raise UserError(_no_rows(evidence, table))
+    kind: RowKind = "explore" if table.kind == "explore" else "evaluate"
+    notes: list[str] = []
     main, records = (
         _explore_block(table, columns, notes)
         if kind == "explore"
         else _evaluate_block(table, columns, notes)
     )
     budget, spent_records = _budget_block(table, columns, kind)
-    judged = judge(_spoken_of(columns, table), number, kind)
-    tried, tried_records = tries_block(columns) if number == 1 else (None, [])
-    blocks = [main, budget, *([tried] if tried else []), *claim_blocks(judged)]
-    say_missing(table, columns, kind, notes)
+    results_of_claims = judge(_claim_columns(columns, table), number, kind)
+    tried, tried_records = attempts_block(columns) if number == 1 else (None, [])
+    blocks = [main, budget, *([tried] if tried else []), *claim_blocks(results_of_claims)]
+    note_missing(table, columns, kind, notes)
     warn_over_budget(table, columns, kind, notes)
-    say_how(columns, kind, notes)
-    _say_elsewhere(evidence, columns, table, notes)
-    notes.said += evidence.notes
-    records += spent_records + tried_records + claim_records(judged)
+    note_methods(columns, kind, notes)
+    _note_training_columns(evidence, columns, table, notes)
+    notes += evidence.notes
+    records += spent_records + tried_records + claim_records(results_of_claims)
     return Document(
         f"table{number}",
         f"Table {number}: {table.title}",
         tuple(blocks),
-        tuple(dict.fromkeys(notes.said)),
+        tuple(dict.fromkeys(notes)),
         tuple(records),
     )
 
@@ -65,35 +65,37 @@ def all_claims(paths: Sequence[Path] | Mapping[int, Sequence[Path]]) -> Document
 
     A table of which they hold nothing leaves its claims open.
     """
-    known: dict[Path, Result] = {}
+    cache: dict[Path, RowResult] = {}
     evidences: dict[tuple[bool, tuple[Path, ...]], Evidence] = {}
-    judged = []
+    results_of_claims = []
     for table in TABLES.values():
         key = (
-            table.apart,
+            table.by_base,
             tuple(paths.get(table.number, ()) if isinstance(paths, Mapping) else paths),
         )
         if key not in evidences:
-            evidences[key] = gather(key[1], apart=table.apart, known=known)
-        kind: Kind = "explore" if table.kind == "explore" else "evaluate"
-        judged += judge(_spoken_of(columns_of(evidences[key], table), table), table.number, kind)
-    blocks = claim_blocks(judged)
+            evidences[key] = gather(key[1], by_base=table.by_base, cache=cache)
+        kind: RowKind = "explore" if table.kind == "explore" else "evaluate"
+        results_of_claims += judge(
+            _claim_columns(columns_of(evidences[key], table), table), table.number, kind
+        )
+    blocks = claim_blocks(results_of_claims)
     notes = dict.fromkeys(
-        [*HOW_CLAIMS, *(note for evidence in evidences.values() for note in evidence.notes)]
+        [*CLAIM_NOTES, *(note for evidence in evidences.values() for note in evidence.notes)]
     )
     return Document(
         "claims",
         "What the six tables say, claim by claim",
         tuple(blocks),
         tuple(notes),
-        tuple(claim_records(judged)),
+        tuple(claim_records(results_of_claims)),
     )
 
 
 def columns_of(evidence: Evidence, table: Table) -> list[Column]:
     """A transfer table shows policies where they were trained, then where they were not; the others
     leave out what is there for the transfer table."""
-    kind: Kind = "explore" if table.kind == "explore" else "evaluate"
+    kind: RowKind = "explore" if table.kind == "explore" else "evaluate"
     rows = {row.key for row in table.rows}
     plain, tested = (
         [c for c in evidence.columns if c.transfer == transfer and rows & set(c.rows(kind))]
@@ -105,45 +107,45 @@ def columns_of(evidence: Evidence, table: Table) -> list[Column]:
     return [c for c in plain if not c.for_transfer] or plain
 
 
-def _spoken_of(columns: Sequence[Column], table: Table) -> list[Column]:
+def _claim_columns(columns: Sequence[Column], table: Table) -> list[Column]:
     """Those that the table's claims are about: of a transfer table, where policies were not
     trained."""
     return [c for c in columns if c.transfer == (table.kind == "transfer")]
 
 
-def _say_elsewhere(
-    evidence: Evidence, columns: Sequence[Column], table: Table, notes: Notes
+def _note_training_columns(
+    evidence: Evidence, columns: Sequence[Column], table: Table, notes: list[str]
 ) -> None:
     for column in evidence.columns if table.kind != "transfer" else ():
         if column.for_transfer and not column.transfer and column not in columns:
-            notes.say(
+            notes.append(
                 f"{column.title} is left out: it is where the policies of table 5 are "
                 "trained, and stands there."
             )
 
 
-def _nothing(evidence: Evidence, table: Table) -> str:
+def _no_rows(evidence: Evidence, table: Table) -> str:
     if not evidence.runs:
         return (
             f"No run folder was given for table {table.number}: name some, or make them with "
             f"`leafe table {table.number}`."
         )
-    where = ", ".join(str(run.path) for run in evidence.runs)
+    run_key = ", ".join(str(run.path) for run in evidence.runs)
     if table.kind == "transfer":
         return (
-            f"No folder of {where} tests a policy in an environment that it was not "
+            f"No folder of {run_key} tests a policy in an environment that it was not "
             "trained in: make such runs with `leafe table 5 --on gates`, or by hand with "
             "`leafe run RECIPE policy.model=RUN/distill/ARM/checkpoint --name ...`."
         )
     return (
-        f"{where} holds no row of table {table.number} "
+        f"{run_key} holds no row of table {table.number} "
         f"({', '.join(row.key for row in table.rows)}) that was begun: go on with "
         f"`{resume(evidence.runs[0])}`."
     )
 
 
 def _evaluate_block(
-    table: Table, columns: Sequence[Column], notes: Notes
+    table: Table, columns: Sequence[Column], notes: list[str]
 ) -> tuple[Block, list[dict[str, Any]]]:
     head, rows, records = ["method"], [], []
     leaders: dict[tuple[str, int], set[str]] = {}
@@ -160,7 +162,7 @@ def _evaluate_block(
                     line.append(Cell(_why_missing(column, row.key, role)))
                     continue
                 found = estimate(results, k)
-                _say_short(column, row, results, notes)
+                _note_lost_samples(column, row, results, notes)
                 best = row.key in leaders[column.title, k]
                 line.append(_cell(column, results, found, best, len(leaders[column.title, k]) > 1))
                 records.append(
@@ -168,19 +170,21 @@ def _evaluate_block(
                 )
         rows.append(tuple(line))
     if len(columns) and any(len(best) > 1 for best in leaders.values()):
-        notes.say(
+        notes.append(
             "= ties: rows in bold that are marked = cannot be told from the highest of "
             "their column (paired, Holm over the column)."
         )
     return Block("Pass@k in % [95 % interval] (tasks, runs)", tuple(head), tuple(rows)), records
 
 
-def _say_short(column: Column, row: Row, results: Mapping[Where, Result], notes: Notes) -> None:
+def _note_lost_samples(
+    column: Column, row: TableRow, results: Mapping[RunKey, RowResult], notes: list[str]
+) -> None:
     """What was lost and could not be sampled again, and what it leaves out."""
     short = [r.counts.short for r in results.values() if r.finished]
     tasks, lost = sum(int((s > 0).sum()) for s in short), sum(int(s.sum()) for s in short)
     if lost:
-        notes.say(
+        notes.append(
             f"{row.title} in {column.title}: {lost} samples of {tasks} tasks were lost for "
             "good; these tasks are "
             "missing where k is more than they have (the number of tasks stands in brackets)."
@@ -191,7 +195,7 @@ def _ks(column: Column) -> list[int]:
     return sorted({1, top_k(column)})
 
 
-def _rows(table: Table, columns: Sequence[Column]) -> Iterator[tuple[Row, str]]:
+def _rows(table: Table, columns: Sequence[Column]) -> Iterator[tuple[TableRow, str]]:
     """The table's rows, then the controls that any column has."""
     for row in table.rows:
         yield row, "arm"
@@ -200,12 +204,12 @@ def _rows(table: Table, columns: Sequence[Column]) -> Iterator[tuple[Row, str]]:
             if column.roles.get(key) in ("control", "ceiling") and not any(
                 key in c.rows() for c in columns[: columns.index(column)]
             ):
-                yield Row(key, f"({column.roles[key]}) {key}"), column.roles[key]
+                yield TableRow(key, f"({column.roles[key]}) {key}"), column.roles[key]
 
 
 def _leaders(column: Column, rows: Sequence[str], k: int) -> set[str]:
     """The highest row and those that cannot be told from it; unfinished ones are not ranked."""
-    finished = {row: counts for row in rows if (counts := counts_of(column.results(row)))}
+    finished = {row: counts for row in rows if (counts := finished_counts(column.results(row)))}
     values = {row: estimate(column.results(row), k).value for row in finished}
     values = {row: value for row, value in values.items() if not math.isnan(value)}
     if not values:
@@ -213,18 +217,18 @@ def _leaders(column: Column, rows: Sequence[str], k: int) -> set[str]:
     best = max(values, key=lambda row: values[row])
     against = contrasts({row: finished[row] for row in values}, best, [k])
     below = {c.row for c in against if c.claim == "below"}
-    apart = {row for row in values if row != best and not any(c.row == row for c in against)}
-    return set(values) - below - apart
+    by_base = {row for row in values if row != best and not any(c.row == row for c in against)}
+    return set(values) - below - by_base
 
 
-def estimate(results: Mapping[Where, Result], k: int) -> Estimate:
+def estimate(results: Mapping[RunKey, RowResult], k: int) -> Estimate:
     """Pass@k over all runs."""
     return pass_estimate([r.counts for r in results.values()], k)
 
 
 def _cell(
     column: Column,
-    results: Mapping[Where, Result],
+    results: Mapping[RunKey, RowResult],
     found: Estimate,
     best: bool = False,
     tied: bool = False,
@@ -277,7 +281,7 @@ def _cell_record(
     row: str,
     measure: str,
     k: int,
-    results: Mapping[Where, Result],
+    results: Mapping[RunKey, RowResult],
     found: Estimate,
     role: str = "arm",
 ) -> dict[str, Any]:
@@ -310,12 +314,12 @@ def _cell_record(
 
 
 def _explore_block(
-    table: Table, columns: Sequence[Column], notes: Notes
+    table: Table, columns: Sequence[Column], notes: list[str]
 ) -> tuple[Block, list[dict[str, Any]]]:
     head, rows, records = ["strategy"], [], []
     budgets = [*SHARES, STEPS]
     for column in columns:
-        head += [f"{column.title} {words}" for words in _budget_words(column)]
+        head += [f"{column.title} {label}" for label in _budget_words(column)]
     for row in table.rows:
         line = [Cell(row.title, row.about)]
         for column in columns:
@@ -343,7 +347,7 @@ def _explore_block(
                     _cell_record(table, column, row.key, f"coverage, {budget}", 1, results, found)
                 )
         rows.append(tuple(line))
-    notes.say(
+    notes.append(
         "The columns with a share of the calls, or with environment steps for a bound, are "
         "read off the same trees: what came first would have come first."
     )
@@ -365,7 +369,7 @@ def _why_missing_exploration(column: Column, row: str) -> str:
     return f"begun{UNFINISHED}" if row in column.rows("explore") else MISSING
 
 
-def _coverage(results: Mapping[Where, Result], budget: str) -> Estimate:
+def _coverage(results: Mapping[RunKey, RowResult], budget: str) -> Estimate:
     solved = [r.within[budget] for r in results.values() if budget in r.within]
     if len(solved) == 1:
         return wilson(int(solved[0].c.sum()), len(solved[0].tasks))
@@ -373,7 +377,7 @@ def _coverage(results: Mapping[Where, Result], budget: str) -> Estimate:
 
 
 def _budget_block(
-    table: Table, columns: Sequence[Column], kind: Kind
+    table: Table, columns: Sequence[Column], kind: RowKind
 ) -> tuple[Block, list[dict[str, Any]]]:
     head = (
         "environment",
@@ -450,7 +454,7 @@ def _budget_block(
                     )
                 )
     return Block(
-        "What each row cost to make, mean of its runs", head, tuple(rows), words=3
+        "What each row cost to make, mean of its runs", head, tuple(rows), text_columns=3
     ), records
 
 
@@ -470,11 +474,11 @@ def _mean_cost(costs: Sequence[Cost]) -> dict[str, float]:
     }
 
 
-def _allowed(column: Column, row: str, kind: Kind) -> str:
+def _allowed(column: Column, row: str, kind: RowKind) -> str:
     """The limit of an exploration and the tasks that have it."""
-    place = _first_place(column, row, kind)
-    recipe = place.recipe if place.origin is None else place.origin[1]
-    if place.stage.role in ("control", "ceiling") or (row == "base" and kind == "evaluate"):
+    entry = _first_place(column, row, kind)
+    recipe = entry.made.recipe
+    if entry.stage.role in ("control", "ceiling") or (row == "base" and kind == "evaluate"):
         return "–"
     limits = (
         ", ".join(
@@ -482,11 +486,9 @@ def _allowed(column: Column, row: str, kind: Kind) -> str:
         )
         or "no limit"
     )
-    tasks = task_count(
-        recipe, place.stage.variant if place.origin is None else place.origin[2].variant, "train"
-    )
+    tasks = entry.made.tasks("train")
     return f"{limits} × {tasks or 'all'} tasks"
 
 
-def _first_place(column: Column, row: str, kind: Kind) -> Place:
-    return next(iter(column.places[kind, row].values()))
+def _first_place(column: Column, row: str, kind: RowKind) -> StoredStage:
+    return next(iter(column.stored[kind, row].values()))

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from leafe.evaluate import Contrast, Counts, contrast, holm, paired_by_task
-from studies.paper.define import CLAIMS, MARGIN, Claim, Comparison, title_of
-from studies.paper.evidence import Column
-from studies.paper.power import Need, need
-from studies.paper.results import Kind, Result, Where
+from studies.paper.columns import Column
+from studies.paper.definitions import CLAIMS, MARGIN, Claim, Comparison, title_of
+from studies.paper.power import RequiredSize, required_size
+from studies.paper.results import RowKind, RowResult, RunKey
 
 FEWEST = 10
 """Pairs of a run and a task below which nothing is decided: a test on a handful of tasks rests on
@@ -33,7 +33,7 @@ Verdict = Literal["holds", "does not hold", "not decided"]
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class ComparisonResult:
     """One comparison in one column."""
 
     comparison: Comparison
@@ -49,8 +49,8 @@ class Tested:
     """The differences, run by run, by task."""
 
     @property
-    def needs(self) -> Need:
-        return need(self.runs)
+    def needs(self) -> RequiredSize:
+        return required_size(self.runs)
 
     @property
     def tie(self) -> bool:
@@ -63,24 +63,24 @@ class Tested:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ClaimResult:
     claim: Claim
     verdict: Verdict
-    tested: tuple[Tested, ...]
+    tested: tuple[ComparisonResult, ...]
 
 
 def top_k(column: Column) -> int:
     """128, or the largest power of two that the samples of all rows allow."""
     asked = [
-        place.samples
-        for (kind, _), places in column.places.items()
+        entry.samples
+        for (kind, _), stored in column.stored.items()
         if kind == "evaluate"
-        for place in places.values()
+        for entry in stored.values()
     ]
     return 1 << (min([CAPACITY, *asked]).bit_length() - 1)
 
 
-def judge(columns: Sequence[Column], table: int, kind: Kind = "evaluate") -> list[Judged]:
+def judge(columns: Sequence[Column], table: int, kind: RowKind = "evaluate") -> list[ClaimResult]:
     """The claims of one table, in order. Columns that are controls have no part in them."""
     claims = [c for c in CLAIMS if c.table == table]
     columns = [c for c in columns if not c.why_control]
@@ -95,22 +95,24 @@ def judge(columns: Sequence[Column], table: int, kind: Kind = "evaluate") -> lis
     )
 
 
-def _decide(claims: Sequence[Claim], tested: list[list[Tested]], columns: int) -> list[Judged]:
+def _decide(
+    claims: Sequence[Claim], tested: list[list[ComparisonResult]], columns: int
+) -> list[ClaimResult]:
     flat = [t for group in tested for t in group]
     certain = {id(flat[nth]) for nth in holm([t.p for t in flat])}
     out = []
     for nth, claim in enumerate(claims):
         groups = [
-            [_settled(t) if id(t) in certain else t for t in group]
+            [_decided(t) if id(t) in certain else t for t in group]
             for group in tested[nth * columns : (nth + 1) * columns]
         ]
         out.append(
-            Judged(claim, _verdict(claim, groups), tuple(t for group in groups for t in group))
+            ClaimResult(claim, _verdict(claim, groups), tuple(t for group in groups for t in group))
         )
     return out
 
 
-def _verdict(claim: Claim, groups: Sequence[Sequence[Tested]]) -> Verdict:
+def _verdict(claim: Claim, groups: Sequence[Sequence[ComparisonResult]]) -> Verdict:
     """Of a claim on every column, or on some column; a column says yes where all comparisons do,
     and no where one does."""
     said = [
@@ -132,7 +134,7 @@ def _verdict(claim: Claim, groups: Sequence[Sequence[Tested]]) -> Verdict:
 
 
 def pairs_of(
-    column: Column, a: str, b: str, k: int, kind: Kind = "evaluate"
+    column: Column, a: str, b: str, k: int, kind: RowKind = "evaluate"
 ) -> tuple[list[Mapping[str, float]], str]:
     """(a - b by task, for every run that both have finished; why there is none)."""
     rows = {row: column.results(row, kind) for row in (a, b)}
@@ -141,12 +143,15 @@ def pairs_of(
             return [], f"{title_of(row)} has not been run" if not _reasons(
                 column, row
             ) else f"{title_of(row)}: {_reasons(column, row)[0]}"
-    shared = [where for where in rows[a] if where in rows[b]]
-    finished = [where for where in shared if rows[a][where].finished and rows[b][where].finished]
+    shared = [run_key for run_key in rows[a] if run_key in rows[b]]
+    finished = [
+        run_key for run_key in shared if rows[a][run_key].finished and rows[b][run_key].finished
+    ]
     if not finished:
         return [], "no run has both" if not shared else "unfinished"
     runs = [
-        paired_by_task(rows[a][where].counts, rows[b][where].counts, k, a, b) for where in finished
+        paired_by_task(rows[a][run_key].counts, rows[b][run_key].counts, k, a, b)
+        for run_key in finished
     ]
     return [run for run in runs if run], f"fewer than {k} samples a task"
 
@@ -155,13 +160,15 @@ def _reasons(column: Column, row: str) -> list[str]:
     return [why for (r, _), why in column.absent.items() if r == row]
 
 
-def _compare(column: Column, c: Comparison, kind: Kind) -> Tested:
+def _compare(column: Column, c: Comparison, kind: RowKind) -> ComparisonResult:
     k = 1 if kind == "explore" else top_k(column) if c.k == "top" else c.k
     runs, why = pairs_of(column, c.a, c.b, k, kind)
     if not runs:
-        return Tested(c, column.title, k, "missing", why)
+        return ComparisonResult(c, column.title, k, "missing", why)
     found = contrast(c.a, k, runs)
-    return Tested(c, column.title, k, "open", found=found, p=_p(c, runs, found), runs=tuple(runs))
+    return ComparisonResult(
+        c, column.title, k, "open", found=found, p=_p(c, runs, found), runs=tuple(runs)
+    )
 
 
 def _p(c: Comparison, runs: Sequence[Mapping[str, float]], found: Contrast) -> float:
@@ -181,7 +188,7 @@ def _p(c: Comparison, runs: Sequence[Mapping[str, float]], found: Contrast) -> f
     return max(shifted.p for shifted in at.values())
 
 
-def _settled(t: Tested) -> Tested:
+def _decided(t: ComparisonResult) -> ComparisonResult:
     assert t.found is not None
     value = t.found.value
     yes = {"above": value > 0, "same": abs(value) < MARGIN, "not below": value > -MARGIN}[
@@ -190,6 +197,8 @@ def _settled(t: Tested) -> Tested:
     return replace(t, outcome="yes" if yes else "no")
 
 
-def counts_of(results: Mapping[Where, Result]) -> dict[str, Counts]:
+def finished_counts(results: Mapping[RunKey, RowResult]) -> dict[str, Counts]:
     """For `contrasts`: finished runs by name."""
-    return {f"{where.base}, {where.seed}": r.counts for where, r in results.items() if r.finished}
+    return {
+        f"{run_key.base}, {run_key.seed}": r.counts for run_key, r in results.items() if r.finished
+    }

@@ -15,12 +15,12 @@ from leafe.pipeline import Variant, env_options, recipe_of
 from leafe.prompts import load_prompt_set
 from leafe.recipes import ARM_PRESETS, Recipe, parse_recipe
 from leafe.runs import RunFolder
-from studies.paper.define import ARMS, STRATEGIES
+from studies.paper.definitions import ARMS, STRATEGIES
 
 
 def resume(run: RunFolder, *overrides: str, name: str | None = None) -> str:
     """Go on with the run, with these changes."""
-    words = [
+    label = [
         "leafe",
         "run",
         str(run.path / "config.toml"),
@@ -30,7 +30,7 @@ def resume(run: RunFolder, *overrides: str, name: str | None = None) -> str:
         "--name",
         name or run.path.name,
     ]
-    return shlex.join(words)
+    return shlex.join(label)
 
 
 def another_seed(run: RunFolder) -> str:
@@ -45,7 +45,7 @@ def seed_folder(run: RunFolder) -> tuple[Path, int]:
     return run.path.with_name(f"{run.path.name}-seed{seed}"), seed
 
 
-def try_elsewhere(run: RunFolder, weights: str, row: str, seed: int) -> str:
+def test_weights(run: RunFolder, weights: str, row: str, seed: int) -> str:
     """The test of other weights in the environment of `run`, which tests one policy."""
     recipe = recipe_of(run)
     name = f"{run.path.name.partition('.')[0]}.{f'seed{seed}.' if seed != recipe.seeds[0] else ''}{row}".replace(
@@ -65,9 +65,9 @@ def add_row(run: RunFolder, row: str, control: str = "") -> str:
     if row in {s.key for s in STRATEGIES}:
         return resume(run, f"strategies={json.dumps([*recipe.strategies, row])}")
     try:
-        return resume(run, *_arm(recipe, row))
+        return resume(run, *_arm_overrides(recipe, row))
     except UserError as error:
-        return _unmade(row, error)
+        return _no_command(row, error)
 
 
 def _control_alone(run: RunFolder, recipe: Recipe, row: str, control: str) -> str:
@@ -80,15 +80,15 @@ def _control_alone(run: RunFolder, recipe: Recipe, row: str, control: str) -> st
         if value
     ]
     try:
-        arm = [] if row in recipe.arms or row == "base" else _arm(recipe, row)
+        arm = [] if row in recipe.arms or row == "base" else _arm_overrides(recipe, row)
     except UserError as error:
-        return _unmade(row, error)
+        return _no_command(row, error)
     return resume(run, *changes, *arm, name=f"{run.path.name}-{control}")
 
 
-def _unmade(row: str, error: UserError) -> str:
-    lacking = [arm["preset"] for name, arm in ARMS.items() if name == row or name in row.split()]
-    new = [preset for preset in lacking if preset not in ARM_PRESETS]
+def _no_command(row: str, error: UserError) -> str:
+    missing = [arm["preset"] for name, arm in ARMS.items() if name == row or name in row.split()]
+    new = [preset for preset in missing if preset not in ARM_PRESETS]
     return (
         f"no command yet: this leafe has no preset {new[0]!r}"
         if new
@@ -96,7 +96,7 @@ def _unmade(row: str, error: UserError) -> str:
     )
 
 
-def _arm(recipe: Recipe, row: str) -> list[str]:
+def _arm_overrides(recipe: Recipe, row: str) -> list[str]:
     """The overrides that add an arm with all that it builds on; UserError where this leafe cannot
     make it."""
     arms, strategies = with_arms(recipe, [row])

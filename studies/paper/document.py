@@ -46,7 +46,7 @@ class Block:
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    words: int = 1
+    text_columns: int = 1
     """How many columns, from the left, hold words and not figures."""
 
 
@@ -59,7 +59,7 @@ class Document:
     notes: tuple[str, ...] = ()
     records: tuple[Mapping[str, Any], ...] = field(default=())
 
-    def saying(self, notes: Sequence[str]) -> Document:
+    def with_notes(self, notes: Sequence[str]) -> Document:
         """The same with these sentences before its notes."""
         return replace(self, notes=tuple(dict.fromkeys([*notes, *self.notes])))
 

@@ -20,7 +20,7 @@ EFFECT, POWER, ALPHA = 0.05, 0.8, 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class RequiredSize:
     """What a difference of `EFFECT` would need. None: the data do not tell (fewer than two tasks or
     runs, or no spread at all)."""
 
@@ -34,12 +34,12 @@ class Need:
     """Runs with as many tasks as these."""
 
 
-def need(
+def required_size(
     runs: Sequence[Mapping[str, float]],
     effect: float = EFFECT,
     power: float = POWER,
     alpha: float = ALPHA,
-) -> Need:
+) -> RequiredSize:
     """From the differences of each run by task (fractions)."""
     values = [np.asarray(list(run.values()), dtype=np.float64) for run in runs if run]
     freedom = sum(len(v) - 1 for v in values)
@@ -49,7 +49,7 @@ def need(
         else None
     )
     between = float(np.std([v.mean() for v in values], ddof=1)) if len(values) > 1 else None
-    return Need(
+    return RequiredSize(
         spread, _draws(spread, effect, power, alpha), between, _draws(between, effect, power, alpha)
     )
 

@@ -242,9 +242,9 @@ def test_the_commands_that_are_offered_work(tmp_path: Path) -> None:
 def test_arms_that_this_leafe_cannot_make_are_said_to_be_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from studies.paper import _define
+    from studies.paper import definitions
 
-    monkeypatch.setitem(_define.ARMS, "grpo", {"preset": "absent"})  # type: ignore[arg-type]
+    monkeypatch.setitem(definitions.ARMS, "grpo", {"preset": "absent"})  # type: ignore[arg-type]
     notes = build(gather([whole(tmp_path)]), 1).notes
     assert (
         "GRPO has not been run in gates hard: no command yet: this leafe has no preset 'absent'"

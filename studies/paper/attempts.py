@@ -18,9 +18,9 @@ from leafe.evaluate import Counts, Estimate, pass_estimate
 from leafe.pipeline import Stage, env_options, plan
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, load_trees
-from studies.paper.define import title_of
+from studies.paper.columns import Column
+from studies.paper.definitions import title_of
 from studies.paper.document import Block, cells, record
-from studies.paper.evidence import Column
 
 HEAD = (
     "environment",
@@ -36,7 +36,7 @@ HEAD = (
 )
 
 
-def tries_block(columns: Sequence[Column]) -> tuple[Block | None, list[dict[str, Any]]]:
+def attempts_block(columns: Sequence[Column]) -> tuple[Block | None, list[dict[str, Any]]]:
     """The block, if any run has such rows, and a record a figure. Stages that are not finished are
     left out."""
     rows, records = [], []
@@ -118,7 +118,7 @@ def tries_block(columns: Sequence[Column]) -> tuple[Block | None, list[dict[str,
         "At test time: several attempts with feedback between them, and what plain samples "
         "give for as many calls"
     )
-    return Block(title, HEAD, tuple(rows), words=3), records
+    return Block(title, HEAD, tuple(rows), text_columns=3), records
 
 
 def _found(column: Column) -> dict[str, list[tuple[Recipe, RunFolder, Stage, Mapping[str, Any]]]]:

@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from studies.paper.claims import Judged, Tested
-from studies.paper.define import MARGIN, title_of
+from studies.paper.claims import ClaimResult, ComparisonResult
+from studies.paper.definitions import MARGIN, title_of
 from studies.paper.document import Block, Cell, cells, record
 from studies.paper.power import EFFECT
 
 MINUS = "−"
-HOW_CLAIMS = (
+CLAIM_NOTES = (
     (
         "Claims of one table are Holm-corrected together; a verdict is wrong with 5 % at most "
         "for each table. Controls have no part in them."
@@ -25,9 +25,9 @@ HOW_CLAIMS = (
 )
 
 
-def claim_blocks(judged: Sequence[Judged]) -> list[Block]:
+def claim_blocks(results_of_claims: Sequence[ClaimResult]) -> list[Block]:
     """The verdicts, the differences behind them, and what other numbers of tasks would tell."""
-    if not judged:
+    if not results_of_claims:
         return []
     verdicts = tuple(
         (
@@ -36,11 +36,11 @@ def claim_blocks(judged: Sequence[Judged]) -> list[Block]:
             Cell(j.verdict, best=j.verdict != "not decided"),
             Cell(_because(j)),
         )
-        for j in judged
+        for j in results_of_claims
     )
-    differences = tuple(_difference(j, t) for j in judged for t in j.tested)
-    needs = tuple(dict.fromkeys(_needs(t) for j in judged for t in j.tested if t.runs))
-    out = [Block("Claims", ("claim", "says", "verdict", "because"), verdicts, words=4)]
+    differences = tuple(_difference(j, t) for j in results_of_claims for t in j.tested)
+    needs = tuple(dict.fromkeys(_needs(t) for j in results_of_claims for t in j.tested if t.runs))
+    out = [Block("Claims", ("claim", "says", "verdict", "because"), verdicts, text_columns=4)]
     if differences:
         over = (
             "claim",
@@ -52,7 +52,9 @@ def claim_blocks(judged: Sequence[Judged]) -> list[Block]:
             "tasks, runs",
             "outcome",
         )
-        out.append(Block("The differences behind them, paired by task", over, differences, words=3))
+        out.append(
+            Block("The differences behind them, paired by task", over, differences, text_columns=3)
+        )
     if needs:
         head = (
             "column",
@@ -68,11 +70,11 @@ def claim_blocks(judged: Sequence[Judged]) -> list[Block]:
             f"Power: what a difference of {100 * EFFECT:.0f} points needs at 80 %, two-sided "
             "at 5 %, before Holm; spreads as seen, in points"
         )
-        out.append(Block(title, head, needs, words=2))
+        out.append(Block(title, head, needs, text_columns=2))
     return out
 
 
-def _because(j: Judged) -> str:
+def _because(j: ClaimResult) -> str:
     """What decides it, or keeps it open: refuting comparisons, ties, what is missing."""
     said = []
     no = [t for t in j.tested if t.outcome == "no"]
@@ -113,15 +115,15 @@ def _because(j: Judged) -> str:
     return "; ".join(said) or "no column speaks of it"
 
 
-def _value(t: Tested) -> float:
+def _value(t: ComparisonResult) -> float:
     return t.found.value if t.found else math.nan
 
 
-def _pair(t: Tested) -> str:
+def _pair(t: ComparisonResult) -> str:
     return f"{title_of(t.comparison.a)} {MINUS} {title_of(t.comparison.b)}"
 
 
-def _points(t: Tested) -> str:
+def _points(t: ComparisonResult) -> str:
     return (
         "–"
         if t.found is None or math.isnan(t.found.value)
@@ -140,7 +142,7 @@ def _signed(value: float) -> str:
     )
 
 
-def _difference(j: Judged, t: Tested) -> tuple[Cell, ...]:
+def _difference(j: ClaimResult, t: ComparisonResult) -> tuple[Cell, ...]:
     relation = {
         "above": "",
         "same": f" (same within {100 * MARGIN:.0f})",
@@ -171,7 +173,7 @@ def _difference(j: Judged, t: Tested) -> tuple[Cell, ...]:
     )
 
 
-def _needs(t: Tested) -> tuple[Cell, ...]:
+def _needs(t: ComparisonResult) -> tuple[Cell, ...]:
     assert t.found is not None
     n = t.needs
     spread, between = (("–" if s is None else f"{100 * s:.1f}") for s in (n.spread, n.run_spread))
@@ -179,9 +181,9 @@ def _needs(t: Tested) -> tuple[Cell, ...]:
     return cells(t.column, _pair(t), str(t.k), f"{t.found.tasks:,}", spread, tasks, between, runs)
 
 
-def claim_records(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+def claim_records(results_of_claims: Sequence[ClaimResult]) -> list[dict[str, Any]]:
     out = []
-    for j in judged:
+    for j in results_of_claims:
         out.append(
             record(
                 kind="claim",

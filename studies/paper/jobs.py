@@ -19,7 +19,7 @@ from leafe.recipes import Recipe, load_recipe, parse_recipe
 from leafe.runs import RunFolder
 from studies import recipe_path
 from studies.paper.commands import with_arms
-from studies.paper.define import ARMS, STRATEGIES, RecipeSet, Table
+from studies.paper.definitions import ARMS, STRATEGIES, RecipeSet, Table
 from studies.paper.results import chosen_temperature
 
 
@@ -45,7 +45,7 @@ def jobs_of(
     jobs: list[Job] = []
     said = []
     for name in recipes.of(table):
-        job, lacking = _job(table, name, overrides, runs)
+        job, missing = _job(table, name, overrides, runs)
         if any(job.folder == other.folder for other in jobs):
             several = ", ".join(recipes.of(table))
             raise UserError(
@@ -53,7 +53,7 @@ def jobs_of(
                 "take name=... out and give --runs DIR."
             )
         jobs.append(job)
-        said += lacking
+        said += missing
     return jobs, list(dict.fromkeys(said))
 
 

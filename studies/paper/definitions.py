@@ -24,7 +24,7 @@ TOP = "top"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     key: str
     """Its name in run folders."""
     title: str
@@ -57,11 +57,11 @@ class Claim:
 class Table:
     number: int
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     kind: Literal["evaluate", "explore", "transfer"] = "evaluate"
     """Of what: Pass@k of policies, coverage of explorations, Pass@k of policies in an environment
     that they were not trained in."""
-    apart: bool = False
+    by_base: bool = False
     """A column a base policy, as in the paper; else base policies are runs of one column, as seeds
     are."""
     main: bool = False
@@ -99,18 +99,18 @@ SETS: Mapping[str, RecipeSet] = {
     "code": RecipeSet(("codecontests",), "codecontests", ("mbpp",)),
 }
 
-BASE = Row("base", "Base", "the policy before any training")
-EARLY = Row("early-experience", "EarlyExp", "implicit environment modelling, then imitation")
-REFLECTION = Row("self-reflection", "EarlyExp (self-reflection)")
-GRPO = Row("grpo", "GRPO")
-ACE = Row("ace", "ACE", "a playbook in the prompt; no weights change")
-RFT = Row("rft", "RFT", "fine-tuned on the successes of independent sampling")
-REHEARSAL = Row("rehearsal", "L_reh only", "the tree's successes, stopped early")
-LEAFE = Row("leafe", "LEAFE", "the paper's form: L_cf + beta L_reh")
-PLUS = Row("leafe+", "LEAFE+", "leafe's own Stage 2")
-LEAFE_GRPO = Row("leafe from grpo", "LEAFE from GRPO")
-PLUS_GRPO = Row("leafe+ from grpo", "LEAFE+ from GRPO")
-LEAFE_EARLY = Row("leafe from early-experience", "LEAFE from EarlyExp")
+BASE = TableRow("base", "Base", "the policy before any training")
+EARLY = TableRow("early-experience", "EarlyExp", "implicit environment modelling, then imitation")
+REFLECTION = TableRow("self-reflection", "EarlyExp (self-reflection)")
+GRPO = TableRow("grpo", "GRPO")
+ACE = TableRow("ace", "ACE", "a playbook in the prompt; no weights change")
+RFT = TableRow("rft", "RFT", "fine-tuned on the successes of independent sampling")
+REHEARSAL = TableRow("rehearsal", "L_reh only", "the tree's successes, stopped early")
+LEAFE = TableRow("leafe", "LEAFE", "the paper's form: L_cf + beta L_reh")
+PLUS = TableRow("leafe+", "LEAFE+", "leafe's own Stage 2")
+LEAFE_GRPO = TableRow("leafe from grpo", "LEAFE from GRPO")
+PLUS_GRPO = TableRow("leafe+ from grpo", "LEAFE+ from GRPO")
+LEAFE_EARLY = TableRow("leafe from early-experience", "LEAFE from EarlyExp")
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "early-experience": {"preset": "early-experience"},
@@ -130,9 +130,9 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 STRATEGIES = (
-    Row("independent", "IS", "independent sampling"),
-    Row("refine", "IR", "iterative refinement"),
-    Row("tree", "LEAFE tree", "rollback"),
+    TableRow("independent", "IS", "independent sampling"),
+    TableRow("refine", "IR", "iterative refinement"),
+    TableRow("tree", "LEAFE tree", "rollback"),
 )
 
 TABLES: Mapping[int, Table] = {
@@ -147,7 +147,7 @@ TABLES: Mapping[int, Table] = {
             2,
             "Pass@1 and Pass@128 by base policy",
             (BASE, GRPO, LEAFE, PLUS),
-            apart=True,
+            by_base=True,
             main=True,
         ),
         Table(

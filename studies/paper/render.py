@@ -38,8 +38,8 @@ def show(document: Document, console: Console) -> None:
             for nth, name in enumerate(block.head):
                 table.add_column(
                     Text(name),
-                    justify="left" if nth < block.words else "right",
-                    no_wrap=nth >= block.words,
+                    justify="left" if nth < block.text_columns else "right",
+                    no_wrap=nth >= block.text_columns,
                 )
             for row in block.rows:
                 table.add_row(
@@ -68,13 +68,13 @@ def _pieces(block: Block, width: int) -> list[Block]:
         max([len(name), *(max(len(row[nth].text), len(row[nth].more)) for row in block.rows)]) + 3
         for nth, name in enumerate(block.head)
     ]
-    room = width - sum(min(w, _WORDS) for w in widths[: block.words])
+    room = width - sum(min(w, _WORDS) for w in widths[: block.text_columns])
     cuts: list[list[int]] = [[]]
-    for nth in range(block.words, len(block.head)):
+    for nth in range(block.text_columns, len(block.head)):
         if cuts[-1] and sum(widths[i] for i in cuts[-1]) + widths[nth] > room:
             cuts.append([])
         cuts[-1].append(nth)
-    first = list(range(block.words))
+    first = list(range(block.text_columns))
     picked = [[*first, *cut] for cut in cuts]
     return [
         replace(
@@ -92,7 +92,9 @@ def markdown(document: Document) -> str:
     for block in document.blocks:
         lines += [f"**{_md(block.title)}**", "", _md_row([_md(name) for name in block.head])]
         lines.append(
-            _md_row(["---" if nth < block.words else "---:" for nth in range(len(block.head))])
+            _md_row(
+                ["---" if nth < block.text_columns else "---:" for nth in range(len(block.head))]
+            )
         )
         lines += [_md_row([_md_cell(c) for c in row]) for row in block.rows]
         lines.append("")
@@ -145,7 +147,7 @@ def latex(document: Document) -> str:
             rf"\label{{tab:{document.name}-{nth + 1}}}",
         ]
         out += [
-            rf"\begin{{tabular}}{{{'l' * block.words}{'r' * (len(block.head) - block.words)}}}",
+            rf"\begin{{tabular}}{{{'l' * block.text_columns}{'r' * (len(block.head) - block.text_columns)}}}",
             r"\toprule",
         ]
         out += [_tex_row([_tex(name) for name in block.head]), r"\midrule"]
