@@ -1,5 +1,5 @@
 """Verdicts as blocks of a document: what each claim comes to and why, the differences behind it,
-and what other numbers of tasks would tell."""
+and what other numbers of tasks would show."""
 
 from __future__ import annotations
 
@@ -14,35 +14,31 @@ from studies.paper.power import EFFECT
 
 MINUS = "−"
 CLAIM_NOTES = (
-    (
-        "Claims of one table are Holm-corrected together; a verdict is wrong with 5 % at most "
-        "for each table. Controls have no part in them."
-    ),
-    (
-        f"A difference below {100 * MARGIN:.0f} points counts as none where a claim says `as "
-        "it is` or `loses no`; a tie is a difference whose interval holds 0."
-    ),
+    "Claims of one table are Holm-corrected together; a verdict is wrong with 5 % at most for each "
+    "table. Controls have no part in them.",
+    f"A difference below {100 * MARGIN:.0f} points counts as none where a claim says `as it is` or "
+    "`loses no`; a tie is a difference whose interval holds 0.",
 )
 
 
-def claim_blocks(results_of_claims: Sequence[ClaimResult]) -> list[Block]:
-    """The verdicts, the differences behind them, and what other numbers of tasks would tell."""
-    if not results_of_claims:
+def claim_blocks(claims: Sequence[ClaimResult]) -> list[Block]:
+    """The verdicts, the differences behind them, and the sizes that would decide."""
+    if not claims:
         return []
     verdicts = tuple(
         (
-            Cell(j.claim.name),
-            Cell(j.claim.text),
-            Cell(j.verdict, best=j.verdict != "not decided"),
-            Cell(_because(j)),
+            Cell(c.claim.name),
+            Cell(c.claim.text),
+            Cell(c.verdict, best=c.verdict != "not decided"),
+            Cell(_because(c)),
         )
-        for j in results_of_claims
+        for c in claims
     )
-    differences = tuple(_difference(j, t) for j in results_of_claims for t in j.tested)
-    needs = tuple(dict.fromkeys(_needs(t) for j in results_of_claims for t in j.tested if t.runs))
-    out = [Block("Claims", ("claim", "says", "verdict", "because"), verdicts, text_columns=4)]
+    head: tuple[str, ...] = ("claim", "says", "verdict", "because")
+    out = [Block("Claims", head, verdicts, text_columns=4)]
+    differences = tuple(_difference(c, t) for c in claims for t in c.tested)
     if differences:
-        over = (
+        head = (
             "claim",
             "column",
             f"a {MINUS} b",
@@ -52,9 +48,9 @@ def claim_blocks(results_of_claims: Sequence[ClaimResult]) -> list[Block]:
             "tasks, runs",
             "outcome",
         )
-        out.append(
-            Block("The differences behind them, paired by task", over, differences, text_columns=3)
-        )
+        title = "The differences behind them, paired by task"
+        out.append(Block(title, head, differences, text_columns=3))
+    needs = tuple(dict.fromkeys(_needs(t) for c in claims for t in c.tested if t.runs))
     if needs:
         head = (
             "column",
@@ -74,49 +70,41 @@ def claim_blocks(results_of_claims: Sequence[ClaimResult]) -> list[Block]:
     return out
 
 
-def _because(j: ClaimResult) -> str:
+def _because(c: ClaimResult) -> str:
     """What decides it, or keeps it open: refuting comparisons, ties, what is missing."""
-    said = []
-    no = [t for t in j.tested if t.outcome == "no"]
-    if no and j.verdict != "holds":
-        said.append(
-            "against it: " + ", ".join(f"{_pair(t)} {_points(t)} in {t.column}" for t in no)
-        )
-    ties = [t for t in j.tested if t.tie and t.comparison.relation == "above"]
-    if ties and j.verdict != "holds":
-        said.append(
+    parts = []
+    no = [t for t in c.tested if t.outcome == "no"]
+    if no and c.verdict != "holds":
+        parts.append("against it: " + ", ".join(map(_shown, no)))
+    ties = [t for t in c.tested if t.tie and t.comparison.relation == "above"]
+    if ties and c.verdict != "holds":
+        parts.append(
             "ties: "
             + ", ".join(
-                (
-                    f"{title_of(t.comparison.a)} and {title_of(t.comparison.b)} ({_points(t)}) "
-                    f"in {t.column}"
-                )
+                f"{title_of(t.comparison.a)} and {title_of(t.comparison.b)} ({_points(t)}) "
+                f"in {t.column}"
                 for t in ties
             )
         )
-    open_ = [t for t in j.tested if t.outcome == "open" and t not in ties]
-    if open_ and j.verdict == "not decided":
-        said.append("open: " + ", ".join(f"{_pair(t)} {_points(t)} in {t.column}" for t in open_))
+    undecided = [t for t in c.tested if t.outcome == "open" and t not in ties]
+    if undecided and c.verdict == "not decided":
+        parts.append("open: " + ", ".join(map(_shown, undecided)))
     missing: dict[str, dict[str, None]] = {}
-    for t in j.tested:
+    for t in c.tested:
         if t.outcome == "missing":
             missing.setdefault(t.why, {})[t.column] = None
     if missing:
-        said.append(
-            "missing: "
-            + ", ".join(f"{why} in {' and '.join(columns)}" for why, columns in missing.items())
-        )
-    yes = [t for t in j.tested if t.outcome == "yes"]
-    if yes and (not said or j.verdict == "holds"):
-        said.insert(
-            0,
-            f"{len(yes)} of {len(j.tested)} comparisons, smallest {_points(min(yes, key=_value))}",
-        )
-    return "; ".join(said) or "no column speaks of it"
+        columns = [f"{why} in {' and '.join(titles)}" for why, titles in missing.items()]
+        parts.append("missing: " + ", ".join(columns))
+    yes = [t for t in c.tested if t.outcome == "yes"]
+    if yes and (not parts or c.verdict == "holds"):
+        smallest = min(yes, key=lambda t: t.found.value if t.found else math.nan)
+        parts.insert(0, f"{len(yes)} of {len(c.tested)} comparisons, smallest {_points(smallest)}")
+    return "; ".join(parts) or "no column speaks of it"
 
 
-def _value(t: ComparisonResult) -> float:
-    return t.found.value if t.found else math.nan
+def _shown(t: ComparisonResult) -> str:
+    return f"{_pair(t)} {_points(t)} in {t.column}"
 
 
 def _pair(t: ComparisonResult) -> str:
@@ -124,53 +112,31 @@ def _pair(t: ComparisonResult) -> str:
 
 
 def _points(t: ComparisonResult) -> str:
-    return (
-        "–"
-        if t.found is None or math.isnan(t.found.value)
-        else f"{_signed(t.found.value)} [{_signed(t.found.low)}, {_signed(t.found.high)}]"
-    )
+    if t.found is None or math.isnan(t.found.value):
+        return "–"
+    return f"{_signed(t.found.value)} [{_signed(t.found.low)}, {_signed(t.found.high)}]"
 
 
 def _signed(value: float) -> str:
+    if math.isnan(value):
+        return "–"
     text = f"{100 * value:+.1f}"
-    return (
-        "–"
-        if math.isnan(value)
-        else "0.0"
-        if text in ("+0.0", "-0.0")
-        else text.replace("-", MINUS)
-    )
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
 
 
-def _difference(j: ClaimResult, t: ComparisonResult) -> tuple[Cell, ...]:
+def _difference(c: ClaimResult, t: ComparisonResult) -> tuple[Cell, ...]:
+    margin = f"{100 * MARGIN:.0f}"
     relation = {
         "above": "",
-        "same": f" (same within {100 * MARGIN:.0f})",
-        "not below": f" (not below by {100 * MARGIN:.0f})",
+        "same": f" (same within {margin})",
+        "not below": f" (not below by {margin})",
     }[t.comparison.relation]
+    first = (c.claim.name, t.column, _pair(t) + relation, str(t.k))
     if t.found is None:
-        return cells(
-            j.claim.name,
-            t.column,
-            _pair(t) + relation,
-            str(t.k),
-            "–",
-            "–",
-            "–",
-            f"missing: {t.why}",
-        )
+        return cells(*first, "–", "–", "–", f"missing: {t.why}")
     outcome = "tie" if t.tie and t.comparison.relation == "above" else t.outcome
     p = "too few tasks" if math.isnan(t.p) else "<0.0001" if t.p < 1e-4 else f"{t.p:.4f}"
-    return cells(
-        j.claim.name,
-        t.column,
-        _pair(t) + relation,
-        str(t.k),
-        _points(t),
-        p,
-        f"{t.found.tasks}, {t.found.runs}",
-        outcome,
-    )
+    return cells(*first, _points(t), p, f"{t.found.tasks}, {t.found.runs}", outcome)
 
 
 def _needs(t: ComparisonResult) -> tuple[Cell, ...]:
@@ -181,42 +147,30 @@ def _needs(t: ComparisonResult) -> tuple[Cell, ...]:
     return cells(t.column, _pair(t), str(t.k), f"{t.found.tasks:,}", spread, tasks, between, runs)
 
 
-def claim_records(results_of_claims: Sequence[ClaimResult]) -> list[dict[str, Any]]:
+def claim_records(claims: Sequence[ClaimResult]) -> list[dict[str, Any]]:
+    """One record a verdict, a comparison and a required size."""
     out = []
-    for j in results_of_claims:
-        out.append(
-            record(
-                kind="claim",
-                table=j.claim.table,
-                row=j.claim.name,
-                verdict=j.verdict,
-                note=f"{j.claim.text}: {_because(j)}",
-            )
-        )
-        for t in j.tested:
+    for c in claims:
+        note = f"{c.claim.text}: {_because(c)}"
+        table, name = c.claim.table, c.claim.name
+        out.append(record(kind="claim", table=table, row=name, verdict=c.verdict, note=note))
+        for t in c.tested:
             common = {
-                "table": j.claim.table,
+                "table": table,
                 "column": t.column,
                 "row": t.comparison.a,
                 "against": t.comparison.b,
                 "k": t.k,
             }
-            found = (
-                {}
-                if t.found is None
-                else {
-                    "value": t.found.value,
-                    "low": t.found.low,
-                    "high": t.found.high,
-                    "tasks": t.found.tasks,
-                    "runs": t.found.runs,
-                }
-            )
-            measure = f"claim {j.claim.name}, {t.comparison.relation}"
+            found = {
+                field: getattr(t.found, field)
+                for field in ("value", "low", "high", "tasks", "runs")
+                if t.found is not None
+            }
             out.append(
                 record(
                     kind="comparison",
-                    measure=measure,
+                    measure=f"claim {name}, {t.comparison.relation}",
                     p=t.p,
                     verdict=t.outcome,
                     note=t.why if t.found is None else "",
@@ -224,15 +178,8 @@ def claim_records(results_of_claims: Sequence[ClaimResult]) -> list[dict[str, An
                     **found,
                 )
             )
-            if t.runs:
-                needs = t.needs
-                for name in ("spread", "tasks", "run_spread", "runs"):
-                    out.append(
-                        record(
-                            kind="power",
-                            measure=f"claim {j.claim.name}, {name}",
-                            value=getattr(needs, name),
-                            **common,
-                        )
-                    )
+            needs = t.needs
+            for field in ("spread", "tasks", "run_spread", "runs") if t.runs else ():
+                value, measure = getattr(needs, field), f"claim {name}, {field}"
+                out.append(record(kind="power", measure=measure, value=value, **common))
     return out
