@@ -1,10 +1,9 @@
 """The paper's six tables and their claims as data: which arms are the rows, which recipes are the
 columns, what each table is said to show.
 
-A row is the name of an arm (or row of an evaluation) in run folders. `ARMS` says how an arm is made
-where a recipe does not: a recipe's own settings, found
-on validation tasks, come first. Arms whose preset this leafe does not have are named all the same,
-so that a table says what it lacks.
+A row is the name of an arm (or row of an evaluation) in run folders. `ARMS` defines an arm where
+the recipe does not: a recipe's own settings, found on validation tasks, come first. Arms whose
+preset this leafe does not have are listed too, so that a table can name what it lacks.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ Relation = Literal["above", "same", "not below"]
 MARGIN = 0.02
 """Two points: the difference below which `same` and `not below` take two rows for equal. The
 paper's own `leaves Pass@1` are changes of up to 0.7."""
-TOP = "top"
-"""The k of Pass@128, or of the largest k that the samples allow (1024 is for the curves)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
+    """One method of a table."""
+
     key: str
     """Its name in run folders."""
     title: str
@@ -38,6 +37,7 @@ class Comparison:
     a: str
     b: str
     k: int | Literal["top"]
+    """top: 128, or the largest power of two that the samples allow."""
     relation: Relation = "above"
 
 
@@ -55,27 +55,29 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """One of the paper's tables."""
+
     number: int
     title: str
     rows: tuple[TableRow, ...]
     kind: Literal["evaluate", "explore", "transfer"] = "evaluate"
-    """Of what: Pass@k of policies, coverage of explorations, Pass@k of policies in an environment
-    that they were not trained in."""
+    """evaluate: Pass@k of policies. explore: coverage of explorations. transfer: Pass@k of policies
+    in an environment that they were not trained in."""
     by_base: bool = False
-    """A column a base policy, as in the paper; else base policies are runs of one column, as seeds
-    are."""
+    """Whether each base policy has columns of its own, as in the paper; else base policies are runs
+    of one column, as seeds are."""
     main: bool = False
-    """Only the first recipe of a set; of a transfer table the one that trains for it."""
+    """Whether it shows the first recipe of a set alone; of a transfer table the training one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeSet:
-    """What `--on` names: the recipes that are a table's columns, and those of the transfer
+    """A value of `--on`: the recipes that are a table's columns, and those of the transfer
     table."""
 
     recipes: tuple[str, ...]
     trained: str = ""
-    """The recipe whose policies are tested out of distribution; none: there is no such test."""
+    """The recipe whose policies are tested out of distribution; empty: there is no such test."""
     tested: tuple[str, ...] = ()
     """The recipes that test them."""
 
@@ -312,7 +314,3 @@ def title_of(key: str) -> str:
     """How tables name a row."""
     rows = {row.key: row.title for table in TABLES.values() for row in table.rows}
     return rows.get(key, key)
-
-
-def claims_of(table: int) -> tuple[Claim, ...]:
-    return tuple(c for c in CLAIMS if c.table == table)

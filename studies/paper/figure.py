@@ -1,8 +1,8 @@
-"""Pass@k against k, with bands: one panel a column, one line a row, drawn by matplotlib without a
+"""Pass@k against k with 95 % bands: one panel a column, one line a row, by matplotlib without a
 display.
 
-Series differ by colour (Okabe-Ito, which colour-blind readers can tell apart), dash and marker; the
-ceiling is grey. k runs to 1024 where the samples do.
+Series differ by colour (Okabe-Ito, safe for colour-blind readers), dash and marker; the ceiling is
+grey. k runs to 1024 where there are so many samples.
 """
 
 from __future__ import annotations
@@ -29,26 +29,30 @@ SUFFIXES = (".png", ".svg", ".pdf")
 def passk_figure(
     paths: Sequence[Path], out: Path, rows: Sequence[str] = (), csv: Path | None = None
 ) -> list[Path]:
-    """Draw the curves of these folders; the files that were written. `csv`: the same points as
-    text."""
+    """Draw the Pass@k curves of run folders.
+
+    Args:
+        paths: the run folders.
+        out: the figure: .png, .svg or .pdf.
+        rows: the rows to draw; empty: those of table 1 and the controls.
+        csv: a file for the same points as text.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: a row is unknown, there is nothing to draw, or a file cannot be written.
+    """
     evidence = gather(paths)
     known = list(dict.fromkeys(row for column in evidence.columns for row in column.rows()))
-    strange = [row for row in rows if row not in known]
-    if strange:
-        raise UserError(
-            f"No folder has a row {strange[0]!r}: there are {', '.join(known) or 'none yet'}."
-        )
+    for row in rows:
+        if row not in known:
+            raise UserError(
+                f"No folder has a row {row!r}: there are {', '.join(known) or 'none yet'}."
+            )
     points = curves(evidence, rows)
-    draw(
-        points,
-        out,
-        [
-            row
-            for column in evidence.columns
-            for row, role in column.roles.items()
-            if role == "ceiling"
-        ],
-    )
+    roles = [item for column in evidence.columns for item in column.roles.items()]
+    draw(points, out, [row for row, role in roles if role == "ceiling"])
     return [out, *write(Document("passk", "Pass@k", (), (), tuple(points)), to_csv=csv)]
 
 
