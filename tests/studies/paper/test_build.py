@@ -40,32 +40,7 @@ SOLVED = {
     "evaluate/leafe": [64] * 12,
     "evaluate/leafe+": [64] * 12,
 }
-GOLDEN = """\
-## Table 4: What L\\_cf adds to L\\_reh
-
-**Pass@k in % [95 % interval] (tasks, runs)**
-
-| method | gates hard Pass@1 | gates hard Pass@128 |
-| --- | ---: | ---: |
-| L\\_reh only T=1 | 25.0 [13.5, 40.0] (24, 1) | 50.0 [27.0, 73.0] (24, 1) |
-| LEAFE T=1 | **50.0=** [43.9, 56.1] (24, 1) | **100.0=** [87.7, 100.0] (24, 1) |
-| LEAFE+ T=1 | **50.0=** [43.9, 56.1] (24, 1) | **100.0=** [87.7, 100.0] (24, 1) |
-
-**What each row cost to make, mean of its runs**
-
-| environment | row | allowed | phases | calls | environment steps | replayed | tokens out | tokens in | trained on | min. to make | min. to test | tokens a test sample |
-| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| gates hard | L\\_reh only | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
-| gates hard | LEAFE | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
-| gates hard | LEAFE+ | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
-
-**Claims**
-
-| claim | says | verdict | because |
-| --- | --- | --- | --- |
-| 4a | L\\_cf adds Pass@128 | **holds** | 1 of 1 comparisons, smallest +50.0 [+19.9, +73.0] |
-| 4b | L\\_cf leaves Pass@1 as it is | **does not hold** | against it: LEAFE − L\\_reh only +25.0 [+5.4, +40.0] in gates hard |
-"""
+GOLDEN = Path(__file__).with_name("golden.md").read_text("utf-8")
 
 
 def whole(tmp_path: Path) -> Path:
