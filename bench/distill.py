@@ -170,7 +170,7 @@ def run_leafe(path: Path, data: Dataset, steps: int, packing: str) -> dict[str, 
     }
     from leafe.distill import _train
 
-    step = _train._Training._step
+    step = _train._Trainer._step
 
     def watched(self: Any, *given: Any, **more: Any) -> Any:
         if not clock.marks:
@@ -181,7 +181,7 @@ def run_leafe(path: Path, data: Dataset, steps: int, packing: str) -> dict[str, 
         clock.mark()
         losses.append(row["loss"])
 
-    _train._Training._step = watched  # type: ignore[method-assign]
+    _train._Trainer._step = watched  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:
         result = train(path, out, data, None, DistillConfig(max_steps=steps, **options), progress)
     return clock.result() | {
@@ -355,7 +355,7 @@ def gpu(model: str) -> None:
 
     from leafe.core import ChatTokens
     from leafe.distill import encode
-    from leafe.distill._attention import Attention, choose
+    from leafe.distill._attention import Attention, select_attention
     from leafe.distill._loss import collate, part_losses, totals
     from leafe.distill._pack import pack
 
@@ -367,13 +367,15 @@ def gpu(model: str) -> None:
     results: dict[str, tuple[float, torch.Tensor]] = {}
     for name in ("sdpa float32", "flex float32", "flex bfloat16"):
         one = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to("cuda")
-        attention = choose(one, 10_000) if name.startswith("flex") else Attention("sdpa", head=True)
+        attention = Attention("sdpa", head=True)
+        if name.startswith("flex"):
+            attention = select_attention(one, 10_000)
         if name.startswith("flex") and attention.kind != "flex":
             print(f"no FlexAttention here: {attention.notes}")
             return
         pieces = [
             collate([row], totals(batch), 0, attention).to("cuda")
-            for row in pack(batch, attention.shape(4096))
+            for row in pack(batch, attention.limits(4096))
         ]
         with torch.autocast("cuda", torch.bfloat16, enabled=name.endswith("bfloat16")):
             loss = sum(part_losses(one, None, piece) for piece in pieces)
