@@ -155,7 +155,7 @@ class Turn:
     for it to fit (`leafe.prompts.shortened`)."""
     tried: int = 0
     """Reflect: how many pieces of advice that had been followed already stood in the prompt
-    (`leafe.prompts.tried_on`)."""
+    (`leafe.prompts.tried_advice`)."""
     policy: str = ""
     """Which weights answered."""
     usage: Usage = Usage()

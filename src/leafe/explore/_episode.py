@@ -42,7 +42,7 @@ from leafe.prompts import (
     UnusableReflection,
     notes_on,
     shortenings,
-    tried_on,
+    tried_advice,
 )
 
 
@@ -203,7 +203,7 @@ class EpisodeRunner:
         """Whether the next action's prompt holds the plan's experience."""
         put = len(self.tree.path(plan.start))
         return history.step == put or (
-            self.config.scope == "branch" and self.prompts.shows(history, put)
+            self.config.scope == "branch" and self.prompts.shows_experience(history, put)
         )
 
     def _kept(self, plan: Plan, history: History) -> dict[int, str]:
@@ -251,7 +251,7 @@ class EpisodeRunner:
         """
         if self.prompts.set.tried:
             history = replace(
-                history, tried=tried_on(self.tree, history.turns, self.index, self._experience)
+                history, tried=tried_advice(self.tree, history.turns, self.index, self._experience)
             )
         shorter = iter(shortenings(history.step))
         for _ in range(tries):

@@ -176,7 +176,7 @@ class Run:
             return Had(None, told.why)
         prompts = Prompts(prompt_set, told.value, recipe.history)
         if known.kind == "explore" and known.what.rpartition(".")[2] == "reflexion":
-            prompts = prompts.saying(preamble=prompt_set.advice)
+            prompts = prompts.with_texts(preamble=prompt_set.advice)
         return Had(prompts)
 
     def _help(self, recipe: Recipe, stage: Stage, wait: float) -> Had[str]:

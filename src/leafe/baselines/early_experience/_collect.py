@@ -464,7 +464,7 @@ class _Stage:
         read = History(
             history.task, history.first_observation, (*history.turns, other)
         )  # where its turns stand: after the alternative
-        asked = self.prompts.after(history, fill(self.prompts.set.explain, values))
+        asked = self.prompts.with_request(history, fill(self.prompts.set.explain, values))
         return await asker.ask(
             "explanation",
             read,
