@@ -19,8 +19,8 @@ from itertools import pairwise
 
 
 class PrefixCache:
-    """`capacity` in tokens, rounded down to blocks; None: unlimited. `serve` raises ValueError for a
-    request that alone needs more."""
+    """`capacity` in tokens, rounded down to blocks; None: unlimited. `serve` raises ValueError for
+    a request that alone needs more."""
 
     def __init__(self, capacity: int | None, block: int = 16) -> None:
         self.block = block
