@@ -274,7 +274,6 @@ def _heads(bare: Any) -> tuple[Tensor, Tensor]:
 
 
 def _all_logits(bare: Any, row: Row, attention: Attention) -> Tensor:
-    """logits_TV at every node of the row."""
     device = next(bare.parameters()).device
     rows = attention.batch([row], 0).to(device)
     states = attention.run(bare, rows, torch.arange(row.tokens, device=device))

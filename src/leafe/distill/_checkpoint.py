@@ -148,7 +148,6 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """(folder, state) of the newest complete checkpoint."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 state: dict[str, Any] = json.loads(

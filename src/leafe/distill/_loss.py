@@ -181,7 +181,6 @@ def _losses(
     taught_MD: Tensor | None,
     start_head: Head | None,
 ) -> Tensor:
-    """loss_N of the targets of these positions, at least in float32."""
     logits_PV = _exact(head(states_PD))
     loss_N = logits_PV.logsumexp(-1)[of_N] - logits_PV[of_N, target_N]
     if taught_MD is None or start_head is None:

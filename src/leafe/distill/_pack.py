@@ -56,7 +56,6 @@ class Row:
 
     @property
     def teacher_tokens(self) -> int:
-        """Tokens that the start policy computes."""
         return sum(len(t.ids) for t in self.teachers)
 
     @property
@@ -129,7 +128,6 @@ class _Trie:
         self.path: list[int] = []
 
     def admits(self, ids: tuple[int, ...], limits: RowLimits) -> bool:
-        """Whether the path may join."""
         shared = _common_prefix(self.last, ids)
         if not limits.branching:
             return shared == len(self.last)
@@ -151,7 +149,6 @@ class _Trie:
         return self.path
 
     def close(self) -> None:
-        """Set the ends of the last path."""
         for node in self.path:
             self.ends[node] = len(self.ids)
 

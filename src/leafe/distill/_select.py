@@ -168,7 +168,6 @@ class _Draws:
         self._notes = sorted(self._donors)
 
     def takes_next_episode(self) -> bool:
-        """Whether the next usable episode was drawn."""
         self._nth += 1
         return self._chosen is None or self._nth in self._chosen
 
@@ -219,7 +218,6 @@ class _Selection:
             yield by_progress if self.config.improvement == "progress" else by_blame
 
     def add_rehearsal(self, tree: Tree, draws: _Draws) -> None:
-        """D_reh: the actions of the drawn episodes."""
         for episode in tree.episodes:
             if not episode.acts and episode.turns:
                 continue  # reflections on another episode, which has a record of its own
@@ -303,7 +301,6 @@ class _Selection:
         self._add(_Candidate("anchor", turn, prompt, donor.revised, note, teacher=prompt))
 
     def add_reflection(self, tree: Tree, branch: Branch) -> None:
-        """The reflection of a branch that improved."""
         turn = branch.reflection
         if _excluded(self.config, turn):
             self.skipped[f"reflection: {CUT}"] += 1
@@ -430,7 +427,6 @@ def _with_experience(tree: Tree, turn: Turn, step: int, experience: str) -> Hist
 
 
 def _verdicts(tree: Tree, by_progress: Branch, by_blame: Branch) -> str:
-    """The improvement rules by which a branch improved."""
     after = by_progress.outcome_after
     if after.success:
         return "won"
@@ -443,7 +439,6 @@ def _verdicts(tree: Tree, by_progress: Branch, by_blame: Branch) -> str:
 
 
 def _excluded(config: DistillConfig, turn: Turn) -> bool:
-    """Whether the turn's answer was cut and may therefore not be learnt."""
     return turn.cut and config.truncated_answers == "skip"
 
 

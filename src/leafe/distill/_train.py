@@ -503,7 +503,6 @@ class _Trainer:
 
 
 def _masked(row: Row) -> Row:
-    """The row with all its targets at weight 0."""
     return replace(row, targets=[target._replace(weight=0.0) for target in row.targets])
 
 

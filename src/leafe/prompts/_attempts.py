@@ -45,7 +45,6 @@ def _text(words: PromptSet, turns: Sequence[Turn], observations: int, steps: int
 
 
 def _last_step(words: PromptSet, turns: Sequence[Turn]) -> str:
-    """The last step, cut in the middle."""
     last, before = turns[-1], len(turns) - 1
     frame = len(_text(words, turns, before, before)) - len(last.action) - len(last.observation)
     room = max(0, words.attempt_chars - frame)
@@ -56,7 +55,6 @@ def _last_step(words: PromptSet, turns: Sequence[Turn]) -> str:
 
 
 def _left_out(words: PromptSet, first: int, steps: int) -> str:
-    """One line in the place of the first `steps`."""
     numbers = f"{first} to {first + steps - 1}" if steps > 1 else first
     return _step(words, numbers, words.left_out, words.left_out)
 

@@ -251,7 +251,6 @@ class Prompts:
         return (*cache.messages[:-1], _appended(cache.messages[-1], note + suffix))
 
     def _system(self, history: History) -> list[Message]:
-        """The system message, if it is not empty."""
         text = self._fill(self.set.system, history)
         return [Message("system", text)] if text else []
 
