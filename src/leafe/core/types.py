@@ -150,7 +150,7 @@ class Turn:
         left_out: reflect: how many of the oldest observations, and then actions, were left out
             so that the prompt fits (`leafe.prompts.shortened`).
         tried: reflect: how many experiences that were followed already stood in the prompt
-            (`leafe.prompts.tried_on`).
+            (`leafe.prompts.tried_advice`).
         policy: The weights that answered.
         usage: Tokens of the call.
         env_steps: Environment steps charged for this turn (act: 1).

@@ -172,7 +172,7 @@ class Run:
             return Available(None, actions.why)
         prompts = Prompts(prompt_set, actions.value, recipe.history)
         if known.kind == "explore" and known.what.rpartition(".")[2] == "reflexion":
-            prompts = prompts.saying(preamble=prompt_set.advice)
+            prompts = prompts.with_texts(preamble=prompt_set.advice)
         return Available(prompts)
 
     def _actions_help(self, recipe: Recipe, stage: Stage, wait: float) -> Available[str]:
