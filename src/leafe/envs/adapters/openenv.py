@@ -22,7 +22,8 @@ from typing import Any, ClassVar, TypeVar
 import aiohttp
 
 from leafe.core import EnvError, Environment, StepResult, Task, UserError
-from leafe.envs.adapters._tasks import APART, SPLITS, seed_tasks, whole
+from leafe.envs._options import whole_number
+from leafe.envs.adapters._tasks import SPLIT_SIZE, SPLITS, seed_tasks
 
 T = TypeVar("T")
 _LONGEST = 100 * 2**20
@@ -81,8 +82,8 @@ class OpenEnv(Environment):
             instruction,
         )
         self.horizon, self.number, self.deterministic = (
-            whole(self.name, "horizon", horizon),
-            whole(self.name, "tasks", tasks, APART),
+            whole_number(self.name, "horizon", horizon),
+            whole_number(self.name, "tasks", tasks, most=SPLIT_SIZE),
             deterministic,
         )
         self.line = _Line(self.url, float(timeout))
