@@ -49,7 +49,7 @@ def require_package(env: str, package: str, extra: str, module: str | None = Non
         )
 
 
-def shuffled(items: Iterable[T], seed: int, *labels: str) -> Sequence[T]:
+def shuffled(items: Iterable[T], seed: int, *labels: str | int) -> Sequence[T]:
     """The items in an order that follows from `seed` and `labels` alone."""
     drawn = list(items)
     random.Random(derive_seed(seed, *labels)).shuffle(drawn)
