@@ -1,7 +1,7 @@
 """The embedded base policy: a word-level model of 0.8M parameters for the environment gates, as a
 standard checkpoint in the package.
 
-`leafe.embedded.build` builds it again. Nothing here imports torch.
+`studies/base` in the repository builds it again. Nothing here imports torch.
 """
 
 from pathlib import Path
