@@ -12,8 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from leafe.baselines.attempts import Attempts
-from leafe.baselines.attempts import read as read_attempts
+from leafe.baselines.attempts import Attempts, read_attempts
 from leafe.evaluate import Counts, Estimate, pass_estimate
 from leafe.pipeline import Stage, env_options, plan
 from leafe.recipes import Recipe
