@@ -210,7 +210,7 @@ def check_command(block: Block, words: list[str]) -> None:
         assert importlib.util.find_spec(words[2].split(".")[0]) or words[2] in {"venv"}, (
             f"{block.where}: there is no module {words[2]}"
         )
-        if words[2].startswith(("leafe.", "bench.")):
+        if words[2].startswith(("leafe.", "bench.", "studies.")):
             assert importlib.util.find_spec(words[2]), (
                 f"{block.where}: there is no module {words[2]}"
             )

@@ -276,7 +276,7 @@ CLAIMS: tuple[Claim, ...] = (
         _over("leafe", ("leafe from grpo",), "top"),
     ),
 )
-"""METHOD.md, "What the six tables say", (1) as 1a, 1b and 2a, (2) as 3, (3) as 4, (4) as 5, (5) as
+"""docs/method.md, "The paper's tables", (1) as 1a, 1b and 2a, (2) as 3, (3) as 4, (4) as 5, (5) as
 6; 1c and 1d are what leafe itself claims."""
 
 

@@ -41,7 +41,7 @@ def test_every_alarm_is_one_and_every_fall_gives_one(
 
 
 def test_the_prototypes_policies_are_told_apart() -> None:
-    """FACTS: following and reflection of the base, of LEAFE and of the anchored arm, which alone
+    """Following and reflection of the base, of LEAFE and of the anchored arm, which alone
     explored better afterwards."""
     base = row("base", "base", following=0.85, same_step=0.98)
     assert not collapses([base, row("anchored", following=0.83, same_step=0.92)])

@@ -30,7 +30,7 @@ class Stop(StrEnum):
 
 
 FAILED_BY_ENV = frozenset({Stop.failure, Stop.horizon, Stop.invalid_limit})
-"""Stops with which the environment itself ends a failed episode; the history still fits a prompt."""
+"""Stops with which the environment ends a failed episode; the history still fits a prompt."""
 
 FAILED = FAILED_BY_ENV | {Stop.context_full}
 """Stops that count as a failure of the policy, at test too. The history up to there is sound, so

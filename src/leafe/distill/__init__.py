@@ -55,7 +55,7 @@ def train(
     launch: str | None = None,
 ) -> TrainResult:
     """Train the checkpoint at `model_path` on the samples and write the trained one to the folder
-    `out` (METHOD.md, Stage 2).
+    `out` (docs/method.md, Stage 2).
 
     `out` gets the weights (safetensors) and the tokenizer in the standard form, `metrics.jsonl`,
     and `train.json`, which says that it is finished. Called

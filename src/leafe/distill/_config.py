@@ -1,7 +1,7 @@
 """What Stage 2 can be told: one flat record of options, and the named presets as plain data.
 
 The objective is `L = counterfactual_weight * L_cf + rehearsal_weight * L_reh + anchor_weight * KL +
-reflection_weight * L_refl` (METHOD.md, Stage 2; the last two terms are
+reflection_weight * L_refl` (docs/method.md, Stage 2; the last two terms are
 leafe's own). Each expectation is a mean over the target tokens of its own set within the batch, so
 that the sizes of the sets do not weigh.
 """

@@ -1,7 +1,7 @@
 """Trees to training samples: a sample is one pair (h, a), a prompt without the experience and the
 action to learn in it.
 
-Four parts are drawn from the same trees (METHOD.md, Stage 2): rehearsal (what went right),
+Four parts are drawn from the same trees (docs/method.md, Stage 2): rehearsal (what went right),
 counterfactual (what the
 experience made the policy do, at the history without it), anchor (keep following an experience),
 reflection (keep reflecting). Nothing is

@@ -116,7 +116,7 @@ def run_recipe(
     config = config_of(recipe) | ({"shard": shard.to_json()} if shard else {})
     seeds = {str(i): s for i, s in enumerate(recipe.seeds)}
     with RunFolder.open(
-        path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE, today=_today
+        path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE, upgrade=_today
     ) as folder:
         stages = plan(recipe) if only is None else _reachable(folder, recipe, only)
         state = _State(folder, recipe, stages, watcher)

@@ -42,7 +42,7 @@ def schema(facts: Environment) -> dict[str, Any]:
             "required": ["text"],
         },
         "observation": {
-            "title": "Observation",
+            "title": "LeafeObservation",
             "type": "object",
             "properties": {
                 "text": text,
