@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from leafe.baselines.ace import Playbook, with_playbook
-from leafe.baselines.attempts import read
+from leafe.baselines.attempts import read_attempts
 from leafe.core import Kind, UserError
 from leafe.embedded import base_path
 from leafe.pipeline import StageKind, plan, run_recipe, summarise_run
@@ -212,7 +212,7 @@ def words(prompts: Prompts) -> tuple[str, dict[str, str]]:
 @pytest.mark.slow
 def test_attempts_are_the_rows_of_their_journal(whole: Path) -> None:
     found = done(whole, "tries/reflexion")
-    again = read(load_trees(whole / "tries/reflexion"), "reflexion", 3)
+    again = read_attempts(load_trees(whole / "tries/reflexion"), "reflexion", 3)
     assert found["rows"] == json.loads(json.dumps(again.rows()))
     assert len(again.samples) == 4, "two of each task"
     assert [row["attempts"] for row in found["rows"]] == [1, 2, 3]

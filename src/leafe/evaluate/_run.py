@@ -16,7 +16,7 @@ from leafe.core import LOST, ForeignFailure, Policy, Spent, Task, Tree, UserErro
 from leafe.core.concurrency import FailureStreak, run_queue
 from leafe.evaluate._passk import counts
 from leafe.evaluate._sampler import Sampling, TaskSampler
-from leafe.explore import EnvPool, EpisodeSink, check_tasks, cost_of
+from leafe.explore import EnvPool, EpisodeSink, add_cost, check_tasks
 from leafe.prompts import Prompts
 
 
@@ -204,7 +204,6 @@ class _Stage:
             p.samples += episode.count if episode.again is None else 0
             p.successes += episode.count * episode.success
             p.stops[episode.stop.value] += episode.count
-            for name, amount in cost_of(episode).items():
-                setattr(p.spent, name, getattr(p.spent, name) + amount)
+            add_cost(p.spent, episode)
         if self.on_progress is not None:
             self.on_progress(p)

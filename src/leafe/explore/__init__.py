@@ -6,6 +6,7 @@ environment or engine, and imports `core`, `prompts` and `runs` alone.
 """
 
 from leafe.explore._accounting import (
+    add_cost,
     charge_tokens,
     cost_of,
     invalid_in_a_row,
@@ -34,6 +35,7 @@ __all__ = [
     "ReplayDiverged",
     "SnapshotHandle",
     "Strategy",
+    "add_cost",
     "charge_tokens",
     "check_tasks",
     "complete_all",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from leafe.core import FOREIGN, Budget, Episode, Turn, Usage
+from leafe.core import FOREIGN, Budget, Episode, Spent, Turn, Usage
 
 
 def cost_of(episode: Episode) -> dict[str, float]:
@@ -25,6 +25,12 @@ def cost_of(episode: Episode) -> dict[str, float]:
         "cached_tokens": sum(t.usage.cached for t in episode.turns),
         "generated_tokens": sum(t.usage.generated for t in episode.turns),
     }
+
+
+def add_cost(spent: Spent, episode: Episode) -> None:
+    """Add what a finished episode was charged."""
+    for name, amount in cost_of(episode).items():
+        setattr(spent, name, getattr(spent, name) + amount)
 
 
 def charge_tokens(budget: Budget, usage: Usage) -> None:

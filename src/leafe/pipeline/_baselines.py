@@ -13,7 +13,7 @@ from typing import Any
 
 from leafe.baselines import grpo as rl
 from leafe.baselines.ace import AceConfig, ace
-from leafe.baselines.attempts import Attempts, sample_attempts, samples_of
+from leafe.baselines.attempts import Attempts, attempt_tasks, sample_attempts
 from leafe.baselines.early_experience import by_task, collect, early_data, train_early
 from leafe.core import Policy, Tree
 from leafe.distill import export_trl
@@ -316,5 +316,5 @@ def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -
         stage,
         config.concurrency,
         work,
-        journalled=lambda tasks: samples_of(tasks, own.samples),
+        journalled=lambda tasks: attempt_tasks(tasks, own.samples),
     )

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from leafe.baselines.attempts import Method as TryMethod
+from leafe.baselines.attempts import AttemptMethod
 from leafe.baselines.grpo import COUNTED
 from leafe.core import UserError
 from leafe.core.secret import field_holds_secret
@@ -109,7 +109,7 @@ class TriesRecipe(_Strict):
 
     policy: str = "base"
     """`base` or an arm's name."""
-    method: TryMethod = "reflexion"
+    method: AttemptMethod = "reflexion"
     attempts: int = Field(4, ge=1)
     samples: int = Field(8, ge=1)
     """Of each test task: rows of so many attempts at most."""
