@@ -16,7 +16,9 @@ from leafe.pipeline._plan import (
     task_count,
     variants,
 )
+from leafe.pipeline._policy_ref import PolicyRef
 from leafe.pipeline._report import print_kind, report_run, report_runs
+from leafe.pipeline._result import Outcome, StageResult, result_of
 from leafe.pipeline._run import StageCrashed, Watcher, config_of, run_recipe, waiting_stages
 from leafe.pipeline._shards import Shard, merge
 from leafe.pipeline._summarise import compare_runs, recipe_of, summarise_run, summarise_runs
@@ -24,11 +26,14 @@ from leafe.pipeline._weights import checkpoint_of
 
 __all__ = [
     "KINDS",
+    "Outcome",
+    "PolicyRef",
     "Variant",
     "Shard",
     "Stage",
     "StageCrashed",
     "StageKind",
+    "StageResult",
     "Watcher",
     "checkpoint_of",
     "compare_runs",
@@ -39,6 +44,7 @@ __all__ = [
     "print_kind",
     "recipe_of",
     "report_run",
+    "result_of",
     "report_runs",
     "run_recipe",
     "stage_name",

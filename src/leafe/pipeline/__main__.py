@@ -43,10 +43,10 @@ def main() -> None:
         recipe = parse_recipe(command["recipe"])
         stage = find(recipe, command["stage"])
         try:
-            info = run_stage(
+            result = run_stage(
                 recipe, Path(command["folder"]), stage, lambda event: say(kind="progress", **event)
             )
-            say(kind="finished", info=info)
+            say(kind="finished", info=result.marker)
         except UserError as error:
             say(kind="failed", error="user", message=str(error))
         except ForeignFailure as error:

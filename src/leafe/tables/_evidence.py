@@ -19,7 +19,7 @@ from typing import Any
 
 from leafe.core import UserError
 from leafe.explore import STRATEGIES
-from leafe.pipeline import Stage, env_options, plan, recipe_of
+from leafe.pipeline import Stage, StageResult, env_options, plan, recipe_of
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
 from leafe.tables._commands import resume
@@ -134,7 +134,7 @@ def _places(run: RunFolder, recipe: Recipe) -> Iterator[Place]:
     origin = _origin(run, recipe)
     base = origin[1].policy.model if origin else recipe.policy.model
     for stage in plan(recipe):
-        explored = stage.kind == "explore" and stage.what in STRATEGIES and stage.policy == "base"
+        explored = stage.kind == "explore" and stage.what in STRATEGIES and str(stage.policy) == "base"
         if not explored and stage.kind != "evaluate":
             continue
         attempt = origin[2].attempt if origin else None
@@ -200,11 +200,9 @@ def _take(place: Place, found: dict[str, Column], notes: list[str], apart: bool)
     column.roles.setdefault(place.row, stage.role if place.origin is None else "arm")
     kind: Kind = "explore" if stage.kind == "explore" else "evaluate"
     done = place.done
-    why = next(
-        ((done or {})[reason] for reason in ("empty", "stopped") if reason in (done or {})), None
-    )
-    if why is not None:
-        column.absent[place.row, place.where] = str(why)
+    why = "" if done is None else StageResult.parse(done).reason
+    if why:
+        column.absent[place.row, place.where] = why
         return
     if not (place.folder / "tasks.jsonl").is_file():
         if done is not None:

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from leafe.core import Kind, Stop, Tree, Turn, visible
+from leafe.pipeline import StageResult
 from leafe.view._drawing import MOST_ROWS, SHAPES, Drawing, mark, rows, symbols, words_of
 from leafe.view._follow import Follower
 from leafe.view._index import FILTERS, SORTS, Index
@@ -111,7 +112,7 @@ class Pages:
                 "row": stage.row,
                 "state": run.state(name),
                 "counts": done.get("counts", {}),
-                "remark": done.get("empty", done.get("stopped", "")),
+                "remark": StageResult.parse(done).reason,
             }
             for name, stage in run.stages.items()
             if stage.kind == "distill"

@@ -175,7 +175,7 @@ class Run:
         if told.value is None:
             return Had(None, told.why)
         prompts = Prompts(prompt_set, told.value, recipe.history)
-        if known.kind == "explore" and known.what.rpartition(".")[2] == "reflexion":
+        if known.kind == "explore" and known.strategy == "reflexion":
             prompts = prompts.saying(preamble=prompt_set.advice)
         return Had(prompts)
 

@@ -87,7 +87,7 @@ class GymnasiumEnv(Environment):
     name = "gymnasium"
     process: ClassVar[bool] = True
     forkable: ClassVar[bool] = True
-    splits: ClassVar[tuple[str, ...]] = SPLITS
+    splits: tuple[str, ...] = SPLITS
     needs: ClassVar[str] = "gymnasium: pip install 'leafe[gymnasium]'"
 
     def __init__(

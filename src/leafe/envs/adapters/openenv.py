@@ -46,7 +46,7 @@ class OpenEnv(Environment):
 
     name = "openenv"
     heavy = True
-    splits: ClassVar[tuple[str, ...]] = SPLITS
+    splits: tuple[str, ...] = SPLITS
     needs: ClassVar[str] = "an OpenEnv server at the option url"
 
     def __init__(

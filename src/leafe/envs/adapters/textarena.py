@@ -64,7 +64,7 @@ class TextArena(Environment):
     name = "textarena"
     process: ClassVar[bool] = True
     forkable: ClassVar[bool] = True
-    splits: ClassVar[tuple[str, ...]] = SPLITS
+    splits: tuple[str, ...] = SPLITS
     needs: ClassVar[str] = (
         "textarena: pip install 'leafe[textarena]'; for its word games also NLTK's word lists"
     )

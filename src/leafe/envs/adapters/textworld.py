@@ -83,7 +83,7 @@ class TextWorld(Environment):
     process: ClassVar[bool] = True
     forkable: ClassVar[bool] = True
     horizon = 50
-    splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
+    splits: tuple[str, ...] = ("train", "valid", "test")
     example: ClassVar[dict[str, str]] = {"make": "coin:level=5"}
     needs: ClassVar[str] = (
         "games: the option games (made by tw-make) or the option make; pip install "

@@ -40,7 +40,7 @@ class AlfWorld(Environment):
     process: ClassVar[bool] = True
     forkable: ClassVar[bool] = True
     horizon = 50
-    splits: ClassVar[tuple[str, ...]] = tuple(SPLITS)
+    splits: tuple[str, ...] = tuple(SPLITS)
     needs: ClassVar[str] = (
         "the games: alfworld-download and ALFWORLD_DATA, or leafe envs make alfworld and "
         "the option data; pip install 'leafe[alfworld]'"

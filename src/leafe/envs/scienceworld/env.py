@@ -107,7 +107,7 @@ class ScienceWorld(Environment):
     name = "scienceworld"
     process: ClassVar[bool] = True
     horizon = 30
-    splits: ClassVar[tuple[str, ...]] = SPLITS
+    splits: tuple[str, ...] = SPLITS
     needs: ClassVar[str] = "pip install 'leafe[scienceworld]' (it brings its own Java)"
 
     def __init__(

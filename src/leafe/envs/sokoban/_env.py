@@ -65,7 +65,7 @@ class Sokoban(Environment):
     can_snapshot = True
     actions_help = _HELP
     horizon = 15
-    splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
+    splits: tuple[str, ...] = ("train", "valid", "test")
     needs: ClassVar[str] = (
         "nothing for generated rooms; for levels = 'boxoban': the files of "
         "google-deepmind/boxoban-levels in LEAFE_DATA/boxoban"
