@@ -58,7 +58,7 @@ def test_help_lists_every_command() -> None:
     ("arguments", "message"),
     [
         (("run", "nothing"), "There is no recipe 'nothing'"),
-        (("run", "demo", "explore.depht=3"), "did you mean 'depth'"),
+        (("run", "demo", "explore.max_depht=3"), "did you mean 'max_depth'"),
         (("run", "demo", "tasks.train=many"), "tasks.train"),
         (("run", "demo", "env.name=mars", "jobs=1"), "There is no environment 'mars'"),
         (("run", "demo", "env.options.setting=huge", "jobs=1"), "no setting 'huge'"),

@@ -82,7 +82,8 @@ def check_versions(folder: Path, stage: Stage, pool: EnvPool) -> dict[str, str]:
     versions = versions_of(pool.facts)
     note = folder / stage.name / "env.json"
     known = [RunFolder.read(folder).manifest.get("envs", {}).get(stage.variant.control or "env")]
-    known += [json.loads(note.read_text(encoding="utf-8"))] if note.is_file() else []
+    for file in (note, note.with_name("world.json")):  # as leafe 0.1 called it
+        known += [json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
     for before in filter(None, known):
         for key in {**before, **versions}:
             if before.get(key) != versions.get(key):
