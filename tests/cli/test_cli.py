@@ -129,7 +129,7 @@ def test_an_env_is_checked_by_name_and_options(tmp_path: Path) -> None:
     assert "gates setting=easy" in checked.stdout
     assert "9 of 9" in checked.stdout
     head, _, row = (tmp_path / "table.md").read_text().splitlines()
-    assert head.startswith("| environment | contract |")
+    assert head.startswith("| env | contract |")
     assert row.startswith("| gates setting=easy | kept | 9 of 9 | snapshot |")
 
 
@@ -188,8 +188,8 @@ class Silent(Environment):
     def reset(self, task, seed):
         return "Say a."
     def step(self, action):
-        said = action in ("a", "b c")
-        return StepResult("Done." if said else "What?", done=said, success=action == "a", valid=said)
+        ok = action in ("a", "b c")
+        return StepResult("Done." if ok else "What?", done=ok, success=action == "a", valid=ok)
 """
 
 

@@ -303,7 +303,8 @@ with Display(console, lambda kind: None, 9) as display:
         display.begins(stage)
     for n in range(12):
         for stage in stages:
-            display.progress(stage, {"done": n, "of": 12, "solved": n, "by_rollback": n, "turns": 7 * n, "tokens": 30 * n, "errors": {"diverged": 1}})
+            event = {"done": n, "of": 12, "solved": n, "by_rollback": n, "turns": 7 * n}
+            display.progress(stage, event | {"tokens": 30 * n, "errors": {"diverged": 1}})
         time.sleep(0.15)
     for stage in stages:
         display.ends(stage, StageResult.completed(seconds=1.0))

@@ -23,6 +23,7 @@ from leafe.pipeline import (
 )
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, load_trees
+from tests.pipeline.test_run import trees_of
 
 STORED = Path(__file__).parents[1] / "runs" / "v0_1_0"
 
@@ -98,14 +99,10 @@ def test_it_is_gone_on_with(old: Path) -> None:
 def test_an_exploration_that_was_cut_off_is_finished(old: Path) -> None:
     (old / "explore/tree/done.json").unlink()
     journal = old / "explore/tree/journal-00000.jsonl"
-    whole = load_trees(old / "explore/tree")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:40])
     run = run_recipe(recipe_of(RunFolder.read(old)), old, only="explore")
-    again = load_trees(run.path / "explore/tree")
-    assert {task: [e.turns for e in tree.episodes] for task, tree in again.items()} == {
-        task: [e.turns for e in tree.episodes] for task, tree in whole.items()
-    }
+    assert trees_of(run.path, "explore/tree") == trees_of(STORED, "explore/tree")
 
 
 def test_other_versions_of_its_environment_are_refused(

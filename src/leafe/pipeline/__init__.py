@@ -1,8 +1,12 @@
-"""The one place that knows all stages: recipe -> run folder -> stages in order, resumable.
+"""The part that knows all stages: a recipe becomes a run folder, stage by stage, resumable.
 
-from leafe.pipeline import run_recipe
-from leafe.recipes import load_recipe
-run = run_recipe(load_recipe("demo"), Path("runs/demo"))
+    from leafe.pipeline import run_recipe
+    from leafe.recipes import load_recipe
+    run = run_recipe(load_recipe("demo"), Path("runs/demo"))
+
+It may import every part below `cli`, `view` and `data`; no part below knows it. Inside, imports go
+one way: policy references, plan, results, weights, what stages act with, the stages themselves,
+their order, the summary and the report.
 """
 
 from leafe.pipeline._plan import (
