@@ -111,9 +111,9 @@ def _add_stage(
     column.recipes.setdefault(stored.run.path, recipe)
     column.roles.setdefault(stored.row, stage.role if stored.origin is None else "arm")
     done = stored.done
-    why = next((done[reason] for reason in ("empty", "stopped") if reason in done), None)
-    if why is not None:
-        column.absent[stored.row, stored.run_key] = str(why)
+    why = StageResult.parse(done).reason
+    if why:
+        column.absent[stored.row, stored.run_key] = why
         return
     if not (stored.folder / "tasks.jsonl").is_file():
         if done:

@@ -28,7 +28,7 @@ from leafe.core import (
 from leafe.distill import DistillConfig, build
 from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.pipeline import plan
-from leafe.pipeline._stages import make_pool
+from leafe.pipeline._acting import make_pool
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import (
     Prompts,

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from leafe.core import Tree, visible
+from leafe.pipeline import StageResult
 from leafe.report import stop_name
 from leafe.view._drawing import mark, symbols
 from leafe.view._follow import Follower
@@ -101,7 +102,7 @@ class Pages:
                 "row": stage.row,
                 "state": run.state(name),
                 "counts": done.get("counts", {}),
-                "remark": done.get("empty", done.get("stopped", "")),
+                "remark": StageResult.parse(done).reason,
             }
             for name, stage in run.stages.items()
             if stage.kind == "distill"

@@ -171,7 +171,7 @@ class Run:
         if actions.value is None:
             return Available(None, actions.why)
         prompts = Prompts(prompt_set, actions.value, recipe.history)
-        if known.kind == "explore" and known.what.rpartition(".")[2] == "reflexion":
+        if known.kind == "explore" and known.strategy == "reflexion":
             prompts = prompts.with_texts(preamble=prompt_set.advice)
         return Available(prompts)
 

@@ -17,7 +17,16 @@ from leafe.data.exporting._pairs import first_differences
 from leafe.data.importing._logged import IMPORTED_ENV
 from leafe.distill import Dataset, DistillConfig, build, preset
 from leafe.envs import make_env
-from leafe.pipeline import Stage, Variant, env_options, plan, recipe_of, stage_name, variants
+from leafe.pipeline import (
+    Stage,
+    Variant,
+    env_options,
+    plan,
+    recipe_of,
+    result_of,
+    stage_name,
+    variants,
+)
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, StoredTrees
@@ -89,7 +98,7 @@ def samples_of(
     trees = [
         _trees(run, each)
         for each in explored
-        if not {"empty", "stopped"} & (run.done(each) or {}).keys()
+        if (result := result_of(run, each)) is None or result.has_row
     ]
     if not trees:
         raise UserError(
