@@ -111,7 +111,9 @@ def main() -> None:
     for episode in job["episodes"]:
         first = env.reset(Task.from_json(episode["task"]), episode["seed"])
         answers = [step_result(env.step(action), env.name) for action in episode["actions"]]
-        episodes.append([fingerprint(a) for a in (observation_text(first, env.name), *answers)])
+        episodes.append(
+            [fingerprint(observation_text(first, env.name)), *map(fingerprint, answers)]
+        )
     children = descendants(os.getpid())
     memory = sum(map(memory_of, children)) if children else max(0, memory_of(os.getpid()) - before)
     env.close()
