@@ -90,7 +90,8 @@ def trained(args: argparse.Namespace, rate: float, seed: int) -> GrpoResult:
 
 
 def name_of(args: argparse.Namespace) -> str:
-    return f"{args.setting}-{args.rules}-{args.calls}-g{args.group}b{args.batch}i{args.iterations}k{args.beta:g}{args.loss}"
+    options = f"g{args.group}b{args.batch}i{args.iterations}k{args.beta:g}{args.loss}"
+    return f"{args.setting}-{args.rules}-{args.calls}-{options}"
 
 
 def tested(args: argparse.Namespace, model: Path | None, seed: int) -> Counts:

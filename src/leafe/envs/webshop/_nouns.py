@@ -22,16 +22,22 @@ _UNIT = re.compile(r"(?<=\d)(?:[kmcµ]?m|[kmµ]?g|ft|lb|oz|l|k)$")
 
 NOT_NOUNS = frozenset(
     """
-    a an the and or but nor for of in on at by to from with without into onto over under up down out off as than then so if not no per via plus all
+    a an the and or but nor for of in on at by to from with without into onto over under up down out
+    off as than then so if not no per via plus all
     any both each every few more
-    most other some such only own same this that these those it its is are was were be been being am do does did has have had can could may might must
+    most other some such only own same this that these those it its is are was were be been being am
+    do does did has have had can could may might must
     shall should will would i
-    you he she we they me him her us them my your his our their who whom whose which what when where why how very too just also even ever never always
+    you he she we they me him her us them my your his our their who whom whose which what when where
+    why how very too just also even ever never always
     about above across after
-    against along around before behind below beneath beside between beyond during inside near outside since through toward towards upon while within
+    against along around before behind below beneath beside between beyond during inside near
+    outside since through toward towards upon while within
     like still
-    one two three four five six seven eight nine ten eleven twelve hundred thousand first second third
-    buy get make made makes use used using uses keep keeps help helps give gives go goes fit fits wear includes including included designed removes
+    one two three four five six seven eight nine ten eleven twelve hundred thousand first second
+    third
+    buy get make made makes use used using uses keep keeps help helps give gives go goes fit fits
+    wear includes including included designed removes
     improves
     """.split()  # noqa: SIM905 (a block of words reads better)
 )
