@@ -116,7 +116,7 @@ USER, ACT = {"role": "user", "content": "go"}, {"role": "assistant", "content": 
         ({"messages": [USER], "reward": 1}, "it has no assistant message"),
         (
             {"messages": [ACT, USER], "reward": 1},
-            "nothing stands before the first assistant message",
+            "there is no message before the first assistant message",
         ),
         ({"messages": [USER, ACT, ACT], "reward": 1}, "messages 1 and 2 are both the assistant's"),
         (

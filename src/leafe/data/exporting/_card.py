@@ -72,11 +72,11 @@ def card(source: Source, done: Exported) -> str:
         _contents(source, target, files),
         length_section(lengths, target),
         _count_table("Left out", "why", "number", done.left_out),
-        _count_table("What the format does not say", "samples", "number", done.changed),
+        _count_table("What the format does not express", "samples", "number", done.changed),
         _provenance(about),
         (
             f"## Licence\n\n{why} Actions and reflections were written by the model "
-            f"`{_inline(about['model'])}`, whose licence may say what they may train."
+            f"`{_inline(about['model'])}`, whose licence may restrict what they may train."
         ),
         "## How to load it\n\n"
         + _loading(target, files, lengths.longest if lengths is not None else None),

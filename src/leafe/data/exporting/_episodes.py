@@ -1,7 +1,7 @@
 """Whole episodes as JSON lines of chat messages with rewards, as `leafe import --format chat` reads
 them (docs/data.md).
 
-The messages are the prompts of an agent without experience. Beside each text stands what it was
+The messages are the prompts of an agent without experience. Beside each text is what it was
 made of (`action`, `observation`, the sampled `tokens`), so that an import restores the episode
 exactly.
 """

@@ -66,7 +66,7 @@ class Lengths:
 
     tokenizer: str
     parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Tokens of each row by part; rows held out for validation stand under `PART, validation`."""
+    """Tokens of each row by part; rows held out for validation are under `PART, validation`."""
 
     @property
     def longest(self) -> int:
@@ -153,23 +153,23 @@ def length_section(lengths: Lengths | None, target: str) -> str:
 
 
 def tokenizer_of(
-    run: RunFolder, recipe: Recipe, asked: str | Path | None = None
+    run: RunFolder, recipe: Recipe, tokenizer: str | Path | None = None
 ) -> Tokenizer | None:
     """Find a tokenizer to measure rows with.
 
     Args:
         run: The run.
         recipe: Its recipe.
-        asked: A folder or a model's id; None: the tokenizer of the run's model or checkpoints.
+        tokenizer: A folder or a model's id; None: the tokenizer of the run's model or checkpoints.
 
     Returns:
         The tokenizer; None where the run has none on this machine.
 
     Raises:
-        UserError: `asked` cannot be loaded, or has no chat template.
+        UserError: `tokenizer` cannot be loaded, or has no chat template.
     """
-    if asked is not None:
-        return _load(asked)
+    if tokenizer is not None:
+        return _load(tokenizer)
     if recipe.policy.model == "embedded":
         from leafe.embedded import base_path
 

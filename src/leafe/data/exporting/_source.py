@@ -176,7 +176,7 @@ def _find(run: RunFolder, recipe: Recipe, arm: str | None, stage: str | None) ->
     if len({variant.seed for variant in mine}) > 1:
         each = [stage_name("distill", variant, arm) for variant in mine]
         raise UserError(
-            f"{run.path} trains {arm!r} for several seeds: say which with --stage, for "
+            f"{run.path} trains {arm!r} for several seeds: choose one with --stage, for "
             f"example --stage {each[0]}."
         )
     if not mine:
@@ -189,7 +189,7 @@ def _find(run: RunFolder, recipe: Recipe, arm: str | None, stage: str | None) ->
     if name not in stages:
         attempts = [s.name for s in stages.values() if s.attempt and s.attempt.arm == arm]
         raise UserError(
-            f"Which attempt is the arm {arm!r} is not chosen yet: run on, or say which "
+            f"The attempt for the arm {arm!r} is not chosen yet: continue the run, or choose one "
             f"with --stage ({_names(attempts)})."
         )
     return stages[name]

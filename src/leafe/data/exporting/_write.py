@@ -229,7 +229,7 @@ def _is_kept(sample: Sample, done: Exported) -> bool:
 
 def _count_changes(samples: Sequence[Sample], done: Exported) -> None:
     counts = {
-        "their weight is not 1: it stands in the column `weight`, which this trainer does not "
+        "their weight is not 1: it is in the column `weight`, which this trainer does not "
         "read": sum(s.weight != 1 for s in samples),
         "soft targets: written as the one action that was taken": sum(
             s.teacher is not None for s in samples

@@ -181,12 +181,12 @@ def episode(
                     "two actions in a row",
                     (
                         f"messages {nth - 1} and {nth} are both the assistant's: what the "
-                        "environment said between them is missing"
+                        "environment answered between them is missing"
                     ),
                 )
             if not turns and not first:
                 raise InvalidRecord(
-                    "no prompt", "nothing stands before the first assistant message"
+                    "no prompt", "there is no message before the first assistant message"
                 )
             turns = _with_answer(turns, answers, exact)
             answers, exact = [], None
@@ -210,7 +210,7 @@ def episode(
         problems.note(
             where,
             "reasoning left out",
-            f"the reasoning of {reasoning} messages stands beside their text and is left out",
+            f"the reasoning of {reasoning} messages is beside their text and left out",
         )
     found = LoggedEpisode(
         where,

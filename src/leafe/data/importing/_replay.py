@@ -105,9 +105,7 @@ async def replayed(
 
 def _task_of(record: LoggedEpisode, env: str, tasks: Mapping[str, Task], given: bool) -> Task:
     if record.task is None:
-        raise InvalidRecord(
-            "no task", "it does not say which task of the environment it is: give it a task id"
-        )
+        raise InvalidRecord("no task", "it names no task of the environment: give it a task id")
     known = tasks.get(record.task)
     if known is not None:
         if record.payload is not None and dict(record.payload) != dict(known.payload):
@@ -123,12 +121,12 @@ def _task_of(record: LoggedEpisode, env: str, tasks: Mapping[str, Task], given: 
         return Task(record.task, env, record.split, record.instruction, dict(record.payload))
     raise InvalidRecord(
         "an unknown task",
-        f"the environment has no task {record.task!r} among those that are asked for",
+        f"the environment has no task {record.task!r} among the requested ones",
     )
 
 
 class _Diverged(Exception):
-    """The environment does not reproduce the episode: the text says where."""
+    """The environment does not reproduce the episode: the message says where."""
 
 
 async def _play(

@@ -48,15 +48,15 @@ def _trace(where: str, trace: Mapping[str, Any], problems: Problems) -> LoggedEp
         for nth, parent in enumerate(parents)
     ):
         raise InvalidRecord(
-            "a broken graph", "a node of it names a parent that does not stand before it"
+            "a broken graph", "a node of it names a parent that does not precede it"
         )
     leaves = len(nodes) - len({parent for parent in parents if parent is not None})
     if leaves != 1 or sum(parent is None for parent in parents) != 1:
         raise InvalidRecord(
             "a trace that forks",
             (
-                f"its messages fork into {leaves} conversations, and which of them is the "
-                "episode it does not say"
+                f"its messages fork into {leaves} conversations, and it does not name the one "
+                "that is the episode"
             ),
         )
     messages = []
