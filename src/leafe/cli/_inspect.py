@@ -1,5 +1,4 @@
-"""What is installed here: environments with their needs, packages with their versions, and whether
-each environment plays."""
+"""`leafe envs` and `leafe doctor`: environments with their needs, packages, and self-tests."""
 
 from __future__ import annotations
 
@@ -40,8 +39,8 @@ _PACKAGES = {
 
 
 def show_envs(console: Console) -> None:
-    """One row an environment."""
-    table = Table(title="Envs", title_justify="left")
+    """Print one row an environment."""
+    table = Table(title="Environments", title_justify="left")
     for column in ("env", "what", "splits", "horizon", "options", "needs"):
         table.add_column(column, overflow="fold")
     for name in env_names():
@@ -81,12 +80,22 @@ def check_envs(
     elsewhere: bool = True,
     actions: Sequence[str] | None = None,
 ) -> bool:
-    """Check one environment, or all that can be made here, and print the table; False where one
-    breaks the contract. `actions`: to play by, where the environment's
-    `valid_actions` are not to be asked.
+    """Check one environment, or all that can be made here, and print the table.
 
-    An environment that cannot be made is an error where it was asked for by name, and a line that
-    says what it needs where it was not.
+    Args:
+        console: Where to print.
+        env: The environment; None: all. One that cannot be made is an error where it was named, and
+            else a line with what it needs.
+        options: The environment's options.
+        count: Tasks to play.
+        steps: The most actions on a task.
+        seed: Of the random actions.
+        markdown: A file that the table is written to as well.
+        elsewhere: Also check in other processes.
+        actions: Actions to play, instead of the environment's `valid_actions`.
+
+    Returns:
+        Whether all of them keep the contract.
     """
     reports, names, absent = [], [], []
     for name in [env] if env is not None else env_names():
@@ -147,8 +156,8 @@ def check_envs(
 
 
 def _check_server(report: Report, options: Mapping[str, Any]) -> None:
-    """A server can keep the environment's contract and break the protocol: step twice when it is
-    asked twice, mix up sessions."""
+    """Check a server's protocol as well: it may keep the environment's contract and yet step twice
+    for a repeated request, or mix up sessions."""
     from leafe.envs.remote import check_server
 
     try:
@@ -161,8 +170,8 @@ def _check_server(report: Report, options: Mapping[str, Any]) -> None:
 
 
 def examine(console: Console) -> bool:
-    """Print versions and what the sandbox gives, and play a little in every environment; False
-    where an environment that is installed fails its test."""
+    """Print versions and the sandbox's guarantees, and test every environment; False where one that
+    is installed fails."""
     packages = Table(title="Packages", title_justify="left")
     packages.add_column("package")
     packages.add_column("version")
