@@ -241,7 +241,7 @@ def test_lines_where_there_is_no_terminal() -> None:
         ) as display:
             display.begins(STAGE)
             display.progress(STAGE, {"done": 1, "of": 2})
-            display._spoke[STAGE.name] -= 60
+            display._logged[STAGE.name] -= 60
             display.progress(STAGE, {"done": 1, "of": 2, "solved": 1})
             display.ends(STAGE, StageResult.empty("nothing [to] learn", seconds=1.25))
         lines = out.getvalue().splitlines()
@@ -436,7 +436,7 @@ def test_json_of_a_run_and_of_a_mistake(tmp_path: Path) -> None:
 def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
     told = (
         "from leafe.cli._json import JsonLines\nimport sys, time\nsaid = JsonLines()\nfor n in "
-        "range(20):\n    said.say('x', n=n); time.sleep(0.02)\n"
+        "range(20):\n    said.write('x', n=n); time.sleep(0.02)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", told + "sys.stderr.write('whole')"],

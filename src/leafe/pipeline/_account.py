@@ -1,8 +1,6 @@
-"""What the report says beside the rates: the arms in words, what every stage took, what failed in
-it, and when and where the run ran.
+"""What the report shows beside the rates: arms, costs and failures of stages, and starts.
 
-Read from the recipe, the markers and the manifest; stages of a kind that nobody here knows have a
-row like all others.
+All of it is read from the recipe, the markers and the manifest.
 """
 
 from __future__ import annotations
@@ -40,8 +38,8 @@ _PRESETS = {
 
 
 def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
-    """Every row of the comparison in words: what it is, whose trees it learns from, what it starts
-    from, and its own settings."""
+    """Every row of the comparison: what it is, whose trees it learns from, what it starts from, and
+    its own settings."""
     rows = [
         {
             "arm": "base",
@@ -104,10 +102,12 @@ def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
 def stage_rows(
     places: Sequence[tuple[str, RunFolder, Stage]], computed: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What each row of a kind of stage took, over all seeds and runs. `places`: (what stands before
-    its row's name, run, stage), unfinished ones included;
-    `computed`: by row, what its samples were computed with, so that the largest journals are not
-    read twice."""
+    """The cost and the failures of each row of a kind of stage, over all seeds and runs.
+
+    Args:
+        places: (prefix of its row's name, run, stage), unfinished ones included.
+        computed: By row, the cost of its samples, so that the largest journals are not read twice.
+    """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for prefix, run, stage in places:
         result = result_of(run, stage.name)
@@ -142,17 +142,17 @@ def stage_rows(
 
 def _spent(run: RunFolder, stage: Stage, done: Mapping[str, Any]) -> dict[str, Any]:
     """From the marker; else, where the stage has a journal, from its trees."""
-    said = done.get("spent") or (done.get("train") or {}).get("spent")
-    if said is None and (run.path / stage.name / "tasks.jsonl").is_file():
+    cost = done.get("spent") or (done.get("train") or {}).get("spent")
+    if cost is None and (run.path / stage.name / "tasks.jsonl").is_file():
         total: dict[str, Any] = {}
         for tree in StoredTrees(run.path / stage.name).values():
             _add(total, asdict(spent([tree])))
-        said = total
-    return {name: (said or {}).get(name, 0) for name in COSTS}
+        cost = total
+    return {name: (cost or {}).get(name, 0) for name in COSTS}
 
 
 def _failures(done: Mapping[str, Any]) -> dict[str, int]:
-    """By kind, what went wrong beside the ends of episodes."""
+    """Failures by kind, other than the ends of episodes."""
     named = {
         "unusable reflections": done.get("unusable_reflections"),
         "tasks given up": done.get("given_up"),
@@ -171,8 +171,8 @@ def _failures(done: Mapping[str, Any]) -> dict[str, int]:
 
 
 def start_rows(runs: Sequence[tuple[str, RunFolder]]) -> list[dict[str, Any]]:
-    """Every start of every run: when, from which commit, on what machine, and which versions had
-    changed since the run's first."""
+    """Every start of every run: time, commit, machine, and versions that changed since the first
+    start."""
     out = []
     for label, run in runs:
         starts = run.manifest.get("starts") or []

@@ -1,8 +1,7 @@
-"""The stages of the baselines: each hands the recipe's objects to its method in `leafe.baselines`,
-within the budget that one exploration has.
+"""The stages of the baselines: each calls its method in `leafe.baselines`.
 
-What acts for itself is journalled like an exploration, so that a killed stage goes on, its cost is
-read from the marker, and its turns can be looked at.
+A baseline has the budget of one exploration. One that samples by itself is journalled like an
+exploration: a killed stage goes on, its cost stands in the marker, and its turns can be inspected.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
 from leafe.runs import RunFolder, load_trees, read_journal
 
 
-def _telling(
+def _progress(
     emit: Emit, at: Acting, limits: Mapping[str, float] | None = None
 ) -> Callable[[Progress], None]:
-    """Passes on how far it is; `limits`: what each task may spend, where it is bounded."""
+    """Emits the progress; `limits`: of each task, where its budget is bounded."""
     return lambda p: emit(exploring(p, limits, failures=at.failures))
 
 
@@ -51,8 +50,8 @@ def _settings(recipe: Recipe, stage: Stage, strategy: str) -> ExploreConfig:
 
 
 def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
-    """ACE: a playbook over the training tasks, in `playbook.json`. Lessons and deltas are calls of
-    each task's budget."""
+    """ACE: build a playbook over the training tasks, in `playbook.json`. Lessons and deltas are
+    charged to each task's budget."""
     assert stage.attempt is not None
     assert isinstance(stage.attempt.config, AceConfig)
     own, out = stage.attempt.config, folder / stage.name
@@ -60,7 +59,7 @@ def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> St
 
     async def work(at: Acting) -> dict[str, Any]:
         known = load_trees(out)
-        grown = await ace(
+        built = await ace(
             at.policy,
             at.pool,
             at.tasks,
@@ -69,28 +68,28 @@ def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> St
             own,
             journal=at.journal,
             known=known,
-            on_progress=_telling(emit, at, config.limits),
+            on_progress=_progress(emit, at, config.limits),
         )
-        grown.playbook.save(out / "playbook.json")
+        built.playbook.save(out / "playbook.json")
         return {
             "before": str(stage.policy),
             "place": own.place,
-            "items": len(grown.playbook.items),
-            "merges": dict(grown.merges),
-            "unusable": dict(grown.unusable),
-            "passes": grown.passes,
-            "given_up": grown.given_up,
-            "cut_short": grown.cut_short,
-            "solved": sum(tree.solved for tree in grown.trees.values()),
-            "spent": grown.spent.to_json(),
+            "items": len(built.playbook.items),
+            "merges": dict(built.merges),
+            "unusable": dict(built.unusable),
+            "passes": built.passes,
+            "given_up": built.given_up,
+            "cut_short": built.cut_short,
+            "solved": sum(tree.solved for tree in built.trees.values()),
+            "spent": built.spent.to_json(),
         }
 
     return act(recipe, folder, stage, own.batch, work)
 
 
 def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
-    """Early Experience: other actions at the states of the exploration's successes. Comes on top of
-    the exploration's budget, and is counted."""
+    """Early Experience: sample other actions at the states of the exploration's successes. Its cost
+    comes on top of the exploration's, and is counted."""
     config, explored = _early(stage)
     trees = load_trees(folder / explored)
     if not any(tree.solved for tree in trees.values()):
@@ -115,7 +114,7 @@ def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit)
             config.collect,
             journal=at.journal,
             known=known,
-            on_progress=_telling(emit, at),
+            on_progress=_progress(emit, at),
         )
         return {
             "counts": dict(found.counts),
@@ -127,7 +126,7 @@ def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit)
 
 
 def train_early_experience(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
-    """Early Experience: the trainings, on what was asked and on the successes."""
+    """Early Experience: train on the alternatives and on the successes."""
     stop_all()
     config, explored = _early(stage)
     assert stage.attempt is not None
@@ -300,7 +299,7 @@ def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -
             samples=own.samples,
             journal=at.journal,
             known=load_trees(out),
-            on_progress=_telling(emit, at),
+            on_progress=_progress(emit, at),
         )
         return {
             "method": own.method,

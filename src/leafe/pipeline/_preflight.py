@@ -1,9 +1,9 @@
-"""What a start needs, looked at before its first stage: the environments, their tasks and splits,
-the prompts, packages, checkpoints and programs.
+"""Check what a run needs before its first stage.
 
-What lacks is said all at once, so that nobody mends one thing an hour after the other. And what
-chooses may not see what tests: the tasks that train, those that settings, rounds and steps are
-chosen by, and those that test have no task in common, by id."""
+Environments, their tasks and splits, prompts, packages, checkpoints and programs are checked, and
+all that is missing is reported at once. Tasks that train, tasks by which settings, rounds and steps
+are chosen, and tasks that test must be disjoint by id.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ TRAINS = (*ACTS, "accelerate")
 
 
 def check_ready(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> None:
-    """UserError with all that the stages which have not run lack, and where tasks that must be kept
-    apart are not."""
+    """UserError with all that the unfinished stages lack, and with sets of tasks that overlap."""
     due = [stage for stage in stages if folder.done(stage.name) is None]
     if not due:
         return
     found = list(
         dict.fromkeys(
             [
-                *_words(recipe),
+                *_prompts(recipe),
                 *_envs(recipe, due),
                 *_packages(recipe, due),
                 *_policies(recipe, due),
@@ -58,7 +57,7 @@ def check_ready(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> N
         )
 
 
-def _words(recipe: Recipe) -> Iterator[str]:
+def _prompts(recipe: Recipe) -> Iterator[str]:
     try:
         Prompts(load_prompt_set(recipe.prompts), "", recipe.history)
     except UserError as error:
@@ -69,7 +68,7 @@ def _words(recipe: Recipe) -> Iterator[str]:
 
 
 def _envs(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
-    """What the environments of all legs that have something to do lack."""
+    """What the environments of all variants with unfinished stages lack."""
     pools: dict[str, EnvPool | None] = {}
     try:
         for variant in dict.fromkeys(stage.variant for stage in due):
@@ -90,12 +89,14 @@ def _envs(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
 
 
 def _tasks(recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]) -> Iterator[str]:
-    """Splits of the stages that are due which the environment does not have or cannot read, and
-    tasks that are in two splits that must be apart, whichever stage of the recipe uses them."""
+    """Splits that the environment does not have or cannot read, and tasks in two splits that must
+    be disjoint, whichever stage of the recipe uses them."""
     sets: dict[str, tuple[str, list[str]]] = {}
-    needed = _asked(recipe, variant, due)
-    asked = _asked(recipe, variant, [stage for stage in plan(recipe) if stage.variant == variant])
-    for key, (setting, split, count) in (asked | needed).items():
+    needed = _task_sets(recipe, variant, due)
+    used = _task_sets(
+        recipe, variant, [stage for stage in plan(recipe) if stage.variant == variant]
+    )
+    for key, (setting, split, count) in (used | needed).items():
         there = pool.facts.splits
         if there and split not in there:
             if key in needed:
@@ -130,13 +131,13 @@ def _tasks(recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]
             )
 
 
-def _asked(
+def _task_sets(
     recipe: Recipe, variant: Variant, stages: Sequence[Stage]
 ) -> dict[str, tuple[str, str, int | None]]:
-    """(setting, split, count) of each set of tasks that these stages of the leg use. What rows are
-    probed
-    on is asked of them and chooses nothing, so that it may be what they are tested on; it may not
-    be what they were trained on."""
+    """(setting, split, count) of each set of tasks that these stages of the variant use.
+
+    Rows are probed on tasks that choose nothing: these may be test tasks, but no training tasks.
+    """
     asked: dict[str, tuple[str, str, int | None]] = {}
     if any(_trains(stage) for stage in stages):
         asked["train"] = (
@@ -233,7 +234,7 @@ def _policies(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
         words = shlex.split(command)
         if not words or shutil.which(words[0]) is None:
             yield (
-                f"{key}: the program {words[0] if words else ''!r} is not to be found: install it, "
+                f"{key}: the program {words[0] if words else ''!r} is not found: install it, "
                 "or write its whole path."
             )
     trains = any(stage.kind == "distill" for stage in due)
@@ -254,7 +255,7 @@ def _policies(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
 
 
 def _weights(model: str) -> Iterator[str]:
-    """Why this model cannot be loaded, as far as that is to be seen without loading it."""
+    """Why this model cannot be loaded, as far as can be seen without loading it."""
     if model == "embedded":
         return
     if model == "smollm2":

@@ -1,8 +1,7 @@
-"""The rounds of every arm that has several, one row a round: what is known of it stands in many
-stages, and here together.
+"""The rounds of every arm that has several, one row a round, gathered from their stages.
 
-Rows of several seeds (or runs) are one, as in the other tables: rates are those of the pooled rows,
-validation and samples means over the runs.
+Rows of several seeds or runs are one row: rates are those of the pooled rows, validation and
+samples are means over the runs.
 """
 
 from __future__ import annotations
@@ -20,10 +19,17 @@ from leafe.runs import RunFolder
 def rounds_rows(
     runs: Sequence[tuple[RunFolder, Recipe]], summary: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """arm, round; tasks, solved, coverage (of its exploration); samples (that it was trained on);
-    valid, test (Pass@k by k); entropy, distinct, following,
-    reflection, same_step (as in its test row); chosen, stopped, runs (in how many it is the arm,
-    was not to be, was planned). `summary` has details.validation.
+    """One row a round.
+
+    Args:
+        runs: The runs with their recipes.
+        summary: The summary of these runs, with `details.validation`.
+
+    Returns:
+        `arm`, `round`; `tasks`, `solved`, `coverage` (of its exploration); `samples` (that it was
+        trained on); `valid`, `test` (Pass@k by k); `entropy`, `distinct`, `following`,
+        `reflection`, `same_step` (as in its test row); `chosen`, `stopped`, `runs` (in how many
+        runs it is the arm, was stopped, was planned).
     """
     rows: dict[tuple[str, int], list[tuple[RunFolder, Stage]]] = {}
     for run, recipe in runs:

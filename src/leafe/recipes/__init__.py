@@ -1,4 +1,8 @@
-"""Typed TOML recipes, one an experiment."""
+"""Recipes: one experiment as typed TOML, checked before anything runs.
+
+A recipe names what the stages need; it makes nothing. It may import the parts whose options it
+holds (`explore`, `distill`, `evaluate`, `baselines`), and knows neither stages nor run folders.
+"""
 
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, Setting, ValidationRecipe
 from leafe.recipes._methods import ARM_PRESETS, EXPLORES, Config, EarlyRecipe, GrpoRecipe, Method
