@@ -100,7 +100,7 @@ class Bench:
 
     async def ace(self, place: str) -> None:
         policy, pool = self.policy(base_path()), self.pool()
-        own = AceConfig(batch=8, most=self.args.most, place=place)  # type: ignore[arg-type]
+        own = AceConfig(batch=8, max_items=self.args.max_items, place=place)  # type: ignore[arg-type]
         grown = await ace(policy, pool, self.train, self.prompts, self.config, own)
         await policy.close()
         pool.close()
@@ -195,7 +195,7 @@ async def main(arguments: Sequence[str] | None = None) -> None:
         ("test", 60),
         ("samples", 64),
         ("seed", 0),
-        ("most", 24),
+        ("max_items", 24),
         ("attempts", 4),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)

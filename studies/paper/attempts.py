@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from leafe.baselines.attempts import read as read_attempts
+from leafe.baselines.attempts import read_attempts
 from leafe.evaluate import Counts, Estimate, pass_estimate
 from leafe.pipeline import Stage, env_options, plan
 from leafe.recipes import Recipe

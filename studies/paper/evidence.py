@@ -15,7 +15,7 @@ from typing import Any
 
 from leafe.core import UserError
 from leafe.explore import STRATEGIES
-from leafe.pipeline import env_options, plan, recipe_of
+from leafe.pipeline import StageResult, env_options, plan, recipe_of
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
 from studies.paper.columns import Column, Evidence
@@ -73,7 +73,9 @@ def _stored_stages(run: RunFolder, recipe: Recipe) -> Iterator[StoredStage]:
     base = (origin.recipe if origin else recipe).policy.model
     attempt = origin.stage.attempt if origin else None
     for stage in plan(recipe):
-        explored = stage.kind == "explore" and stage.what in STRATEGIES and stage.policy == "base"
+        explored = (
+            stage.kind == "explore" and stage.what in STRATEGIES and str(stage.policy) == "base"
+        )
         if explored or stage.kind == "evaluate":
             row = attempt.arm if attempt and stage.role == "base" else stage.what
             seed = (origin.stage if origin else stage).variant.seed
@@ -111,9 +113,9 @@ def _add_stage(
     column.recipes.setdefault(stored.run.path, recipe)
     column.roles.setdefault(stored.row, stage.role if stored.origin is None else "arm")
     done = stored.done
-    why = next((done[reason] for reason in ("empty", "stopped") if reason in done), None)
-    if why is not None:
-        column.absent[stored.row, stored.run_key] = str(why)
+    why = StageResult.parse(done).reason
+    if why:
+        column.absent[stored.row, stored.run_key] = why
         return
     if not (stored.folder / "tasks.jsonl").is_file():
         if done:

@@ -7,7 +7,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from leafe.baselines.ace import Ace, AceConfig, ace
+from leafe.baselines.ace import AceConfig, AceResult, ace
 from leafe.baselines.early_experience import Collected, EarlyConfig, by_task, collect
 from leafe.explore import EnvPool, ExploreConfig
 from leafe.policies.scripted import ScriptedPolicy
@@ -18,8 +18,8 @@ from tests.baselines.test_early_experience import forest, script
 from tests.explore.envs import Doors
 
 
-def grow(folder: Path, latency: float = 0.0) -> Ace:
-    async def main() -> Ace:
+def grow(folder: Path, latency: float = 0.0) -> AceResult:
+    async def main() -> AceResult:
         pool = EnvPool(Doors, size=4)
         write_tasks(folder, tasks(8))
         try:

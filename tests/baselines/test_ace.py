@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from leafe.baselines.ace import Ace, AceConfig, Playbook, ace, with_playbook
+from leafe.baselines.ace import AceConfig, AceResult, Playbook, ace, with_playbook
 from leafe.core import (
     ContextFull,
     Environment,
@@ -56,10 +56,10 @@ def grow(
     known: Mapping[str, Tree] | None = None,
     own: AceConfig | None = None,
     **settings: object,
-) -> Ace:
+) -> AceResult:
     config = ExploreConfig(**({"limits": limits or {"policy_calls": 30}, "seed": 3} | settings))  # type: ignore[arg-type]
 
-    async def main() -> Ace:
+    async def main() -> AceResult:
         envs = EnvPool(make, size=4)
         try:
             return await ace(
@@ -118,7 +118,7 @@ def test_prompts_begin_with_the_playbook_that_stood_at_the_batch_and_share_it() 
 @pytest.mark.parametrize("calls", [1, 5, 6, 7, 20])
 def test_every_call_is_within_the_budget_and_the_journal_sums_to_what_was_spent(calls: int) -> None:
     policy, sink = scripted(pupil), Sink()
-    found = grow(policy, limits={"policy_calls": calls}, journal=sink, until="budget")
+    found = grow(policy, limits={"policy_calls": calls}, journal=sink, stop_when="budget")
     assert policy.calls == found.spent.policy_calls <= 6 * calls
     for tree in found.trees.values():
         spent = total(tree.episodes)
@@ -161,7 +161,7 @@ def test_unusable_answers_are_asked_for_again_and_counted_by_reason() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_killed_at_any_line_it_goes_on_to_the_same_playbook(batch: int) -> None:
     whole = Sink()
-    own = AceConfig(batch=batch, most=3)
+    own = AceConfig(batch=batch, max_items=3)
     expected = grow(journal=whole, own=own)
     assert len(whole.lines) == len(episodes(expected.trees.values()))
     for dies_at in range(0, len(whole.lines), 2):
@@ -227,7 +227,7 @@ def test_a_playbook_that_leaves_no_room_is_the_users_to_mend() -> None:
         return pupil(request)
 
     with pytest.raises(UserError, match="lower the number of items"):
-        grow(scripted(short), until="budget")
+        grow(scripted(short), stop_when="budget")
 
 
 def test_passes_and_run_limits_and_bad_input() -> None:

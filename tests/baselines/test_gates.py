@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 
-from leafe.baselines.ace import Ace, AceConfig, ace, with_playbook
+from leafe.baselines.ace import AceConfig, AceResult, ace, with_playbook
 from leafe.baselines.attempts import Attempts, sample_attempts
 from leafe.baselines.early_experience import Collected, EarlyConfig, collect, early_data
 from leafe.core import Tree
@@ -24,7 +24,7 @@ PROMPTS = Prompts(load_prompt_set("gates"))
 
 
 def test_all_three_with_the_embedded_model() -> None:
-    async def main() -> tuple[Ace, list[Tree], Attempts, dict[str, Tree], Collected]:
+    async def main() -> tuple[AceResult, list[Tree], Attempts, dict[str, Tree], Collected]:
         policy = make_policy("hf", model=str(base_path()), max_batch=64, threads=1)
         pool = EnvPool(lambda: Gates("easy"), size=32)
         tasks = Gates("easy").tasks("train", 16, 0)

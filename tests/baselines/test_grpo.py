@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from leafe.baselines.grpo import GrpoConfig, GrpoResult, Row, row_of, train  # noqa: E402
+from leafe.baselines.grpo import GrpoConfig, GrpoResult, RolloutSequence, rollout_sequence, train  # noqa: E402
 from leafe.baselines.grpo import _train as inside  # noqa: E402
 from leafe.core import ForeignFailure, Policy, StepResult, Task, UserError  # noqa: E402
 from leafe.distill import Lora  # noqa: E402
@@ -106,13 +106,13 @@ class Spy:
     moment, the rows of each forward pass and their loss."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.batches: list[list[Row]] = []
+        self.batches: list[list[RolloutSequence]] = []
         self.passes: list[dict[str, Any]] = []
         rollouts, loss = inside._Training._rollouts, inside._Trainer._compute_loss
 
         def keep_batch(training: Any, prompts: Any, trainer: Any) -> Any:
             given = rollouts(training, prompts, trainer)
-            self.batches.append(training.batch.rows)
+            self.batches.append(training.batch.rollouts)
             return given
 
         def keep_pass(trainer: Any, model: Any, inputs: Any) -> Any:
@@ -132,7 +132,7 @@ class Spy:
         patch.setattr(inside._Trainer, "_compute_loss", keep_pass)
 
 
-def exact_logp(model: Any, row: Row, temperature: float = 1.0) -> list[float]:
+def exact_logp(model: Any, row: RolloutSequence, temperature: float = 1.0) -> list[float]:
     """Log-probabilities of the sampled tokens of a row, alone and unpadded, in the model's own
     arithmetic."""
     ids = torch.tensor([row.prompt + row.completion])
@@ -146,7 +146,7 @@ def exact_logp(model: Any, row: Row, temperature: float = 1.0) -> list[float]:
     ]
 
 
-def advantage(row: Row, batch: Sequence[Row], group: int) -> float:
+def advantage(row: RolloutSequence, batch: Sequence[RolloutSequence], group: int) -> float:
     """(r - mean) / (standard deviation + 1e-4) over the rollouts of the row's task; TRL divides by
     n - 1."""
     at = next(i for i, other in enumerate(batch) if other is row) // group
@@ -156,8 +156,8 @@ def advantage(row: Row, batch: Sequence[Row], group: int) -> float:
 
 
 def by_hand(
-    rows: Sequence[Row],
-    batch: Sequence[Row],
+    rows: Sequence[RolloutSequence],
+    batch: Sequence[RolloutSequence],
     group: int,
     now: Any,
     old: Any,
@@ -180,7 +180,7 @@ def by_hand(
             terms.append(-min(ratio * a, cut * a) + config.beta * ratio * kl)
         per_row.append(statistics.fmean(terms))
         tokens += terms
-    return statistics.fmean(per_row) if config.loss == "grpo" else statistics.fmean(tokens)
+    return statistics.fmean(per_row) if config.loss_type == "grpo" else statistics.fmean(tokens)
 
 
 def double(state: Mapping[str, Any]) -> Any:
@@ -226,7 +226,9 @@ def test_the_loss_is_the_definition_in_float64(
 def test_the_loss_of_a_batch_does_not_depend_on_how_it_is_cut(tmp_path: Path) -> None:
     found = {}
     for micro in (16, 4, 1):
-        learn(tmp_path / str(micro), micro_batch=micro, steps=1, iterations=2)
+        learn(
+            tmp_path / str(micro), per_device_train_batch_size=micro, max_steps=1, num_iterations=2
+        )
         found[micro] = weights(tmp_path / str(micro))
     assert apart(found[16], found[4]) < 2e-5
     assert apart(found[16], found[1]) < 2e-5
@@ -241,7 +243,7 @@ def test_on_the_same_rollouts_it_is_trls_own_step(
     from trl import GRPOConfig, GRPOTrainer
 
     spy = Spy(monkeypatch)
-    learn(tmp_path / "ours", steps=1, beta=0.1, micro_batch=16)
+    learn(tmp_path / "ours", max_steps=1, beta=0.1, per_device_train_batch_size=16)
     monkeypatch.undo()
     (batch,) = spy.batches
     losses: list[float] = []
@@ -324,7 +326,7 @@ def test_what_the_env_said_carries_no_gradient(
 
     monkeypatch.setattr(inside._Trainer, "_get_per_token_logps_and_entropies", held)
     monkeypatch.setattr(inside._Trainer, "_compute_loss", keep)
-    learn(tmp_path, steps=1)
+    learn(tmp_path, max_steps=1)
     gradients = [(g, m.bool(), a) for g, m, a in seen]
     assert sum(int((~m).sum()) for _, m, _ in gradients) > 100
     for gradient, mask, advantages in gradients:
@@ -343,15 +345,15 @@ def test_the_engine_samples_from_the_weights_that_are_trained(
 
     spy = Spy(monkeypatch)
     said: list[float] = []
-    row_of = _rollouts.row_of
+    rollout_sequence = _rollouts.rollout_sequence
 
-    def noting(tree: Any, episode: Any, *given: Any) -> Row:
+    def noting(tree: Any, episode: Any, *given: Any) -> RolloutSequence:
         said.append(sum(t.logprob for t in tree.trajectory(episode)))
         assert {t.policy for t in tree.trajectory(episode)} == {f"{base_path()}@{len(said) // 17}"}
-        return row_of(tree, episode, *given)
+        return rollout_sequence(tree, episode, *given)
 
-    monkeypatch.setattr(_rollouts, "row_of", noting)
-    learn(tmp_path, learning_rate=3e-3, micro_batch=16, temperature=0.7)
+    monkeypatch.setattr(_rollouts, "rollout_sequence", noting)
+    learn(tmp_path, learning_rate=3e-3, per_device_train_batch_size=16, temperature=0.7)
     at_first = load_model(base_path()).double()
     for nth, one in enumerate(spy.passes):
         now = double(one["weights"])
@@ -372,12 +374,12 @@ def test_groups_that_agree_teach_nothing(tmp_path: Path) -> None:
 def test_the_budget_is_met_to_the_call(tmp_path: Path) -> None:
     Env.steps = 0
     rows: list[Mapping[str, Any]] = []
-    result = learn(tmp_path, steps=None, limits={"policy_calls": 333}, progress=rows.append)
+    result = learn(tmp_path, max_steps=None, limits={"policy_calls": 333}, progress=rows.append)
     assert result.spent["policy_calls"] == result.spent["env_steps"] == Env.steps == 333
     assert result.steps == len(rows) >= 3
     assert sum(result.stops.values()) == result.spent["episodes"]
     assert result.stops["budget"] >= 1
-    none = learn(tmp_path / "none", steps=None, limits={"policy_calls": 2})
+    none = learn(tmp_path / "none", max_steps=None, limits={"policy_calls": 2})
     assert none.steps == 0
     assert none.spent["policy_calls"] == 2
     assert "no step" in none.notes[0]
@@ -438,7 +440,7 @@ def test_a_killed_training_goes_on_to_the_weights_and_the_bill_of_an_unbroken_on
 
 
 def test_the_checkpoint_is_one_that_everything_else_starts_from(tmp_path: Path) -> None:
-    learn(tmp_path / "one", steps=1)
+    learn(tmp_path / "one", max_steps=1)
     made, source = (
         {p.name for p in (tmp_path / "one").iterdir()},
         {p.name for p in base_path().iterdir()},
@@ -451,7 +453,7 @@ def test_the_checkpoint_is_one_that_everything_else_starts_from(tmp_path: Path) 
         "generation_config.json",
     ):
         assert (tmp_path / "one" / name).read_bytes() == (base_path() / name).read_bytes()
-    second = learn(tmp_path / "two", model=tmp_path / "one", steps=1, beta=0.1)
+    second = learn(tmp_path / "two", model=tmp_path / "one", max_steps=1, beta=0.1)
     assert second.steps == 1
     assert apart(weights(tmp_path / "one"), weights(tmp_path / "two")) > 5e-4
 
@@ -461,7 +463,7 @@ def test_the_best_on_validation_is_kept(tmp_path: Path) -> None:
     rows: list[Mapping[str, Any]] = []
     # at such a rate the policy is lost after a step
     result = learn(
-        tmp_path, validate=valid, eval_steps=1, learning_rate=0.3, steps=3, progress=rows.append
+        tmp_path, validate=valid, eval_steps=1, learning_rate=0.3, max_steps=3, progress=rows.append
     )
     rates = {r["step"]: r["valid_success"] for r in rows}
     assert list(rates) == [0, 1, 2, 3]
@@ -539,12 +541,12 @@ def test_envs_that_fail_end_the_training_and_it_goes_on_where_it_was(tmp_path: P
 
 
 def test_half_precision_updates(tmp_path: Path) -> None:
-    learn(tmp_path / "half", dtype="bfloat16", steps=1)
-    learn(tmp_path / "full", dtype="float32", steps=1)
+    learn(tmp_path / "half", dtype="bfloat16", max_steps=1)
+    learn(tmp_path / "full", dtype="float32", max_steps=1)
     assert 0 < apart(weights(tmp_path / "half"), weights(tmp_path / "full")) <= 0.0021, (
         "at most a step to either side"
     )
-    learn(tmp_path / "lora", dtype="bfloat16", steps=1, lora=Lora(r=4))
+    learn(tmp_path / "lora", dtype="bfloat16", max_steps=1, lora=Lora(r=4))
     after = weights(tmp_path / "lora")
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}, (
         "in the type of the source"
@@ -557,11 +559,13 @@ def test_a_lost_rollout_is_no_reward_of_0(tmp_path: Path, monkeypatch: pytest.Mo
     it."""
     made = count()
     monkeypatch.setattr(
-        "leafe.baselines.grpo._rollouts.row_of",
-        lambda *given: replace(row_of(*given), reward=(None, 1.0, 1.0, 0.25)[next(made) % 4]),
+        "leafe.baselines.grpo._rollouts.rollout_sequence",
+        lambda *given: replace(
+            rollout_sequence(*given), reward=(None, 1.0, 1.0, 0.25)[next(made) % 4]
+        ),
     )
     spy = Spy(monkeypatch)
-    learn(tmp_path, micro_batch=16)
+    learn(tmp_path, per_device_train_batch_size=16)
     for one in spy.passes:
         batch = spy.batches[one["batch"]]
         assert [row.reward for row in batch] == [None, 1.0, 1.0, 0.25] * (len(batch) // 4)
@@ -577,9 +581,7 @@ def test_an_older_trl_is_refused(
     version: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trl.__version__", version)
-    with pytest.raises(
-        UserError, match="no tasks" if fits else r"needs trl 1\.6 or newer, and .* reward 0"
-    ):
+    with pytest.raises(UserError, match="no tasks" if fits else r"needs trl 1\.6 or newer"):
         learn(tmp_path, tasks=[])
     wanted = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))[
         "project"
@@ -595,15 +597,17 @@ def test_an_older_trl_is_refused(
 def test_users_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tasks"):
         learn(tmp_path, tasks=[])
-    with pytest.raises(UserError, match=r"micro_batch = 3 does not divide the batch of 16"):
-        learn(tmp_path, micro_batch=3)
+    with pytest.raises(
+        UserError, match=r"per_device_train_batch_size = 3 does not divide the batch of 16"
+    ):
+        learn(tmp_path, per_device_train_batch_size=3)
     with pytest.raises(UserError, match="no model folder"):
         learn(tmp_path, model=tmp_path / "nowhere")
     window = Prompts(load_prompt_set("gates"), history="window:2")
     with pytest.raises(UserError, match='history = "full"'):
         train(base_path(), tmp_path, Gates, TASKS, window, GrpoConfig(max_steps=1))
     with pytest.raises(UserError, match="diverged"):
-        learn(tmp_path / "nan", learning_rate=1e30, steps=3)
+        learn(tmp_path / "nan", learning_rate=1e30, max_steps=3)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.baselines._asides import Unusable
-from leafe.baselines.ace import Delta, Playbook, jaccard, read_delta, read_lesson
+from leafe.baselines.ace import Delta, Playbook, jaccard, parse_delta, parse_insight
 from leafe.core import UserError
 from leafe.prompts import PromptSet, load_prompt_set
 
@@ -28,7 +28,7 @@ marks = st.tuples(
     st.frozensets(st.integers(0, 12), max_size=3), st.frozensets(st.integers(0, 12), max_size=3)
 )
 steps = st.lists(deltas | marks, max_size=40)
-LIMITS = {"most": 4, "similarity": 0.8}
+LIMITS = {"max_items": 4, "similarity": 0.8}
 
 
 def grown(
@@ -39,7 +39,7 @@ def grown(
     playbook = Playbook()
     for one in what:
         playbook = (
-            playbook.merge(one, most=most, similarity=similarity)[0]
+            playbook.merge(one, max_items=most, similarity=similarity)[0]
             if isinstance(one, Delta)
             else playbook.mark(*one)
         )
@@ -133,12 +133,14 @@ def test_what_is_dropped_is_the_least_worth_and_of_these_the_oldest_never_the_ne
         .mark({3}, set())
     )
     playbook, became = playbook.merge(
-        Delta("ADD", section="s", text="four"), most=3, similarity=0.8
+        Delta("ADD", section="s", text="four"), max_items=3, similarity=0.8
     )
     assert became == "added, another dropped"
     assert [i.text for i in playbook.items] == ["one", "three", "four"]
     assert [(g.item.text, g.why) for g in playbook.gone] == [("two", "no room")]
-    playbook, _ = playbook.merge(Delta("ADD", section="s", text="five"), most=3, similarity=0.8)
+    playbook, _ = playbook.merge(
+        Delta("ADD", section="s", text="five"), max_items=3, similarity=0.8
+    )
     assert [i.text for i in playbook.items] == ["one", "three", "five"]
 
 
@@ -149,7 +151,7 @@ def test_an_update_that_says_what_another_item_says_joins_the_two() -> None:
         .mark(set(), {2})
     )
     playbook, became = playbook.merge(
-        Delta("UPDATE", 2, text="the door: open"), most=4, similarity=0.8
+        Delta("UPDATE", 2, text="the door: open"), max_items=4, similarity=0.8
     )
     assert became == "joined"
     assert [(i.id, i.text, i.helpful, i.harmful) for i in playbook.items] == [
@@ -181,8 +183,8 @@ def test_what_stands_in_an_item_is_never_read_as_a_template() -> None:
             Delta("ADD", section="b", text="y"),
         ]
     )
-    assert playbook.listed(words) == "[1] b: say {instruction} {id}\n[3] b: y\n[2] a: x\n"
-    assert playbook.listed(words) in playbook.render(words)
+    assert playbook.list_items(words) == "[1] b: say {instruction} {id}\n[3] b: y\n[2] a: x\n"
+    assert playbook.list_items(words) in playbook.render(words)
     assert Playbook().render(words) == ""
 
 
@@ -200,7 +202,7 @@ DELTAS = st.dictionaries(
 def test_any_text_is_a_lesson_or_unusable(text: str) -> None:
     for words in (PromptSet(name="p"), load_prompt_set("gates")):
         try:
-            lesson = read_lesson(text, words, Playbook(), 0.8)
+            lesson = parse_insight(text, words, Playbook(), 0.8)
         except Unusable:
             continue
         assert lesson.text == " ".join(lesson.text.split())
@@ -209,7 +211,7 @@ def test_any_text_is_a_lesson_or_unusable(text: str) -> None:
 @given(st.text() | DELTAS)
 def test_any_text_is_a_delta_or_unusable(text: str) -> None:
     try:
-        delta = read_delta(text)
+        delta = parse_delta(text)
     except Unusable:
         return
     assert delta is None or delta.operation == "REMOVE" or delta.text
@@ -227,11 +229,11 @@ def test_any_text_is_a_delta_or_unusable(text: str) -> None:
 )
 def test_why_a_delta_cannot_be_used(text: str, why: str) -> None:
     with pytest.raises(Unusable, match=why):
-        read_delta(text)
+        parse_delta(text)
 
 
 def test_marks_are_numbers_however_they_are_written() -> None:
-    read = read_lesson(
+    read = parse_insight(
         '{"lesson": "x", "helpful": "[1], 2 and 30", "harmful": [4, "5"]}',
         PromptSet(name="p"),
         Playbook(),
@@ -240,9 +242,7 @@ def test_marks_are_numbers_however_they_are_written() -> None:
     assert (read.helpful, read.harmful) == ({1, 2, 30}, {4, 5})
 
 
-def test_in_gates_a_lesson_confirms_what_says_the_same_and_contradicts_the_rest_of_its_section() -> (
-    None
-):
+def test_in_gates_a_lesson_confirms_what_says_the_same_and_contradicts_the_rest() -> None:
     words = load_prompt_set("gates")
     playbook = grown(
         [
@@ -250,8 +250,8 @@ def test_in_gates_a_lesson_confirms_what_says_the_same_and_contradicts_the_rest_
             Delta("ADD", section="rusty", text="rusty needs lamp"),
         ]
     )
-    assert read_lesson("s3 attic go left", words, playbook, 0.8).harmful == {1}
-    read = read_lesson("s0 rusty needs lamp", words, playbook, 0.8)
+    assert parse_insight("s3 attic go left", words, playbook, 0.8).harmful == {1}
+    read = parse_insight("s0 rusty needs lamp", words, playbook, 0.8)
     assert (read.section, read.text, read.helpful, read.harmful) == (
         "rusty",
         "rusty needs lamp",

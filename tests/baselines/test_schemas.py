@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch").set_num_threads(1)
 
 from leafe.baselines._asides import Unusable  # noqa: E402
-from leafe.baselines.ace import DELTA_SCHEMA, LESSON_SCHEMA, Playbook, read_delta, read_lesson  # noqa: E402
+from leafe.baselines.ace import DELTA_SCHEMA, INSIGHT_SCHEMA, Playbook, parse_delta, parse_insight  # noqa: E402
 from leafe.core import Completion, Message, Request  # noqa: E402
 from leafe.policies.hf import HFPolicy  # noqa: E402
 from leafe.prompts import PromptSet  # noqa: E402
@@ -25,7 +25,7 @@ def test_lessons_and_deltas_of_a_random_model_can_be_read(tmp_path: Path) -> Non
     async def main() -> list[list[Completion]]:
         asked = [
             Request((Message("user", "teach"),), n=4, max_tokens=120, seed=1, schema=schema)
-            for schema in (LESSON_SCHEMA, DELTA_SCHEMA)
+            for schema in (INSIGHT_SCHEMA, DELTA_SCHEMA)
         ]
         try:
             return [await policy.complete(request) for request in asked]
@@ -35,8 +35,8 @@ def test_lessons_and_deltas_of_a_random_model_can_be_read(tmp_path: Path) -> Non
     lessons, deltas = asyncio.run(main())
     for answer in lessons:
         assert list(json.loads(answer.text)) == ["section", "lesson", "helpful", "harmful"]
-        assert read_lesson(answer.text, PromptSet(name="p"), Playbook(), 0.8).text
+        assert parse_insight(answer.text, PromptSet(name="p"), Playbook(), 0.8).text
     for answer in deltas:
         assert list(json.loads(answer.text)) == ["operation", "item", "section", "text"]
         with pytest.raises(Unusable, match="the operation is none of"):
-            read_delta(answer.text)
+            parse_delta(answer.text)

@@ -58,7 +58,7 @@ CALM_S = 240.0
 RECIPE = """
 name = "chaos"
 strategies = ["{strategy}"]
-env = {{ name = "tests.chaos.environments:{body}", workers = 4, timeout = 2.0 }}
+env = {{ name = "tests.chaos.envs:{body}", workers = 4, timeout = 2.0 }}
 tasks = {{ train = {tasks} }}
 prompts = "{prompts}"
 
@@ -76,8 +76,8 @@ backoff_s = 0.05
 
 [explore]
 limits = {{ policy_calls = 40 }}
-until = "budget"
-width = 2
+stop_when = "budget"
+branches_per_reflection = 2
 horizon = 12
 concurrency = {concurrency}
 seed = {seed}

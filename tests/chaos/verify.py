@@ -216,7 +216,9 @@ def _finished(verdict: Verdict, tree: Tree, config: ExploreConfig) -> None:
         verdict.problems.append(f"{tree.task.id} spent {calls} calls")
     if errors >= config.max_errors:
         verdict.given_up += calls < config.limits["policy_calls"]
-    elif calls < config.limits["policy_calls"] and not (tree.solved and config.until == "solved"):
+    elif calls < config.limits["policy_calls"] and not (
+        tree.solved and config.stop_when == "solved"
+    ):
         verdict.problems.append(
             f"{tree.task.id} was left with {calls} calls spent and {errors} errors"
         )

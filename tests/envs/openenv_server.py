@@ -130,12 +130,84 @@ async def session(request: web.Request) -> web.WebSocketResponse:
     return socket
 
 
+TOOL_SCHEMA = {
+    "action": {
+        "properties": {
+            "metadata": {"type": "object"},
+            "type": {"type": "string", "const": "call_tool"},
+            "tool_name": {"type": "string"},
+            "arguments": {"type": "object"},
+        },
+        "required": ["tool_name"],
+    },
+    "observation": {"properties": {"tool_name": {"type": "string"}, "result": {}, "error": {}}},
+    "state": {},
+}
+"""Of an MCP environment, whose action is `CallToolAction`."""
+
+
+def call(tools: list[dict[str, Any]], data: dict[str, Any]) -> dict[str, Any]:
+    """The data of the answer to a step of an MCP environment."""
+    if data.get("type") == "list_tools":
+        return {"observation": {"tools": tools}, "reward": None, "done": False}
+    name, arguments = data["tool_name"], data["arguments"]
+    result, error = None, None
+    if name not in [tool["name"] for tool in tools]:
+        error = {"error_type": "tool_not_found", "message": f"There is no tool {name}."}
+    elif name == "add":
+        content = [{"type": "text", "text": "five"}]
+        result = {"content": content, "data": arguments["a"] + arguments["b"]}
+    else:
+        texts = [f"A {arguments['thing']}.", "Shut."]
+        result = {"content": [{"type": "text", "text": t} for t in texts], "data": None}
+    over = arguments.get("thing") == "exit"
+    return {
+        "observation": {"tool_name": name, "result": result, "error": error},
+        "reward": 1.0 if over else None,
+        "done": over,
+    }
+
+
+@contextlib.contextmanager
+def serving_tools(tools: list[dict[str, Any]]) -> Iterator[str]:
+    """The address of an MCP environment's server."""
+
+    async def tool_schema(_request: web.Request) -> web.Response:
+        return web.json_response(TOOL_SCHEMA)
+
+    async def tool_session(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            asked = json.loads(message.data)
+            if asked["type"] == "reset":
+                data = {
+                    "observation": {},
+                    "reward": None,
+                    "done": False,
+                    "metadata": {"message": "Two tools are here."},
+                }
+            else:
+                data = call(tools, asked["data"])
+            await socket.send_json({"type": "observation", "data": data})
+        return socket
+
+    with _running([web.get("/schema", tool_schema), web.get("/ws", tool_session)]) as url:
+        yield url
+
+
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
-    """The server's address, for as long as the block lasts."""
+    """The address of the game's server, for as long as the block lasts."""
+    with _running([web.get("/schema", schema), web.get("/ws", session)]) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _running(routes: list[web.RouteDef]) -> Iterator[str]:
     loop = asyncio.new_event_loop()
     app = web.Application()
-    app.add_routes([web.get("/schema", schema), web.get("/ws", session)])
+    app.add_routes(routes)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
 
     async def start() -> int:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,10 +20,21 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from leafe.core import Environment, SnapshotGone, StepResult, Task, UserError
+from leafe.envs.remote import PROTOCOL
 from leafe.envs.remote._server import EnvServer
 
 ROOT = Path(__file__).parents[2]
 TALLY = "tests.envs.remote_envs:Tally"
+TASK = Task("t", "tally", "train", "Add up.", {"from": 0})
+PASSING = ["before", "after", "half", "500", "503", "garbage", "list", "html"]
+"""What passes by itself when it is asked again."""
+FACTS = {
+    "protocol": PROTOCOL,
+    "name": "tally",
+    "deterministic": True,
+    "horizon": 9,
+    "snapshots": True,
+}
 
 
 class Tally(Environment):
@@ -338,3 +350,37 @@ class BadNetwork:
         client.send_header("Content-Length", str(len(raw) if length is None else length))
         client.end_headers()
         client.wfile.write(raw)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(true: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return true()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def send(connection: HTTPConnection, path: str, **body: Any) -> None:
+    connection.request("POST", f"/{path}", json.dumps(body), {"Content-Type": "application/json"})
+
+
+def receive(connection: HTTPConnection) -> tuple[int, dict[str, Any]]:
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def ask(connection: HTTPConnection, path: str, **body: Any) -> tuple[int, dict[str, Any]]:
+    send(connection, path, **body)
+    return receive(connection)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from leafe.core import EnvError, Task, UserError
-from leafe.envs.adapters.openenv import OpenEnv, _only
+from leafe.envs.adapters.openenv import OpenEnv, _only_field
 from leafe.testing import check_environment
-from tests.envs.openenv_server import PONGS, SCHEMA, serving
+from tests.envs.openenv_server import PONGS, SCHEMA, serving, serving_tools
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,10 @@ def test_from_another_thread(url: str) -> None:
 def test_faults_are_the_envs_and_pass(url: str, guess: str, says: str) -> None:
     env, task = start(url)
     if guess == "hang":
-        env.line.timeout = 0.05
+        env.connection.timeout = 0.05
     with pytest.raises(EnvError, match=says):
         env.step(guess)
-    env.line.timeout = 60.0
+    env.connection.timeout = 60.0
     if guess in ("hang", "die"):
         with pytest.raises(EnvError, match="the session is lost"):
             env.step("5")
@@ -162,7 +162,61 @@ def test_fields_that_are_not_clear() -> None:
     with pytest.raises(
         UserError, match="which field of the action to use: set action_field to one of a, b"
     ):
-        _only(schema, "action", required=True)
+        _only_field(schema, "action", required=True)
     with pytest.raises(UserError, match="set text_field to one of a, b"):
-        _only(schema, "observation", required=False)
-    assert _only(SCHEMA["action"], "action", required=True) == "guess"
+        _only_field(schema, "observation", required=False)
+    assert _only_field(SCHEMA["action"], "action", required=True) == "guess"
+
+
+TOOLS = [
+    {
+        "name": "look",
+        "description": "Look at\na thing.",
+        "input_schema": {"properties": {"thing": {"type": "string"}}},
+    },
+    {
+        "name": "add",
+        "description": "",
+        "inputSchema": {"properties": {"a": {"type": "integer"}, "b": {}}},
+    },
+]
+
+
+@pytest.fixture
+def tool_url() -> Iterator[str]:
+    with serving_tools(TOOLS) as address:
+        yield address
+
+
+def test_tool_calls_are_actions(tool_url: str) -> None:
+    """OpenEnv's MCP environments take {tool_name, arguments}: the policy writes a call as JSON."""
+    env = OpenEnv(tool_url)
+    assert "look(thing: string): Look at a thing.\nadd(a: integer, b: any)" in env.actions_help
+    assert env.reset(env.tasks("train", 1)[0], 0) == "Two tools are here."
+    for action, says in (
+        ('{"name": "add", "arguments": {"a": 2, "b": 3}}', "5"),  # FastMCP's data
+        ('{"name": "look", "arguments": {"thing": "door"}}', "A door.\nShut."),  # its parts
+    ):
+        result = env.step(action)
+        assert (result.observation, result.valid, result.reward) == (says, True, 0.0)
+    missing = env.step('{"name": "fly"}')
+    assert (missing.observation, missing.valid) == ("There is no tool fly.", False)
+    for wrong in ("look at the door", '{"arguments": {}}', '{"name": "look", "arguments": 3}', ""):
+        result = env.step(wrong)
+        assert not result.valid
+        assert "no tool call" in result.observation
+    end = env.step('{"name": "look", "arguments": {"thing": "exit"}}')
+    assert (end.reward, end.done, end.success) == (1.0, True, True)
+    env.close()
+
+
+def test_the_only_tools_only_text_needs_no_json() -> None:
+    with serving_tools(TOOLS[:1]) as url:
+        env = OpenEnv(url)
+        assert "or just the text" in env.actions_help
+        env.reset(env.tasks("train", 1)[0], 0)
+        assert env.step("door").observation == "A door.\nShut."
+        assert env.step('{"name": "look", "arguments": {"thing": "door"}}').valid
+        env.close()
+    with serving_tools([]) as url, pytest.raises(UserError):
+        OpenEnv(url)

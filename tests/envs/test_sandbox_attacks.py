@@ -21,7 +21,7 @@ import pytest
 
 from leafe.core.processes import with_default_signals
 from leafe.envs.sandbox import Limits, Outcome, Run, Sandbox, _box, _files, _sandbox
-from leafe.envs.sandbox._calls import ALLOWED, ONLY_WITH
+from leafe.envs.sandbox._syscalls import ALLOWED, ONLY_WITH
 from tests.envs.data import needs_sandbox
 
 pytestmark = needs_sandbox

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.core import Completion, Request, Stop, Tree
-from leafe.evaluate import LOST, diversity
+from leafe.core import LOST, Completion, Request, Stop, Tree
+from leafe.evaluate import diversity
 from tests.evaluate.envs import LETTERS, Chance, Spell, path_chances, play
 from tests.trees import Ep, make_tree, trees
 

@@ -161,7 +161,7 @@ def test_successes_of_a_task_scatter_as_independent_samples_do(env: type[Spell])
 
 def test_stops() -> None:
     stops = measure(play(word="aba", number=20, samples=100, max_invalid_actions=1)).stops
-    assert set(stops) == {"success", "failure", "max_invalid_actions"}
+    assert set(stops) == {"success", "failure", "invalid_limit"}
     assert sum(stops.values()) == 2000
     short = play(word="aba", number=1, horizon=2, samples=100)
     assert all(
@@ -214,7 +214,8 @@ def test_a_policy_that_gives_too_few_answers_is_a_policy_error() -> None:
 def test_an_endpoint_that_is_down_ends_the_evaluation_and_writes_nothing() -> None:
     sink = ListSink()
     with pytest.raises(
-        ForeignFailure, match="10 tasks in a row were lost, the last with: the endpoint is down"
+        ForeignFailure,
+        match="10 tasks in a row lost all their samples, the last with: the end",
     ):
         play(policy=Chance(down="say a letter"), number=30, journal=sink, concurrency=2)
     assert sink.writes == []

@@ -340,9 +340,7 @@ def test_a_playbook_is_grown_to_an_end(
     assert len(sink.episodes) <= 2 * most_episodes(max(limits.values()))
 
 
-def test_a_task_whose_first_prompt_does_not_fit_is_given_up_with_a_sentence_and_the_others_go_on() -> (
-    None
-):
+def test_a_task_whose_first_prompt_does_not_fit_is_given_up_and_the_others_go_on() -> None:
     def short(request: Request) -> list[Completion]:
         if request.cache_key == "train-1":
             raise ContextFull("9000 tokens do not fit into 8192")
@@ -393,7 +391,7 @@ def test_episodes_that_charge_nothing_that_is_bounded_are_named() -> None:
 
     found = asyncio.run(main())
     assert found.given_up == 1
-    assert "charge nothing that a limit bounds (generated_tokens)" in found.given_up_because[0]
+    assert "use nothing that is limited (generated_tokens)" in found.given_up_because[0]
 
 
 def test_no_limit_at_all_is_the_users_mistake() -> None:

@@ -19,7 +19,7 @@ from leafe.core import EnvError, Environment, Request, StepResult, Stop, Task, T
 from leafe.envs import make_env
 from leafe.envs.worker import ProcessEnv, _proxy
 from leafe.evaluate import evaluate
-from leafe.explore import Diverged, EnvLease, EnvPool, ExploreConfig, SnapshotHandle, explore
+from leafe.explore import EnvLease, EnvPool, ExploreConfig, ReplayDiverged, SnapshotHandle, explore
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import Prompts, PromptSet
 
@@ -144,7 +144,7 @@ def test_counted_evaluation_parts_by_forks_as_by_replay() -> None:
         ]
     assert sum(e.replayed for t in forks for e in t.episodes) == 0
     assert sum(e.replayed for t in replays for e in t.episodes) > 0
-    assert not _proxy._held
+    assert not _proxy._snapshots
 
 
 def told_of(turns: Any) -> list[tuple[str, str]]:
@@ -171,13 +171,13 @@ def test_a_snapshot_that_is_gone_is_a_replay() -> None:
             assert (await env.step("add")).observation == after
             assert replayed == 0
             assert isinstance(held.state, int)
-            os.kill(_proxy._held[held.state].pid, signal.SIGKILL)
+            os.kill(_proxy._snapshots[held.state].pid, signal.SIGKILL)
             await env.restore(held)
             assert replayed == 2
             assert (await env.step("add")).observation == after
         async with pool.acquire() as env:
             env.on_replay = count
-            await env.restore(SnapshotHandle(held.state, held.path))
+            await env.restore(SnapshotHandle(held.state, held.trace))
             assert (await env.step("add")).observation == after
             assert replayed == 4
         assert pool.broken == 0
@@ -198,7 +198,7 @@ def test_a_snapshot_that_hangs_is_a_replay_and_costs_no_thread() -> None:
                     held = await env.snapshot()
                     after = (await env.step("add")).observation
                     assert isinstance(held.state, int)
-                    stopped.append(_proxy._held[held.state].pid)
+                    stopped.append(_proxy._snapshots[held.state].pid)
                     os.kill(stopped[-1], signal.SIGSTOP)
                     await asyncio.wait_for(env.restore(held), 30)
                     assert (await env.step("add")).observation == after
@@ -288,7 +288,9 @@ def steps_of(make: Callable[[], Environment], number: int) -> Any:
 
 
 def test_a_recovery_that_does_not_reproduce_diverges() -> None:
-    with pytest.raises(Diverged, match=r"at step 0 the environment said 'environment \d+', not"):
+    with pytest.raises(
+        ReplayDiverged, match=r"at step 0 the environment said 'environment \d+', not"
+    ):
         steps_of(Moody, 2)
 
 

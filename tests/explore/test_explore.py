@@ -176,7 +176,7 @@ def test_snapshot_and_replay_grow_the_same_tree() -> None:
 def test_the_budget_is_met_exactly_and_is_what_the_journal_sums_to() -> None:
     for calls in (1, 2, 5, 13):
         sink = ListSink()
-        found = run(sink=sink, until="budget", limits={"policy_calls": calls})
+        found = run(sink=sink, stop_when="budget", limits={"policy_calls": calls})
         assert found.spent.policy_calls == 8 * calls
         sums = [cost_of(e) for e in sink.episodes]
         for name in sums[0]:
@@ -185,22 +185,22 @@ def test_the_budget_is_met_exactly_and_is_what_the_journal_sums_to() -> None:
 
 def test_limits_on_steps_and_episodes() -> None:
     assert (
-        run(until="budget", strategy="independent", limits={"env_steps": 7}).spent.env_steps
+        run(stop_when="budget", strategy="independent", limits={"env_steps": 7}).spent.env_steps
         == 8 * 7
     )
-    found = run(until="budget", limits={"episodes": 3})
+    found = run(stop_when="budget", limits={"episodes": 3})
     assert [len(t.episodes) for t in found.trees.values()] == [3] * 8
 
 
 def test_run_limit_stops_the_stage() -> None:
-    found = run(until="budget", run_limits={"policy_calls": 30}, concurrency=3)
+    found = run(stop_when="budget", run_limits={"policy_calls": 30}, concurrency=3)
     assert found.spent.policy_calls == 30
     assert found.cut_short == "policy_calls"
 
 
 def test_a_branch_starts_where_the_reflection_says_and_sees_the_experience_once() -> None:
     policy = Script()
-    found = run(policy=policy, depth=4)
+    found = run(policy=policy, max_depth=4)
     branches = [b for t in found.trees.values() for b in t.branches()]
     assert branches
     for branch in branches:
@@ -248,7 +248,9 @@ def test_scope_branch_keeps_the_experience_in_place() -> None:
 
 
 def test_queue_is_first_in_first_out_and_respects_depth_and_width() -> None:
-    found = run(until="budget", depth=2, width=2, limits={"policy_calls": 60})
+    found = run(
+        stop_when="budget", max_depth=2, branches_per_reflection=2, limits={"policy_calls": 60}
+    )
     for tree in found.trees.values():
         assert max(e.depth for e in tree.episodes) <= 2
         used = [e.experience for e in tree.episodes if e.experience]
@@ -259,10 +261,10 @@ def test_queue_is_first_in_first_out_and_respects_depth_and_width() -> None:
 
 
 def test_reflects_every_k_steps() -> None:
-    found = run(every=1, on_failure=False, until="budget", count=3)
+    found = run(reflect_every=1, reflect_on_failure=False, stop_when="budget", count=3)
     steps = {t.step for tree in found.trees.values() for t in tree.reflections}
     assert {1, 2} <= steps
-    only_on_failure = run(every=0, until="budget", count=3)
+    only_on_failure = run(reflect_every=0, stop_when="budget", count=3)
     for tree in only_on_failure.trees.values():
         for reflection in tree.reflections:
             assert tree.episode_of(reflection.id).acts[-1].id == reflection.parent
@@ -270,8 +272,8 @@ def test_reflects_every_k_steps() -> None:
 
 def test_refine_shows_earlier_feedback_and_independent_does_not() -> None:
     refined, fresh = Script(), Script()
-    run(policy=refined, strategy="refine", memory=2, until="budget")
-    run(policy=fresh, strategy="independent", until="budget")
+    run(policy=refined, strategy="refine", max_attempts_in_prompt=2, stop_when="budget")
+    run(policy=fresh, strategy="independent", stop_when="budget")
     shown = [r.messages[0].content.count("An earlier attempt") for r in refined.seen]
     assert max(shown) == 2
     assert not any("An earlier attempt" in m.content for r in fresh.seen for m in r.messages)
@@ -360,7 +362,7 @@ def test_invalid_actions_and_horizon_end_an_episode() -> None:
         max_invalid_actions=3,
         limits={"episodes": 1},
     )
-    assert found.stops == {"max_invalid_actions": 8}
+    assert found.stops == {"invalid_limit": 8}
     assert all(len(e.acts) == 3 for t in found.trees.values() for e in t.episodes)
     found = run(
         policy=Script(lambda r: [Completion("Action: x")]),
@@ -498,7 +500,7 @@ def test_independent_episodes_of_a_given_number_run_side_by_side_and_grow_the_sa
 
 @pytest.mark.parametrize("calls", [9, 23, 40, 60])
 def test_siblings_do_not_pass_the_budget(calls: int) -> None:
-    found = run(limits={"policy_calls": calls}, width=3, until="budget")
+    found = run(limits={"policy_calls": calls}, branches_per_reflection=3, stop_when="budget")
     for tree in found.trees.values():
         assert sum(len(e.turns) for e in tree.episodes) <= calls
     assert found.spent.policy_calls == sum(
@@ -545,7 +547,7 @@ def test_users_mistakes() -> None:
 
 
 def test_a_strategy_is_a_function_of_the_tree() -> None:
-    found = run(until="budget")
+    found = run(stop_when="budget")
     strategy = make_strategy(ExploreConfig(), PromptSet(name="any"))
     for tree in found.trees.values():
         for cut in range(len(tree.episodes)):

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from leafe.baselines.ace import Playbook, with_playbook
-from leafe.baselines.attempts import read
+from leafe.baselines.attempts import read_attempts
 from leafe.core import Kind, UserError
 from leafe.embedded import base_path
 from leafe.pipeline import StageKind, plan, run_recipe, summarise_run
-from leafe.pipeline._actor import StageActor, order_for
+from leafe.pipeline._acting import make_pool, make_prompts, read_playbook, sampling_of, source_of
+from leafe.pipeline._actor import StageActor, actor_order
 from leafe.pipeline._plan import find
-from leafe.pipeline._stages import make_pool, make_prompts, read_playbook, sampling_of, source_of
 from leafe.pipeline._weights import checkpoint_of
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe, load_recipe
@@ -54,7 +54,7 @@ ON = (
     "arms.after.distill={max_steps=1, rehearsal_batch_size=2}",
     "arms.book2.preset=ace",
     "arms.book2.start=rl",
-    "arms.book2.sweep={most=[2, 6], temperature=[1.0, 1.3]}",
+    "arms.book2.sweep={max_items=[2, 6], temperature=[1.0, 1.3]}",
 )
 TRIES = (
     (
@@ -212,7 +212,7 @@ def words(prompts: Prompts) -> tuple[str, dict[str, str]]:
 @pytest.mark.slow
 def test_attempts_are_the_rows_of_their_journal(whole: Path) -> None:
     found = done(whole, "tries/reflexion")
-    again = read(load_trees(whole / "tries/reflexion"), "reflexion", 3)
+    again = read_attempts(load_trees(whole / "tries/reflexion"), "reflexion", 3)
     assert found["rows"] == json.loads(json.dumps(again.rows()))
     assert len(again.samples) == 4, "two of each task"
     assert [row["attempts"] for row in found["rows"]] == [1, 2, 3]
@@ -275,7 +275,7 @@ def test_actors_read_the_playbook_too(whole: Path) -> None:
 
     made = everything()
     stage = find(made, "evaluate/book")
-    order = order_for(
+    order = actor_order(
         made,
         whole,
         stage,
@@ -288,7 +288,7 @@ def test_actors_read_the_playbook_too(whole: Path) -> None:
 
     async def main() -> Prompts:
         actor = StageActor(order)
-        assert json.loads(await actor.start())["error"] is None
+        await actor.start()
         prompts = actor.prompts
         await actor.close()
         return prompts
@@ -296,7 +296,7 @@ def test_actors_read_the_playbook_too(whole: Path) -> None:
     pool = make_pool(made, stage.variant, 1)
     assert words(asyncio.run(main())) == words(make_prompts(made, pool, whole, stage))
     pool.close()
-    assert json.loads(order)["playbook"]["place"] == "step"
+    assert order["playbook"]["place"] == "step"
 
 
 def test_no_success_no_early_experience(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_an_arm_more_is_all_that_is_done(tmp_path: Path) -> None:
     assert begun == ["distill/cf", "evaluate/cf"]
     with pytest.raises(UserError, match=r"arms\.cf"):
         run_recipe(small(), tmp_path / "run")
-    with pytest.raises(UserError, match=r"leafe\+\.distill\.steps"):
+    with pytest.raises(UserError, match=r"leafe\+\.distill\.max_steps"):
         run_recipe(
             small(
                 "arms.leafe+.distill.max_steps=3",

@@ -21,6 +21,7 @@ from rich.console import Console
 from leafe.core import Stop, Tree
 from leafe.evaluate import Evaluated, Explored, summarise
 from leafe.report import (
+    Table,
     against_csv,
     against_markdown,
     against_table,
@@ -510,3 +511,16 @@ def test_the_comparison_as_markdown_and_csv() -> None:
     }
     assert "] above |" in against_markdown(claimed).splitlines()[3]
     assert rows[0]["difference"] == ""
+
+
+def test_a_table_as_markdown_csv_and_on_the_terminal() -> None:
+    table = Table("T [b]", ("row", "n"), [("a|b\nc", ("1.5", "[1, 2]")), ("[red]", None)])
+    assert table.markdown() == (
+        "| row | n |\n| --- | --- |\n| a\\|b c | 1.5 [1, 2] |\n| [red] |  |\n"
+    )
+    plain = Table("", ("row", "n"), [("a,b", 0.1), ("c", None)]).csv()
+    assert list(csv.reader(io.StringIO(plain))) == [["row", "n"], ["a,b", "0.1"], ["c", ""]]
+    console = Console(width=40, record=True, file=io.StringIO())
+    console.print(table)
+    shown = console.export_text()
+    assert all(text in shown for text in ("T [b]", "[red]", "a|b", "[1, 2]"))

@@ -1,5 +1,5 @@
-"""A policy call that is no action: asked for within the budget, seeded by name, and kept as a turn,
-so that the journal's sums are the budget's."""
+"""A policy call that is no action: reserved in the budget, seeded by name, and kept as a turn, so
+that the journal's sums are the budget's."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from leafe.core import (
     PolicyError,
     Request,
     Turn,
-    Usage,
     derive_seed,
-    turn_id,
 )
-from leafe.explore import ExploreConfig
+from leafe.explore import ExploreConfig, charge_tokens, complete_one, unplayed_turn
 from leafe.prompts import History
 
-What = Literal["lesson", "delta", "proposal", "explanation"]
+AsideKind = Literal["lesson", "delta", "proposal", "explanation"]
+"""What an aside is; its turn's `action`."""
 
 
 class Unusable(ValueError):
-    """The answer does not say what was asked; the message says why."""
+    """The answer does not have the form that was asked for; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class AsideSampler:
     """Asks one policy about the histories of one task."""
 
     policy: Policy
@@ -40,54 +39,63 @@ class Asker:
     """Temperatures, top_p, `max_reflection_attempts` and the seed."""
     budget: Budget
 
-    async def ask(
+    async def sample(
         self,
-        what: What,
+        kind: AsideKind,
         history: History,
         messages: tuple[Message, ...],
-        read: Callable[[str], str],
+        parse: Callable[[str], str],
         *,
         episode: int,
         first: int,
         max_tokens: int,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Turn]:
-        """Ask until an answer can be read, `max_reflection_attempts` times at most and while the
-        budget admits it; every try is a turn. `read` returns the note or
-        raises `Unusable`. `first`: the number of the episode's first aside at this history. A
-        policy that fails is not asked again."""
+        """Sample an answer until it can be parsed, `max_reflection_attempts` times at most and
+        while the budget admits it. A policy that fails is not asked again.
+
+        Args:
+            kind: What is asked for.
+            history: What the answer is about; its turns stand after it.
+            messages: The prompt.
+            parse: Returns the note of an answer, or raises `Unusable`.
+            episode: The number of the episode that gets the turns.
+            first: How many asides that episode has at this history already.
+            max_tokens: Of the answer.
+            schema: A JSON schema for the answer.
+
+        Returns:
+            A turn for every attempt.
+        """
         turns: list[Turn] = []
-        cooler = self.config.reflection_temperature
+        temperature = self.config.reflection_temperature
         for nth in range(first, first + self.config.max_reflection_attempts):
             if not self.budget.take(policy_calls=1):
                 break
             began = time.monotonic()
             request = Request(
                 messages=messages,
-                temperature=self.config.temperature if cooler is None else cooler,
+                temperature=self.config.temperature if temperature is None else temperature,
                 top_p=self.config.top_p,
                 max_tokens=max_tokens,
                 schema=schema,
                 seed=derive_seed(
-                    self.config.seed, history.task.id, episode, history.step, what, nth
+                    self.config.seed, history.task.id, episode, history.step, kind, nth
                 ),
                 cache_key=history.task.id,
             )
-            answer, note, why, hopeless = Completion(""), "", "", False
+            answer, note, why, no_answer = Completion(""), "", "", False
             try:
-                answers = await self.policy.complete(request)
-                if not answers:
-                    raise PolicyError(f"The policy {self.policy.name} returned no completion.")
-                answer = answers[0]
-                self.charge(answer.usage)
-                note = read(answer.text)
+                answer = await complete_one(self.policy, request)
+                charge_tokens(self.budget, answer.usage)
+                note = parse(answer.text)
             except Unusable as error:
                 why = str(error)
             except PolicyError as error:
-                why, hopeless = f"no answer: {error}", True
+                why, no_answer = f"no answer: {error}", True
             turns.append(
-                aside(
-                    what,
+                aside_turn(
+                    kind,
                     history,
                     answer,
                     episode=episode,
@@ -98,45 +106,16 @@ class Asker:
                     seconds=time.monotonic() - began,
                 )
             )
-            if not why or hopeless:
+            if not why or no_answer:
                 break
         return turns
 
-    def charge(self, usage: Usage) -> None:
-        """The tokens of a call."""
-        self.budget.charge(
-            prompt_tokens=usage.prompt, cached_tokens=usage.cached, generated_tokens=usage.generated
-        )
 
-
-def aside(
-    what: What,
-    history: History,
-    answer: Completion,
-    *,
-    episode: int,
-    nth: int,
-    note: str = "",
-    why: str = "",
-    policy: str = "",
-    seconds: float = 0.0,
+def aside_turn(
+    kind: AsideKind, history: History, answer: Completion, *, why: str = "", **fields: Any
 ) -> Turn:
-    """The record of a call that no environment hears of; `why` it could not be used, if so."""
-    return Turn(
-        id=turn_id(history.task.id, episode, history.step, Kind.aside, nth),
-        parent=history.turns[-1].id if history.turns else None,
-        task_id=history.task.id,
-        step=history.step,
-        kind=Kind.aside,
-        action_text=answer.text,
-        action=what,
-        observation=why,
-        valid=not why,
-        note=note,
-        policy=policy,
-        usage=answer.usage,
-        tokens=answer.tokens,
-        logprob=answer.logprob,
-        seconds=round(seconds, 4),
-        finish=answer.finish,
+    """The record of an aside. `why`: the reason that it cannot be used, if so; `fields`: as
+    `leafe.explore.unplayed_turn`."""
+    return unplayed_turn(
+        Kind.aside, history, answer, action=kind, observation=why, valid=not why, **fields
     )

@@ -418,23 +418,23 @@ class Stopped(Exception):
 
 
 def main() -> None:
-    """The entry point: a user's mistake is one sentence and exit code 2, a failure outside one
+    """The entry point. A `UserError` is one sentence and exit code 2, a `ForeignFailure` one
     sentence and 1, an interrupt 130."""
     from leafe.cli._encoding import plain_where_needed
-    from leafe.core import ForeignFailure, UserError, visible
 
     plain_where_needed()
     try:
         app(standalone_mode=True)
-    except UserError as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except ForeignFailure as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
-        sys.exit(1)
     except Stopped:
         print(
             "\nStopped. What was finished is kept: give the same command again to go on.",
             file=sys.stderr,
         )
         sys.exit(130)
+    except Exception as error:
+        from leafe.core import ForeignFailure, UserError, visible
+
+        if not isinstance(error, UserError | ForeignFailure):
+            raise
+        print(f"error: {visible(str(error))}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)

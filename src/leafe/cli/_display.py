@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from leafe.cli._watch import StageProgress, clock_time, share_of
-from leafe.pipeline import Stage, StageKind, Watcher
+from leafe.pipeline import Stage, StageKind, StageResult, Watcher
 
 _EVERY = 15.0
 """Seconds between the log lines of a stage."""
@@ -83,15 +83,17 @@ class Display(Watcher):
             eta = [] if course.eta is None else [f"{clock_time(course.eta)} left"]
             self._say(f"{stage.name}: {', '.join([_of(event), *course.words(), *eta])}")
 
-    def _ends(self, stage: Stage, info: dict[str, Any]) -> None:
+    def _ends(self, stage: Stage, result: StageResult) -> None:
         with self._lock:
             self._courses.pop(stage.name, None)
             self.done += 1
-        why = next((f": {info[key]}" for key in ("empty", "stopped") if key in info), "")
+        why = f": {result.reason}" if result.reason else ""
         tick = "✓" if self.utf8 else "ok"
         # one print: between two of them another stage might speak
         self.console.print(
-            Text.assemble((tick, "green"), f" {stage.name} in {info['seconds']:.1f} s{why}")
+            Text.assemble(
+                (tick, "green"), f" {stage.name} in {result.marker['seconds']:.1f} s{why}"
+            )
         )
 
     def _say(self, line: str) -> None:

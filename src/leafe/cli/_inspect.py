@@ -91,7 +91,7 @@ def check_envs(
                 count=count,
                 steps=steps,
                 seed=seed,
-                elsewhere=elsewhere,
+                subprocesses=elsewhere,
             )
             if name == "remote":
                 _check_server(report, used)
@@ -138,7 +138,7 @@ def _check_server(report: Report, options: Mapping[str, Any]) -> None:
     try:
         found = check_server(options["url"], token_env=options.get("token_env"))
     except UserError as error:
-        report.left_out["protocol"] = str(error)
+        report.skipped["protocol"] = str(error)
     else:
         report.problems += found
         report.failed["protocol"] += len(found)

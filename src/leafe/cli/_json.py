@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from leafe.cli._watch import StageProgress
-from leafe.pipeline import Stage, Watcher
+from leafe.pipeline import Stage, StageResult, Watcher
 
 
 class JsonLines(Watcher):
@@ -60,7 +60,7 @@ class JsonLines(Watcher):
         course.take(event)
         self.say("progress", stage=stage.name, **course.told())
 
-    def _ends(self, stage: Stage, info: dict[str, Any]) -> None:
+    def _ends(self, stage: Stage, result: StageResult) -> None:
         self._courses.pop(stage.name, None)
-        why = {key: info[key] for key in ("empty", "stopped") if key in info}
-        self.say("end", stage=stage.name, seconds=info["seconds"], **why)
+        why = {result.outcome.value: result.reason} if result.reason else {}
+        self.say("end", stage=stage.name, seconds=result.marker["seconds"], **why)

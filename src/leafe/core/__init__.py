@@ -37,6 +37,7 @@ from leafe.core.tree import Tree
 from leafe.core.types import (
     FAILED,
     FAILED_BY_ENV,
+    FOREIGN,
     LOST,
     Branch,
     Episode,
@@ -54,6 +55,7 @@ from leafe.core.types import (
 __all__ = [
     "FAILED",
     "FAILED_BY_ENV",
+    "FOREIGN",
     "LIMITS",
     "LOST",
     "Branch",

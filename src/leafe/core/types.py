@@ -30,15 +30,18 @@ class Stop(StrEnum):
 
 
 FAILED_BY_ENV = frozenset({Stop.failure, Stop.horizon, Stop.invalid_limit})
-"""Stops with which the environment itself ends a failed episode; the history still fits a prompt."""
+"""Stops with which the environment ends a failed episode; the history still fits a prompt."""
 
 FAILED = FAILED_BY_ENV | {Stop.context_full}
 """Stops that count as a failure of the policy, at test too. The history up to there is sound, so
 Stage 1 reflects on these episodes."""
 
-LOST = frozenset({Stop.policy_error, Stop.env_error, Stop.diverged, Stop.budget})
-"""Stops that are not the policy's doing: such an episode says nothing about its success rate, is sampled
-again where it can be, and has no reward."""
+FOREIGN = frozenset({Stop.policy_error, Stop.env_error})
+"""Stops by a failure of the endpoint or the environment: they may pass, so the work is retried."""
+
+LOST = FOREIGN | {Stop.diverged, Stop.budget}
+"""Stops that say nothing about the policy: such a sample is neither a success nor a failure. It is
+left out of the n of Pass@k and reported as lost."""
 
 
 class Kind(StrEnum):
@@ -147,7 +150,7 @@ class Turn:
         left_out: reflect: how many of the oldest observations, and then actions, were left out
             so that the prompt fits (`leafe.prompts.shortened`).
         tried: reflect: how many experiences that were followed already stood in the prompt
-            (`leafe.prompts.tried_on`).
+            (`leafe.prompts.tried_advice`).
         policy: The weights that answered.
         usage: Tokens of the call.
         env_steps: Environment steps charged for this turn (act: 1).
@@ -324,8 +327,8 @@ class Episode:
 
 ImprovementRule = Literal["progress", "blame"]
 """When a branch that did not win counts as better than its parent. progress: it got further by the
-environment's own progress; where the environment reports none, as blame. blame: its next
-reflection blames a later step than its parent's did."""
+environment's own progress; where the environment reports none, as blame. blame: its next reflection
+blames a later step than its parent's did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,8 +360,8 @@ class Branch:
 
 
 def token_ids(values: Iterable[int]) -> tuple[int, ...]:
-    """These token ids, with one int object for each id in the process: of a million turns read
-    from a file, separate objects would take more memory than all texts."""
+    """These token ids, with one int object for each id in the process: of a million turns read from
+    a file, separate objects would take more memory than all texts."""
     return tuple([_IDS.setdefault(value, value) for value in values])
 
 

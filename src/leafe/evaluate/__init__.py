@@ -1,7 +1,6 @@
 """Plain sampling of a policy, counted; Pass@k without bias; intervals over tasks and seeds; the
 comparison as plain values."""
 
-from leafe.core import LOST
 from leafe.evaluate._collapse import DETECTORS, collapses
 from leafe.evaluate._contrast import Contrast, contrast, contrasts, holm
 from leafe.evaluate._coverage import CoverageCurve, coverage, coverage_curve, spent
@@ -23,7 +22,6 @@ from leafe.evaluate._summary import Evaluated, Explored, Summary, summarise
 
 __all__ = [
     "DETECTORS",
-    "LOST",
     "Contrast",
     "Counts",
     "CoverageCurve",

@@ -16,7 +16,7 @@ import numpy as np
 
 from leafe.core import Spent, Tree
 from leafe.evaluate._intervals import Estimate, wilson
-from leafe.explore import cost_of
+from leafe.explore import add_cost
 
 
 def coverage(trees: Sequence[Tree]) -> Estimate:
@@ -86,6 +86,5 @@ def spent(trees: Sequence[Tree]) -> Spent:
     out = Spent()
     for tree in trees:
         for episode in tree.episodes:
-            for name, amount in cost_of(episode).items():
-                setattr(out, name, getattr(out, name) + amount)
+            add_cost(out, episode)
     return out

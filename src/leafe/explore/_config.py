@@ -16,13 +16,14 @@ class ExploreConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: str = "tree"
+    """tree, independent, refine or reflexion (`leafe.explore.STRATEGIES`)."""
     limits: dict[str, float] = Field(default_factory=lambda: {"policy_calls": 64.0})
     """What one task may cost; names as in `leafe.core.LIMITS`."""
     run_limits: dict[str, float] = {}
     """What the whole stage may cost. With several tasks in flight, which of them it cuts short
     depends on timing."""
     stop_when: Literal["solved", "budget"] = "solved"
-    """Leave a task at its first success, or use its budget up."""
+    """solved: leave a task at its first success. budget: use its budget up."""
     max_depth: int = Field(6, ge=0)
     """tree: the most rollbacks on the way to one episode."""
     branches_per_reflection: int = Field(1, ge=1)
@@ -32,25 +33,28 @@ class ExploreConfig(BaseModel):
     reflect_on_failure: bool = True
     """tree: reflect when an episode failed."""
     max_reflection_attempts: int = Field(2, ge=1)
-    """How often an unusable reflection is asked for again, the first time included."""
+    """Most samples of one reflection: an unusable one is sampled again."""
     scope: Scope = Scope.action
     """Which actions of a branch see the experience."""
     max_attempts_in_prompt: int = Field(3, ge=1)
     """refine, reflexion: how many earlier attempts stand in the first prompt."""
     temperature: float = Field(1.0, ge=0.0)
+    """Of actions."""
     reflection_temperature: float | None = Field(None, ge=0.0)
     """None: as `temperature`."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Nucleus sampling; 1: off."""
     horizon: int | None = Field(None, ge=1)
-    """None: the environment's own."""
+    """T: most steps of an episode. None: the environment's own."""
     max_invalid_actions: int = Field(5, ge=1)
     """Invalid actions in a row that end an episode."""
     max_errors: int = Field(3, ge=1)
-    """Episodes of one task lost to the policy's or the environment's failures, after which the task
+    """Episodes of one task lost to failures of the policy or the environment, after which the task
     is given up."""
     concurrency: int = Field(128, ge=1)
     """Tasks in flight."""
     seed: int = 0
+    """All random draws of the stage derive from it."""
 
     @field_validator("limits", "run_limits")
     @classmethod

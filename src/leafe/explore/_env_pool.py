@@ -1,12 +1,11 @@
-"""A bounded set of environments that coroutines borrow, each of which finds its way back: where an
-environment fails, another is brought to the same point.
+"""A bounded set of environments that coroutines acquire. Where one fails, another is brought to the
+same point.
 
 Quick environments are called in the event loop, all others in threads (one that lives in a process
-of its own waits there for its answer). An environment that
-raises, dies or outlasts `timeout` seconds is thrown away, a fresh one is reset and the actions so
-far are replayed, every observation compared, and the call is
-made again, `RETRIES` times. An environment that is not deterministic cannot be replayed: there the
-failure is the episode's end.
+of its own waits there for its answer). An environment that raises, dies or outlasts the timeout is
+discarded; a fresh one is reset, the actions so far are replayed with every observation compared,
+and the call is made again, at most `RETRIES` times. An environment that is not deterministic cannot
+be replayed: there the failure ends the episode.
 """
 
 from __future__ import annotations
@@ -39,164 +38,164 @@ RETRIES = 2
 """Fresh environments for one call, after which its failure ends the episode."""
 
 
-class Diverged(Exception):
+class ReplayDiverged(Exception):
     """A replay gave another observation than the first time."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActionTrace:
-    """A point in a task: from the reset, through actions, with what the environment said after
-    each."""
+    """A point in a task: the reset, then actions with the observation after each."""
 
     task: Task
     seed: int
-    first: str | None
-    """o_0; None where it is not known yet, and whatever reset says is right."""
+    first_observation: str | None
+    """o_0; None where it is not known yet: then any is accepted."""
     steps: tuple[tuple[str, str], ...] = ()
     """(action, observation)."""
 
     @staticmethod
-    def along(task: Task, seed: int, first: str | None, turns: Sequence[Turn]) -> ActionTrace:
-        return ActionTrace(task, seed, first, tuple((t.action, t.observation) for t in turns))
+    def of(
+        task: Task, seed: int, first_observation: str | None, turns: Sequence[Turn]
+    ) -> ActionTrace:
+        """The trace of these act turns."""
+        return ActionTrace(
+            task, seed, first_observation, tuple((t.action, t.observation) for t in turns)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHandle:
-    """A snapshot, and the path that leads to the same state where the snapshot is gone."""
+    """A snapshot, and the trace to the same state where the snapshot is gone."""
 
     state: object
-    path: ActionTrace
+    trace: ActionTrace
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     pass
 
 
 class EnvLease:
-    """One environment, awaited. Borrowed from a `EnvPool` by one coroutine at a time. `on_replay`
-    is told of every replayed step."""
+    """One environment, awaited; acquired from an `EnvPool` by one coroutine at a time.
 
-    def __init__(self, env: Environment, pool: EnvPool) -> None:
+    Every method raises EnvError where the environment fails for good, and ReplayDiverged where a
+    fresh environment does not repeat the observations.
+    """
+
+    def __init__(
+        self, env: Environment, pool: EnvPool, on_replay: Callable[[], None] = _ignore
+    ) -> None:
         self.env = env
         self.broken = False
-        self.on_replay: Callable[[], None] = _nothing
+        """The environment failed: it is discarded."""
+        self.on_replay = on_replay
+        """Called after every replayed step."""
         self._pool = pool
-        self._path: ActionTrace | None = None
+        self._trace: ActionTrace | None = None
 
     async def reset(self, task: Task, seed: int) -> str:
-        self._path = None
-        first = await self._again(lambda: self._reset(task, seed))
-        self._path = ActionTrace(task, seed, first)
+        """Start the task; returns o_0."""
+        self._trace = None
+        first = await self._retried(lambda: self._reset(task, seed))
+        self._trace = ActionTrace(task, seed, first)
         return first
 
     async def step(self, action: str) -> StepResult:
-        result = await self._again(lambda: self._step(action))
-        self._went(action, result.observation)
+        """Take one action."""
+        result = await self._retried(lambda: self._step(action))
+        if self._trace is not None:
+            steps = (*self._trace.steps, (action, result.observation))
+            self._trace = replace(self._trace, steps=steps)
         return result
 
-    async def follow(self, path: ActionTrace) -> str:
-        """Reset and replay, compared; returns o_0. `Diverged` where the environment says something
-        else."""
-        if path.first is None and not path.steps:
-            return await self.reset(path.task, path.seed)
-        self._path = path
-        await self._again(self._replay)
-        assert self._path.first is not None
-        return self._path.first
+    async def replay(self, trace: ActionTrace) -> str:
+        """Reset and take the trace's actions again, every observation compared; returns o_0."""
+        if trace.first_observation is None and not trace.steps:
+            return await self.reset(trace.task, trace.seed)
+        self._trace = trace
+        await self._retried(self._replay)
+        assert self._trace.first_observation is not None
+        return self._trace.first_observation
 
     async def snapshot(self) -> SnapshotHandle:
-        state = await self._again(lambda: self._call("snapshot", self.env.snapshot))
-        assert self._path is not None
-        return SnapshotHandle(state, self._path)
+        """The present state, to return to."""
+        state = await self._retried(lambda: self._call("snapshot", self.env.snapshot))
+        assert self._trace is not None
+        return SnapshotHandle(state, self._trace)
 
-    async def restore(self, held: SnapshotHandle) -> None:
-        """The held state; by replay where the snapshot is gone or the environment fails."""
+    async def restore(self, snapshot: SnapshotHandle) -> None:
+        """Return to a snapshot's state; by replay where it is gone or the environment fails."""
         try:
-            await self._call("restore", self.env.restore, held.state)
-            self._path = held.path
-        except SnapshotGone:
-            await self.follow(held.path)
-        except EnvError:
-            if not self.env.deterministic:
+            await self._call("restore", self.env.restore, snapshot.state)
+            self._trace = snapshot.trace
+        except EnvError as error:
+            if not isinstance(error, SnapshotGone) and not self.env.deterministic:
                 raise
-            await self.follow(held.path)
+            await self.replay(snapshot.trace)
 
-    async def _again(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The attempt; where the environment fails in it, once more in a fresh one that stands at
-        the same point."""
+    async def _retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The attempt; where the environment fails, again in a fresh one at the same point."""
         for left in reversed(range(RETRIES + 1)):
             try:
                 if self.broken:
                     await self._renew()
-                    if attempt != self._replay and self._path is not None:
+                    if attempt != self._replay and self._trace is not None:
                         await self._replay()
                 return await attempt()
             except EnvError:
-                if not left or (self._path is not None and not self.env.deterministic):
+                if not left or (self._trace is not None and not self.env.deterministic):
                     raise
         raise AssertionError("not reached")
 
     async def _renew(self) -> None:
+        self._pool.broken += 1
         if self.env.quick:
-            self._pool.discard(self.env)
-        else:  # it may take its time
-            self._pool.broken += 1
+            _close(self.env)
+        else:  # closing may take a while
             await asyncio.to_thread(_close, self.env)
         self.env = await self._pool.fresh()
         self.broken = False
 
     async def _replay(self) -> None:
-        path = self._path
-        assert path is not None
-        first = await self._reset(path.task, path.seed)
-        if path.first is not None and observation_hash(first) != observation_hash(
-            self._pool.short(path.first)
-        ):
-            raise Diverged(
-                f"after reset the environment said {first[:120]!r}, not {path.first[:120]!r}"
-            )
-        for at, (action, observation) in enumerate(path.steps):
-            said = (await self._step(action)).observation
+        trace = self._trace
+        assert trace is not None
+        first = await self._reset(trace.task, trace.seed)
+        if trace.first_observation is not None:
+            self._compare("after reset", first, trace.first_observation)
+        for at, (action, observation) in enumerate(trace.steps):
+            result = await self._step(action)
             self.on_replay()
-            if observation_hash(said) != observation_hash(self._pool.short(observation)):
-                raise Diverged(
-                    f"at step {at} the environment said {said[:120]!r}, not {observation[:120]!r}"
-                )
+            self._compare(f"at step {at}", result.observation, observation)
 
-    def _went(self, action: str, observation: str) -> None:
-        path = self._path
-        if path is not None:
-            self._path = ActionTrace(
-                path.task, path.seed, path.first, (*path.steps, (action, observation))
+    def _compare(self, where: str, seen: str, expected: str) -> None:
+        if observation_hash(seen) != observation_hash(self._pool.shorten(expected)):
+            raise ReplayDiverged(
+                f"{where} the environment said {seen[:120]!r}, not {expected[:120]!r}"
             )
 
     async def _reset(self, task: Task, seed: int) -> str:
-        return self._cut(
-            self._plain(observation_text, await self._call("reset", self.env.reset, task, seed))
-        )
+        answer = await self._call("reset", self.env.reset, task, seed)
+        return self._shorten(self._validated(observation_text, answer))
 
     async def _step(self, action: str) -> StepResult:
-        result = self._plain(step_result, await self._call("step", self.env.step, action))
-        short = self._cut(result.observation)
+        answer = await self._call("step", self.env.step, action)
+        result = self._validated(step_result, answer)
+        short = self._shorten(result.observation)
         return result if short is result.observation else replace(result, observation=short)
 
-    def _cut(self, observation: str) -> str:
-        short = self._pool.short(observation)
+    def _shorten(self, observation: str) -> str:
+        short = self._pool.shorten(observation)
         self._pool.cut += short is not observation
         return short
 
-    def _plain(self, taken: Callable[[object, str], T], answer: object) -> T:
+    def _validated(self, validate: Callable[[object, str], T], answer: object) -> T:
         try:
-            return taken(answer, self.env.name)
+            return validate(answer, self.env.name)
         except EnvError:
             self.broken = True
             raise
 
-    def _fail(self, what: str, why: str) -> EnvError:
-        self.broken = True
-        return EnvError(f"The environment {self.env.name} failed in {what}: {why}.")
-
-    async def _call(self, what: str, function: Callable[..., T], *args: Any) -> T:
+    async def _call(self, method: str, function: Callable[..., T], *args: Any) -> T:
         began = time.perf_counter()
         try:
             if self.env.quick:
@@ -205,32 +204,25 @@ class EnvLease:
                 asyncio.get_running_loop().run_in_executor(self._pool.threads, function, *args),
                 self._pool.timeout,
             )
-        except TimeoutError as error:
-            self._pool.lost_a_thread(self.env)
-            raise self._fail(what, f"no answer within {self._pool.timeout:g} s") from error
         except SnapshotGone:
             raise
-        except UserError:
-            self.broken = True
-            raise
-        except EnvError:
+        except (UserError, EnvError):
             self.broken = True
             raise
         # an environment is foreign code: whatever it raises ends the episode, not the run
         except Exception as error:
-            raise self._fail(
-                what, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            ) from error
+            self.broken = True
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if isinstance(error, TimeoutError):
+                self._pool.abandon_thread(self.env)
+                why = f"no answer within {self._pool.timeout:g} s"
+            raise EnvError(f"The environment {self.env.name} failed in {method}: {why}.") from error
         finally:
             self._pool.waits.envs += time.perf_counter() - began
 
 
 class EnvPool:
-    """Makes environments as they are needed, at most `size`, and hands them out again. `timeout` is
-    in seconds a call; `threads` bounds the calls at a time
-    into environments that are not quick (None: as many as environments); of an observation longer
-    than `max_observation` characters (None: there is no bound) the middle
-    is cut out, which the text says itself."""
+    """Makes environments as they are needed, and hands them out again."""
 
     def __init__(
         self,
@@ -240,17 +232,27 @@ class EnvPool:
         threads: int | None = None,
         max_observation: int | None = None,
     ) -> None:
+        """An empty pool.
+
+        Args:
+            make: Makes one environment; always of the same kind and options.
+            size: Most environments at a time.
+            timeout: Seconds for one call into an environment.
+            threads: Most calls at a time into environments that are not quick. None: `size`.
+            max_observation: Characters; from the middle of a longer observation text is cut out,
+                and a note stands in its place. None: no limit.
+        """
         self._make = make
         self.size = size
         self.timeout = timeout
         self.calls = min(size, threads) if threads is not None else size
         self.waits = Waits()
-        self._idle: list[Environment] = []
+        self._free: list[Environment] = []
         self._first: Environment | None = None
         self._slots = asyncio.Semaphore(size)
         self._threads: ThreadPoolExecutor | None = None
         self.broken = 0
-        """Environments thrown away after a failure."""
+        """Environments discarded after a failure."""
         self.max_observation = max_observation
         self.cut = 0
         """Observations that were cut, replayed ones included."""
@@ -263,30 +265,27 @@ class EnvPool:
         timeout: float = 120.0,
         max_observation: int | None = None,
     ) -> EnvPool:
-        """For so many tasks in flight: an environment for each, or at most `workers` where an
-        environment is heavy; at most `workers` calls at a time where they block."""
+        """A pool for so many tasks in flight.
+
+        It holds an environment for each task, or at most `workers` where an environment is heavy.
+        At most `workers` calls run at a time where calls block.
+        """
         first = _made(make)
-        pool = EnvPool(
-            make,
-            min(tasks, workers) if first.heavy else tasks,
-            timeout,
-            None if first.quick else workers,
-            max_observation,
-        )
+        size = min(tasks, workers) if first.heavy else tasks
+        pool = EnvPool(make, size, timeout, None if first.quick else workers, max_observation)
         pool._first = first
-        pool._idle.append(first)
+        pool._free.append(first)
         return pool
 
-    def short(self, observation: str) -> str:
+    def shorten(self, observation: str) -> str:
         """The observation as the policy sees it: the same object where it is short enough."""
-        return (
-            observation
-            if self.max_observation is None
-            else cut_middle(observation, self.max_observation)
-        )
+        if self.max_observation is None:
+            return observation
+        return cut_middle(observation, self.max_observation)
 
     @property
     def threads(self) -> ThreadPoolExecutor:
+        """Where environments that are not quick are called."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.calls, thread_name_prefix="env")
         return self._threads
@@ -296,78 +295,83 @@ class EnvPool:
         """An environment to read class facts, horizon and tasks from; it is one of the pool's."""
         if self._first is None:
             self._first = _made(self._make)
-            self._idle.append(self._first)
+            self._free.append(self._first)
         return self._first
 
     @contextlib.asynccontextmanager
-    async def acquire(self) -> AsyncIterator[EnvLease]:
-        """An environment for the length of the block; waits while all are lent. EnvError where none
-        can be made."""
+    async def acquire(self, on_replay: Callable[[], None] = _ignore) -> AsyncIterator[EnvLease]:
+        """An environment for the length of the block; waits while all are in use.
+
+        Args:
+            on_replay: Called after every replayed step.
+
+        Raises:
+            EnvError: No environment can be made.
+        """
         with self.waits.on("slots"):
             await self._slots.acquire()
         try:
-            quick = self.facts.quick  # the first environment is made here, where there was none
-            leased = EnvLease(self._idle.pop() if self._idle else await self._born(), self)
+            quick = self.facts.quick  # makes the first environment, where there is none yet
+            env = self._free.pop() if self._free else await self._fresh_retried()
+            lease = EnvLease(env, self, on_replay)
             try:
-                yield leased
+                yield lease
             except asyncio.CancelledError:
-                leased.broken = not quick  # its thread may still be inside the environment
+                lease.broken = not quick  # its thread may still be inside the environment
                 raise
             finally:
-                leased.on_replay = (
-                    _nothing  # it led back to the episode, and kept it until the next collection
-                )
-                if leased.broken:
-                    self.discard(leased.env)
+                lease.on_replay = _ignore  # a reference cycle would keep the episode in memory
+                if lease.broken:
+                    self.discard(lease.env)
                 else:
-                    self._idle.append(leased.env)
+                    self._free.append(lease.env)
         finally:
             self._slots.release()
 
-    async def _born(self) -> Environment:
+    async def _fresh_retried(self) -> Environment:
         for _ in range(RETRIES):
             with contextlib.suppress(EnvError):
                 return await self.fresh()
         return await self.fresh()
 
     async def fresh(self) -> Environment:
-        """A new environment. EnvError where none can be made."""
+        """A new environment. Raises EnvError where none can be made."""
         if self.facts.quick:
             return self._make()
-        return await asyncio.get_running_loop().run_in_executor(
-            self.threads, self._make
-        )  # it may start a process
+        # it may start a process
+        return await asyncio.get_running_loop().run_in_executor(self.threads, self._make)
 
     def discard(self, env: Environment) -> None:
+        """Close an environment that failed."""
         self.broken += 1
         _close(env)
 
-    def lost_a_thread(self, env: Environment) -> None:
+    def abandon_thread(self, env: Environment) -> None:
         """A call into this environment hangs. One that lives in a process of its own is killed,
         which frees the thread; else the thread is left behind."""
         if not env.process:
             self.threads.shutdown(wait=False)
             self._threads = None
 
-    def release(self, held: Iterable[SnapshotHandle]) -> None:
-        """These snapshots are not needed any more."""
+    def release(self, snapshots: Iterable[SnapshotHandle]) -> None:
+        """Free these snapshots: they will not be restored again."""
         if self._first is not None and type(self._first).release is not Environment.release:
-            for each in held:
-                with contextlib.suppress(Exception):  # freeing is a courtesy
-                    self._first.release(each.state)
+            for snapshot in snapshots:
+                with contextlib.suppress(Exception):  # a failure here harms nothing
+                    self._first.release(snapshot.state)
 
     def close(self) -> None:
-        """Close every idle environment and let go of the threads."""
-        for env in self._idle:
+        """Close every free environment and let go of the threads."""
+        for env in self._free:
             _close(env)
-        self._idle.clear()
+        self._free.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
 
 
 def _made(make: Callable[[], Environment]) -> Environment:
-    """An environment; one whose process dies at its start is made again."""
+    """A checked environment; one whose process dies at its start is made again."""
     for _ in range(RETRIES):
         with contextlib.suppress(EnvError):
             return check_facts(make())
@@ -375,5 +379,5 @@ def _made(make: Callable[[], Environment]) -> Environment:
 
 
 def _close(env: Environment) -> None:
-    with contextlib.suppress(Exception):  # it is thrown away whatever it says
+    with contextlib.suppress(Exception):  # it is discarded whatever happens
         env.close()

@@ -1,12 +1,8 @@
-"""Where the time of a stage goes, in task-seconds: what each task in flight was waiting for, added
-up over tasks.
+"""Where the time of a stage goes, in task-seconds: what each task in flight waited for.
 
-With 64 tasks in flight a second of wall time is 64 task-seconds. `engine` is waiting for the
-policy's answer, `envs` for a call into an environment, `slots` for an
-environment to be free, `journal` for an episode to be durable; `leafe` is all the rest: a task that
-could go on and was not gone on with.
-An answer that has come and lies ready while the event loop is busy with others counts where it was
-waited for: a busy processor shows as a longer `engine`.
+With 64 tasks in flight a second of wall time is 64 task-seconds. An answer that has arrived while
+the event loop is busy with other tasks counts where it was waited for: a busy processor shows as a
+longer `engine`.
 """
 
 from __future__ import annotations
@@ -22,18 +18,24 @@ class Waits:
     """Task-seconds by what was waited for."""
 
     engine: float = 0.0
+    """The policy's answer."""
     envs: float = 0.0
+    """A call into an environment."""
     slots: float = 0.0
+    """A free environment."""
     journal: float = 0.0
+    """An episode to be durable."""
     total: float = 0.0
     """From each task's start to its end."""
 
     @property
     def leafe(self) -> float:
+        """All the rest: the task could continue and was not continued."""
         return max(0.0, self.total - self.engine - self.envs - self.slots - self.journal)
 
     @contextlib.contextmanager
     def on(self, what: str) -> Iterator[None]:
+        """Add the duration of the block to the field `what`."""
         began = time.perf_counter()
         try:
             yield

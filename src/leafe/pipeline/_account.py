@@ -14,7 +14,8 @@ from typing import Any
 from leafe.evaluate import spent
 from leafe.pipeline._plan import Stage
 from leafe.pipeline._progress import went_wrong
-from leafe.recipes import Recipe
+from leafe.pipeline._result import result_of
+from leafe.recipes import EXPLORES, Recipe
 from leafe.runs import RunFolder, StoredTrees
 
 COSTS = ("policy_calls", "env_steps", "prompt_tokens", "cached_tokens", "generated_tokens")
@@ -26,7 +27,9 @@ _PRESETS = {
         "LEAFE as in the paper: revised actions without their experience, and rehearsal of "
         "successes"
     ),
-    "leafe+": "LEAFE+: branches that improved, rehearsal of all progress, anchors against forgetting",
+    "leafe+": (
+        "LEAFE+: branches that improved, rehearsal of all progress, anchors against forgetting"
+    ),
     "dpo": "preferences: the revised action over the first one",
     "cf": "revised actions without their experience alone",
     "grpo": "reinforcement learning on the outcome (GRPO)",
@@ -34,8 +37,6 @@ _PRESETS = {
     "self-reflection": "Early Experience: explanations of why the successes' actions are better",
     "ace": "a playbook in the prompt (ACE), no weights change",
 }
-_TABLES = ("distill", "grpo", "early", "ace", "sweep")
-"""Where an arm's own settings stand in a recipe."""
 
 
 def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
@@ -53,17 +54,13 @@ def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
     for name, arm in recipe.arms.items():
         explored = f"{arm.explored} by {arm.explorer}" if arm.explorer != "base" else arm.explored
         # a method that acts for itself has no exploration, whatever the field's default says
-        learns = (
-            explored
-            if getattr(arm, "method", "distill") in ("distill", "early")
-            else "its own episodes"
-        )
+        learns = explored if arm.method in EXPLORES else "its own episodes"
         rounds = recipe.rounds_of(name).number
         own = [f"rounds = {rounds}"] if rounds > 1 else []
         own += [
             f"{key} = {value}"
-            for table in _TABLES
-            for key, value in (getattr(arm, table, None) or {}).items()
+            for table in (arm.distill, arm.grpo, arm.early, arm.ace, arm.sweep)
+            for key, value in table.items()
         ]
         rows.append(
             {
@@ -84,7 +81,7 @@ def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
         rows.append(
             {"arm": name, "what": what, "learns": "", "start": extra.policy, "settings": heat}
         )
-    for name, tries in getattr(recipe.evaluate, "tries", {}).items():
+    for name, tries in recipe.evaluate.tries.items():
         how = f"attempts = {tries.attempts}, samples = {tries.samples}"
         rows.append(
             {
@@ -113,9 +110,10 @@ def stage_rows(
     read twice."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for prefix, run, stage in places:
-        done = run.done(stage.name)
-        if done is None or stage.kind == "choose" or "empty" in done or "stopped" in done:
+        result = result_of(run, stage.name)
+        if result is None or stage.kind == "choose" or not result.has_row:
             continue
+        done = result.marker
         key = (str(stage.kind), prefix + stage.row)
         row = rows.get(key)
         if row is None:
@@ -129,7 +127,7 @@ def stage_rows(
                 "failures": {},
             }
             if (
-                stage.kind == "evaluate" and "chosen" not in done
+                stage.kind == "evaluate" and result.chosen is None
             ):  # a chosen round's samples are those of its own row
                 _add(row, {name: computed.get(key[1], {}).get(name, 0) for name in COSTS})
         row["runs"] += 1

@@ -13,25 +13,26 @@ from typing import Any
 
 from leafe.baselines import grpo as rl
 from leafe.baselines.ace import AceConfig, ace
-from leafe.baselines.attempts import Attempts, sample_attempts, samples_of
+from leafe.baselines.attempts import Attempts, attempt_tasks, sample_attempts
 from leafe.baselines.early_experience import by_task, collect, early_data, train_early
 from leafe.core import Policy, Tree
 from leafe.distill import export_trl
 from leafe.evaluate import counts, evaluate, pass_estimate
 from leafe.explore import ExploreConfig, Progress
-from leafe.pipeline._plan import Stage
-from leafe.pipeline._progress import exploring
-from leafe.pipeline._stages import (
+from leafe.pipeline._acting import (
     Acting,
     Emit,
     act,
+    check_versions,
     env_factory,
     make_pool,
     make_prompts,
     resolve_model,
-    same_env,
     stage_tasks,
 )
+from leafe.pipeline._plan import Stage, stage_name
+from leafe.pipeline._progress import exploring
+from leafe.pipeline._result import StageResult
 from leafe.pipeline._weights import checkpoint_of
 from leafe.policies.server import stop_all
 from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
@@ -49,7 +50,7 @@ def _settings(recipe: Recipe, stage: Stage, strategy: str) -> ExploreConfig:
     return recipe.explore.model_copy(update={"strategy": strategy, "seed": stage.variant.seed})
 
 
-def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     """ACE: a playbook over the training tasks, in `playbook.json`. Lessons and deltas are calls of
     each task's budget."""
     assert stage.attempt is not None
@@ -72,7 +73,7 @@ def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> di
         )
         grown.playbook.save(out / "playbook.json")
         return {
-            "before": stage.policy,
+            "before": str(stage.policy),
             "place": own.place,
             "items": len(grown.playbook.items),
             "merges": dict(grown.merges),
@@ -87,18 +88,16 @@ def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> di
     return act(recipe, folder, stage, own.batch, work)
 
 
-def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     """Early Experience: other actions at the states of the exploration's successes. Comes on top of
     the exploration's budget, and is counted."""
     config, explored = _early(stage)
     trees = load_trees(folder / explored)
     if not any(tree.solved for tree in trees.values()):
-        return {
-            "empty": (
-                f"the trees of {explored.partition('/')[2]} hold no success, and Early "
-                "Experience starts from these: it has no row"
-            )
-        }
+        return StageResult.empty(
+            f"the trees of {explored.partition('/')[2]} hold no success, and Early "
+            "Experience starts from these: it has no row"
+        )
     out = folder / stage.name
     heat = {} if config.temperature is None else {"temperature": config.temperature}
     settings = _settings(recipe, stage, "independent").model_copy(
@@ -127,14 +126,12 @@ def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit)
     return act(recipe, folder, stage, settings.concurrency, work)
 
 
-def train_early_experience(
-    recipe: Recipe, folder: Path, stage: Stage, emit: Emit
-) -> dict[str, Any]:
+def train_early_experience(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     """Early Experience: the trainings, on what was asked and on the successes."""
     stop_all()
     config, explored = _early(stage)
     assert stage.attempt is not None
-    collected = next(need for need in stage.needs if need.startswith("collect/"))
+    collected = stage_name("collect", stage.variant, stage.attempt.arm)
     trees = load_trees(folder / explored)
     asked = by_task(read_journal(folder / collected))
     grown = {
@@ -188,13 +185,13 @@ def train_early_experience(
         if config.variant == "world_model"
         else dict(learnt.skipped)
     )
-    return {
-        "samples": samples,
-        "skipped": skipped,
-        "train": trained,
-        "phases": phases,
-        "config": config.model_dump(mode="json"),
-    }
+    return StageResult.completed(
+        samples=samples,
+        skipped=skipped,
+        train=trained,
+        phases=phases,
+        config=config.model_dump(mode="json"),
+    )
 
 
 def _early(stage: Stage) -> tuple[EarlyRecipe, str]:
@@ -203,7 +200,7 @@ def _early(stage: Stage) -> tuple[EarlyRecipe, str]:
     return stage.attempt.config, stage.attempt.explored[0]
 
 
-def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     """GRPO on the training tasks; with `eval_steps` the weights are those of the best
     validation."""
     stop_all()
@@ -219,7 +216,7 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
             if stage.attempt.config.validates
             else []
         )
-        env, prompts = same_env(folder, stage, pool), make_prompts(recipe, pool)
+        env, prompts = check_versions(folder, stage, pool), make_prompts(recipe, pool)
     finally:
         pool.close()
     config = stage.attempt.config.config(recipe.explore, len(tasks), variant.seed)
@@ -275,14 +272,16 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
         max_observation=recipe.env.max_observation,
         progress=on_progress,
     )
-    return {"train": result.to_json(), "config": config.model_dump(mode="json"), "env": env}
+    return StageResult.completed(
+        train=result.to_json(), config=config.model_dump(mode="json"), env=env
+    )
 
 
 def _held_out(stage: Stage) -> Stage:
     return Stage("validate", stage.variant, stage.what)
 
 
-def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     """Several attempts at every test task, with their price."""
     own = recipe.evaluate.tries[stage.what]
     out = folder / stage.name
@@ -316,5 +315,5 @@ def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -
         stage,
         config.concurrency,
         work,
-        journalled=lambda tasks: samples_of(tasks, own.samples),
+        journalled=lambda tasks: attempt_tasks(tasks, own.samples),
     )

@@ -20,8 +20,9 @@ from leafe.core import UserError, find_named
 from leafe.distill import DistillConfig
 from leafe.envs import load_tasks
 from leafe.explore import EnvPool
+from leafe.pipeline._acting import make_pool
 from leafe.pipeline._plan import HELD_OUT, Stage, Variant, env_options, plan, task_count
-from leafe.pipeline._stages import make_pool
+from leafe.pipeline._policy_ref import BASE
 from leafe.policies import policy_factory
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
@@ -95,9 +96,7 @@ def _tasks(recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]
     needed = _asked(recipe, variant, due)
     asked = _asked(recipe, variant, [stage for stage in plan(recipe) if stage.variant == variant])
     for key, (setting, split, count) in (asked | needed).items():
-        there: tuple[str, ...] = getattr(
-            pool.facts, "splits", ()
-        )  # none: the environment does not say
+        there = pool.facts.splits
         if there and split not in there:
             if key in needed:
                 yield (
@@ -121,7 +120,7 @@ def _tasks(recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]
         shared = [task for task in ids if task in both]
         if shared and ("train" in (key, other) or {key, other} == {"valid", "test"}):
             shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
-            splits = getattr(pool.facts, "splits", ())
+            splits = pool.facts.splits
             yield (
                 f"{setting} and {its_setting} of the environment {pool.facts.name!r} have "
                 f"{len(shared)} "
@@ -207,8 +206,8 @@ def _needs(recipe: Recipe, stage: Stage) -> Iterable[str]:
         in_process = (
             not ray
             and recipe.policy.launch is None
-            and ":" not in stage.policy
-            and (recipe.policy.kind == "hf" or stage.policy != "base")
+            and stage.policy.kind != "imported"
+            and (recipe.policy.kind == "hf" or stage.policy != BASE)
         )
         return (*ray, *(ACTS if in_process else ()))
     config = stage.attempt.config if stage.attempt else None
@@ -238,7 +237,7 @@ def _policies(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
                 "or write its whole path."
             )
     trains = any(stage.kind == "distill" for stage in due)
-    acts = any(stage.policy == "base" and stage.kind not in ("distill", "choose") for stage in due)
+    acts = any(stage.policy == BASE and stage.kind not in ("distill", "choose") for stage in due)
     one_file = policy.launch is not None and Path(policy.model).expanduser().is_file()  # GGUF
     if trains or (acts and not one_file and (policy.kind == "hf" or policy.launch is not None)):
         yield from _weights(policy.model)
@@ -247,11 +246,11 @@ def _policies(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
             policy_factory(policy.kind, policy.options)
         except UserError as error:
             yield str(error)
-    for name in dict.fromkeys(stage.policy for stage in due if ":" in stage.policy):
+    for policy_ref in dict.fromkeys(s.policy for s in due if s.policy.kind == "imported"):
         try:
-            find_named(name)
+            find_named(policy_ref.name)
         except (ImportError, AttributeError) as error:
-            yield f"evaluate.extras: the policy {name!r} cannot be imported: {error}."
+            yield f"evaluate.extras: the policy {policy_ref.name!r} cannot be imported: {error}."
 
 
 def _weights(model: str) -> Iterator[str]:

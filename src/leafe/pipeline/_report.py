@@ -14,7 +14,9 @@ from leafe.core import UserError
 from leafe.distill import PARTS
 from leafe.evaluate import Over
 from leafe.pipeline._plan import Stage, StageKind, plan
+from leafe.pipeline._policy_ref import BASE
 from leafe.pipeline._progress import went_wrong
+from leafe.pipeline._result import StageResult, result_of
 from leafe.pipeline._summarise import (
     compare_runs,
     recipe_of,
@@ -105,8 +107,8 @@ def _write(
             s
             for s in plan(recipe)
             if s.kind == "explore"
-            and s.policy == "base"
-            and s.what.endswith("tree")
+            and s.policy == BASE
+            and s.strategy == "tree"
             and runs[0].done(s.name)
         ),
         None,
@@ -188,14 +190,13 @@ def print_kind(path: Path, kind: StageKind, console: Console) -> None:
         console.print(tries_table(summarise_run(run).to_json()))
 
 
-def _distilled(run: RunFolder, name: str = "") -> list[tuple[str, dict[str, Any]]]:
-    """(row, marker) of every training; `name` stands before each row."""
-    out = []
-    for stage in plan(recipe_of(run)):
-        info = run.done(stage.name) if stage.kind == "distill" else None
-        if info is not None:
-            out.append((name + stage.row + _seed(stage), info))
-    return out
+def _distilled(run: RunFolder, name: str = "") -> list[tuple[str, StageResult]]:
+    """(row, result) of every training; `name` stands before each row."""
+    return [
+        (name + stage.row + _seed(stage), result)
+        for stage in plan(recipe_of(run))
+        if stage.kind == "distill" and (result := result_of(run, stage.name)) is not None
+    ]
 
 
 def _seed(stage: Stage) -> str:
@@ -206,7 +207,8 @@ def _datasets(run: RunFolder, name: str = "") -> dict[str, dict[str, Any]]:
     """By arm: how many samples of how many tasks each part holds, and how the training went; every
     arm with the same columns in the same order."""
     out: dict[str, dict[str, Any]] = {}
-    for row, info in _distilled(run, name):
+    for row, result in _distilled(run, name):
+        info = result.marker
         counts, trained = info.get("counts") or {}, info.get("train") or {}
         passes = _passes(trained)
         parts = {
@@ -255,8 +257,9 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
             f"Prompts held a window of the history ({recipe.history}): branches share no "
             "prefix, and prompts were computed anew in every turn."
         )
-    for row, info in _distilled(run, name):
-        notes += [f"{row}: {info[why]}" for why in ("empty", "stopped") if why in info]
+    for row, result in _distilled(run, name):
+        info = result.marker
+        notes += [f"{row}: {result.reason}"] if result.reason else []
         notes += [f"{row}: {note}" for note in (info.get("train") or {}).get("notes") or ()]
         notes += [f"{row}: {words}" for words in _left_out(info)]
         for part, number in ((info.get("counts") or {}).get("mentions") or {}).items():
@@ -380,7 +383,8 @@ def _rate(point: Mapping[str, Any]) -> str:
 
 def _print_training(run: RunFolder, console: Console, name: str = "") -> None:
     rows: list[tuple[str, ...]] = []
-    for row, info in _distilled(run, name):
+    for row, stage_result in _distilled(run, name):
+        info = stage_result.marker
         if "train" not in info:
             rows.append((row, *["0"] * 2, *[""] * 7))
             continue

@@ -12,6 +12,7 @@ from typing import Any
 
 from leafe.distill import PARTS
 from leafe.pipeline._plan import Stage, plan
+from leafe.pipeline._result import Outcome, result_of
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
 
@@ -48,8 +49,10 @@ def rounds_rows(
             for row in summary["details"]["validation"]
             if (row["arm"], row["attempt"]) == (arm, first.what)
         ]
-        markers = [run.done(stage.name) or {} for run, stage in places]
-        if not any(markers) and not found:
+        results = [
+            result for run, stage in places if (result := result_of(run, stage.name)) is not None
+        ]
+        if not results and not found:
             continue
         out.append(
             {
@@ -58,9 +61,9 @@ def rounds_rows(
                 **{name: found.get(name) for name in ("tasks", "solved", "coverage")},
                 "samples": _mean(
                     [
-                        sum(m["counts"][p]["samples"] for p in PARTS)
-                        for m in markers
-                        if "counts" in m
+                        sum(result.marker["counts"][p]["samples"] for p in PARTS)
+                        for result in results
+                        if "counts" in result.marker
                     ]
                 ),
                 "valid": _passes([row["pass_at"] for row in validated if "pass_at" in row]),
@@ -70,7 +73,7 @@ def rounds_rows(
                     for name in ("entropy", "distinct", "following", "reflection", "same_step")
                 },
                 "chosen": sum(bool(row.get("chosen")) for row in validated),
-                "stopped": sum("stopped" in m for m in markers),
+                "stopped": sum(result.outcome is Outcome.stopped for result in results),
                 "runs": len(places),
             }
         )

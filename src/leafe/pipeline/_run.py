@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leafe.core import ForeignFailure, UserError
+from leafe.core import ForeignFailure, UserError, ungrouped
 from leafe.core.processes import with_default_signals
-from leafe.pipeline._plan import KINDS, Stage, StageKind, plan
+from leafe.pipeline._plan import KINDS, Stage, StageKind, kind_of, plan
 from leafe.pipeline._preflight import check_ready
+from leafe.pipeline._result import StageResult
 from leafe.pipeline._shards import Shard
 from leafe.policies.server import stop_all
 from leafe.recipes import Recipe, parse_stored_recipe
@@ -38,7 +39,7 @@ class Watcher:
 
     begins: Callable[[Stage], None] = lambda stage: None
     progress: Callable[[Stage, dict[str, Any]], None] = lambda stage, event: None
-    ends: Callable[[Stage, dict[str, Any]], None] = lambda stage, info: None
+    ends: Callable[[Stage, StageResult], None] = lambda stage, result: None
     kind_done: Callable[[StageKind], None] = lambda kind: None
     """All stages of a kind are finished."""
 
@@ -60,7 +61,6 @@ def config_of(recipe: Recipe) -> dict[str, Any]:
         "retries",
         "backoff_s",
         "concurrency",
-        "hedge",
     }
     spread["policy"] = {"launch": True, "launch_timeout": True, "options": wire}
     return recipe.model_dump(mode="json", exclude=spread, exclude_none=True)
@@ -116,7 +116,7 @@ def run_recipe(
     config = config_of(recipe) | ({"shard": shard.to_json()} if shard else {})
     seeds = {str(i): s for i, s in enumerate(recipe.seeds)}
     with RunFolder.open(
-        path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE, today=_today
+        path, config, seeds=seeds, fresh=fresh, growing=_GROWING, free=_FREE, upgrade=_today
     ) as folder:
         stages = plan(recipe) if only is None else _reachable(folder, recipe, only)
         state = _State(folder, recipe, stages, watcher)
@@ -172,7 +172,7 @@ def _reachable(folder: RunFolder, recipe: Recipe, only: StageKind) -> list[Stage
         elif folder.done(stage.name) is None:
             lacking = lacking or (stage.name, missing)
     if lacking and not due:
-        kind = lacking[1].partition("/")[0]
+        kind = kind_of(lacking[1])
         command = next((c for c, kinds in _WITH.items() if kind in kinds), kind)
         raise UserError(
             f"{lacking[0]} needs {lacking[1]}, which is not finished in {folder.path}: run "
@@ -214,7 +214,8 @@ class _State:
     def all_taken(self) -> bool:
         return len(self.taken) == len(self.stages)
 
-    def finish(self, stage: Stage, info: dict[str, Any]) -> None:
+    def finish(self, stage: Stage, result: StageResult) -> None:
+        info = result.marker
         self.folder.finish(stage.name, info)
         if "env" in info:
             self.folder.record_env(stage.variant.control or "env", info["env"])
@@ -222,7 +223,7 @@ class _State:
             stage=stage.name, **{k: v for k, v in info.items() if isinstance(v, int | float | str)}
         )
         self.finished.add(stage.name)
-        self.watcher.ends(stage, info)
+        self.watcher.ends(stage, result)
         self.tell_kinds()
 
     def tell_kinds(self) -> None:
@@ -261,8 +262,7 @@ async def _run_workers(state: _State, jobs: int) -> None:
                         await changed.wait()
                     changed.notify_all()
                 worker = worker or await _start(state.folder.path, number)
-                info = await _ask(worker, state, stage)
-                state.finish(stage, info)
+                state.finish(stage, await _ask(worker, state, stage))
                 async with changed:
                     changed.notify_all()
         finally:
@@ -271,15 +271,10 @@ async def _run_workers(state: _State, jobs: int) -> None:
                 worker.kill()
                 await worker.wait()
 
-    try:
+    with ungrouped():
         async with asyncio.TaskGroup() as group:
             for number in range(min(jobs, len(state.stages))):
                 group.create_task(serve(number))
-    except BaseExceptionGroup as errors:
-        inner: BaseException = errors
-        while isinstance(inner, BaseExceptionGroup):
-            inner = inner.exceptions[0]
-        raise inner from None
 
 
 async def _start(folder: Path, number: int) -> asyncio.subprocess.Process:
@@ -298,7 +293,7 @@ async def _start(folder: Path, number: int) -> asyncio.subprocess.Process:
         )
 
 
-async def _ask(worker: asyncio.subprocess.Process, state: _State, stage: Stage) -> dict[str, Any]:
+async def _ask(worker: asyncio.subprocess.Process, state: _State, stage: Stage) -> StageResult:
     assert worker.stdin is not None
     assert worker.stdout is not None
     command = {
@@ -315,8 +310,7 @@ async def _ask(worker: asyncio.subprocess.Process, state: _State, stage: Stage) 
             if kind == "progress":
                 state.watcher.progress(stage, event)
             elif kind == "finished":
-                info: dict[str, Any] = event["info"]
-                return info
+                return StageResult.parse(event["info"])
             elif event["error"] == "user":
                 raise UserError(event["message"])
             elif event["error"] == "foreign":

@@ -18,6 +18,7 @@ from leafe.core import Tree, UserError
 from leafe.evaluate import Evaluated, Explored, Over, Summary, summarise
 from leafe.pipeline._account import arm_rows, stage_rows, start_rows
 from leafe.pipeline._plan import HELD_OUT, Stage, plan
+from leafe.pipeline._result import result_of
 from leafe.pipeline._rounds import rounds_rows
 from leafe.recipes import Recipe, parse_stored_recipe
 from leafe.runs import RunFolder, load_trees, read_tasks
@@ -167,16 +168,12 @@ def _finished(runs: Sequence[RunFolder]) -> tuple[dict[str, list[_Place]], dict[
     evaluated: dict[str, list[_Place]] = {}
     for run in runs:
         for stage in plan(recipe_of(run)):
-            done = run.done(stage.name)
-            if (
-                done is not None
-                and "empty" not in done
-                and "stopped" not in done
-                and stage.kind in ("explore", "evaluate")
-            ):
-                (explored if stage.kind == "explore" else evaluated).setdefault(
-                    stage.row, []
-                ).append(_Place(run, stage, done))
+            if stage.kind not in ("explore", "evaluate"):
+                continue
+            result = result_of(run, stage.name)
+            if result is not None and result.has_row:
+                rows = explored if stage.kind == "explore" else evaluated
+                rows.setdefault(stage.row, []).append(_Place(run, stage, result.marker))
     return explored, evaluated
 
 
@@ -193,7 +190,7 @@ def _account(
         stages, {row["arm"]: row["computed"] for row in summary.details["evaluate"]}
     )
     summary.details["tries"] = [
-        {"row": prefix + stage.row, "policy": stage.policy} | row
+        {"row": prefix + stage.row, "policy": str(stage.policy)} | row
         for prefix, run, stage in stages
         for row in (run.done(stage.name) or {}).get("rows", ())
     ]

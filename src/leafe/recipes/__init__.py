@@ -3,12 +3,12 @@
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, Setting, ValidationRecipe
 from leafe.recipes._methods import ARM_PRESETS, EXPLORES, Config, EarlyRecipe, GrpoRecipe, Method
 from leafe.recipes._schema import (
+    AttemptsRecipe,
     ControlRecipe,
     EvaluateRecipe,
     ExtraRecipe,
     Recipe,
     TrainRecipe,
-    TriesRecipe,
     load_recipe,
     parse_options,
     parse_recipe,
@@ -20,6 +20,7 @@ __all__ = [
     "ARM_PRESETS",
     "EXPLORES",
     "ArmRecipe",
+    "AttemptsRecipe",
     "Config",
     "EarlyRecipe",
     "EvaluateRecipe",
@@ -31,7 +32,6 @@ __all__ = [
     "RoundsRecipe",
     "Setting",
     "TrainRecipe",
-    "TriesRecipe",
     "ValidationRecipe",
     "load_recipe",
     "parse_options",

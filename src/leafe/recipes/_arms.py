@@ -287,9 +287,8 @@ def _check_settings(name: str, arm: ArmRecipe) -> None:
     try:
         arm.config()
     except ValidationError as error:
-        raise ValueError(
-            f"arms.{name}.{_TABLES[arm.method] if arm.method != 'early' else 'early or distill'}{_where(error)}"
-        ) from error
+        table = "early or distill" if arm.method == "early" else _TABLES[arm.method]
+        raise ValueError(f"arms.{name}.{table}{_where(error)}") from error
     try:
         arm.settings()
     except ValidationError as error:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from leafe.baselines.attempts import Method as TryMethod
+from leafe.baselines.attempts import AttemptMethod
 from leafe.baselines.grpo import COUNTED
 from leafe.core import UserError
 from leafe.core.secret import field_holds_secret
@@ -103,13 +103,13 @@ class ExtraRecipe(_Strict):
     role: Literal["control", "ceiling"] = "control"
 
 
-class TriesRecipe(_Strict):
+class AttemptsRecipe(_Strict):
     """Several attempts at a test task with feedback carried from one to the next
     (`leafe.baselines.attempts`): a policy's rows at a higher price."""
 
     policy: str = "base"
     """`base` or an arm's name."""
-    method: TryMethod = "reflexion"
+    method: AttemptMethod = "reflexion"
     attempts: int = Field(4, ge=1)
     samples: int = Field(8, ge=1)
     """Of each test task: rows of so many attempts at most."""
@@ -124,7 +124,7 @@ class EvaluateRecipe(_Strict):
     concurrency: int = Field(64, ge=1)
     """Test tasks in flight."""
     extras: dict[str, ExtraRecipe] = {}
-    tries: dict[str, TriesRecipe] = {}
+    tries: dict[str, AttemptsRecipe] = {}
     """Test-time rows by name, with their price beside them."""
     compare: tuple[tuple[str, str], ...] = ()
     """Pairs (a, b) of rows whose difference a - b is printed with its paired interval."""
@@ -387,6 +387,10 @@ def _take_out(data: dict[str, Any], key: str, where: str, below: str) -> None:
     for part in parents:
         place = place.get(part) if isinstance(place, Mapping) else None
     if not isinstance(place, dict) or last not in place:
+        nested: Any = None
+        for part in (last, *reversed(parents)):
+            nested = {part: nested}
+        refuse_old_names(nested, where)
         raise UserError(f"{where} names {key!r}, which {below} does not have: take it out.")
     del place[last]
 
@@ -455,7 +459,7 @@ def _fields_at(path: tuple[int | str, ...]) -> list[str]:
         "arms": ArmRecipe,
         "controls": ControlRecipe,
         "extras": ExtraRecipe,
-        "tries": TriesRecipe,
+        "tries": AttemptsRecipe,
         "rounds": RoundsRecipe,
     }
     for part in path:

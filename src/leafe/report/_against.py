@@ -33,7 +33,7 @@ _COLUMNS = (
 """Of the CSV."""
 
 
-class _Row(NamedTuple):
+class _Compared(NamedTuple):
     """A row of the evaluation with its contrasts to the reference, by k."""
 
     name: str
@@ -151,14 +151,14 @@ def _caption(summary: Mapping[str, Any]) -> str:
     return _CAPTION.format(reference=against["reference"], over=_OVER[against["over"]])
 
 
-def _rows(summary: Mapping[str, Any]) -> tuple[str, list[str], list[_Row]]:
+def _rows(summary: Mapping[str, Any]) -> tuple[str, list[str], list[_Compared]]:
     """(reference, ks, rows): the reference and every row that has runs in common with it."""
     against = summary["details"]["against"]
     contrasts: dict[str, dict[str, Mapping[str, Any]]] = {}
     for c in against["rows"]:
         contrasts.setdefault(c["row"], {})[str(c["k"])] = c
     rows = [
-        _Row(row["arm"], row, contrasts.get(row["arm"], {}))
+        _Compared(row["arm"], row, contrasts.get(row["arm"], {}))
         for row in summary["evaluate"]
         if row["arm"] == against["reference"] or row["arm"] in contrasts
     ]

@@ -1,4 +1,4 @@
-"""What the collapse detectors found, in sentences that say the rule with the figures."""
+"""The alarms of the collapse detectors, in sentences with the rule and its figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from leafe.report._format import percent
 
 _SHARES = {0.5: "half", 0.75: "three quarters"}
 
-_WORDS = {
+_SENTENCES = {
     "entropy": (
         "its sampling has narrowed",
         "the entropy of its actions is {value} nats a token",
@@ -36,17 +36,21 @@ _WORDS = {
         "{base} %",
     ),
 }
-"""By figure: what it means, what the policy does, what the base does."""
+"""By figure: what the alarm means, the policy's figure, the base's."""
 
 
 def alarms(summary: Mapping[str, Any]) -> list[str]:
-    """One sentence for each alarm of the summary."""
+    """One sentence for each alarm of the summary.
+
+    Args:
+        summary: What `Summary.to_json` returns.
+    """
     return [_sentence(found) for found in (summary.get("details") or {}).get("collapse", [])]
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
     figure, share = found["figure"], found["share"]
-    means, does, before = _WORDS[figure]
+    means, does, before = _SENTENCES[figure]
     show = (lambda v: f"{v:.3f}") if figure == "entropy" else percent
     under = (
         f"under {_SHARES.get(share, percent(share) + ' %')} of the base policy's "

@@ -1,8 +1,7 @@
-"""Horizontal bars as inline SVG: one bar a row, of one or several segments, told apart by colour,
-by order and by what is written in them.
+"""Horizontal bars as inline SVG: one bar a row, of one or several segments.
 
-Every drawing stands beside a table with the same figures, so it is named and left at that: nothing
-in it is said nowhere else.
+Segments differ by colour, order and by what is written in them. Every drawing stands beside a table
+with the same figures, so for screen readers its title is enough.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ _LETTER = 7.1  # width of a character of 12.5 px
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a bar."""
+    """A part of a bar: its name, its value from 0, its colour, and that of its name."""
 
     name: str
     value: float
     colour: str
     ink: str = "#fff"
-    """Of what is written on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,16 @@ class Bar:
 
 
 def bar_chart(bars: Sequence[Bar], *, title: str, shares: bool = False) -> Markup:
-    """The bars on one scale from 0, or with `shares` each as long as the others. An empty Markup
-    without anything to show."""
+    """Draw the bars on one scale from 0.
+
+    Args:
+        bars: The rows; those without a value above 0 are left out.
+        title: For screen readers.
+        shares: Make all bars equally long: segments are shares of their bar.
+
+    Returns:
+        An svg element; an empty Markup without rows.
+    """
     shown = [bar for bar in bars if any(s.value > 0 for s in bar.segments)]
     if not shown:
         return Markup("")
@@ -46,37 +52,27 @@ def bar_chart(bars: Sequence[Bar], *, title: str, shares: bool = False) -> Marku
     right = max(len(bar.figure) for bar in shown) * _LETTER + 10
     room = _WIDTH - left - right
     longest = max(sum(s.value for s in bar.segments) for bar in shown)
-    height = len(shown) * _LINE + 4
-    parts = [
-        Markup(
-            '<svg class="chart" role="img" viewBox="0 0 {:.0f} {:.0f}" '
-            'aria-label="{}"><title>{}</title>'
-        ).format(_WIDTH, height, title, title)
-    ]
+    head = Markup(
+        '<svg class="chart" role="img" viewBox="0 0 {:.0f} {:.0f}" aria-label="{}">'
+        "<title>{}</title>"
+    )
+    label = Markup(
+        '<text class="tick" x="{:.0f}" y="{:.1f}" text-anchor="end">{}<title>{}</title></text>'
+    )
+    figure = Markup('<text class="tick" x="{:.1f}" y="{:.1f}">{}</text>')
+    parts = [head.format(_WIDTH, len(shown) * _LINE + 4, title, title)]
     for nth, bar in enumerate(shown):
-        y, total = 2 + nth * _LINE, sum(s.value for s in bar.segments)
-        name = (
-            bar.name
-            if len(bar.name) * _LETTER < left
-            else bar.name[: int(left / _LETTER) - 1] + "…"
-        )
-        label = Markup(
-            '<text class="tick" x="{:.0f}" y="{:.1f}" text-anchor="end">{}<title>{}</title></text>'
-        )
+        x, y, total = left, 2 + nth * _LINE, sum(s.value for s in bar.segments)
+        fits = len(bar.name) * _LETTER < left
+        name = bar.name if fits else bar.name[: int(left / _LETTER) - 1] + "…"
         parts.append(label.format(left - 8, y + 13, name, bar.name))
-        x = left
         for segment in bar.segments:
             width = room * segment.value / (total if shares else longest)
             if width > 0:
                 parts.append(_segment(segment, x, y, width, total))
             x += width
-        parts.append(
-            Markup('<text class="tick" x="{:.1f}" y="{:.1f}">{}</text>').format(
-                x + 8, y + 13, bar.figure
-            )
-        )
-    parts.append(Markup("</svg>"))
-    return Markup("").join(parts)
+        parts.append(figure.format(x + 8, y + 13, bar.figure))
+    return Markup("").join([*parts, Markup("</svg>")])
 
 
 def _segment(segment: Segment, x: float, y: float, width: float, total: float) -> Markup:

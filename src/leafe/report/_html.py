@@ -1,10 +1,9 @@
 """One self-contained report.html: nothing is fetched, everything that a model wrote is escaped, and
 it prints.
 
-It is drawn from the summary alone (`summary.json` will do), but for the trees that it shows. What
-would steer a terminal or turn the reading direction is
-made visible in the finished page, so that no text on the way to it can be forgotten; and every text
-has its limit, so that the page stays one that mail takes.
+It is drawn from the summary alone (`summary.json` will do), except for the trees that it shows.
+Hostile characters are made visible in the finished page, so that no text can be forgotten on the
+way; and every text has a limit, so that the page can be mailed.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from leafe.report._figures import (
     time_chart,
     whisker,
 )
-from leafe.report._rescues import RULE, in_words, pick_rescues, tell
+from leafe.report._rescues import RULE, in_words, pick_rescues, rescue_facts
 from leafe.report._side_by_side import side_by_side
 from leafe.report._tables import reflects
 from leafe.report._tree import BRANCH_LIMIT, draw_tree, pick_tree, rescued
 
 _NOTES, _NOTE, _CONFIG, _QUESTION, _EPISODES = 60, 600, 60_000, 2_000, 24
-"""Most notes, and characters of one, of the settings and of the question; most episodes of a tree
-that are told in words."""
+"""The most notes, characters of a note, of the settings and of the question, and episodes of a tree
+that are shown in words."""
 
 
 def write_report(
@@ -50,14 +49,22 @@ def write_report(
     notes: Sequence[str] = (),
     command: str = "",
 ) -> Path:
-    """Write the report to the file `out`; returns it.
+    """Write the report.
 
-    summary: what `Summary.to_json` gives. question: what the run asks, one or two sentences. trees:
-    the exploration from which rescues and one
-    tree are picked by rule; gone through more than once. datasets: for each arm, what its training
-    set holds (plain counts, nested as they come).
-    config: the recipe as text. notes: sentences that the reader must see (a stage cut short, an
-    empty part). command: what makes it again.
+    Args:
+        summary: What `Summary.to_json` returns.
+        out: The file; its folder is made where it is missing.
+        title: Of the page.
+        question: What the run asks, in one or two sentences.
+        trees: The exploration from which rescues and one tree are picked by rule; gone through
+            more than once.
+        datasets: By arm, what its training set holds: counts, nested as they come.
+        config: The recipe as text.
+        notes: Sentences that the reader must see (a stage cut short, an empty part).
+        command: The command that makes the run again.
+
+    Returns:
+        `out`.
     """
     environment = Environment(
         loader=PackageLoader("leafe.report"),
@@ -70,12 +77,11 @@ def write_report(
         "percent": figures.percent,
         "interval": figures.interval,
         "difference": figures.difference,
-    } | {
         "number": figures.number,
         "count": figures.count,
         "duration": figures.duration,
         "reflects": reflects,
-        "share": _share,
+        "share": lambda part, whole: figures.percent(part / whole if whole else None),
     }
     details = summary.get("details") or {}
     explored, evaluated = details.get("explore", []), details.get("evaluate", [])
@@ -117,7 +123,7 @@ def write_report(
         time_chart=time_chart(stages),
         totals=_totals(stages),
         datasets=_dataset_rows(datasets or {}),
-        rescues=[tell(rescue) for rescue in rescues],
+        rescues=[rescue_facts(rescue) for rescue in rescues],
         rescue_rule=RULE.format(n=f"{rescued_tasks:,}", where="were"),
         tree=tree,
         tree_rule=_rule(tree) if tree else "",
@@ -125,7 +131,13 @@ def write_report(
         tree_words=in_words(tree, tree.rollouts[:_EPISODES]) if tree else [],
         tree_more=max(0, len(tree.rollouts) - _EPISODES) if tree else 0,
         tree_task=figures.clip(tree.task.instruction, 600) if tree else "",
-        outcome_legend=outcome_legend(_stops_shown(tree, [e for r in rescues for e in r.chain])),
+        outcome_legend=outcome_legend(
+            {
+                episode.stop
+                for shown in (tree.rollouts if tree else (), *(r.chain for r in rescues))
+                for episode in shown
+            }
+        ),
         starts=details.get("starts", []),
         config=figures.clip(config, _CONFIG),
         notes=[figures.clip(note, _NOTE) for note in notes[:_NOTES]]
@@ -138,8 +150,12 @@ def write_report(
 
 
 def findings(summary: Mapping[str, Any]) -> list[str]:
-    """What the figures say, in sentences that are made from them: who leads where, and which
-    differences are sure."""
+    """What the figures say, in sentences: which strategy and which arm lead, and how many
+    differences have an interval without 0.
+
+    Args:
+        summary: What `Summary.to_json` returns.
+    """
     out: list[str] = []
     details = summary.get("details") or {}
     sure = [d for d in summary["differences"] if figures.excludes_zero(d)]
@@ -154,19 +170,19 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
         else []
     )
     if "compare" in details:
-        return counted  # runs side by side had other tasks or budgets: nobody leads
-    aside = {row["strategy"] for row in details.get("explore", []) if row.get("role") == "control"}
+        return counted  # runs side by side had other tasks or budgets: none leads
+    controls = {
+        row["strategy"] for row in details.get("explore", []) if row.get("role") == "control"
+    }
     rows = [
         row
         for row in summary["explore"]
-        if row["coverage"] is not None and row["strategy"] not in aside
+        if row["coverage"] is not None and row["strategy"] not in controls
     ]
     if len(rows) > 1:
         ranked = sorted(rows, key=lambda row: -row["coverage"])
-        said = ", ".join(
-            f"{row['strategy']} {figures.percent(row['coverage'])} %" for row in ranked
-        )
-        out.append(f"Exploration, tasks solved at least once: {said}.")
+        rates = [f"{row['strategy']} {figures.percent(row['coverage'])} %" for row in ranked]
+        out.append(f"Exploration, tasks solved at least once: {', '.join(rates)}.")
     roles = {row["arm"]: row["role"] for row in details.get("evaluate", [])}
     arms = [row for row in summary["evaluate"] if roles.get(row["arm"], "arm") in ("arm", "base")]
     for k in dict.fromkeys(
@@ -183,13 +199,8 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     return out + counted
 
 
-def _share(part: float, whole: float) -> str:
-    """A share in per cent; a dash where there is no whole."""
-    return figures.percent(part / whole if whole else None)
-
-
 def _rounds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The rows, with the k of validation and test that any of them has; empty without rounds."""
+    """The rows, with every k of validation and of test; empty without rounds."""
     ks = {
         name: list(dict.fromkeys(k for row in rows for k in row[name]))
         for name in ("valid", "test")
@@ -198,7 +209,7 @@ def _rounds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _sweeps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What was tried on validation, complete rows; empty where nothing was."""
+    """The attempts on validation, with all keys, and every k; empty without attempts."""
     lacking = dict.fromkeys(("run", "empty", "stopped", "pass_at", "temperature"))
     return (
         {
@@ -223,7 +234,7 @@ def _points(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _difference_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each difference with its interval as a small drawing, all on one scale."""
+    """Each difference with a drawing of its interval, all on one scale."""
     ends = [abs(v) for row in rows if row["ci95"] is not None for v in row["ci95"]]
     reach = max(ends, default=0.0) or 1.0
     pairs = [(row["a"], row["b"]) for row in rows]
@@ -240,7 +251,7 @@ def _difference_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _stop_rows(rows: Sequence[tuple[str, Mapping[str, int]]]) -> dict[str, Any]:
-    """Episodes by stop, one row a strategy or arm; only stops that occurred."""
+    """Episodes by stop, one row a strategy or arm; stops that occurred alone."""
     kinds = [s.value for s in Stop if any(stops.get(s.value) for _, stops in rows)]
     return {
         "kinds": kinds,
@@ -254,7 +265,7 @@ def _stop_rows(rows: Sequence[tuple[str, Mapping[str, int]]]) -> dict[str, Any]:
 def _failure_rows(
     stages: Sequence[Mapping[str, Any]], evaluated: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str, int]]:
-    """(stage, what failed, how often) of all that failed beside the ends of episodes."""
+    """(stage, what failed, how often) of all failures that ended no episode."""
     out = [
         (f"{row['kind']}: {row['row']}", what, number)
         for row in stages
@@ -289,10 +300,8 @@ def _dataset_rows(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in content.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{name}: ")
-        else:
-            out[prefix + str(name)] = value
+        nested = isinstance(value, Mapping)
+        out |= _flat(value, f"{prefix}{name}: ") if nested else {f"{prefix}{name}": value}
     return out
 
 
@@ -306,7 +315,3 @@ def _rule(tree: Tree) -> str:
         f"{which}, the one with the most branches ({BRANCH_LIMIT} at most), the first by id "
         "among equals"
     )
-
-
-def _stops_shown(tree: Tree | None, more: Collection[Any]) -> set[Stop]:
-    return {e.stop for e in (*(tree.rollouts if tree else ()), *more)}

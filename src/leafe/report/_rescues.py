@@ -1,12 +1,10 @@
-"""Three rescues, picked by a rule and told step by step: what was done, what the reflection said,
-what was done instead.
+"""Three rescues, picked by a rule and shown step by step: the action, the reflection, the revised
+action.
 
 A task is *rescued* if its first success came by a rollback. *Turns saved* are the turns of the
-winning trajectory that an earlier episode had played: a
-fresh attempt would have had to play them again. Of all rescued tasks, in the order of turns saved
-and then of their ids, those at the first quartile, the
-median and the third quartile are shown: a small one, a typical one, a large one, and nobody's
-favourites.
+winning trajectory that an earlier episode had played: a fresh attempt would have had to play them
+again. Of all rescued tasks, in the order of turns saved and then of ids, those at the first
+quartile, the median and the third quartile are shown: a small, a typical and a large one.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 
 from leafe.core import Episode, Kind, Tree, Turn
 from leafe.report._format import clip
-from leafe.report._tree import draw_tree, rescued
+from leafe.report._tree import draw_tree, rescued, stop_name
 
 RULE = (
     "Picked by rule, not by hand: of all {n} tasks that {where} solved only after a "
@@ -26,20 +24,25 @@ RULE = (
     "the winning trajectory that an earlier episode had played already."
 )
 _TURNS = 40
-"""Turns of an episode that are told in words, half of them from its begin."""
+"""Turns of an episode that are shown in words, half of them from its beginning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rescue:
-    """A rescued task and the way to its first success."""
+    """A rescued task and the way to its first success.
+
+    Attributes:
+        tree: The task's tree.
+        winner: The first episode that succeeded.
+        chain: From the episode that began at the root to the winner; each but the first follows a
+            reflection on the one before.
+        saved: Turns saved.
+    """
 
     tree: Tree
     winner: Episode
     chain: tuple[Episode, ...]
-    """From the episode that began at the root to the winner: each but the first was asked for by a
-    reflection on the one before."""
     saved: int
-    """Turns saved."""
 
 
 def rescue_of(tree: Tree) -> Rescue | None:
@@ -53,22 +56,25 @@ def rescue_of(tree: Tree) -> Rescue | None:
 
 
 def pick_rescues(trees: Collection[Tree]) -> tuple[list[Rescue], int]:
-    """(the three by the rule, or all where there are no more than three; how many there are). Goes
-    through the trees twice and holds three."""
+    """Pick rescues by the rule of this module.
+
+    Args:
+        trees: Of one exploration. Gone through twice, and three are held in memory.
+
+    Returns:
+        The three rescues, or all where there are no more; and how many there are.
+    """
     found = sorted(
         (rescue.saved, tree.task.id) for tree in trees if (rescue := rescue_of(tree)) is not None
     )
     n = len(found)
-    wanted = [
-        task for _, task in (found if n <= 3 else (found[n // 4], found[n // 2], found[3 * n // 4]))
-    ]
+    wanted = [t for _, t in (found if n <= 3 else [found[n * nth // 4] for nth in (1, 2, 3)])]
     picked = {tree.task.id: rescue_of(tree) for tree in trees if tree.task.id in wanted}
     return [rescue for task in wanted if (rescue := picked[task]) is not None], n
 
 
-def tell(rescue: Rescue) -> dict[str, Any]:
-    """For the page: the task, the chain as a drawing, every rollback of it, and the winning
-    trajectory in words."""
+def rescue_facts(rescue: Rescue) -> dict[str, Any]:
+    """For the page: the task, the chain as a drawing and in words, and every rollback of it."""
     tree = rescue.tree
     return {
         "task": tree.task.id,
@@ -85,7 +91,7 @@ def tell(rescue: Rescue) -> dict[str, Any]:
 
 
 def _rollback(tree: Tree, before: Episode, after: Episode) -> dict[str, Any]:
-    """One way back: the action that was blamed, the reflection, the action that replaced it."""
+    """One rollback: the blamed action, the reflection, the revised action."""
     assert after.experience is not None
     reflection = tree[after.experience]
     trajectory = tree.trajectory(before)
@@ -94,22 +100,22 @@ def _rollback(tree: Tree, before: Episode, after: Episode) -> dict[str, Any]:
     return {
         "step": reflection.target,
         "turns": len(trajectory),
-        "stop": _stop(before),
+        "stop": stop_name(before.stop),
         "note": clip(reflection.note, 800),
         "before": _turn(blamed) if blamed else None,
         "after": _turn(revised) if revised else None,
-        "then": _stop(after),
+        "then": stop_name(after.stop),
     }
 
 
 def in_words(tree: Tree, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
-    """Episodes as text: their own turns, and what was said about them. Long ones without their
-    middle, which is said."""
+    """Episodes as text: their own turns and the reflections on them; of long ones the middle is
+    left out and counted."""
     return [
         {
             "index": episode.index,
             "from": tree[episode.start].step + 1 if episode.start is not None else 0,
-            "stop": _stop(episode),
+            "stop": stop_name(episode.stop),
             "error": clip(episode.error, 300),
             "turns": [_turn(turn) for turn in turns[: _TURNS // 2]],
             "left_out": max(0, len(turns) - _TURNS),
@@ -119,19 +125,15 @@ def in_words(tree: Tree, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     ]
 
 
-_SAID = {Kind.act: "", Kind.reflect: "Reflection", Kind.aside: "Aside"}
+_KINDS = {Kind.act: "", Kind.reflect: "Reflection", Kind.aside: "Aside"}
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
     return {
-        "what": _SAID.get(turn.kind, str(turn.kind)),
+        "what": _KINDS.get(turn.kind, str(turn.kind)),
         "step": turn.step,
         "action": clip(turn.action.strip() or turn.action_text.strip() or "(nothing)", 300),
         "said": clip(turn.action_text),
         "answer": clip(turn.observation),
         "valid": turn.valid,
     }
-
-
-def _stop(episode: Episode) -> str:
-    return str(episode.stop).replace("_", " ")

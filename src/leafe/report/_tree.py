@@ -1,9 +1,9 @@
-"""One exploration tree as a drawing: an episode is a row, a turn is a node at its step, a rollback
-is a dashed line back to where it was tried again.
+"""One exploration tree as a drawing: a row is an episode, a node is a turn at its step, a dashed
+line is a rollback.
 
-Which tree: the rule is fixed, so that nobody picks the prettiest. Of the tasks that were solved
-only after a rollback and have at most `limit` branches,
-the one with the most branches; of several, the first by id.
+Which tree is fixed by a rule, so that nobody picks the prettiest: of the tasks that were solved
+only after a rollback and have at most `limit` branches, the one with the most branches; of several,
+the first by id.
 """
 
 from __future__ import annotations
@@ -19,14 +19,7 @@ from leafe.report._format import clip
 
 BRANCH_LIMIT = 6
 
-_GREEN, _RED, _GREY, _ORANGE, _BLUE, _PURPLE = (
-    "#009E73",
-    "#D55E00",
-    "#666666",
-    "#B07800",
-    "#0072B2",
-    "#8A3A76",
-)
+_GREEN, _RED, _GREY, _ORANGE, _PURPLE = "#009E73", "#D55E00", "#666666", "#B07800", "#8A3A76"
 OUTCOMES: dict[Stop, tuple[str, str]] = {
     Stop.success: (_GREEN, "tick"),
     Stop.failure: (_RED, "cross"),
@@ -47,8 +40,16 @@ _TURN = 16.0  # how far right of a node its rollback's line goes down
 
 
 def pick_tree(trees: Iterable[Tree], limit: int = BRANCH_LIMIT) -> Tree | None:
-    """The tree to draw, by the rule above; where no task was solved by a rollback, the same among
-    all with a branch. None: nothing branched."""
+    """The tree to draw, by the rule of this module.
+
+    Args:
+        trees: Of one exploration; gone through once.
+        limit: The most branches of a tree.
+
+    Returns:
+        The tree; where no task was solved by a rollback, one of the others by the same rule; None
+        where no tree has a branch.
+    """
     best: tuple[tuple[bool, int, str], Tree] | None = None
     for tree in trees:
         branches = len(tree.branches())
@@ -65,49 +66,49 @@ def rescued(tree: Tree) -> bool:
 
 
 def draw_tree(tree: Tree, episodes: Sequence[Episode] | None = None) -> Markup:
-    """The tree, or these episodes of it (each after the one that it branches off), as inline SVG.
-    Texts are shortened to fit, longer in the tips; all of
-    them are escaped."""
+    """Draw a tree as inline SVG.
+
+    Args:
+        tree: The tree.
+        episodes: Some of its episodes, each after the one that it branches off; default: all.
+
+    Returns:
+        An svg element. Texts are escaped, and shortened to fit; tips hold more of them.
+    """
     return _Drawing(tree, tree.rollouts if episodes is None else episodes).svg()
 
 
+def stop_name(stop: Stop) -> str:
+    """The stop in words."""
+    return str(stop).replace("_", " ")
+
+
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """Where an episode stands in the drawing."""
+class _PlacedEpisode:
+    """An episode and its place: `note` are the lines of the reflection that it follows, `top` is
+    the height of the note, `y` that of the nodes."""
 
     episode: Episode
     acts: tuple[Turn, ...]
     note: list[str]
-    """The words of the reflection that asked for it, in lines."""
     top: float
-    """Of the note."""
     y: float
-    """Of the nodes."""
 
 
 class _Drawing:
     def __init__(self, tree: Tree, episodes: Sequence[Episode]) -> None:
         self.tree = tree
         steps = max((t.step for e in episodes for t in e.acts), default=0) + 1
+        # width of a step: narrower where that fits a long episode on the page
         self.column = min(84.0, max(64.0, (_PAGE - _LEFT - _RIGHT) / steps))
-        """Width of a step: narrower where that fits a long episode on the page."""
-        self.letters = int(self.column / 7.4)
-        """Characters of an action's line."""
-        self.rows: list[_Row] = []
+        self.letters = int(self.column / 7.4)  # of a line of an action
+        self.rows: list[_PlacedEpisode] = []
         self.height = float(_TOP)
         for episode in episodes:
             self._add_row(episode)
-        self.width = _LEFT + steps * self.column + _RIGHT
-        self.width = max(
-            [
-                self.width,
-                *(
-                    self._note_place(row)[0] + self._note_width(row) + 12
-                    for row in self.rows
-                    if self._note_place(row)[1] == "start"
-                ),
-            ]
-        )
+        notes = ((row, *self._note_place(row)) for row in self.rows)
+        ends = (x + self._note_width(row) + 12 for row, x, side in notes if side == "start")
+        self.width = max([_LEFT + steps * self.column + _RIGHT, *ends])
         self.where: dict[str | None, tuple[float, float]] = {
             None: (_LEFT - 34.0, self.rows[0].y if self.rows else 0.0)
         }
@@ -115,30 +116,23 @@ class _Drawing:
             self.where |= {turn.id: (self._x(turn.step), row.y) for turn in row.acts}
 
     def svg(self) -> Markup:
-        edges = [edge for row in self.rows for edge in self._edges(row)]
         marks = [self._root()]
         for row in self.rows:
-            marks += [
-                self._node(turn, row, i == 0 and row.episode.experience is not None)
-                for i, turn in enumerate(row.acts)
-            ]
+            revised = row.acts[:1] if row.episode.experience is not None else ()
+            marks += [self._node(turn, row, turn in revised) for turn in row.acts]
             marks += [self._outcome(row), self._note(row)]
-        label = f"Exploration tree of task {self.tree.task.id}"
         head = Markup(
-            '<svg class="tree" role="img" viewBox="0 0 {0} {1}" '
-            'style="width:{0}px;max-width:max(100%,{3}px)" '
+            '<svg class="tree" role="img" viewBox="0 0 {0:.0f} {1:.0f}" '
+            'style="width:{0:.0f}px;max-width:max(100%,{3:.0f}px)" '
             'aria-label="{2}"><title>{2}</title>'
+        ).format(
+            self.width,
+            self.height,
+            f"Exploration tree of task {self.tree.task.id}",
+            0.8 * self.width,
         )
-        return Markup("").join(
-            [
-                head.format(
-                    f"{self.width:.0f}", f"{self.height:.0f}", label, f"{0.8 * self.width:.0f}"
-                ),
-                *edges,
-                *marks,
-                Markup("</svg>"),
-            ]
-        )
+        edges = [edge for row in self.rows for edge in self._edges(row)]
+        return Markup("").join([head, *edges, *marks, Markup("</svg>")])
 
     def _x(self, step: int) -> float:
         return _LEFT + (step + 0.5) * self.column
@@ -151,10 +145,10 @@ class _Drawing:
         acts, top = episode.acts, self.height
         tallest = max((len(_wrapped(_label(t), self.letters, 2)) for t in acts), default=1)
         y = top + (len(note) * _LINE + 8 if note else 0) + tallest * _LINE + _RADIUS + 6
-        self.rows.append(_Row(episode, acts, note, top, y))
+        self.rows.append(_PlacedEpisode(episode, acts, note, top, y))
         self.height = y + _RADIUS + 22
 
-    def _edges(self, row: _Row) -> list[Markup]:
+    def _edges(self, row: _PlacedEpisode) -> list[Markup]:
         """From the turn before to the row's first node, along the row, and the dashed line of the
         rollback that asked for it."""
         if not row.acts:
@@ -181,51 +175,40 @@ class _Drawing:
 
     def _root(self) -> Markup:
         x, y = self.where[None]
-        root = Markup(
-            '<circle cx="{0}" cy="{1}" r="5" fill="#222"/><text class="small" x="{0}" '
-            'y="{2}" text-anchor="middle">start</text>'
-        )
-        return root.format(f"{x:.0f}", f"{y:.0f}", f"{y + 22:.0f}")
+        return Markup(
+            '<circle cx="{0:.0f}" cy="{1:.0f}" r="5" fill="#222"/><text class="small" x="{0:.0f}" '
+            'y="{2:.0f}" text-anchor="middle">start</text>'
+        ).format(x, y, y + 22)
 
-    def _node(self, turn: Turn, row: _Row, revised: bool) -> Markup:
-        x = self._x(turn.step)
-        tip = f"step {turn.step}: {clip(turn.action_text, 300)}\n→ {clip(turn.observation, 300)}"
-        kind = "node" + ("" if turn.valid else " invalid") + (" revised" if revised else "")
-        parts = [
-            Markup('<g class="{}"><title>{}</title><circle cx="{}" cy="{}" r="{}"/>').format(
-                kind, tip, f"{x:.0f}", f"{row.y:.0f}", _RADIUS
-            )
-        ]
-        parts.append(
-            Markup('<text class="step" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                f"{x:.0f}", f"{row.y + 4:.0f}", turn.step
-            )
+    def _node(self, turn: Turn, row: _PlacedEpisode, revised: bool) -> Markup:
+        x, lines = self._x(turn.step), _wrapped(_label(turn), self.letters, 2)
+        top = row.y - _RADIUS - 7 - (len(lines) - 1) * _LINE
+        text = Markup('<text class="action" x="{:.0f}" y="{:.0f}" text-anchor="middle">{}</text>')
+        return Markup(
+            '<g class="{}"><title>{}</title><circle cx="{x:.0f}" cy="{:.0f}" r="{}"/>'
+            '<text class="step" x="{x:.0f}" y="{:.0f}" text-anchor="middle">{}</text>{}</g>'
+        ).format(
+            "node" + ("" if turn.valid else " invalid") + (" revised" if revised else ""),
+            f"step {turn.step}: {clip(turn.action_text, 300)}\n→ {clip(turn.observation, 300)}",
+            *(row.y, _RADIUS, row.y + 4, turn.step),
+            Markup("").join(text.format(x, top + i * _LINE, line) for i, line in enumerate(lines)),
+            x=x,
         )
-        lines = _wrapped(_label(turn), self.letters, 2)
-        for i, line in enumerate(lines):
-            y = row.y - _RADIUS - 7 - (len(lines) - 1 - i) * _LINE
-            parts.append(
-                Markup('<text class="action" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                    f"{x:.0f}", f"{y:.0f}", line
-                )
-            )
-        parts.append(Markup("</g>"))
-        return Markup("").join(parts)
 
-    def _outcome(self, row: _Row) -> Markup:
+    def _outcome(self, row: _PlacedEpisode) -> Markup:
         """The mark and the name of the stop, after the row's last node."""
         stop = row.episode.stop
         x = (self._x(row.acts[-1].step) if row.acts else self.where[row.episode.start][0]) + 30
         tip = row.episode.error or (row.acts[-1].observation if row.acts else "")
-        text = Markup('<text class="outcome" x="{}" y="{}">{}<title>{}</title></text>')
-        return outcome_mark(stop, x, row.y) + text.format(
-            f"{x + 13:.0f}", f"{row.y + 4:.0f}", str(stop).replace("_", " "), clip(tip, 300)
-        )
+        text = Markup(
+            '<text class="outcome" x="{:.0f}" y="{:.0f}">{}<title>{}</title></text>'
+        ).format(x + 13, row.y + 4, stop_name(stop), clip(tip, 300))
+        return outcome_mark(stop, x, row.y) + text
 
-    def _note_width(self, row: _Row) -> float:
+    def _note_width(self, row: _PlacedEpisode) -> float:
         return max(map(len, row.note), default=0) * _NOTE
 
-    def _note_place(self, row: _Row) -> tuple[float, str]:
+    def _note_place(self, row: _PlacedEpisode) -> tuple[float, str]:
         """(x, text-anchor) of the reflection's words: right of the rollback's line where the page
         has room, else left of it; never across it."""
         if not row.note or row.episode.experience is None:
@@ -235,19 +218,14 @@ class _Drawing:
             return line - 10, "end"
         return line + 10, "start"
 
-    def _note(self, row: _Row) -> Markup:
+    def _note(self, row: _PlacedEpisode) -> Markup:
+        if not row.note:
+            return Markup("")
         x, anchor = self._note_place(row)
-        span = Markup('<tspan x="{}" y="{}">{}</tspan>')
-        spans = [
-            span.format(f"{x:.0f}", f"{row.top + 11 + i * _LINE:.0f}", line)
-            for i, line in enumerate(row.note)
-        ]
-        return (
-            Markup('<text class="note" text-anchor="{}">').format(anchor)
-            + Markup("").join(spans)
-            + Markup("</text>")
-            if spans
-            else Markup("")
+        span = Markup('<tspan x="{:.0f}" y="{:.0f}">{}</tspan>')
+        spans = (span.format(x, row.top + 11 + i * _LINE, line) for i, line in enumerate(row.note))
+        return Markup('<text class="note" text-anchor="{}">{}</text>').format(
+            anchor, Markup("").join(spans)
         )
 
 
@@ -259,21 +237,21 @@ def outcome_mark(stop: Stop, x: float, y: float, r: float = 7.0) -> Markup:
     """The mark of a stop around (x, y)."""
     colour, shape = OUTCOMES[stop]
     if shape == "tick":
-        mark = Markup(
-            '<circle cx="{0}" cy="{1}" r="{2}" fill="{3}"/><path d="M{4},{1}l2.4,3 4.4,-6" '
-            'stroke="white" stroke-width="2" fill="none"/>'
-        )
-        return mark.format(f"{x:.1f}", f"{y:.1f}", r, colour, f"{x - 3.4:.1f}")
+        return Markup(
+            '<circle cx="{0:.1f}" cy="{1:.1f}" r="{2}" fill="{3}"/><path d="M{4:.1f},{1:.1f}'
+            'l2.4,3 4.4,-6" stroke="white" stroke-width="2" fill="none"/>'
+        ).format(x, y, r, colour, x - 3.4)
+    near, wide = r * 0.75, r * 1.5
     paths = {
-        "cross": f"M{x - r * 0.75:.1f},{y - r * 0.75:.1f}l{r * 1.5},{r * 1.5}m0,{-r * 1.5}l{-r * 1.5},{r * 1.5}",
+        "cross": f"M{x - near:.1f},{y - near:.1f}l{wide},{wide}m0,{-wide}l{-wide},{wide}",
         "square": f"M{x - r * 0.8:.1f},{y - r * 0.8:.1f}h{r * 1.6}v{r * 1.6}h{-r * 1.6}z",
         "triangle": f"M{x:.1f},{y - r:.1f}l{r},{r * 1.8}h{-r * 2}z",
         "bars": f"M{x - r * 0.4:.1f},{y - r * 0.8:.1f}v{r * 1.6}m{r * 0.8},0v{-r * 1.6}",
         "diamond": f"M{x:.1f},{y - r:.1f}l{r},{r}l{-r},{r}l{-r},{-r}z",
     }
-    filled = shape not in ("cross", "bars")
+    fill = "none" if shape in ("cross", "bars") else colour
     return Markup('<path d="{}" stroke="{}" stroke-width="3" fill="{}"/>').format(
-        paths[shape], colour, colour if filled else "none"
+        paths[shape], colour, fill
     )
 
 

@@ -1,5 +1,8 @@
-"""The run folder: what a run was asked for, what it did, and how it goes on after being cut off
-anywhere."""
+"""The run folder: the settings of a run, what it did, and how it continues after being killed.
+
+It holds the folder (`RunFolder`), the journal and the trees read from it. It may import `core`
+alone: it knows no recipe and no stage.
+"""
 
 from leafe.runs._files import atomic_write
 from leafe.runs._folder import RunFolder

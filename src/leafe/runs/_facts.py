@@ -1,5 +1,4 @@
-"""What a run was made with: versions, machine, commit. Read without importing any of the
-packages."""
+"""What a run was made with: versions, machine, commit. No package is imported to find out."""
 
 from __future__ import annotations
 
@@ -30,8 +29,8 @@ PACKAGES = (
 
 
 def facts() -> dict[str, Any]:
-    """One start of a run: time (UTC), versions of what is installed, machine, and the commit where
-    leafe itself runs from a checkout."""
+    """The facts of one start of a run: time (UTC), versions of installed packages, machine, and the
+    commit where leafe runs from a checkout."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()}
@@ -62,8 +61,7 @@ def _git() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        # installed into some other project's tree, the commit of that project would say nothing
-        # about leafe
+        # inside another project's tree, that project's commit would say nothing about leafe
         if Path(ask("rev-parse", "--show-toplevel")).resolve() / "src" / "leafe" != package:
             return None
         return {

@@ -1,10 +1,8 @@
-"""Writes that are either there as a whole or not there at all, even when the process is killed in
-the middle.
+"""Writes that are on disk as a whole or not at all, even when the process is killed meanwhile.
 
-A small file is replaced by renaming a finished copy over it. A file of lines only grows; a line
-counts once its newline
-is on disk, and what stands after the last newline is what a killed process left behind: it is cut
-off before the next line is written.
+A small file is replaced by renaming a finished copy over it. A file of lines only grows: a line
+counts once its newline is on disk, and what follows the last newline was being written when the
+process died. It is cut off before the next line is written.
 """
 
 from __future__ import annotations
@@ -19,8 +17,15 @@ _BLOCK = 1 << 16
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Replace `path` by this text (UTF-8, durable): a reader sees the old file or the new one.
-    JournalError where the disk refuses."""
+    """Replace a file, durably: a reader sees the old file or the new one.
+
+    Args:
+        path: The file; its folder must exist.
+        text: The new content, written as UTF-8.
+
+    Raises:
+        JournalError: The disk refuses. The old file is still there.
+    """
     copy = path.with_name(f".{path.name}.tmp")
     try:
         fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -30,7 +35,7 @@ def atomic_write(path: Path, text: str) -> None:
         finally:
             os.close(fd)
         os.replace(copy, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise JournalError(
             f"{path} could not be written: {error.strerror}; nothing that was there is "
@@ -39,21 +44,20 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of this name is the unfinished copy of an `atomic_write` that was cut off."""
+    """Whether a file of this name is the unfinished copy of an interrupted `atomic_write`."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it. Nearly always one system call; a file system that is nearly full writes a
-    part first and fails afterwards."""
+    """Write all bytes. A nearly full file system writes a part first and fails afterwards."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
-def sync_folder(folder: Path) -> None:
-    """Make new names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -61,7 +65,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def cut_torn(fd: int) -> bool:
-    """Cut off what stands after the last newline of a file of lines; whether there was anything."""
+    """Cut off what follows the last newline of a file of lines; returns whether there was any."""
     size = end = os.fstat(fd).st_size
     while end > 0:
         start = max(0, end - _BLOCK)
@@ -78,8 +82,16 @@ def cut_torn(fd: int) -> bool:
 
 
 def lock(fd: int, what: Path, holder: str = "another process") -> None:
-    """Take the exclusive lock of an open file, which ends with the process however it ends;
-    UserError where another has it."""
+    """Take the exclusive lock of an open file; it ends with the process however that ends.
+
+    Args:
+        fd: The open file.
+        what: What the lock protects, for the error.
+        holder: Who holds it, for the error.
+
+    Raises:
+        UserError: Another process has the lock, or the file system has no locks.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -91,3 +103,9 @@ def lock(fd: int, what: Path, holder: str = "another process") -> None:
             f"{what} lies on a file system that cannot lock files ({error.strerror}): put "
             "it on another one."
         ) from error
+
+
+def unlock(fd: int) -> None:
+    """Release the lock and close the file: closing alone would leave the lock to a forked child."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)

@@ -1,15 +1,12 @@
-"""A run is a folder: what was asked for, with what it was made, and which stages are finished.
+"""A run is a folder: its settings, what it was made with, and which stages are finished.
 
-The folder is made once, with its settings; opening it again goes on with it, and only with the same
-settings, or with more of what a run
-may have more of (another arm, another row). One process at a time holds its lock. A stage is a
-sub-folder, finished when its marker is there;
-the marker is written after all else.
+The folder is created once, with its settings. Opening it again continues the run, with the same
+settings or with more of what a run may gain (another arm, another row). One process at a time holds
+its lock. A stage is a sub-folder; it is finished when its marker exists, which is written last.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,11 +19,11 @@ from typing import Any
 from leafe.core import JournalError, UserError
 from leafe.core.textfile import parsed_toml, read_text
 from leafe.runs._facts import facts
-from leafe.runs._files import atomic_write, cut_torn, is_leftover, lock, sync_folder, write_all
+from leafe.runs._files import atomic_write, cut_torn, is_leftover, lock, sync, unlock, write_all
 from leafe.runs._toml import to_toml
 
 FORMAT = 1
-"""Format of the folder, in its manifest; grows when older folders can no longer be read."""
+"""Format of the folder, in its manifest. Grows when older folders can no longer be read."""
 CONFIG, MANIFEST, LOCK, METRICS, MARKER = (
     "config.toml",
     "manifest.json",
@@ -37,18 +34,21 @@ CONFIG, MANIFEST, LOCK, METRICS, MARKER = (
 
 
 class RunFolder:
-    """A run's folder: `open` to work in it (locked), `read` to look at it (no lock, writes
-    nothing)."""
+    """A run's folder: `open` to work in it (locked), `read` to look at it (no lock, no writes).
+
+    Attributes:
+        path: The folder.
+        config: The settings of the run as plain values; keys that held None are absent.
+        manifest: `format`, `seeds`, `starts` (time, versions, machine and commit of every start)
+            and `envs` (the environments' `versions`).
+    """
 
     def __init__(
         self, path: Path, config: dict[str, Any], manifest: dict[str, Any], lock_fd: int | None
     ) -> None:
         self.path = path
         self.config = config
-        """The settings the run was made with, as plain values; keys that held None are absent."""
         self.manifest = manifest
-        """`format`, `seeds`, `starts` (time, versions, machine and commit of every opening), and
-        `envs` (what their words hang on)."""
         self._lock = lock_fd
         self._metrics: int | None = None
 
@@ -62,18 +62,23 @@ class RunFolder:
         fresh: bool = False,
         growing: Sequence[str] = (),
         free: Sequence[str] = (),
-        today: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda before: before,
+        upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda before: before,
     ) -> RunFolder:
-        """Create the run, or go on with it where it is there already.
+        """Create the run, or continue the one that is there. The lock is held until `close`.
 
-        `config`: plain JSON-able settings. `fresh` deletes an earlier run in the same place first
-        (only a folder that is a run). `growing`: dotted keys of
-        tables and lists that may have got more entries since, none fewer and none changed; `free`:
-        keys that may change. `today` writes the settings of an
-        earlier leafe as this one does, with the defaults of what it could not be told. The settings
-        kept are the new ones.
-        UserError where the folder is in use, is no run, has another format or other settings (the
-        keys are named).
+        Args:
+            path: The folder; made where it is missing.
+            config: The settings, as plain values that JSON holds. They replace the stored ones.
+            seeds: Recorded in the manifest of a new run.
+            fresh: Delete an earlier run in this folder first.
+            growing: Dotted keys of tables and lists that may have gained entries since; none may
+                have been removed or changed.
+            free: Keys that may have changed.
+            upgrade: Rewrites the stored settings of an earlier leafe as this one writes them.
+
+        Raises:
+            UserError: The folder is in use, is no run, has another format, or other settings (the
+                message names the keys).
         """
         path = Path(path)
         settings = _plain(config)
@@ -91,28 +96,27 @@ class RunFolder:
             if (path / MANIFEST).exists():
                 manifest = _read_manifest(path)
                 before = _read_config(path)
-                _compare(path, _plain(today(before)), settings, growing, free)
-                if before != settings:
-                    atomic_write(path / CONFIG, to_toml(settings))
+                _compare(path, _plain(upgrade(before)), settings, growing, free)
             else:
+                before = None
+                seeds = dict(seeds or {})
+                manifest = {"format": FORMAT, "run": "leafe", "seeds": seeds, "starts": []}
+            if before != settings:
                 atomic_write(path / CONFIG, to_toml(settings))
-                manifest = {
-                    "format": FORMAT,
-                    "run": "leafe",
-                    "seeds": dict(seeds or {}),
-                    "starts": [],
-                }
             manifest["starts"].append(facts())
-            atomic_write(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            _write_json(path / MANIFEST, manifest)
         except BaseException:
-            _release(fd)
+            unlock(fd)
             raise
         return cls(path, settings, manifest, fd)
 
     @classmethod
     def read(cls, path: Path | str) -> RunFolder:
-        """The run as it is now, finished or not, also while another process works in it. UserError
-        where it is no run."""
+        """The run as it is now, finished or not, also while another process works in it.
+
+        Raises:
+            UserError: The folder is no run, or has another format.
+        """
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise UserError(
@@ -124,8 +128,8 @@ class RunFolder:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of Python and of the packages at the latest start, and what the environments
-        said of themselves (`env.PART`)."""
+        """Versions of Python and the packages at the latest start, and of the environments as
+        `ENV.PART`."""
         envs = {
             f"{name}.{part}": version
             for name, parts in self.manifest.get("envs", {}).items()
@@ -135,11 +139,11 @@ class RunFolder:
 
     @property
     def seeds(self) -> dict[str, int]:
+        """The seeds that the run was created with."""
         return dict(self.manifest["seeds"])
 
     def stage(self, name: str) -> Path:
-        """The folder of a stage (`stage-1-explore`, `eval/base`); made where the run is open for
-        work."""
+        """The folder of a stage (`explore/tree`); made where the run is open for work."""
         folder = self.path / name
         if not name or not folder.resolve().is_relative_to(self.path.resolve()):
             raise ValueError(f"stage {name!r} lies outside the run folder")
@@ -148,40 +152,38 @@ class RunFolder:
         return folder
 
     def done(self, name: str) -> dict[str, Any] | None:
-        """What `finish` said of the stage; None while it is not finished."""
+        """The stage's marker, as `finish` wrote it; None while the stage is not finished."""
         path = self.path / name / MARKER
         return _load_json(path) if path.is_file() else None
 
     def finish(self, name: str, info: Mapping[str, Any]) -> None:
-        """Mark the stage as finished, with what later stages and the report want to know of it
-        (JSON-able).
+        """Mark a stage as finished. All files of its folder are made durable before the marker.
 
-        Everything that lies in the stage's folder is made durable first: the marker never outlives
-        what it vouches for.
+        Args:
+            name: The stage.
+            info: What later stages and the report need to know of it, as JSON values.
+
+        Raises:
+            JournalError: The disk refuses.
         """
         self._must_be_open()
         folder = self.stage(name)
         try:
             for where, _, names in os.walk(folder):
-                for file in names:
-                    fd = os.open(Path(where, file), os.O_RDONLY)
-                    try:
-                        os.fsync(fd)
-                    finally:
-                        os.close(fd)
-                sync_folder(Path(where))
+                for file in [*names, ""]:  # the folder itself last
+                    sync(Path(where, file))
         except OSError as error:
             raise JournalError(
                 f"{folder} could not be made durable: {error.strerror}; free space and run again."
             ) from error
-        atomic_write(folder / MARKER, json.dumps(dict(info), indent=1) + "\n")
+        _write_json(folder / MARKER, info)
 
     def record_env(self, name: str, versions: Mapping[str, str]) -> None:
-        """Note in the manifest what decided an environment's words (`Environment.versions`)."""
+        """Record an environment's `versions` in the manifest."""
         self._must_be_open()
         if versions and self.manifest.get("envs", {}).get(name) != versions:
             self.manifest.setdefault("envs", {})[name] = dict(versions)
-            atomic_write(self.path / MANIFEST, json.dumps(self.manifest, indent=1) + "\n")
+            _write_json(self.path / MANIFEST, self.manifest)
 
     def metric(self, **values: Any) -> None:
         """Append one line to metrics.jsonl, with the time in seconds since 1970 as `time`."""
@@ -214,7 +216,7 @@ class RunFolder:
             os.close(self._metrics)
             self._metrics = None
         if self._lock is not None:
-            _release(self._lock)
+            unlock(self._lock)
             self._lock = None
 
     def __enter__(self) -> RunFolder:
@@ -229,12 +231,12 @@ class RunFolder:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as reading them back from the file will give them."""
+    """The settings as they read back from the file."""
     return tomllib.loads(to_toml(config))
 
 
 def _refuse_foreign(path: Path) -> None:
-    """A folder with other people's files in it is not taken over, let alone cleared."""
+    """UserError for a folder that holds files and is no run: it is never taken over or cleared."""
     if (path / MANIFEST).is_file():
         if _load_json(path / MANIFEST).get("run") != "leafe":
             raise UserError(
@@ -264,11 +266,6 @@ def _take_lock(path: Path) -> int:
     return fd
 
 
-def _release(fd: int) -> None:
-    fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to a forked child
-    os.close(fd)
-
-
 def _clear(path: Path) -> None:
     if not (path / MANIFEST).is_file():
         return
@@ -277,9 +274,8 @@ def _clear(path: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    (
-        path / MANIFEST
-    ).unlink()  # last: until then the folder is known as a run, should this be cut off
+    # last: until then the folder is still known as a run, should this be interrupted
+    (path / MANIFEST).unlink()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -312,7 +308,21 @@ def _load_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a file that leafe wrote: give the run another name.")
-    return {_KEYS_OF_0_1.get(str(key), str(key)): entry for key, entry in value.items()}
+    return {
+        _KEYS_OF_0_1.get(str(key), str(key)): _today(entry) if key == "worlds" else entry
+        for key, entry in value.items()
+    }
+
+
+def _today(entry: Any) -> Any:
+    """A table of 0.1 under today's keys."""
+    if not isinstance(entry, dict):
+        return entry
+    return {_KEYS_OF_0_1.get(key, key): each for key, each in entry.items()}
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    atomic_write(path, json.dumps(dict(value), indent=1) + "\n")
 
 
 _KEYS_OF_0_1 = {"world": "env", "worlds": "envs", "world_failures": "env_failures"}
@@ -347,20 +357,19 @@ def _compare(
 
 
 def _only_grew(before: Mapping[str, Any], now: Mapping[str, Any], key: str, name: str) -> bool:
-    """Whether the difference at the dotted `key` is a new entry of the table or list `name`."""
+    """Whether the difference at the dotted `key` is a new entry in the table or list `name`."""
     if key != name and not key.startswith(name + "."):
         return False
     old, new = _at(before, name), _at(now, name)
     if isinstance(new, Mapping) and (old is None or isinstance(old, Mapping)):
         if key == name:  # an empty table was written as such
             return not old
-        return not any(
-            key == f"{name}.{entry}" or key.startswith(f"{name}.{entry}.") for entry in (old or {})
-        )
+        return not any(f"{key}.".startswith(f"{name}.{entry}.") for entry in (old or {}))
     return isinstance(old, list) and isinstance(new, list) and all(entry in new for entry in old)
 
 
 def _at(values: Mapping[str, Any], name: str) -> Any:
+    """The value at a dotted key; None where there is none."""
     found: Any = values
     for part in name.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None

@@ -1,18 +1,26 @@
-"""Plain nested values to TOML text that `tomllib` reads back the same. TOML has no null: a key that
-holds None is left out."""
+"""Plain nested values as TOML text that `tomllib` reads back unchanged."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """TOML text of a mapping of strings, numbers, booleans, lists and mappings. TypeError for
-    anything else."""
+    """Write settings as TOML.
+
+    Args:
+        values: Strings, numbers, booleans, lists and mappings. TOML has no null: a key that holds
+            None is left out.
+
+    Returns:
+        The text.
+
+    Raises:
+        TypeError: Any other value.
+    """
     lines: list[str] = []
     _table(values, (), lines)
     return "\n".join(lines).strip("\n") + "\n" if lines else ""
@@ -46,15 +54,7 @@ def _value(value: Any) -> str:
         case int():
             return int.__repr__(value)
         case float():
-            return (
-                float.__repr__(value)
-                if math.isfinite(value)
-                else "nan"
-                if math.isnan(value)
-                else "inf"
-                if value > 0
-                else "-inf"
-            )
+            return float.__repr__(value)  # also nan, inf and -inf
         case list() | tuple():
             return f"[{', '.join(map(_value, value))}]"
         case Mapping():

@@ -137,7 +137,7 @@ def test_from_an_import_to_a_report_and_an_export(tmp_path: Path) -> None:
     )
     sets = [word for change in less for word in ("--set", change)]
     said = leafe("import", log, "--format", "chat", "--recipe", SMALL, *sets, "--out", run)
-    assert "Go on with: leafe run" in said
+    assert "Continue with: leafe run" in said
     leafe("run", SMALL, *less, "--name", "run", "--runs", tmp_path)
     trees = load_trees(run / STAGE)
     assert any(e.looks_back for tree in trees.values() for e in tree.episodes)
@@ -184,12 +184,12 @@ def test_where_every_episode_diverged_it_says_what_differed_and_not_go_on(tmp_pa
         ("--env", "gates", "--option", "setting=easy", "--prompts", "gates"),
     ):
         said = leafe("import", log, "--format", "chat", *where, "--out", tmp_path / where[0])
-        assert "Go on with" not in said
+        assert "Continue with" not in said
         assert "Their samples" not in said
-        assert "Nothing can be gone on with" in said
+        assert "There is nothing to continue from" in said
         assert (
-            "which does not stand in the log's first message"
-            in said.partition("Nothing can be gone on with")[2]
+            "which is not in the log's first message"
+            in said.partition("There is nothing to continue from")[2]
         )
     with pytest.raises(UserError):
         leafe("import", log, "--format", "chat", "--env", "gates", "--out", tmp_path / "other")

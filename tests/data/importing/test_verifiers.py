@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from leafe.core import UserError
-from leafe.data import Logged, Problems, read_log
+from leafe.data import LoggedEpisode, Problems, read_log
 from tests.data.importing.logs import played, write_lines
 from tests.data.importing.make_files import FILES
 
 
-def load(path: Path) -> tuple[list[Logged], Problems]:
+def load(path: Path) -> tuple[list[LoggedEpisode], Problems]:
     problems = Problems()
     return list(read_log(path, "verifiers", problems)), problems
 

@@ -1,29 +1,37 @@
 """Agentic context engineering (arXiv 2510.04618): no weight changes; a playbook in the prompt is
-grown over the training tasks and frozen for test.
+built over the training tasks and frozen for test.
 
-grown = await ace(policy, pool, tasks, prompts, explore_config, AceConfig(), journal=journal,
-known=load_trees(folder))
-trees = await evaluate(policy, pool, test_tasks, with_playbook(prompts, grown.playbook))
+    result = await ace(
+        policy, pool, tasks, prompts, explore_config, AceConfig(),
+        journal=journal, known=load_trees(folder),
+    )
+    trees = await evaluate(policy, pool, test_tasks, with_playbook(prompts, result.playbook))
 """
 
-from leafe.baselines.ace._playbook import Delta, Gone, Item, Playbook, jaccard
-from leafe.baselines.ace._read import DELTA_SCHEMA, LESSON_SCHEMA, Lesson, read_delta, read_lesson
-from leafe.baselines.ace._run import Ace, AceConfig, Place, ace, with_playbook
+from leafe.baselines.ace._playbook import Delta, Playbook, PlaybookItem, RemovedItem, jaccard
+from leafe.baselines.ace._read import (
+    DELTA_SCHEMA,
+    INSIGHT_SCHEMA,
+    Insight,
+    parse_delta,
+    parse_insight,
+)
+from leafe.baselines.ace._run import AceConfig, AceResult, Place, ace, with_playbook
 
 __all__ = [
     "DELTA_SCHEMA",
-    "LESSON_SCHEMA",
-    "Ace",
+    "INSIGHT_SCHEMA",
     "AceConfig",
+    "AceResult",
     "Delta",
-    "Gone",
-    "Item",
-    "Lesson",
+    "Insight",
     "Place",
     "Playbook",
+    "PlaybookItem",
+    "RemovedItem",
     "ace",
     "jaccard",
-    "read_delta",
-    "read_lesson",
+    "parse_delta",
+    "parse_insight",
     "with_playbook",
 ]

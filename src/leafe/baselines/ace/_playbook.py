@@ -1,9 +1,8 @@
 """A playbook: short items with counts of how often each helped and misled, changed by small deltas
 that code merges (ACE, arXiv 2510.04618).
 
-Nothing but a delta changes it, and a delta changes at most one item, so that what was learnt does
-not wear off by being written anew. An item leaves for a
-reason, and stands with it in `gone`: nothing is lost in silence. Merging the same delta again
+Only a delta changes it, and a delta changes at most one item: so what was learnt is not lost when
+a list is rewritten. A removed item is kept in `gone` with the reason. Merging the same delta again
 changes nothing.
 """
 
@@ -24,8 +23,8 @@ Operation = Literal["ADD", "UPDATE", "REMOVE"]
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One lesson. Ids are given once, in order, and never again."""
+class PlaybookItem:
+    """One lesson (a bullet, in ACE's words). Ids are given in order and never reused."""
 
     id: int
     section: str
@@ -35,14 +34,15 @@ class Item:
 
     @property
     def worth(self) -> int:
+        """How much more often it helped than misled."""
         return self.helpful - self.harmful
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """An item as it was when it left, or a text that another took the place of, and why."""
+class RemovedItem:
+    """An item as it was when it was removed or its text was replaced, and why."""
 
-    item: Item
+    item: PlaybookItem
     why: str
 
 
@@ -58,22 +58,23 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Playbook:
-    """Plain values; every change gives a new one."""
+    """An immutable list of items; every change gives a new playbook."""
 
-    items: tuple[Item, ...] = ()
+    items: tuple[PlaybookItem, ...] = ()
     """In the order of their ids."""
-    gone: tuple[Gone, ...] = ()
+    gone: tuple[RemovedItem, ...] = ()
+    """In the order of their removal."""
     next_id: int = 1
 
-    def __getitem__(self, item: int) -> Item:
+    def __getitem__(self, item: int) -> PlaybookItem:
         return next(i for i in self.items if i.id == item)
 
     def __contains__(self, item: object) -> bool:
         return any(i.id == item for i in self.items)
 
     def mark(self, helpful: Collection[int], harmful: Collection[int]) -> Playbook:
-        """One more of each count for these items; ids that are not there are the caller's to count.
-        An item in both is left as it is."""
+        """Count one more for these items, by id; unknown ids are ignored. An item in both is left
+        as it is."""
         return replace(
             self,
             items=tuple(
@@ -86,12 +87,17 @@ class Playbook:
             ),
         )
 
-    def merge(self, delta: Delta, *, most: int, similarity: float) -> tuple[Playbook, str]:
-        """The playbook after the delta, and what became of the delta in one or two words.
+    def merge(self, delta: Delta, *, max_items: int, similarity: float) -> tuple[Playbook, str]:
+        """Apply a delta.
 
-        A text counts as said already where its words and an item's have a Jaccard index of at least
-        `similarity`. An item too many (`most`) makes the one of
-        the others go that has the lowest helpful - harmful, and of these the oldest.
+        Args:
+            delta: The change.
+            max_items: Where an added item makes more than these, the one of the others with the
+                lowest helpful - harmful is removed, and of equals the oldest.
+            similarity: The Jaccard index of their words from which on two texts say the same.
+
+        Returns:
+            The playbook after the delta, and what became of the delta in one or two words.
         """
         text, section = " ".join(delta.text.split()), " ".join(delta.section.split())
         if delta.operation != "ADD" and delta.item not in self:
@@ -100,16 +106,16 @@ class Playbook:
             return self._without(self[delta.item], "removed"), "removed"
         if not text:
             return self, "empty text"
-        same = self.said(text, similarity)
+        same = self.most_similar(text, similarity)
         if delta.operation == "ADD":
             if same is not None:
                 return self, "said already"
             grown = replace(
                 self,
-                items=(*self.items, Item(self.next_id, section, text)),
+                items=(*self.items, PlaybookItem(self.next_id, section, text)),
                 next_id=self.next_id + 1,
             )
-            if len(grown.items) <= most:
+            if len(grown.items) <= max_items:
                 return grown, "added"
             worst = min(grown.items[:-1], key=lambda i: (i.worth, i.id), default=grown.items[-1])
             return grown._without(worst, "no room"), "added, another dropped"
@@ -135,22 +141,23 @@ class Playbook:
             self, items=tuple(after if i.id == before.id else i for i in self.items)
         )._with_gone(before, "updated"), "updated"
 
-    def said(self, text: str, similarity: float) -> Item | None:
-        """The item that says this most alike, if any does; of equals the oldest."""
-        alike = max(self.items, key=lambda i: (jaccard(i.text, text), -i.id), default=None)
-        return alike if alike is not None and jaccard(alike.text, text) >= similarity else None
+    def most_similar(self, text: str, similarity: float) -> PlaybookItem | None:
+        """The item that is most similar to the text, if its Jaccard index is at least `similarity`;
+        of equals the oldest."""
+        item = max(self.items, key=lambda i: (jaccard(i.text, text), -i.id), default=None)
+        return item if item is not None and jaccard(item.text, text) >= similarity else None
 
     def render(self, words: PromptSet) -> str:
-        """What stands in the prompt: the items by section, sections in the order of their oldest
+        """The text for the prompt: the items by section, sections in the order of their oldest
         items; empty without items."""
         if not self.items:
             return ""
-        return fill(words.playbook, {"items": self.listed(words)})
+        return fill(words.playbook, {"items": self.list_items(words)})
 
     def by_section(self) -> dict[str, str]:
-        """Of each section the item that was confirmed most often, if more often than contradicted;
-        of equals the newest."""
-        best: dict[str, Item] = {}
+        """Of each section the text of the item with the highest `worth`, if above 0; of equals the
+        newest."""
+        best: dict[str, PlaybookItem] = {}
         for item in self.items:
             if item.worth > 0 and (
                 item.section not in best or item.worth >= best[item.section].worth
@@ -158,8 +165,8 @@ class Playbook:
                 best[item.section] = item
         return {section: item.text for section, item in best.items()}
 
-    def listed(self, words: PromptSet) -> str:
-        """The items alone."""
+    def list_items(self, words: PromptSet) -> str:
+        """The items alone, as `render` orders them."""
         first = {
             section: min(i.id for i in self.items if i.section == section)
             for section in {i.section for i in self.items}
@@ -169,15 +176,16 @@ class Playbook:
             fill(words.item, {"id": i.id, "section": i.section, "text": i.text}) for i in ordered
         )
 
-    def _without(self, item: Item, why: str) -> Playbook:
+    def _without(self, item: PlaybookItem, why: str) -> Playbook:
         return replace(self, items=tuple(i for i in self.items if i.id != item.id))._with_gone(
             item, why
         )
 
-    def _with_gone(self, item: Item, why: str) -> Playbook:
-        return replace(self, gone=(*self.gone, Gone(item, why)))
+    def _with_gone(self, item: PlaybookItem, why: str) -> Playbook:
+        return replace(self, gone=(*self.gone, RemovedItem(item, why)))
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {
             "items": [asdict(i) for i in self.items],
             "gone": [asdict(g) for g in self.gone],
@@ -186,8 +194,9 @@ class Playbook:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Playbook:
-        gone = tuple(Gone(Item(**g["item"]), g["why"]) for g in data["gone"])
-        return Playbook(tuple(Item(**i) for i in data["items"]), gone, data["next_id"])
+        """What `to_json` gave."""
+        gone = tuple(RemovedItem(PlaybookItem(**g["item"]), g["why"]) for g in data["gone"])
+        return Playbook(tuple(PlaybookItem(**i) for i in data["items"]), gone, data["next_id"])
 
     def save(self, path: Path) -> None:
         """One JSON file, replaced as a whole."""
@@ -195,18 +204,18 @@ class Playbook:
 
     @staticmethod
     def load(path: Path) -> Playbook:
-        """What `save` wrote; UserError where there is none or it is damaged."""
+        """What `save` wrote. Raises UserError where there is none or it is damaged."""
         try:
             return Playbook.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} is no playbook that leafe wrote ({type(error).__name__}: "
-                f"{error}): grow one first."
+                f"{path} is no playbook that leafe wrote ({type(error).__name__}: {error}): "
+                "build one first."
             ) from error
 
 
 def jaccard(a: str, b: str) -> float:
-    """Words in common over words in either, whatever their order and case; 1 where neither has a
-    word."""
+    """The Jaccard index of two texts' words, in 0 .. 1, whatever their order and case; 1 where
+    neither has a word."""
     x, y = (set(re.findall(r"\w+", text.lower())) for text in (a, b))
     return len(x & y) / len(x | y) if x | y else 1.0

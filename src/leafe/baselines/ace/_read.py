@@ -1,5 +1,5 @@
-"""What the reflector and the curator said, read with bounds: a lesson with marks, and a delta. What
-cannot be read has a reason."""
+"""Parses the answers of the reflector (an insight) and of the curator (a delta), with bounds. An
+answer that cannot be used has a reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from leafe.baselines._asides import Unusable
 from leafe.baselines.ace._playbook import Delta, Operation, Playbook
 from leafe.prompts import PromptSet, Unreadable, last_object, whole_number
 
-LESSON_SCHEMA: Mapping[str, Any] = {
+INSIGHT_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "properties": {
         "section": {"type": "string", "minLength": 1, "maxLength": 40},
@@ -23,7 +23,8 @@ LESSON_SCHEMA: Mapping[str, Any] = {
     "required": ["section", "lesson", "helpful", "harmful"],
     "additionalProperties": False,
 }
-"""Flat, as the in-process engine honours it: the marks are ids in a string."""
+"""Of the reflector's answer. Flat, since the in-process engine honours flat schemas: ids stand in a
+string."""
 DELTA_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "properties": {
@@ -35,37 +36,54 @@ DELTA_SCHEMA: Mapping[str, Any] = {
     "required": ["operation", "item", "section", "text"],
     "additionalProperties": False,
 }
-LONGEST = 400
-"""Characters of an item's text: what is longer is unusable, as a playbook of essays would push the
-task out of the context."""
+"""Of the curator's answer."""
+MAX_TEXT = 400
+"""Characters of an item's text. A longer one is unusable: long items would push the task out of the
+context."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What an attempt teaches; `text` is empty where it teaches nothing."""
+class Insight:
+    """What the reflector learned from an attempt."""
 
     section: str
+    """The topic."""
     text: str
+    """The lesson; empty where the attempt teaches nothing."""
     helpful: frozenset[int] = frozenset()
+    """Ids of items that helped."""
     harmful: frozenset[int] = frozenset()
+    """Ids of items that misled."""
 
 
-def read_lesson(text: str, words: PromptSet, playbook: Playbook, similarity: float) -> Lesson:
-    """Unusable where the answer has not the form that was asked for."""
+def parse_insight(text: str, words: PromptSet, playbook: Playbook, similarity: float) -> Insight:
+    """The reflector's answer.
+
+    Args:
+        text: The answer.
+        words: The prompt set; its `lesson_form` says how the answer is written.
+        playbook: The one that the attempt acted with. Form `pattern`: an item of the insight's
+            section helped where it is similar to the lesson, else it misled.
+        similarity: As in `Playbook.merge`.
+
+    Raises:
+        Unusable: The answer does not have the form that was asked for.
+    """
     if words.lesson_form == "pattern":
         match = re.search(words.lesson_pattern, text)
         if match is None:
             raise Unusable("the answer does not have the form that was asked for")
         section, lesson = match["section"].strip(), _bounded(match["text"])
         about = [i for i in playbook.items if i.section == section]
-        same = playbook.said(lesson, similarity)
+        same = playbook.most_similar(lesson, similarity)
         helpful = {i.id for i in about if same is not None and i.id == same.id}
-        return Lesson(section, lesson, frozenset(helpful), frozenset(i.id for i in about) - helpful)
+        harmful = frozenset(i.id for i in about) - helpful
+        return Insight(section, lesson, frozenset(helpful), harmful)
     found = _object(text, "lesson")
     topic, taught = found.get("section", ""), found.get("lesson")
     if not isinstance(taught, str) or not isinstance(topic, str):
         raise Unusable("the answer names no lesson")
-    return Lesson(
+    return Insight(
         _bounded(topic),
         _bounded("" if _nothing(taught) else taught),
         _ids(found.get("helpful")),
@@ -73,20 +91,20 @@ def read_lesson(text: str, words: PromptSet, playbook: Playbook, similarity: flo
     )
 
 
-def read_delta(text: str) -> Delta | None:
-    """None for NONE: the curator leaves the playbook as it is. Unusable where the answer has not
-    the form that was asked for."""
+def parse_delta(text: str) -> Delta | None:
+    """The curator's answer; None for NONE, which changes nothing.
+
+    Raises:
+        Unusable: The answer does not have the form that was asked for.
+    """
     found = _object(text, "operation")
     operation = str(found.get("operation", "")).strip().upper()
     if operation == "NONE":
         return None
     if operation not in ("ADD", "UPDATE", "REMOVE"):
         raise Unusable("the operation is none of ADD, UPDATE, REMOVE, NONE")
-    item, section, new = (
-        whole_number(found.get("item", 0)),
-        found.get("section", ""),
-        found.get("text", ""),
-    )
+    item, section = whole_number(found.get("item", 0)), found.get("section", "")
+    new = found.get("text", "")
     if operation != "ADD" and item is None:
         raise Unusable("the item is not a number")
     if operation != "REMOVE" and (not isinstance(new, str) or _nothing(new)):
@@ -108,8 +126,8 @@ def _object(text: str, key: str) -> dict[str, Any]:
 
 def _bounded(text: str) -> str:
     text = " ".join(text.split())
-    if len(text) > LONGEST:
-        raise Unusable(f"the text is longer than {LONGEST} characters")
+    if len(text) > MAX_TEXT:
+        raise Unusable(f"the text is longer than {MAX_TEXT} characters")
     return text
 
 
@@ -123,8 +141,5 @@ def _ids(value: object) -> frozenset[int]:
         return frozenset().union(*map(_ids, value))
     if isinstance(value, int) and not isinstance(value, bool):
         return frozenset({value})
-    return (
-        frozenset(int(n) for n in re.findall(r"\d{1,9}", value))
-        if isinstance(value, str)
-        else frozenset()
-    )
+    found = re.findall(r"\d{1,9}", value) if isinstance(value, str) else []
+    return frozenset(map(int, found))

@@ -1,33 +1,37 @@
-"""Grow a playbook over the training tasks: attempts by the policy as generator, lessons by it as
+"""Builds a playbook over the training tasks: attempts by the policy as generator, insights by it as
 reflector, deltas by it as curator, merged by code.
 
 The tasks are gone through in passes, one attempt a task and pass while it is unsolved and its
-budget lasts; `batch` tasks at a time act with the same playbook,
-and what they teach is merged in the tasks' order before the next begin. So the playbook is a
-function of the episodes, whose asides hold every lesson and
-delta: the journal is all that a killed run needs, and loses the attempts in flight. Every lesson
-and delta is a policy call within the task's budget.
+budget lasts. `batch` tasks at a time act with the same playbook; what they teach is merged in the
+tasks' order before the next batch begins. So the playbook is a function of the episodes, whose
+asides hold every insight and delta: a killed run continues from the journal, and loses the attempts
+in flight. Every insight and delta is a policy call within the task's budget.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from leafe.baselines._asides import Asker
+from leafe.baselines._asides import AsideSampler
 from leafe.baselines.ace._playbook import Delta, Playbook
-from leafe.baselines.ace._read import DELTA_SCHEMA, LESSON_SCHEMA, Lesson, read_delta, read_lesson
+from leafe.baselines.ace._read import (
+    DELTA_SCHEMA,
+    INSIGHT_SCHEMA,
+    Insight,
+    parse_delta,
+    parse_insight,
+)
 from leafe.core import (
     FAILED,
+    FOREIGN,
     Budget,
-    EnvError,
     Episode,
-    ForeignFailure,
     Message,
     Policy,
     Spent,
@@ -37,27 +41,25 @@ from leafe.core import (
     Turn,
     UserError,
 )
+from leafe.core.concurrency import FailureStreak, run_all
 from leafe.explore import (
     EnvPool,
     EpisodeRunner,
     EpisodeSink,
     ExploreConfig,
+    Plan,
     Progress,
     SnapshotHandle,
-    bounding,
+    check_tasks,
     cost_of,
-    idle_in_a_row,
+    limited_quantities,
     make_strategy,
+    stalled_in_a_row,
 )
 from leafe.prompts import History, Prompts, fill
 
-_ERRORS = frozenset({Stop.policy_error, Stop.env_error})
-HOPELESS = 10
-"""Attempts in a row lost to the policy's or the environment's failures, after which the run ends:
-the outside is down."""
-
-
 Place = Literal["first", "step"]
+"""Where the policy reads the playbook: `AceConfig.place`."""
 
 
 class AceConfig(BaseModel):
@@ -67,42 +69,46 @@ class AceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch: int = Field(8, ge=1)
-    """Tasks that act with the same playbook. 1 learns from every attempt before the next, one after
-    another."""
+    """Tasks that act with the same playbook. 1: learn from every attempt before the next."""
     passes: int | None = Field(None, ge=1)
     """Most attempts at a task; None: as many as its budget holds."""
-    most: int = Field(40, ge=1)
-    """Items of the playbook."""
+    max_items: int = Field(40, ge=1)
+    """Most items of the playbook."""
     place: Place = "first"
-    """Where the policy reads it: `first`, whole and before everything, as the paper has it; `step`,
-    item by item, each at the steps whose observation names its
-    section (and only what was confirmed more often than contradicted): for a policy that cannot
-    find one line among many."""
+    """Where the policy reads the playbook. first: whole and before everything, as in the paper.
+    step: item by item, each at the steps whose observation names its section (only items that
+    helped more often than they misled): for a policy that cannot find one line among many."""
     similarity: float = Field(0.8, gt=0, le=1)
     """Jaccard index of their words from which on two texts say the same."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ace:
+class AceResult:
     """The playbook, and what it took."""
 
     playbook: Playbook
     trees: dict[str, Tree]
-    """Every attempt, with the lessons and deltas as asides."""
+    """Every attempt, with the insights and deltas as asides."""
     spent: Spent
     merges: Mapping[str, int]
     """What became of the deltas."""
     unusable: Mapping[str, int]
-    """Lessons and deltas that could not be read, by reason; marks of items that are not there."""
+    """Answers that could not be parsed, by reason; marks of unknown items."""
     passes: int
     given_up: int
-    """Tasks left because their attempts failed for reasons outside again and again."""
+    """Tasks left because their attempts failed for outside reasons again and again."""
     cut_short: str | None
     """The run-wide limit that ended it early, if one did."""
 
 
 def with_playbook(prompts: Prompts, playbook: Playbook, place: Place = "first") -> Prompts:
-    """Prompts that hold the playbook: what the frozen one is evaluated with."""
+    """Prompts that hold the playbook: what the frozen one is evaluated with.
+
+    Args:
+        prompts: The wording; unchanged.
+        playbook: What the policy reads.
+        place: As `AceConfig.place`.
+    """
     if place == "step":
         return prompts.with_playbook(lessons=playbook.by_section())
     return prompts.with_playbook(playbook.render(prompts.set))
@@ -121,23 +127,31 @@ async def ace(
     known: Mapping[str, Tree] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_playbook: Callable[[Playbook], None] | None = None,
-) -> Ace:
-    """Grow the playbook offline (docs/method.md, Baselines).
+) -> AceResult:
+    """Build the playbook offline (docs/method.md, ACE).
 
-    config: `limits` a task, `run_limits` in all (those cut short what timing decides), `until`,
-    temperatures, `max_reflection_attempts`, horizon, limits on invalid
-    actions and errors, seed; its strategy is not used. `known`: the trees of an interrupted run.
-    `on_playbook` is told of the playbook after every batch.
-    Raises UserError for an empty task list, ForeignFailure where policy or environments fail again
-    and again (finished attempts are in the journal).
+    Args:
+        policy: Generator, reflector and curator.
+        pool: Where environments come from.
+        tasks: The training tasks; their ids have to be unique.
+        prompts: The wording.
+        config: `limits` a task, `run_limits` in all (timing decides what these cut short),
+            `stop_when`, temperatures, `max_reflection_attempts`, horizon, limits on invalid actions
+            and errors, seed. Its strategy is not used.
+        own: What is ACE's own.
+        start: The playbook to begin with; None: an empty one.
+        journal: Where finished attempts go.
+        known: The trees of an interrupted run, by task id.
+        on_progress: Called after every answer of the policy and every finished attempt.
+        on_playbook: Called with the playbook after every batch.
+
+    Raises:
+        UserError: No tasks, two tasks of one id, or a playbook that fills the policy's context.
+        ForeignFailure: Policy or environments fail again and again; finished attempts are in the
+            journal.
     """
-    if not tasks:
-        raise UserError(
-            "There are no tasks to learn a playbook from: check the split and the count."
-        )
-    doubled, times = Counter(task.id for task in tasks).most_common(1)[0]
-    if times > 1:
-        raise UserError(f"Two tasks share an id: {doubled!r}; ids must be unique.")
+    check_tasks(tasks, "learn a playbook from")
+    run_budget = Budget(config.run_limits)
     stage = _Stage(
         policy,
         pool,
@@ -148,36 +162,33 @@ async def ace(
         known or {},
         on_progress,
         start or Playbook(),
+        run_budget,
+        Progress(len(tasks)),
+        {task.id: Tree(task) for task in tasks},
+        {task.id: Budget(config.limits, run_budget) for task in tasks},
     )
-    stage.budget, stage.progress = Budget(config.run_limits), Progress(len(tasks))
-    for task in tasks:
-        stage.trees[task.id], stage.budgets[task.id] = (
-            Tree(task),
-            Budget(config.limits, stage.budget),
-        )
     passes = 0
     while own.passes is None or passes < own.passes:
-        going = [task for task in tasks if stage.goes_on(task)]
+        going = [task for task in tasks if stage.continues(task)]
         stage.progress.tasks_done = len(tasks) - len(going)
         if not going:
             break
-        for batch in _batched(going, own.batch):
-            await stage.learn(batch, passes)
+        for first in range(0, len(going), own.batch):
+            await stage.learn(going[first : first + own.batch], passes)
             if on_playbook is not None:
                 on_playbook(stage.playbook)
         passes += 1
-    given_up = sum(stage.lost(tree) for tree in stage.trees.values())
     stage.progress.tasks_done = len(tasks)
     stage.report()
-    return Ace(
+    return AceResult(
         stage.playbook,
         stage.trees,
-        stage.budget.snapshot(),
+        run_budget.snapshot(),
         dict(+stage.merges),
         dict(+stage.unusable),
         passes,
-        given_up,
-        stage.budget.reached(),
+        sum(stage.given_up(tree) for tree in stage.trees.values()),
+        run_budget.reached(),
     )
 
 
@@ -192,51 +203,44 @@ class _Stage:
     known: Mapping[str, Tree]
     on_progress: Callable[[Progress], None] | None
     playbook: Playbook
-    budget: Budget = field(default_factory=Budget)
-    progress: Progress = field(default_factory=lambda: Progress(0))
-    trees: dict[str, Tree] = field(default_factory=dict)
-    budgets: dict[str, Budget] = field(default_factory=dict)
+    budget: Budget
+    progress: Progress
+    trees: dict[str, Tree]
+    budgets: dict[str, Budget]
     merges: Counter[str] = field(default_factory=Counter)
     unusable: Counter[str] = field(default_factory=Counter)
-    lost_in_a_row: int = 0
+    failures: FailureStreak = field(
+        default_factory=lambda: FailureStreak("attempts in a row failed")
+    )
 
-    def errors(self, tree: Tree) -> int:
-        return sum(e.stop in _ERRORS for e in tree.episodes)
+    def given_up(self, tree: Tree) -> bool:
+        """Whether the task's attempts failed, or got no closer to a limit, again and again."""
+        errors = sum(e.stop in FOREIGN for e in tree.episodes)
+        limited = limited_quantities(self.budgets[tree.task.id])
+        stalled, _ = stalled_in_a_row(tree.episodes, limited)
+        return max(errors, stalled) >= self.config.max_errors
 
-    def lost(self, tree: Tree) -> bool:
-        """Whether the task is to be given up: its attempts failed, or did nothing that would ever
-        end."""
-        idle, _ = idle_in_a_row(tree.episodes, bounding(self.budgets[tree.task.id]))
-        return self.errors(tree) >= self.config.max_errors or idle >= self.config.max_errors
-
-    def goes_on(self, task: Task) -> bool:
+    def continues(self, task: Task) -> bool:
         """Whether the task gets an attempt in this pass."""
         tree = self.trees[task.id]
         if tree.solved and self.config.stop_when == "solved":
             return False
         if task.id in self.known and len(self.known[task.id].episodes) > len(tree.episodes):
-            return True  # it did
-        return not self.lost(tree) and self.budgets[task.id].admits(
+            return True  # an earlier run made it
+        return not self.given_up(tree) and self.budgets[task.id].admits(
             episodes=1, policy_calls=1, env_steps=1, replayed_steps=1
         )
 
     async def learn(self, batch: Sequence[Task], number: int) -> None:
         """One attempt at each task, all with the same playbook; then merge what they teach, in
-        their order."""
-        prompts = with_playbook(self.prompts, self.playbook, self.own.place)
-        found = await asyncio.gather(
-            *(self.attempt(task, number, prompts) for task in batch), return_exceptions=True
-        )
-        wrong = next((e for e in found if isinstance(e, BaseException)), None)
-        if wrong is not None:  # the others have come to their end: what they did is in the journal
-            raise wrong
-        before = self.playbook
-        finished = [episode for episode in found if isinstance(episode, Episode)]
+        their order. `number`: of the attempt at each task."""
+        prompts, before = with_playbook(self.prompts, self.playbook, self.own.place), self.playbook
+        finished = await run_all(batch, lambda task: self.attempt(task, number, prompts))
         if before.items and all(e.stop is Stop.context_full and not e.acts for e in finished):
             raise UserError(
                 f"A playbook of {len(before.items)} items leaves no room for a task in the "
                 f"policy's context ({finished[0].error}): lower the number of items "
-                f"(most = {self.own.most}) or give the policy a longer context."
+                f"(max_items = {self.own.max_items}) or give the policy a longer context."
             )
         for task, episode in zip(batch, finished, strict=True):
             self.trees[task.id].add(episode)
@@ -245,50 +249,36 @@ class _Stage:
             self.report()
 
     async def attempt(self, task: Task, number: int, prompts: Prompts) -> Episode:
-        """The attempt with its lesson and delta, in the journal; or the one that an earlier run
+        """The attempt with its insight and delta, in the journal; or the one that an earlier run
         made."""
         budget, tree = self.budgets[task.id], self.trees[task.id]
         if task.id in self.known and len(self.known[task.id].episodes) > number:
             episode = self.known[task.id].episodes[number]
             budget.charge(**cost_of(episode))
             return episode
-        budget.charge(episodes=1)
         snapshots: dict[str | None, SnapshotHandle] = {}
+        runner = EpisodeRunner(
+            tree,
+            self.policy,
+            prompts,
+            make_strategy(self.config, prompts.set),
+            self.config,
+            budget,
+            self.pool,
+            number,
+            snapshots,
+            self.report,
+        )
         try:
-            async with self.pool.acquire() as env:
-                strategy = make_strategy(self.config, prompts.set)
-                runner = EpisodeRunner(
-                    tree,
-                    self.policy,
-                    prompts,
-                    strategy,
-                    self.config,
-                    budget,
-                    env,
-                    number,
-                    self.pool.waits,
-                    snapshots,
-                    self.report,
-                )
-                plan = strategy.next(tree)
-                assert plan is not None
-                episode = await runner.run(plan)
-        except EnvError as error:  # none could be made
-            episode = Episode(task.id, number, Stop.env_error, (), error=str(error))
+            episode = await runner.run(Plan())
         finally:
             self.pool.release(snapshots.values())
-        if episode.stop in _ERRORS:
-            self.lost_in_a_row += 1
-            if self.lost_in_a_row >= HOPELESS:
-                raise ForeignFailure(
-                    f"{self.lost_in_a_row} attempts in a row failed, the last with: "
-                    f"{episode.error} What was finished is kept: mend it and run again."
-                )
+        if episode.stop in FOREIGN:
+            self.failures.add(episode.error)
         else:
-            self.lost_in_a_row = 0
-            episode = replace(
-                episode, turns=(*episode.turns, *await self.reflect(task, episode, prompts, budget))
-            )
+            self.failures.reset()
+            asides = await self.reflect(task, episode, prompts, budget)
+            episode = replace(episode, turns=(*episode.turns, *asides))
         if self.journal is not None:
             await asyncio.to_thread(self.journal.append, [episode])
         return episode
@@ -302,36 +292,37 @@ class _Stage:
         if not episode.acts or not outcome or not (episode.success or episode.stop in FAILED):
             return []
         history = History(task, episode.first_observation, episode.acts)
-        asker = Asker(self.policy, self.config, budget)
-        lesson: Lesson | None = None
+        sampler = AsideSampler(self.policy, self.config, budget)
+        insight: Insight | None = None
 
-        def lesson_of(text: str) -> str:
-            nonlocal lesson
-            lesson = read_lesson(text, words, playbook, self.own.similarity)
-            return lesson.text
+        def parse(text: str) -> str:
+            nonlocal insight
+            insight = parse_insight(text, words, playbook, self.own.similarity)
+            return insight.text
 
-        # marks by number need the list before the reflector; by section they do not, and it only
-        # stands in a small model's way
-        shown = prompts if words.lesson_form == "json" else self.prompts
-        turns = await asker.ask(
+        as_json = words.lesson_form == "json"
+        # marks by number need the list in the reflector's prompt; marks by section do not, and the
+        # list only distracts a small model
+        shown = prompts if as_json else self.prompts
+        turns = await sampler.sample(
             "lesson",
             history,
-            shown.after(history, fill(words.lesson, {"outcome": outcome})),
-            lesson_of,
+            shown.with_request(history, fill(words.lesson, {"outcome": outcome})),
+            parse,
             episode=episode.index,
             first=0,
             max_tokens=words.reflect_max_tokens,
-            schema=LESSON_SCHEMA if words.lesson_form == "json" else None,
+            schema=INSIGHT_SCHEMA if as_json else None,
         )
-        if lesson is None or not lesson.text or words.lesson_form == "pattern":
+        if insight is None or not insight.text or not as_json:
             return turns
         values = {
-            "items": playbook.listed(words),
+            "items": playbook.list_items(words),
             "instruction": task.instruction,
-            "section": lesson.section,
-            "lesson": lesson.text,
+            "section": insight.section,
+            "lesson": insight.text,
         }
-        return turns + await asker.ask(
+        return turns + await sampler.sample(
             "delta",
             history,
             (Message("user", fill(words.curate, values)),),
@@ -343,8 +334,8 @@ class _Stage:
         )
 
     def merge(self, episode: Episode, before: Playbook) -> None:
-        """What the attempt's asides do to the playbook. `before`: the one that it acted with and
-        that its marks speak of."""
+        """Apply the attempt's asides to the playbook. `before`: the one that it acted with, whose
+        items its marks name."""
         words, own = self.prompts.set, self.own
         for turn in episode.turns:
             if turn.action not in ("lesson", "delta") or turn.kind != "aside":
@@ -353,24 +344,23 @@ class _Stage:
                 self.unusable[f"{turn.action}: {turn.observation}"] += 1
                 continue
             if turn.action == "lesson":
-                lesson = read_lesson(turn.action_text, words, before, own.similarity)
-                unknown = {i for i in lesson.helpful | lesson.harmful if i not in before}
+                insight = parse_insight(turn.action_text, words, before, own.similarity)
+                unknown = {i for i in insight.helpful | insight.harmful if i not in before}
                 self.unusable["mark: the item is not there"] += len(unknown)
-                self.playbook = self.playbook.mark(lesson.helpful, lesson.harmful)
+                self.playbook = self.playbook.mark(insight.helpful, insight.harmful)
                 if words.lesson_form == "json":
-                    self.merges["nothing to teach"] += not lesson.text
+                    self.merges["nothing to teach"] += not insight.text
                     continue
-                delta = Delta("ADD", section=lesson.section, text=lesson.text)
+                delta: Delta | None = Delta("ADD", section=insight.section, text=insight.text)
             else:
-                found = read_delta(turn.action_text)
-                if found is None:
-                    self.merges["left as it is"] += 1
-                    continue
-                delta = found
-            self.playbook, became = self.playbook.merge(
-                delta, most=own.most, similarity=own.similarity
+                delta = parse_delta(turn.action_text)
+            if delta is None:
+                self.merges["left as it is"] += 1
+                continue
+            self.playbook, outcome = self.playbook.merge(
+                delta, max_items=own.max_items, similarity=own.similarity
             )
-            self.merges[became] += 1
+            self.merges[outcome] += 1
 
     def count(self, task: Task, episode: Episode) -> None:
         p = self.progress
@@ -386,14 +376,7 @@ class _Stage:
 
 
 def _delta_note(text: str) -> str:
-    delta = read_delta(text)
-    return (
-        "NONE"
-        if delta is None
-        else " ".join(filter(None, (delta.operation, str(delta.item or ""), delta.text)))
-    )
-
-
-def _batched(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
-    for first in range(0, len(tasks), size):
-        yield tasks[first : first + size]
+    delta = parse_delta(text)
+    if delta is None:
+        return "NONE"
+    return " ".join(filter(None, (delta.operation, str(delta.item or ""), delta.text)))

@@ -1,12 +1,11 @@
-"""What would have come of other actions: at the states of successful trajectories the policy
-proposes some, and the environment shows each one's next observation.
+"""What other actions would have led to: at the states of successful trajectories the policy
+proposes alternatives, and the environment shows each one's next observation.
 
-No reward is read. What is collected goes onto the task's tree: an action that was carried out is an
-episode of one turn that starts where the expert's action
-did; a proposal that was not (the expert's own action, one proposed twice) and an explanation are
-asides of it. All of a state is one line of the journal, so
-that a killed run asks again only at the states in flight, and the sums over the journal are the
-budget's.
+No reward is read. What is collected goes onto the task's tree. An alternative that was taken is an
+episode of one turn that starts where the expert's action did. A proposal that was not taken (the
+expert's own action, a repetition) and an explanation are asides of it. All of a state is one line
+of the journal, so that a killed run asks again only at the states in flight, and the sums over the
+journal are the budget's.
 """
 
 from __future__ import annotations
@@ -14,20 +13,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from leafe.baselines._asides import Asker, Unusable, aside
+from leafe.baselines._asides import AsideSampler, Unusable, aside_turn
 from leafe.core import (
     Budget,
     Completion,
     ContextFull,
     EnvError,
     Episode,
-    ForeignFailure,
     Kind,
     Policy,
     PolicyError,
@@ -43,22 +41,24 @@ from leafe.core import (
     derive_seed,
     turn_id,
 )
+from leafe.core.concurrency import FailureStreak, run_queue
 from leafe.explore import (
     ActionTrace,
-    Diverged,
     EnvLease,
     EnvPool,
     EpisodeSink,
     ExploreConfig,
     Progress,
+    ReplayDiverged,
     SnapshotHandle,
+    charge_tokens,
+    complete_all,
     cost_of,
 )
 from leafe.prompts import History, Prompts, PromptSet, fill
 
-HOPELESS = 10
-"""States in a row at which policy or environment failed, after which the collection ends: the
-outside is down."""
+Snapshots = dict[str | None, SnapshotHandle]
+"""Environment states by the turn after which they were taken; None: after reset."""
 
 
 class EarlyConfig(BaseModel):
@@ -67,10 +67,10 @@ class EarlyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     alternatives: int = Field(4, ge=1)
-    """K: actions asked for at a state."""
+    """K: actions sampled at a state."""
     explanations: int = Field(0, ge=0)
-    """Of the alternatives at a state, how many the policy is asked to explain (self-reflection); 0:
-    none (implicit environment modelling)."""
+    """How many of the alternatives at a state the policy explains (self-reflection); 0: none
+    (implicit world modelling)."""
     successes: int | None = Field(1, ge=1)
     """Successful trajectories of a task, the shortest first; None: all."""
     states: int | None = Field(None, ge=1)
@@ -86,9 +86,10 @@ class Collected:
     spent: Spent
     """Of the collection alone."""
     counts: Mapping[str, int]
-    """States asked at; alternatives carried out; proposals that were the expert's own or a
-    repetition; explanations, the unusable by reason; failures."""
+    """States visited; alternatives taken; proposals that were the expert's own action or a
+    repetition; explanations, the unusable ones by reason; failures."""
     cut_short: str | None
+    """The limit that ended the collection early, if one did."""
 
 
 async def collect(
@@ -103,23 +104,33 @@ async def collect(
     known: Mapping[str, Sequence[Episode]] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Collected:
-    """Alternatives at the states of the trees' successes (docs/method.md, Baselines). The trees
-    handed in are not changed.
+    """Sample alternatives at the states of the trees' successes (docs/method.md, Early Experience).
 
-    config: `limits` a task and `run_limits` in all for the collection alone, temperatures,
-    `max_reflection_attempts`, concurrency, and the seed of the exploration, since
-    the environment has to be brought back to its states. `known`: what an interrupted collection
-    journalled, by task. UserError where no tree holds a success, or
-    where explanations are wanted of a prompt set that has no words for them; ForeignFailure where
-    policy or environments fail again and again.
+    Args:
+        policy: Proposes and explains.
+        pool: Where environments come from.
+        trees: An exploration's, by task id; unchanged.
+        prompts: The wording.
+        config: `limits` a task and `run_limits` in all, for the collection alone; temperatures,
+            `max_reflection_attempts`, concurrency; and the exploration's seed, since the
+            environment has to return to its states.
+        own: What is Early Experience's own.
+        journal: Where finished states go.
+        known: What an interrupted collection wrote, by task id (`by_task`).
+        on_progress: Called after every state.
+
+    Raises:
+        UserError: No tree holds a success, or the prompt set has no words for explanations.
+        ForeignFailure: Policy or environments fail again and again; finished states are in the
+            journal.
     """
     if own.explanations:
         check_thoughts(prompts.set)
     solved = {task_id: tree for task_id, tree in trees.items() if tree.solved}
     if not solved:
         raise UserError(
-            "No tree holds a success: Early Experience has no expert trajectory to start "
-            "from; explore more tasks or with a larger budget."
+            "No tree holds a success, so Early Experience has no expert trajectory to start from: "
+            "explore more tasks or with a larger budget."
         )
     stage = _Stage(
         policy,
@@ -132,36 +143,15 @@ async def collect(
         Budget(config.run_limits),
         Progress(len(solved)),
     )
-    out: dict[str, Tree] = {}
-    begun: dict[str, tuple[Tree, int, Budget, set[str | None]]] = {}
-    for task_id, tree in solved.items():
-        out[task_id] = Tree(tree.task, tree.episodes)
-        budget, done = Budget(config.limits, stage.budget), set[str | None]()
-        for episode in (known or {}).get(task_id, ()):
-            out[task_id].add(episode)
-            budget.charge(**cost_of(episode))
-            stage.count([episode])
-            done.add(episode.start)
-        begun[task_id] = (out[task_id], len(tree.episodes), budget, done)
-    stage.counts["states"] = sum(len(done) for *_, done in begun.values())
-    waiting = iter(begun.values())
-
-    async def work() -> None:
-        for grown, first, budget, done in waiting:
-            await stage.task(grown, first, budget, done)
-            stage.progress.tasks_done += 1
-            stage.report()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(config.concurrency, len(solved))):
-                group.create_task(work())
-    except BaseExceptionGroup as errors:
-        first: BaseException = errors
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from first.__cause__
-    return Collected(out, stage.budget.snapshot(), dict(+stage.counts), stage.budget.reached())
+    runs = [stage.begin(tree, (known or {}).get(task_id, ())) for task_id, tree in solved.items()]
+    stage.counts["states"] = sum(len(run.visited) for run in runs)
+    await run_queue(deque(runs), stage.run_task, config.concurrency)
+    return Collected(
+        {run.tree.task.id: run.tree for run in runs},
+        stage.budget.snapshot(),
+        dict(+stage.counts),
+        stage.budget.reached(),
+    )
 
 
 def check_thoughts(words: PromptSet) -> None:
@@ -169,9 +159,9 @@ def check_thoughts(words: PromptSet) -> None:
     for the explanation."""
     if not words.explain or words.action in ("plain", "line"):
         raise UserError(
-            f"The prompt set {words.name} has no room for thoughts before an action: "
-            "self-reflection cannot be trained on it; use the variant without "
-            "explanations (explanations = 0) or a set whose action is react or code."
+            f"The prompt set {words.name} has no room for thoughts before an action, so "
+            "self-reflection cannot be trained on it: use the variant without explanations "
+            "(explanations = 0) or a set whose action is react or code."
         )
 
 
@@ -185,14 +175,20 @@ def by_task(lines: Iterable[Sequence[Episode]]) -> dict[str, list[Episode]]:
 
 
 def experts(tree: Tree, successes: int | None, before: int | None = None) -> list[Episode]:
-    """The successful episodes that stand for the expert: the shortest first, then the oldest;
-    `before`: of the first so many episodes alone."""
+    """The successful episodes that stand for the expert, the shortest first, then the oldest.
+
+    Args:
+        tree: A task's tree.
+        successes: How many; None: all.
+        before: Only the first so many episodes of the tree count; None: all.
+    """
     found = [e for e in tree.episodes[:before] if e.success]
     return sorted(found, key=lambda e: (len(tree.trajectory(e)), e.index))[:successes]
 
 
 def expert_turns(tree: Tree, successes: int | None, before: int | None = None) -> list[Turn]:
-    """The valid actions along the expert's ways, each once, in order."""
+    """The valid actions of the expert's trajectories, each once, in order. Arguments as
+    `experts`."""
     turns = {
         turn.id: turn
         for episode in experts(tree, successes, before)
@@ -200,6 +196,28 @@ def expert_turns(tree: Tree, successes: int | None, before: int | None = None) -
         if turn.valid
     }
     return list(turns.values())
+
+
+@dataclass(slots=True)
+class _TaskRun:
+    """A task in progress."""
+
+    tree: Tree
+    """With what was collected."""
+    explored: int
+    """Episodes of the exploration: the tree's first."""
+    budget: Budget
+    visited: set[str | None]
+    """States by the turn before them."""
+
+
+@dataclass(slots=True)
+class _Proposal:
+    """A distinct action other than the expert's."""
+
+    answer: Completion
+    thought: str
+    action: str
 
 
 @dataclass(slots=True)
@@ -214,108 +232,64 @@ class _Stage:
     budget: Budget
     progress: Progress
     counts: Counter[str] = field(default_factory=Counter)
-    lost_in_a_row: int = 0
+    failures: FailureStreak = field(default_factory=lambda: FailureStreak("states in a row failed"))
 
-    async def task(self, tree: Tree, first: int, budget: Budget, done: set[str | None]) -> None:
-        turns = expert_turns(tree, self.own.successes, first)
-        if self.own.states is not None and len(turns) > self.own.states:
-            chosen = random.Random(derive_seed(self.config.seed, tree.task.id, "states")).sample(
-                range(len(turns)), self.own.states
-            )
-            turns = [turns[i] for i in sorted(chosen)]
-        held: dict[str | None, SnapshotHandle] = {}
+    def begin(self, tree: Tree, known: Sequence[Episode]) -> _TaskRun:
+        """A copy of the explored tree with what an earlier run collected, which is charged."""
+        run = _TaskRun(
+            Tree(tree.task, tree.episodes),
+            len(tree.episodes),
+            Budget(self.config.limits, self.budget),
+            set(),
+        )
+        for episode in known:
+            run.tree.add(episode)
+            run.budget.charge(**cost_of(episode))
+            self.count([episode])
+            run.visited.add(episode.start)
+        return run
+
+    async def run_task(self, run: _TaskRun) -> None:
+        snapshots: Snapshots = {}
         try:
-            for expert in turns:
-                if (
-                    expert.parent in done
-                ):  # asked at already, on another success's way or in an earlier run
+            for expert in self.chosen_turns(run):
+                if expert.parent in run.visited:  # on another success's way, or in an earlier run
                     continue
-                done.add(expert.parent)
-                if not budget.take(policy_calls=self.own.alternatives):
-                    return
-                await self.state(tree, expert, budget, held)
+                run.visited.add(expert.parent)
+                if not run.budget.take(policy_calls=self.own.alternatives):
+                    break
+                await self.visit(run, expert, snapshots)
         finally:
-            self.pool.release(held.values())
+            self.pool.release(snapshots.values())
+        self.progress.tasks_done += 1
+        self.report()
 
-    async def state(
-        self, tree: Tree, expert: Turn, budget: Budget, held: dict[str | None, SnapshotHandle]
-    ) -> None:
-        """Ask, carry out, explain; the proposals are charged already."""
+    def chosen_turns(self, run: _TaskRun) -> list[Turn]:
+        """The expert's actions whose states are visited."""
+        turns = expert_turns(run.tree, self.own.successes, run.explored)
+        if self.own.states is None or len(turns) <= self.own.states:
+            return turns
+        draw = random.Random(derive_seed(self.config.seed, run.tree.task.id, "states"))
+        return [turns[i] for i in sorted(draw.sample(range(len(turns)), self.own.states))]
+
+    async def visit(self, run: _TaskRun, expert: Turn, snapshots: Snapshots) -> None:
+        """Sample alternatives to an expert's action, take them, explain them. The policy calls are
+        charged already."""
+        tree, budget = run.tree, run.budget
         path = tree.path(expert.parent)
         origin = tree.episode_of(path[0].id if path else expert.id)
         history = History(tree.task, origin.first_observation, tuple(path))
-        index = len(tree.episodes)
-        number = self.own.alternatives
-        words, config = self.prompts.set, self.config
-        request = Request(
-            messages=self.prompts.act(history),
-            n=number,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            max_tokens=words.max_tokens,
-            stop=words.stop,
-            seed=derive_seed(config.seed, tree.task.id, expert.id, "alternatives"),
-            cache_key=tree.task.id,
-        )
         began = time.monotonic()
-        asker = Asker(self.policy, config, budget)
-        try:
-            answers = await self.policy.complete(request)
-            if sum(a.count for a in answers) != number:
-                raise PolicyError(
-                    f"The policy {self.policy.name} gave {sum(a.count for a in answers)} "
-                    f"samples where {number} were asked for."
-                )
-        except PolicyError as error:
-            budget.charge(policy_calls=-number)  # nothing came of it: the journal will not hold it
-            self.counts[
-                "failed: the context was full"
-                if isinstance(error, ContextFull)
-                else "failed: the policy gave no answer"
-            ] += 1
-            if not isinstance(error, ContextFull):
-                self.lose(str(error))
+        answers = await self.propose(history, expert, budget)
+        if answers is None:
             return
-        for answer in answers:
-            asker.charge(answer.usage)
         seconds = time.monotonic() - began
-        fresh, idle = self.sorted(answers, expert)
-        finished: list[Episode] = []
-        replays = 0
-
-        def count() -> None:
-            nonlocal replays
-            replays += 1
-            budget.charge(replayed_steps=1)
-
-        why = "the budget was used up"
-        try:
-            async with self.pool.acquire() as env:
-                env.on_replay = count
-                for answer, thought, action in fresh:
-                    if not budget.take(env_steps=1):
-                        break
-                    try:
-                        result = await self.carry_out(env, history, action, held)
-                    except BaseException:
-                        budget.charge(env_steps=-1)  # no turn came of it
-                        raise
-                    one = self.episode(
-                        history, answer, thought, action, result, index + len(finished), seconds
-                    )
-                    finished.append(replace(one, replayed=replays))
-                    replays = 0
-            self.lost_in_a_row = 0
-        except Diverged as error:
-            why = str(error)
-            self.counts["failed: the state could not be brought back"] += 1
-        except EnvError as error:
-            why = str(error)
-            self.counts["failed: the environment"] += 1
-            self.lose(why)
-        idle += [(answer, f"not carried out: {why}") for answer, _, _ in fresh[len(finished) :]]
-        if not finished:
-            finished = [
+        proposals, others = self.sort_proposals(answers, expert)
+        taken, replayed, why = await self.take(run, history, proposals, snapshots, seconds)
+        others += [(p.answer, f"not carried out: {why}") for p in proposals[len(taken) :]]
+        index = len(tree.episodes)
+        if not taken:  # an episode without an action, for the asides
+            taken = [
                 Episode(
                     tree.task.id,
                     index,
@@ -325,85 +299,150 @@ class _Stage:
                     start=expert.parent,
                 )
             ]
-        budget.charge(episodes=len(finished))
-        turns = [
-            aside(
+        budget.charge(episodes=len(taken))
+        asides = [
+            aside_turn(
                 "proposal",
                 history,
                 answer,
                 episode=index,
-                nth=i,
-                why=why,
+                nth=nth,
+                why=reason,
                 policy=self.policy.name,
                 seconds=seconds,
             )
-            for i, (answer, why) in enumerate(idle)
+            for nth, (answer, reason) in enumerate(others)
         ]
-        finished[0] = replace(
-            finished[0], turns=(*turns, *finished[0].turns), replayed=finished[0].replayed + replays
+        taken[0] = replace(
+            taken[0], turns=(*asides, *taken[0].turns), replayed=taken[0].replayed + replayed
         )
-        for nth, episode in enumerate(finished[: self.own.explanations]):
+        for nth, episode in enumerate(taken[: self.own.explanations]):
             if episode.acts:
-                finished[nth] = replace(
-                    episode,
-                    turns=(*episode.turns, *await self.explain(asker, history, expert, episode)),
-                )
+                explained = await self.explain(history, expert, episode, budget)
+                taken[nth] = replace(episode, turns=(*episode.turns, *explained))
         if self.journal is not None:
-            await asyncio.to_thread(self.journal.append, finished)
-        for episode in finished:
+            await asyncio.to_thread(self.journal.append, taken)
+        for episode in taken:
             tree.add(episode)
         self.counts["states"] += 1
-        self.count(finished)
+        self.count(taken)
         self.report()
 
-    def sorted(
+    async def propose(
+        self, history: History, expert: Turn, budget: Budget
+    ) -> list[Completion] | None:
+        """The policy's answers at the state of the expert's action; None where it fails."""
+        config, words, number = self.config, self.prompts.set, self.own.alternatives
+        request = Request(
+            messages=self.prompts.act(history),
+            n=number,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=words.max_tokens,
+            stop=words.stop,
+            seed=derive_seed(config.seed, history.task.id, expert.id, "alternatives"),
+            cache_key=history.task.id,
+        )
+        try:
+            answers = await complete_all(self.policy, request)
+        except PolicyError as error:
+            budget.charge(policy_calls=-number)  # the journal will not hold these calls
+            if isinstance(error, ContextFull):
+                self.counts["failed: the context was full"] += 1
+            else:
+                self.counts["failed: the policy gave no answer"] += 1
+                self.failures.add(str(error))
+            return None
+        for answer in answers:
+            charge_tokens(budget, answer.usage)
+        return answers
+
+    def sort_proposals(
         self, answers: Sequence[Completion], expert: Turn
-    ) -> tuple[list[tuple[Completion, str, str]], list[tuple[Completion, str]]]:
-        """(the distinct other actions as answer, thought, action, in the order of their first
-        proposal; the other proposals with why they are none)."""
-        fresh: list[tuple[Completion, str, str]] = []
-        idle: list[tuple[Completion, str]] = []
-        seen = {expert.action.strip()}
+    ) -> tuple[list[_Proposal], list[tuple[Completion, str]]]:
+        """The distinct other actions in the order of their first proposal; the other answers, each
+        with the reason that it is none."""
+        proposals: list[_Proposal] = []
+        others: list[tuple[Completion, str]] = []
+        own = expert.action.strip()
+        seen = {own}
         for answer in answers:
             for nth in range(answer.count):
                 one = replace(answer, count=1, usage=answer.usage if nth == 0 else Usage())
                 thought, action = self.prompts.parse_action(one.text, one.finish == "length")
-                if action.strip() in seen:
-                    idle.append(
-                        (
-                            one,
-                            "the expert's own action"
-                            if action.strip() == expert.action.strip()
-                            else "proposed already",
-                        )
-                    )
+                stripped = action.strip()
+                if stripped not in seen:
+                    seen.add(stripped)
+                    proposals.append(_Proposal(one, thought, action))
                 else:
-                    seen.add(action.strip())
-                    fresh.append((one, thought, action))
-        return fresh, idle
+                    same = stripped == own
+                    others.append((one, "the expert's own action" if same else "proposed already"))
+        return proposals, others
 
-    async def carry_out(
-        self, env: EnvLease, history: History, action: str, held: dict[str | None, SnapshotHandle]
-    ) -> StepResult:
-        """One action from the state after the history."""
-        await self.bring(env, history, held)
-        return await env.step(action)
+    async def take(
+        self,
+        run: _TaskRun,
+        history: History,
+        proposals: Sequence[_Proposal],
+        snapshots: Snapshots,
+        seconds: float,
+    ) -> tuple[list[Episode], int, str]:
+        """Take every proposed action from the state after the history.
+
+        Returns:
+            An episode for each that was taken, the replayed steps that none of them holds, and why
+            the rest was not taken.
+        """
+        budget, first = run.budget, len(run.tree.episodes)
+        taken: list[Episode] = []
+        replayed = 0
+
+        def count_replay() -> None:
+            nonlocal replayed
+            replayed += 1
+            budget.charge(replayed_steps=1)
+
+        why = "the budget was used up"
+        try:
+            async with self.pool.acquire(count_replay) as env:
+                for proposal in proposals:
+                    if not budget.take(env_steps=1):
+                        break
+                    try:
+                        await self.return_to(env, history, snapshots)
+                        result = await env.step(proposal.action)
+                    except BaseException:
+                        budget.charge(env_steps=-1)  # there is no turn
+                        raise
+                    episode = self.episode(
+                        history, proposal, result, first + len(taken), seconds, replayed
+                    )
+                    taken.append(episode)
+                    replayed = 0
+            self.failures.reset()
+        except ReplayDiverged as error:
+            why = str(error)
+            self.counts["failed: the state could not be brought back"] += 1
+        except EnvError as error:
+            why = str(error)
+            self.counts["failed: the environment"] += 1
+            self.failures.add(why)
+        return taken, replayed, why
 
     def episode(
         self,
         history: History,
-        answer: Completion,
-        thought: str,
-        action: str,
+        proposal: _Proposal,
         result: StepResult,
         index: int,
         seconds: float,
+        replayed: int,
     ) -> Episode:
         start = history.turns[-1].id if history.turns else None
         turn = act_turn(
-            answer,
-            thought,
-            action,
+            proposal.answer,
+            proposal.thought,
+            proposal.action,
             result,
             id=turn_id(history.task.id, index, history.step),
             parent=start,
@@ -412,48 +451,47 @@ class _Stage:
             policy=self.policy.name,
             seconds=seconds,
         )
-        stop = (
-            (Stop.success if result.success else Stop.failure) if result.done else Stop.horizon
-        )  # its horizon is this one step
+        stop = Stop.horizon  # of one step
+        if result.done:
+            stop = Stop.success if result.success else Stop.failure
         return Episode(
-            history.task.id, index, stop, (turn,), history.first_observation, start=start
+            history.task.id,
+            index,
+            stop,
+            (turn,),
+            history.first_observation,
+            start=start,
+            replayed=replayed,
         )
 
-    async def bring(
-        self, env: EnvLease, history: History, held: dict[str | None, SnapshotHandle]
-    ) -> None:
-        """The environment to the state after the history: by a snapshot of it, from one of an
-        earlier state on, or from the reset on."""
-        ids = [None, *(t.id for t in history.turns)]
-        seed = derive_seed(self.config.seed, history.task.id, "world")
-        if not env.env.can_snapshot:
-            await env.follow(
-                ActionTrace.along(history.task, seed, history.first_observation, history.turns)
-            )
-            return
-        near = max((n for n, name in enumerate(ids) if name in held), default=None)
+    async def return_to(self, env: EnvLease, history: History, snapshots: Snapshots) -> None:
+        """Bring the environment to the state after the history: by a snapshot of it, from one of an
+        earlier state, or from the reset."""
+        names = [None, *(t.id for t in history.turns)]
+        near = max((n for n, name in enumerate(names) if name in snapshots), default=None)
         if near is None:
-            await env.follow(
-                ActionTrace.along(history.task, seed, history.first_observation, history.turns)
+            seed = derive_seed(self.config.seed, history.task.id, "world")
+            await env.replay(
+                ActionTrace.of(history.task, seed, history.first_observation, history.turns)
             )
         else:
-            await env.restore(held[ids[near]])
+            await env.restore(snapshots[names[near]])
             for turn in history.turns[near:]:
-                said = (await env.step(turn.action)).observation
+                seen = (await env.step(turn.action)).observation
                 env.on_replay()
-                if said != turn.observation:
-                    raise Diverged(
-                        f"at step {turn.step} the environment said {said[:120]!r}, not "
+                if seen != turn.observation:
+                    raise ReplayDiverged(
+                        f"at step {turn.step} the environment said {seen[:120]!r}, not "
                         f"{turn.observation[:120]!r}"
                     )
-        if ids[-1] not in held:
-            held[ids[-1]] = await env.snapshot()
+        if env.env.can_snapshot and names[-1] not in snapshots:
+            snapshots[names[-1]] = await env.snapshot()
 
     async def explain(
-        self, asker: Asker, history: History, expert: Turn, episode: Episode
+        self, history: History, expert: Turn, episode: Episode, budget: Budget
     ) -> list[Turn]:
-        """Why the expert's action is better than the one that the episode holds; asked with both
-        outcomes, to be read without them."""
+        """Why the expert's action is better than the episode's. The prompt holds both outcomes; the
+        explanation is read without them."""
         other = episode.acts[0]
         values = {
             "action": expert.action,
@@ -461,28 +499,16 @@ class _Stage:
             "other": other.action,
             "observation": other.observation,
         }
-        read = History(
-            history.task, history.first_observation, (*history.turns, other)
-        )  # where its turns stand: after the alternative
-        asked = self.prompts.after(history, fill(self.prompts.set.explain, values))
-        return await asker.ask(
+        sampler = AsideSampler(self.policy, self.config, budget)
+        return await sampler.sample(
             "explanation",
-            read,
-            asked,
-            explanation,
+            history.then(other),  # the turns stand after the alternative
+            self.prompts.with_request(history, fill(self.prompts.set.explain, values)),
+            parse_explanation,
             episode=episode.index,
             first=0,
             max_tokens=self.prompts.set.reflect_max_tokens,
         )
-
-    def lose(self, error: str) -> None:
-        self.lost_in_a_row += 1
-        if self.lost_in_a_row >= HOPELESS:
-            raise ForeignFailure(
-                f"At {self.lost_in_a_row} states in a row the policy or the environment "
-                f"failed, the last with: {error} "
-                "What was finished is kept: mend it and run again."
-            )
 
     def count(self, episodes: Sequence[Episode]) -> None:
         for turn in (t for e in episodes for t in e.turns):
@@ -492,10 +518,10 @@ class _Stage:
                 self.counts["alternatives that the environment refused"] += not turn.valid
             elif turn.action == "proposal":
                 self.counts[f"proposal: {turn.observation.split(':')[0]}"] += 1
+            elif turn.valid:
+                self.counts["explanations"] += 1
             else:
-                self.counts[
-                    "explanations" if turn.valid else f"explanation: {turn.observation}"
-                ] += 1
+                self.counts[f"explanation: {turn.observation}"] += 1
 
     def report(self) -> None:
         self.progress.spent = self.budget.snapshot()
@@ -503,9 +529,9 @@ class _Stage:
             self.on_progress(self.progress)
 
 
-def explanation(text: str) -> str:
-    """The sentences, on one line, without an action that the policy went on to; Unusable where
-    there are none."""
+def parse_explanation(text: str) -> str:
+    """The sentences on one line, without an action that follows them. Raises Unusable where there
+    are none."""
     kept = []
     for line in text.strip().splitlines():
         if line.strip().lower().startswith(("action:", "```")):

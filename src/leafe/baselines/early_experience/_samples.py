@@ -106,7 +106,7 @@ def _predicted(world_model: _Set, tree: Tree, turn: Turn, prompts: Prompts, note
     if not turn.observation.strip():
         world_model.skipped["environment: the environment said nothing"] += 1
         return
-    messages = prompts.after(
+    messages = prompts.with_request(
         _history(tree, turn), fill(prompts.set.predict, {"action": turn.action})
     )
     world_model.add(turn, messages, Message("assistant", turn.observation), note)

@@ -1,4 +1,4 @@
-"""What GRPO can be told, and what it leaves behind: plain values, no torch."""
+"""The options of GRPO, and its result: plain values, no torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Progress = Callable[[Mapping[str, Any]], None]
 """Called with each line of metrics.jsonl."""
 
 Validate = Callable[[Policy], Coroutine[Any, Any, float]]
-"""The success rate of the policy on held-out tasks, say by `leafe.evaluate.evaluate`; charged to no
-budget."""
+"""Gives the success rate of the policy on held-out tasks, such as by `leafe.evaluate.evaluate`.
+Charged to no budget."""
 
 COUNTED = ("policy_calls", "env_steps", "episodes")
 """Limits that can be met exactly."""
@@ -31,8 +31,8 @@ class GrpoConfig(BaseModel):
 
     # how long
     limits: dict[str, float] = {}
-    """What all rollouts of the training may cost: policy_calls, env_steps, episodes. Met exactly; a
-    group that the limit cuts short is not trained on."""
+    """What all rollouts of the training may cost: policy_calls, env_steps, episodes. Met exactly. A
+    group that a limit cuts short is not trained on."""
     max_steps: int | None = Field(None, ge=1)
     """Most steps; None: until a limit is reached."""
 
@@ -42,23 +42,24 @@ class GrpoConfig(BaseModel):
     tasks_per_batch: int = Field(16, ge=1)
     """Tasks in a batch; no more than there are."""
     reward: Literal["success", "env"] = "success"
-    """success: 1 where the environment said so, else 0. environment: the sum of the environment's
+    """success: 1 where the environment reports success, else 0. env: the sum of the environment's
     rewards over the episode."""
     temperature: float = Field(1.0, gt=0)
+    """Of the rollouts."""
     horizon: int | None = Field(None, ge=1)
-    """None: the environment's own. In a recipe: that of `explore`, unless the arm has its own; so
-    is `max_invalid_actions`."""
+    """T: most steps of an episode. None: the environment's own. In a recipe this and
+    `max_invalid_actions` are `explore`'s, unless the arm has its own."""
     max_invalid_actions: int = Field(5, ge=1)
     """Invalid actions in a row that end an episode."""
     max_batch: int = Field(256, ge=1)
-    """Rows that the in-process engine computes at once."""
+    """Sequences that the in-process engine computes at once."""
     cache_gib: float = Field(0.5, gt=0)
-    """Its memory for keys and values."""
+    """The engine's memory for keys and values."""
 
     # the objective
     epsilon: float = Field(0.2, gt=0)
-    """The ratio of the new to the old probability counts between 1 - this and 1 + this. With one
-    iteration the ratio is 1 and nothing is cut."""
+    """The ratio of the new to the old probability is clipped to 1 - epsilon .. 1 + epsilon. With
+    one iteration the ratio is 1 and nothing is clipped."""
     beta: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the start policy, estimated at the sampled tokens (TRL's
     unbiased form: times the ratio)."""
@@ -70,28 +71,33 @@ class GrpoConfig(BaseModel):
 
     # the optimiser
     learning_rate: float = Field(1e-6, gt=0)
+    """AdamW's, after the warm-up."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the rate rises from 0; then it is constant, since the number of steps hangs
-    on what the rollouts cost."""
+    """Steps over which the rate rises from 0. Then it is constant, since the number of steps
+    depends on what the rollouts cost."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
-    """Rollouts in one forward pass, a divisor of the batch; None: the largest up to 32. Changes
-    memory and speed, never the loss."""
+    """Rollouts in one forward pass, a divisor of the batch. None: the largest divisor up to 32.
+    Changes memory and speed, never the loss."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the arithmetic of the updates. The trained weights stay float32, and rollouts use them as
-    they are; with LoRA the weights beneath are held in this
-    type. auto: bfloat16 where the GPU has it, else float32."""
+    they are; with LoRA the base weights are kept in this type. auto: bfloat16 where the GPU has it,
+    else float32."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     lora: Lora | None = None
+    """Train an adapter; None: all weights."""
 
     # watching and stopping
     eval_steps: int | None = Field(None, ge=1)
-    """Steps between two validations; None: none, and the last weights are the ones written."""
+    """Steps between two validations. None: no validation; the last weights are written."""
     save_steps: int = Field(10, ge=1)
-    """Steps between two checkpoints from which a killed training goes on."""
+    """Steps between two checkpoints, from which a killed training continues."""
     seed: int = 0
+    """All random draws derive from it."""
 
     @field_validator("limits")
     @classmethod
@@ -106,7 +112,7 @@ class GrpoConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.limits and self.max_steps is None:
-            raise ValueError("give limits or steps: else the training has no end")
+            raise ValueError("the training has no end: give limits or max_steps")
         return self
 
 
@@ -134,10 +140,12 @@ class GrpoResult:
     """Of the process that finished."""
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return asdict(self) | {"path": str(self.path), "notes": list(self.notes)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> GrpoResult:
+        """What `to_json` gave."""
         return GrpoResult(
             **(dict(data) | {"path": Path(data["path"]), "notes": tuple(data["notes"])})
         )

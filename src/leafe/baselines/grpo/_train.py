@@ -1,11 +1,10 @@
 """TRL's trainer around our rollouts: the loss, the groups' advantages and the optimiser steps are
-TRL's, batches and all that happens between steps ours.
+TRL's; batches and all that happens between steps are ours.
 
-TRL asks `rollout_func` for a batch at every step. It gets the rollouts of the step that we are at,
-whatever prompts it names: so a step is a function of the
-seed, its number and the weights, and a killed training goes on from our own checkpoints
-(safetensors and JSON). The engine that samples holds the very
-module that is trained; before each batch it is told that the weights are others.
+TRL asks `rollout_func` for a batch at every step. It gets the rollouts of the current step,
+whatever prompts it names: so a step is a function of the seed, its number and the weights, and a
+killed training continues from our own checkpoints (safetensors and JSON). The engine that samples
+holds the very module that is trained; before each batch it is told that the weights changed.
 """
 
 from __future__ import annotations
@@ -32,30 +31,30 @@ from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 
 from leafe.baselines.grpo._config import GrpoConfig, GrpoResult, Progress, Validate
-from leafe.baselines.grpo._rollouts import Batch, Rollouts, counts
+from leafe.baselines.grpo._rollouts import Batch, Rollouts, counted
 from leafe.core import Budget, Environment, Task, UserError, derive_seed
 from leafe.distill.training import (
     SMALL,
     Checkpoints,
     Metrics,
-    adapter,
-    finished,
-    groups,
+    finished_result,
+    lora_config,
+    parameter_groups,
     publish,
-    quiet,
-    same,
-    save,
+    require_same,
+    save_model,
+    without_progress_bars,
 )
 from leafe.explore import EnvPool
 from leafe.policies.hf import HFPolicy, adapter_base, load_model, load_tokenizer
 from leafe.prompts import Prompts
 
-_ROWS = 32
-"""Rollouts in one forward pass where the user does not say."""
+MAX_FORWARD = 32
+"""Most rollouts in one forward pass by default."""
 
 
-class _Spent(Exception):
-    """The budget has no whole group left."""
+class _BudgetUsedUp(Exception):
+    """The budget has no complete group left."""
 
 
 def run(
@@ -76,18 +75,15 @@ def run(
         raise UserError("There are no tasks to train on: check the split and the count.")
     if prompts.window is not None:
         raise UserError(
-            "GRPO trains on an episode as one sequence, for which the history has to be "
-            'append-only: use history = "full".'
+            "GRPO trains on an episode as one sequence, so its history has to be append-only: use "
+            'history = "full".'
         )
     began = time.monotonic()
-    # trained weights stay float32: at a rate of 1e-6 bfloat16 would round every update away; under
+    # trained weights stay float32: at a rate of 1e-6 bfloat16 would round every update away; with
     # LoRA the base is not trained
-    model, tokenizer = (
-        load_model(
-            model_path, dtype="bfloat16" if _half(config) and config.lora is not None else "float32"
-        ),
-        load_tokenizer(model_path),
-    )
+    half = _half(config) and config.lora is not None
+    model = load_model(model_path, dtype="bfloat16" if half else "float32")
+    tokenizer = load_tokenizer(model_path)
     threads = torch.get_num_threads()
     if (
         not torch.cuda.is_available()
@@ -116,7 +112,7 @@ def run(
             progress,
             began,
         )
-        found = finished(out, training.fingerprint)
+        found = finished_result(out, training.fingerprint)
         return training.run() if found is None else GrpoResult.from_json(found)
     finally:
         pool.close()
@@ -124,7 +120,7 @@ def run(
 
 
 class _Trainer(GRPOTrainer):  # type: ignore[misc]
-    """TRL's, which tells nobody that it is used."""
+    """TRL's, without telemetry."""
 
     def _send_telemetry(self) -> None:
         pass
@@ -145,22 +141,14 @@ class _Training:
         progress: Progress | None,
         began: float,
     ) -> None:
-        self.source, self.tokenizer, self.out, self.pool, self.prompts, self.config = (
-            source,
-            tokenizer,
-            out,
-            pool,
-            prompts,
-            config,
-        )
+        self.source, self.model, self.tokenizer, self.out = source, model, tokenizer, out
+        self.pool, self.tasks, self.prompts, self.config = pool, tasks, prompts, config
         self.validate, self.progress, self.began = validate, progress, began
         self.stored = (
             AutoConfig.from_pretrained(adapter_base(source) or source).dtype or torch.float32
         )
         self.fingerprint = _fingerprint(model, tasks, prompts, config)
         self.measuring = validate is not None and config.eval_steps is not None
-        self.model = model
-        self.tasks = tasks
         self.budget = Budget(config.limits)
         self.notes: list[str] = []
         self.batch: Batch | None = None
@@ -205,7 +193,7 @@ class _Training:
         config = self.config
         size = config.num_generations * min(config.tasks_per_batch, len(self.tasks))
         micro = config.per_device_train_batch_size or max(
-            n for n in range(1, _ROWS + 1) if size % n == 0
+            n for n in range(1, MAX_FORWARD + 1) if size % n == 0
         )
         if size % micro:
             raise UserError(
@@ -240,9 +228,8 @@ class _Training:
             dataloader_pin_memory=False,
             learning_rate=config.learning_rate,
         )
-        rows = (
-            size // config.num_generations * 64
-        )  # a row a task, for TRL to count: which tasks a batch has is ours to say
+        # one row a task, for TRL to count; which tasks a batch has, `Rollouts` decides
+        rows = size // config.num_generations * 64
         trainer = _Trainer(
             model=self.model,
             args=args,
@@ -251,14 +238,13 @@ class _Training:
             rollout_func=self._rollouts,
             train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(rows)]}),
             callbacks=[_Watch(self)],
-            peft_config=None if config.lora is None else adapter(config.lora),
+            peft_config=None if config.lora is None else lora_config(config.lora),
         )
         trainer.remove_callback(PrinterCallback)
         if trainer.accelerator.num_processes > 1:
             raise UserError("GRPO runs in one process: start it without accelerate launch.")
-        if (
-            trainer.ref_model is not None
-        ):  # TRL loads it by the model's name, which need not be where these weights are from
+        # TRL loads it by the model's name, which need not be where these weights are from
+        if trainer.ref_model is not None:
             trainer.ref_model.load_state_dict(self.model.state_dict())
         return trainer
 
@@ -266,13 +252,13 @@ class _Training:
         config, trainer = self.config, self.trainer
         trained = {n: p for n, p in bare.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
-            groups(trained.values(), config.weight_decay), lr=config.learning_rate
+            parameter_groups(trained.values(), config.weight_decay), lr=config.learning_rate
         )
         self.checkpoints = Checkpoints(self.out / "checkpoints", trained, optimizer)
         loaded = self.checkpoints.load()
         self.notes += self.checkpoints.notes
         if loaded is not None:
-            same(
+            require_same(
                 self.out,
                 loaded["fingerprint"],
                 self.fingerprint,
@@ -296,7 +282,7 @@ class _Training:
                 bare.train()
                 try:
                     trainer.train()
-                except _Spent:
+                except _BudgetUsedUp:
                     if self.measuring:
                         self.metrics.row({"step": self.step, "valid_success": self._validate()})
         finally:
@@ -317,11 +303,10 @@ class _Training:
     # what TRL calls
 
     def _rollouts(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
-        """The batch of this step, for TRL. `_Spent` where the budget has no whole group left."""
+        """The batch of this step, for TRL. Raises `_BudgetUsedUp`."""
         model = trainer.accelerator.unwrap_model(trainer.model)
-        torch.manual_seed(
-            derive_seed(self.config.seed, "order", self.step)
-        )  # TRL shuffles the rows
+        # TRL shuffles the rows
+        torch.manual_seed(derive_seed(self.config.seed, "order", self.step))
         self._sampling(model)
         began = time.monotonic()
         try:
@@ -331,16 +316,16 @@ class _Training:
         self.sampled = time.monotonic() - began
         for name, number in self.batch.stops.items():
             self.state["stops"][name] = self.state["stops"].get(name, 0) + number
-        if not self.batch.whole:
-            raise _Spent
-        rows = self.batch.rows
-        assert len(rows) == len(prompts)
+        if not self.batch.complete:
+            raise _BudgetUsedUp
+        rollouts = self.batch.rollouts
+        assert len(rollouts) == len(prompts)
         return {
-            "prompt_ids": [list(row.prompt) for row in rows],
-            "completion_ids": [list(row.completion) for row in rows],
+            "prompt_ids": [list(r.prompt) for r in rollouts],
+            "completion_ids": [list(r.completion) for r in rollouts],
             "logprobs": None,  # the weights that sampled are the ones that are trained
-            "env_mask": [list(row.mask) for row in rows],
-            "reward": [row.reward for row in rows],
+            "env_mask": [list(r.mask) for r in rollouts],
+            "reward": [r.reward for r in rollouts],
         }
 
     def _sampling(self, model: Any) -> None:
@@ -348,7 +333,7 @@ class _Training:
         self.policy.weights_changed(f"{self.source}@{self.step}")
 
     def after_step(self) -> bool:
-        """The optimiser has taken the last step on a batch. Whether the training is over."""
+        """Called after the last optimiser step on a batch. Whether the training is over."""
         self.step += 1
         over = self.budget.reached() is not None or self.step >= self._most_steps()
         self.measured = {}
@@ -360,17 +345,17 @@ class _Training:
         """The metrics of the step just taken, and its checkpoint."""
         if not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
             raise UserError(
-                f"The loss is {logs['loss']} and the gradient's norm {logs['grad_norm']} "
-                f"at step {self.step}: the training diverged; "
-                f"lower learning_rate (it is {self.config.learning_rate:g})."
+                f"The training diverged: at step {self.step} the loss is {logs['loss']} and the "
+                f"gradient's norm {logs['grad_norm']}. Lower learning_rate (it is "
+                f"{self.config.learning_rate:g})."
             )
         assert self.batch is not None
-        rewards = [row.reward for row in self.batch.rows if row.reward is not None]
+        rewards = [r.reward for r in self.batch.rollouts if r.reward is not None]
         self.state["reward"] = statistics.fmean(rewards) if rewards else None
         size = self.config.num_generations
         mixed = sum(
-            len({r.reward for r in self.batch.rows[i : i + size] if r.reward is not None}) > 1
-            for i in range(0, len(self.batch.rows), size)
+            len({r.reward for r in self.batch.rollouts[i : i + size] if r.reward is not None}) > 1
+            for i in range(0, len(self.batch.rollouts), size)
         )
         spent = self.budget.snapshot()
         self.metrics.row(
@@ -378,7 +363,7 @@ class _Training:
                 "step": self.step,
                 "loss": logs["loss"],
                 "reward": self.state["reward"],
-                "groups": self.batch.whole,
+                "groups": self.batch.complete,
                 "mixed_groups": mixed,
             }
             | {name: logs[key] for name, key in _LOGGED.items() if key in logs}
@@ -387,8 +372,6 @@ class _Training:
                 "policy_calls": spent.policy_calls,
                 "env_steps": spent.env_steps,
                 "episodes": spent.episodes,
-            }
-            | {
                 "stops": dict(self.batch.stops),
                 "rollout_seconds": round(self.sampled, 3),
                 "seconds": round(time.monotonic() - self.began, 3),
@@ -399,14 +382,14 @@ class _Training:
             self.checkpoints.save(
                 self.step,
                 self.state
-                | {"spent": counts(spent), "updates": self.step * self.config.num_iterations},
+                | {"spent": counted(spent), "updates": self.step * self.config.num_iterations},
             )
 
     # validation and result
 
     def _validate(self) -> float:
-        """Success rate on the validation tasks. The weights are kept where none before them did as
-        well."""
+        """Success rate on the validation tasks. The weights are kept where none before them were
+        as good."""
         assert self.validate is not None
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was = model.training
@@ -426,12 +409,12 @@ class _Training:
         if kept != self.step:
             self.checkpoints.load_best(kept)
         if self.step == 0:
-            self.notes.append("The budget holds no whole batch: no step was taken.")
+            self.notes.append("The budget covers no complete batch: no step was taken.")
         result = GrpoResult(
             path=self.out,
             steps=self.step,
             kept_step=kept,
-            spent=counts(self.budget.snapshot()),
+            spent=counted(self.budget.snapshot()),
             reward=self.state["reward"],
             valid_success=None if best is None else self.state["best"],
             stops=dict(self.state["stops"]),
@@ -442,7 +425,7 @@ class _Training:
             self.out,
             self.fingerprint,
             result.to_json(),
-            partial(save, bare, self.source, self.tokenizer, self.stored, self.config.lora),
+            partial(save_model, bare, self.source, self.tokenizer, self.stored, self.config.lora),
         )
         self.checkpoints.remove()
         return result
@@ -455,13 +438,13 @@ _LOGGED = {
     "grad_norm": "grad_norm",
     "lr": "learning_rate",
 }
-"""Name in metrics.jsonl -> TRL's."""
+"""Names in metrics.jsonl, and TRL's."""
 
 
 def _reward(
     completions: Sequence[Any], reward: Sequence[float | None], **_: Any
 ) -> list[float | None]:
-    """What the rollouts say of themselves."""
+    """The rewards that came with the rollouts."""
     return list(reward)
 
 
@@ -496,12 +479,12 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TRL's warnings about an experimental function and about rollouts that have no reward,
-    and without progress bars."""
+    """Silence progress bars and TRL's warnings about an experimental function and about rollouts
+    without a reward."""
     logger = logging.getLogger("trl")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), quiet():
+    with warnings.catch_warnings(), without_progress_bars():
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         warnings.filterwarnings(
             "ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning
@@ -513,7 +496,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _fingerprint(model: Any, tasks: Sequence[Task], prompts: Prompts, config: GrpoConfig) -> str:
-    """What a checkpoint must agree with to be gone on with: options, tasks, words, and the start
+    """What a checkpoint must agree with to be continued: options, tasks, wording, and the start
     weights (the first values of each)."""
     digest = hashlib.blake2b(config.model_dump_json().encode(), digest_size=12)
     for task in tasks:

@@ -1,9 +1,12 @@
-"""An environment in another process or on another machine: one class that plays it over HTTP, and a
-server that offers any environment so.
+"""Environments in another process or on another machine: `Remote` plays one over HTTP, `serve`
+offers any environment of leafe's.
 
-The protocol is JSON over HTTP/1.1 and is small enough to be written in any language in an
-afternoon: docs/remote.md says it, and
-docs/examples/remote_server.py is a server without leafe.
+A server speaks two protocols for the same sessions. leafe's is JSON over HTTP/1.1 with numbered
+calls and snapshots, small enough to be written in any language: docs/remote.md describes it, and
+docs/examples/remote_server.py is a server without leafe. OpenEnv's is for its own clients (`/ws`).
+`leafe.envs.adapters.openenv` plays other people's OpenEnv servers.
+
+This package imports `leafe.core` and its own part. Importing it loads no server.
 """
 
 from __future__ import annotations
@@ -27,15 +30,23 @@ def serve(
     token: str | None = None,
     idle: float = 1200.0,
 ) -> None:
-    """Offer the environment `name` with its options at http://host:port until SIGTERM or SIGINT;
-    port 0: any free one.
+    """Serve an environment until SIGTERM or SIGINT, over leafe's protocol and OpenEnv's.
 
-    Prints one line with the address once it answers. At most `workers` sessions at a time, each
-    with an environment of its own (and one more environment for
-    the task list). A session without a call for `idle` seconds is closed. With a `token`, every
-    request must bear it.
-    UserError for an environment that cannot be made, a port that cannot be had, and a host that
-    others can reach without a token.
+    Prints one line with the address once it answers.
+
+    Args:
+        name: The environment, as `leafe.envs.make_env` takes it.
+        options: Its options.
+        host: The address to listen at; one that others can reach needs a token.
+        port: The port; 0 takes any free one.
+        workers: The most sessions at a time, each with an environment of its own. One more
+            environment answers for the description and the task list.
+        token: Every request must bear it; None: only localhost is answered.
+        idle: Seconds without a call after which a session is closed.
+
+    Raises:
+        UserError: The environment cannot be made, the port cannot be had, or a setting is not
+            usable.
     """
     from leafe.envs.remote._server import run
 

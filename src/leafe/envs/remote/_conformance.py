@@ -1,9 +1,9 @@
-"""Does a server keep the protocol where no `Remote` would notice until an answer is lost or two
-sessions meet?
+"""Checks whether a server keeps the protocol where `Remote` would not notice before an answer is
+lost or two sessions meet.
 
-`leafe.testing.check_environment` on a `Remote` sees the environment; this sees the server: calls
-that are sent again, numbers out of order, sessions side by
-side, snapshots that cross from one to another, fields and calls that it does not know.
+`leafe.testing.check_environment` on a `Remote` checks the environment. This checks the server:
+repeated calls, numbers out of order, sessions side by side, snapshots carried from one session to
+another, unknown fields and calls.
 """
 
 from __future__ import annotations
@@ -29,12 +29,20 @@ def check_server(
     timeout: float = 60.0,
     token_env: str | None = None,
 ) -> list[str]:
-    """What the server does against the protocol (docs/remote.md), a sentence each; empty where it
-    keeps it.
+    """Check a server against the protocol (docs/remote.md) by comparing episodes.
 
-    `tasks`, two or more, and `actions`, texts that mostly can be taken, are wanted where the server
-    offers no list of them. The environment must be deterministic,
-    since episodes are compared. UserError where there is no server, or nothing to play.
+    Args:
+        url: The server's address.
+        tasks: Two or more tasks; needed where the server has no task list.
+        actions: Texts most of which can be taken; needed where it lists no valid actions.
+        timeout: Seconds a call may take.
+        token_env: The environment variable that holds the server's token.
+
+    Returns:
+        One sentence for each violation; empty where the server keeps the protocol.
+
+    Raises:
+        UserError: There is no server, nothing to play, or the environment is not deterministic.
     """
     env = Remote(url, timeout=timeout, retries=0, token_env=token_env)
     try:
@@ -60,7 +68,7 @@ def check_server(
             )
         check = _Check(
             Transport(url, timeout, 0, token_env),
-            [_plan(env, task, actions) for task in chosen[:2]],
+            [_reference_episode(env, task, actions) for task in chosen[:2]],
         )
         try:
             check.run(snapshots=env.can_snapshot)
@@ -71,25 +79,25 @@ def check_server(
         env.close()
 
 
-Plan = tuple[dict[str, Any], list[str], list[dict[str, Any]]]
-"""A task, actions, and what a session of its own answered to them, the reset's answer first."""
+Episode = tuple[dict[str, Any], list[str], list[dict[str, Any]]]
+"""A task, actions, and the answers of a session that was played alone, the reset's first."""
 
 
-def _plan(env: Remote, task: Task, actions: Sequence[str] | None) -> Plan:
-    chance, taken = random.Random(task.id), list[str]()
+def _reference_episode(env: Remote, task: Task, actions: Sequence[str] | None) -> Episode:
+    rng, taken = random.Random(task.id), list[str]()
     first = env.reset(task, 7)
     seen: list[dict[str, Any]] = [{"observation": first}]
     for _ in range(_STEPS):
         try:
-            there = list(actions or env.valid_actions())
+            valid = list(actions or env.valid_actions())
         except NotImplementedError as error:
             raise UserError(
                 f"The environment {env.name!r} lists no valid actions there: give "
                 "check_server some."
             ) from error
-        if not there:
+        if not valid:
             break
-        taken.append(chance.choice(there))
+        taken.append(rng.choice(valid))
         result = env.step(taken[-1])
         seen.append({"observation": result.observation, "done": result.done, "valid": result.valid})
         if result.done:
@@ -98,13 +106,13 @@ def _plan(env: Remote, task: Task, actions: Sequence[str] | None) -> Plan:
 
 
 class _Check:
-    def __init__(self, transport: Transport, plans: list[Plan]) -> None:
-        self.transport, self.plans = transport, plans
+    def __init__(self, transport: Transport, episodes: list[Episode]) -> None:
+        self.transport, self.episodes = transport, episodes
         self.problems: list[str] = []
         self.sessions: dict[str, int] = {}
 
     def run(self, snapshots: bool) -> None:
-        (task, actions, seen), (other_task, other_actions, other_seen) = self.plans
+        (task, actions, seen), (other_task, other_actions, other_seen) = self.episodes
 
         again = self.session()
         self.expect("the reset", seen[0], self.twice(again, "reset", task=task, seed=7))
@@ -252,8 +260,8 @@ class _Check:
         return first
 
     def expect(self, what: str, wanted: dict[str, Any], got: dict[str, Any]) -> None:
-        told = {"done": False, "valid": True, **got}
-        if got and any(told.get(key) != value for key, value in wanted.items()):
+        complete = {"done": False, "valid": True, **got}
+        if got and any(complete.get(key) != value for key, value in wanted.items()):
             self.problems.append(
                 f"{what} was answered with {got}, not with {wanted} as in a session alone."
             )

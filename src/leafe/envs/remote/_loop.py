@@ -26,8 +26,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
+    loop.set_exception_handler(_report)
     threading.Thread(target=loop.run_forever, name="leafe.envs.remote", daemon=True).start()
     return loop
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An environment that nobody closed is collected in silence, as its connection is."""
+    if not context["message"].startswith("Unclosed"):
+        loop.default_exception_handler(context)
 
 
 os.register_at_fork(after_in_child=_loop.cache_clear)  # the thread does not live in the child

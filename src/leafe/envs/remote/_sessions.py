@@ -382,7 +382,7 @@ async def _env_errors() -> AsyncIterator[None]:
     except UserError as error:
         raise Refused("user", str(error)) from error
     except NotImplementedError as error:
-        raise Refused("absent", _one_line(error)) from error
+        raise Refused("absent", _one_line(error) or "It does not offer this call.") from error
     except ForeignFailure as error:
         raise Refused("env", str(error)) from error
     except Exception as error:  # an environment is foreign code

@@ -1,10 +1,9 @@
-"""What goes over the wire: the version, the kinds of error, and a step's answer in JSON, checked on
-both sides.
+"""What goes over the wire: the version, the kinds of error, and answers in JSON, checked on both
+sides.
 
 An error is `{"error": {"kind": ..., "message": one sentence}}`. Its kind decides what the client
-does, its status is for people and proxies.
-Numbers are finite, text may hold anything (JSON is written in ASCII, so that even a lone surrogate
-in an action or a task comes out as it went in).
+does; its status is for people and proxies. Numbers are finite. Text may hold anything: JSON is
+written in ASCII, so that even a lone surrogate in an action or a task arrives as it was sent.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ MAX_BODY = 64 * 2**20
 """Bytes: a longer request or answer is refused."""
 
 STATUS: Mapping[str, int] = {
-    "user": 400,  # a request or a setting that somebody must mend
+    "user": 400,  # the request or a setting is wrong, and somebody has to correct it
     # the session is not known (any more): it has expired, or the server was started again
     "lost": 404,
     "absent": 404,  # this server does not offer the call
     "gone": 410,  # the snapshot is no longer held
     "env": 500,  # the environment raised, died or hung; its session is closed
-    "busy": 503,  # no place for one more session at present: come back
+    "busy": 503,  # no place for one more session at present: try again
 }
 """Kind of error -> HTTP status."""
 
 
 class Refused(Exception):
-    """The other side said no: `kind` is a key of STATUS, the text is its sentence."""
+    """The other side refuses: `kind` is a key of STATUS, the text is its sentence."""
 
     def __init__(self, kind: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -44,7 +43,7 @@ class Refused(Exception):
 
 
 class Malformed(Exception):
-    """JSON, but not what the protocol says: the text names the field."""
+    """JSON that the protocol does not allow: the text names the field."""
 
 
 def encode(value: Mapping[str, Any]) -> bytes:
@@ -54,7 +53,7 @@ def encode(value: Mapping[str, Any]) -> bytes:
 
 def decode(raw: bytes) -> dict[str, Any]:
     """ValueError where it is no JSON object."""
-    value = json.loads(raw, parse_constant=_no_constant)
+    value = json.loads(raw, parse_constant=_refuse_constant)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__}, not an object")
     return value
@@ -65,7 +64,7 @@ def error_body(kind: str, sentence: str) -> bytes:
 
 
 def result_from_json(answer: Mapping[str, Any]) -> StepResult:
-    """Unknown fields are ignored, absent ones have StepResult's defaults, all but the
+    """Unknown fields are ignored; absent ones have StepResult's defaults, except the
     observation."""
     progress, info = answer.get("progress"), answer.get("info")
     return StepResult(
@@ -80,10 +79,16 @@ def result_from_json(answer: Mapping[str, Any]) -> StepResult:
 
 
 def actions_from_json(answer: Mapping[str, Any]) -> list[str]:
-    actions = answer.get("actions")
-    if not isinstance(actions, list) or not all(isinstance(action, str) for action in actions):
-        raise Malformed("'actions' is no list of texts")
-    return actions
+    if "actions" not in answer:
+        raise Malformed("'actions' is absent")
+    return strings(answer, "actions")
+
+
+def tasks_from_json(answer: Mapping[str, Any]) -> list[Task]:
+    tasks = answer.get("tasks")
+    if not isinstance(tasks, list):
+        raise Malformed("'tasks' is no list")
+    return [task_from_json(task) for task in tasks]
 
 
 def task_from_json(data: object) -> Task:
@@ -141,5 +146,5 @@ def _kind(value: object) -> str:
     return "absent" if value is None else f"a JSON {type(value).__name__}"
 
 
-def _no_constant(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")

@@ -1,10 +1,9 @@
-"""Histories with counts while they are sampled, and the episodes that they are written down as.
+"""Histories with counts while they are sampled, and the episodes that they are written as.
 
 A node is a history and how many samples share it. When all samples have ended, the nodes are a tree
-whose leaves are the distinct
-paths; depth first, the most frequent first, each leaf becomes an episode that holds the turns no
-earlier one has written. So ids and order depend on
-what was sampled and not on when.
+whose leaves are the distinct paths. Depth first, the most frequent first, each leaf becomes an
+episode that holds the turns no earlier one has written: ids and order depend on what was sampled,
+not on when.
 """
 
 from __future__ import annotations
@@ -17,45 +16,47 @@ from leafe.prompts import History
 
 
 @dataclass(slots=True)
-class Node:
+class HistoryNode:
     """A history, and the samples that share it."""
 
     history: History
-    """Before the environment has answered: the parent's history. Afterwards: with this node's turn
-    at its end."""
+    """The parent's history; once the environment has answered, with this node's turn at its end."""
     count: int
     seed: int
-    """Names this history: the seed of the request made at it, and what the children's derive
-    from."""
+    """The seed of the request at this history; the children's derive from it."""
     answer: Completion | None = None
-    """What the policy said here, all its samples together; None at a root."""
-    asked: float = 0.0
-    """Seconds that the policy took for it."""
+    """What the policy answered to get here, for all samples together; None at a root."""
+    policy_seconds: float = 0.0
+    """Duration of that request."""
     turn: Turn | None = None
     """The answer and the environment's, without an id; None at a root, and where the environment
-    failed on it: then it is no part of the tree."""
+    failed on it: then it is not part of the tree."""
     invalid: int = 0
     """Invalid actions in a row up to here."""
     replayed: int = 0
     """Environment steps spent on returning to the parent's history."""
-    children: list[Node] = field(default_factory=list)
+    children: list[HistoryNode] = field(default_factory=list)
     stop: Stop | None = None
     """Why the samples ended here; None while they go on."""
     error: str = ""
     seconds: float = 0.0
     """From the task's start to the end of these samples."""
-    tries: int = 0
+    resampled: int = 0
     """How often these samples were sampled again from here."""
     index: int = 0
     """Of a root: which of the samples it is, for the seed of its environment."""
     after: str | None = None
-    """Of a root that goes on from a recorded history: the last turn of that."""
+    """Of a root that continues a recorded history: the last turn of that."""
     again: int | None = None
     """Of such a root: the episode that was lost there."""
 
+    def count_replay(self) -> None:
+        """One step was replayed on the way to the parent's history."""
+        self.replayed += 1
 
-def leaves(roots: Sequence[Node]) -> list[Node]:
-    """Where samples ended."""
+
+def leaves(roots: Sequence[HistoryNode]) -> list[HistoryNode]:
+    """Where samples ended, depth first."""
     out, waiting = [], list(reversed(roots))
     while waiting:
         node = waiting.pop()
@@ -65,13 +66,12 @@ def leaves(roots: Sequence[Node]) -> list[Node]:
     return out
 
 
-def to_episodes(task_id: str, roots: Sequence[Node], first: int = 0) -> list[Episode]:
-    """One episode for each leaf, counted from `first` on; the counts sum to those of the roots."""
+def to_episodes(task_id: str, roots: Sequence[HistoryNode], first: int = 0) -> list[Episode]:
+    """One episode for each leaf, numbered from `first` on; the counts sum to those of the roots."""
     episodes: list[Episode] = []
-    # (node, id of the last turn above it, turns above it that no episode holds yet, the turn after
-    # which
-    # those begin, replays charged with them, the lost episode that is made up for)
-    waiting: list[tuple[Node, str | None, list[Turn], str | None, int, int | None]]
+    # node; last turn above it; turns above it that no episode holds yet, and the turn before these;
+    # replays charged with them; the lost episode that is made up for
+    waiting: list[tuple[HistoryNode, str | None, list[Turn], str | None, int, int | None]]
     waiting = [(root, root.after, [], root.after, 0, root.again) for root in reversed(roots)]
     while waiting:
         node, parent, fresh, start, replayed, again = waiting.pop()

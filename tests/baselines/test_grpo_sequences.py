@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from leafe.baselines.grpo import GrpoConfig, row_of
+from leafe.baselines.grpo import GrpoConfig, rollout_sequence
 from leafe.baselines.grpo._rollouts import Batch, Rollouts
 from leafe.core import (
     Budget,
@@ -98,7 +98,7 @@ def test_a_row_is_what_was_read_and_written_token_by_token(
     policy = Babbler(slips, nameless)
     for tree in grown(policy, seed).values():
         for episode in tree.episodes:
-            row = row_of(tree, episode, PROMPTS, CHAT)
+            row = rollout_sequence(tree, episode, PROMPTS, CHAT)
             whole = row.prompt + row.completion
             assert len(row.mask) == len(row.completion)
             begins = [i for i, one in enumerate(row.mask) if one and not (i and row.mask[i - 1])]
@@ -121,7 +121,7 @@ def test_observations_are_never_marked() -> None:
     trees = grown(Babbler(0.2), 5)
     for tree in trees.values():
         for episode in tree.episodes:
-            row = row_of(tree, episode, PROMPTS, CHAT)
+            row = rollout_sequence(tree, episode, PROMPTS, CHAT)
             unmarked = CHAT.tokenizer.decode(
                 [i for i, one in zip(row.completion, row.mask, strict=True) if not one]
             )
@@ -135,10 +135,12 @@ def test_the_envs_reward_is_summed_and_a_lost_rollout_has_none() -> None:
     turns = tuple(replace(t, reward=0.25) for t in episode.acts)
     paid = replace(episode, turns=turns)
     other = Tree(tree.task, [replace(paid, index=0)])
-    assert row_of(other, other.episodes[0], PROMPTS, CHAT, "env").reward == 0.25 * len(turns)
+    assert rollout_sequence(other, other.episodes[0], PROMPTS, CHAT, "env").reward == 0.25 * len(
+        turns
+    )
     for stop in Stop:
         lost = Tree(tree.task, [replace(paid, stop=stop)])
-        reward = row_of(lost, lost.episodes[0], PROMPTS, CHAT).reward
+        reward = rollout_sequence(lost, lost.episodes[0], PROMPTS, CHAT).reward
         assert reward == {Stop.success: 1.0}.get(
             stop,
             None
@@ -150,7 +152,9 @@ def test_the_envs_reward_is_summed_and_a_lost_rollout_has_none() -> None:
 def test_a_history_that_is_no_sequence_is_refused() -> None:
     (tree, *_) = grown(Babbler(0.0), 1).values()
     with pytest.raises(UserError, match='history = "full"'):
-        row_of(tree, tree.episodes[0], Prompts(load_prompt_set("gates"), history="window:1"), CHAT)
+        rollout_sequence(
+            tree, tree.episodes[0], Prompts(load_prompt_set("gates"), history="window:1"), CHAT
+        )
 
 
 class Counting(Gates):
@@ -212,14 +216,14 @@ def test_a_limit_is_met_exactly_and_no_group_that_it_cuts_is_trained_on(
     assert policy.calls == budget.spent.policy_calls == budget.spent.env_steps == Counting.steps
     assert budget.spent.episodes == sum(sum(b.stops.values()) for b in found)
     for batch in found:
-        groups = [batch.rows[i : i + group] for i in range(0, len(batch.rows), group)]
+        groups = [batch.rollouts[i : i + group] for i in range(0, len(batch.rollouts), group)]
         assert len(groups) == min(size, 7)
-        assert sum(any(r.reward is not None for r in g) for g in groups) == batch.whole
+        assert sum(any(r.reward is not None for r in g) for g in groups) == batch.complete
         assert all(len({r.reward is None for r in g}) == 1 for g in groups), (
             "a group is whole or not there"
         )
         assert all(sum(r.mask) == 0 for g in groups for r in g if r.reward is None)
-    assert all(b.whole == min(size, 7) for b in found[:-1])
+    assert all(b.complete == min(size, 7) for b in found[:-1])
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
@@ -229,7 +233,7 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     )
     assert first == again
     assert first[0] != other[0]
-    rows = [r.completion for b in first for r in b.rows]
+    rows = [r.completion for b in first for r in b.rollouts]
     assert len(set(rows)) > len(rows) / 3, "rollouts of a group are drawn apart"
 
 
@@ -245,11 +249,12 @@ def test_every_epoch_has_every_task_once() -> None:
         Budget(),
     )
     epochs = [
-        [t.id for step in range(3 * e, 3 * e + 3) for t in rollouts.chosen(step)] for e in range(4)
+        [t.id for step in range(3 * e, 3 * e + 3) for t in rollouts.tasks_at(step)]
+        for e in range(4)
     ]
     assert all(Counter(e) == Counter(t.id for t in tasks) for e in epochs)
     assert len({tuple(e) for e in epochs}) == 4
-    assert len(rollouts.chosen(1000)) == 4
+    assert len(rollouts.tasks_at(1000)) == 4
 
 
 def test_the_rollouts_of_a_group_begin_in_the_same_env() -> None:
@@ -292,8 +297,8 @@ def test_a_rollout_that_the_env_lost_leaves_the_others_their_group() -> None:
         make=lambda: Breaks("easy", "habit"),
     )
     assert batch.stops["env_error"] > 2
-    assert batch.whole == 7
-    lost = [r for r in batch.rows if r.reward is None]
+    assert batch.complete == 7
+    lost = [r for r in batch.rollouts if r.reward is None]
     assert len(lost) == batch.stops["env_error"]
 
 

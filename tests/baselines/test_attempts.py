@@ -10,7 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from leafe.baselines.attempts import Attempts, Method, read, sample_attempts, samples_of
+from leafe.baselines.attempts import (
+    AttemptMethod,
+    Attempts,
+    attempt_tasks,
+    read_attempts,
+    sample_attempts,
+)
 from leafe.core import Kind, PolicyError, Request, Stop, Task, Tree, UserError
 from leafe.evaluate import Counts
 from leafe.explore import EnvPool, ExploreConfig
@@ -34,7 +40,7 @@ def tasks(number: int) -> list[Task]:
 
 def attempt(
     policy: ScriptedPolicy,
-    method: Method,
+    method: AttemptMethod,
     *,
     number: int = 4,
     attempts: int = 5,
@@ -64,7 +70,7 @@ def attempt(
 
 
 @pytest.mark.parametrize("method", ["refine", "reflexion", "independent"])
-def test_counts_and_costs_are_those_of_the_journal(method: Method) -> None:
+def test_counts_and_costs_are_those_of_the_journal(method: AttemptMethod) -> None:
     policy, sink = ScriptedPolicy(answer), Sink()
     found = attempt(policy, method, journal=sink)
     by_sample: dict[str, list[object]] = {}
@@ -146,16 +152,16 @@ def test_killed_and_gone_on_with() -> None:
     sink = Sink(len(whole.lines) // 2)
     with pytest.raises(Killed):
         attempt(ScriptedPolicy(answer), "reflexion", journal=sink)
-    known = {task.id: Tree(task) for task in samples_of(tasks(4), 3)}
+    known = {task.id: Tree(task) for task in attempt_tasks(tasks(4), 3)}
     for line in sink.lines:
         for episode in line:
             known[episode.task_id].add(episode)
     found = attempt(ScriptedPolicy(answer), "reflexion", known=known)
     assert found == expected
-    again = read(
+    again = read_attempts(
         {
             t.id: Tree(t, [e for line in whole.lines for e in line if e.task_id == t.id])
-            for t in samples_of(tasks(4), 3)
+            for t in attempt_tasks(tasks(4), 3)
         },
         "reflexion",
         5,
@@ -178,7 +184,7 @@ def test_a_lost_sample_is_neither_success_nor_failure() -> None:
 
 
 @pytest.mark.parametrize("method", ["refine", "reflexion", "independent"])
-def test_a_lost_attempt_is_made_again(method: Method) -> None:
+def test_a_lost_attempt_is_made_again(method: AttemptMethod) -> None:
     """Every second sample loses one attempt: none is lost for it, on resume neither, and each has
     as many sound attempts as it may."""
     failed: set[str] = set()
@@ -196,7 +202,7 @@ def test_a_lost_attempt_is_made_again(method: Method) -> None:
     assert "lost" not in found.rows()[0]
     trees = {
         t.id: Tree(t, [e for line in sink.lines for e in line if e.task_id == t.id])
-        for t in samples_of(tasks(4), 3)
+        for t in attempt_tasks(tasks(4), 3)
     }
     for sample in found.samples:
         ended = [e.stop for e in trees[f"{sample.task_id}~{sample.number}"].episodes]
@@ -211,4 +217,4 @@ def test_bad_input() -> None:
     with pytest.raises(UserError, match="at least 1"):
         attempt(ScriptedPolicy(answer), "refine", attempts=0)
     with pytest.raises(UserError, match="rename"):
-        samples_of([Task("a~b", "doors", "test", "")], 2)
+        attempt_tasks([Task("a~b", "doors", "test", "")], 2)
