@@ -390,7 +390,7 @@ def test_failures_outside_and_bad_input() -> None:
         gather(trees={"t1": forest()["t1"]})
     with pytest.raises(UserError, match="no room for thoughts"):
         gather(own=EarlyConfig(explanations=1), prompts=Prompts(load_prompt_set("gates")))
-    with pytest.raises(UserError, match="Nothing was explained"):
+    with pytest.raises(UserError, match="no explanations"):
         train_early(
             "nowhere",
             "nowhere",

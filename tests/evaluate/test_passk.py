@@ -51,7 +51,7 @@ def test_is_nan_with_fewer_samples_than_k_and_vectorised_over_tasks() -> None:
 
 
 def test_refuses_impossible_counts() -> None:
-    with pytest.raises(ValueError, match="k is 0"):
+    with pytest.raises(ValueError, match="k = 0"):
         pass_at_k(3, 1, 0)
     with pytest.raises(ValueError, match="0 <= c <= n"):
         pass_at_k(3, 4, 1)

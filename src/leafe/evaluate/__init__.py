@@ -1,5 +1,10 @@
-"""Plain sampling of a policy, counted; Pass@k without bias; intervals over tasks and seeds; the
-comparison as plain values."""
+"""Plain sampling of a policy, counted; unbiased Pass@k; intervals over tasks and seeds; the
+comparison as plain values.
+
+The part samples by `explore`'s environment pools, reads trees, and computes every figure that a
+report or a study shows. It knows protocols, never a concrete environment or engine, and draws
+nothing.
+"""
 
 from leafe.evaluate._collapse import DETECTORS, collapses
 from leafe.evaluate._contrast import Contrast, contrast, contrasts, holm

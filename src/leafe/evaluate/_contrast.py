@@ -1,12 +1,12 @@
 """Every row of a table against one of them: paired differences that cover other tasks, seeds and
-base policies, and claims that stay right together.
+base policies, and claims that hold jointly.
 
 A row's difference in a run is the mean over its tasks; intervals and p values are those of `_mean`.
-Where two base policies differ as much as runs do, six
-runs of them cover 86 %: two are no sample of base policies, and no interval makes them one.
+Where two base policies differ as much as runs do, six runs of them cover 86 %: two base policies
+are no sample of base policies.
 
-Intervals are 95 % each. The claims (above, below, not decided) are Holm's over all rows and all k
-of the table: with 95 % nothing claimed is false.
+Each interval is a 95 % one. The claims (above, below, not decided) are corrected by Holm's method
+over all rows and all k of the table: with 95 % no claim is false.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Claim = Literal["above", "below", "not decided"]
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Pass@k of `row` minus that of the reference, on the same tasks of the same runs. NaN where
-    nothing allows it."""
+    """Pass@k of `row` minus that of the reference, on the same tasks of the same runs. NaN where no
+    task has enough samples."""
 
     row: str
     k: int
@@ -37,7 +37,7 @@ class Contrast:
     low: float
     high: float
     p: float
-    """Two-sided, of no difference, before Holm's correction."""
+    """Two-sided p of no difference, before Holm's correction."""
     claim: Claim
     """By Holm's correction over the whole table."""
     runs: int
@@ -47,12 +47,9 @@ class Contrast:
     """Pairs of a run and a task."""
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, rounded to six digits; NaN is null."""
         return {
-            name: None
-            if isinstance(v, float) and math.isnan(v)
-            else round(v, 6)
-            if isinstance(v, float)
-            else v
+            name: (None if math.isnan(v) else round(v, 6)) if isinstance(v, float) else v
             for name, v in asdict(self).items()
         }
 
@@ -64,10 +61,19 @@ def contrasts(
     alpha: float = 0.05,
     over: Over = "runs",
 ) -> list[Contrast]:
-    """All rows but the reference, each at every k, over the runs that both have (rows without any
-    are left out). `rows`: by name, the counts of each run by the
-    run's name. UserError where there is no such reference, or a run's tasks differ between two
-    rows."""
+    """Compare all rows with the reference, each at every k, over the runs that both have.
+
+    Args:
+        rows: By name, the counts of each run by the run's name. Rows without a run in common are
+            left out.
+        reference: The row to compare with.
+        ks: The k of Pass@k.
+        alpha: The chance of any false claim.
+        over: What the intervals are about.
+
+    Raises:
+        UserError: There is no such reference, or a run's tasks differ between two rows.
+    """
     if reference not in rows:
         raise UserError(
             f"There is no row {reference!r} to compare with: choose one of {', '.join(rows)}."
@@ -88,8 +94,8 @@ def contrasts(
 
 
 def holm(p: Sequence[float], alpha: float = 0.05) -> list[int]:
-    """Indices of the hypotheses that are rejected, so that with probability 1 - `alpha` none of
-    these is true; NaN is none."""
+    """Holm's method: the indices of the rejected hypotheses, so that with probability 1 - `alpha`
+    none of these is true. NaN is not rejected."""
     order = sorted((i for i, value in enumerate(p) if not math.isnan(value)), key=lambda i: p[i])
     kept = []
     for nth, i in enumerate(order):
@@ -102,8 +108,15 @@ def holm(p: Sequence[float], alpha: float = 0.05) -> list[int]:
 def contrast(
     row: str, k: int, runs: Sequence[Mapping[str, float]], over: Over = "runs"
 ) -> Contrast:
-    """The mean of the runs' means of these differences, each by its task; the claim is left open,
-    since Holm's correction is the caller's."""
+    """The mean of the runs' means of these differences. The claim stays `not decided`: Holm's
+    correction needs all of a table's p values.
+
+    Args:
+        row: Its name.
+        k: The k of Pass@k.
+        runs: Of each run the differences by task.
+        over: What the interval is about.
+    """
     runs = [run for run in runs if run]
     found = mean_of(runs, -1.0, 1.0, over)
     agree = sum(np.sign(np.mean(list(run.values()))) == np.sign(found.value) for run in runs)

@@ -1,9 +1,9 @@
-"""What an exploration found for what it spent: tasks solved at least once, and the same as a curve
-over the spending.
+"""What an exploration found for what it spent: tasks solved at least once, also as a curve over the
+spending.
 
 The curve is read off the trees: a task's turns stand in the order in which they were made, so the
-cost of its first success is known
-after the fact, and one exploration gives the coverage at every smaller budget for each task.
+cost of its first success is known afterwards, and one exploration gives the coverage at every
+smaller budget per task.
 """
 
 from __future__ import annotations
@@ -20,40 +20,39 @@ from leafe.explore import add_cost
 
 
 def coverage(trees: Sequence[Tree]) -> Estimate:
-    """The fraction of tasks that were solved at least once, with the Wilson interval."""
+    """The fraction of tasks solved at least once, with the Wilson interval."""
     return wilson(sum(t.solved for t in trees), len(trees))
 
 
 @dataclass(frozen=True, slots=True)
 class CoverageCurve:
-    """Coverage when every task may spend `budget`: a step function. Starts at budget 0."""
+    """Coverage over the budget of each task: a step function that starts at budget 0."""
 
     budget: tuple[int, ...]
     solved: tuple[int, ...]
     tasks: int
     end: int
-    """The most that any task spent: right of it the curve says nothing."""
+    """The most that any task spent: beyond it the curve is undefined."""
 
     def at(self, budget: int) -> float:
-        """Coverage, as a fraction, with this much spent on each task."""
+        """Coverage, as a fraction, with this much spent on each task; NaN without tasks."""
         if not self.tasks:
             return float("nan")
-        return (
-            self.solved[int(np.searchsorted(self.budget, budget, side="right")) - 1] / self.tasks
-            if budget >= 0
-            else 0.0
-        )
+        if budget < 0:
+            return 0.0
+        return self.solved[int(np.searchsorted(self.budget, budget, "right")) - 1] / self.tasks
 
 
 def coverage_curve(
     trees: Sequence[Tree], cost: Literal["policy_calls", "env_steps"] = "policy_calls"
 ) -> CoverageCurve:
-    """Coverage against what was spent on each task, in the order in which its turns were made.
+    """Coverage against what was spent on each task.
 
-    policy_calls: completions, reflections included. env_steps: environment steps, as the budget
-    counts them. Replays are counted
-    apart: how many there were hangs on snapshots that were still held, and a run that was stopped
-    has more of them.
+    Args:
+        trees: One for each task.
+        cost: policy_calls: completions, reflections included. env_steps: environment steps as the
+            budget counts them, without replays, whose number depends on the snapshots that were
+            still held.
     """
     firsts, ends = [], [0]
     for tree in trees:
@@ -69,8 +68,8 @@ def coverage_curve(
 
 
 def _first_success(tree: Tree, cost: str) -> tuple[int | None, int]:
-    """(cost up to and with the winning turn of the first success or None, cost of the whole
-    tree)."""
+    """The cost up to and with the winning turn of the first success (None: no success), and the
+    cost of the whole tree."""
     spent, first = 0, None
     for episode in tree.episodes:
         for turn in episode.turns:
@@ -81,8 +80,8 @@ def _first_success(tree: Tree, cost: str) -> tuple[int | None, int]:
 
 
 def spent(trees: Sequence[Tree]) -> Spent:
-    """What the recorded episodes cost, added up; `seconds` stays 0: they overlapped, and wall time
-    is the caller's to take."""
+    """The cost of all recorded episodes. `seconds` stays 0: episodes overlap, so the caller
+    measures wall time."""
     out = Spent()
     for tree in trees:
         for episode in tree.episodes:

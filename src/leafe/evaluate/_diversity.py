@@ -1,12 +1,11 @@
-"""How widely a policy samples: the entropy of its actions, and how many of a task's samples are not
-the same episode again.
+"""How diverse a policy's samples are: the entropy of its actions, and how many of a task's samples
+are distinct episodes.
 
-Both are read off the evaluation's own trees. Entropy is the mean of -log p over the sampled tokens,
-which is without bias the policy's entropy on its own
-histories at the temperature of the sampling; tokens and turns weigh by their counts. Two samples
-are one episode where they gave the environment the same actions,
-whatever they thought beside it. The share of distinct episodes falls with the number of samples:
-compare it between rows of equal n alone.
+Both are read off the evaluation's trees. Entropy is the mean of -log p over the sampled tokens, an
+unbiased estimate of the policy's entropy on its own histories at the sampling temperature; tokens
+and turns weigh by their counts. Two samples are the same episode where they took the same actions,
+whatever the thoughts. The share of distinct episodes falls with the number of samples: compare it
+between rows of equal n only.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from leafe.evaluate._measures import generated_tokens
 
 @dataclass(frozen=True, slots=True)
 class Diversity:
-    """None where there is nothing to tell it from."""
+    """How diverse samples are. None where the trees do not tell."""
 
     entropy: float | None
-    """Nats a token. None where the engine gives no log-probabilities; at temperature 0 it is what
-    the most likely tokens' probabilities at 1 say."""
+    """Nats per token. None where the engine gives no log-probabilities. At temperature 0: of the
+    most likely tokens' probabilities at temperature 1."""
     entropy_turn: float | None
-    """Nats an action."""
+    """Nats per action."""
     distinct: float | None
-    """Distinct episodes of a task over its samples, mean over tasks; 1 over the samples: always the
-    same episode."""
+    """Distinct episodes of a task divided by its samples, mean over tasks; 1 / n: always the same
+    episode."""
     largest: float | None
     """The share of a task's samples that are its most frequent episode, mean over tasks."""
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, rounded to six digits."""
         return {
             name: None if value is None else round(value, 6) for name, value in asdict(self).items()
         }
 
 
 def diversity(trees: Iterable[Tree]) -> Diversity:
-    """Of the samples that these trees hold; those that were lost to an error are left out of the
-    episodes."""
+    """The diversity of the trees' samples. Lost samples are no episodes here."""
     surprise = tokens = 0.0
     turns = 0
     distinct: list[float] = []
@@ -68,7 +67,7 @@ def diversity(trees: Iterable[Tree]) -> Diversity:
 
 
 def _episodes(tree: Tree) -> Counter[int]:
-    """How many samples each distinct sequence of actions has; a sequence is a number."""
+    """How many samples each distinct sequence of actions has; sequences are numbered."""
     known: dict[tuple[int, str], int] = {}
     at: dict[str | None, int] = {None: 0}
     out: Counter[int] = Counter()

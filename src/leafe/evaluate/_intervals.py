@@ -1,7 +1,7 @@
 """A figure with its 95 % interval: of a rate, of Pass@k, and of a difference on the same tasks.
 
-Intervals are over tasks, since samples of one task are alike, tasks are not, and a claim is about
-tasks that nobody has seen; over runs as well where there are several. `_mean` says how.
+Intervals are over tasks, since samples of one task are alike, tasks differ, and a claim is about
+unseen tasks; over runs as well where there are several. `_mean` computes them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from leafe.evaluate._passk import Counts
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its interval. NaN throughout where no task allows it."""
+    """A figure with its 95 % interval. NaN throughout where no task allows it."""
 
     value: float
     low: float
     high: float
     tasks: int
-    """How many values (tasks, over all runs) entered it: less than all where some had too few
+    """How many values (tasks, over all runs) entered it: fewer than all where some had too few
     samples for k."""
 
     @property
     def excludes_zero(self) -> bool:
-        """The interval lies wholly on one side of 0."""
+        """Whether the interval lies on one side of 0."""
         return self.low > 0 or self.high < 0
 
 
 def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> Estimate:
-    """A rate with the Wilson score interval: has a width at 0 and at 1 too."""
+    """A rate with the Wilson score interval, which has a width at 0 and at 1 too. Raises ValueError
+    where 0 <= successes <= trials does not hold."""
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials")
     if trials == 0:
@@ -51,13 +52,12 @@ def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> Estim
 
 
 def mean_rate(runs: Sequence[Mapping[str, float]]) -> Estimate:
-    """The mean of the runs' mean rates (of each run a rate in [0, 1] by task)."""
+    """The mean of the runs' mean rates. `runs`: of each run the rates, in [0, 1], by task."""
     return _estimate(runs, 0.0)
 
 
 def pass_estimate(runs: Sequence[Counts], k: int) -> Estimate:
-    """Pass@k of a policy, mean over tasks (and runs); a task with n < k is left out and seen in
-    `tasks`."""
+    """Pass@k of a policy, mean over tasks (and runs). Tasks with n < k are left out (`tasks`)."""
     return mean_rate(
         [
             {
@@ -71,11 +71,14 @@ def pass_estimate(runs: Sequence[Counts], k: int) -> Estimate:
 
 
 def paired_difference(a: Sequence[Counts], b: Sequence[Counts], k: int) -> Estimate:
-    """Pass@k of `a` minus that of `b` on the same tasks, run by run; UserError where the tasks
-    differ. The interval is that of `contrast`.
+    """Pass@k of `a` minus that of `b`, run by run. The interval is that of `contrast`.
 
-    A task where either has n < k is left out. The difference is taken within each task first, so
-    that what makes a task hard cancels."""
+    The difference is taken within each task first, so that a task's difficulty cancels. A task
+    where either has n < k is left out.
+
+    Raises:
+        UserError: The runs or their tasks differ.
+    """
     if len(a) != len(b):
         raise UserError(
             f"A paired difference needs the same runs on both sides; there are {len(a)} and "
@@ -89,8 +92,12 @@ def paired_difference(a: Sequence[Counts], b: Sequence[Counts], k: int) -> Estim
 def paired_by_task(
     a: Counts, b: Counts, k: int, row: str = "One row", reference: str = "the other"
 ) -> dict[str, float]:
-    """Pass@k of `a` (named `row`) minus that of `b` (named `reference`) on every task of one run
-    that has enough samples on both sides; UserError where the tasks differ."""
+    """Pass@k of `a` minus that of `b` by task, for the tasks of one run that have enough samples on
+    both sides. `row` and `reference` name the two in messages.
+
+    Raises:
+        UserError: The tasks differ.
+    """
     odd = sorted(set(a.tasks) ^ set(b.tasks))
     if odd:
         shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")

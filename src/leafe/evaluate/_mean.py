@@ -1,21 +1,21 @@
-"""How sure the mean of bounded figures is: the one interval, and the one p value, of all figures.
+"""How certain the mean of bounded figures is: the one interval and the one p value of all figures.
 
-A *run* is one seed of one base policy; its figure is the mean over its tasks, and the figure of all
-is the mean of the runs'. Three doubts stand beside each other; the interval is as wide as the
-widest:
+A *run* is one seed of one base policy; its figure is the mean over its tasks, and the overall
+figure is the mean of the runs'. There are three sources of uncertainty; the interval is as wide as
+the widest:
 
 - from run to run: Student's t over the runs' means, which holds whatever comes between runs (seeds,
   training, base policies, tasks), as long as they are draws like any other;
 - from task to task: Student's t over the tasks that are there, a task of several runs counted once;
-- tasks of a kind that was not met: the same with one more task, which is as far on the other side
-  as a figure can be. No variance is no certainty: ten tasks that all say 0 say little of a kind
-  that one task in ten is of. For figures of -1, 0 and 1 this is McNemar's test with the continuity
+- tasks of a kind that was not seen: the same with one more task, which is as far on the other side
+  as a figure can be. No variance is no certainty: ten tasks at 0 say little about a kind of which
+  one task in ten is. For figures of -1, 0 and 1 this is McNemar's test with the continuity
   correction, for figures that are all 1 about the sign test, for n zeros about the rule of three.
 
 By simulation (tests/evaluate/test_coverage_of_intervals.py) a 95 % interval covers the truth in 93
 % or more, from two tasks on, with figures that are nearly always the same, and with few seeds.
-Where tasks are few it is rather too wide (98 to 99 % at 60 ordinary tasks). A bootstrap of three
-differing seeds covers 81 %, and of tasks that all came out alike nothing but their own figure.
+Where tasks are few it is rather too wide (98 to 99 % at 60 ordinary tasks). A bootstrap over three
+differing seeds covers 81 %, and over tasks of one and the same figure only that figure.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Over = Literal["runs", "tasks"]
-"""What a figure is about. runs: other seeds and base policies too. tasks: other tasks alone, for
-these very trainings: all that two or three runs allow."""
+"""What an interval is about. runs: other tasks, seeds and base policies. tasks: other tasks alone,
+for these very trainings, which is all that two or three runs allow."""
 
 CONFIDENCE = 0.95
 
@@ -48,8 +48,8 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True)
-class _Doubt:
-    """Student's t about a centre."""
+class _Uncertainty:
+    """Student's t around a centre."""
 
     centre: float
     error: float
@@ -61,11 +61,11 @@ class _Doubt:
 
     def beyond(self, sign: int) -> float:
         """One-sided p: the chance of a centre so far on that side of 0, were the truth 0."""
-        away = sign * self.centre
+        distance = sign * self.centre
         if self.error == 0:
-            return float(away <= 0)
-        tail = t_two_sided(abs(away) / self.error, self.freedom) / 2
-        return tail if away > 0 else 1 - tail
+            return float(distance <= 0)
+        tail = t_two_sided(abs(distance) / self.error, self.freedom) / 2
+        return tail if distance > 0 else 1 - tail
 
 
 def mean_of(
@@ -87,9 +87,11 @@ def mean_of(
     tasks, squares = _over_tasks(runs, means)
     both = []
     if tasks > 1:
-        both.append(_Doubt(value, math.sqrt(tasks / (tasks - 1) * squares), tasks - 1))
+        both.append(_Uncertainty(value, math.sqrt(tasks / (tasks - 1) * squares), tasks - 1))
     if over == "runs" and len(runs) > 1:
-        both.append(_Doubt(value, float(means.std(ddof=1)) / math.sqrt(len(runs)), len(runs) - 1))
+        both.append(
+            _Uncertainty(value, float(means.std(ddof=1)) / math.sqrt(len(runs)), len(runs) - 1)
+        )
     below = [*both, _one_more(value, tasks, squares, least)]
     above = [*both, _one_more(value, tasks, squares, most)]
     low = max(least, min(d.bound(-1) for d in below))
@@ -101,8 +103,8 @@ def mean_of(
 def _over_tasks(
     runs: Sequence[Mapping[str, float]], means: NDArray[np.float64]
 ) -> tuple[int, float]:
-    """(number of distinct tasks, sum of the squares of what each adds to the mean), with the runs
-    as they are and a task of several runs as one draw."""
+    """The number of distinct tasks, and the sum of the squares of what each adds to the mean; a
+    task of several runs is one draw."""
     shares: dict[str, float] = {}
     for run, mean in zip(runs, means, strict=True):
         for task, value in run.items():
@@ -110,15 +112,15 @@ def _over_tasks(
     return len(shares), sum(s * s for s in shares.values())
 
 
-def _one_more(value: float, tasks: int, squares: float, far: float) -> _Doubt:
-    """What a task more that says `far` would make of them."""
+def _one_more(value: float, tasks: int, squares: float, far: float) -> _Uncertainty:
+    """The uncertainty with one more task, whose figure is `far`."""
     n = tasks + 1
     spread = tasks * tasks * squares + (value - far) ** 2 * tasks / n
-    return _Doubt((tasks * value + far) / n, math.sqrt(spread / (n * tasks)), tasks)
+    return _Uncertainty((tasks * value + far) / n, math.sqrt(spread / (n * tasks)), tasks)
 
 
 def t_two_sided(t: float, freedom: float) -> float:
-    """The chance that Student's t is further from 0 than `t`: with t = sqrt(f) tan(a) its density
+    """The chance that Student's t is further from 0 than `t`. With t = sqrt(f) tan(a) its density
     is that of cos(a)^(f - 1)."""
     return _cosines(math.atan(t / math.sqrt(freedom)), math.pi / 2, freedom) / _all_cosines(freedom)
 

@@ -1,13 +1,13 @@
-"""What a sample was like and what it cost: means over samples by their counts, and beside them what
-was really computed.
+"""What samples were like and what they cost: means over samples by their counts, and what was
+really computed.
 
-A counted tree holds two costs. The samples' own (turns, tokens: what plain sampling would have
-spent) weighs each turn by its count; the
-computed one adds each distinct turn once.
+A counted tree holds two costs. The samples' own (turns and tokens that plain sampling would have
+spent) weighs each turn by its count; the computed one adds each distinct turn once.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +17,8 @@ from leafe.evaluate._coverage import spent
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Means over all samples that were begun, lost ones included (NaN without samples), and what
-    was computed for them."""
+    """Means over all samples, lost ones included (NaN without samples), and what was computed for
+    them."""
 
     samples: int
     turns: float
@@ -45,30 +45,30 @@ class Measures:
 
 def measure(trees: Sequence[Tree]) -> Measures:
     """Count-weighted means over all trees, and what was computed."""
-    samples = 0
     turns = invalid = 0
     tokens = 0.0
-    stops: dict[str, int] = {}
+    stops: Counter[str] = Counter()
     for tree in trees:
         for episode in tree.rollouts:
-            samples += episode.count
-            stops[str(episode.stop)] = stops.get(str(episode.stop), 0) + episode.count
+            stops[str(episode.stop)] += episode.count
         for turn in tree:
             if turn.kind is Kind.act:
                 turns += turn.count
                 invalid += turn.count * (not turn.valid)
                 tokens += turn.count * generated_tokens(turn)
-    nothing = float("nan")
-    each = (
-        (turns / samples, invalid / samples, tokens / samples)
-        if samples
-        else (nothing, nothing, nothing)
+    samples = stops.total()
+    turns_mean, invalid_mean, tokens_mean = (
+        value / samples if samples else float("nan") for value in (turns, invalid, tokens)
     )
-    return Measures(samples, *each, stops=dict(sorted(stops.items())), computed=spent(trees))
+    return Measures(
+        samples, turns_mean, invalid_mean, tokens_mean, dict(sorted(stops.items())), spent(trees)
+    )
 
 
 def generated_tokens(turn: Turn) -> float:
-    """Length of the action in tokens, a sample: its ids where the engine gives them, as one that
-    counts does; else each sample was
-    generated for itself, and they share the usage."""
+    """The length of the turn's output in tokens, for one sample.
+
+    Its ids where the engine gives them, as one that counts samples does; else each sample was
+    generated for itself, and the usage is divided among them.
+    """
     return len(turn.tokens) if turn.tokens is not None else turn.usage.generated / turn.count

@@ -1,12 +1,10 @@
-"""Pass@k without bias: the chance that at least one of k samples solves the task, from n samples of
+"""Unbiased Pass@k: the chance that at least one of k samples solves the task, from n samples of
 which c did.
 
 `1 - C(n-c, k) / C(n, k)` (Chen et al. 2021), computed as a sum of logarithms so that neither large
-n nor tiny rates lose
-digits. It is NaN where n < k: fewer samples than k say nothing about k without a model of the task,
-and leafe has none. On a counted tree the
-counts of the episodes are n and c, which is why the estimate is the same as on the samples written
-out one by one.
+n nor tiny rates lose digits. It is NaN where n < k: fewer than k samples say nothing about k
+without a model of the task. On a counted tree the counts of the episodes are n and c, so the
+estimate is that of the samples one by one.
 """
 
 from __future__ import annotations
@@ -29,21 +27,21 @@ class Counts:
 
     tasks: tuple[str, ...]
     n: Ints
-    """Samples that ended by the policy's own doing (context_full included): the n of Pass@k."""
+    """Samples that the policy itself ended (context_full included): the n of Pass@k."""
     c: Ints
     """Those of n that succeeded."""
     lost: Ints
-    """Samples that ended in an error outside the policy's doing (`LOST`) and that no later one
-    makes up for; not part of n."""
+    """Samples that ended in an outside error (`leafe.core.LOST`) and that no later sample makes up
+    for; not part of n."""
 
     @property
     def asked(self) -> int:
-        """Samples of a task: the most that any of them has, lost ones included."""
+        """Samples asked for: the most that any task has, lost ones included."""
         return int((self.n + self.lost).max()) if len(self.tasks) else 0
 
     @property
     def short(self) -> Ints:
-        """Samples that each task lacks, whether an error is on record or nothing at all."""
+        """Samples that each task lacks, whether recorded as lost or missing."""
         return self.asked - self.n
 
     def pass_at(self, k: int) -> Floats:
@@ -52,10 +50,21 @@ class Counts:
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Floats:
-    """The unbiased estimate for tasks with n samples of which c succeeded (arrays that broadcast);
-    NaN where n < k."""
+    """The unbiased estimate of Pass@k.
+
+    Args:
+        n: Samples of each task.
+        c: Successes among them; `n` and `c` broadcast.
+        k: Samples drawn, from 1.
+
+    Returns:
+        An estimate for each task; NaN where n < k.
+
+    Raises:
+        ValueError: k < 1, or 0 <= c <= n does not hold.
+    """
     if k < 1:
-        raise ValueError(f"k is {k}; it counts samples, from 1")
+        raise ValueError(f"k = {k}: it counts samples, so it is at least 1")
     samples, solved = np.broadcast_arrays(
         np.asarray(n, dtype=np.int64), np.asarray(c, dtype=np.int64)
     )
@@ -77,8 +86,8 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Floats:
 
 
 def counts(trees: Sequence[Tree]) -> Counts:
-    """n, c and lost of every tree, by the counts of its episodes; what was lost and sampled again
-    is lost no more."""
+    """n, c and lost of every tree, by the counts of its episodes. A lost sample that was sampled
+    again no longer counts as lost."""
     n, c, lost = (np.zeros(len(trees), dtype=np.int64) for _ in range(3))
     for i, tree in enumerate(trees):
         for episode in tree.episodes:

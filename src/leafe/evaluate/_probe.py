@@ -1,33 +1,28 @@
 """Whether a policy can still learn from its own mistakes: does it follow an experience, and does it
 reflect as the policy did that made the trees?
 
-Training for success alone can forget both, and Pass@k does not show it: the next exploration does.
-So they are measured beside Pass@k, without training
-anything and without a step in any environment, on trees that the start policy grew before. Best on
-tasks that no arm was trained on: anchors are training
-trees' prompts, and the other arms have seen these trees' right answers.
+Training for success alone can lose both, and Pass@k does not show it: the next exploration does. So
+they are measured beside Pass@k, without training and without environment steps, on trees that the
+start policy grew before. Tasks that no arm was trained on are best: anchors are prompts of training
+trees, and the other arms have seen these trees' right answers.
 
 **Following** is the probability, exact and of the whole answer, of the action that an experience
-asks for where the policy wants another one. An experience
-fits where the observation is the one that it was about. So a *swapped* pair is a host (the history
-of some branch) and a donor (a branch that improved,
-with the host's last observation, another note, and a revised action that is neither the host's nor
-what was done there first); the prompt is the host's history
-with the donor's note, the answer the donor's revised action. Knowing the host's answer by heart
-does not pass for following. Where observations hardly ever
-recur there are too few such pairs: then they are branches that improved, each with its *own* note.
-A policy that knows the answer anyway passes there: see
+asks for where the policy wants another one. An experience fits where the observation is the one
+that it was about. So a *swapped* pair is a host (the history of some branch) and a donor (a branch
+that improved, with the host's last observation, another note, and a revised action that is neither
+the host's nor the host's original one). The prompt is the host's history with the donor's note, the
+answer the donor's revised action: knowing the host's answer by heart does not count as following.
+Where observations hardly ever recur there are too few such pairs; then they are branches that
+improved, each with its *own* note. A policy that knows the answer anyway passes there: see
 `unaided`, the same without the note.
 
 **Reflection** is sampled on failed histories: the share that can be used (it parses, its step is in
-range) and, where the tree's own reflection led to a branch
-that improved, the share that blames the same step. Without luck: the mean log-probability of those
-reflections.
+range) and, where the tree's own reflection led to a branch that improved, the share that blames the
+same step. Independent of sampling: the mean log-probability of those reflections.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,12 +43,14 @@ from leafe.core import (
     Turn,
     derive_seed,
 )
+from leafe.core.concurrency import run_all
+from leafe.explore import complete_one
 from leafe.prompts import History, Prompts, UnusableReflection, history_before, notes_on
 
 _T = TypeVar("_T")
 
-LEAST_SWAPPED = 16
-"""Fewer swapped pairs than this say too little: then pairs are a branch and its own experience."""
+MIN_SWAPPED = 16
+"""With fewer swapped pairs, pairs are a branch and its own experience."""
 
 Asked = tuple[tuple[Message, ...], Message]
 """A prompt and an answer to it."""
@@ -61,7 +58,8 @@ Asked = tuple[tuple[Message, ...], Message]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Rates are fractions of 1; None: the trees or the policy allow no such figure."""
+    """What was measured. Rates are fractions of 1; None: the trees or the policy do not allow the
+    figure."""
 
     following: float | None
     """Mean probability of the action that the experience asks for. Needs a policy that can score
@@ -101,8 +99,16 @@ async def probe(
     pairs: int = 128,
     reflections: int = 128,
 ) -> Probe:
-    """Measure `policy` on these trees: at most `pairs` pairs, `reflections` sampled reflections and
-    as many scored ones; the same ones for the same seed."""
+    """Measure whether a policy still learns from experience.
+
+    Args:
+        policy: What is measured; with a method `score` its following is measured too.
+        trees: Explored by the start policy.
+        prompts: The wording.
+        seed: Decides which pairs and reflections are drawn.
+        pairs: Most pairs of a history and an experience.
+        reflections: Most sampled reflections, and most scored ones.
+    """
     grown = list(trees)
     branches = [
         (tree, branch)
@@ -128,8 +134,9 @@ async def probe(
         derive_seed(seed, "probe", "reflect"),
         reflections,
     )
-    usable = [target is not None for target, _ in sampled.answers]
-    known = [target == blamed for target, blamed in sampled.answers if blamed is not None]
+    answered = [steps for steps in sampled if steps is not None]
+    usable = [target is not None for target, _ in answered]
+    same = [target == blamed for target, blamed in answered if blamed is not None]
     scored = with_ is not None
     return Probe(
         following=_mean([math.exp(x) for x in with_ or () if x is not None]),
@@ -138,10 +145,12 @@ async def probe(
         pairs=sum(x is not None for x in with_ or ()),
         reflection=_mean(usable),
         reflections=len(usable),
-        same_step=_mean(known),
+        same_step=_mean(same),
         reflection_logprob=_mean([x for x in logs or () if x is not None]),
         improved=sum(x is not None for x in logs or ()),
-        left_out=sampled.failed + sum(x is None for x in (*(with_ or ()), *(logs or ()))),
+        left_out=len(sampled)
+        - len(answered)
+        + sum(x is None for x in (*(with_ or ()), *(logs or ()))),
     )
 
 
@@ -192,7 +201,7 @@ def _pairs(
             if key not in seen:
                 seen.add(key)
                 swapped.append((tree, host, donor))
-    kind: Literal["swapped", "own"] = "swapped" if len(swapped) >= LEAST_SWAPPED else "own"
+    kind: Literal["swapped", "own"] = "swapped" if len(swapped) >= MIN_SWAPPED else "own"
     chosen = (
         swapped
         if kind == "swapped"
@@ -215,14 +224,6 @@ async def _scores(policy: Policy, *asked: Sequence[Asked]) -> Sequence[list[floa
     if not isinstance(policy, SupportsScore):
         return [None] * len(asked)
     return [list(await policy.score(part)) for part in asked]
-
-
-@dataclass(slots=True)
-class _Sampled:
-    answers: list[tuple[int | None, int | None]]
-    """(the step blamed, None where it cannot be used; the step that the tree's own reflection
-    blamed, None where it did not help)."""
-    failed: int = 0
 
 
 def _failures(trees: Sequence[Tree], prompts: Prompts) -> list[tuple[str, History, int | None]]:
@@ -262,8 +263,15 @@ async def _reflect(
     prompts: Prompts,
     seed: int,
     most: int,
-) -> _Sampled:
-    async def ask(name: str, history: History) -> int | None:
+) -> list[tuple[int | None, int | None] | None]:
+    """For each failure (at most `most`, drawn at random): the step that the policy's reflection
+    blames (None: unusable) and the one that the tree's own reflection blamed (None: it did not
+    help). None where the policy gave no answer."""
+
+    async def ask(
+        failure: tuple[str, History, int | None],
+    ) -> tuple[int | None, int | None] | None:
+        name, history, blamed = failure
         request = Request(
             messages=prompts.reflect(history),
             max_tokens=prompts.set.reflect_max_tokens,
@@ -272,25 +280,15 @@ async def _reflect(
             seed=derive_seed(seed, name),
             cache_key=history.task.id,
         )
-        answers = await policy.complete(request)
         try:
-            return prompts.parse_reflection(answers[0].text, history.step)[0]
-        except UnusableReflection:
+            answer = await complete_one(policy, request)
+            return prompts.parse_reflection(answer.text, history.step)[0], blamed
+        except PolicyError:
             return None
+        except UnusableReflection:
+            return None, blamed
 
-    chosen = _drawn(failures, most, seed)
-    found = await asyncio.gather(
-        *(ask(name, history) for name, history, _ in chosen), return_exceptions=True
-    )
-    out = _Sampled([])
-    for (_, _, blamed), target in zip(chosen, found, strict=True):
-        if isinstance(target, PolicyError):
-            out.failed += 1
-        elif isinstance(target, BaseException):
-            raise target
-        else:
-            out.answers.append((target, blamed))
-    return out
+    return await run_all(_drawn(failures, most, seed), ask)
 
 
 def _last_seen(tree: Tree, branch: Branch) -> str:

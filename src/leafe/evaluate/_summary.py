@@ -1,10 +1,9 @@
-"""The comparison as plain values: what `summary.json` holds, and what every table and plot is drawn
-from.
+"""The comparison as plain values: the content of `summary.json`, and the source of every table and
+plot.
 
 The rows under `explore`, `evaluate` and `differences` are stable, for other programs; what only the
-report needs stands beside them under
-`details`, in the same order. Rates are fractions of 1; a figure that nothing allows (Pass@k with n
-< k) is null.
+report needs is under `details`, in the same order. Rates are fractions of 1; an undefined figure
+(Pass@k with n < k) is null.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ class Evaluated:
     temperature: float = 1.0
     seconds: float = 0.0
     role: Literal["arm", "base", "control", "ceiling"] = "arm"
-    """base: the policy before training. control: a row that keeps the comparison honest. ceiling: a
-    reference that knows more."""
+    """base: the policy before training. control: a row that checks the comparison. ceiling: a
+    reference with more knowledge."""
     probes: Sequence[Mapping[str, Any]] = ()
-    """What `Probe.to_json` gave for the policy of each run, as far as it was probed."""
+    """`Probe.to_json` for the policy of each run that was probed."""
     labels: Sequence[str] = ()
-    """A name for each run that tells it from other seeds and base policies, so that rows that lack
-    a run can be compared too (`against`); empty: 0, 1, ..."""
+    """A name for each run, unique among seeds and base policies, so that rows that lack a run can
+    be compared too (`against`). Empty: 0, 1, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +86,20 @@ def summarise(
 ) -> Summary:
     """All figures with their 95 % intervals.
 
-    compare: pairs (a, b) of arms whose Pass@k are subtracted, a - b, task by task. An arm that is
-    not there yet is left out of the differences,
-    so that a run can be summarised half-way; UserError where two arms that are there saw different
-    tasks or share a name.
-    against: an arm with which the base and every other arm is compared run by run (`contrasts`),
-    under `details.against`;
-    over: whether that is to hold for other runs or for these alone.
+    Args:
+        explored: The strategies of Stage 1.
+        evaluated: The rows; their names have to be unique.
+        ks: The k of Pass@k.
+        compare: Pairs (a, b) of arms whose Pass@k are subtracted, a - b, task by task. A pair whose
+            arm is missing is left out, so that an unfinished run can be summarised.
+        against: An arm with which the base and every other arm is compared run by run
+            (`contrasts`), under `details.against`.
+        over: What the intervals of `against` are about.
+        seeds: Of the experiment, for the record.
+        versions: Of packages, for the record.
+
+    Raises:
+        UserError: Two rows share a name, or two arms to compare were sampled on different tasks.
     """
     names = [e.arm for e in evaluated]
     if len(set(names)) != len(names):
@@ -103,11 +109,11 @@ def summarise(
             "needs its own."
         )
     results = {e.arm: [counts(trees) for trees in e.runs] for e in evaluated}
-    spreads = {e.arm: diversity(_flat(e.runs)) for e in evaluated}
+    diversities = {e.arm: diversity(_flat(e.runs)) for e in evaluated}
     pairs = [(a, b) for a, b in compare if a in results and b in results]
     return Summary(
         explore=[_explore_row(e) for e in explored],
-        evaluate=[_evaluate_row(e, results[e.arm], spreads[e.arm], ks) for e in evaluated],
+        evaluate=[_evaluate_row(e, results[e.arm], diversities[e.arm], ks) for e in evaluated],
         differences=[
             {"a": a, "b": b, "k": k, "value": _number(d.value), "ci95": _interval(d)}
             for a, b in pairs
@@ -119,9 +125,11 @@ def summarise(
         details={
             "explore": [_explore_details(e) for e in explored],
             "evaluate": [
-                _evaluate_details(e, results[e.arm], spreads[e.arm], ks) for e in evaluated
+                _evaluate_details(e, results[e.arm], diversities[e.arm], ks) for e in evaluated
             ],
-            "collapse": collapses([_vitals(e, results[e.arm], spreads[e.arm]) for e in evaluated]),
+            "collapse": collapses(
+                [_vitals(e, results[e.arm], diversities[e.arm]) for e in evaluated]
+            ),
         }
         | ({} if against is None else {"against": _against(evaluated, results, against, ks, over)}),
     )
@@ -223,8 +231,8 @@ def _against(
     ks: Sequence[int],
     over: Over,
 ) -> dict[str, Any]:
-    """The base and every arm that has runs in common with the reference, at the first and the last
-    k: every further claim would make the others dearer."""
+    """The base and every arm against the reference, at the first and the last k only: every further
+    claim would weaken the others."""
     rows = {
         e.arm: dict(zip(e.labels or map(str, range(len(e.runs))), results[e.arm], strict=True))
         for e in evaluated
@@ -277,7 +285,7 @@ def _evaluate_details(
 
 
 def _truncated(trees: Iterable[Tree]) -> int:
-    """Answers that were cut at their limit of tokens, by the samples that they stand for."""
+    """Answers that were cut at their token limit, by their counts."""
     return sum(turn.count for tree in trees for turn in tree if turn.cut)
 
 

@@ -1,10 +1,12 @@
 """Early Experience (arXiv 2510.08558), both variants: reward-free learning from what other actions
 than the expert's would have led to.
 
-    collected = await collect(policy, pool, trees, prompts, explore_config, own, journal=journal,
-    known=by_task(read_journal(folder)))
+    collected = await collect(
+        policy, pool, trees, prompts, explore_config, own,
+        journal=journal, known=by_task(read_journal(folder)),
+    )
     data = early_data(trees, collected.trees, prompts, own)
-    train_early(model_path, out, data, "environment", preset("rehearsal", steps=60))
+    train_early(model_path, out, data, "world_model", preset("rehearsal", max_steps=60))
 
 The expert's trajectories are the successes in the trees of Stage 1, of whatever strategy.
 """

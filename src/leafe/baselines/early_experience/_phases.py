@@ -1,7 +1,7 @@
 """The trainings of Early Experience: Stage 2's trainer, once or twice.
 
-Implicit environment modelling: first the next observations, then, from those weights, the expert's
-actions. Self-reflection: reasoned and expert samples in one.
+Implicit world modelling: first the next observations, then, from those weights, the expert's
+actions. Self-reflection: explained and expert samples in one training.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from leafe.core import UserError
 from leafe.distill import Dataset, DistillConfig, Progress, TrainResult, train
 
 Variant = Literal["world_model", "reflection"]
+"""world_model: implicit world modelling. reflection: self-reflection."""
 
 
 def train_early(
@@ -26,13 +27,25 @@ def train_early(
     world_model_config: DistillConfig | None = None,
     progress: Progress | None = None,
 ) -> dict[str, TrainResult]:
-    """The results by phase: `world_model` (that variant; weights in `out`/world_model) and `expert`
-    (weights in `out`/checkpoint: the trained policy).
+    """Train a variant of Early Experience.
 
-    `world_model_config`: of the first phase; None: `config` without early stopping, for one epoch.
-    Either phase is gone on with after a kill, and a finished one is
-    not trained again. UserError as `train`, and where nothing was explained for the variant
-    `reflection`.
+    A killed phase is continued by the next call, and a finished one is not trained again.
+
+    Args:
+        model_path: The checkpoint to start from.
+        out: The folder for the results: the trained policy in `checkpoint`, and of the variant
+            `world_model` the weights of its first phase in `world_model`.
+        data: The samples.
+        variant: Which of the two.
+        config: The training on the expert's actions.
+        world_model_config: The first phase; None: `config` without early stopping, for one epoch.
+        progress: Called with each line of metrics, which has the `phase`.
+
+    Returns:
+        The results by phase: `world_model` (that variant only) and `expert`.
+
+    Raises:
+        UserError: As `leafe.distill.train`, or the variant `reflection` without explanations.
     """
     out = Path(out)
     results: dict[str, TrainResult] = {}
@@ -52,8 +65,8 @@ def train_early(
         source = out / "world_model"
     elif not data.reasoned.samples:
         raise UserError(
-            "Nothing was explained that could be trained on: collect with explanations "
-            "above 0, or use the variant environment."
+            "There are no explanations to train on: collect with explanations above 0, or use the "
+            "variant world_model."
         )
     results["expert"] = _phase(
         source,

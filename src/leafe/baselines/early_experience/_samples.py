@@ -1,9 +1,9 @@
-"""Collected trees to training data: what the environment would say, what the expert did, and why.
+"""Turns collected trees into training data: next observations, the expert's actions, explanations.
 
-The next observation is learnt as the answer to a request (the set's `predict`), in a turn of the
-assistant: so every chat template has a place for it, the loss
-falls on it and its end alone, and nothing is trained in the user's role. All samples are of the
-part `rehearsal`: each phase is plain cross-entropy on one set.
+The next observation is trained as the answer to a request (the set's `predict`), in a turn of the
+assistant: so every chat template has a place for it, only it and its end carry loss, and nothing is
+trained in the user's role. All samples are of the part `rehearsal`: each phase is plain
+cross-entropy on one set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from leafe.prompts import History, Prompts, fill, history_before
 
 @dataclass(frozen=True, slots=True)
 class EarlyData:
-    """The three sets; all hold the same tasks as far as these gave samples."""
+    """The three sets of samples."""
 
     world_model: Dataset
     """Next observations, of the alternatives and of the expert's own actions."""
@@ -42,9 +42,15 @@ class EarlyData:
 def early_data(
     trees: Mapping[str, Tree], collected: Mapping[str, Tree], prompts: Prompts, own: EarlyConfig
 ) -> EarlyData:
-    """`trees`: the exploration's; `collected`: those that `collect` gave. The same in gives the
-    same out."""
-    world_model, expert, reasoned = _Set(), _Set(), _Set()
+    """The samples of a collection; a pure function of its arguments.
+
+    Args:
+        trees: The exploration's, by task id.
+        collected: What `collect` gave, by task id.
+        prompts: The wording.
+        own: The settings of the collection.
+    """
+    world_model, expert, reasoned = _SampleSet(), _SampleSet(), _SampleSet()
     for task_id, tree in collected.items():
         before = len(trees[task_id].episodes)
         turns = expert_turns(tree, own.successes, before)
@@ -60,10 +66,10 @@ def early_data(
                     Message("assistant", turn.action_text, turn.tokens),
                     "the expert's action",
                 )
-            _predicted(world_model, tree, turn, prompts, "after the expert's action")
+            _add_prediction(world_model, tree, turn, prompts, "after the expert's action")
         for episode in tree.episodes[before:]:
             for turn in episode.acts:
-                _predicted(
+                _add_prediction(
                     world_model,
                     tree,
                     turn,
@@ -71,11 +77,13 @@ def early_data(
                     f"after an alternative to {by_state[episode.start].id}",
                 )
             for turn in _explanations(episode):
-                _reasoned(reasoned, tree, by_state[episode.start], turn, prompts)
+                _add_explained(reasoned, tree, by_state[episode.start], turn, prompts)
     return EarlyData(world_model.dataset(), expert.dataset(), reasoned.dataset())
 
 
-class _Set:
+class _SampleSet:
+    """Distinct samples, and what was left out."""
+
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.skipped: Counter[str] = Counter()
@@ -102,7 +110,9 @@ def _history(tree: Tree, turn: Turn) -> History:
     return history_before(tree, turn, with_experience=False)
 
 
-def _predicted(world_model: _Set, tree: Tree, turn: Turn, prompts: Prompts, note: str) -> None:
+def _add_prediction(
+    world_model: _SampleSet, tree: Tree, turn: Turn, prompts: Prompts, note: str
+) -> None:
     if not turn.observation.strip():
         world_model.skipped["environment: the environment said nothing"] += 1
         return
@@ -118,7 +128,9 @@ def _explanations(episode: Episode) -> Iterator[Turn]:
             yield turn
 
 
-def _reasoned(reasoned: _Set, tree: Tree, expert: Turn, why: Turn, prompts: Prompts) -> None:
+def _add_explained(
+    reasoned: _SampleSet, tree: Tree, expert: Turn, why: Turn, prompts: Prompts
+) -> None:
     if why.cut or expert.cut:
         reasoned.skipped["reasoned: the answer was cut at its limit of tokens"] += 1
         return
