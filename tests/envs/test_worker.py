@@ -187,7 +187,8 @@ def test_hung_it_still_ends_with_the_process_that_started_it(copied: bool, tmp_p
     program = f"""
 from leafe.envs import make_env; import os, pathlib, signal, threading, time
 folder = pathlib.Path({str(tmp_path)!r})
-w = make_env({FORKED if copied else HOSTED!r}, folder=str(folder)); w.reset(w.tasks('train', 1)[0], 0); w.step('add')
+w = make_env({FORKED if copied else HOSTED!r}, folder=str(folder))
+w.reset(w.tasks('train', 1)[0], 0); w.step('add')
 if {copied}: w.restore(w.snapshot())
 threading.Thread(target=w.step, args=['hang with a child'], daemon=True).start()
 while not list(folder.glob('child-*')): time.sleep(0.01)

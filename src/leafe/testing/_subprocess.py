@@ -110,10 +110,10 @@ def main() -> None:
     episodes = []
     for episode in job["episodes"]:
         first = env.reset(Task.from_json(episode["task"]), episode["seed"])
-        answers = [step_result(env.step(action), env.name) for action in episode["actions"]]
-        episodes.append(
-            [fingerprint(observation_text(first, env.name)), *map(fingerprint, answers)]
-        )
+        seen = [fingerprint(observation_text(first, env.name))]
+        for action in episode["actions"]:
+            seen.append(fingerprint(step_result(env.step(action), env.name)))
+        episodes.append(seen)
     children = descendants(os.getpid())
     memory = sum(map(memory_of, children)) if children else max(0, memory_of(os.getpid()) - before)
     env.close()
