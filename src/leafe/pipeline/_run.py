@@ -60,7 +60,6 @@ def config_of(recipe: Recipe) -> dict[str, Any]:
         "retries",
         "backoff_s",
         "concurrency",
-        "hedge",
     }
     spread["policy"] = {"launch": True, "launch_timeout": True, "options": wire}
     return recipe.model_dump(mode="json", exclude=spread, exclude_none=True)

@@ -70,6 +70,9 @@ RENAMED: Mapping[str, str] = {
 """Old path to new one; `*` is any name. Both differ in their last name only. Tables come before
 what they hold."""
 
+REMOVED = ("policy.options.hedge",)
+"""Paths of options that are gone since 0.2."""
+
 
 def refuse_old_names(data: Mapping[str, Any], what: str) -> None:
     """UserError with the new name where plain data of a recipe use an old one; `what` names the
@@ -80,6 +83,10 @@ def refuse_old_names(data: Mapping[str, Any], what: str) -> None:
                 ".".join((*parents, *path.split(".")[len(parents) :])) for path in (old, new)
             )
             raise UserError(f"{what}: {was} is called {now} since leafe 0.2: rename it.")
+    for path in REMOVED:
+        for parents, _ in _found(data, path):
+            name = ".".join((*parents, path.rpartition(".")[2]))
+            raise UserError(f"{what}: {name} was removed in leafe 0.2: take it out.")
 
 
 def modernise(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,6 +95,9 @@ def modernise(data: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in RENAMED.items():
         for _, table in _found(out, old):
             table[new.rpartition(".")[2]] = table.pop(old.rpartition(".")[2])
+    for path in REMOVED:
+        for _, table in _found(out, path):
+            del table[path.rpartition(".")[2]]
     return out
 
 
