@@ -2,8 +2,8 @@
 failure.
 
 `Walk` is called in the event loop. `SlowWalk` blocks for `step_s` seconds a call and is called in
-threads. `ProcessWalk` does so in a process of its own. Only `Walk` has snapshots. Each task has its own
-length, 10 to 20 steps, drawn from the seed.
+threads. `ProcessWalk` does so in a process of its own. Only `Walk` has snapshots. Each task has its
+own length, 10 to 20 steps, drawn from the seed.
 """
 
 from __future__ import annotations
