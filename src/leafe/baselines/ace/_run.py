@@ -316,7 +316,7 @@ class _Stage:
         turns = await asker.ask(
             "lesson",
             history,
-            shown.after(history, fill(words.lesson, {"outcome": outcome})),
+            shown.with_request(history, fill(words.lesson, {"outcome": outcome})),
             lesson_of,
             episode=episode.index,
             first=0,
