@@ -347,7 +347,7 @@ def test_a_launched_training_says_its_errors_in_our_own_kinds(
     with pytest.raises(UserError, match=r"'no-such-program --x' cannot be started"):
         train_with("no-such-program --x", model_path, tmp_path / "b", data, None, config, None)
     with pytest.raises(
-        ForeignFailure, match=r"ended with code 2: what they wrote is in .*launch\.log, its end"
+        ForeignFailure, match=r"exited with code 2: see .*launch\.log, which ends with"
     ):
         train_with(
             f"{sys.executable} --no-such-option",

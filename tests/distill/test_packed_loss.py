@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from leafe.distill import PARTS, Span, TokenSequence, build, encode, preset
-from tests.distill.strategies import WORDS, batches
+from tests.distill.strategies import WORDS, batches, parents
 from tests.distill.toy import PROMPTS, chat, forest
 
 torch = pytest.importorskip("torch")
@@ -422,12 +422,12 @@ def test_masks_say_what_the_rows_say(batch: list[TokenSequence]) -> None:
     length = tensors.ids_BT.shape[1]
     dense = dense_mask(tensors.ends_BT, torch.float32) == 0
     for b, row in enumerate(long):
-        parents = [*row.parents, *range(row.tokens, length)]
+        above = [*parents(row), *range(row.tokens, length)]
         for node in range(0, row.tokens, 7):
             ancestors, at = set(), node
             while at >= 0:
                 ancestors.add(at)
-                at = parents[at]
+                at = above[at]
             assert set(torch.nonzero(dense[b, 0, node])[:, 0].tolist()) == ancestors
     assert bool(dense.diagonal(dim1=2, dim2=3).all())
     ours = block_mask(tensors.ends_BT)

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import chain
 from typing import Generic, TypeVar
 
 from leafe.core import derive_seed
@@ -80,50 +81,43 @@ class Batches:
             p: encoded.parts[p] for p in PARTS if encoded.parts[p] and config.weight(p) > 0
         }
         self.parts: tuple[Part, ...] = tuple(drawn)
-        self._by_part: dict[Part, Shuffler[TokenSequence]] = {}
-        self._by_task: Shuffler[list[TokenSequence]] | None = None
-        if config.batch_by == "sequence":
-            sizes: dict[Part, int | Fraction] = {p: config.batch_size(p) for p in drawn}
+        # what is drawn together, by part or all as "tasks"
+        groups: dict[str, list[list[TokenSequence]]]
+        sizes: dict[str, int | Fraction] = {p: config.batch_size(p) for p in drawn}
+        if config.batch_by == "task":
+            tasks: dict[str, list[TokenSequence]] = {}
+            for sequence in chain(*drawn.values()):
+                tasks.setdefault(sequence.task_id, []).append(sequence)
+            groups, sizes = {"tasks": list(tasks.values())}, {"tasks": config.tasks_per_batch}
+        else:
+            groups = {p: [[s] for s in sequences] for p, sequences in drawn.items()}
             if config.max_steps is None:
                 number = sum(map(len, drawn.values()))
                 share = Fraction(min(number, sum(map(config.batch_size, drawn))), max(1, number))
                 sizes = {p: share * len(sequences) for p, sequences in drawn.items()}
-            self._by_part = {
-                p: Shuffler(sequences, sizes[p], derive_seed(config.seed, p))
-                for p, sequences in drawn.items()
-            }
-        else:
-            tasks: dict[str, list[TokenSequence]] = {}
-            for sequences in drawn.values():
-                for sequence in sequences:
-                    tasks.setdefault(sequence.task_id, []).append(sequence)
-            self._by_task = Shuffler(
-                list(tasks.values()), config.tasks_per_batch, derive_seed(config.seed, "tasks")
-            )
+        self._shufflers = {
+            name: Shuffler(items, sizes[name], derive_seed(config.seed, name))
+            for name, items in groups.items()
+        }
 
     def batch(self, step: int) -> list[TokenSequence]:
         """All sequences of the step, for all processes together."""
-        if self._by_task is not None:
-            return [s for task in self._by_task.batch(step) for s in task]
-        return [s for shuffler in self._by_part.values() for s in shuffler.batch(step)]
+        return [s for shuffler in self._shufflers.values() for s in chain(*shuffler.batch(step))]
 
     def scale(self, part: Part) -> float:
         """The factor of a part's mean in a batch that gives it its whole weight over the steps: one
         over the share of batches that hold the part."""
-        shuffler = self._by_part.get(part)
+        shuffler = self._shufflers.get(part)
         return 1.0 if shuffler is None else max(1.0, float(1 / shuffler.size))
 
     def steps(self, epochs: float) -> int:
         """Steps for at least this many passes over each part, or over the tasks."""
-        if self._by_task is not None:
-            return self._by_task.steps(epochs)
-        return max(s.steps(epochs) for s in self._by_part.values())
+        return max(s.steps(epochs) for s in self._shufflers.values())
 
     def epochs(self, steps: int) -> dict[str, float]:
         """Passes over each part after this many steps."""
-        if self._by_task is not None:
-            return dict.fromkeys(self.parts, self._by_task.epochs(steps))
-        return {p: s.epochs(steps) for p, s in self._by_part.items()}
+        tasks = self._shufflers.get("tasks")
+        return {p: (tasks or self._shufflers[p]).epochs(steps) for p in self.parts}
 
 
 def distribute(

@@ -63,17 +63,6 @@ class Row:
         """Whether some node has two children; if not, causal attention is enough."""
         return any(end != len(self.ids) for end in self.ends)
 
-    @property
-    def parents(self) -> list[int]:
-        """The node before each node in its own sequence; -1 for the first."""
-        path: list[int] = []
-        out = []
-        for node, depth in enumerate(self.depths):
-            del path[depth:]
-            out.append(path[-1] if path else -1)
-            path.append(node)
-        return out
-
 
 class RowLimits(NamedTuple):
     """How far rows may grow."""
