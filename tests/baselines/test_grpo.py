@@ -581,9 +581,7 @@ def test_an_older_trl_is_refused(
     version: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trl.__version__", version)
-    with pytest.raises(
-        UserError, match="no tasks" if fits else r"needs trl 1\.6 or newer"
-    ):
+    with pytest.raises(UserError, match="no tasks" if fits else r"needs trl 1\.6 or newer"):
         learn(tmp_path, tasks=[])
     wanted = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))[
         "project"
