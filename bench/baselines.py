@@ -1,16 +1,15 @@
-"""The baselines without RL on the embedded environment, beside the base policy: `python
-bench/baselines.py hard ace-first ace-step tries early`.
+"""The baselines without RL on the embedded environment, beside the base policy.
 
-Small on purpose: it shows what each does, with intervals over tasks; the study is another matter.
-One torch thread.
+    python bench/baselines.py hard ace-first ace-step tries early
 
-    ace-first, ace-step   grow a playbook within 20 policy calls a training task, freeze it, sample
-    the base with it
-    tries                 up to `--attempts` attempts a sample at test time: independent, refine,
-    reflexion, with their price
-    early                 trees of 20 calls a task, alternatives at their successes' states on top
-    (counted), environment modelling, then the experts;
-                          rehearsal of the same experts beside it
+Small on purpose: it shows what each does, with intervals over tasks. One torch thread.
+
+- ace-first, ace-step   build a playbook within 20 policy calls a training task, freeze it, sample
+  the base policy with it
+- tries                 up to `--attempts` attempts a sample at test time: independent, refine,
+  reflexion, with their price
+- early                 trees of 20 calls a task, alternatives at their successes' states on top
+  (counted), implicit world modelling, then the expert's actions; rehearsal of the same ones beside
 """
 
 from __future__ import annotations
@@ -195,7 +194,7 @@ async def main(arguments: Sequence[str] | None = None) -> None:
         ("test", 60),
         ("samples", 64),
         ("seed", 0),
-        ("max_items", 24),
+        ("max-items", 24),
         ("attempts", 4),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -2,17 +2,15 @@
 gates, both ways, on one machine.
 
     python bench/counted.py [--tasks 100] [--samples 128] [--seeds 0 1 2] [--setting hard]
-    [--plain-tasks 100] [--scripted]
+        [--plain-tasks 100] [--scripted]
 
-Counted: samples with the same history are one row. Plain: the same code told that the environment
-is not deterministic, so that every sample plays
-alone (the engine's key-value cache between turns helps it as much as it can). `computed` are the
-prompt tokens that no cache held plus the generated
-ones. Where --plain-tasks is less than --tasks, both sides are compared on those first tasks, and
-what all counted
-samples would have cost alone is read off their counts. Ratios are plain / counted; their 95 %
-intervals draw seeds
-and then tasks again. Pass@1 of both sides stands beside them: they sample the same distribution.
+Counted: samples with the same history are one row. Plain: the same code with an environment that
+says it is not deterministic, so that every sample plays alone (with the engine's key-value cache
+between turns). `computed` are the prompt tokens that no cache held plus the generated ones. Where
+--plain-tasks is less than --tasks, both sides are compared on those first tasks, and what all
+counted samples would have cost alone is read off their counts. Ratios are plain / counted; their
+95 % intervals resample seeds and then tasks. Pass@1 of both sides is shown as well: they sample the
+same distribution.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ def make_base(scripted: bool) -> Policy:
 
 
 def alone(setting: str) -> Environment:
-    """An environment whose samples are not put together."""
+    """An environment whose samples are not counted together."""
     env = make_env("gates", setting=setting)
     kind = type(env)
     env.__class__ = type(kind.__name__, (kind,), {"deterministic": False, "can_snapshot": False})

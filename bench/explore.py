@@ -1,40 +1,37 @@
-"""Stage 1 against the clock: how much of the time that the engine's own latencies allow is reached,
-and what other loops make of the same episodes.
+"""Stage 1 against the clock: how close it gets to the time that the engine's latencies allow,
+beside other loops that play the same episodes.
 
-    python -m bench.explore                              under 5 minutes on two cores
-    python -m bench.explore --quick                      under a minute
-    python -m bench.explore --inspect-python /tmp/inspect/bin/python --verifiers-python
-    /tmp/verifiers/bin/python
+    python -m bench.explore              under 5 minutes on two cores
+    python -m bench.explore --quick      under a minute
+    python -m bench.explore --inspect-python /tmp/inspect/bin/python \
+        --verifiers-python /tmp/verifiers/bin/python
 
 The engine is `bench.mock_endpoint` in a process of its own. It draws a latency for every turn of
-every task from the seed, normal or long-tailed, and reports
-what it drew, so that the ideal is exact: `slots` is the sum of all latencies over the places in
-flight, `path` the longest task's own sum, and no schedule
-is faster than the larger of the two: the ideal. `list` is what a scheduler without any cost of its
-own gets that knows nothing beforehand (tasks in their
-order, each begun when a place is free).
+every task from the seed, normal or long-tailed, and reports what it drew, so that the ideal is
+exact: `slots` is the sum of all latencies over the places in flight, `path` the longest task's own
+sum, and the larger of the two is a lower bound for every schedule: the ideal. `list` is a scheduler
+without any cost of its own that knows nothing beforehand (tasks in their order, each begun when a
+place is free).
 
-First leafe itself: `leafe.explore` over its HTTP policy, rollback tree with reflections, journal
-on, synced. Where its time goes is in task-seconds
-(`Exploration.waits`), per cent of their total; `drawn` is the part of `engine` that the engine
-drew, the rest of it is the way there and back and answers
-that lie ready while the loop is busy. Then loops that play the same episodes, one a task, against
-the same engine:
+First leafe itself: `leafe.explore` over its HTTP policy, rollback tree with reflections, synced
+journal. Where its time goes is in task-seconds (`Exploration.waits`), per cent of their total;
+`drawn` is the part of `engine` that the engine drew, the rest of `engine` is transport and answers
+that wait for a busy loop. Then loops that play the same episodes, one a task, against the same
+engine:
 
 - leafe        leafe.explore, strategy `independent`, journal on
 - lockstep     a batch of episodes takes one turn at a time, with a barrier after each (verl-agent's
   loop), over leafe's own client
-- openai       tasks go on by themselves, over the `openai` async client as it comes, and nothing
-  else is done: no tree, no journal
+- openai       tasks run independently, over the `openai` async client with its defaults; no tree,
+  no journal
 - openai/aio   the same with the client's other transport, aiohttp
 - inspect      Inspect AI, an agent loop in a solver (its own environment: --inspect-python)
 - verifiers    a MultiTurnEnv (its own environment: --verifiers-python)
 
-Those that would take too long play as many of the first tasks as are in flight, or --most seconds
-of their work are measured once all places are at work
-("part"), and they are compared by turns a second. `cpu` is processor time of the loop's own process
-for one turn: what is left to compare where the
-machine is busy with other things.
+Loops that would take too long play as many of the first tasks as are in flight, or --most seconds
+of their work are measured once all places are busy ("part"); they are compared by turns a second.
+`cpu` is the processor time of the loop's own process for one turn: comparable where the machine is
+busy with other things.
 """
 
 from __future__ import annotations
@@ -179,7 +176,6 @@ def engine(args: argparse.Namespace, latency: str) -> Iterator[Engine]:
 
 
 # --- leafe
-# --------------------------------------------------------------------------------------------------
 
 
 async def run_leafe(
@@ -269,7 +265,6 @@ async def _warm(pool: EnvPool) -> None:
 
 
 # --- other loops
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -441,7 +436,6 @@ def foreign_run(
 
 
 # --- the tables
-# --------------------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:

@@ -1,18 +1,16 @@
 """GRPO on the embedded environment: a sweep of the learning rate on validation tasks, and the
 chosen one on test tasks beside the base policy.
 
-    python bench/grpo.py OUT [--setting easy] [--rules habit] [--calls 12800] [--tasks 200] [--rates
-    2e-4 5e-4 1e-3] [--seeds 0] [--group 8] [--batch 16]
-                         [--iterations 1] [--beta 0] [--loss grpo] [--eval-every 5] [--valid 100]
-                         [--test 200] [--samples 128] [--test-all]
+    python bench/grpo.py OUT [--setting easy] [--rules habit] [--calls 12800] [--tasks 200]
+        [--rates 2e-4 5e-4 1e-3] [--seeds 0] [--group 8] [--batch 16] [--iterations 1] [--beta 0]
+        [--loss grpo] [--eval-steps 5] [--valid 100] [--test 200] [--samples 128] [--test-all]
 
 `--calls`: policy calls of all rollouts of one training together, met exactly. A seed draws other
-training, validation and test tasks and other samples. Every
-rate's training keeps the weights that did best on the validation tasks (16 samples each; also those
-of the start); the rate
-with the highest mean over seeds is the one that is tested (all with --test-all). Rows are Pass@k in
-per cent with 95 % intervals over tasks and seeds, and
-paired differences to the base policy on the same tasks. What is in OUT is not done again.
+training, validation and test tasks and other samples. Every rate's training keeps the weights that
+did best on the validation tasks (16 samples each; the start's weights included). The rate with the
+highest mean over seeds is tested (all with --test-all). Rows are Pass@k in per cent with 95 %
+intervals over tasks and seeds, and paired differences to the base policy on the same tasks. What is
+in OUT already is not computed again.
 """
 
 from __future__ import annotations
@@ -90,8 +88,8 @@ def trained(args: argparse.Namespace, rate: float, seed: int) -> GrpoResult:
 
 
 def name_of(args: argparse.Namespace) -> str:
-    options = f"g{args.group}b{args.batch}i{args.iterations}k{args.beta:g}{args.loss}"
-    return f"{args.setting}-{args.rules}-{args.calls}-{options}"
+    sizes = f"g{args.group}b{args.batch}i{args.iterations}k{args.beta:g}{args.loss}"
+    return f"{args.setting}-{args.rules}-{args.calls}-{sizes}"
 
 
 def tested(args: argparse.Namespace, model: Path | None, seed: int) -> Counts:
@@ -139,7 +137,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=1)
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--loss", default="grpo")
-    parser.add_argument("--eval-every", type=int, default=5)
+    parser.add_argument("--eval-steps", type=int, default=5)
     parser.add_argument("--valid", type=int, default=100)
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--samples", type=int, default=128)

@@ -30,7 +30,7 @@ def test_all_three_with_the_embedded_model() -> None:
         tasks = Gates("easy").tasks("train", 16, 0)
         config = ExploreConfig(limits={"policy_calls": 20})
         try:
-            grown = await ace(policy, pool, tasks, PROMPTS, config, AceConfig(batch=8, most=4))
+            grown = await ace(policy, pool, tasks, PROMPTS, config, AceConfig(batch=8, max_items=4))
             trees = await evaluate(
                 policy,
                 pool,

@@ -12,13 +12,12 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,10 +28,19 @@ from leafe.recipes import Recipe, load_recipe
 from leafe.runs import load_trees
 from tests.chaos.endpoint import PLACES, RATES, Counters
 from tests.chaos.envs import Oracle, Quick
+from tests.chaos.machine import (
+    MARK,
+    fill_disk,
+    free_port,
+    is_marked,
+    marked_processes,
+    read_proc,
+    signal_and_close,
+    small_disk,
+)
 from tests.chaos.verify import Verdict, tasks_of, verify
 
 ROOT = Path(__file__).parents[2]
-MARK = "LEAFE_CHAOS"
 DEADLINE_S = 6.0
 """Of a request with all its retries: an outage that is longer ends episodes."""
 CONCURRENCY = 24
@@ -115,7 +123,7 @@ class Storm:
         self.chance = random.Random(self.seed)
         self.until = time.monotonic() + self.seconds
         while self.waves == 0 or time.monotonic() < self.until - 5:
-            with _disk(self.folder / f"disk-{self.waves}") as (disk, why):
+            with small_disk(self.folder / f"disk-{self.waves}") as (disk, why):
                 self.skipped = self.skipped or why
                 began = time.monotonic()
                 wave = Wave(
@@ -210,7 +218,7 @@ class Wave:
         self.notes, self.errors, self.temp = here / "notes", here / "stderr", here / "temp"
         self.temp.mkdir()
         self.counters = Counters(here / "counters")
-        self.port = _free_port()
+        self.port = free_port()
         (here / "prompts.toml").write_text('name = "doors"\n')
         self.recipe_path = here / "chaos.toml"
         facts = {
@@ -393,7 +401,7 @@ class Wave:
                 handle = self._signal_an_env(signal.SIGSTOP, keep=True)
                 done = handle is not None
                 if handle is not None:
-                    self._later(6.0, lambda: _signal_and_close(handle, signal.SIGCONT))
+                    self._later(6.0, lambda: signal_and_close(handle, signal.SIGCONT))
             case "kill the run" | "interrupt the run":
                 assert self.process is not None
                 self.ended_by = "killed" if kind == "kill the run" else "interrupted"
@@ -423,7 +431,7 @@ class Wave:
             case "disk full":
                 done = self.may_fill
                 if done:
-                    _fill(self.disk / "ballast")
+                    fill_disk(self.disk / "ballast")
                     self.disk_trouble = time.monotonic()
                     self._later(chance.uniform(0.3, 2.0), self._free)
             case "file may not grow":
@@ -459,15 +467,15 @@ class Wave:
         """A handle of the process that got the signal, if there was one."""
         found = [
             pid
-            for pid in _marked(self.mark)
-            if b"leafe.envs.worker._child" in _read(pid, "cmdline")
+            for pid in marked_processes(self.mark)
+            if b"leafe.envs.worker._child" in read_proc(pid, "cmdline")
         ]
         if not found:
             return None
         with contextlib.suppress(ProcessLookupError):
             pid = self.chance.choice(found)
             handle = os.pidfd_open(pid)
-            if _is_marked(pid, self.mark):  # still, now that the number cannot come to mean another
+            if is_marked(pid, self.mark):  # still, now that the number cannot come to mean another
                 signal.pidfd_send_signal(handle, what)
                 if keep:
                     return handle
@@ -506,11 +514,10 @@ class Wave:
 
     def _nothing_left(self) -> None:
         deadline = time.monotonic() + 20
-        while left := list(_marked(self.mark)):
+        while left := list(marked_processes(self.mark)):
             if time.monotonic() > deadline:
-                raise Failure(
-                    f"processes were left behind: {[(pid, _read(pid, 'cmdline')) for pid in left]}"
-                )
+                names = [(pid, read_proc(pid, "cmdline")) for pid in left]
+                raise Failure(f"processes were left behind: {names}")
             time.sleep(0.1)
         files = [*self.temp.rglob("*"), *self.disk.rglob("*.tmp")]
         if files:
@@ -543,65 +550,6 @@ def fault_free(config: ExploreConfig, prompts: Prompts, tasks: int) -> dict[str,
         return (await explore(Oracle(), pool, tasks_of(tasks), prompts, config)).trees
 
     return asyncio.run(main())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _marked(mark: str) -> Iterator[int]:
-    """The living processes that were started with this mark, by whomever."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and _is_marked(int(entry), mark):
-            yield int(entry)
-
-
-def _is_marked(pid: int, mark: str) -> bool:
-    return f"{MARK}={mark}\0".encode() in _read(pid, "environ")
-
-
-def _read(pid: int, what: str) -> bytes:
-    """Empty for a process that is gone, or dead and not yet reaped."""
-    try:
-        return Path(f"/proc/{pid}/{what}").read_bytes()
-    except OSError:
-        return b""
-
-
-def _signal_and_close(handle: int, what: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(handle, what)
-    os.close(handle)
-
-
-def _fill(path: Path) -> None:
-    """Leave less room than an episode needs."""
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        for size in (1 << 20, 1 << 12):
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(size))
-
-
-@contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[tuple[Path, str]]:
-    """A small file system, or a plain folder and why."""
-    folder.mkdir(parents=True)
-    why = "mounting a small file system needs root and the right to mount"
-    with contextlib.suppress(OSError):
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=32m", "leafe-chaos", str(folder)],
-            capture_output=True,
-            check=False,
-        )
-        why = why if mounted.returncode else ""
-    try:
-        yield folder, why
-    finally:
-        if not why:
-            subprocess.run(["umount", str(folder)], check=True)
 
 
 assert set(RATES) < set(PLACES)
