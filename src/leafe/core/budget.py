@@ -38,6 +38,7 @@ class Spent:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, float]:
+        """A JSON object with every field."""
         return asdict(self)
 
 

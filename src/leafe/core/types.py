@@ -80,6 +80,7 @@ class Usage:
     generated: int = 0
 
     def to_json(self) -> dict[str, int]:
+        """A JSON object with every field."""
         return {"prompt": self.prompt, "cached": self.cached, "generated": self.generated}
 
     def __add__(self, other: Usage) -> Usage:
@@ -107,12 +108,14 @@ class Task:
     payload: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {
             "payload": dict(self.payload)
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Task:
+        """The task that `to_json` wrote. TypeError for anything else."""
         return Task(**data)
 
 

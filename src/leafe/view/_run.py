@@ -73,7 +73,6 @@ class Run:
         self.folder = RunFolder.read(path)
         self._read_at = self._stamp()
         self._workers = ThreadPoolExecutor(2, "facts")
-        self._closed = False
         self._helps: dict[str, Future[Available[str]]] = {}
         self._chat: Future[Available[ChatTokens]] | None = None
         self._mutex = threading.Lock()
@@ -214,18 +213,13 @@ class Run:
 
     def warm(self) -> None:
         """Start in the background what pages will need and what takes seconds."""
-        try:
+        explored = [stage.name for stage in self.stages.values() if stage.kind == "explore"]
+        with contextlib.suppress(RuntimeError):  # closed at once: the pool takes no more work
             self.chat(0.0)
-            for stage in self.stages.values():
-                if stage.kind == "explore":
-                    self.prompts(stage.name, 0.0)
-                    return
-        except RuntimeError:
-            if not self._closed:  # a viewer that is closed at once takes no more work
-                raise
+            for stage in explored[:1]:
+                self.prompts(stage, 0.0)
 
     def close(self) -> None:
-        self._closed = True
         self._workers.shutdown(wait=False, cancel_futures=True)
 
 
