@@ -15,7 +15,7 @@ from leafe.core import FAILED_BY_ENV, Kind, Tree, UserError
 from leafe.evaluate import measure, spent
 from leafe.explore import ExploreConfig
 from leafe.report import draw_tree, pick_rescues, pick_tree
-from leafe.report._rescues import in_words, tell
+from leafe.report._rescues import in_words, rescue_facts
 from leafe.report._tree import rescued
 from leafe.runs import load_trees
 from leafe.view import make_app
@@ -87,7 +87,7 @@ def test_every_tree_is_drawn_and_told(trees: dict[str, Tree]) -> None:
     assert number == sum(rescued(tree) for tree in trees.values()) > 0
     for rescue in rescues:
         assert rescue.chain[0] is rescue.tree.episodes[0]
-        told = tell(rescue)
+        told = rescue_facts(rescue)
         assert told["rollbacks"][0]["turns"] == len(rescue.chain[0].acts)
 
 
