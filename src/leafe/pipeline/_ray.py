@@ -69,7 +69,7 @@ def run_on_ray(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageR
     out = folder / stage.name
     write_tasks(out, tasks)
     how = sampling_of(recipe, folder, stage)
-    tally: _Tally
+    tally: _Explored | _Evaluated
     if stage.kind == "explore":
         tally = _Explored(recipe, stage, tasks, emit)
     else:
@@ -106,29 +106,11 @@ def run_on_ray(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageR
 class _Tally:
     """What both kinds of stage count."""
 
-    concurrency: int
-
     def __init__(self, recipe: Recipe, stage: Stage, tasks: Sequence[Task], emit: Emit) -> None:
         self.recipe, self.stage, self.tasks, self.emit = recipe, stage, tasks, emit
         self.began = time.monotonic()
         self.before = 0
         """Tasks that an earlier start had finished."""
-
-    def resume(self, trees: Mapping[str, Tree]) -> tuple[list[Task], dict[str, Tree]]:
-        """Count what is in the journal; (the tasks that are not done, the trees to go on with)."""
-        raise NotImplementedError
-
-    def count(self, tree: Tree, episode: Episode) -> None:
-        """Count an episode that became durable."""
-        raise NotImplementedError
-
-    def show(self, dispatcher: TaskDispatcher) -> None:
-        """Emit the progress."""
-        raise NotImplementedError
-
-    def result(self, dispatcher: TaskDispatcher) -> dict[str, Any]:
-        """For the marker."""
-        raise NotImplementedError
 
     def words(self, dispatcher: TaskDispatcher) -> str:
         lost = f", {dispatcher.lost} lost, {dispatcher.given_again} tasks given again"
@@ -147,8 +129,8 @@ class _Explored(_Tally):
         self.errors_in_a_row = 0
 
     def resume(self, trees: Mapping[str, Tree]) -> tuple[list[Task], dict[str, Tree]]:
-        """The tasks that are to be gone on with, and what was made of them. Those that may have
-        used their budget up are among them: an actor knows."""
+        """Count what is in the journal; (tasks that are not done, trees to go on with). Tasks that
+        may have used up their budget are among them: an actor finds out."""
         for tree in trees.values():
             so_far = Tree(tree.task)
             for episode in tree.episodes:
@@ -168,7 +150,7 @@ class _Explored(_Tally):
         if self.errors_in_a_row >= max(10, self.config.max_errors):
             raise ForeignFailure(
                 f"{self.errors_in_a_row} episodes in a row failed, the last with: "
-                f"{episode.error} What was finished is kept: mend it and run again."
+                f"{episode.error} What was finished is kept: fix the cause and run again."
             )
 
     def _add(self, tree: Tree, episode: Episode) -> None:
@@ -252,7 +234,8 @@ class _Evaluated(_Tally):
         if not self.progress.samples:
             why = next(iter(dispatcher.all_samples_lost.values()), "")
             raise ForeignFailure(
-                f"Every sample of every task was lost, the last with: {why} Mend it and run again."
+                f"Every sample of every task was lost, the last with: {why} "
+                "Fix the cause and run again."
             )
         return {"temperature": self.how.temperature, "samples": self.how.samples}
 
@@ -461,8 +444,8 @@ def _connected(recipe: Recipe) -> Iterator[Any]:
 
 
 def _probe(address: str) -> None:
-    """UserError where nobody listens, or somebody who does not speak gRPC (the dashboard, say): ray
-    itself would try for minutes."""
+    """UserError where nothing listens, or something that does not speak gRPC (the dashboard, say):
+    ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         raise UserError(
