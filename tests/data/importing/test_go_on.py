@@ -19,7 +19,7 @@ from leafe.report._rescues import in_words, rescue_facts
 from leafe.report._tree import rescued
 from leafe.runs import load_trees
 from leafe.view import make_app
-from leafe.view._drawing import rows
+from leafe.view._drawing import lanes
 from leafe.view._server import _PAGES
 from tests.data.importing.logs import bare, chat_lines, grown, played, tasks, write_lines
 from tests.view.folders import STAGE, make_run
@@ -80,8 +80,8 @@ def test_every_tree_is_drawn_and_told(trees: dict[str, Tree]) -> None:
         assert draw_tree(tree).count('class="outcome"') == len(tree.rollouts)
         words = in_words(tree, tree.rollouts)
         assert any(turn["what"] == "Reflection" for turn in words[0]["turns"])
-        assert [row.episode for row in rows(tree)]
-        assert {row.episode.index for row in rows(tree)} == {e.index for e in tree.rollouts}
+        assert [row.episode for row in lanes(tree)]
+        assert {row.episode.index for row in lanes(tree)} == {e.index for e in tree.rollouts}
     assert pick_tree(trees.values()) is not None
     rescues, number = pick_rescues(trees.values())
     assert number == sum(rescued(tree) for tree in trees.values()) > 0
