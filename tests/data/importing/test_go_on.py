@@ -98,7 +98,7 @@ def test_the_viewer_shows_the_reflection_on_the_known_episode(
         pages = make_app(
             make_run(tmp_path / "run", trees.values()), tmp_path / "cache", follow=False
         )[_PAGES]
-        pages.follower.look()
+        pages.follower.update()
         for tree in trees.values():
             reflection = next(t for t in tree if t.kind is Kind.reflect)
             for turn in tree:
@@ -164,7 +164,7 @@ def test_from_an_import_to_a_report_and_an_export(tmp_path: Path) -> None:
 
     async def view() -> None:
         pages = make_app(run, tmp_path / "cache", follow=False)[_PAGES]
-        pages.follower.look()
+        pages.follower.update()
         pages.overview()
         for tree in trees.values():
             pages.tree(STAGE, {"task": tree.task.id})
