@@ -4,7 +4,7 @@ number of executions? MBPP, every program in the real sandbox.
     python -m bench.code_strategies                                        the default programmer, 3
     seeds
     python -m bench.code_strategies --set recall=1 --set insight=0.1       another programmer
-    (studies.weak_programmer.policy)
+    (studies.weak_programmer)
     python -m bench.code_strategies --sweep                                a row for each setting of
     the programmer, of the environment and of the strategies
     python -m bench.code_strategies --run runs/NAME                        the same figures from a
