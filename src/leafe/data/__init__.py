@@ -19,11 +19,12 @@ but the command line imports it. It names no environment and no engine: pools an
 passed in or taken from the run.
 """
 
+from leafe.data.exporting._exported import TARGETS, Exported, Target
 from leafe.data.exporting._lengths import Lengths, Tokenizer, tokenizer_of
 from leafe.data.exporting._pairs import first_differences
 from leafe.data.exporting._push import push
 from leafe.data.exporting._source import Source, episodes_of, samples_of
-from leafe.data.exporting._write import TARGETS, Exported, Target, export
+from leafe.data.exporting._write import export
 from leafe.data.importing._logged import CHAT_PROMPTS, IMPORTED_ENV, as_logged
 from leafe.data.importing._read import FORMATS, Format, read_log
 from leafe.data.importing._records import LoggedEpisode, LoggedTurn, Problems

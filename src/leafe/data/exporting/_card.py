@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from leafe import __version__
+from leafe.data.exporting._exported import Exported
 from leafe.data.exporting._lengths import length_section
 from leafe.data.exporting._source import Source
-
-if TYPE_CHECKING:
-    from leafe.data.exporting._write import Exported
 
 LICENCES: Mapping[str, tuple[str, str]] = {
     "gates": (

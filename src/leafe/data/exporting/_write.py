@@ -11,20 +11,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from leafe.core import Message, UserError, clean_text
 from leafe.data.exporting import _episodes, _rows
 from leafe.data.exporting._card import card
-from leafe.data.exporting._lengths import Lengths, Tokenizer, measure, warning
+from leafe.data.exporting._exported import TARGETS, Exported, Target
+from leafe.data.exporting._lengths import Tokenizer, measure
 from leafe.data.exporting._source import Source
 from leafe.distill import PARTS, Dataset, Sample, export_dpo, export_trl
 
-Target = Literal["trl", "sharegpt", "axolotl", "verl", "dpo", "chat"]
-TARGETS: tuple[Target, ...] = ("trl", "sharegpt", "axolotl", "verl", "dpo", "chat")
 ANCHORS = (
     "anchor: its loss is a divergence from the start policy's distribution, which this trainer "
     "does not compute"
@@ -34,27 +33,6 @@ CUT = (
     "was never sampled"
 )
 TURNS = "its messages are not user and assistant in turn, which ShareGPT needs"
-
-
-@dataclass(slots=True)
-class Exported:
-    """The result of an export."""
-
-    folder: Path
-    target: Target
-    files: dict[str, int] = field(default_factory=dict)
-    """Rows by file; names are relative to the folder."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """Samples that are in no file, counted by reason."""
-    changed: dict[str, int] = field(default_factory=dict)
-    """Samples counted by what the format cannot express about them."""
-    lengths: Lengths | None = None
-    """Tokens of the rows; None without a tokenizer, and for whole episodes."""
-
-    @property
-    def warning(self) -> str:
-        """One sentence if the trainer's default would cut rows; else empty."""
-        return warning(self.lengths, self.target)
 
 
 def export(
