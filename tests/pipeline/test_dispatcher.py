@@ -144,7 +144,9 @@ class Here:
                 return super().there()
 
             def next(self) -> Reply:
-                if self.lost is None and worker.dies():
+                if worker.dead or worker.actor is not life:
+                    self.lost = "it is gone"
+                elif worker.dies():
                     worker.close()
                     self.lost = "the node went up in smoke"
                 if self.lost is not None:
