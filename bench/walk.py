@@ -1,5 +1,5 @@
-"""An environment that costs next to nothing, to measure the loop around it: a corridor, then
-failure.
+"""An environment that costs next to nothing: a corridor, then failure. It measures the loop around
+it.
 
 `Walk` is called in the event loop. `SlowWalk` blocks for `step_s` seconds a call and is called in
 threads. `ProcessWalk` does so in a process of its own. Only `Walk` has snapshots. Each task has its

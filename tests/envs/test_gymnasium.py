@@ -122,7 +122,7 @@ def test_chance_is_part_of_the_task() -> None:
 def test_contract_in_a_process_of_its_own(options: dict[str, object]) -> None:
     report = check_environment("gymnasium", options=options, count=3, steps=12)
     assert not report.problems, report
-    assert report.way_back == "fork"
+    assert report.rollback_method == "fork"
 
 
 def test_taxi_drives_a_passenger() -> None:

@@ -167,7 +167,7 @@ def test_games_whose_notes_are_no_texts() -> None:
 def test_contract_in_a_process_of_its_own() -> None:
     report = check_environment("textarena", count=4, steps=10)
     assert not report.problems, report
-    assert report.way_back == "fork"
+    assert report.rollback_method == "fork"
 
 
 @pytest.mark.slow

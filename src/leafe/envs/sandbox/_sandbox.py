@@ -201,15 +201,15 @@ def _script(boxes: Boxes, program: str, stdin: bytes, limits: Limits, filtered: 
     with closing(
         Watch(boxes.start, "script", {"program": program}, limits, stdin, filtered)
     ) as watch:
-        said = watch.line()
+        report = watch.line()
         while (more := watch.line()) is not None:
-            said = said or more
+            report = report or more
         ended = watch.end()
         _check_start(watch, ended)
-        detail = _shortened(str(said.get("detail", ""))) if said else ""
+        detail = _shortened(str(report.get("detail", ""))) if report else ""
         if ended.bound:
             return Run(ended.bound, ended.stdout)
-        if said and said.get("event") == "memory" and ended.status:
+        if report and report.get("event") == "memory" and ended.status:
             return Run(Outcome.memory, ended.stdout)
         if ended.status == 0:
             return Run(Outcome.passed, ended.stdout, detail)
@@ -313,12 +313,12 @@ def _check_start(watch: Watch, ended: Ended) -> None:
         )
 
 
-def _failure(said: Mapping[str, Any]) -> tuple[Outcome, str]:
+def _failure(report: Mapping[str, Any]) -> tuple[Outcome, str]:
     """What a program's process reports of a failure. It is trusted for the kind of failure, and for
     nothing else."""
-    outcome = said.get("outcome")
+    outcome = report.get("outcome")
     kind = Outcome(outcome) if outcome in ("error", "memory", "exited") else Outcome.error
-    return kind, _shortened(str(said.get("detail", "")))
+    return kind, _shortened(str(report.get("detail", "")))
 
 
 def _shortened(text: str) -> str:

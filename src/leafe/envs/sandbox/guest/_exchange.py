@@ -39,15 +39,15 @@ class Called:
     def answer(self, name: str, value: Any, keep: Keep, subclasses: bool = False) -> dict[str, Any]:
         """`value` under `name` (`ok` or `raised`), and the containers that the call changed."""
         encoder = Encoder(keep, self._containers, subclasses)
-        said = {name: encoder.encode(value)}
+        message = {name: encoder.encode(value)}
         changed = [
             n
             for n, before in enumerate(self._before)
             if not _same(before, _items(self._containers[n]))
         ]
         if changed:
-            said["changed"] = [[n, encoder.contents(self._containers[n])] for n in changed]
-        return said
+            message["changed"] = [[n, encoder.contents(self._containers[n])] for n in changed]
+        return message
 
 
 def answered(answer: Mapping[str, Any], name: str, held: Sequence[Any], wrap: Wrap) -> Any:

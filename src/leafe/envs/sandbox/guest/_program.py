@@ -141,14 +141,14 @@ def _reported(
         _make_room(error, space)
         return {"outcome": "memory", "error": "MemoryError", "detail": ""}
     except SystemExit as error:
-        said = {
+        message = {
             "outcome": "exited",
             "error": "SystemExit",
             "detail": f"SystemExit: {safe_repr(error.code)}",
         }
         raised: BaseException = error
     except BaseException as error:
-        said = {
+        message = {
             "outcome": "error",
             "error": type(error).__name__,
             "detail": described(error, sources),
@@ -156,8 +156,8 @@ def _reported(
         raised = error
     if more is not None:
         with contextlib.suppress(BaseException):
-            said |= more(raised)
-    return said
+            message |= more(raised)
+    return message
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -181,7 +181,7 @@ class _Server:
         lines: io.BufferedReader,
     ) -> None:
         self.space = space
-        self.kept: list[Any] = []
+        self.objects: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._theirs: dict[int, Any] = {}
         self._sources, self._report, self._lines = sources, report, lines
@@ -204,21 +204,21 @@ class _Server:
             called = Called(request, self._inward)
             value = self._value(request, called.args, called.named)
             try:
-                said = called.answer("ok", value, self._keep, subclasses=True)
+                message = called.answer("ok", value, self._keep, subclasses=True)
             except RecursionError:
-                said = {"ok": self._reference(value)}
+                message = {"ok": self._reference(value)}
             # send references instead: the test may not need the long values
-            if request["op"] == "names" and len(json.dumps(said)) > _MAX_REPLY:
-                said = {
+            if request["op"] == "names" and len(json.dumps(message)) > _MAX_REPLY:
+                message = {
                     "ok": ["dict", [[name, self._reference(held)] for name, held in value.items()]]
                 }
-            if len(json.dumps(said)) > _MAX_REPLY:
+            if len(json.dumps(message)) > _MAX_REPLY:
                 raise OverflowError(f"the value is longer than {_MAX_REPLY >> 20} MB")
-            return said
+            return message
 
         def more(error: BaseException) -> dict[str, Any]:
-            said = called.answer("raised", error, self._keep) if called else {}
-            return said if len(json.dumps(said)) <= _MAX_REPLY else {}
+            message = called.answer("raised", error, self._keep) if called else {}
+            return message if len(json.dumps(message)) <= _MAX_REPLY else {}
 
         return _reported(act, self._sources, self.space, more)
 
@@ -228,7 +228,7 @@ class _Server:
             return {name: self.space[name] for name in args[0] if name in self.space}
         if what == "operate":
             return _OPERATIONS[request["name"]](*args)
-        subject = self.kept[request["ref"]]
+        subject = self.objects[request["ref"]]
         if what == "method":
             # a call of the object itself, or an operator, looked up on the type as Python does
             return (
@@ -273,13 +273,13 @@ class _Server:
 
     def _number(self, value: Any) -> int:
         if id(value) not in self._numbers:
-            self._numbers[id(value)] = len(self.kept)
-            self.kept.append(value)
+            self._numbers[id(value)] = len(self.objects)
+            self.objects.append(value)
         return self._numbers[id(value)]
 
     def _inward(self, tag: str, rest: list[Any], decoder: Decoder) -> Any:
         if tag == "ref":
-            return self.kept[rest[0]]
+            return self.objects[rest[0]]
         if tag == "global":
             found: Any = importlib.import_module(rest[0])
             for part in rest[1].split("."):
@@ -294,10 +294,10 @@ class _Server:
         def call(*args: Any, **named: Any) -> Any:
             parts, held = outgoing(args, named, self._keep)
             self._report({"callback": number, **parts})
-            said = self.serve(called_back=True)
-            if "raised" in said:
-                raise answered(said, "raised", held, self._inward)
-            return answered(said, "ok", held, self._inward)
+            message = self.serve(called_back=True)
+            if "raised" in message:
+                raise answered(message, "raised", held, self._inward)
+            return answered(message, "ok", held, self._inward)
 
         def items() -> Iterator[Any]:
             while True:

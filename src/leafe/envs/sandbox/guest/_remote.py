@@ -162,12 +162,12 @@ class Link:
 
     def _called_back(self, called: Called, function: Any) -> None:
         try:
-            said = called.answer("ok", function(*called.args, **called.named), self._outward)
+            message = called.answer("ok", function(*called.args, **called.named), self._outward)
         except Over:
             raise
         except BaseException as error:
-            said = called.answer("raised", _builtin(error), self._outward)
-        self._report({"event": "ask", "op": "returned", **said})
+            message = called.answer("raised", _builtin(error), self._outward)
+        self._report({"event": "ask", "op": "returned", **message})
 
     def _raised(self, answer: dict[str, Any], held: list[Any]) -> BaseException:
         """The exception that the program raised."""
