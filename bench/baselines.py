@@ -168,10 +168,10 @@ class Bench:
         for steps, rate in ((20, 1e-4), (90, 6e-4)):
             first = preset("rehearsal", max_steps=steps, learning_rate=rate, seed=seed)
             results = train_early(
-                base_path(), self.out / f"early{steps}", data, "env", config, first
+                base_path(), self.out / f"early{steps}", data, "world_model", config, first
             )
             self.say(
-                f"environment {len(data.env.samples)} samples, loss "
+                f"world model {len(data.world_model.samples)} samples, loss "
                 f"{results['env'].loss:.3f}; expert {len(data.expert.samples)} samples"
             )
             await self.row(
