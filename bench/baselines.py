@@ -172,10 +172,10 @@ class Bench:
             )
             self.say(
                 f"world model {len(data.world_model.samples)} samples, loss "
-                f"{results['env'].loss:.3f}; expert {len(data.expert.samples)} samples"
+                f"{results['world_model'].loss:.3f}; expert {len(data.expert.samples)} samples"
             )
             await self.row(
-                f"early, environment {steps} steps", self.out / f"early{steps}" / "checkpoint"
+                f"early, world model {steps} steps", self.out / f"early{steps}" / "checkpoint"
             )
 
 

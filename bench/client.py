@@ -2,25 +2,27 @@
 against one endpoint in a process of its own.
 
     python -m bench.client                      64, 256 and 1024 in flight, latencies of 40 ms
-    (normal)
     python -m bench.client --mean 0.01 --latency long --turns 20
 
-Episodes of 20 turns, whose history grows by two messages a turn as in a rollout; so many at a time
-as are in flight, no environment and no journal between the
-turns. `cpu` is the client's own processor time for one turn, the ceiling that it sets on one core;
-`ideal` is what the latencies alone allow.
+Each client plays episodes of 20 turns, whose history grows by two messages a turn as in a rollout,
+without environment or journal. The clients take turns, `--rounds` times; figures are medians over
+the rounds. `cpu` is the client's own processor time for one turn, `ideal` the turns that the
+latencies alone allow. The `openai` client is left out where it is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from statistics import median
 from typing import Any
 
 from bench.mock_endpoint import TEXT, latencies
@@ -96,7 +98,7 @@ CLIENTS = {"leafe": leafe_client, "aiohttp": aiohttp_client, "openai": openai_cl
 
 
 async def play(ask: Ask, in_flight: int, seconds: float, turns: int) -> dict[str, float]:
-    """Episodes until the time is over; those under way are then left where they are."""
+    """Play episodes for `seconds`, after a quarter of it to warm up."""
     done, stop = 0, False
 
     async def lane(number: int) -> None:
@@ -141,67 +143,67 @@ async def measure(
         return await play(await CLIENTS[name](url, stack), in_flight, seconds, turns)
 
 
+def measure_once(given: argparse.Namespace, name: str, in_flight: int) -> dict[str, float]:
+    """One figure of one client, with an endpoint of its own."""
+    command = [sys.executable, "-m", "bench.mock_endpoint", "--latency", given.latency]
+    command += ["--mean", str(given.mean), "--seed", str(given.seed)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        try:
+            return asyncio.run(measure(name, url, in_flight, given.seconds, given.turns))
+        finally:
+            server.stdin.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Turns a second through three HTTP clients.")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--latency", choices=["none", "fixed", "normal", "long"], default="normal")
     parser.add_argument("--mean", type=float, default=0.04, help="seconds")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=6.0,
-        help="for each figure, after a quarter of it to warm up",
-    )
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each figure")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--turns", type=int, default=20, help="of an episode")
     parser.add_argument("--clients", nargs="+", choices=list(CLIENTS), default=list(CLIENTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON as well")
     given = parser.parse_args()
+    clients = list(given.clients)
+    if "openai" in clients and importlib.util.find_spec("openai") is None:
+        print("openai is not installed and is left out: pip install openai")
+        clients.remove("openai")
     waits = latencies(given.latency, given.mean, given.seed)
     mean = sum(waits) / len(waits)
     print(
-        f"endpoint: {given.latency} latency, mean {mean * 1e3:.0f} ms, seed {given.seed}; "
-        f"episodes of {given.turns} turns; {given.seconds:g} s a figure"
+        f"endpoint: {given.latency} latency, mean {mean * 1e3:.0f} ms, seed {given.seed}; episodes "
+        f"of {given.turns} turns; medians of {given.rounds} rounds of {given.seconds:g} s; "
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}"
     )
-    print(
-        f"{'in flight':>9} {'client':>8} {'turns/s':>9} {'of ideal':>9} "
-        f"{'cpu us/turn':>12} {'leafe is':>10}"
-    )
+    print(f"in flight   client   turns/s  of ideal  cpu us/turn    leafe is  {'(each round)':>12}")
     rows = []
     for in_flight in given.in_flight:
         ideal = in_flight / mean if mean else float("inf")
-        base = None
-        for name in given.clients:
-            command = [
-                sys.executable,
-                "-m",
-                "bench.mock_endpoint",
-                "--latency",
-                given.latency,
-                "--mean",
-                str(given.mean),
-                "--seed",
-                str(given.seed),
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
+        for _ in range(given.rounds):
+            for name in clients:
+                found[name].append(measure_once(given, name, in_flight))
+        for name, figures in found.items():
+            per_s = median(f["per_s"] for f in figures)
+            ratios = [
+                ours["per_s"] / f["per_s"]
+                for ours, f in zip(found.get("leafe", ()), figures, strict=False)
             ]
-            with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            ) as server:
-                assert server.stdout is not None
-                url = server.stdout.readline().strip()
-                got = asyncio.run(measure(name, url, in_flight, given.seconds, given.turns))
-                assert server.stdin is not None
-                server.stdin.close()
-            base = got["per_s"] if name == "leafe" else base
-            ratio = f"{base / got['per_s']:.1f} x" if base else ""
-            share = f"{got['per_s'] / ideal:9.0%}" if mean else f"{'':9}"
             print(
-                (
-                    f"{in_flight:9} {name:>8} {got['per_s']:9.0f} {share} "
-                    f"{got['cpu_us']:12.0f} {ratio:>10}"
-                ),
+                f"{in_flight:9} {name:>8} {per_s:9.0f} {per_s / ideal:9.0%} "
+                f"{median(f['cpu_us'] for f in figures):12.0f} "
+                f"{f'{median(ratios):.1f} x' if ratios else '':>11}  "
+                f"({', '.join(f'{r:.1f}' for r in ratios)})",
                 flush=True,
             )
-            rows.append({"in_flight": in_flight, "client": name, **got})
+            rows += [{"in_flight": in_flight, "client": name, **f} for f in figures]
     if given.json:
         print(json.dumps(rows))
 

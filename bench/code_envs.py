@@ -1,16 +1,13 @@
-"""Do the code environments accept what is right and reject what is wrong? References and their
-mutants, on real data, and what kinds of tests there are.
+"""Checks the judges of the code environments with references and their mutants, on real data.
 
-    python bench/code_envs.py [--mutants 4] [--problems 157] [--only codecontests mbpp humaneval]
+python bench/code_envs.py [--mutants 4] [--problems 157] [--only codecontests mbpp humaneval]
     [--list]
 
-A mutant is a reference with one operator or constant changed. One that is accepted may be alike on
-all tests that decide: each of those is run again
-by a bare interpreter, without sandbox or judge of ours, and its output compared with the
-reference's there. `wrongly accepted` are those
-whose output differs from the reference's by more than whitespace; `wrongly rejected` (checked on
-those that the judge found wrong answers of,
-up to 100) those whose output does not.
+A mutant is a reference with one operator or constant changed. An accepted mutant may be equivalent
+on all deciding tests: each is run again by a bare interpreter, without leafe's sandbox and judge,
+and its output compared with the reference's. `wrongly accepted` are those whose output differs by
+more than white space; `wrongly rejected` (checked on up to 100 that the judge found wrong) are
+those whose output does not.
 """
 
 from __future__ import annotations
@@ -85,10 +82,10 @@ def bare(program: str, stdin: str) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.decode(errors="replace").split()
 
 
-def alike(task: Task, program: str, reference: str) -> bool:
+def equivalent(task: Task, program: str, reference: str) -> bool:
     if "hidden" in task.payload:
         return all(
-            bare(program, given) == bare(reference, given) for given, _ in task.payload["hidden"]
+            bare(program, stdin) == bare(reference, stdin) for stdin, _ in task.payload["hidden"]
         )
     payload = task.payload
     setup = payload["setup"] + "\n" + payload.get("given", "")
@@ -100,8 +97,8 @@ def alike(task: Task, program: str, reference: str) -> bool:
 
 
 def kinds(tasks: list[Task]) -> Counter[str]:
-    """Of the asserts of function environments: compared as `call == literal`, as another
-    expression, in a loop or block."""
+    """Count the asserts of function environments: `call == literal`, another expression, in a
+    block."""
     found: Counter[str] = Counter()
     for task in tasks:
         for test in task.payload.get("tests", []):
@@ -155,21 +152,21 @@ def main() -> None:
         "seconds",
     )
     table = Table(*columns, box=box.MARKDOWN)
-    said: list[str] = []
+    lines: list[str] = []
     for name in arguments.only:
         env, references = env_of(name)
         splits = ["test"] if name == "humaneval" else env.splits
         tasks = sorted((t for split in splits for t in env.tasks(split)), key=lambda t: t.id)[
             : arguments.problems
         ]
-        begun = time.time()
-        row = measure(env, tasks, references, arguments.mutants, said.append, arguments.list)
-        table.add_row(name, *row, f"{time.time() - begun:.0f}")
+        start = time.time()
+        row = measure(env, tasks, references, arguments.mutants, lines.append, arguments.list)
+        table.add_row(name, *row, f"{time.time() - start:.0f}")
         if count := kinds(tasks):
-            said.append(f"{name}: kinds of tests: {dict(count)}")
+            lines.append(f"{name}: kinds of tests: {dict(count)}")
         env.close()
     Console(width=200).print(table)
-    print("\n".join(said))
+    print("\n".join(lines))
 
 
 def measure(
@@ -187,7 +184,7 @@ def measure(
         right = list(pool.map(judged, [(task, "", references[task.id]) for task in tasks]))
         for task, result in zip(tasks, right, strict=True):
             if result.outcome is not Outcome.passed:
-                say(f"reference not accepted: {task.id}: {result.said.splitlines()[0]}")
+                say(f"reference not accepted: {task.id}: {result.feedback.splitlines()[0]}")
         good = [
             task
             for task, result in zip(tasks, right, strict=True)
@@ -204,13 +201,17 @@ def measure(
             for job, result in zip(jobs, results, strict=True)
             if result.outcome is Outcome.passed
         ]
-        same = list(pool.map(lambda job: alike(job[0], job[2], references[job[0].id]), accepted))
+        same = list(
+            pool.map(lambda job: equivalent(job[0], job[2], references[job[0].id]), accepted)
+        )
         wrong = [
             job
             for job, result in zip(jobs, results, strict=True)
             if result.outcome is Outcome.failed
         ][:100]
-        missed = list(pool.map(lambda job: alike(job[0], job[2], references[job[0].id]), wrong))
+        missed = list(
+            pool.map(lambda job: equivalent(job[0], job[2], references[job[0].id]), wrong)
+        )
     for job, equal in zip(accepted, same, strict=True):
         if equal and name_alike:
             say(f"alike: {job[0].id}: {job[1]}")

@@ -184,7 +184,8 @@ async def grow(
         **parts["explore"],
     )
     policy = WeakProgrammer(**{"seconds": env["seconds"], "seed": seed} | parts[""])
-    prompts = Prompts(load_prompt_set("mbpp"), pool.facts.actions_help).saying(**parts["prompts"])
+    prompts = Prompts(load_prompt_set("mbpp"), pool.facts.actions_help)
+    prompts = prompts.with_texts(**parts["prompts"])
     found = await explore(policy, pool, tasks, prompts, config)
     pool.close()
     await policy.close()

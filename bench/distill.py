@@ -5,25 +5,23 @@ samples from the same weights.
     python -m bench.distill --model smollm2      SmolLM2-135M, 1 tree a step
 
 A tree of b branches is a first path of T turns and b - 1 others that leave it at evenly spaced
-turns and have T turns in all. Every turn of every path is a
-sample (its history, its action), each distinct one once, as `leafe.distill` and `export_trl` give
-them. Four trainers take steps over all samples:
+turns and have T turns in all. Every turn of every path is a sample (its history, its action), each
+distinct one once, as `leafe.distill` and `export_trl` give them. Four trainers take steps over all
+samples:
 
     leafe          packed trees (the default)
     leafe causal   merged rows: an episode's samples are one row, branches repeat their history
-    trl padded     SFTTrainer, batches of 8 of like length, padded
-    trl packed     SFTTrainer, packing="bfd": whole samples are put into rows of the longest
-    sample's length and kept apart by a block mask. Of TRL's ways to
-                   pack it is the one that is exact on a CPU: "wrapped" cuts samples and lets them
-                   see each other, and `padding_free` alone makes one row
-                   of a whole batch, whose dense mask costs its square
+    trl padded     SFTTrainer, batches of 8 of similar length, padded
+    trl packed     SFTTrainer, packing="bfd": whole samples in rows of the longest sample's length,
+                   separated by a block mask. Of TRL's ways to pack it is the one that is exact on a
+                   CPU: "wrapped" cuts samples and lets them see each other, and `padding_free`
+                   alone makes one row of a whole batch, whose dense mask grows with its square
 
 Each cell runs in a process of its own on one thread. Time is that of a whole step, packing,
-clipping and AdamW included; the first is thrown away where there
-are more. Processor time is shown beside the clock's, since other work on the machine does not
-lengthen it much. Memory is what a step adds to what the process
-held before the first one. With a GPU the same table is made there, with tokens a second; then
-FlexAttention against SDPA, and bfloat16 against float32.
+clipping and AdamW included; the first step is dropped if there are more. Processor time stands
+beside wall time, since other work on the machine lengthens it little. Memory is what a step adds to
+what the process held before the first one. With a GPU the same table is made there, with tokens a
+second; then FlexAttention against SDPA, and bfloat16 against float32.
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ PLACES = (
 
 
 def samples(trees: int, turns: int, branches: int) -> tuple[Sample, ...]:
-    """The samples of so many trees, each distinct one once; words that both tokenizers know."""
+    """The distinct samples of this many trees, in words that both tokenizers know."""
     out: dict[tuple[Any, ...], Sample] = {}
     for tree in range(trees):
         draw = random.Random(1000 * turns + 10 * branches + tree)
@@ -116,8 +114,7 @@ def checkpoint(model: str) -> Path:
 
 
 class Clock:
-    """Seconds of each step, by the clock and of the processor, and the memory that the steps added,
-    in MiB."""
+    """Wall and processor seconds of each step, and the memory in MiB that the steps added."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, float]] = []
@@ -170,7 +167,7 @@ def run_leafe(path: Path, data: Dataset, steps: int, packing: str) -> dict[str, 
     }
     from leafe.distill import _train
 
-    step = _train._Training._step
+    step = _train._Trainer._step
 
     def watched(self: Any, *given: Any, **more: Any) -> Any:
         if not clock.marks:
@@ -181,7 +178,7 @@ def run_leafe(path: Path, data: Dataset, steps: int, packing: str) -> dict[str, 
         clock.mark()
         losses.append(row["loss"])
 
-    _train._Training._step = watched  # type: ignore[method-assign]
+    _train._Trainer._step = watched  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:
         result = train(path, out, data, None, DistillConfig(max_steps=steps, **options), progress)
     return clock.result() | {
@@ -305,9 +302,7 @@ def table(
                 mine = samples(trees, length, number)
                 Dataset(mine).save(data)
                 found: dict[str, list[dict[str, Any]]] = {k: [] for k in kinds}
-                for nth in range(
-                    rounds
-                ):  # in turn, and the other way round, so that a slow minute meets all
+                for nth in range(rounds):  # in turn, and in reverse, so that a slow minute hits all
                     for kind in kinds if nth % 2 == 0 else reversed(kinds):
                         found[kind].append(cell(kind, model, data, steps))
             cpu = {k: statistics.median(x for r in found[k] for x in r["cpu"]) for k in kinds}
@@ -355,7 +350,7 @@ def gpu(model: str) -> None:
 
     from leafe.core import ChatTokens
     from leafe.distill import encode
-    from leafe.distill._attention import Attention, choose
+    from leafe.distill._attention import Attention, select_attention
     from leafe.distill._loss import collate, part_losses, totals
     from leafe.distill._pack import pack
 
@@ -367,13 +362,15 @@ def gpu(model: str) -> None:
     results: dict[str, tuple[float, torch.Tensor]] = {}
     for name in ("sdpa float32", "flex float32", "flex bfloat16"):
         one = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to("cuda")
-        attention = choose(one, 10_000) if name.startswith("flex") else Attention("sdpa", head=True)
+        attention = Attention("sdpa", head=True)
+        if name.startswith("flex"):
+            attention = select_attention(one, 10_000)
         if name.startswith("flex") and attention.kind != "flex":
             print(f"no FlexAttention here: {attention.notes}")
             return
         pieces = [
             collate([row], totals(batch), 0, attention).to("cuda")
-            for row in pack(batch, attention.shape(4096))
+            for row in pack(batch, attention.limits(4096))
         ]
         with torch.autocast("cuda", torch.bfloat16, enabled=name.endswith("bfloat16")):
             loss = sum(part_losses(one, None, piece) for piece in pieces)
@@ -404,7 +401,7 @@ def main() -> None:
         "--steps",
         type=int,
         default=4,
-        help="steps in each process; the first is thrown away where there are more",
+        help="steps in each process; the first is dropped if there are more",
     )
     parser.add_argument("--rounds", type=int, default=2, help="processes of each trainer")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))

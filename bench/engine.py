@@ -1,13 +1,13 @@
-"""Our engine against transformers' own `generate`, on a tiny random model, in one run on one
-machine.
+"""The in-process engine against transformers' own `generate`, on a tiny random model, in one run on
+one machine.
 
     python bench/engine.py [--rows 64 256] [--layers 4] [--width 128]
 
 Three workloads, each the same for both sides: single answers (prompt about 100 tokens, 32 new
-ones), episodes of ten turns with answers of three tokens (what
-exploration does; `generate` plays them in lockstep, a batch a turn, and computes each prompt anew),
-and 128 samples of each prompt (counted against expanded).
-Prints a table; tokens are the sampled ones that an agent sees, not what was computed.
+ones); episodes of ten turns with answers of three tokens (what exploration does; `generate` plays
+them in lockstep, a batch a turn, and computes each prompt anew); and 128 samples of each prompt
+(counted against expanded). Prints a table; tokens are the sampled ones that an agent sees, not the
+computed ones.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
-"""A chat-completions endpoint that costs next to nothing, so that what is measured against it is
-the client.
+"""A chat-completions endpoint that costs next to nothing, to measure clients against.
 
-One asyncio protocol, no web framework: about 30 microseconds a request. Latencies come from a seed,
-normal or long-tailed, and are the time from the last
-byte of a request to the first of its answer. Prints its base_url and serves until its standard
-input closes.
+One asyncio protocol, no web framework: about 30 microseconds a request. Latencies come from a seed
+and are the time from the last byte of a request to the first of its answer. Prints its base_url and
+serves until its standard input closes.
 
     python -m bench.mock_endpoint --latency normal --mean 0.04 --seed 1
 
-With --by-turn the latency belongs to the turn and not to the order in which requests come: the
-task's number (`task-17` in the prompt), how many answers the
-prompt holds, and how often that was asked for. So every client that plays the same episodes is made
-to wait the same times, and GET /v1/drawn tells which:
-{"tasks": {"17": [seconds, ...]}, "cpu_s": processor time}. Where a JSON schema is asked for the
+With --by-turn the latency belongs to the turn, not to the order of requests: to the task's number
+(`task-17` in the prompt), the number of answers in the prompt, and how often that was requested. So
+every client that plays the same episodes waits the same times, and GET /v1/drawn reports them:
+{"tasks": {"17": [seconds, ...]}, "cpu_s": processor time}. Where a JSON schema is requested the
 answer is a reflection on an earlier step.
 """
 
@@ -38,9 +35,14 @@ TEXT = "Thought: the lamp is upstairs, so I go and look for it there.\nAction: g
 
 
 def latencies(kind: str, mean: float, seed: int) -> list[float]:
-    """4096 latencies in seconds with this mean: `none`, `fixed`, `normal` (deviation a quarter, at
-    least a tenth) or `long` (log-normal, sigma 1: the
-    slowest hundredth takes six times the mean and more)."""
+    """4096 latencies in seconds.
+
+    Args:
+        kind: `none`, `fixed`, `normal` (deviation a quarter of the mean, at least a tenth of it) or
+            `long` (log-normal, sigma 1: the slowest hundredth takes six times the mean and more).
+        mean: Their mean.
+        seed: Of the draw.
+    """
     chance = random.Random(seed)
     if kind == "none":
         return [0.0]
@@ -66,7 +68,7 @@ class ByTurn:
         ]
 
     def draw(self, body: bytes) -> tuple[float, bytes | None]:
-        """Seconds to wait, and the answer where it is not the usual one."""
+        """Seconds to wait, and the answer where it is not the default."""
         found = _TASK.search(body)
         task, step = int(found[1]) if found else -1, len(_ANSWER.findall(body))
         self.asked[task, step] += 1
@@ -82,8 +84,7 @@ class ByTurn:
 
 
 class Endpoint(asyncio.Protocol):
-    """One connection; requests on it are answered one after another, as HTTP/1.1 wants it without
-    pipelining."""
+    """One connection; its requests are answered one after another."""
 
     answer = b""
     waits: Sequence[float] = (0.0,)
@@ -138,7 +139,7 @@ def _framed(answer: object) -> bytes:
 
 
 def chat_answer(text: str = TEXT) -> bytes:
-    """An answer as servers give it: their usual fields, about 600 bytes."""
+    """An answer with the usual fields of servers, about 600 bytes."""
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": text, "tool_calls": []},

@@ -1,9 +1,8 @@
-"""What a process, a thread and the pool add to a step: the same environment, whose steps do
-nothing, called in four ways.
+"""Measures what a process, a thread and the pool add to a step of an environment that does nothing.
 
-    python bench/pool.py [--steps 2000] [--rounds 5]
+python bench/pool.py [--steps 2000] [--rounds 5]
 
-Rounds alternate between the ways; a cell is the median over rounds of a round's mean, with the
+Rounds alternate between the four ways. A cell is the median over rounds of a round's mean, with the
 lowest and highest round.
 """
 

@@ -4,19 +4,18 @@ are built.
     python bench/prefix.py [--envs gates sokoban ...] [--tasks 64] [--calls 64] [--flight 8 64]
     [--capacity 0 200000 50000] [--engine]
 
-A real exploration (20-turn episodes at most; the embedded model on gates, a random player with a
-random reflector elsewhere) gives trees. Their requests, the
-same episodes and the same answers, are then asked for in three ways: `append`, as leafe does;
-`system`, with the experience and the request to reflect in the
-system message and a history that grows otherwise; `window`, the last two turns. Served by a model
-of a prefix cache (bench/prefix_cache.py; capacity in
-tokens, 0: without end), and with --engine by the in-process engine itself, held to the recorded
-answers on a model of one narrow layer, with room for so many
-tokens: its counts do not depend on the weights. `flight` tasks are open at a time; the simulator
-takes their requests in turn, the engine as they come.
+A real exploration (at most 20 turns an episode; the embedded model on gates, a random player with a
+random reflector elsewhere) gives trees. Their requests, the same episodes with the same answers,
+are then sent with three kinds of prompts: `append`, as leafe does; `system`, with the experience
+and the reflection request in the system message and a growing history; `window`, the last two
+turns. They are served by a model of a prefix cache (bench/prefix_cache.py; capacity in tokens, 0:
+unlimited), and with --engine by the in-process engine itself, which replays the recorded answers on
+a model of one narrow layer with room for as many tokens: its counts do not depend on the weights.
+`flight` tasks are open at a time; the simulator takes their requests in turn, the engine as they
+come.
 
-Prints computed tokens a turn, ratios to `append` with 95 % intervals (tasks drawn again), and where
-the saving of `append` comes from.
+Prints computed tokens a turn, ratios to `append` with 95 % intervals (bootstrap over tasks), and
+where the saving of `append` comes from.
 """
 
 from __future__ import annotations
@@ -91,12 +90,11 @@ WORDS = (
 
 
 class Player:
-    """Plays random valid actions and reflects at random, in the forms that the prompt sets ask
-    for."""
+    """Plays random valid actions and reflects at random, in the formats of the prompt sets."""
 
     def __init__(self) -> None:
         self.envs: dict[str, Environment] = {}
-        """By task: where it is being played."""
+        """The environment of each task."""
 
     def make(self, name: str, options: dict[str, Any]) -> Environment:
         """An environment without snapshots, so that every episode tells where it is played."""
@@ -159,12 +157,12 @@ async def grow(
         pool.close()
 
 
-# asking the same again
+# replaying the requests
 
 
 @dataclass(eq=False, slots=True)
 class Ask:
-    """One request of a tree: its prompt, and the answer that it got."""
+    """One request of a tree: its prompt and its recorded answer."""
 
     task: int
     episode: int
@@ -178,7 +176,7 @@ class Ask:
 
 
 class InSystem(Prompts):
-    """What changes stands in the system message, as in harnesses that build each prompt anew."""
+    """Puts what changes into the system message, as harnesses do that build each prompt anew."""
 
     def act(self, history: History, _: object = None) -> tuple[Message, ...]:
         return self._moved(history, "")
@@ -242,8 +240,7 @@ def asks_of(trees: list[Tree], prompts: Prompts, chat: ChatTokens, way: str) -> 
 
 
 def in_turn(asks: list[list[Ask]], flight: int) -> Iterator[Ask]:
-    """One request of each of the open tasks after the other; where a task is done the next one
-    opens."""
+    """One request of each open task after the other; the next task opens when one is done."""
     waiting = deque(deque(a) for a in asks if a)
     opened = deque(waiting.popleft() for _ in range(min(flight, len(waiting))))
     while opened:
@@ -313,7 +310,7 @@ def engined(asks: list[list[Ask]], flight: int, capacity: int | None, folder: Pa
     return computed
 
 
-# what comes of it
+# results
 
 
 def shared(a: np.ndarray, b: np.ndarray) -> int:
@@ -323,8 +320,8 @@ def shared(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def sources(asks: list[list[Ask]]) -> dict[str, float]:
-    """Shares of the prompt tokens of `append` that an endless cache has, by the nearest earlier
-    request that has them."""
+    """Shares of the prompt tokens of `append` that an unlimited cache has, by the nearest earlier
+    request with them."""
     found: Counter[str] = Counter()
     firsts = [a[0].prompt for a in asks if a]
     for i, mine in enumerate(asks):
@@ -362,7 +359,7 @@ def sources(asks: list[list[Ask]]) -> dict[str, float]:
 
 
 def by_kind(asks: list[list[Ask]]) -> dict[str, int]:
-    """Tokens that an endless cache of single tokens leaves to compute, by kind of request."""
+    """Tokens that an unlimited cache of single tokens leaves to compute, by kind of request."""
     cache, found = (
         PrefixCache(None, block=1),
         Counter(dict.fromkeys(("act", "reflect", "rollback", "fresh"), 0)),
@@ -373,7 +370,7 @@ def by_kind(asks: list[list[Ask]]) -> dict[str, int]:
 
 
 def ratio(of: np.ndarray, to: np.ndarray) -> str:
-    """Of sums over tasks, with its 95 % interval."""
+    """The ratio of sums over tasks, with its 95 % interval."""
     drawn = np.random.default_rng(0).integers(len(of), size=(4000, len(of)))
     low, high = np.quantile(of[drawn].sum(1) / to[drawn].sum(1), [0.025, 0.975])
     return f"{of.sum() / to.sum():.2f} [{low:.2f}, {high:.2f}]"

@@ -1,13 +1,11 @@
 """A model of an inference server's prefix cache: how many tokens of each prompt it would compute.
 
-After vLLM's automatic prefix caching, as its design pages describe it. Tokens are put in blocks of
-16. A block is known by its own tokens and all before them,
-through the hash of the block before it; only full blocks are kept. A prompt finds its longest run
-of known blocks from the start, its last token always left
-to compute. A request takes new blocks where it finds none, from those used longest ago, and on its
-end gives all of its blocks back, the last one
-first: so a tail goes before what it hangs on. What was generated is kept like what was read; the
-last token's keys and values never existed.
+It follows the design pages of vLLM's automatic prefix caching. Tokens are in blocks of 16. A block
+is identified by its own tokens and all before them, through the hash of the block before it; only
+full blocks are cached. A prompt finds its longest run of cached blocks from the start; its last
+token is always computed. A request takes the least recently used blocks for what it does not find,
+and at its end returns all of its blocks, the last one first: so a tail is evicted before its
+prefix. Generated tokens are cached like read ones; the last token's keys and values never existed.
 
 Left out: requests are served one after another, so that none holds blocks against another, and a
 block that is not full is free at once.
@@ -21,18 +19,18 @@ from itertools import pairwise
 
 
 class PrefixCache:
-    """`capacity` in tokens, rounded down to blocks; None: without end. ValueError from `serve` for
+    """`capacity` in tokens, rounded down to blocks; None: unlimited. `serve` raises ValueError for
     a request that alone needs more."""
 
     def __init__(self, capacity: int | None, block: int = 16) -> None:
         self.block = block
         self.blocks = None if capacity is None else capacity // block
         self._known: OrderedDict[int, None] = OrderedDict()
-        """Hashes of the blocks that are kept; the one to go next stands first."""
+        """Hashes of the cached blocks, the next to be evicted first."""
 
     def serve(self, prompt: Sequence[int], answer: Sequence[int]) -> int:
-        """How many tokens of the prompt were there; afterwards prompt and answer are, as far as
-        there is room."""
+        """How many tokens of the prompt were cached; then caches prompt and answer, as far as there
+        is room."""
         tokens = (*prompt, *answer[:-1])
         needed = -(-len(tokens) // self.block)
         if self.blocks is not None and needed > self.blocks:

@@ -1,14 +1,13 @@
-"""What a step costs more when the environment is on a server: the same steps here, over HTTP on
-127.0.0.1, and there in the thread of a blocking environment.
+"""The cost of a step when the environment is on a server: the same steps in this process, over HTTP
+on 127.0.0.1, and there in the thread of a blocking environment.
 
     python bench/remote.py [--steps 5000] [--sessions 1 8]
 
-Server and client are processes of their own on one machine. `ms a step` is the mean over blocks of
-100 steps with its 95 % interval (blocks drawn with
-replacement), beside the median step and the 99th percentile. The sessions of one row play at once,
-each in a thread of the client.
-`overhead` is the mean less that of the same environment at home; `cpu` is what client and server
-together computed a step, which other load does not change.
+Server and client are two processes on one machine. `ms a step` is the mean over blocks of 100 steps
+with its 95 % interval (bootstrap over blocks), beside the median step and the 99th percentile. The
+sessions of one row play at the same time, each in a thread of the client. `overhead` is the mean
+less that of the same environment in this process; `cpu` is the processor time of client and server
+a step, which other load does not change.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def server(command: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def play(action: str, steps: int, env: Environment) -> np.ndarray:
-    """Milliseconds of each step; an environment that ends is reset, which is not counted."""
+    """Milliseconds of each step; resets after an episode are not counted."""
     task = load_tasks(env, "train", 1)[0]
     env.reset(task, 0)
     out = np.empty(steps)
@@ -72,7 +71,7 @@ def play(action: str, steps: int, env: Environment) -> np.ndarray:
 
 
 def cpu(pid: int | None = None) -> float:
-    """Milliseconds that this process and the other one have computed so far."""
+    """Processor time of this process and the other one so far, in milliseconds."""
     there = 0.0
     with suppress(OSError):  # no /proc
         fields = (

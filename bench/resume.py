@@ -1,11 +1,11 @@
-"""A long run's own weight: what it takes to go on after a million turns, to begin with ten thousand
+"""What a long run costs leafe itself: continuing after a million turns, beginning with ten thousand
 tasks, and whether memory stays flat.
 
     python -m bench.resume [--turns 1000000] [--tasks 10000] [--flat 100000] [--folder FOLDER]
 
-1. A journal of so many turns (100 a task: five episodes of 20) is written, then a fresh process
-   does what `leafe run` does when given again: read the trees,
-   hand them to `explore`, and ask the policy. Seconds until that first request, and peak memory.
+1. A journal of so many turns (100 a task: five episodes of 20) is written. A new process then
+   continues as `leafe run` does: it reads the trees, calls `explore`, and asks the policy. Seconds
+   until that first request, and peak memory.
 2. `explore` is handed so many new tasks: seconds until its first request.
 3. So many scripted turns with `keep=False`, journal on: resident memory every tenth of them.
 Each part runs in a process of its own. Seconds are wall time, processor time in brackets; MB are

@@ -1,13 +1,12 @@
-"""What a run in the sandbox costs, both ways of making its process, beside a bare interpreter; and
-how many programs a second two at a time give.
+"""Measures a run in the sandbox, in both ways of making a process, beside a bare interpreter.
 
-    python bench/sandbox.py [--runs 100] [--seconds 10]
+python bench/sandbox.py [--runs 100] [--seconds 10]
 
 `script`: a program that adds two numbers from stdin, one input. `function`: a program and three
-asserts on its function (two boxes, four calls). `bare`:
-`python -I -S -c` with pipes, no walls at all. Times are wall clock in ms: median, and the 10th and
-90th percentile. A fork server's memory is the
-proportional share (PSS) of its process, with nothing running in it.
+asserts on its function (two boxes, four calls). `bare`: `python -I -S -c` with pipes and no walls.
+Times are wall clock in ms: median, and 10th and 90th percentile. The last column is programs a
+second, two at a time. A fork server's memory is the proportional share (PSS) of its process while
+it is idle.
 """
 
 from __future__ import annotations
@@ -57,9 +56,9 @@ def one_by_one(run: Callable[[], None], count: int) -> list[float]:
     run()
     times = []
     for _ in range(count):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         run()
-        times.append(1000 * (time.perf_counter() - begun))
+        times.append(1000 * (time.perf_counter() - start))
     return sorted(times)
 
 
@@ -74,10 +73,10 @@ def two_at_a_time(run: Callable[[], None], seconds: float) -> float:
             done += 1
         return done
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
         count = sum(pool.map(loop, range(2)))
-    return count / (time.perf_counter() - begun)
+    return count / (time.perf_counter() - start)
 
 
 def memory(process: int) -> float:

@@ -1,10 +1,10 @@
-"""What a run in the sandbox costs in two versions of leafe, side by side in one run: pairs in
-random order, so that the machine's load falls on both.
+"""Measures a run in the sandbox in two versions of leafe, in pairs.
 
-    python bench/sandbox_pair.py OLD/src NEW/src [--pairs 100]
+python bench/sandbox_pair.py OLD/src NEW/src [--pairs 100]
 
-`script` and `function` as in bench/sandbox.py. The ratio is the median of the pairs' ratios, with a
-95 % interval by bootstrap over the pairs.
+The order within a pair is random, so that the machine's load affects both. `script` and `function`
+as in bench/sandbox.py. The ratio is the median of the pairs' ratios, with a 95 % bootstrap interval
+over the pairs.
 """
 
 from __future__ import annotations

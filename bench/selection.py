@@ -1,14 +1,12 @@
-"""What Stage 2 weighs before it trains: reading the trees and selecting the samples, and the
-samples' file.
+"""What Stage 2 costs before it trains: reading the trees, selecting the samples, and their file.
 
     python -m bench.selection [--turns 1000000] [--folder FOLDER]
 
 A journal of so many turns is written: 120 a task, five episodes of 20 turns, each with a branch
-from step 16, all reflected on; four of five actions are
-rehearsed. The preset leafe+ is built from it, once from trees that are all loaded and once from
-trees that are read when they are asked for; then the
-samples are saved and loaded again. Seconds are wall time, processor time in brackets; MB are 2**20
-bytes, peak of a process of its own.
+from step 16, all reflected on; four of five actions are rehearsed. The preset leafe+ is built from
+it, once from trees that are all loaded and once from trees that are read when they are asked for;
+then the samples are saved and loaded again. Seconds are wall time, processor time in brackets; MB
+are 2**20 bytes, peak of a process of its own.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""How fast Sokoban levels are generated, and how long their shortest solutions are.
+"""Measures how fast Sokoban levels are generated, and how long their shortest solutions are.
 
-    python bench/sokoban_levels.py [--count 1000] [--split train] [--seed 0] [--setting 6x6:1:15
-    ...]
+python bench/sokoban_levels.py [--count 1000] [--split train] [--seed 0]
+    [--setting 6x6:1:15 ...]
 
-A setting is size:boxes:horizon. Every level is solved once more by the forward A* search of the
-tests, outside the timed part: `agree` counts the levels
-whose solution has the length that the generator says. Levels/s are those of one process with one
-thread.
+A setting is size:boxes:horizon. Each level is solved again by the forward A* search of the tests,
+outside the timed part: `agree` counts the levels whose solution has the length that the generator
+reports. Levels/s are those of one process with one thread.
 """
 
 from __future__ import annotations

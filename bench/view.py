@@ -1,16 +1,13 @@
-"""How long the viewer's pages take on a large run: 10,000 tasks and a million turns, unless it is
-told otherwise.
+"""How long the viewer's pages take on a large run, by default 10,000 tasks and a million turns.
 
     python bench/view.py [--tasks N] [--turns N] [--text BYTES] [--folder DIR]
 
 A synthetic run is written (rollback trees with reflections, texts of about BYTES an observation,
-and one task with a hundred times the others' episodes),
-`leafe view` is started on it, and pages are asked for while the index is made and afterwards.
-Prints a table of page times (median and worst of 7, each of
-another task or place; beside them the viewer's own processor time, which does not hang on what else
-the machine does), of sizes, and of what the index
-takes. Everything is on 127.0.0.1 and in a temporary folder, which is deleted; --folder keeps the
-run.
+and one task with a hundred times the others' episodes), `leafe view` is started on it, and pages
+are asked for while the index is made and afterwards. Prints a table of page times (median and worst
+of 7, each of another task or place; beside them the viewer's own processor time, which does not
+depend on what else the machine does), of sizes, and of what the index takes. Everything is on
+127.0.0.1 and in a temporary folder, which is deleted; --folder keeps the run.
 """
 
 from __future__ import annotations

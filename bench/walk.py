@@ -1,9 +1,9 @@
-"""An environment that costs next to nothing: so many steps along a corridor, then failure. What is
-measured with it is the loop around it.
+"""An environment that costs next to nothing, to measure the loop around it: a corridor, then
+failure.
 
-`Walk` is called in the event loop, `SlowWalk` blocks for `step_s` seconds a call and is called in
-threads, `ProcessWalk` does so in a process of its own. None
-keeps snapshots but the first. Every task names its own length, 10 to 20 steps, drawn from the seed.
+`Walk` is called in the event loop. `SlowWalk` blocks for `step_s` seconds a call and is called in
+threads. `ProcessWalk` does so in a process of its own. Only `Walk` has snapshots. Each task has its
+own length, 10 to 20 steps, drawn from the seed.
 """
 
 from __future__ import annotations

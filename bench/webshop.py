@@ -1,15 +1,12 @@
-"""What WebShop's store costs by the number of products: time and memory of a build, of opening it,
-and of searching.
+"""Measures WebShop's store by the number of products: build, opening, and search.
 
-    python bench/webshop.py 1000 10000 100000
+python bench/webshop.py 1000 10000 100000
 
-The products are the embedded catalogue's, written to a file in the published form
-(`items_shuffle.json`) and filled up with words until they are as long as
-the 100 real products of the test data (122 words for the index, 74 of them different, 1.9 KB). The
-vocabulary grows by one word a product.
-Each measurement runs in a process of its own. `private` is what one worker costs beside the others;
-`mapped` is shared by all workers, and the system
-can drop it.
+The products are those of the embedded catalogue, written in the published form
+(`items_shuffle.json`) and filled up with words to the length of the 100 real products of the test
+data (122 words for the index, 74 of them different, 1.9 KB). The vocabulary grows by one word a
+product. Each measurement runs in a process of its own. `private` is what one more worker costs;
+`mapped` is shared by all workers, and the system can drop it.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from leafe.envs.webshop import WebShop
 from leafe.envs.webshop._catalogue import catalogue
 
 FILLER = 80
-"""Words that a description is filled up with."""
+"""How many words a description is filled up with."""
 
 
 def write(folder: Path, size: int) -> None:
@@ -84,7 +81,7 @@ def build(folder: str) -> dict[str, float]:
 
 
 def use(folder: str) -> dict[str, float]:
-    import bm25s  # noqa: F401 (what importing costs is told apart)
+    import bm25s  # noqa: F401 (imported first, so that the import is not measured)
 
     before, began = memory(), time.perf_counter()
     env = WebShop(products=folder, cache=f"{folder}/cache")

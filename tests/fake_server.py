@@ -96,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
             chosen = next((str(a["id"]) for a in body.get("lora", ()) if a["scale"] > 0), "")
             text = (
                 "I am "
-                f"{adapters.get(name, given.checkpoint)}{' with adapter ' + chosen if chosen else ''}; "
+                f"{adapters.get(name, given.checkpoint)}"
+                f"{' with adapter ' + chosen if chosen else ''}; "
                 ""
                 ""
                 f"{body.get('seed')}."

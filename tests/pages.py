@@ -1,23 +1,20 @@
-"""The code blocks of the documentation, as a reader meets them: found, checked, and played in
-order, one folder a page.
+"""The code blocks of the documentation: found, checked, and run in order, in one folder a page.
 
-A block is fenced and names its language. What a page needs beside it stands in a comment on the
-line above, which readers of the site do not see:
+A block is fenced and names its language. A comment on the line above, which the site does not
+show, says how it is tested:
 
-    <!-- not run: REASON -->     checked, not run: it needs a GPU, a cluster, someone's account
-    <!-- run with: WORDS -->     the words are added to its `leafe` commands, so that a test takes
-    seconds and not minutes
+    <!-- not run: REASON -->     checked and not run: it needs a GPU, a cluster, an account
+    <!-- run with: WORDS -->     the words are added to its `leafe` commands, to save time
     <!-- exit: 2 -->             its last command ends with this code
-    <!-- serves: URL -->         its command goes on until the page is played through; the next
-    block waits until the URL answers
+    <!-- serves: URL -->         its command runs until the end of the page; the next block waits
+                                 until the URL answers
 
 `python`: a program of its own; with `title="FILE"` it is written to that file instead, as are
-blocks of any language. `console`: lines that begin with `$ `
-are commands, what follows one is what it prints: every line has to come, in order (`...` stands for
-anything). `bash`: a script. `toml` without a title is a
-part of a recipe. `json` and `yaml` are parsed. `text` is no code.
+blocks of any language. `console`: lines that begin with `$ ` are commands, the lines after one are
+its output: each has to come, in order (`...` stands for anything). `bash`: a script. `toml` without
+a title is a part of a recipe. `json` and `yaml` are parsed. `text` is no code.
 
-A `pip install` is never run: that it names extras that there are is checked.
+`pip install` is never run; that its extras exist is checked.
 """
 
 from __future__ import annotations
@@ -59,7 +56,8 @@ class Block:
 
     @property
     def where(self) -> str:
-        return f"{self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page}:{self.line}"
+        page = self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page
+        return f"{page}:{self.line}"
 
     def commands(self) -> list[tuple[str, list[str]]]:
         """(command, lines that it prints) of a console block; a command may go on after a

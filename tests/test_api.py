@@ -85,7 +85,8 @@ def members(cls: type) -> list[str]:
         return [
             (
                 f"{name}: "
-                f"{plain(field.annotation)}{' = ' + default(field) if not field.is_required() else ''}"
+                f"{plain(field.annotation)}"
+                f"{' = ' + default(field) if not field.is_required() else ''}"
             )
             for name, field in cls.model_fields.items()
         ]

@@ -23,7 +23,7 @@ def test_a_sound_env_has_no_problem() -> None:
     assert report.episodes == 2
     assert report.steps > 20
     assert report.replayed == 2
-    assert "cannot be made anew" in report.left_out["other processes"]
+    assert "cannot be made anew" in report.skipped["other processes"]
     assert set(report.milliseconds) == {"reset", "step", "snapshot", "restore"}
     assert str(report).startswith("count: 2 episodes")
 
@@ -214,7 +214,7 @@ def test_a_class_or_a_name_is_made_anew_in_other_processes() -> None:
     assert report.problems == []
     assert report.replayed == 6, "each episode here and in two other processes"
     assert report.memory is not None
-    assert not report.left_out.keys() & {"other processes", "close", "replay"}
+    assert not report.skipped.keys() & {"other processes", "close", "replay"}
     named = check_environment("gates", count=3, options={"setting": "easy"})
     assert named.problems == []
     assert named.episodes == 3
@@ -227,7 +227,7 @@ def test_a_class_or_a_name_is_made_anew_in_other_processes() -> None:
 def test_an_env_in_its_own_process() -> None:
     report = check_environment("tests.envs.hosted:Forked", count=3, steps=6, options={"horizon": 6})
     assert report.problems == []
-    assert report.way_back == "fork"
+    assert report.rollback_method == "fork"
     assert report.rollback[5][1] is not None
     assert report.memory is not None
     assert report.memory > 1 << 20

@@ -4,8 +4,7 @@ takes.
     from tests.tiny import tiny_checkpoint
 
 The tokenizer is word-level (one token a word, split at white space); its chat template closes every
-message with `<|end|>` and only appends,
-so `ChatTokens` accepts it. Weights are random but seeded.
+message with `<|end|>` and only appends, so `ChatTokens` accepts it. Weights are random but seeded.
 """
 
 from __future__ import annotations

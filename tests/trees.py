@@ -1,10 +1,10 @@
 """Hand-made trees for tests: episodes are written down as data, ids, parents and steps follow.
 
     make_tree(
-        Ep("go left", "take lamp", stop=Stop.failure, blame=1, note="step 1 take key"),   # episode
-        0, from the root, reflected on
-        Ep("take key", "open door", branch_of=0, progress=(1, 2)),                         # rolled
-        back to step 1 of episode 0, wins
+        # episode 0, from the root, reflected on
+        Ep("go left", "take lamp", stop=Stop.failure, blame=1, note="step 1 take key"),
+        # rolled back to step 1 of episode 0, wins
+        Ep("take key", "open door", branch_of=0, progress=(1, 2)),
     )
 
 Observations are a function of the path of actions, so that the same actions give the same history.
@@ -20,12 +20,12 @@ from leafe.core import Episode, Kind, Scope, Stop, Task, Tree, Turn, turn_id
 
 
 class Ep:
-    """One episode to be. `branch_of` names the episode whose (last) reflection asked for this one;
-    `actions` are its own, from the revised action on.
+    """One episode. `branch_of` names the episode whose last reflection it follows; `actions` are
+    its own, from the revised action on.
 
     An action that begins with "!" is invalid. `progress` has one number an own action; None: the
-    environment reports none. `blame` and `note` are the
-    reflection at its end; `blame=-1` makes an unusable one. `counts` has one number an own action.
+    environment reports none. `blame` and `note` are the reflection at its end; `blame=-1` makes an
+    unusable one. `counts` has one number an own action.
     """
 
     def __init__(

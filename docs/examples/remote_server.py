@@ -1,4 +1,5 @@
-"""An environment server without leafe, for `Remote(url)`: guess a number. Standard library only; docs/remote.md says what each call means.
+"""An environment server without leafe, for `Remote(url)`: guess a number. Standard library only;
+docs/remote.md describes each call.
 
     python docs/examples/remote_server.py [PORT]
 """
@@ -11,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NUMBERS = [str(n) for n in range(1, 51)]
 LOCK = threading.Lock()  # one environment call at a time is enough here
-SESSIONS = {}  # name -> {"call": number of the last call, "answer": its answer, "state": (secret number, guesses left)}
+SESSIONS = {}  # name -> {"call": last number, "answer": its answer, "state": (secret, tries left)}
 SNAPSHOTS = {}  # name -> state; names are random, so that none means another state after a restart
 
 
@@ -51,8 +52,14 @@ def restore(session, body):
 
 def answer(path, body):
     if path == "/tasks":
-        numbers = [(13 * n + len(body["split"])) % 50 + 1 for n in range(50 if body["count"] is None else body["count"])]
-        return {"tasks": [{"id": f"{body['split']}-{n}", "instruction": "Guess it.", "payload": {"secret": s}} for n, s in enumerate(numbers)]}
+        split, count = body["split"], 50 if body["count"] is None else body["count"]
+        targets = [(13 * n + len(split)) % 50 + 1 for n in range(count)]
+        return {
+            "tasks": [
+                {"id": f"{split}-{n}", "instruction": "Guess it.", "payload": {"secret": secret}}
+                for n, secret in enumerate(targets)
+            ]
+        }
     if path in ("/close", "/release"):
         SESSIONS.pop(body.get("session"), None)
         for name in body.get("snapshots", []):
@@ -83,13 +90,14 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def do_GET(self):
-        self.send({"protocol": 1, "name": "guess", "deterministic": True, "horizon": 7, "snapshots": True, "actions_help": "Actions: guess N."})
+        facts = {"name": "guess", "deterministic": True, "horizon": 7, "snapshots": True}
+        self.send({"protocol": 1, **facts, "actions_help": "Actions: guess N."})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with LOCK:
-            said = answer(self.path, body)
-        self.send(said)
+            value = answer(self.path, body)
+        self.send(value)
 
     def log_message(self, *args):
         pass

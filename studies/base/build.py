@@ -1,9 +1,9 @@
-"""Make the embedded base policy: tokenizer, pretraining on `lessons`, and the gates that the
-checkpoint has to pass.
+"""Build the embedded base policy: tokenizer, pretraining on `examples`, and the requirements that
+the checkpoint has to meet.
 
-Tensor names carry their axes: B a lesson, T a token of it. One thread is used whatever the machine
-has, so that the same seed gives the
-same weights on the same machine, and because two threads are slower than one at this size.
+Tensor names carry their axes: B an example, T a token of it. One thread is used on every machine,
+so that the same seed gives the same weights on the same machine, and because two threads are slower
+than one at this size.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from leafe.core import ChatTokens, UserError
 from leafe.envs.gates.rules import WORDS
 from leafe.prompts import Prompts, load_prompt_set
-from studies.base.lessons import lessons, words_to_ids
 from studies.base.measure import REQUIRED, measure_base
+from studies.base.pretraining import examples, words_to_ids
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 TEMPLATE = (
@@ -92,14 +92,14 @@ def batches(
     rng: random.Random,
     pool: int = 1024,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids_BT, weight_BT) of lessons of like length, `tokens` with padding at most."""
+    """(ids_BT, weight_BT) of examples of like length, `tokens` with padding at most."""
     while True:
-        lot = sorted(itertools.islice(stream, pool), key=lambda lesson: len(lesson[0]))
+        lot = sorted(itertools.islice(stream, pool), key=lambda example: len(example[0]))
         out: list[list[tuple[list[int], list[float]]]] = [[]]
-        for lesson in lot:
-            if out[-1] and len(lesson[0]) * (len(out[-1]) + 1) > tokens:
+        for example in lot:
+            if out[-1] and len(example[0]) * (len(out[-1]) + 1) > tokens:
                 out.append([])
-            out[-1].append(lesson)
+            out[-1].append(example)
         rng.shuffle(out)
         for batch in out:
             length = len(batch[-1][0])
@@ -129,8 +129,24 @@ def build(
     strict: bool = True,
     tasks: int = 80,
 ) -> dict[str, float]:
-    """Pretrain the base policy and write it to `out`; returns what `measure_base` measured. UserError
-    where it misses a gate (`strict`: nothing is written then)."""
+    """Pretrain the base policy and write it to `out`.
+
+    Args:
+        out: the checkpoint's folder.
+        seed: draws the weights and the examples.
+        steps: optimiser steps.
+        batch_tokens: tokens of a batch, padding included.
+        rate: the highest learning rate.
+        say: receives progress lines.
+        strict: write nothing where a requirement is missed.
+        tasks: validation tasks to measure on.
+
+    Returns:
+        What `measure_base` measured, with `markers_seen` and `seconds`.
+
+    Raises:
+        UserError: with `strict`, the base misses a requirement (`REQUIRED`).
+    """
     start = time.monotonic()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -152,7 +168,7 @@ def build(
         )
         seen: set[int] = set()
         mean = 0.0
-        stream = (encode(lesson) for lesson in lessons(seed, prompts))
+        stream = (encode(example) for example in examples(seed, prompts))
         for step, (ids_BT, weight_BT) in zip(
             range(steps), batches(stream, batch_tokens, rng), strict=False
         ):
@@ -195,7 +211,7 @@ def build(
         )
         say(
             f"written to {out}"
-            + (f"; it misses {', '.join(missed)}" if missed else "; every gate passed")
+            + (f"; it misses {', '.join(missed)}" if missed else "; every requirement met")
         )
         return measured
     finally:

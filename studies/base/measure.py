@@ -1,10 +1,8 @@
-"""What the base policy can do, measured without a sample of luck where the probability can be had
-exactly.
+"""What the base policy can do, by exact probabilities where they can be computed.
 
-Following is the model's probability of the noted choice; act success the product of its
-probabilities along the one shortest way that
-solves a task (so a lower bound of Pass@1: detours over invalid actions are left out). Reflections
-are sampled, as exploration does.
+Following is the model's probability of the noted choice. Act success is the product of its
+probabilities along the one shortest solution of a task: a lower bound of Pass@1, since detours over
+invalid actions are left out. Reflections are sampled, as exploration does.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 statistics, and what is missing with the command for it."""
 
 from studies.paper.build import all_claims, build
-from studies.paper.define import SETS, TABLES, recipe_set
+from studies.paper.columns import Evidence
+from studies.paper.definitions import SETS, TABLES, recipe_set
 from studies.paper.document import Block, Cell, Document
-from studies.paper.evidence import Evidence, gather
+from studies.paper.evidence import gather
 from studies.paper.figure import passk_figure
-from studies.paper.run import Job, folders_of, jobs_of, transfer_jobs
-from studies.paper.write import csv_text, latex, markdown, show, write
+from studies.paper.jobs import Job, folders_of, jobs_of, transfer_jobs
+from studies.paper.render import csv_text, latex, markdown, show, write
 
 __all__ = [
     "SETS",

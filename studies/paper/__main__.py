@@ -89,7 +89,7 @@ def table(
     if not folders:
         spread = [*overrides, *([f"jobs={jobs}"] if jobs else [])]
         folders, notes = _run_table(number, on, spread, runs, screen)
-    document = build(gather(folders, apart=TABLES[number].apart), number).saying(notes)
+    document = build(gather(folders, by_base=TABLES[number].by_base), number).with_notes(notes)
     _publish(document, screen, markdown, csv, latex)
 
 

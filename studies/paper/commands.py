@@ -1,5 +1,5 @@
-"""What to type for what a table lacks: an arm more in a run, a run that is not finished, a seed
-more. A run's own config.toml is the recipe to go on with."""
+"""The commands for what a table lacks: another arm in a run, the rest of an unfinished run, another
+seed. A run's own config.toml is the recipe to go on with."""
 
 from __future__ import annotations
 
@@ -15,42 +15,32 @@ from leafe.pipeline import Variant, env_options, recipe_of
 from leafe.prompts import load_prompt_set
 from leafe.recipes import ARM_PRESETS, Recipe, parse_recipe
 from leafe.runs import RunFolder
-from studies.paper.define import ARMS, STRATEGIES
+from studies.paper.definitions import ARMS, STRATEGIES
 
 
 def resume(run: RunFolder, *overrides: str, name: str | None = None) -> str:
-    """Go on with the run, with these changes."""
-    words = [
-        "leafe",
-        "run",
-        str(run.path / "config.toml"),
-        *overrides,
-        "--runs",
-        str(run.path.parent),
-        "--name",
-        name or run.path.name,
-    ]
+    """The command that goes on with the run, with these changes."""
+    config, runs = str(run.path / "config.toml"), str(run.path.parent)
+    words = ["leafe", "run", config, *overrides, "--runs", runs, "--name", name or run.path.name]
     return shlex.join(words)
 
 
 def another_seed(run: RunFolder) -> str:
-    """The same experiment with the next seed, in a folder of its own."""
+    """The command for the same experiment with the next seed, in a folder of its own."""
     path, seed = seed_folder(run)
     return resume(run, f"seeds=[{seed}]", name=path.name)
 
 
 def seed_folder(run: RunFolder) -> tuple[Path, int]:
-    """Where `another_seed` goes, and the seed."""
+    """The folder of `another_seed`, and the seed."""
     seed = max(recipe_of(run).seeds) + 1
     return run.path.with_name(f"{run.path.name}-seed{seed}"), seed
 
 
-def try_elsewhere(run: RunFolder, weights: str, row: str, seed: int) -> str:
-    """The test of other weights in the environment of `run`, which tests one policy."""
-    recipe = recipe_of(run)
-    name = f"{run.path.name.partition('.')[0]}.{f'seed{seed}.' if seed != recipe.seeds[0] else ''}{row}".replace(
-        " ", "-"
-    )
+def test_weights(run: RunFolder, weights: str, row: str, seed: int) -> str:
+    """The command that tests other weights in the environment of `run`, which tests one policy."""
+    prefix = "" if seed == recipe_of(run).seeds[0] else f"seed{seed}."
+    name = f"{run.path.name.partition('.')[0]}.{prefix}{row}".replace(" ", "-")
     return resume(run, f"policy.model={weights}", f"seeds=[{seed}]", name=name)
 
 
@@ -65,38 +55,31 @@ def add_row(run: RunFolder, row: str, control: str = "") -> str:
     if row in {s.key for s in STRATEGIES}:
         return resume(run, f"strategies={json.dumps([*recipe.strategies, row])}")
     try:
-        return resume(run, *_arm(recipe, row))
+        return resume(run, *_arm_overrides(recipe, row))
     except UserError as error:
-        return _unmade(row, error)
+        return _no_command(row, error)
 
 
 def _control_alone(run: RunFolder, recipe: Recipe, row: str, control: str) -> str:
     variant = recipe.controls[control]
     options = env_options(recipe, Variant(recipe.seeds[0], control))
-    changes = [f"env.options.{name}={value}" for name, value in options.items()] + ["controls={}"]
-    changes += [
-        f"tasks.{name}={value}"
-        for name, value in (("train", variant.train), ("test", variant.test))
-        if value
-    ]
+    changes = [*(f"env.options.{name}={value}" for name, value in options.items()), "controls={}"]
+    counts = {"train": variant.train, "test": variant.test}
+    changes += [f"tasks.{name}={value}" for name, value in counts.items() if value]
     try:
-        arm = [] if row in recipe.arms or row == "base" else _arm(recipe, row)
+        arm = [] if row in recipe.arms or row == "base" else _arm_overrides(recipe, row)
     except UserError as error:
-        return _unmade(row, error)
+        return _no_command(row, error)
     return resume(run, *changes, *arm, name=f"{run.path.name}-{control}")
 
 
-def _unmade(row: str, error: UserError) -> str:
-    lacking = [arm["preset"] for name, arm in ARMS.items() if name == row or name in row.split()]
-    new = [preset for preset in lacking if preset not in ARM_PRESETS]
-    return (
-        f"no command yet: this leafe has no preset {new[0]!r}"
-        if new
-        else f"no command yet: {error}"
-    )
+def _no_command(row: str, error: UserError) -> str:
+    presets = [arm["preset"] for name, arm in ARMS.items() if name == row or name in row.split()]
+    unknown = [preset for preset in presets if preset not in ARM_PRESETS]
+    return f"no command yet: {f'this leafe has no preset {unknown[0]!r}' if unknown else error}"
 
 
-def _arm(recipe: Recipe, row: str) -> list[str]:
+def _arm_overrides(recipe: Recipe, row: str) -> list[str]:
     """The overrides that add an arm with all that it builds on; UserError where this leafe cannot
     make it."""
     arms, strategies = with_arms(recipe, [row])

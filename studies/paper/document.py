@@ -1,5 +1,5 @@
-"""A finished table as plain values: blocks of cells for people, and one flat record for each figure
-for programs."""
+"""A finished table as plain values: blocks of cells for readers, one flat record a figure for
+programs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ differences are fractions of 1, costs means of the runs."""
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A figure, what stands behind it, and whether it leads."""
+    """A figure, its details, and whether it leads its column."""
 
     text: str
     more: str = ""
@@ -46,12 +46,14 @@ class Block:
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    words: int = 1
-    """How many columns, from the left, hold words and not figures."""
+    text_columns: int = 1
+    """How many of the first columns hold words and not figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
+    """A table, the claims or a figure, ready to be rendered."""
+
     name: str
     """`table1`, `claims`: a label for other programs."""
     title: str
@@ -59,17 +61,18 @@ class Document:
     notes: tuple[str, ...] = ()
     records: tuple[Mapping[str, Any], ...] = field(default=())
 
-    def saying(self, notes: Sequence[str]) -> Document:
-        """The same with these sentences before its notes."""
+    def with_notes(self, notes: Sequence[str]) -> Document:
+        """The same document with these notes before its own."""
         return replace(self, notes=tuple(dict.fromkeys([*notes, *self.notes])))
 
 
 def cells(*texts: str | Cell) -> tuple[Cell, ...]:
+    """A row of cells."""
     return tuple(t if isinstance(t, Cell) else Cell(t) for t in texts)
 
 
 def record(**values: Any) -> dict[str, Any]:
-    """One line of the CSV file; what is not given is empty."""
+    """One line of the CSV file; a column that is not given is empty."""
     unknown = set(values) - set(RECORD)
     if unknown:
         raise ValueError(f"no such column: {unknown}")

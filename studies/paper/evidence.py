@@ -1,109 +1,47 @@
-"""What run folders hold for a table: columns (environments), rows (arms), and for each row what it
-came to in each of its runs.
+"""Run folders as the columns of a table.
 
-A *run* of a row is one seed of one base policy (`Where`); many folders may hold runs of one column,
-and one folder those of several (its controls are columns
-of their own). A folder whose base policy is a checkpoint that another folder trained is evidence on
-that arm, in another environment. What cannot be compared is
-refused here, before a figure is made of it: other budgets, other environment versions, other test
-tasks.
+A *run* of a row is one seed of one base policy (`RunKey`). Many folders may hold runs of one
+column, and one folder those of several (its controls are columns of their own). A folder whose base
+policy is a checkpoint that another folder trained tests that arm in another environment. What
+cannot be compared raises here, before a figure is made of it (`validate`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from leafe.core import UserError
 from leafe.explore import STRATEGIES
-from leafe.pipeline import Stage, env_options, plan, recipe_of
+from leafe.pipeline import StageResult, env_options, plan, recipe_of
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
+from studies.paper.columns import Column, Evidence
 from studies.paper.commands import resume
-from studies.paper.define import trains_for_transfer, why_control
-from studies.paper.refuse import same_arm, same_budget, same_envs, same_tasks
-from studies.paper.results import Kind, Place, Result, Where, read, short
-
-
-@dataclass(slots=True)
-class Column:
-    """One environment in one setting."""
-
-    env: str
-    options: dict[str, Any]
-    split: str
-    transfer: bool = False
-    """Policies that were trained elsewhere are tested in it."""
-    base: str = ""
-    """Where base policies stand apart: which one."""
-    title: str = ""
-    places: dict[tuple[Kind, str], dict[Where, Place]] = field(default_factory=dict)
-    absent: dict[tuple[str, Where], str] = field(default_factory=dict)
-    """Why a row that was run has no figure."""
-    roles: dict[str, str] = field(default_factory=dict)
-    recipes: dict[Path, Recipe] = field(default_factory=dict)
-    known: dict[Path, Result] = field(default_factory=dict)
-    """What was read already, by the stage's folder; columns share it."""
-
-    @property
-    def why_control(self) -> str:
-        """Why no claim speaks of it; '' where claims do."""
-        return why_control(self.env, self.options, self.transfer)
-
-    @property
-    def for_transfer(self) -> bool:
-        return trains_for_transfer(self.env, self.options)
-
-    @property
-    def origins(self) -> list[tuple[str, dict[str, Any]]]:
-        """Of a transfer column: the environments in which its policies were trained."""
-        return [
-            env_of(p.origin[1], p.origin[2])
-            for places in self.places.values()
-            for p in places.values()
-            if p.origin is not None
-        ]
-
-    def rows(self, kind: Kind = "evaluate") -> list[str]:
-        return [row for k, row in self.places if k == kind]
-
-    def runs(self, kind: Kind = "evaluate") -> list[Where]:
-        """All runs that any row has."""
-        return sorted(
-            {where for (k, _), places in self.places.items() if k == kind for where in places}
-        )
-
-    def results(self, row: str, kind: Kind = "evaluate") -> dict[Where, Result]:
-        """Run by run; read from the journals when first asked for. Runs without a single finished
-        task are left out."""
-        out = {}
-        for where, place in sorted(
-            self.places.get((kind, row), {}).items(), key=lambda item: item[0]
-        ):
-            if place.folder not in self.known:
-                self.known[place.folder] = read(place)
-            if self.known[place.folder].counts.tasks:
-                out[where] = self.known[place.folder]
-        return out
-
-
-@dataclass(slots=True)
-class Evidence:
-    columns: list[Column]
-    notes: list[str]
-    runs: list[RunFolder]
+from studies.paper.results import Origin, RowKind, RowResult, RunKey, StoredStage, base_name
+from studies.paper.validate import (
+    validate_arm,
+    validate_budget,
+    validate_tasks,
+    validate_versions,
+)
 
 
 def gather(
-    paths: Sequence[Path], *, apart: bool = False, known: dict[Path, Result] | None = None
+    paths: Sequence[Path], *, by_base: bool = False, cache: dict[Path, RowResult] | None = None
 ) -> Evidence:
-    """All that these folders hold, checked. `apart`: a column for each base policy. `known`: what
-    an earlier call has read, to be read once.
+    """Read run folders as columns of a table.
 
-    UserError where what they hold cannot stand in one table.
+    Args:
+        paths: the run folders.
+        by_base: give each base policy columns of its own; else base policies are runs of one
+            column, as seeds are.
+        cache: results that an earlier call has read, by stage folder.
+
+    Raises:
+        UserError: what they hold cannot stand in one table, or a folder is no whole run.
     """
     found: dict[str, Column] = {}
     notes: list[str] = []
@@ -113,126 +51,94 @@ def gather(
             raise UserError(
                 f"{run.path} is a shard of a run: put the shards together with `leafe merge` first."
             )
-        recipe = recipe_of(run)
-        for place in _places(run, recipe):
-            _take(place, found, notes, apart)
+        for stage in _stored_stages(run, recipe_of(run)):
+            _add_stage(stage, found, notes, by_base)
     columns = list(found.values())
-    _lend_base(columns)
-    _lend_reasons(columns)
-    columns = [c for c in columns if c.places or c.absent]
-    known = {} if known is None else known
+    _share_base(columns)
+    _share_reasons(columns)
+    columns = [c for c in columns if c.stored or c.absent]
+    cache = {} if cache is None else cache
     for column in columns:
-        column.known = known
-        same_budget(column)
-        same_tasks(column)
-    same_envs(columns)
-    _name(columns)
+        column.cache = cache
+        validate_budget(column)
+        validate_tasks(column)
+    validate_versions(columns)
+    _set_titles(columns)
     return Evidence(columns, notes, runs)
 
 
-def _places(run: RunFolder, recipe: Recipe) -> Iterator[Place]:
+def _stored_stages(run: RunFolder, recipe: Recipe) -> Iterator[StoredStage]:
+    """The stages of a run that are rows of tables."""
     origin = _origin(run, recipe)
-    base = origin[1].policy.model if origin else recipe.policy.model
+    base = (origin.recipe if origin else recipe).policy.model
+    attempt = origin.stage.attempt if origin else None
     for stage in plan(recipe):
-        explored = stage.kind == "explore" and stage.what in STRATEGIES and stage.policy == "base"
-        if not explored and stage.kind != "evaluate":
-            continue
-        attempt = origin[2].attempt if origin else None
-        row = attempt.arm if attempt and stage.role == "base" else stage.what
-        yield Place(
-            run,
-            recipe,
-            stage,
-            row,
-            Where(base, origin[2].variant.seed if origin else stage.variant.seed),
-            origin,
+        explored = (
+            stage.kind == "explore" and stage.what in STRATEGIES and str(stage.policy) == "base"
         )
+        if explored or stage.kind == "evaluate":
+            row = attempt.arm if attempt and stage.role == "base" else stage.what
+            seed = (origin.stage if origin else stage).variant.seed
+            yield StoredStage(run, recipe, stage, row, RunKey(base, seed), origin)
 
 
-def _origin(run: RunFolder, recipe: Recipe) -> tuple[RunFolder, Recipe, Stage] | None:
-    """Who trained the policy that this run calls its base; None where no run folder did."""
+def _origin(run: RunFolder, recipe: Recipe) -> Origin | None:
+    """The training of the policy that this run calls its base; None where no run folder has it."""
     model = Path(recipe.policy.model)
     if model.name != "checkpoint" or model.parent.parent.name != "distill":
         return None
     for path in (model.parents[2], run.path.parent / model.parents[2].name):
         if (path / "manifest.json").is_file() and path.resolve() != run.path.resolve():
             trained = RunFolder.read(path)
-            theirs = recipe_of(trained)
-            stage = next(
-                (
-                    s
-                    for s in plan(theirs)
-                    if s.kind == "distill" and Path(s.name).name == model.parent.name
-                ),
-                None,
-            )
-            if stage is not None:
-                return trained, theirs, stage
+            trained_recipe = recipe_of(trained)
+            for stage in plan(trained_recipe):
+                if stage.kind == "distill" and Path(stage.name).name == model.parent.name:
+                    return Origin(trained, trained_recipe, stage)
     return None
 
 
-def _take(place: Place, found: dict[str, Column], notes: list[str], apart: bool) -> None:
-    stage, recipe = place.stage, place.recipe
+def _add_stage(
+    stored: StoredStage, found: dict[str, Column], notes: list[str], by_base: bool
+) -> None:
+    """Put the stage into its column, which is made where it is missing."""
+    stage, recipe = stored.stage, stored.recipe
     options = env_options(recipe, stage.variant)
-    transfer = place.origin is not None and env_of(place.origin[1], place.origin[2]) != env_of(
-        recipe, stage
-    )
-    key = json.dumps(
-        [
-            *env_of(recipe, stage),
-            recipe.tasks.test_split,
-            place.where.base if apart else "",
-            transfer,
-        ],
-        sort_keys=True,
-    )
+    transfer = stored.origin is not None and stored.origin.env != stored.env
+    base = stored.run_key.base if by_base else ""
+    identity = [recipe.env.name, options, recipe.tasks.test_split, base, transfer]
     column = found.setdefault(
-        key,
-        Column(
-            recipe.env.name,
-            options,
-            recipe.tasks.test_split,
-            transfer,
-            place.where.base if apart else "",
-        ),
+        json.dumps(identity, sort_keys=True),
+        Column(recipe.env.name, options, recipe.tasks.test_split, transfer, base),
     )
-    column.recipes.setdefault(place.run.path, recipe)
-    column.roles.setdefault(place.row, stage.role if place.origin is None else "arm")
-    kind: Kind = "explore" if stage.kind == "explore" else "evaluate"
-    done = place.done
-    why = next(
-        ((done or {})[reason] for reason in ("empty", "stopped") if reason in (done or {})), None
-    )
-    if why is not None:
-        column.absent[place.row, place.where] = str(why)
+    column.recipes.setdefault(stored.run.path, recipe)
+    column.roles.setdefault(stored.row, stage.role if stored.origin is None else "arm")
+    done = stored.done
+    why = StageResult.parse(done).reason
+    if why:
+        column.absent[stored.row, stored.run_key] = why
         return
-    if not (place.folder / "tasks.jsonl").is_file():
-        if done is not None:
-            command = resume(place.run)
+    if not (stored.folder / "tasks.jsonl").is_file():
+        if done:
             raise UserError(
-                f"{place.folder} is marked as finished and has no tasks.jsonl: restore it, "
-                f"or delete the folder and go on with `{command}`."
+                f"{stored.folder} is marked as finished and has no tasks.jsonl: restore it, "
+                f"or delete the folder and go on with `{resume(stored.run)}`."
             )
         return
-    places = column.places.setdefault((kind, place.row), {})
-    before = places.get(place.where)
-    if before is None:
-        places[place.where] = place
+    kind: RowKind = "explore" if stage.kind == "explore" else "evaluate"
+    rows = column.stored.setdefault((kind, stored.row), {})
+    before = rows.setdefault(stored.run_key, stored)
+    if before is stored:
         return
-    same_arm(before, place)
-    if before.done is None and done is not None:
-        before, places[place.where] = place, place
+    validate_arm(before, stored)
+    if done and not before.done:
+        before, rows[stored.run_key] = stored, stored
     notes.append(
-        f"{place.row} ({place.where.words}) is in {before.run.path} and in another folder "
+        f"{stored.row} ({stored.run_key.label}) is in {before.run.path} and in another folder "
         "too; the table takes one of them."
     )
 
 
-def env_of(recipe: Recipe, stage: Stage) -> tuple[str, dict[str, Any]]:
-    return recipe.env.name, env_options(recipe, stage.variant)
-
-
-def _lend_base(columns: list[Column]) -> None:
+def _share_base(columns: list[Column]) -> None:
     """The base policy of a transfer column is sampled in a run of its own, or in any other run of
     that environment."""
 
@@ -241,50 +147,40 @@ def _lend_base(columns: list[Column]) -> None:
 
     for column in [c for c in columns if c.transfer]:
         for other in [c for c in columns if not c.transfer and env(c) == env(column)]:
-            mine, theirs = (c.places.get(("evaluate", "base"), {}) for c in (column, other))
-            column.places[("evaluate", "base")] = {**theirs, **mine}
+            own, others = (c.stored.get(("evaluate", "base"), {}) for c in (column, other))
+            column.stored["evaluate", "base"] = {**others, **own}
             column.roles["base"] = "base"
-            if set(other.places) <= {("evaluate", "base")} and not other.absent:
+            if set(other.stored) <= {("evaluate", "base")} and not other.absent:
                 columns.remove(other)
 
 
-def _lend_reasons(columns: Sequence[Column]) -> None:
+def _share_reasons(columns: Sequence[Column]) -> None:
     """Why an arm has no weights where it was trained is why it has no figure where it was to be
     tested."""
     for column in [c for c in columns if c.transfer]:
-        for other in [
-            c for c in columns if not c.transfer and (c.env, c.options) in column.origins
-        ]:
-            for (row, where), why in other.absent.items():
-                if where in column.runs() and where not in column.places.get(("evaluate", row), {}):
-                    column.absent[row, where] = why
+        trained = [c for c in columns if not c.transfer and (c.env, c.options) in column.origins]
+        for (row, key), why in [item for c in trained for item in c.absent.items()]:
+            if key in column.runs() and key not in column.stored.get(("evaluate", row), {}):
+                column.absent[row, key] = why
 
 
 _PLAIN = ("setting", "rules", "words")
 """Options that name a column by their value alone."""
 
 
-def _name(columns: Sequence[Column]) -> None:
-    """The environment, and of its options those in which columns differ, or its setting."""
+def _set_titles(columns: Sequence[Column]) -> None:
+    """Title a column by its environment and those options in which columns differ."""
     for column in columns:
         alike = [c for c in columns if c.env == column.env]
-        names = [
-            n
-            for n in column.options
-            if n in _PLAIN or any(c.options.get(n) != column.options[n] for c in alike)
-        ]
         words = [
-            str(column.options[n]) if n in _PLAIN else f"{n} {column.options[n]}" for n in names
+            str(value) if name in _PLAIN else f"{name} {value}"
+            for name, value in column.options.items()
+            if name in _PLAIN or any(c.options.get(name) != value for c in alike)
         ]
         words += [column.split] if column.split != "test" else []
-        column.title = " ".join(
-            [
-                column.env,
-                *words,
-                *([short(column.base)] if column.base else []),
-                *(["(transfer)"] if column.transfer else []),
-            ]
-        )
+        words += [base_name(column.base)] if column.base else []
+        words += ["(transfer)"] if column.transfer else []
+        column.title = " ".join([column.env, *words])
     for nth, column in enumerate(columns):
         if any(c.title == column.title for c in columns[:nth]):
             column.title += f" ({nth + 1})"

@@ -1,8 +1,8 @@
-"""Pass@k against k, with bands: one panel a column, one line a row, drawn by matplotlib without a
+"""Pass@k against k with 95 % bands: one panel a column, one line a row, by matplotlib without a
 display.
 
-Series differ by colour (Okabe-Ito, which colour-blind readers can tell apart), dash and marker; the
-ceiling is grey. k runs to 1024 where the samples do.
+Series differ by colour (Okabe-Ito, safe for colour-blind readers), dash and marker; the ceiling is
+grey. k runs to 1024 where there are so many samples.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 from leafe.core import UserError
 from studies.paper.build import estimate
-from studies.paper.define import TABLES, title_of
+from studies.paper.columns import Column, Evidence
+from studies.paper.definitions import TABLES, title_of
 from studies.paper.document import Document, record
-from studies.paper.evidence import Column, Evidence, gather
-from studies.paper.write import write
+from studies.paper.evidence import gather
+from studies.paper.render import write
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#5B2A86")
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 1, 2)))
@@ -28,26 +29,30 @@ SUFFIXES = (".png", ".svg", ".pdf")
 def passk_figure(
     paths: Sequence[Path], out: Path, rows: Sequence[str] = (), csv: Path | None = None
 ) -> list[Path]:
-    """Draw the curves of these folders; the files that were written. `csv`: the same points as
-    text."""
+    """Draw the Pass@k curves of run folders.
+
+    Args:
+        paths: the run folders.
+        out: the figure: .png, .svg or .pdf.
+        rows: the rows to draw; empty: those of table 1 and the controls.
+        csv: a file for the same points as text.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: a row is unknown, there is nothing to draw, or a file cannot be written.
+    """
     evidence = gather(paths)
     known = list(dict.fromkeys(row for column in evidence.columns for row in column.rows()))
-    strange = [row for row in rows if row not in known]
-    if strange:
-        raise UserError(
-            f"No folder has a row {strange[0]!r}: there are {', '.join(known) or 'none yet'}."
-        )
+    for row in rows:
+        if row not in known:
+            raise UserError(
+                f"No folder has a row {row!r}: there are {', '.join(known) or 'none yet'}."
+            )
     points = curves(evidence, rows)
-    draw(
-        points,
-        out,
-        [
-            row
-            for column in evidence.columns
-            for row, role in column.roles.items()
-            if role == "ceiling"
-        ],
-    )
+    roles = [item for column in evidence.columns for item in column.roles.items()]
+    draw(points, out, [row for row, role in roles if role == "ceiling"])
     return [out, *write(Document("passk", "Pass@k", (), (), tuple(points)), to_csv=csv)]
 
 
@@ -109,18 +114,18 @@ def draw(points: Sequence[dict[str, Any]], out: Path, ceilings: Sequence[str] = 
     down = -(-len(columns) // across)
     figure = Figure(figsize=(4.6 * across + 2.0, 3.6 * down + 0.3), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
-    for nth, place in enumerate(axes.flat):
+    for nth, axis in enumerate(axes.flat):
         if nth >= len(columns):
-            place.set_visible(False)
+            axis.set_visible(False)
             continue
         _panel(
-            place, columns[nth], [p for p in points if p["column"] == columns[nth]], rows, ceilings
+            axis, columns[nth], [p for p in points if p["column"] == columns[nth]], rows, ceilings
         )
         if nth % across == 0:
-            place.set_ylabel("Pass@k in %")
+            axis.set_ylabel("Pass@k in %")
     lines: dict[str, Any] = {}
-    for place in axes.flat:
-        for line, name in zip(*place.get_legend_handles_labels(), strict=True):
+    for axis in axes.flat:
+        for line, name in zip(*axis.get_legend_handles_labels(), strict=True):
             lines.setdefault(name, line)
     figure.legend(list(lines.values()), list(lines), loc="outside right upper", frameon=False)
     try:
@@ -131,7 +136,7 @@ def draw(points: Sequence[dict[str, Any]], out: Path, ceilings: Sequence[str] = 
 
 
 def _panel(
-    place: Any,
+    axis: Any,
     title: str,
     points: Sequence[dict[str, Any]],
     rows: Sequence[str],
@@ -151,8 +156,8 @@ def _panel(
             for name, scale in (("k", 1), ("value", 100), ("low", 100), ("high", 100))
         )
         name = title_of(row) + (" (unfinished)" if any(p["note"] for p in mine) else "")
-        place.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        place.plot(
+        axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        axis.plot(
             x,
             y,
             color=colour,
@@ -163,14 +168,14 @@ def _panel(
             label=name,
         )
     first = points[0]
-    place.set_title(
+    axis.set_title(
         f"{title}: {first['tasks']} tasks, {first['runs']} run{'s' if first['runs'] > 1 else ''}",
         fontsize=10,
     )
-    place.set_xscale("log", base=2)
+    axis.set_xscale("log", base=2)
     most = max(p["k"] for p in points)
     ticks = [2**i for i in range(0, 11, 1 if most <= 128 else 2) if 2**i <= most]
-    place.set_xticks(ticks, [str(t) for t in ticks])
-    place.set_xlabel("k")
-    place.set_ylim(0, 102 if max(p["high"] for p in points) > 0.9 else None)
-    place.grid(True, color="#dddddd", linewidth=0.6)
+    axis.set_xticks(ticks, [str(t) for t in ticks])
+    axis.set_xlabel("k")
+    axis.set_ylim(0, 102 if max(p["high"] for p in points) > 0.9 else None)
+    axis.grid(True, color="#dddddd", linewidth=0.6)

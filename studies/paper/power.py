@@ -1,9 +1,8 @@
-"""How many tasks a comparison needs, from the spread of the paired differences that was seen.
+"""How many tasks a comparison needs, from the spread of its paired differences.
 
 A paired difference of `effect` is found with the wanted power when its standard error is effect /
-(z_alpha/2 + z_power); a task more adds one draw of the
-spread within runs, a run more one of the spread between runs. The normal approximation plus
-Guenther's z^2 / 2 for Student's t.
+(z_alpha/2 + z_power). Another task adds one draw of the spread within runs, another run one of the
+spread between runs. The normal approximation plus Guenther's z^2 / 2 for Student's t.
 """
 
 from __future__ import annotations
@@ -20,27 +19,34 @@ EFFECT, POWER, ALPHA = 0.05, 0.8, 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What a difference of `EFFECT` would need. None: the data do not tell (fewer than two tasks or
-    runs, or no spread at all)."""
+class RequiredSize:
+    """The tasks and runs that a difference of `EFFECT` needs. None: the data cannot say (fewer than
+    two tasks or runs, or no spread at all)."""
 
     spread: float | None
     """Standard deviation of the difference from task to task, within runs; a fraction."""
     tasks: int | None
-    """Tasks, over all runs together, were runs alike."""
+    """Tasks, over all runs together, if runs did not differ."""
     run_spread: float | None
     """Standard deviation of the runs' mean differences."""
     runs: int | None
-    """Runs with as many tasks as these."""
+    """Runs of as many tasks as these have."""
 
 
-def need(
+def required_size(
     runs: Sequence[Mapping[str, float]],
     effect: float = EFFECT,
     power: float = POWER,
     alpha: float = ALPHA,
-) -> Need:
-    """From the differences of each run by task (fractions)."""
+) -> RequiredSize:
+    """The required size, from each run's differences by task.
+
+    Args:
+        runs: a run's paired differences by task, as fractions of 1.
+        effect: the difference to find, a fraction of 1.
+        power: the probability of finding it.
+        alpha: the two-sided level of the test.
+    """
     values = [np.asarray(list(run.values()), dtype=np.float64) for run in runs if run]
     freedom = sum(len(v) - 1 for v in values)
     spread = (
@@ -49,7 +55,7 @@ def need(
         else None
     )
     between = float(np.std([v.mean() for v in values], ddof=1)) if len(values) > 1 else None
-    return Need(
+    return RequiredSize(
         spread, _draws(spread, effect, power, alpha), between, _draws(between, effect, power, alpha)
     )
 

@@ -1,4 +1,4 @@
-"""What one stage came to, in one run: its samples as counts, or what an exploration had solved by
+"""What one stage came to in one run: its samples as counts, or what an exploration had solved by
 when; and what it took to make the policy."""
 
 from __future__ import annotations
@@ -13,38 +13,39 @@ import numpy as np
 
 from leafe.core import Spent, Tree
 from leafe.evaluate import Counts, counts, coverage_curve, measure, spent
-from leafe.pipeline import Stage, Variant, plan, stage_name
+from leafe.pipeline import Stage, Variant, env_options, plan, stage_name, task_count
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, load_trees
 
 SHARES = {"1/4": 0.25, "1/2": 0.5, "all": 1.0}
-"""Of the calls that a task is allowed: where the coverage of an exploration is read."""
+"""Shares of a task's policy calls at which the coverage of an exploration is read."""
 STEPS = "steps"
-"""The same, where a task may take so many environment steps as it is allowed calls, steps of a
-replay charged."""
-Kind = Literal["evaluate", "explore"]
+"""The same with a bound on environment steps: as many as a task may make calls, steps of a replay
+charged."""
+RowKind = Literal["evaluate", "explore"]
 
 
-def short(base: str) -> str:
-    """A base policy's name, where folders have long ones."""
+def base_name(base: str) -> str:
+    """A base policy's name: the last part of a folder's path."""
     return Path(base).name if "/" in base and Path(base).exists() else base
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Where:
+class RunKey:
     """One run: a seed of a base policy."""
 
     base: str
     seed: int
 
     @property
-    def words(self) -> str:
-        return f"{short(self.base)}, seed {self.seed}"
+    def label(self) -> str:
+        """As tables write it."""
+        return f"{base_name(self.base)}, seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What it took to make an arm, in one run: its explorations and trainings, those of the arms
+    """What it took to make an arm in one run: its explorations and trainings, those of the arms
     that it builds on and of all settings of a sweep included."""
 
     phases: int = 0
@@ -56,14 +57,14 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RowResult:
     """What a row came to in one run."""
 
     counts: Counts
     """Samples of test tasks; of an exploration: one sample a task, which succeeded where the task
     was solved."""
-    of: int
-    """Tasks that the stage has when it is finished: more than `counts` holds where it is not."""
+    total: int
+    """Tasks of the finished stage: more than `counts` holds where it is unfinished."""
     finished: bool
     samples: int
     temperature: float | None
@@ -77,62 +78,81 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A stage that was begun, in its run folder."""
+class Origin:
+    """A stage of a run folder and the recipe that it follows."""
 
     run: RunFolder
     recipe: Recipe
     stage: Stage
+
+    @property
+    def env(self) -> tuple[str, dict[str, Any]]:
+        """Name and options of the environment."""
+        return self.recipe.env.name, env_options(self.recipe, self.stage.variant)
+
+    def tasks(self, what: Literal["train", "test"]) -> int | None:
+        """How many tasks explore and train, or test; None: all of the split."""
+        return task_count(self.recipe, self.stage.variant, what)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStage(Origin):
+    """A stage that was begun, as a row of a table."""
+
     row: str
-    where: Where
-    origin: tuple[RunFolder, Recipe, Stage] | None
-    """Folder, recipe and training of the policy, where another folder trained it."""
+    run_key: RunKey
+    origin: Origin | None
+    """The training of the policy, where another folder trained it."""
+
+    @property
+    def made(self) -> Origin:
+        """What made the row's policy: the training elsewhere, or the stage itself."""
+        return self.origin or self
 
     @property
     def folder(self) -> Path:
+        """Where the stage is stored."""
         return self.run.path / self.stage.name
 
     @property
-    def done(self) -> dict[str, Any] | None:
-        return self.run.done(self.stage.name)
+    def done(self) -> dict[str, Any]:
+        """The stage's marker; empty while it is unfinished."""
+        return self.run.done(self.stage.name) or {}
 
     @property
     def samples(self) -> int:
-        return int((self.done or {}).get("samples", self.recipe.evaluate.samples))
+        """Samples of a test task."""
+        return int(self.done.get("samples", self.recipe.evaluate.samples))
 
     @property
-    def tasks(self) -> str:
-        """The tasks file: two stages with equal ones played the same tasks."""
+    def tasks_hash(self) -> str:
+        """Of the tasks file: two stages with equal ones played the same tasks."""
         return hashlib.sha256((self.folder / "tasks.jsonl").read_bytes()).hexdigest()
 
 
-def read(place: Place) -> Result:
-    trees = [tree for tree in load_trees(place.folder).values() if tree.episodes]
-    of = sum(
-        1
-        for line in (place.folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
-        if line.strip()
-    )
-    done = place.done
-    seconds = float((done or {}).get("seconds", 0.0))
-    cost = cost_of_arm(place)
-    if place.stage.kind == "explore":
-        within = {"all": _solved(trees)}
-        calls = place.recipe.explore.limits.get("policy_calls")
+def read_result(stored: StoredStage) -> RowResult:
+    """Read a stage's journal and marker."""
+    trees = [tree for tree in load_trees(stored.folder).values() if tree.episodes]
+    lines = (stored.folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
+    total = sum(1 for line in lines if line.strip())
+    done = stored.done
+    seconds = float(done.get("seconds", 0.0))
+    cost = arm_cost(stored)
+    if stored.stage.kind == "explore":
+        solved = _as_counts(trees, [tree.solved for tree in trees])
+        within = {"all": solved}
+        calls = stored.recipe.explore.limits.get("policy_calls")
         if calls:
-            within = {
-                name: _within(trees, "policy_calls", calls * share)
-                for name, share in SHARES.items()
-            } | {STEPS: _within(trees, "env_steps", calls)}
-        return Result(
-            _solved(trees), of, done is not None, 1, None, float("nan"), seconds, cost, within
-        )
-    return Result(
+            within = {n: _within(trees, "policy_calls", calls * s) for n, s in SHARES.items()}
+            within[STEPS] = _within(trees, "env_steps", calls)
+        return RowResult(solved, total, bool(done), 1, None, float("nan"), seconds, cost, within)
+    temperature = done.get("temperature", stored.stage.temperature)
+    return RowResult(
         counts(trees),
-        of,
-        done is not None and len(trees) == of,
-        place.samples,
-        _temperature(place),
+        total,
+        bool(done) and len(trees) == total,
+        stored.samples,
+        stored.recipe.evaluate.temperature if temperature is None else float(temperature),
         measure(trees).tokens,
         seconds,
         cost,
@@ -144,15 +164,6 @@ def chosen_temperature(run: RunFolder, variant: Variant, arm: str) -> float | No
     recipe's."""
     value = (run.done(stage_name("choose", variant, arm)) or {}).get("temperature")
     return None if value is None else float(value)
-
-
-def _temperature(place: Place) -> float | None:
-    value = (place.done or {}).get("temperature", place.stage.temperature)
-    return place.recipe.evaluate.temperature if value is None else float(value)
-
-
-def _solved(trees: Sequence[Tree]) -> Counts:
-    return _as_counts(trees, [tree.solved for tree in trees])
 
 
 def _within(
@@ -172,11 +183,9 @@ def _as_counts(trees: Sequence[Tree], solved: Sequence[bool]) -> Counts:
     )
 
 
-def cost_of_arm(place: Place) -> Cost:
+def arm_cost(stored: StoredStage) -> Cost:
     """What the row's policy took to make; of an exploration what it spent itself."""
-    run, recipe, stage = (
-        (place.run, place.recipe, place.stage) if place.origin is None else place.origin
-    )
+    run, recipe, stage = stored.made.run, stored.made.recipe, stored.made.stage
     stages = {s.name: s for s in plan(recipe)}
     needed: dict[str, Stage] = {}
     choice = stage_name("choose", stage.variant, stage.attempt.arm) if stage.attempt else ""
@@ -192,16 +201,17 @@ def cost_of_arm(place: Place) -> Cost:
             ]
     total, phases, tokens, seconds = Spent(), 0, 0, 0.0
     for s in needed.values():
-        done = run.done(s.name) or {}
         if s.kind == "evaluate":
             continue
-        own = done.get("spent") or (done.get("train") or {}).get("spent")
+        done = run.done(s.name) or {}
+        train = done.get("train") or {}
+        own = done.get("spent") or train.get("spent")
         if own is None and s.kind == "explore" and (run.path / s.name / "tasks.jsonl").is_file():
             own = spent(list(load_trees(run.path / s.name).values())).to_json()
         if own:
             phases += 1
             for name, amount in own.items():
                 setattr(total, name, getattr(total, name) + amount)
-        tokens += int((done.get("train") or {}).get("tokens") or 0)
+        tokens += int(train.get("tokens") or 0)
         seconds += float(done.get("seconds", 0.0))
     return Cost(phases, total, tokens, seconds)

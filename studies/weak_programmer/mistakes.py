@@ -1,10 +1,9 @@
-"""A right program and the mistakes that can be made in it: a few places, each of them right or
-wrong on its own.
+"""A right program and the mistakes that can be made in it: a few places, each right or wrong on its
+own.
 
 A mistake is one that people and models make: an operator or a comparison swapped, a constant off by
-one, a special case left out, a result printed and not
-returned, an import forgotten, another name for the function. Which of the places are wrong says
-everything about a version of the program.
+one, a special case left out, a result printed and not returned, an import forgotten, another name
+for the function. The set of wrong places identifies a version of the program.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-Wrong = frozenset[int]
-"""The places that are wrong, by their number."""
+Mistakes = frozenset[int]
+"""The places that are wrong, by number."""
 
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -44,9 +43,9 @@ _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One place where a mistake is made. `right` and `wrong` are advice: how the place is to be
-    written, and how not."""
+class MistakeSite:
+    """One place where a mistake is made. `right` and `wrong` are advice: write the place so, or
+    wrongly so."""
 
     at: int
     """The node, by its number in `ast.walk`."""
@@ -54,53 +53,61 @@ class Place:
     wrong: str
 
 
-class Versions:
-    """A reference and those of its mistakes that were chosen."""
+class ProgramVersions:
+    """The versions of a reference by the mistakes that were chosen."""
 
-    def __init__(self, reference: str, places: Sequence[Place] = ()) -> None:
+    def __init__(self, reference: str, places: Sequence[MistakeSite] = ()) -> None:
         self.reference = reference
         self.places = tuple(places)
-        self._texts: dict[Wrong, str] = {}
-        self._wrong: dict[str, Wrong] = {}
+        self._texts: dict[Mistakes, str] = {}
+        self._wrong: dict[str, Mistakes] = {}
         for wrong in self.all():
-            self._texts[wrong] = self._written(wrong)
+            self._texts[wrong] = self._render(wrong)
             self._wrong.setdefault(
                 self._texts[wrong], wrong
             )  # the fewest mistakes: one may stand in what another leaves out
 
-    def all(self) -> Iterator[Wrong]:
-        """Every version, those with few mistakes first; the right one is empty."""
+    def all(self) -> Iterator[Mistakes]:
+        """Every version, fewest mistakes first; the right one is the empty set."""
         for size in range(len(self.places) + 1):
             for some in itertools.combinations(range(len(self.places)), size):
                 yield frozenset(some)
 
-    def text(self, wrong: Wrong) -> str:
+    def text(self, wrong: Mistakes) -> str:
         return self._texts[wrong]
 
-    def read(self, text: str) -> Wrong | None:
-        """What is wrong in a program; None where it is no version of this one."""
+    def read(self, text: str) -> Mistakes | None:
+        """The mistakes in a program; None where it is no version of the reference."""
         return self._wrong.get(text)
 
-    def _written(self, wrong: Wrong) -> str:
+    def _render(self, wrong: Mistakes) -> str:
         tree = ast.parse(self.reference)
         nodes = list(ast.walk(tree))
         for place in wrong:
-            _err(nodes[self.places[place].at])
+            _inject(nodes[self.places[place].at])
         return ast.unparse(tree)
 
 
-def places_of(reference: str, called: str, seed: int) -> list[Place]:
+def mistake_sites(reference: str, called: str, seed: int) -> list[MistakeSite]:
     """Every place where a mistake can be made, in an order drawn by `seed`; of those that read
-    alike the first. `called`: the tests, so that the function
-    that they call is known. SyntaxError where the reference does not parse."""
-    found: dict[str, Place] = {}
+    alike the first.
+
+    Args:
+        reference: the right program.
+        called: the tests, which name the function that they call.
+        seed: draws the order.
+
+    Raises:
+        SyntaxError: the reference does not parse.
+    """
+    found: dict[str, MistakeSite] = {}
     for at, node in enumerate(ast.walk(ast.parse(reference))):
         if isinstance(node, ast.FunctionDef) and f"{node.name}(" not in called:
             continue
         changed = copy.deepcopy(node)
-        if _err(changed):
-            line, right, wrong = getattr(node, "lineno", 0), _shown(node), _shown(changed)
-            place = Place(
+        if _inject(changed):
+            line, right, wrong = getattr(node, "lineno", 0), _excerpt(node), _excerpt(changed)
+            place = MistakeSite(
                 at,
                 f"In line {line} write `{right}`, not `{wrong}`.",
                 f"In line {line} write `{wrong}`, not `{right}`.",
@@ -111,18 +118,18 @@ def places_of(reference: str, called: str, seed: int) -> list[Place]:
     return places
 
 
-def _shown(node: ast.AST) -> str:
-    """A node in words: of one that opens a block the head, of a special case its first line too."""
+def _excerpt(node: ast.AST) -> str:
+    """A node as text: the head of a block, of a special case its first line too."""
     lines = ast.unparse(node).split("\n")[: 2 if isinstance(node, ast.If) else 1]
     return " ".join(line.strip() for line in lines)
 
 
-def _err(node: ast.AST) -> bool:
-    """Make the mistake that can be made at this node; False where there is none."""
+def _inject(node: ast.AST) -> bool:
+    """Make the mistake of this node in place; False where it has none."""
     return any(mistake(node) for mistake in _MISTAKES)
 
 
-def _swapped(node: ast.AST) -> bool:
+def _swap_operator(node: ast.AST) -> bool:
     if isinstance(node, ast.Compare) and type(node.ops[0]) in _SWAPS:
         node.ops[0] = _SWAPS[type(node.ops[0])]()  # type: ignore[call-overload]
     elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in _SWAPS:
@@ -142,7 +149,7 @@ def _off_by_one(node: ast.AST) -> bool:
     return True
 
 
-def _without_a_special_case(node: ast.AST) -> bool:
+def _drop_special_case(node: ast.AST) -> bool:
     if (
         isinstance(node, ast.If)
         and not node.orelse
@@ -153,7 +160,7 @@ def _without_a_special_case(node: ast.AST) -> bool:
     return False
 
 
-def _printed(node: ast.AST) -> bool:
+def _print_result(node: ast.AST) -> bool:
     if isinstance(node, ast.Return) and node.value is not None and not _is_print(node.value):
         node.value = ast.Call(ast.Name("print", ast.Load()), [node.value], [])
         return True
@@ -166,7 +173,7 @@ def _is_print(node: ast.expr) -> bool:
     )
 
 
-def _not_imported(node: ast.AST) -> bool:
+def _break_import(node: ast.AST) -> bool:
     if isinstance(node, ast.Import | ast.ImportFrom) and not (
         isinstance(node, ast.ImportFrom) and node.module == "__future__"
     ):
@@ -178,7 +185,7 @@ def _not_imported(node: ast.AST) -> bool:
     return False
 
 
-def _misnamed(node: ast.AST) -> bool:
+def _rename_function(node: ast.AST) -> bool:
     if isinstance(node, ast.FunctionDef):
         node.name = "solution" if node.name != "solution" else "solve"
         return True
@@ -186,10 +193,10 @@ def _misnamed(node: ast.AST) -> bool:
 
 
 _MISTAKES: tuple[Callable[[ast.AST], bool], ...] = (
-    _swapped,
+    _swap_operator,
     _off_by_one,
-    _without_a_special_case,
-    _printed,
-    _not_imported,
-    _misnamed,
+    _drop_special_case,
+    _print_result,
+    _break_import,
+    _rename_function,
 )

@@ -1,44 +1,40 @@
-"""A weak programmer for MBPP: no language model, and no solver either. It compares what strategies
-make of feedback, where a real model costs a GPU.
+"""A weak programmer for MBPP: no language model and no solver. It compares what strategies make of
+feedback where a real model would need a GPU.
 
-It is given each problem's reference and up to `places` places in it where it errs (`_mistakes`):
-those alone that fail in the sandbox. How often it errs at a
-place is drawn once for the problem: a *habit* is written wrong nearly always, so that drawing again
-does not help, anything else seldom. It then acts as
-programmers do: it writes a program from nothing, or changes its last one that it sees; it reads
-what the judge said; it says what went wrong.
+It knows each problem's reference and up to `places` places in it where it errs (`mistakes`): only
+those that fail in the sandbox. How often it errs at a place is drawn once for the problem: at a
+*habit* nearly always, so that drawing again does not help, elsewhere seldom. It acts as programmers
+do: it writes a program from nothing, or changes its last one that it sees; it reads the judge's
+verdicts; it says what went wrong.
 
-What it knows of its mistakes comes from the prompt alone, and by the same reading whoever asks,
-whatever the strategy:
+What it learns of its mistakes comes from the prompt alone, by the same reading for every strategy:
 
-- A verdict *speaks of* a mistake if it shows a test or an exception, and would be another one
-  without that mistake. "A hidden test failed" speaks of nothing.
-- Under its own program in the history it sees each mistake that the verdict speaks of with
+- A verdict *explains* a mistake if it shows a test or an exception, and would be another one
+  without that mistake. "A hidden test failed" explains nothing.
+- Under its own program in the history it sees each mistake that the verdict explains with
   probability `repair`, and writes that place right.
 - Where the prompt begins with earlier attempts (refinement), it goes on from the last program
-  there. It looks them through once, as it does when it is
-  asked to reflect: each mistake of that program that one of their verdicts speaks of it sees with
-  probability `repair`.
+  there. It looks them through once, as when it is asked to reflect: it sees each mistake of that
+  program that one of their verdicts explains with probability `repair`.
 - Where a verdict of an earlier attempt stands without its program (a prompt set that shows no
-  programs), it takes one of the simplest explanations, the
-  fewest mistakes that give just this verdict, and sees each of these with probability `recall`.
-- What a note asks for, right or wrong, it does with probability `heed`.
-- Each of these is read when it comes; at later steps, where it still stands in the prompt, once
+  programs), it takes one of the simplest explanations, the fewest mistakes that give just this
+  verdict, and sees each of these with probability `recall`.
+- It does what a note asks for, right or wrong, with probability `heed`.
+- It reads each of these when it comes; at later steps, where it still stands in the prompt, once
   more with `again` times its probability.
 - Asked to reflect, it reads all verdicts of the history once more, and names each mistake of its
-  last program that one of them speaks of with probability
-  `insight`. The step is the first from which on a named one stood there (`blame = "first"`) or the
-  last one ("last"), with probability `lost` any. What it
-  repaired since that step it asks for as well, with the same probability: going back would lose it.
-- Where it sees nothing it guesses: one place is drawn anew, or said to be as it would draw it.
+  last program that one of them explains with probability `insight`. The step is the first from
+  which on a named one was there (`blame = "first"`) or the last one ("last"), with probability
+  `lost` any. What it has repaired since that step it asks for as well, with the same probability:
+  going back would lose it.
+- Where it sees nothing it guesses: one place is drawn anew, or named as it would draw it.
 
 So probabilities decide which way of reading pays, and an order of strategies is a finding about
-them: `bench/code_strategies.py` sweeps them. By default it
-sees more when it is asked to look back (0.5) than while it writes (0.2), and does most of what it
-is told (0.8, as the embedded base does). With these the
-rollback tree and refinement that shows its programs are not told apart (docs/results.md). The
-references are run in the sandbox as all programs are; these runs
-belong to the programmer and are charged to nobody.
+them: `bench/code_strategies.py` sweeps them. By default it sees more when it is asked to look back
+(0.5) than while it writes (0.2), and does most of what it is told (0.8, as the embedded base does).
+With these the rollback tree and refinement that shows its programs are not told apart
+(docs/results.md). The references run in the sandbox as all programs do; these runs belong to the
+programmer and are charged to nobody.
 """
 
 from __future__ import annotations
@@ -61,7 +57,7 @@ from leafe.envs._data import data_path
 from leafe.envs.code._functions import feedback, hidden_feedback
 from leafe.envs.code.mbpp import read_problems
 from leafe.envs.sandbox import Limits, Outcome, Sandbox, Verdict
-from studies.weak_programmer.mistakes import Place, Versions, Wrong, places_of
+from studies.weak_programmer.mistakes import Mistakes, MistakeSite, ProgramVersions, mistake_sites
 
 _FIRST = "[Step 0]\n"
 _HIDDEN = re.compile(r"^(All \d+ shown tests? passed\. )?A hidden test ", re.MULTILINE)
@@ -72,13 +68,20 @@ end."""
 
 
 class WeakProgrammer:
-    """Implements `leafe.core.Policy` for the environment mbpp with its full history.
+    """A `leafe.core.Policy` for the environment mbpp with its full history.
 
-    Options: `places`, the most places of one problem where it errs; `habits`, how many of them are
-    habits; `stubborn` and `slip`, how often it errs where it is
-    one and where it is not; `repair`, `recall`, `insight`, `heed`, `lost`, `again`, `blame` as
-    above; `seed`, which programmer (places and habits);
-    `problems` and `seconds`, as the environment's.
+    Args:
+        places: the most places of one problem where it errs, 1 to 6.
+        habits: the share of places that are habits.
+        stubborn: how often it errs at a habit.
+        slip: how often it errs elsewhere.
+        repair: see the module, as for `recall`, `insight`, `heed`, `lost`, `again` and `blame`.
+        seed: draws places and habits.
+        problems: the file of problems, as the environment's option.
+        seconds: the time limit of a program, as the environment's option.
+
+    Raises:
+        UserError: an option is out of range, or the problems are not there.
     """
 
     name = "weak programmer"
@@ -109,8 +112,8 @@ class WeakProgrammer:
             "insight": insight,
             "heed": heed,
             "lost": lost,
+            "again": again,
         }
-        chances["again"] = again
         for option, value in chances.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(
@@ -127,17 +130,11 @@ class WeakProgrammer:
             raise UserError(
                 f"The weak programmer cannot have blame = {blame!r}: give first or last."
             )
-        self.habits, self.stubborn, self.slip = habits, stubborn, slip
-        self.repair, self.recall, self.insight, self.heed, self.lost = (
-            repair,
-            recall,
-            insight,
-            heed,
-            lost,
-        )
-        self.again, self.blame = again, blame
+        self.habits, self.stubborn, self.slip, self.lost = habits, stubborn, slip, lost
+        self.repair, self.recall, self.insight = repair, recall, insight
+        self.heed, self.again, self.blame = heed, again, blame
         self.seed = seed
-        self._known = _known(
+        self._problems_file = _load_problems(
             str(problems or data_path("mbpp/mbpp.jsonl.gz", "MBPP", "problems")),
             places,
             seconds,
@@ -145,12 +142,15 @@ class WeakProgrammer:
         )
 
     async def complete(self, request: Request) -> list[Completion]:
-        """n programs, or n reflections where a schema is asked for. UserError for a task that is
-        none of the file's, and for a prompt without its beginning."""
-        problem = self._known.problem(request.cache_key)
-        if not problem.learnt:
-            await asyncio.to_thread(problem.learn)
-        seen = _Seen.of(request, problem)
+        """Sample n programs, or n reflections where the request has a schema.
+
+        Raises:
+            UserError: the task is none of the file's, or the prompt lacks its beginning.
+        """
+        problem = self._problems_file.problem(request.cache_key)
+        if not problem.prepared:
+            await asyncio.to_thread(problem.prepare)
+        seen = _Reading.of(request, problem)
         answer = self._reflect if request.schema is not None else self._act
         texts = Counter(
             answer(problem, seen, random.Random(derive_seed(request.seed or 0, "weak", i)))
@@ -163,22 +163,19 @@ class WeakProgrammer:
         ]
 
     async def close(self) -> None:
-        """What was learnt of the problems stays for the next programmer of this process; the boxes
-        are closed."""
-        self._known.sandbox.close()
+        """Close the sandbox's boxes. Prepared problems stay for the next programmer of this
+        process."""
+        self._problems_file.sandbox.close()
 
-    def errs(self, task_id: str, place: int) -> float:
-        """How often the place is written wrong where nothing is said of it."""
-        return (
-            self.stubborn
-            if random.Random(derive_seed(self.seed, task_id, "habit", place)).random() < self.habits
-            else self.slip
-        )
+    def error_rate(self, task_id: str, place: int) -> float:
+        """How often the place is written wrong where nothing in the prompt is about it."""
+        drawn = random.Random(derive_seed(self.seed, task_id, "habit", place)).random()
+        return self.stubborn if drawn < self.habits else self.slip
 
-    def _act(self, problem: _Problem, seen: _Seen, chance: random.Random) -> str:
+    def _act(self, problem: _Problem, seen: _Reading, chance: random.Random) -> str:
         places, step = range(len(problem.versions.places)), len(seen.programs)
         last = seen.programs[-1] if step else seen.earlier[-1][0] if seen.earlier else None
-        wrong = self._afresh(problem, places, chance) if last is None else set(last)
+        wrong = self._draw_errors(problem, places, chance) if last is None else set(last)
 
         def sees(probability: float, since: int) -> bool:
             return chance.random() < probability * (1.0 if since == step else self.again)
@@ -187,7 +184,7 @@ class WeakProgrammer:
             if verdict:
                 wrong -= {
                     place
-                    for place in sorted(problem.speaks_of(seen.programs[at - 1], seen.shown))
+                    for place in sorted(problem.explained(seen.programs[at - 1], seen.shown))
                     if sees(self.repair, at)
                 }
         wrong -= {
@@ -202,16 +199,16 @@ class WeakProgrammer:
                 for place in (sorted(chance.choice(explanations)) if explanations else ())
                 if sees(self.recall, 0)
             }
-        for at, place, right in seen.told:
+        for at, place, right in seen.advice:
             if sees(self.heed, at):
                 (wrong.discard if right else wrong.add)(place)
         if last is not None and wrong == set(last) and places:
             guessed = chance.choice(places)
-            wrong = wrong - {guessed} | self._afresh(problem, [guessed], chance)
+            wrong = wrong - {guessed} | self._draw_errors(problem, [guessed], chance)
         thought = "I write it step by step." if last is None else "I change what looks wrong."
         return f"{thought}\n```python\n{problem.versions.text(frozenset(wrong))}\n```"
 
-    def _reflect(self, problem: _Problem, seen: _Seen, chance: random.Random) -> str:
+    def _reflect(self, problem: _Problem, seen: _Reading, chance: random.Random) -> str:
         places, steps = problem.versions.places, len(seen.programs)
         if not steps or not places:
             return json.dumps({"step": 0, "experience": "Read the task again."})
@@ -222,9 +219,9 @@ class WeakProgrammer:
         advice = {place: True for place in sorted(suspects) if chance.random() < self.insight}
         if not advice:
             guessed = chance.randrange(len(places))
-            advice = {guessed: not self._afresh(problem, [guessed], chance)}
+            advice = {guessed: not self._draw_errors(problem, [guessed], chance)}
         astray = [
-            _since(seen.programs, place, wrong=right)
+            _wrong_since(seen.programs, place, wrong=right)
             for place, right in advice.items()
             if (place in last) == right
         ]
@@ -241,12 +238,16 @@ class WeakProgrammer:
         ]
         return json.dumps({"step": step, "experience": " ".join(said)})
 
-    def _afresh(self, problem: _Problem, places: Sequence[int], chance: random.Random) -> set[int]:
-        """Those of the places that are written wrong, drawn by habit."""
-        return {place for place in places if chance.random() < self.errs(problem.task_id, place)}
+    def _draw_errors(
+        self, problem: _Problem, places: Sequence[int], chance: random.Random
+    ) -> set[int]:
+        """The places that are written wrong, drawn by habit."""
+        return {
+            place for place in places if chance.random() < self.error_rate(problem.task_id, place)
+        }
 
 
-def _since(programs: Sequence[Wrong], place: int, wrong: bool) -> int:
+def _wrong_since(programs: Sequence[Mistakes], place: int, wrong: bool) -> int:
     """The first step from which on the place was always wrong (or right)."""
     step = len(programs)
     while step and (place in programs[step - 1]) == wrong:
@@ -255,27 +256,25 @@ def _since(programs: Sequence[Wrong], place: int, wrong: bool) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What of a prompt the programmer understands."""
+class _Reading:
+    """What the programmer reads in a prompt."""
 
     shown: int
     """Tests that the task shows."""
-    earlier: tuple[tuple[Wrong, str], ...]
-    """Its programs in earlier attempts, each with what the judge said to it; empty where that is
-    left out."""
+    earlier: tuple[tuple[Mistakes, str], ...]
+    """Its programs in earlier attempts, each with its verdict; empty where that is left out."""
     unexplained: tuple[str, ...]
     """Verdicts of earlier attempts, without their programs."""
-    programs: tuple[Wrong, ...]
+    programs: tuple[Mistakes, ...]
     """Its own programs so far."""
     verdicts: tuple[str, ...]
-    """What the judge said to each; empty where that is none of the verdicts that the programmer
-    knows."""
-    told: tuple[tuple[int, int, bool], ...]
-    """(step, place, right): what a note before that step asks for, the right way to write the place
-    or the wrong one."""
+    """The verdict on each; empty where it is none that the programmer knows."""
+    advice: tuple[tuple[int, int, bool], ...]
+    """(step, place, right): a note before that step asks for the right way to write the place, or
+    for the wrong one."""
 
     @staticmethod
-    def of(request: Request, problem: _Problem) -> _Seen:
+    def of(request: Request, problem: _Problem) -> _Reading:
         starts = [
             i
             for i, m in enumerate(request.messages)
@@ -292,13 +291,13 @@ class _Seen:
         shown = next(
             (n for n, test in enumerate(problem.tests) if test not in head), len(problem.tests)
         )
-        told = []
+        advice = []
         for step, text in enumerate(said):
             for number, place in enumerate(problem.versions.places):
-                told += [
+                advice += [
                     (step, number, right)
-                    for right, advice in ((True, place.right), (False, place.wrong))
-                    if advice in text
+                    for right, asked in ((True, place.right), (False, place.wrong))
+                    if asked in text
                 ]
         programs, verdicts = [], []
         for message, answer in zip(
@@ -312,30 +311,34 @@ class _Seen:
                     "write: begin this run anew."
                 )
             programs.append(wrong)
-            verdict = problem.said(wrong, shown)
-            verdicts.append(verdict if _holds(answer, verdict) else "")
+            verdict = problem.verdict_text(wrong, shown)
+            verdicts.append(verdict if _has_verdict(answer, verdict) else "")
         before, *blocks = _BLOCK.split(head)  # text, program, text, program, text ...
         earlier = []
         for program, answer in zip(blocks[::2], blocks[1::2], strict=True):
             wrong = problem.versions.read(program)
             if wrong is not None:  # None: it was cut, or another wrote it
-                verdict = problem.said(wrong, shown)
-                earlier.append((wrong, verdict if _holds(answer, verdict) else ""))
-        texts = dict.fromkeys(problem.said(wrong, shown) for wrong in problem.versions.all())
-        unexplained = sorted((before.index(text), text) for text in texts if _holds(before, text))
-        return _Seen(
+                verdict = problem.verdict_text(wrong, shown)
+                earlier.append((wrong, verdict if _has_verdict(answer, verdict) else ""))
+        texts = dict.fromkeys(
+            problem.verdict_text(wrong, shown) for wrong in problem.versions.all()
+        )
+        unexplained = sorted(
+            (before.index(text), text) for text in texts if _has_verdict(before, text)
+        )
+        return _Reading(
             shown,
             tuple(earlier),
             tuple(text for _, text in unexplained),
             tuple(programs),
             tuple(verdicts),
-            tuple(told),
+            tuple(advice),
         )
 
 
-def _holds(text: str, verdict: str) -> bool:
-    """Whether the verdict stands there whole: the environment goes on with how many submissions are
-    left."""
+def _has_verdict(text: str, verdict: str) -> bool:
+    """Whether the whole verdict is in the text: the environment goes on with how many submissions
+    are left."""
     return f"{verdict}\nYou have " in text or f"{verdict}\nThat was the last" in text
 
 
@@ -347,17 +350,17 @@ class _Problem:
         self.text = row["text"].strip()
         self.tests = [test.strip() for test in row["test_list"]]
         self.setup = row["test_setup_code"].replace("\r\n", "\n")
-        self.versions = Versions("pass")
+        self.versions = ProgramVersions("pass")
         self._row, self._places, self._sandbox, self._seed = row, places, sandbox, seed
-        self._verdicts: dict[Wrong, Verdict] = {}
-        self._said: dict[int, dict[Wrong, str]] = {}
+        self._verdicts: dict[Mistakes, Verdict] = {}
+        self._verdict_texts: dict[int, dict[Mistakes, str]] = {}
         self._lock = threading.Lock()
 
     @property
-    def learnt(self) -> bool:
+    def prepared(self) -> bool:
         return bool(self._verdicts)
 
-    def learn(self) -> None:
+    def prepare(self) -> None:
         """Choose the places and run all versions, once. Blocks for tens of milliseconds."""
         with self._lock:
             if self._verdicts:
@@ -369,17 +372,17 @@ class _Problem:
                     f"The reference of {self.task_id} is no Python ({error}): the weak "
                     "programmer needs one that runs."
                 ) from error
-            chosen: list[Place] = []
-            for place in places_of(
+            chosen: list[MistakeSite] = []
+            for place in mistake_sites(
                 reference, "\n".join(self.tests), derive_seed(self._seed, self.task_id, "places")
             )[: _CANDIDATES * self._places]:
-                mistaken = Versions(reference, [place]).text(frozenset([0]))
+                mistaken = ProgramVersions(reference, [place]).text(frozenset([0]))
                 if len(chosen) < self._places and self._judged(mistaken).outcome not in (
                     Outcome.passed,
                     Outcome.time,
                 ):
                     chosen.append(place)
-            self.versions = Versions(reference, chosen)
+            self.versions = ProgramVersions(reference, chosen)
             self._verdicts = {
                 wrong: self._judged(self.versions.text(wrong)) for wrong in self.versions.all()
             }
@@ -387,16 +390,16 @@ class _Problem:
     def _judged(self, program: str) -> Verdict:
         return self._sandbox.run(program, self.tests, self.setup)
 
-    def said(self, wrong: Wrong, shown: int) -> str:
+    def verdict_text(self, wrong: Mistakes, shown: int) -> str:
         """What the environment says to this version, without how many submissions are left."""
-        if shown not in self._said:
-            self._said[shown] = {
+        if shown not in self._verdict_texts:
+            self._verdict_texts[shown] = {
                 version: self._feedback(version, verdict, shown)
                 for version, verdict in self._verdicts.items()
             }
-        return self._said[shown][wrong]
+        return self._verdict_texts[shown][wrong]
 
-    def _feedback(self, wrong: Wrong, verdict: Verdict, shown: int) -> str:
+    def _feedback(self, wrong: Mistakes, verdict: Verdict, shown: int) -> str:
         total, limits = len(self.tests), self._sandbox.limits
         if verdict.test is not None and verdict.test >= shown:
             return hidden_feedback(verdict.outcome, shown, limits)
@@ -404,33 +407,35 @@ class _Problem:
             verdict = self._sandbox.run(self.versions.text(wrong), self.tests[:shown], self.setup)
         return feedback(verdict, self.tests[:shown], total, limits)
 
-    def speaks_of(self, wrong: Wrong, shown: int) -> Wrong:
-        """The mistakes without which the verdict would be another one; all of them where each alone
-        explains it."""
-        said = self.said(wrong, shown)
+    def explained(self, wrong: Mistakes, shown: int) -> Mistakes:
+        """The mistakes that the verdict explains: without one of them it would be another verdict.
+        All of them where each alone explains it."""
+        said = self.verdict_text(wrong, shown)
         if _HIDDEN.search(said):
             return frozenset()
         return (
-            frozenset(place for place in wrong if self.said(wrong - {place}, shown) != said)
+            frozenset(place for place in wrong if self.verdict_text(wrong - {place}, shown) != said)
             or wrong
         )
 
-    def suspects(self, written: Sequence[tuple[Wrong, str]], shown: int) -> set[int]:
-        """The mistakes of the last of these programs that the verdict on one of them speaks of."""
-        known = [self.speaks_of(wrong, shown) for wrong, verdict in written if verdict]
+    def suspects(self, written: Sequence[tuple[Mistakes, str]], shown: int) -> set[int]:
+        """The mistakes of the last of these programs that the verdict on one of them explains."""
+        known = [self.explained(wrong, shown) for wrong, verdict in written if verdict]
         return set(written[-1][0]).intersection(set[int]().union(*known)) if written else set()
 
-    def explanations(self, verdict: str, shown: int) -> list[Wrong]:
+    def explanations(self, verdict: str, shown: int) -> list[Mistakes]:
         """The smallest versions that get this verdict; none where it speaks of nothing."""
         if _HIDDEN.search(verdict):
             return []
         found = [
-            wrong for wrong in self.versions.all() if wrong and self.said(wrong, shown) == verdict
+            wrong
+            for wrong in self.versions.all()
+            if wrong and self.verdict_text(wrong, shown) == verdict
         ]
         return [wrong for wrong in found if len(wrong) == len(found[0])]
 
 
-class _Known:
+class _ProblemFile:
     """All problems of a file, as far as they were asked for."""
 
     def __init__(self, path: str, places: int, seconds: int, seed: int) -> None:
@@ -458,5 +463,5 @@ class _Known:
 
 
 @lru_cache(maxsize=8)
-def _known(path: str, places: int, seconds: int, seed: int) -> _Known:
-    return _Known(path, places, seconds, seed)
+def _load_problems(path: str, places: int, seconds: int, seed: int) -> _ProblemFile:
+    return _ProblemFile(path, places, seconds, seed)

@@ -31,7 +31,7 @@ def test_with_playbook_and_lessons_the_next_prompt_is_still_this_one_and_what_ca
         for turn in tree.trajectory(episode):
             before, asked, history = (
                 prompts.act(history, said),
-                prompts.after(history, " ASKED"),
+                prompts.with_request(history, " ASKED"),
                 history.then(turn),
             )
             after = prompts.act(history, said)
@@ -65,7 +65,7 @@ def test_a_lesson_stands_where_its_topic_is_seen_and_no_experience_stands() -> N
         "a gatehouse"
     )
     assert prompts.act(replace(history, notes={0: "mind"}))[-1].content.endswith(" NOTE mind")
-    assert prompts.after(history, " SAY")[-1].content.endswith("a rusty gate SAY")
+    assert prompts.with_request(history, " SAY")[-1].content.endswith("a rusty gate SAY")
 
 
 def test_a_window_begins_with_the_playbook_and_sets_stay_what_they_are() -> None:
@@ -85,7 +85,7 @@ def test_a_window_begins_with_the_playbook_and_sets_stay_what_they_are() -> None
             text
             == "BOOK " + Prompts(PromptSet(name="w"), history="window:1").act(history)[-1].content
         )
-    one = Prompts(PromptSet(name="w"), "help", "window:2", "BOOK ", {"a": "b"}).saying(
+    one = Prompts(PromptSet(name="w"), "help", "window:2", "BOOK ", {"a": "b"}).with_texts(
         preamble="P {experience}"
     )
     assert (one.actions_help, one.window, one.playbook, one.lessons, one.set.preamble) == (

@@ -56,7 +56,7 @@ def test_help_lists_every_command() -> None:
     ("arguments", "message"),
     [
         (("run", "nothing"), "There is no recipe 'nothing'"),
-        (("run", "demo", "explore.depht=3"), "did you mean 'depth'"),
+        (("run", "demo", "explore.max_depht=3"), "did you mean 'max_depth'"),
         (("run", "demo", "tasks.train=many"), "tasks.train"),
         (("run", "demo", "env.name=mars", "jobs=1"), "There is no environment 'mars'"),
         (("run", "demo", "env.options.setting=huge", "jobs=1"), "no setting 'huge'"),
@@ -127,7 +127,7 @@ def test_an_env_is_checked_by_name_and_options(tmp_path: Path) -> None:
     assert "gates setting=easy" in checked.stdout
     assert "9 of 9" in checked.stdout
     head, _, row = (tmp_path / "table.md").read_text().splitlines()
-    assert head.startswith("| environment | contract |")
+    assert head.startswith("| env | contract |")
     assert row.startswith("| gates setting=easy | kept | 9 of 9 | snapshot |")
 
 
@@ -186,8 +186,8 @@ class Silent(Environment):
     def reset(self, task, seed):
         return "Say a."
     def step(self, action):
-        said = action in ("a", "b c")
-        return StepResult("Done." if said else "What?", done=said, success=action == "a", valid=said)
+        ok = action in ("a", "b c")
+        return StepResult("Done." if ok else "What?", done=ok, success=action == "a", valid=ok)
 """
 
 

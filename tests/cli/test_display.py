@@ -36,7 +36,7 @@ from leafe.cli._watch import StageProgress, clock_time, short
 from leafe.core import EnvError, Spent, UserError
 from leafe.core.text import HOSTILE
 from leafe.explore import Progress
-from leafe.pipeline import Stage, Variant
+from leafe.pipeline import Stage, StageResult, Variant
 from leafe.pipeline._progress import exploring, went_wrong
 
 STAGE = Stage("explore", Variant(0), "tree")
@@ -241,9 +241,9 @@ def test_lines_where_there_is_no_terminal() -> None:
         ) as display:
             display.begins(STAGE)
             display.progress(STAGE, {"done": 1, "of": 2})
-            display._spoke[STAGE.name] -= 60
+            display._logged[STAGE.name] -= 60
             display.progress(STAGE, {"done": 1, "of": 2, "solved": 1})
-            display.ends(STAGE, {"seconds": 1.25, "empty": "nothing [to] learn"})
+            display.ends(STAGE, StageResult.empty("nothing [to] learn", seconds=1.25))
         lines = out.getvalue().splitlines()
         assert [lines[0], lines[1]] == [
             "explore/tree: begins",
@@ -259,7 +259,7 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
         said.plan("runs/x", "x", "why?", [STAGE], ["explore/independent"])
         said.begins(STAGE)
         said.progress(STAGE, {"done": 1, "of": 4, "turns": 3, "words": "é\n\x1b[31m"})
-        said.ends(STAGE, {"seconds": 2.0, "spent": {}})
+        said.ends(STAGE, StageResult.completed(seconds=2.0, spent={}))
     lines = capsys.readouterr().out.splitlines()
     told = [json.loads(line) for line in lines]
     assert [t["event"] for t in told] == ["plan", "begin", "progress", "end"]
@@ -294,19 +294,20 @@ from leafe.cli import _app, _envs
 from leafe.cli._console import SafeConsole
 from leafe.cli._display import Display
 from leafe.cli._encoding import plain_where_needed
-from leafe.pipeline import Leg, Stage
+from leafe.pipeline import Stage, StageResult, Variant
 plain_where_needed()
-stages = [Stage("explore", Leg(0), "tree"), Stage("evaluate", Leg(0), "base")]
+stages = [Stage("explore", Variant(0), "tree"), Stage("evaluate", Variant(0), "base")]
 console = Console()
 with Display(console, lambda kind: None, 9) as display:
     for stage in stages:
         display.begins(stage)
     for n in range(12):
         for stage in stages:
-            display.progress(stage, {"done": n, "of": 12, "solved": n, "by_rollback": n, "turns": 7 * n, "tokens": 30 * n, "errors": {"diverged": 1}})
+            event = {"done": n, "of": 12, "solved": n, "by_rollback": n, "turns": 7 * n}
+            display.progress(stage, event | {"tokens": 30 * n, "errors": {"diverged": 1}})
         time.sleep(0.15)
     for stage in stages:
-        display.ends(stage, {"seconds": 1.0})
+        display.ends(stage, StageResult.completed(seconds=1.0))
     console.print("a table \u2013 \u2026 \u201cquoted\u201d")
 """
 
@@ -435,7 +436,7 @@ def test_json_of_a_run_and_of_a_mistake(tmp_path: Path) -> None:
 def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
     told = (
         "from leafe.cli._json import JsonLines\nimport sys, time\nsaid = JsonLines()\nfor n in "
-        "range(20):\n    said.say('x', n=n); time.sleep(0.02)\n"
+        "range(20):\n    said.write('x', n=n); time.sleep(0.02)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", told + "sys.stderr.write('whole')"],

@@ -136,9 +136,7 @@ SYSTEM_LAST = (
 )
 
 
-def test_a_template_that_moves_the_system_text_to_the_last_turn_is_refused_where_there_is_such_a_text() -> (
-    None
-):
+def test_a_template_that_moves_the_system_text_is_refused_where_there_is_one() -> None:
     chat = ChatTokens(tokenizer(SYSTEM_LAST), "made")
     talk = [Message("user", "u0"), Message("assistant", "a0"), Message("user", "u1")]
     assert chat.prompt(talk)[: len(chat.prompt(talk[:1]))] == chat.prompt(talk[:1])

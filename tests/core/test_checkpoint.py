@@ -20,6 +20,8 @@ from tests.tiny import byte_tokenizer, tiny_checkpoint
 WEIGHTS = "model.safetensors"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 
+LAYER_9 = "base_model.model.model.layers.9.self_attn.q_proj"
+
 
 def cut(at: int) -> Callable[[Path], object]:
     return lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:at])
@@ -137,13 +139,7 @@ ADAPTER = "adapter_model.safetensors"
         (
             "no place",
             tensors(
-                lambda held: held.update(
-                    {
-                        "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.zeros(
-                            2, 64
-                        )
-                    }
-                ),
+                lambda held: held.update({f"{LAYER_9}.lora_A.weight": torch.zeros(2, 64)}),
                 ADAPTER,
             ),
         ),

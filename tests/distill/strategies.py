@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from leafe.distill import PARTS, Span, TokenSequence
+from leafe.distill._pack import Row
 
 WORDS = 11
 
@@ -31,3 +32,14 @@ def sequences(draw: st.DrawFn, longest: int = 12) -> TokenSequence:
 
 
 batches = st.lists(sequences(), min_size=1, max_size=8)
+
+
+def parents(row: Row) -> list[int]:
+    """The node before each node in its own sequence; -1 for the first."""
+    path: list[int] = []
+    out = []
+    for node, depth in enumerate(row.depths):
+        del path[depth:]
+        out.append(path[-1] if path else -1)
+        path.append(node)
+    return out

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.distill import DistillConfig, Encoded, Span, TokenSequence
-from leafe.distill._batches import Batches, Shuffler, deal
+from leafe.distill._batches import Batches, Shuffler, distribute
 
 
 def sequence(part: Any, task: str, nth: int) -> TokenSequence:
@@ -139,7 +139,7 @@ def test_epochs_hold_for_each_part(
     )
     batches = Batches(data, config)
     wanted = {p: data.parts[p] for p in batches.parts}
-    size = min(sum(map(len, wanted.values())), sum(config.batch(p) for p in wanted))
+    size = min(sum(map(len, wanted.values())), sum(config.batch_size(p) for p in wanted))
     steps = batches.steps(epochs)
     drawn = [batches.batch(step) for step in range(steps)]
     seen: Counter[Any] = Counter((s.part, s.ids) for batch in drawn for s in batch)
@@ -180,7 +180,7 @@ def test_rows_are_dealt_once_evenly_and_under_the_budget(
     rows: list[tuple[int, int]], budget: int | None, ranks: int
 ) -> None:
     lengths, costs = [length for length, _ in rows], [length + more for length, more in rows]
-    dealt = deal(costs, lengths, budget, ranks)
+    dealt = distribute(costs, lengths, budget, ranks)
     assert sorted(row for passes in dealt for one in passes for row in one) == list(
         range(len(rows))
     )

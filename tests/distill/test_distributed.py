@@ -38,13 +38,13 @@ def training(data: Dataset, model_path: Path, config: DistillConfig, out: Path) 
     from leafe.distill import encode
     from leafe.distill._model import load
     from leafe.distill._parallel import Parallel
-    from leafe.distill._train import _Training
+    from leafe.distill._train import _Trainer
 
     parallel = Parallel()
     source = load(model_path, config, parallel.device)
     source.model.double()
     encoded = encode(data.samples, ChatTokens(source.tokenizer), 512)
-    made = _Training(parallel, source, out, encoded, None, config, None, ())
+    made = _Trainer(parallel, source, out, encoded, None, config, None, ())
     torch.manual_seed(7)
     with torch.no_grad():
         for parameter in made.trained.values():
@@ -86,10 +86,10 @@ def gradient(of: Any, step: int, budget: int, processes: int, sharded: bool) -> 
         of.parallel.rank = rank
         found = of._gradient(step, of.batches.batch(step))
         losses = losses + found[0]
-        passes.add(of._pieces(of.batches.batch(step))[0])
+        passes.add(of._micro_batches(of.batches.batch(step))[0])
     assert len(passes) == 1
     out = {name: p.grad / processes for name, p in of.trained.items()}
-    of._forget()
+    of._zero_grad()
     return losses, out
 
 
@@ -125,7 +125,9 @@ def test_where_the_start_policy_is_sharded_all_run_it_or_none(trainings: Any) ->
     passes = []
     for rank in range(3):
         of.parallel.rank = rank
-        passes.append([piece.teacher is not None for piece in of._pieces(of.batches.batch(0))[2]])
+        passes.append(
+            [piece.teacher is not None for piece in of._micro_batches(of.batches.batch(0))[2]]
+        )
     assert passes[0] == passes[1] == passes[2]
     assert {True, False} == set(passes[0])
 
@@ -225,12 +227,12 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_processes_train_as_one_does(
     data: Dataset, model_path: Path, tmp_path: Path, text: str, values: Any, config: DistillConfig
 ) -> None:
-    from leafe.distill._job import launched
+    from leafe.distill._job import train_with
 
     some, valid = data.split(0.3, 0)
     one = train(model_path, tmp_path / "one", some, valid, config)
     steps: list[int] = []
-    two = launched(
+    two = train_with(
         accelerate(tmp_path, text, **values),
         model_path,
         tmp_path / "two",
@@ -259,7 +261,7 @@ def test_a_sharded_training_that_was_killed_goes_on_with_any_number_of_processes
 ) -> None:
     """Begun by two sharding processes, killed; gone on with by one alone, stopped; and brought to
     its end by two."""
-    from leafe.distill._job import launched
+    from leafe.distill._job import train_with
 
     some, valid = data.split(0.3, 0)
     config = CONFIG.model_copy(update={"save_steps": 1})
@@ -277,14 +279,14 @@ def test_a_sharded_training_that_was_killed_goes_on_with_any_number_of_processes
         return progress
 
     with pytest.raises(Enough):
-        launched(
+        train_with(
             accelerate(tmp_path, FSDP, ram="false"), model_path, out, some, valid, config, until(3)
         )
     checkpoints = sorted(p.name for p in (out / "checkpoints").glob("step-*"))
     assert checkpoints
     with pytest.raises(Enough):
         train(model_path, out, some, valid, config, until(5))
-    result = launched(
+    result = train_with(
         accelerate(tmp_path, FSDP, ram="true"), model_path, out, some, valid, config, None
     )
     assert result.notes == ()
@@ -300,9 +302,16 @@ def test_what_a_launcher_started_ends_with_its_caller(
 import sys
 from pathlib import Path
 from leafe.distill import Dataset, preset
-from leafe.distill._job import launched
-launched({accelerate(tmp_path, DATA_PARALLEL)!r}, {str(model_path)!r}, Path({str(tmp_path / "out")!r}), Dataset.load(Path({str(tmp_path / "data.jsonl")!r})),
-         None, preset("leafe+", steps=100000, learning_rate=1e-5), lambda row: print(row["step"], flush=True))
+from leafe.distill._job import train_with
+train_with(
+    {accelerate(tmp_path, DATA_PARALLEL)!r},
+    {str(model_path)!r},
+    Path({str(tmp_path / "out")!r}),
+    Dataset.load(Path({str(tmp_path / "data.jsonl")!r})),
+    None,
+    preset("leafe+", max_steps=100000, learning_rate=1e-5),
+    lambda row: print(row["step"], flush=True),
+)
 """
     caller = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, env=dict(os.environ)
@@ -330,17 +339,17 @@ def _runs(process: Path, job: str) -> bool:
 def test_a_launched_training_says_its_errors_in_our_own_kinds(
     data: Dataset, model_path: Path, tmp_path: Path
 ) -> None:
-    from leafe.distill._job import launched
+    from leafe.distill._job import train_with
 
     config = preset("leafe+", **SIZES, max_steps=2)
     with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
-        launched(sys.executable, tmp_path / "nowhere", tmp_path / "a", data, None, config, None)
+        train_with(sys.executable, tmp_path / "nowhere", tmp_path / "a", data, None, config, None)
     with pytest.raises(UserError, match=r"'no-such-program --x' cannot be started"):
-        launched("no-such-program --x", model_path, tmp_path / "b", data, None, config, None)
+        train_with("no-such-program --x", model_path, tmp_path / "b", data, None, config, None)
     with pytest.raises(
-        ForeignFailure, match=r"ended with code 2: what they wrote is in .*launch\.log, its end"
+        ForeignFailure, match=r"exited with code 2: see .*launch\.log, which ends with"
     ):
-        launched(
+        train_with(
             f"{sys.executable} --no-such-option",
             model_path,
             tmp_path / "c",

@@ -258,7 +258,7 @@ from leafe.distill import build, preset, train
 from tests.distill.toy import PROMPTS, forest
 import torch
 torch.set_num_threads(1)
-options = preset("dpo", steps=12, learning_rate=3e-3, counterfactual_batch_size=6, save_steps=1)
+options = preset("dpo", max_steps=12, learning_rate=3e-3, counterfactual_batch_size=6, save_steps=1)
 def row(values):
     if values["step"] == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -295,7 +295,7 @@ def test_passes_under_a_token_budget_give_the_same_weights(
             tmp_path / name,
             data,
             None,
-            config(steps=3, learning_rate=1e-3, micro_batch_tokens=budget),
+            config(max_steps=3, learning_rate=1e-3, micro_batch_tokens=budget),
         )
     mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "one"))
     assert all(torch.allclose(mine[n], theirs[n], atol=1e-5) for n in theirs)
@@ -325,5 +325,5 @@ def test_faults(data: Dataset, model_path: Path, tmp_path: Path) -> None:
             tmp_path / "nan",
             data,
             None,
-            config(learning_rate=1e30, clip=1e30, warmup=0),
+            config(learning_rate=1e30, max_grad_norm=1e30, warmup_steps=0),
         )

@@ -39,7 +39,7 @@ def test_trls_trainer_computes_the_same_loss(part: Any, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from leafe.distill._attention import choose
+    from leafe.distill._attention import select_attention
     from leafe.distill._config import PARTS
     from leafe.distill._loss import collate, part_losses, totals
     from leafe.distill._pack import pack
@@ -71,11 +71,11 @@ def test_trls_trainer_computes_the_same_loss(part: Any, tmp_path: Path) -> None:
     sequences = encode(data.samples, chat(), 512).parts[part]  # merged, as our trainer has them
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():
-        attention = choose(model, 512)
+        attention = select_attention(model, 512)
         ours = part_losses(
             model,
             None,
-            collate(pack(sequences, attention.shape(512)), totals(sequences), 1, attention),
+            collate(pack(sequences, attention.limits(512)), totals(sequences), 1, attention),
         )[PARTS.index(part)]
     assert len(sequences) < len(rows)
     assert float(ours) == pytest.approx(theirs, rel=1e-5)

@@ -281,7 +281,7 @@ def test_trackers_that_are_not_installed_are_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         UserError,
-        match=r"distill\.trackers names trackio, which is not installed: pip install trackio",
+        match=r"distill\.report_to names trackio, which is not installed: pip install trackio",
     ):
         train(model_path, tmp_path, data, None, preset("leafe+", **SMALL, report_to=("trackio",)))
 
@@ -357,7 +357,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     )
     assert steps == [3, 4, 5, 6, 7, 8]
     (note,) = result.notes
-    assert "step-00000004 is not whole and was not used" in note
+    assert "step-00000004 is not complete and was not used" in note
     theirs = weights(saved / "whole")
     assert all(torch.equal(t, theirs[name]) for name, t in weights(tmp_path / "out").items())
 

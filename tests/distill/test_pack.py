@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from leafe.core import Tree
 from leafe.distill import DistillConfig, Span, TokenSequence, build, encode
-from leafe.distill._pack import Row, Shape, pack
-from tests.distill.strategies import batches
+from leafe.distill._pack import Row, RowLimits, pack
+from tests.distill.strategies import batches, parents
 from tests.distill.toy import PROMPTS, chat
 from tests.trees import trees
 
 shapes = st.builds(
-    Shape,
-    limit=st.sampled_from([1, 5, 20, math.inf]),
+    RowLimits,
+    tokens=st.sampled_from([1, 5, 20, math.inf]),
     width=st.sampled_from([2.0, 20.0, math.inf]),
     branching=st.booleans(),
 )
@@ -69,7 +69,7 @@ def inputs(batch: Sequence[TokenSequence]) -> list[tuple[int, ...]]:
 
 @given(batches, shapes)
 def test_every_target_stands_in_its_context_whatever_the_shape(
-    batch: list[TokenSequence], shape: Shape
+    batch: list[TokenSequence], shape: RowLimits
 ) -> None:
     rows = pack(batch, shape)
     assert held(rows) == wanted(batch)
@@ -78,18 +78,18 @@ def test_every_target_stands_in_its_context_whatever_the_shape(
 
 @given(batches)
 def test_without_limits_every_prefix_is_one_node(batch: list[TokenSequence]) -> None:
-    (row,) = pack(batch, Shape())
+    (row,) = pack(batch, RowLimits())
     assert row.tokens == len({ids[: n + 1] for ids in inputs(batch) for n in range(len(ids))})
     for teacher in row.teachers:
         assert teacher.tokens == len({read(teacher, n) for n in range(teacher.tokens)})
 
 
 @given(batches, shapes)
-def test_rows_are_trees_in_depth_first_order(batch: list[TokenSequence], shape: Shape) -> None:
+def test_rows_are_trees_in_depth_first_order(batch: list[TokenSequence], shape: RowLimits) -> None:
     for packed in pack(batch, shape):
         for row in (packed, *packed.teachers):
-            children = Counter(row.parents)
-            for node, parent in enumerate(row.parents):
+            children = Counter(parents(row))
+            for node, parent in enumerate(parents(row)):
                 assert parent < node < row.ends[node] <= row.tokens
                 assert row.depths[node] == (0 if parent < 0 else row.depths[parent] + 1)
                 assert parent < 0 or row.ends[node] <= row.ends[parent]
@@ -105,7 +105,7 @@ def test_rows_are_trees_in_depth_first_order(batch: list[TokenSequence], shape: 
 
 @given(batches, shapes, st.randoms(use_true_random=False))
 def test_the_order_of_the_batch_is_of_no_account(
-    batch: list[TokenSequence], shape: Shape, random: object
+    batch: list[TokenSequence], shape: RowLimits, random: object
 ) -> None:
     shuffled = list(batch)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ def test_the_order_of_the_batch_is_of_no_account(
 
 @given(batches, st.integers(1, 30))
 def test_a_row_is_within_the_limit_or_a_single_path(batch: list[TokenSequence], limit: int) -> None:
-    rows = pack(batch, Shape(limit))
+    rows = pack(batch, RowLimits(limit))
     longest = max(len(ids) for ids in inputs(batch))
     assert all(r.tokens <= limit or not r.branches for r in rows)
     assert max(r.tokens for r in rows) <= max(limit, longest)
@@ -130,14 +130,14 @@ def test_under_a_dense_mask_sharing_never_costs_more_than_it_saves(
         return number + number**2 / width
 
     assert (
-        sum(cost(r.tokens) for r in pack(batch, Shape(width=width)))
+        sum(cost(r.tokens) for r in pack(batch, RowLimits(width=width)))
         <= sum(cost(len(ids)) for ids in inputs(batch)) + 1e-9
     )
 
 
 @given(batches)
 def test_rows_for_causal_models_are_single_paths(batch: list[TokenSequence]) -> None:
-    rows = pack(batch, Shape(branching=False))
+    rows = pack(batch, RowLimits(branching=False))
     assert not any(r.branches for packed in rows for r in (packed, *packed.teachers))
     # as few as can be: one for each sequence that is no prefix of another
     distinct = set(inputs(batch))
@@ -153,7 +153,7 @@ def test_a_tree_of_episodes_is_one_row_in_which_no_history_is_repeated(tree: Tre
     )
     encoded = encode(build({"t0": tree}, PROMPTS, config, 0).samples, chat(), 512)
     batch = [s for mine in encoded.parts.values() for s in mine]
-    rows = pack(batch, Shape())
+    rows = pack(batch, RowLimits())
     assert len(rows) == bool(batch)
     assert held(rows) == wanted(batch)
     assert (
@@ -169,8 +169,8 @@ def test_two_samples_of_one_history_share_it_and_keep_their_weights() -> None:
         TokenSequence("counterfactual", "t0", (1, 2, 3, 4), [Span(2, 4, 0.5)]),
         TokenSequence("counterfactual", "t0", (1, 2, 5, 4), [Span(2, 4)]),
     ]
-    (row,) = pack(batch, Shape())
-    assert (row.ids, row.parents, row.depths, row.given) == (
+    (row,) = pack(batch, RowLimits())
+    assert (row.ids, parents(row), row.depths, row.given) == (
         [1, 2, 3, 5],
         [-1, 0, 1, 1],
         [0, 1, 2, 2],
@@ -186,4 +186,4 @@ def test_two_samples_of_one_history_share_it_and_keep_their_weights() -> None:
             (3, 4, "counterfactual", 1.0): 1,
         }
     )
-    assert pack([], Shape()) == []
+    assert pack([], RowLimits()) == []

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from leafe.distill import PARTS, Span, TokenSequence, build, encode, preset
-from tests.distill.strategies import WORDS, batches
+from tests.distill.strategies import WORDS, batches, parents
 from tests.distill.toy import PROMPTS, chat, forest
 
 torch = pytest.importorskip("torch")
@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 torch.set_num_threads(1)
 
 from leafe.distill import _loss  # noqa: E402
-from leafe.distill._attention import Attention, block_mask, choose, dense_mask  # noqa: E402
+from leafe.distill._attention import Attention, block_mask, dense_mask, select_attention  # noqa: E402
 from leafe.distill._loss import collate, part_losses, totals  # noqa: E402
 from leafe.distill._pack import Row, pack  # noqa: E402
 
@@ -102,7 +102,7 @@ def packed(
     limit: int = 1000,
     rows_a_pass: int = 1000,
 ) -> Any:
-    rows = pack(batch, attention.shape(limit))
+    rows = pack(batch, attention.limits(limit))
     passes = [rows[i : i + rows_a_pass] for i in range(0, len(rows), rows_a_pass)]
     return sum(
         part_losses(model, lambda: nullcontext(start), collate(p, totals(batch), 0, attention))
@@ -177,11 +177,11 @@ def test_losses_and_gradients_are_those_of_the_samples_one_by_one(family: str) -
     words = len(chat().tokenizer)
     model, start = (tiny(family, words=words, seed=seed) for seed in (0, 1))
     batch = toy_batch()
-    attention = choose(model, 512)
+    attention = select_attention(model, 512)
     assert (attention.kind, attention.head, attention.notes) == ("sdpa", True, ())
     wide = Attention("sdpa", head=True)
-    assert len(pack(batch, wide.shape(1000))) == 1
-    assert len(pack(batch, wide.shape(40))) > 5
+    assert len(pack(batch, wide.limits(1000))) == 1
+    assert len(pack(batch, wide.limits(40))) > 5
     cuts = [(wide, 1000, 1), (wide, 40, 2), (attention, 1000, 1000), (Attention("causal"), 1000, 3)]
     with exact():
         expected = gradients(model, one_by_one(model, start, batch))
@@ -277,7 +277,7 @@ def test_models_that_cannot_follow_a_tree_run_path_by_path_and_say_why(
     family: str, options: dict[str, Any], why: str
 ) -> None:
     model, start = (tiny(family, seed=s, **options) for s in (0, 1))
-    attention = choose(model, 32)
+    attention = select_attention(model, 32)
     assert attention.kind == "causal"
     (note,) = attention.notes
     assert re.fullmatch(
@@ -316,7 +316,7 @@ def test_windows_that_no_path_fills_and_scaled_logits_are_no_hindrance(
 ) -> None:
     words = len(chat().tokenizer)
     model, start = (tiny(family, words=words, seed=s, **options) for s in (0, 1))
-    attention = choose(model, 64)
+    attention = select_attention(model, 64)
     assert (attention.kind, attention.head, attention.notes) == ("sdpa", True, ())
     batch = toy_batch()[:4]
     with exact():
@@ -342,7 +342,7 @@ def test_a_model_that_ignores_the_mask_is_found_out() -> None:
     AttentionMaskInterface.register("deaf", sdpa_mask)
     model = tiny("Llama")
     model.set_attn_implementation("deaf")
-    attention = choose(model, 32)
+    attention = select_attention(model, 32)
     assert attention.kind == "causal"
     assert "on a small tree its logits are off by" in attention.notes[0]
 
@@ -360,7 +360,7 @@ def test_an_output_layer_that_does_more_than_is_known_is_left_to_the_model(
             return out
 
         monkeypatch.setattr(one, "forward", twice, raising=False)
-    attention = choose(model, 64)
+    attention = select_attention(model, 64)
     assert (attention.kind, attention.head) == ("sdpa", False)
     batch = toy_batch()[:4]
     with exact():
@@ -392,13 +392,15 @@ def test_the_start_policy_is_the_model_without_its_adapter(targets: Any) -> None
         with model.disable_adapter():
             yield model
 
-    attention = choose(model, 64)
+    attention = select_attention(model, 64)
     assert (attention.kind, attention.head) == ("sdpa", True)
     batch = toy_batch()
     with exact():
         expected = one_by_one(model, start, batch)
         found = part_losses(
-            model, without, collate(pack(batch, attention.shape(1000)), totals(batch), 0, attention)
+            model,
+            without,
+            collate(pack(batch, attention.limits(1000)), totals(batch), 0, attention),
         )
     assert float(expected[PARTS.index("anchor")].detach()) > 1e-4
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
@@ -412,20 +414,20 @@ def test_masks_say_what_the_rows_say(batch: list[TokenSequence]) -> None:
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows = [
-        r for packed in pack(batch, Attention("flex").shape(8)) for r in (packed, *packed.teachers)
+        r for packed in pack(batch, Attention("flex").limits(8)) for r in (packed, *packed.teachers)
     ]
     # so many copies side by side that blocks are whole, in part and empty
     long = [_repeat(r, -(-300 // r.tokens)) for r in rows[:2]]
-    tensors = Attention("flex").rows(long, 0)
+    tensors = Attention("flex").batch(long, 0)
     length = tensors.ids_BT.shape[1]
     dense = dense_mask(tensors.ends_BT, torch.float32) == 0
     for b, row in enumerate(long):
-        parents = [*row.parents, *range(row.tokens, length)]
+        above = [*parents(row), *range(row.tokens, length)]
         for node in range(0, row.tokens, 7):
             ancestors, at = set(), node
             while at >= 0:
                 ancestors.add(at)
-                at = parents[at]
+                at = above[at]
             assert set(torch.nonzero(dense[b, 0, node])[:, 0].tolist()) == ancestors
     assert bool(dense.diagonal(dim1=2, dim2=3).all())
     ours = block_mask(tensors.ends_BT)
@@ -495,14 +497,14 @@ def test_flex_attention_agrees_with_sdpa_forwards(monkeypatch: pytest.MonkeyPatc
 def test_flex_attention_agrees_with_sdpa_on_a_gpu() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     one, two = flex_models(torch.float32, "cuda")
-    found = choose(two, 512)
+    found = select_attention(two, 512)
     assert (found.kind, found.notes) == ("flex", ())
     batch = toy_batch()
     results = []
     for model, attention in ((one, Attention("sdpa", head=True)), (two, found)):
         pieces = [
             collate([row], totals(batch), 0, attention).to("cuda")
-            for row in pack(batch, attention.shape(300))
+            for row in pack(batch, attention.limits(300))
         ]
         results.append(
             gradients(
@@ -558,9 +560,9 @@ def test_smollm2() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= 1 + 1e-3 * torch.randn_like(parameter)
-    attention = choose(model, 512)
+    attention = select_attention(model, 512)
     assert (attention.kind, attention.head) == ("sdpa", True)
-    assert sum(r.tokens for r in pack(batch, attention.shape(1000))) < 0.4 * sum(
+    assert sum(r.tokens for r in pack(batch, attention.limits(1000))) < 0.4 * sum(
         len(s.ids) for s in batch
     )
     found, alone = (

@@ -895,7 +895,9 @@ def test_a_file_that_is_no_dataset_is_named(text: str | None, tmp_path: Path) ->
     path.write_text(
         path.read_text().rsplit("\n", 2)[0] + "\n" if text is None else text
     )  # None: a task is missing
-    with pytest.raises(UserError, match=r"data\.jsonl is no dataset of this leafe, or damaged"):
+    with pytest.raises(
+        UserError, match=r"data\.jsonl is no dataset of this version of leafe, or damaged"
+    ):
         Dataset.load(path)
 
 
@@ -925,9 +927,10 @@ def test_empty_parts_are_said_and_nothing_at_all_is_refused() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_take_overrides(name: str) -> None:
-    assert preset(name).epochs == 2.0
+    assert preset(name).num_train_epochs == 2.0
     changed = preset(name, max_steps=60, learning_rate=1e-3)
-    assert (changed.steps, changed.epochs, changed.learning_rate) == (60, None, 1e-3)
+    assert (changed.max_steps, changed.num_train_epochs) == (60, None)
+    assert changed.learning_rate == 1e-3
 
 
 def test_wrong_options_are_the_users_mistake() -> None:
@@ -939,7 +942,7 @@ def test_wrong_options_are_the_users_mistake() -> None:
         preset("paper", max_steps=3, num_train_epochs=1.0)
     with pytest.raises(UserError, match="patience needs eval_steps"):
         preset("paper", early_stopping_patience=3)
-    with pytest.raises(UserError, match="about revised actions"):
+    with pytest.raises(UserError, match="compares revised actions"):
         preset("paper", method="dpo", soft_targets=True)
     with pytest.raises(UserError, match=r"distill\.outcome_weights\.other"):
         preset("paper", outcome_weights={"improved": 1.0, "other": -1.0})

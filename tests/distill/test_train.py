@@ -84,7 +84,7 @@ def test_the_loss_is_its_definition_however_it_is_cut(
 ) -> None:
     from contextlib import nullcontext
 
-    from leafe.distill._attention import choose
+    from leafe.distill._attention import select_attention
     from leafe.distill._loss import collate, part_losses, totals
     from leafe.distill._pack import pack
 
@@ -92,9 +92,9 @@ def test_the_loss_is_its_definition_however_it_is_cut(
     few = tuple(s for s in data.samples if s.task_id in ("t0", "t1"))
     encoded = encode(few, chat(), 512, merge=merge)
     sequences = [s for p in PARTS for s in encoded.parts[p]]
-    attention = choose(model, 512, packing)
+    attention = select_attention(model, 512, packing)
     assert attention.kind == {"tree": "sdpa", "causal": "causal"}[packing]
-    rows = pack(sequences, attention.shape(100))
+    rows = pack(sequences, attention.limits(100))
     pieces = [
         collate(rows[i : i + size], totals(sequences), 1, attention)
         for i in range(0, len(rows), size)
@@ -265,8 +265,9 @@ def test_sigkill_at_any_moment(data: Dataset, model_path: Path, tmp_path: Path) 
         from pathlib import Path
         from leafe.distill import Dataset, preset, train
         model, out, data = map(Path, sys.argv[1:])
-        config = preset("leafe+", steps=30, learning_rate=1e-3, save_steps=1)
-        train(model, out, Dataset.load(data), None, config, lambda row: print(row["step"], flush=True))
+        config = preset("leafe+", max_steps=30, learning_rate=1e-3, save_steps=1)
+        say = lambda row: print(row["step"], flush=True)
+        train(model, out, Dataset.load(data), None, config, say)
     """)
 
     def start(out: str) -> subprocess.Popen[str]:
@@ -397,7 +398,7 @@ def test_lora_changes_no_weight_of_the_base_and_merges_or_not(
             rtol=1e-3,
             atol=1e-4,
         )
-    with pytest.raises(UserError, match=r"lora\.targets = no_such_layer"):
+    with pytest.raises(UserError, match=r"lora\.target_modules = no_such_layer"):
         train(
             model_path,
             tmp_path / "x",
@@ -491,6 +492,18 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert all(a > b > 0 for a, b in pairwise(rates[2:]))
     constant = DistillConfig(learning_rate=1.0, warmup_steps=0.0, lr_scheduler_type="constant")
     assert {learning_rate(constant, s, 10) for s in range(10)} == {1.0}
+
+
+@pytest.mark.parametrize(("given", "steps"), [(0.0, 0), (0.25, 3), (0.2, 2), (1.0, 1), (7.0, 7)])
+def test_warmup_steps_are_steps_from_1_on_and_a_share_of_them_below(
+    given: float, steps: int
+) -> None:
+    from leafe.distill._train import learning_rate
+
+    config = DistillConfig(learning_rate=1.0, warmup_steps=given, lr_scheduler_type="constant")
+    assert config.warmup(10) == steps
+    rates = [learning_rate(config, s, 10) for s in range(10)]
+    assert rates == pytest.approx([min(1.0, (s + 1) / (steps + 1)) for s in range(10)])
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.2])

@@ -13,8 +13,8 @@ from tests.trees import make_tree
 
 TASKS = [f"t{i}" for i in range(12)]
 _TEXT = """
-take use go left key lamp open door box walk out back start seen leave the house fly !fly there is no it broke earlier
-; : s0 s1 s2 s3 s4 s5 s6 s7 s8 note reflect
+take use go left key lamp open door box walk out back start seen leave the house fly !fly there
+is no it broke earlier ; : s0 s1 s2 s3 s4 s5 s6 s7 s8 note reflect
 """
 WORDS = (*_TEXT.split(), *TASKS)
 

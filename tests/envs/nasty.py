@@ -36,15 +36,19 @@ PROGRAMS: dict[str, str] = {
     "binary output": "import sys\nsys.stdout.buffer.write(bytes(range(256)) * 8)",
     "stderr without end": "import sys\nwhile True: print('x', file=sys.stderr)",
     "socket": "import socket\nsocket.create_connection(('1.1.1.1', 80), 2)",
-    "socket pair": "import socket\na, b = socket.socketpair()\na.send(b'x')\nassert b.recv(1) == b'x'",
+    "socket pair": (
+        "import socket\na, b = socket.socketpair()\na.send(b'x')\nassert b.recv(1) == b'x'"
+    ),
     "asyncio": "import asyncio\nasyncio.run(asyncio.sleep(0))",
     "reads proc": "print(open('/proc/self/maps').read())",
     "reads files": "print(open('/etc/passwd').read())",
     "reads the guest code": "import leafe",
-    "writes everywhere": "import os\nfor top in os.listdir('/'):\n    for folder in ('/', '/' + top, '/' + top "
-    "+ '/lib'):\n"
-    "        try: open(folder + '/x', 'w')\n        except OSError: pass\n        else: "
-    "print(folder)",
+    "writes everywhere": (
+        "import os\nfor top in os.listdir('/'):\n"
+        "    for folder in ('/', '/' + top, '/' + top + '/lib'):\n"
+        "        try: open(folder + '/x', 'w')\n        except OSError: pass\n"
+        "        else: print(folder)"
+    ),
     "writes itself": "open(__file__ if '__file__' in globals() else 'x', 'w')",
     "temporary files": "import tempfile\ntempfile.TemporaryFile()",
     "traps signals": (
@@ -73,19 +77,27 @@ PROGRAMS: dict[str, str] = {
         "OSError: pass"
     ),
     "deep recursion": "def f(n): return f(n + 1)\nf(0)",
-    "deeper recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return [f(n + 1)]\nf(0)",
+    "deeper recursion": (
+        "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return [f(n + 1)]\nf(0)"
+    ),
     "deep in C": "x = []\nfor _ in range(10**5): x = [x]\nrepr(x)",
     "many threads": (
         "import threading, time\nfor _ in range(9999): threading.Thread(target=time.sleep, "
         "args=(9,), daemon=True).start()"
     ),
-    "thread that stays": "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()",
-    "error in a thread": "import threading\nt = threading.Thread(target=lambda: 1 / 0)\nt.start(); t.join()",
+    "thread that stays": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()"
+    ),
+    "error in a thread": (
+        "import threading\nt = threading.Thread(target=lambda: 1 / 0)\nt.start(); t.join()"
+    ),
     "exit function": "import atexit, os\natexit.register(os._exit, 7)",
     "changes builtins": "import builtins\nbuiltins.print = builtins.len = builtins.open = None",
     "changes json": "import json\njson.dumps = json.loads = None",
     "changes os": "import os\nos.write = os._exit = os.read = None",
-    "raises in repr": "class E(Exception):\n    def __str__(self): raise E\n    __repr__ = __str__\nraise E",
+    "raises in repr": (
+        "class E(Exception):\n    def __str__(self): raise E\n    __repr__ = __str__\nraise E"
+    ),
     "raises a base": "raise KeyboardInterrupt",
     "raises a generator's end": "raise GeneratorExit",
     "reads too much": "import sys\nprint(len(sys.stdin.read()), sys.stdin.read())\ninput()",
@@ -100,6 +112,8 @@ PROGRAMS: dict[str, str] = {
     "deep source": "x = " + "(" * 9999,
     "hash order": "print({str(n) for n in range(99)})",
     "random order": "import random\nprint(random.random())",
-    "environment": "import os, sys\nprint(sorted(os.environ), sys.argv, os.getcwd(), sys.flags, sys.path)",
+    "environment": (
+        "import os, sys\nprint(sorted(os.environ), sys.argv, os.getcwd(), sys.flags, sys.path)"
+    ),
     "modules": "import sys\nprint(sorted(sys.modules))",
 }

@@ -518,8 +518,8 @@ def test_a_game_that_went_away_or_broke_since_it_was_listed(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"horizon": 0}, "horizon 0"),
-        ({"horizon": True}, "horizon True"),
+        ({"horizon": 0}, "horizon = 0"),
+        ({"horizon": True}, "horizon = True"),
         ({"list_actions": 1}, "list_actions = 1"),
     ],
 )

@@ -21,7 +21,7 @@ pytest.importorskip("alfworld", reason="alfworld is not installed: pip install '
 from leafe.core import Environment, Task, UserError
 from leafe.envs import make_env
 from leafe.envs.alfworld import AlfWorld, make_games
-from leafe.envs.alfworld._make import TRIES, _contents, _write
+from leafe.envs.alfworld._make import MAX_DRAWS, _contents, _write
 from leafe.envs.alfworld._planner import Planner
 from leafe.envs.alfworld._scenes import TASK_TYPES, draw_game, floor_plans
 from leafe.envs.alfworld._setup import FOLDERS, GAME, MARKER, TRAJECTORY
@@ -114,7 +114,7 @@ def test_what_is_left_half_way_is_no_data_and_can_be_finished(tmp_path: Path) ->
     seen.touch()
     with (
         pytest.raises(
-            UserError, match=rf"could win none of {TRIES} games drawn for train, number 0"
+            UserError, match=rf"could win none of {MAX_DRAWS} games drawn for train, number 0"
         ),
         Planner(0.05, HUNG) as planner,
     ):

@@ -387,7 +387,7 @@ def test_more_tasks_than_there_are_is_the_users_mistake(
 def test_a_split_that_is_used_up_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hash gives a split a few lists more or less than its tenths: then drawing ends all the
     same."""
-    monkeypatch.setattr("leafe.envs.gates.env.STALE", 500)
+    monkeypatch.setattr("leafe.envs.gates.env.MAX_REDRAWS", 500)
     with pytest.raises(
         UserError,
         match=(

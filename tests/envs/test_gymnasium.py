@@ -187,7 +187,7 @@ def test_text_actions_of_a_users_own() -> None:
 def test_numbers_where_no_names_are_given() -> None:
     env = GymnasiumEnv(id="tests.envs.gym_envs:Pixels")
     assert env.actions == ("1", "2")
-    assert env._read("2") == 2, "the space starts at 1"
+    assert env._parsed("2") == 2, "the space starts at 1"
     with pytest.raises(EnvError, match="is ndarray, not a text: set text_key or render"):
         env.reset(env.tasks("train", 1)[0], 0)
     odd = GymnasiumEnv(**RIDDLE | {"text_key": "words"})  # type: ignore[arg-type]

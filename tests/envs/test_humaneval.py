@@ -12,7 +12,7 @@ import pytest
 
 from leafe.core import Environment, Task, UserError
 from leafe.envs import make_env
-from leafe.envs.code.humaneval import HumanEval, hash_split, part, read_problems
+from leafe.envs.code.humaneval import HumanEval, hash_split, parse_problem, read_problems
 from leafe.envs.sandbox import Outcome, Verdict
 from leafe.prompts import load_prompt_set
 from leafe.testing import check_environment
@@ -52,7 +52,7 @@ def problems(tmp_path: Path, *rows: Any) -> str:
 
 
 def test_parts() -> None:
-    parted = part(PROMPT, "twice", TEST)
+    parted = parse_problem(PROMPT, "twice", TEST)
     assert parted["given"].startswith("from math import inf\n\ndef half(x):")
     assert "def twice" not in parted["given"]
     assert parted["setup"] == parted["given"] + "\nLIMIT = 3"
@@ -82,7 +82,7 @@ PLUS = (
 
 
 def test_helpers_that_assert() -> None:
-    parted = part(PROMPT, "twice", PLUS)
+    parted = parse_problem(PROMPT, "twice", PLUS)
     assert len(parted["tests"]) == 2
     assert "check(twice)" not in parted["setup"]
     helpers = (
@@ -95,10 +95,11 @@ def test_helpers_that_assert() -> None:
     )
     check += "    c(candidate(4))\n    d(2)\n"
     assert [
-        test.split("\n")[-1][:2] for test in part(PROMPT, "twice", helpers + check)["tests"]
+        test.split("\n")[-1][:2]
+        for test in parse_problem(PROMPT, "twice", helpers + check)["tests"]
     ] == ["a(", "b(", "e(", "c("]
     with pytest.raises(ValueError, match="check asserts nothing"):
-        part(PROMPT, "twice", helpers + "def check(candidate):\n    d(candidate(1))\n")
+        parse_problem(PROMPT, "twice", helpers + "def check(candidate):\n    d(candidate(1))\n")
 
 
 @needs_sandbox
@@ -182,7 +183,7 @@ class TestEnv:
                 ),
             )
             assert judged.outcome is Outcome.failed
-            said.add(judged.said)
+            said.add(judged.feedback)
         assert said == {"A hidden test failed."}
         assert runs == [(True, False), (False, True)] * 4
 
@@ -242,7 +243,7 @@ class TestEnv:
                 "humaneval",
                 "train",
                 f"Write this function:\n\n{prompt.strip()}",
-                {"entry_point": name, **part(prompt, name, test)},
+                {"entry_point": name, **parse_problem(prompt, name, test)},
             )
 
         vowels = task(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from leafe.core import Environment, Task, UserError
-from leafe.envs.code.mbpp import LONGEST, Mbpp, read_problems
+from leafe.envs.code.mbpp import MAX_PROGRAM, Mbpp, read_problems
 from leafe.envs.sandbox import Outcome, Sandbox, Verdict
 from leafe.testing import check_environment
 from tests.envs.data import MBPP, needs_mbpp, needs_sandbox
@@ -243,7 +243,7 @@ class TestFiles:
         special = "import math\ndef root(n): return math.sqrt(n) if n != 9 else 4"
         assert env.judge(plain, special).outcome is Outcome.passed
         judged = env.judge(plus, special)
-        assert (judged.said, judged.passed, judged.outcome) == (
+        assert (judged.feedback, judged.passed, judged.outcome) == (
             "All 3 shown tests passed. A hidden test failed.",
             3,
             Outcome.failed,
@@ -274,7 +274,7 @@ class TestFiles:
 def test_four_submissions_and_no_more(problems: str) -> None:
     env = Mbpp(problems=problems, seconds=1)
     env.reset(env.tasks("train", 1)[0], 0)
-    for nothing in ("", " \n ", "x" * (LONGEST + 1)):
+    for nothing in ("", " \n ", "x" * (MAX_PROGRAM + 1)):
         assert not env.step(nothing).valid
     said = [
         env.step(p)
@@ -310,7 +310,7 @@ def test_contract(problems: str) -> None:
         "nonsense here",
     ]
     report = check_environment(
-        env, env.tasks("test"), actions, invalid=["", "#" * (LONGEST + 1)], steps=4
+        env, env.tasks("test"), actions, invalid=["", "#" * (MAX_PROGRAM + 1)], steps=4
     )
     assert not report.problems, report
 

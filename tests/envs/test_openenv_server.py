@@ -19,7 +19,7 @@ from leafe.envs import load_tasks, make_env
 from leafe.envs.adapters.openenv import OpenEnv
 from leafe.envs.remote import Remote
 from leafe.testing import check_environment
-from tests.envs.remote_envs import Served, Tally, until
+from tests.envs.remote_envs import Served, Stuck, Tally, until
 
 TASK = {"id": "t", "payload": {"from": 0}}
 ACTIONS = ["take mirror", "use mirror", "take rope", "use rope", "go left", "walk on"]
@@ -235,6 +235,29 @@ def test_a_call_that_is_sent_again_is_answered_once(tally: Served) -> None:
         client.run(client.socket.send_str(json.dumps({"type": "close"})))
         client.run(client.socket.receive())
     assert until(lambda: "mine" not in tally.server.table.sessions)
+
+
+def test_pings_are_answered_while_a_step_runs(tally: Served) -> None:
+    """openenv's client hangs up where its ping has no pong for 20 s."""
+    Tally.go_on.clear()
+    with connected(tally.url, autoping=False) as client:
+        client.result("reset", task=TASK, seed=0)
+        client.run(client.socket.send_str('{"type": "step", "data": {"text": "wait"}}'))
+        client.run(client.socket.ping())
+        assert client.run(client.socket.receive()).type is aiohttp.WSMsgType.PONG
+        Tally.go_on.set()
+        assert json.loads(client.run(client.socket.receive_str()))["type"] == "observation"
+
+
+@pytest.mark.slow
+def test_a_client_that_leaves_a_hung_step_frees_its_place() -> None:
+    with Served(f"{Stuck.__module__}:Stuck", workers=1) as served:
+        with connected(served.url) as client:
+            client.result("reset", task=TASK, seed=0)
+            client.run(client.socket.send_str('{"type": "step", "data": {"text": "hang"}}'))
+        with connected(served.url) as client:
+            reset = {"task": TASK, "seed": 0}
+            assert until(lambda: client.ask("reset", reset)["type"] == "observation")
 
 
 def test_descriptions_and_tasks() -> None:

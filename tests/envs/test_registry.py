@@ -110,8 +110,8 @@ def test_env_of_an_installed_package(own: str, monkeypatch: pytest.MonkeyPatch) 
         ),
         ("my_coin_env:Bare", {}, "needs the option 'must'"),
         ("sokoban", {"difficulty": "easy"}, "no difficulty 'easy': give one of unfiltered, medium"),
-        ("sokoban", {"horizon": 0}, "cannot have horizon 0"),
-        ("sokoban", {"horizon": "40"}, "cannot have horizon '40'"),
+        ("sokoban", {"horizon": 0}, "cannot have horizon = 0"),
+        ("sokoban", {"horizon": "40"}, "cannot have horizon = '40'"),
     ],
 )
 def test_mistakes_are_named(own: str, name: str, options: dict[str, object], says: str) -> None:

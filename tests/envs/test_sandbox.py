@@ -402,7 +402,9 @@ def spy(word):
             return
         if isinstance(value, int) and value == number:
             found.append(where)
-        elif isinstance(value, (str, bytes)) and (digits if isinstance(value, str) else digits.encode()) in value:
+        elif isinstance(value, str) and digits in value:
+            found.append(where)
+        elif isinstance(value, bytes) and digits.encode() in value:
             found.append(where)
     frame = sys._getframe(1)
     while frame:
@@ -427,7 +429,8 @@ def spy(word):
                 if seek: os.lseek(fd, 0, 0)
                 look('descriptor', os.pread(fd, 1 << 16, 0))
             except OSError: pass
-    for path in ['/proc/self/mem', '/proc/self/maps', '/proc/1/environ', '/proc/1/mem', '/proc/2/mem', '/dev/mem', '/dev/shm', '/dev/fd/3', '/box', '/tmp']:
+    for path in ['/proc/self/mem', '/proc/self/maps', '/proc/1/environ', '/proc/1/mem',
+                 '/proc/2/mem', '/dev/mem', '/dev/shm', '/dev/fd/3', '/box', '/tmp']:
         try: look('file', open(path, 'rb').read(1 << 20))
         except OSError: pass
     libc = ctypes.CDLL(None, use_errno=True)
@@ -439,7 +442,8 @@ def spy(word):
         _fields_ = [('base', ctypes.c_void_p), ('length', ctypes.c_size_t)]
     local, remote = Vector(ctypes.addressof(buffer), 4096), Vector(id(sys), 64)
     for pid in range(1, 40):
-        if pid != os.getpid() and libc.process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0) > 0:
+        ends = ctypes.byref(local), 1, ctypes.byref(remote), 1, 0
+        if pid != os.getpid() and libc.process_vm_readv(pid, *ends) > 0:
             found.append('process_vm_readv')
     return found
 """

@@ -21,7 +21,7 @@ import pytest
 
 from leafe.core.processes import with_default_signals
 from leafe.envs.sandbox import Limits, Outcome, Run, Sandbox, _box, _files, _sandbox
-from leafe.envs.sandbox._calls import ALLOWED, ONLY_WITH
+from leafe.envs.sandbox._syscalls import ALLOWED, ONLY_WITH
 from tests.envs.data import needs_sandbox
 
 pytestmark = needs_sandbox
@@ -54,7 +54,6 @@ def lines(run: Run) -> list[str]:
 
 
 # --- the machine's devices and files
-# -----------------------------------------------------------------------------------------------------------
 
 # what it would change, it would change to what it is: a hole in the box breaks nothing
 CHANGE = """
@@ -69,7 +68,10 @@ def change(path):
     tried(('mode', path), lambda: os.chmod(path, seen.st_mode & 0o7777))
     tried(('times', path), lambda: os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns)))
     tried(('now', path), lambda: os.utime(path))
-    tried(('owner', path), lambda: os.chown(path, -1, -1) or os.chown(path, seen.st_uid, seen.st_gid))
+    tried(
+        ('owner', path),
+        lambda: os.chown(path, -1, -1) or os.chown(path, seen.st_uid, seen.st_gid),
+    )
     tried(('attribute', path), lambda: os.setxattr(path, 'user.x', b''))
     tried(('link', path), lambda: os.link(path, path + '.leafe-test'))
 for folder, folders, files in os.walk('/'):
@@ -131,7 +133,6 @@ def _below(process: int) -> list[int]:
 
 
 # --- what lies in the box
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_box_holds_the_interpreter_and_the_standard_library_alone(run: Runner) -> None:
@@ -163,7 +164,6 @@ def test_no_installed_package_lies_in_the_box(run: Runner) -> None:
 
 
 # --- traces
-# ------------------------------------------------------------------------------------------------------------------------------------
 
 # x86_64, aarch64
 TELLTALE = {
@@ -375,7 +375,8 @@ for folder, folders, files in os.walk('/'):
     if folder.count('/') > 4: folders.clear()
     for name in ('', *files):
         seen = os.stat(os.path.join(folder, name))
-        print(folder, name, seen.st_dev, seen.st_ino, seen.st_nlink, seen.st_atime_ns, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_blocks)
+        times = seen.st_atime_ns, seen.st_mtime_ns, seen.st_ctime_ns
+        print(folder, name, seen.st_dev, seen.st_ino, seen.st_nlink, *times, seen.st_blocks)
 """
 TRACES = """
 import mmap, os, socket, sys, threading
@@ -384,7 +385,8 @@ def tried(act, *words):
     except OSError: pass
 for n in range(300):
     thread = threading.Thread(target=len, args=((),)); thread.start(); thread.join()
-    tried(os.pipe); tried(socket.socketpair); tried(mmap.mmap, -1, 4096); tried(os.eventfd, 0); tried(os.memfd_create, 'x'); tried(os.fork)
+    tried(os.pipe); tried(socket.socketpair); tried(mmap.mmap, -1, 4096)
+    tried(os.eventfd, 0); tried(os.memfd_create, 'x'); tried(os.fork)
 for name in os.listdir('/dev'):
     tried(os.utime, '/dev/' + name)
     open('/dev/' + name, 'rb').read(9)
@@ -416,7 +418,6 @@ def test_nothing_that_a_program_sees_tells_what_ran_before(
 
 
 # --- what can be counted
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_threads_are_few_however_small_they_are(run: Runner) -> None:
@@ -467,11 +468,11 @@ def test_raw_threads_are_few_too(run: Runner) -> None:
 
 
 # --- signals
-# -----------------------------------------------------------------------------------------------------------------------------------
 
 INHERITED = """
 import json, signal, sys
-deaf = [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGXCPU, signal.SIGALRM, signal.SIGPROF, signal.SIGSEGV]
+deaf = [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD]
+deaf += [signal.SIGXCPU, signal.SIGALRM, signal.SIGPROF, signal.SIGSEGV]
 for each in deaf: signal.signal(each, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
 from leafe.envs.sandbox import Limits, Sandbox
@@ -542,7 +543,6 @@ def test_the_limit_of_processor_time_cannot_be_ignored(run: Runner, act: str) ->
 
 
 # --- as an unprivileged user
-# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(

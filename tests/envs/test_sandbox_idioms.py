@@ -20,7 +20,8 @@ IDIOMS = {
     "by os": (
         "import os\nprint(sum(map(int, os.read(os.open('/dev/fd/0', os.O_RDONLY), 99).split())))"
     ),
-    "by pathlib": "from pathlib import Path\nprint(sum(map(int, Path('/dev/stdin').read_text().split())))",
+    "by pathlib": "from pathlib import Path\n"
+    "print(sum(map(int, Path('/dev/stdin').read_text().split())))",
     "as sys.stdin": "import sys\nsys.stdin = open('/dev/stdin')\nprint(sum(map(int, sys.stdin)))",
     "dev stdout": "print(6, file=open('/dev/stdout', 'w'))",
     "its folder": "import os\nos.chdir(os.path.dirname(__file__))\nprint(sum(map(int, open(0))))",
@@ -37,7 +38,8 @@ IDIOMS = {
         "import resource\nresource.setrlimit(resource.RLIMIT_STACK, [1 << 29, "
         "resource.RLIM_INFINITY])\nprint(6)"
     ),
-    "a stack beyond the hard limit": "import resource\nresource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 26))\n"
+    "a stack beyond the hard limit": "import resource\n"
+    "resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 26))\n"
     "resource.setrlimit(resource.RLIMIT_STACK, (1 << 29, 1 << 30))\nprint(6)",
     "a thread of 512 MB": "import threading\n"
     + RECURSION

@@ -89,7 +89,7 @@ def test_another_kind_of_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_ids_that_somebody_has_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(_box, "_is_somebody", lambda number: number > 65530)
+    monkeypatch.setattr(_box, "_exists", lambda number: number > 65530)
     assert _box.host_id.__wrapped__() in (65530, None)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert _box.host_id.__wrapped__() is None

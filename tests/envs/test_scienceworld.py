@@ -195,6 +195,6 @@ def test_a_question_is_shown_in_part_and_can_be_left() -> None:
     ) + "".join(f"{i}:\tgo {i}\n" for i in range(50))
     shown = env._question(said)
     assert "(or any other action)" in shown
-    assert shown.count(":\tgo") == env.SHOWN_CHOICES
+    assert shown.count(":\tgo") == env.MAX_CHOICES
     assert shown.endswith("... and 30 more: name the things more exactly.")
     assert len(env._CHOICE.findall(said)) == 50

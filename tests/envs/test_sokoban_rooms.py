@@ -198,7 +198,7 @@ def test_a_size_that_runs_dry_ends() -> None:
     ("options", "says"),
     [
         ({"levels": None}, "cannot have levels = None"),
-        ({"horizon": True}, "cannot have horizon True"),
+        ({"horizon": True}, "cannot have horizon = True"),
         ({"size": "6"}, "cannot have size '6': write rows x columns"),
         ({"size": 6}, "cannot have size 6"),
         ({"size": "3x6"}, "both from 4"),

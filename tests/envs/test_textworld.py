@@ -55,7 +55,7 @@ def coin(cache: Path) -> Iterator[TextWorld]:
         ),
         ({"make": "coin:level=1,output=x"}, "'output=x', which is no setting of tw-coin_collector"),
         ({"make": "coin:level=1,--force"}, "'--force', which is no setting"),
-        ({"make": "coin:level=1", "horizon": 0}, "horizon 0"),
+        ({"make": "coin:level=1", "horizon": 0}, "horizon = 0"),
         ({"games": "nowhere"}, "finds no .z8 file at nowhere"),
     ],
 )

@@ -191,7 +191,7 @@ ITEMS = json.dumps([LAMP, SHIRT], indent=1)
 def test_a_bad_product_file_is_named_by_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
 ) -> None:
-    monkeypatch.setattr(_read, "LONGEST", 50_000)
+    monkeypatch.setattr(_read, "MAX_VALUE", 50_000)
     folder = shop_files(tmp_path / "shop")
     file = folder / "items_shuffle_1000.json"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -187,7 +187,8 @@ def test_hung_it_still_ends_with_the_process_that_started_it(copied: bool, tmp_p
     program = f"""
 from leafe.envs import make_env; import os, pathlib, signal, threading, time
 folder = pathlib.Path({str(tmp_path)!r})
-w = make_env({FORKED if copied else HOSTED!r}, folder=str(folder)); w.reset(w.tasks('train', 1)[0], 0); w.step('add')
+w = make_env({FORKED if copied else HOSTED!r}, folder=str(folder))
+w.reset(w.tasks('train', 1)[0], 0); w.step('add')
 if {copied}: w.restore(w.snapshot())
 threading.Thread(target=w.step, args=['hang with a child'], daemon=True).start()
 while not list(folder.glob('child-*')): time.sleep(0.01)
@@ -300,7 +301,7 @@ def test_a_snapshot_taken_in_the_last_moment_outlives_its_env_too() -> None:
 
 
 def test_snapshots_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_proxy, "FROZEN", 3)
+    monkeypatch.setattr(_proxy, "MAX_SNAPSHOTS", 3)
     with forked() as env:
         env.reset(env.tasks("train", 1)[0], 3)
         held = []
@@ -320,7 +321,7 @@ def test_a_killed_snapshot_is_gone_and_the_env_plays_on() -> None:
         env.reset(env.tasks("train", 1)[0], 3)
         snapshot = env.snapshot()
         assert isinstance(snapshot, int)
-        os.kill(_proxy._held[snapshot].pid, signal.SIGKILL)
+        os.kill(_proxy._snapshots[snapshot].pid, signal.SIGKILL)
         with pytest.raises(SnapshotGone):
             env.restore(snapshot)
         assert env.step("add").valid

@@ -144,7 +144,7 @@ def test_counted_evaluation_parts_by_forks_as_by_replay() -> None:
         ]
     assert sum(e.replayed for t in forks for e in t.episodes) == 0
     assert sum(e.replayed for t in replays for e in t.episodes) > 0
-    assert not _proxy._held
+    assert not _proxy._snapshots
 
 
 def told_of(turns: Any) -> list[tuple[str, str]]:
@@ -171,7 +171,7 @@ def test_a_snapshot_that_is_gone_is_a_replay() -> None:
             assert (await env.step("add")).observation == after
             assert replayed == 0
             assert isinstance(held.state, int)
-            os.kill(_proxy._held[held.state].pid, signal.SIGKILL)
+            os.kill(_proxy._snapshots[held.state].pid, signal.SIGKILL)
             await env.restore(held)
             assert replayed == 2
             assert (await env.step("add")).observation == after
@@ -198,7 +198,7 @@ def test_a_snapshot_that_hangs_is_a_replay_and_costs_no_thread() -> None:
                     held = await env.snapshot()
                     after = (await env.step("add")).observation
                     assert isinstance(held.state, int)
-                    stopped.append(_proxy._held[held.state].pid)
+                    stopped.append(_proxy._snapshots[held.state].pid)
                     os.kill(stopped[-1], signal.SIGSTOP)
                     await asyncio.wait_for(env.restore(held), 30)
                     assert (await env.step("add")).observation == after

@@ -28,7 +28,7 @@ from leafe.core import (
 from leafe.distill import DistillConfig, build
 from leafe.explore import EnvPool, ExploreConfig, explore
 from leafe.pipeline import plan
-from leafe.pipeline._stages import make_pool
+from leafe.pipeline._acting import make_pool
 from leafe.policies.scripted import ScriptedPolicy
 from leafe.prompts import (
     Prompts,
@@ -38,7 +38,7 @@ from leafe.prompts import (
     prompt_sets,
     shortened,
     shortenings,
-    tried_on,
+    tried_advice,
 )
 from leafe.recipes import load_recipe
 from tests.explore.envs import Doors
@@ -137,7 +137,7 @@ def test_every_failure_is_reflected_on_and_what_the_policy_read_can_be_read_agai
 
     prompts = Prompts(WORDS, history=history)
     if strategy == "reflexion":
-        prompts = prompts.saying(preamble=prompts.set.advice)
+        prompts = prompts.with_texts(preamble=prompts.set.advice)
     trees = asyncio.run(main())
     told = list(policy.told.values())
     for tree in trees:
@@ -246,16 +246,16 @@ def test_a_second_reflection_is_told_what_was_followed_at_which_step() -> None:
         Ep("f", branch_of=1, blame=0, note="third", **failed),  # type: ignore[arg-type]
     )
     last = tree.episodes[2].turns[-1]
-    assert tried_on(tree, tree.path(last.id), 2, tree.episodes[2].experience) == (
+    assert tried_advice(tree, tree.path(last.id), 2, tree.episodes[2].experience) == (
         (1, "first"),
         (2, "second"),
     )
-    assert tried_on(tree, tree.path(last.id), 2) == ((1, "first"),), (
+    assert tried_advice(tree, tree.path(last.id), 2) == ((1, "first"),), (
         "what this very episode follows is not in the tree yet"
     )
     elsewhere = make_tree(Ep("x", "y", "z", **failed)).episodes[0]  # type: ignore[arg-type]
     other = [replace(t, id=f"other{t.step}") for t in elsewhere.acts]
-    assert tried_on(tree, other, 3) == (), "that advice was given for another history"
+    assert tried_advice(tree, other, 3) == (), "that advice was given for another history"
     words = Prompts(WORDS)
     read = history_before(tree, last, with_experience=True)
     assert words.reflect(read)[:-1] == words.act(read)[:-1]
@@ -270,7 +270,7 @@ def test_advice_that_once_helped_is_not_called_vain() -> None:
         Ep("c", branch_of=0),
         Ep("d", branch_of=0, stop=Stop.failure),
     )
-    assert tried_on(tree, tree.path(tree.episodes[0].acts[-1].id), 3) == ()
+    assert tried_advice(tree, tree.path(tree.episodes[0].acts[-1].id), 3) == ()
 
 
 @pytest.mark.parametrize("name", prompt_sets())

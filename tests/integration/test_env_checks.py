@@ -32,7 +32,7 @@ def test_the_env_keeps_its_contract(name: str) -> None:
     report = check_environment(name, options=options, count=4, steps=12)
     assert report.problems == []
     assert report.replayed == 12
-    assert not report.left_out.keys() & {"replay", "other processes", "close", "invalid actions"}
+    assert not report.skipped.keys() & {"replay", "other processes", "close", "invalid actions"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def alfworld_games(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_made_games_keep_the_contract(alfworld_games: Path) -> None:
     report = check_environment("alfworld", options={"data": str(alfworld_games)}, count=3, steps=12)
     assert report.problems == []
-    assert report.way_back == "fork"
+    assert report.rollback_method == "fork"
     assert report.replayed == 3 * report.episodes
 
 

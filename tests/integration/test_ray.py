@@ -49,7 +49,7 @@ def cluster() -> Iterator[Any]:
     before = dict(os.environ)
     os.environ |= {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": ROOT,
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}",
         "OMP_NUM_THREADS": "1",
         "RAY_DISABLE_IMPORT_WARNING": "1",
     }
@@ -99,7 +99,7 @@ class Driver:
             folder.name,
         ]
         env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
-            "PYTHONPATH": ROOT,
+            "PYTHONPATH": f"{ROOT}/src:{ROOT}",
             "OMP_NUM_THREADS": "1",
         }
         self.log = (folder.parent / f"{folder.name}.log").open("ab+")
@@ -318,7 +318,7 @@ def test_a_task_that_kills_its_actor_is_given_up_and_the_others_are_done(
     with Driver(
         tmp_path / "run", cluster.address, f"policy.options.deadly={deadly}", latency=0.0
     ) as driver:
-        assert f"1 tasks were given up after 5 actors each ({deadly})" in driver.end(1).replace(
+        assert f"1 tasks were given up after 5 workers each ({deadly})" in driver.end(1).replace(
             "\n", " "
         )
     found = Counter(e.task_id for line in journal(tmp_path / "run", "explore/tree") for e in line)

@@ -411,7 +411,7 @@ def test_a_launcher_starts_the_training(tmp_path: Path) -> None:
                 "sys.exit(7)'"
             ),
             ForeignFailure,
-            r"code 7.*its end: out of devices",
+            r"code 7.*which ends with: out of devices",
         ),
     ],
 )

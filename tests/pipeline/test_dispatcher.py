@@ -4,13 +4,15 @@ episode stands in the journal once, whoever dies when."""
 from __future__ import annotations
 
 import asyncio
-import json
+import queue
 import random
 import socket
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.core import Episode, ForeignFailure, Task, Tree, UserError
+from leafe.core import Episode, ForeignFailure, Stop, Task, Tree, UserError
 from leafe.pipeline import run_recipe
-from leafe.pipeline._actor import StageActor, order_for
-from leafe.pipeline._dispatcher import TRIES, Actor, Lost, TaskDispatcher
+from leafe.pipeline._acting import Source, sampling_of, source_of
+from leafe.pipeline._actor import StageActor, actor_order
+from leafe.pipeline._dispatcher import MAX_TRIES, End, Reply, TaskDispatcher, WorkerLost
 from leafe.pipeline._plan import find
-from leafe.pipeline._stages import sampling_of, source_of
 from leafe.prompts import load_prompt_set
 from leafe.recipes import Recipe, load_recipe
 from leafe.runs import Journal, load_trees, read_journal, read_tasks
@@ -55,28 +57,114 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Stream:
+    """A call to a worker in this process: what `read` returns, as a worker replies it."""
+
+    def __init__(self, read: Callable[[], Reply | None]) -> None:
+        self.read = read
+        self.reply: Reply | None = None
+
+    def there(self) -> bool:
+        self.reply = self.reply or self.read()
+        return self.reply is not None
+
+    def next(self) -> Reply:
+        assert self.reply is not None
+        reply, self.reply = self.reply, None
+        return reply
+
+
+def poll(calls: Sequence[Stream], seconds: float) -> list[Stream]:
+    """The calls that have a reply; a failing one has."""
+    deadline = time.monotonic() + min(seconds, 0.05)
+    while True:
+        found = [call for call in calls if call.there()]
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.001)
+
+
+class Failing(Stream):
+    """It has been lost, or has failed."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def there(self) -> bool:
+        return True
+
+    def next(self) -> Reply:
+        raise self.error
+
+
 class Here:
-    """An actor in this process. `dies` is asked after each of its answers, and decides whether this
-    one is lost on the way and its maker with it."""
+    """A worker in this process, on an event loop of its own. `dies` is asked after each of its
+    replies, and decides whether this one is lost on the way and the worker with it."""
 
-    def __init__(self, actor: StageActor, dies: Callable[[], bool]) -> None:
-        self.actor, self.dies, self.dismissed = actor, dies, False
+    def __init__(self, order: dict[str, Any], dies: Callable[[], bool], stack: ExitStack) -> None:
+        self.order, self.dies, self.dead = order, dies, True
+        self.loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self.loop.run_forever)
+        thread.start()
+        stack.callback(self.loop.close)
+        stack.callback(thread.join)
+        stack.callback(self.loop.call_soon_threadsafe, self.loop.stop)
+        stack.callback(self.close)
 
-    async def start(self) -> None:
-        assert json.loads(await self.actor.start())["error"] is None
-        if self.dies():
-            raise Lost("it did not come up")
+    def close(self) -> None:
+        if not self.dead:
+            self.dead = True
+            asyncio.run_coroutine_threadsafe(self.actor.close(), self.loop).result()
 
-    async def exchange(self, orders: str) -> str:
-        answer = await self.actor.exchange(orders)
-        if self.dies():
-            raise Lost("the node went up in smoke")
-        return answer
+    def place(self) -> Stream:
+        self.actor, self.dead = StageActor(self.order), False
+        return Stream(Reply)
 
-    async def dismiss(self) -> None:
-        assert not self.dismissed
-        self.dismissed = True
-        await self.actor.close()
+    def call(self, work: Any) -> Stream:
+        replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        async def main() -> None:
+            try:
+                async for reply in work:
+                    replies.put(reply)
+            except BaseException as error:
+                replies.put(error)
+
+        asyncio.run_coroutine_threadsafe(main(), self.loop)
+        life = self.actor
+        worker = self
+
+        class Answered(Stream):
+            lost: str | None = None
+
+            def there(self) -> bool:
+                if worker.dead or worker.actor is not life:
+                    self.lost = "it is gone"
+                    return True
+                return super().there()
+
+            def next(self) -> Reply:
+                if self.lost is None and worker.dies():
+                    worker.close()
+                    self.lost = "the node went up in smoke"
+                if self.lost is not None:
+                    raise WorkerLost(self.lost)
+                reply: Any = super().next()
+                if isinstance(reply, BaseException):
+                    raise reply
+                return reply
+
+        return Answered(lambda: None if replies.empty() else replies.get())
+
+    def start(self) -> Stream:
+        async def started() -> Any:
+            await self.actor.start()
+            yield Reply()
+
+        return self.call(started())
+
+    def run(self, task: Task, episodes: Sequence[Episode]) -> Stream:
+        return self.call(self.actor.run(task, episodes))
 
 
 class Memory:
@@ -106,7 +194,7 @@ def deal(
     """Deal the stage's tasks of the whole run to actors in this process."""
     stage = find(recipe, stage_name)
     tasks = read_tasks(folder / stage_name)
-    order = order_for(
+    order = actor_order(
         recipe,
         folder,
         stage,
@@ -115,27 +203,18 @@ def deal(
         source_of(folder, stage),
         sampling_of(recipe, folder, stage),
     )
-    hired: list[Here] = []
-
-    async def hire() -> Actor:
-        hired.append(Here(StageActor(order), dies))
-        return hired[-1]
-
-    async def main() -> TaskDispatcher:
-        dealer = TaskDispatcher(
+    with ExitStack() as stack:
+        workers = [Here(order, dies, stack) for _ in range(3)]
+        dispatcher = TaskDispatcher(
             tasks,
             known or {},
-            hire,
+            workers,
+            poll,
             journal,
-            **({"actors": 3, "slots": 3, "whole": stage.kind != "explore"} | more),
+            **({"slots": 3, "whole": stage.kind != "explore"} | more),
         )
-        await dealer.run()
-        return dealer
-
-    try:
-        return asyncio.run(main())
-    finally:
-        assert all(actor.dismissed for actor in hired)
+        dispatcher.run()
+    return dispatcher
 
 
 def as_trees(folder: Path, stage: str, episodes: list[Episode], tmp_path: Path) -> list[object]:
@@ -150,15 +229,14 @@ def as_trees(folder: Path, stage: str, episodes: list[Episode], tmp_path: Path) 
 @pytest.mark.parametrize("stage", ["explore/tree", "evaluate/base"])
 def test_dealt_it_is_what_one_machine_finds(whole: Path, tmp_path: Path, stage: str) -> None:
     memory = Memory()
-    dealer = deal(fickle(), whole, stage, memory)
+    dispatcher = deal(fickle(), whole, stage, memory)
     assert as_trees(whole, stage, memory.episodes, tmp_path) == trees_of(whole, stage)
-    assert (dealer.done, dealer.lost, dealer.given_again, dealer.at_work) == (
+    assert (dispatcher.done, dispatcher.lost, dispatcher.given_again) == (
         len(read_tasks(whole / stage)),
         0,
         0,
-        0,
     )
-    calls = sum(fact["policy_failures"]["asked"] for fact in dealer.facts)
+    calls = sum(stats["policy_failures"]["asked"] for stats in dispatcher.stats)
     if stage == "explore/tree":
         assert calls == sum(len(e.turns) for e in memory.episodes), "no call was made twice"
 
@@ -171,7 +249,7 @@ def test_actors_that_die_at_any_time_change_nothing(
 ) -> None:
     chance = random.Random(seed)
     memory = Memory()
-    left = TRIES - 1  # of more, all could meet one task
+    left = MAX_TRIES - 1  # of more, all could meet one task
     deaths = 0
 
     def dies() -> bool:
@@ -181,7 +259,7 @@ def test_actors_that_die_at_any_time_change_nothing(
             return True
         return False
 
-    dealer = deal(fickle(), whole, stage, memory, dies=dies)
+    dispatcher = deal(fickle(), whole, stage, memory, dies=dies)
     twice = [
         key
         for key, times in Counter((e.task_id, e.index) for e in memory.episodes).items()
@@ -191,7 +269,7 @@ def test_actors_that_die_at_any_time_change_nothing(
     assert as_trees(whole, stage, memory.episodes, tmp_path_factory.mktemp("dealt")) == trees_of(
         whole, stage
     )
-    assert dealer.lost == deaths
+    assert dispatcher.lost == deaths
 
 
 @settings(max_examples=8)
@@ -212,19 +290,16 @@ def test_it_goes_on_from_any_point_of_the_journal(
     ) == trees_of(whole, "explore/tree")
 
 
-def started(recipe: Recipe, folder: Path, stage_name: str, source: str = "base") -> Any:
-    """What an actor says when it starts."""
+def started(order: dict[str, Any]) -> StageActor:
+    """An actor that was started, and closed again."""
 
-    async def main() -> Any:
-        actor = StageActor(
-            order_for(
-                recipe, folder, find(recipe, stage_name), load_prompt_set(recipe.prompts), 1, source
-            )
-        )
+    async def main() -> StageActor:
+        actor = StageActor(order)
         try:
-            return json.loads(await actor.start())
+            await actor.start()
         finally:
             await actor.close()
+        return actor
 
     return asyncio.run(main())
 
@@ -233,228 +308,221 @@ def test_an_actor_needs_no_file_of_the_drivers_to_explore(tmp_path: Path) -> Non
     words = tmp_path / "own.toml"
     words.write_text('name = "own"\naction = "plain"\n')
     recipe = fickle(f"prompts={words}")
-    order = order_for(
-        recipe,
-        tmp_path / "absent",
-        find(recipe, "explore/tree"),
-        load_prompt_set(recipe.prompts),
-        1,
-    )
+    prompt_set = load_prompt_set(recipe.prompts)
+    stage = find(recipe, "explore/tree")
+    order = actor_order(recipe, tmp_path / "absent", stage, prompt_set, 1)
     words.unlink()
-
-    async def main() -> str:
-        actor = StageActor(order)
-        assert json.loads(await actor.start())["error"] is None
-        await actor.close()
-        return actor.prompts.set.name
-
-    assert asyncio.run(main()) == "own"
+    assert started(order).prompts.set.name == "own"
     assert not (tmp_path / "absent").exists()
 
 
 def test_weights_that_a_node_does_not_see(tmp_path: Path) -> None:
     arm = fickle("arms.rft.preset=rft", "arms.rft.explored=tree")
-    error = started(arm, tmp_path, "evaluate/rft", str(tmp_path / "distill/rft/checkpoint"))[
-        "error"
-    ]
-    assert error["kind"] == "user"
-    assert (
-        f"The weights of rft lie in {tmp_path / 'distill/rft/checkpoint'}, which the node"
-        in error["message"]
-    )
-    assert 'share, or set engine = "local".' in error["message"]
+    weights = tmp_path / "distill/rft/checkpoint"
+    stage = find(arm, "evaluate/rft")
+    source = Source(stage.policy, weights)
+    with pytest.raises(UserError) as caught:
+        started(actor_order(arm, tmp_path, stage, load_prompt_set(arm.prompts), 1, source))
+    assert f"The weights of rft lie in {weights}, which the node" in str(caught.value)
+    assert 'share, or set engine = "local".' in str(caught.value)
     (tmp_path / "model").mkdir()
     folder = fickle(f"policy.model={tmp_path / 'model'}", "policy.kind=hf")
-    order = order_for(folder, tmp_path, find(folder, "explore/tree"), load_prompt_set("gates"), 1)
+    order = actor_order(folder, tmp_path, find(folder, "explore/tree"), load_prompt_set("gates"), 1)
     (tmp_path / "model").rmdir()
-
-    async def main() -> Any:
-        return json.loads(await StageActor(order).start())["error"]["message"]
-
-    assert f"The model {tmp_path / 'model'} is a folder that the node" in asyncio.run(main())
+    with pytest.raises(UserError, match=f"The model {tmp_path / 'model'} is a folder that the"):
+        started(order)
 
 
 def test_nodes_with_another_env_or_another_leafe_are_refused() -> None:
     from leafe import __version__
-    from leafe.pipeline._ray import _same_everywhere
+    from leafe.pipeline._ray import _check_node
 
-    _same_everywhere({"at": "n7", "leafe": __version__, "env": {"data": "1"}}, {"data": "1"})
+    _check_node({"node": "n7", "leafe": __version__, "env": {"data": "1"}}, {"data": "1"})
     with pytest.raises(
         UserError,
         match=r"The environment on the node n7 is not the one here: its data is '2' and not '1'",
     ):
-        _same_everywhere({"at": "n7", "leafe": __version__, "env": {"data": "2"}}, {"data": "1"})
+        _check_node({"node": "n7", "leafe": __version__, "env": {"data": "2"}}, {"data": "1"})
     with pytest.raises(UserError, match=r"its data is None and not '1'"):
-        _same_everywhere({"at": "n7", "leafe": __version__, "env": {}}, {"data": "1"})
+        _check_node({"node": "n7", "leafe": __version__, "env": {}}, {"data": "1"})
     with pytest.raises(UserError, match=r"The node n7 has leafe 0.0 and this machine"):
-        _same_everywhere({"at": "n7", "leafe": "0.0", "env": {}}, {})
+        _check_node({"node": "n7", "leafe": "0.0", "env": {}}, {})
 
 
-# what follows needs no stage: actors by script
+# what follows needs no stage: workers by script
 
 
 def plain(number: int) -> list[Task]:
     return [Task(f"t{i}", "none", "train", "") for i in range(number)]
 
 
-def said(**more: Any) -> dict[str, Any]:
-    return {
-        "episodes": [],
-        "done": [],
-        "failed": {},
-        "unheard": {},
-        "error": None,
-        "facts": {},
-    } | more
+Play = Callable[[str, set[str]], Reply | None]
+"""The reply to a task, given what its worker holds; None: not yet. May raise."""
 
 
 class Scripted:
-    """Does each task at once, unless `play` says otherwise: it gets the ids that the actor holds,
-    and returns an answer or raises `Lost`."""
+    """Does each task at once, unless `play` says otherwise."""
 
-    def __init__(self, play: Callable[[set[str]], dict[str, Any]]) -> None:
+    def __init__(self, play: Play) -> None:
         self.play = play
         self.holds: set[str] = set()
 
-    async def start(self) -> None:
-        await asyncio.sleep(0)
+    def place(self) -> Stream:
+        self.holds.clear()
+        return Stream(Reply)
 
-    async def exchange(self, orders: str) -> str:
-        self.holds |= {order["task"]["id"] for order in json.loads(orders)}
-        await asyncio.sleep(0)
-        answer = self.play(set(self.holds))
-        self.holds -= {*answer["done"], *answer["failed"], *answer["unheard"]}
-        return json.dumps(answer)
+    def start(self) -> Stream:
+        return Stream(Reply)
 
-    async def dismiss(self) -> None:
-        await asyncio.sleep(0)
+    def run(self, task: Task, episodes: Sequence[Episode]) -> Stream:
+        self.holds.add(task.id)
+        worker = self
+
+        class Played(Stream):
+            failed: Exception | None = None
+
+            def there(self) -> bool:
+                try:
+                    return super().there()
+                except Exception as error:
+                    self.failed = error
+                    return True
+
+            def next(self) -> Reply:
+                if self.failed is not None:
+                    raise self.failed
+                reply = super().next()
+                if reply.end is not None:
+                    worker.holds.discard(task.id)
+                return reply
+
+        return Played(lambda: worker.play(task.id, set(worker.holds)))
+
+
+DONE = Reply(end=End.done)
 
 
 def scripted(
     tasks: list[Task],
-    play: Callable[[set[str]], dict[str, Any]],
+    play: Play = lambda task, holds: DONE,
     *,
-    actors: int = 2,
+    workers: int = 2,
     slots: int = 4,
+    kind: type[Scripted] = Scripted,
+    journal: Any = None,
     **more: Any,
 ) -> TaskDispatcher:
-    async def main() -> TaskDispatcher:
-        async def hire() -> Actor:
-            await asyncio.sleep(0)
-            return Scripted(play)
-
-        dealer = TaskDispatcher(
-            tasks,
-            {},
-            more.pop("hire", hire),
-            more.pop("journal", Memory()),
-            actors=actors,
-            slots=slots,
-            **more,
-        )
-        held.append(dealer)
-        await dealer.run()
-        return dealer
-
-    return asyncio.run(main())
+    dispatcher = TaskDispatcher(
+        tasks,
+        {},
+        [kind(play) for _ in range(workers)],
+        poll,
+        journal or Memory(),
+        slots=slots,
+        **more,
+    )
+    held.append(dispatcher)
+    dispatcher.run()
+    return dispatcher
 
 
 held: list[TaskDispatcher] = []
 
 
 def test_a_slow_task_holds_up_nobody() -> None:
-    done: list[str] = []
+    done: set[str] = set()
 
-    def play(holds: set[str]) -> dict[str, Any]:
-        quick = sorted(holds - {"t0"})
-        if not quick:
-            return said(done=["t0"] if len(done) == 19 else [])
-        done.extend(quick)
-        return said(done=quick)
+    def play(task: str, holds: set[str]) -> Reply | None:
+        if task == "t0":
+            return DONE if len(done) == 19 else None
+        done.add(task)
+        return DONE
 
     assert scripted(plain(20), play).done == 20
     assert len(done) == 19
 
 
 def test_a_deadly_task_is_given_up_and_no_other() -> None:
-    """Whoever holds t3 dies; those that shared its actors are done in the end."""
+    """Whoever holds t3 dies; those that shared its workers are done in the end."""
 
-    def play(holds: set[str]) -> dict[str, Any]:
+    def play(task: str, holds: set[str]) -> Reply:
         if "t3" in holds:
-            raise Lost("out of memory")
-        return said(done=[min(holds)])
+            raise WorkerLost("out of memory")
+        return DONE
 
     with pytest.raises(
         ForeignFailure,
         match=(
-            r"1 tasks were given up after 5 actors each \(t3\), the last with: out of memory "
+            r"1 tasks were given up after 5 workers each \(t3\), the last with: out of memory "
             r"All others are done"
         ),
     ):
         scripted(plain(12), play)
     assert held[-1].done == 11
-    assert held[-1].lost == TRIES
+    assert held[-1].lost == MAX_TRIES
 
 
-def test_a_task_that_fails_is_tried_on_other_actors() -> None:
+def test_a_task_that_fails_is_tried_on_other_workers() -> None:
     tries: Counter[str] = Counter()
 
-    def play(holds: set[str]) -> dict[str, Any]:
-        tries.update(holds)
-        return said(
-            done=sorted(h for h in holds if tries[h] > 2),
-            failed={h: "no such disk" for h in holds if tries[h] <= 2},
-        )
+    def play(task: str, holds: set[str]) -> Reply:
+        tries[task] += 1
+        return DONE if tries[task] > 2 else Reply(end=End.failed, reason="no such disk")
 
     assert scripted(plain(5), play).done == 5
 
 
-def test_a_cluster_on_which_every_actor_dies_ends_the_stage() -> None:
-    async def hire() -> Actor:
-        raise Lost("no leafe on this node")
+def test_a_cluster_on_which_every_worker_dies_ends_the_stage() -> None:
+    class Dead(Scripted):
+        def place(self) -> Stream:
+            return Failing(WorkerLost("no leafe on this node"))
 
     with pytest.raises(
         ForeignFailure,
-        match=r"1\d actors were lost one after another .* the last with: no leafe on this node",
+        match=r"1\d workers were lost one after another .* the last with: no leafe on this node",
     ):
-        scripted(plain(3), lambda holds: said(), hire=hire, actors=4)
+        scripted(plain(3), kind=Dead, workers=4)
 
 
 def test_a_cluster_without_room_ends_the_stage() -> None:
-    async def hire() -> Actor:
-        await asyncio.sleep(100)
-        raise AssertionError
+    class Outside(Scripted):
+        def place(self) -> Stream:
+            return Stream(lambda: None)
 
     with pytest.raises(ForeignFailure, match="full"):
-        scripted(plain(3), lambda holds: said(), hire=hire, wait=0.2, short=lambda: "It is full.")
+        scripted(plain(3), kind=Outside, patience=0.2, no_worker=lambda: "It is full.")
 
 
-def test_an_actor_that_takes_long_to_start_is_waited_for() -> None:
+def test_a_worker_that_takes_long_to_start_is_waited_for() -> None:
     class Slow(Scripted):
-        async def start(self) -> None:
-            await asyncio.sleep(0.8)
+        def start(self) -> Stream:
+            ready = time.monotonic() + 0.8
+            return Stream(lambda: Reply() if time.monotonic() > ready else None)
 
-    async def hire() -> Actor:
-        return Slow(lambda holds: said(done=sorted(holds)))
-
-    assert scripted(plain(3), lambda holds: said(), hire=hire, wait=0.1).done == 3
+    assert scripted(plain(3), kind=Slow, patience=0.1).done == 3
 
 
-def test_what_an_actor_says_is_wrong_ends_the_stage_and_what_came_with_it_is_kept() -> None:
+def test_what_a_worker_says_is_wrong_ends_the_stage_and_what_came_with_it_is_kept() -> None:
+    episode = Episode("t0", 0, Stop.budget, ())
+
+    def failing(error: Exception) -> Play:
+        sent = False
+
+        def play(task: str, holds: set[str]) -> Reply:
+            nonlocal sent
+            if task == "t0" and not sent:
+                sent = True
+                return Reply((episode,))
+            raise error
+
+        return play
+
     memory = Memory()
-    episode = Episode("t0", 0, "budget", ()).to_json()  # type: ignore[arg-type]
-
-    def play(holds: set[str]) -> dict[str, Any]:
-        return said(
-            episodes=[episode] if "t0" in holds else [],
-            error={"kind": "user", "message": "no such option"},
-        )
-
     with pytest.raises(UserError, match="no such option"):
-        scripted(plain(3), play, journal=memory, actors=1)
+        scripted(plain(3), failing(UserError("no such option")), journal=memory, workers=1)
     assert [e.task_id for e in memory.episodes] == ["t0"]
     with pytest.raises(RuntimeError, match="Traceback"):
-        scripted(plain(3), lambda holds: said(error={"kind": "bug", "message": "Traceback"}))
+        scripted(plain(3), failing(RuntimeError("Traceback")))
 
 
 def test_a_journal_that_cannot_be_written_ends_the_stage() -> None:
@@ -462,47 +530,49 @@ def test_a_journal_that_cannot_be_written_ends_the_stage() -> None:
         def append(self, episodes: Any) -> None:
             raise ForeignFailure("disk full")
 
-    episode = Episode("t0", 0, "budget", ()).to_json()  # type: ignore[arg-type]
+    episode = Episode("t0", 0, Stop.budget, ())
     with pytest.raises(ForeignFailure, match="disk full"):
-        scripted(plain(1), lambda holds: said(episodes=[episode], done=["t0"]), journal=Full())
+        scripted(plain(1), lambda task, holds: Reply((episode,), End.done), journal=Full())
 
 
-def test_an_episode_of_a_task_that_the_actor_does_not_hold_is_refused() -> None:
+def test_an_episode_of_a_task_that_the_worker_does_not_hold_is_refused() -> None:
     memory = Memory()
-    episode = Episode("t9", 0, "budget", ()).to_json()  # type: ignore[arg-type]
+    episode = Episode("t9", 0, Stop.budget, ())
     with pytest.raises(RuntimeError, match="which it does not hold"):
-        scripted(plain(1), lambda holds: said(episodes=[episode]), journal=memory)
+        scripted(plain(1), lambda task, holds: Reply((episode,)), journal=memory)
     assert not memory.lines
 
 
 def test_the_last_tasks_are_given_again_to_those_who_wait() -> None:
-    """One actor idles while the other holds the only task, and dies."""
+    """One worker idles while the other holds the only tasks, and dies."""
     deaths = []
 
-    def play(holds: set[str]) -> dict[str, Any]:
+    def play(task: str, holds: set[str]) -> Reply:
         if not deaths:
             deaths.append(1)
-            raise Lost("gone")
-        return said(done=sorted(holds))
+            raise WorkerLost("gone")
+        return DONE
 
-    dealer = scripted(plain(2), play, slots=2)
-    assert (dealer.done, dealer.lost) == (2, 1)
+    dispatcher = scripted(plain(2), play, slots=2)
+    assert (dispatcher.done, dispatcher.lost) == (2, 1)
+
+
+def test_the_newest_counts_of_a_worker_are_kept() -> None:
+    """Replies of two runs may be read in another order than they were sent."""
+    sent = {
+        "t0": Reply(end=End.done, stats={"n": 2}, number=2),
+        "t1": Reply(end=End.done, stats={"n": 1}, number=1),
+    }
+    assert scripted(plain(2), lambda task, holds: sent[task], workers=1).stats == [{"n": 2}]
 
 
 def test_where_all_samples_of_all_tasks_are_lost_the_evaluation_ends() -> None:
+    lost = Reply(end=End.all_samples_lost, reason="nobody is at home")
     with pytest.raises(
         ForeignFailure, match=r"1\d tasks in a row were lost, the last with: nobody is at home"
     ):
-        scripted(
-            plain(40),
-            lambda holds: said(all_samples_lost=dict.fromkeys(sorted(holds), "nobody is at home")),
-        )
-    some = scripted(
-        plain(6),
-        lambda holds: said(
-            all_samples_lost={h: "so" for h in holds if h == "t2"}, done=sorted(holds - {"t2"})
-        ),
-    )
+        scripted(plain(40), lambda task, holds: lost)
+    some = scripted(plain(6), lambda task, holds: lost if task == "t2" else DONE)
     assert some.done == 6
     assert set(some.all_samples_lost) == {"t2"}
 

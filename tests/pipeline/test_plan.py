@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from leafe.core import UserError
 from leafe.pipeline import KINDS, Stage, plan
+from leafe.pipeline._policy_ref import BASE as BASE_POLICY
 from leafe.recipes import Recipe, load_recipe, parse_recipe
 
 SMALL = str(Path(__file__).with_name("small.toml"))
@@ -58,7 +59,7 @@ def arms(draw: st.DrawFn) -> dict[str, Any]:
                 "start": draw(st.sampled_from(["newest", "first"])),
             }
         elif kind == "sweep":
-            arm["sweep"] = {"beta": [0.5, 1.0], "temperature": [0.7, 1.0]}
+            arm["sweep"] = {"rehearsal_weight": [0.5, 1.0], "temperature": [0.7, 1.0]}
         out[f"a{i}"] = arm
     return out
 
@@ -97,7 +98,7 @@ def test_any_arms_are_planned_or_refused(given_arms: dict[str, Any], seeds: list
         if stage.kind == "distill":
             assert stage.attempt is not None
             assert set(stage.attempt.explored) <= set(stage.needs)
-        if stage.kind in ("explore", "validate", "evaluate") and stage.policy != "base":
+        if stage.kind in ("explore", "validate", "evaluate") and stage.policy != BASE_POLICY:
             assert stage.needs, "weights that nothing makes"
     assert {s.kind for s in stages} <= set(KINDS)
     prefixes = ["seed0.", "seed3."] if len(seeds) > 1 else [""]
@@ -127,11 +128,11 @@ def test_an_arm_after_another() -> None:
     )
     stages = by_name(small(*more))
     explored = stages["explore/leafe+.independent"]
-    assert (explored.policy, explored.needs) == ("leafe+", ("distill/leafe+",))
+    assert (str(explored.policy), explored.needs) == ("leafe+", ("distill/leafe+",))
     assert explored.row == "independent by leafe+"
     trained = stages["distill/after"]
     assert trained.attempt is not None
-    assert trained.attempt.start == "leafe+"
+    assert str(trained.attempt.start) == "leafe+"
     assert set(trained.needs) == {"explore/leafe+.independent", "distill/leafe+"}
     assert "explore/independent" not in stages, "the base need not explore what nobody learns from"
 
@@ -158,7 +159,7 @@ def test_rounds(data: str, start: str) -> None:
             "explore/leafe+.round3.tree",
         )
     ]
-    assert [(s.policy, s.round, s.parted) for s in explored] == [
+    assert [(str(s.policy), s.round, s.parted) for s in explored] == [
         ("base", (1, 3), True),
         ("leafe+.round1", (2, 3), True),
         ("leafe+.round2", (3, 3), True),
@@ -172,7 +173,7 @@ def test_rounds(data: str, start: str) -> None:
         assert attempt.explored == tuple(
             s.name for s in (explored[:number] if data == "all" else explored[number - 1 : number])
         )
-        assert attempt.start == (
+        assert str(attempt.start) == (
             "base" if number == 1 or start == "first" else f"leafe+.round{number - 1}"
         )
         assert stages[f"evaluate/leafe+.round{number}"].row == f"leafe+ (round {number})"
@@ -199,12 +200,16 @@ def test_all_tasks_in_every_round() -> None:
 
 
 def test_a_sweep_is_every_combination() -> None:
-    stages = by_name(small("arms.leafe+.sweep={learning_rate=[1e-3, 1e-4], beta=[0.5, 1, 2]}"))
+    stages = by_name(
+        small("arms.leafe+.sweep={learning_rate=[1e-3, 1e-4], rehearsal_weight=[0.5, 1, 2]}")
+    )
     tried = [s.attempt.config for s in stages.values() if s.kind == "distill" and s.attempt]
-    assert {(c.learning_rate, c.beta) for c in tried} == {
+    assert {(c.learning_rate, c.rehearsal_weight) for c in tried} == {
         (r, b) for r in (1e-3, 1e-4) for b in (0.5, 1.0, 2.0)
     }
-    assert stages["validate/leafe+.try2"].row == "leafe+ (learning_rate = 0.001, beta = 1)"
+    assert (
+        stages["validate/leafe+.try2"].row == "leafe+ (learning_rate = 0.001, rehearsal_weight = 1)"
+    )
     assert stages["evaluate/leafe+"].needs == ("choose/leafe+",)
     assert not any(n.startswith("evaluate/leafe+.") for n in stages), (
         "test tasks see the chosen one alone"
@@ -226,13 +231,22 @@ def test_a_sweep_is_every_combination() -> None:
             ),
         ),
         ("arms.leafe+.sweep={horizon=[1]}", "'horizon' is no option of distillation"),
-        ("arms.leafe+.sweep={beta=[]}", "arms.leafe+.sweep.beta is an empty list"),
-        ("arms.leafe+.sweep={beta=[1, 1]}", "arms.leafe+.sweep.beta = [1, 1] names a value twice"),
         (
-            "arms.leafe+.sweep={beta=[-1]}",
-            "arms.leafe+.sweep.beta: Input should be greater than or equal to 0",
+            "arms.leafe+.sweep={rehearsal_weight=[]}",
+            "arms.leafe+.sweep.rehearsal_weight is an empty list",
         ),
-        ("arms.leafe+.sweep={beta=1}", "arms.leafe+.sweep.beta: Input should be a valid list"),
+        (
+            "arms.leafe+.sweep={rehearsal_weight=[1, 1]}",
+            "arms.leafe+.sweep.rehearsal_weight = [1, 1] names a value twice",
+        ),
+        (
+            "arms.leafe+.sweep={rehearsal_weight=[-1]}",
+            "arms.leafe+.sweep.rehearsal_weight: Input should be greater than or equal to 0",
+        ),
+        (
+            "arms.leafe+.sweep={rehearsal_weight=1}",
+            "arms.leafe+.sweep.rehearsal_weight: Input should be a valid list",
+        ),
         ("arms.leafe+.sweep={temperature=['hot']}", "temperatures are numbers"),
         (
             "arms.leafe+.sweep={seed=[1, 2]}",
@@ -277,7 +291,7 @@ def test_more_mistakes() -> None:
     ):
         small(*arm, "arms.leafe+.distill.lora={merge=false}")
     with pytest.raises(UserError, match="has a sweep and several rounds"):
-        small("rounds=2", "arms.leafe+.sweep={beta=[1]}")
+        small("rounds=2", "arms.leafe+.sweep={rehearsal_weight=[1]}")
 
 
 def test_without(tmp_path: Path) -> None:

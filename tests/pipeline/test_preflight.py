@@ -15,8 +15,8 @@ from leafe.core import Environment, StepResult, Task, UserError
 from leafe.envs import load_tasks, make_env
 from leafe.pipeline import _preflight as preflight
 from leafe.pipeline import plan, run_recipe, variants
+from leafe.pipeline._acting import make_pool
 from leafe.pipeline._plan import env_options
-from leafe.pipeline._stages import make_pool
 from leafe.recipes import Recipe, load_recipe, parse_recipe, recipe_names
 from leafe.runs import RunFolder
 

@@ -101,7 +101,7 @@ def test_an_arm_more_is_all_that_is_done(tmp_path: Path) -> None:
     assert begun == ["distill/cf", "evaluate/cf"]
     with pytest.raises(UserError, match=r"arms\.cf"):
         run_recipe(small(), tmp_path / "run")
-    with pytest.raises(UserError, match=r"leafe\+\.distill\.steps"):
+    with pytest.raises(UserError, match=r"leafe\+\.distill\.max_steps"):
         run_recipe(
             small(
                 "arms.leafe+.distill.max_steps=3",
@@ -283,9 +283,7 @@ def test_a_run_is_not_gone_on_with_in_another_env(
     assert run.manifest["envs"] == {"env": {"wording": "1"}}
     assert run.versions["env.wording"] == "1"
     monkeypatch.setattr(Gates, "versions", lambda self: {"wording": "2"}, raising=False)
-    with pytest.raises(
-        UserError, match=r"its wording was '1' and is '2'; bring that back, or start another run"
-    ):
+    with pytest.raises(UserError, match=r"its wording was '1' and is '2'"):
         run_recipe(small("tasks.train=2", "tasks.test=1"), tmp_path / "run")
     monkeypatch.setattr(Gates, "versions", lambda self: {"wording": "1"}, raising=False)
     run_recipe(small("tasks.train=2", "tasks.test=1"), tmp_path / "run")

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from leafe.core import Completion, ContextFull, Message, Policy, PolicyError, Request, UserError
 from leafe.policies import http
-from leafe.policies.http import HTTPPolicy, _endpoint, _fleet
+from leafe.policies.http import HTTPPolicy, _endpoint, _pool
 from tests.faulty_server import FaultyServer, hasty, until
 
 T = TypeVar("T")
@@ -63,7 +64,6 @@ def test_it_is_a_policy_and_answers() -> None:
 
 
 # --- what passes by itself is tried again
-# -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def waits(monkeypatch: pytest.MonkeyPatch, script: list[str], **options: Any) ->
         await real(0)
 
     with FaultyServer(script=script) as server, monkeypatch.context() as patch:
-        patch.setattr(_fleet.asyncio, "sleep", sleep)
+        patch.setattr(_pool.asyncio, "sleep", sleep)
         ask(server, **options)
     return seen
 
@@ -165,7 +165,7 @@ def test_retry_after_is_waited_for_and_else_the_wait_doubles_with_jitter(
 def test_the_jitter_is_seeded_by_the_address() -> None:
     def draw(url: str) -> list[float]:
         policy = HTTPPolicy(url, "m", backoff_s=1.0)
-        return [policy._fleet._wait(i, None) for i in range(4)]
+        return [policy._pool._wait(i, None) for i in range(4)]
 
     assert draw("http://a:1/v1") == draw("http://a:1/v1")
     assert draw("http://a:1/v1") != draw("http://b:1/v1")
@@ -201,11 +201,10 @@ def test_clocks_that_jump_cost_a_minute_at_most(monkeypatch: pytest.MonkeyPatch)
 
         got, policy = run(go, server.base_url)
         assert len(got) == 1
-        assert policy._fleet._wait(0, asked) == 60.0
+        assert policy._pool._wait(0, asked) == 60.0
 
 
 # --- what does not pass is said at once
-# -----------------------------------------------------------------------------
 
 
 def test_a_full_context_is_its_own_error_and_not_tried_again() -> None:
@@ -243,7 +242,6 @@ def test_an_unknown_model_says_what_to_do() -> None:
 
 
 # --- servers that know less
-# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("limit", "n", "requests"), [(1, 5, 5), (2, 5, 3), (4, 5, 2), (8, 5, 1)])
@@ -317,7 +315,6 @@ def test_a_server_that_refuses_n_or_seeds() -> None:
 
 
 # --- the key
-# --------------------------------------------------------------------------------------------------------
 
 KEY = "sk-very-secret-123"
 
@@ -371,7 +368,6 @@ def test_keys_in_the_address_are_not_shown() -> None:
 
 
 # --- before a run
-# -------------------------------------------------------------------------------------------------
 
 
 def test_check_passes_where_all_is_well() -> None:
@@ -432,7 +428,6 @@ def test_check_says_that_the_server_fails() -> None:
         {"concurrency": 0},
         {"backoff_s": float("nan")},
         {"deadline_s": 0},
-        {"hedge": 0.5},
         {"base_url": []},
         {"base_url": ["http://x/v1", "http://x/v1/"]},
         {"base_url": ["http://x/v1", "y"]},
@@ -449,7 +444,6 @@ def test_bad_options_are_the_users_mistake(options: dict[str, Any]) -> None:
 
 
 # --- connections
-# ----------------------------------------------------------------------------------------------------
 
 
 def test_many_requests_share_few_connections_and_keep_the_limit() -> None:
@@ -524,6 +518,19 @@ def test_the_mock_endpoint_runs_as_a_process() -> None:
                 run(lambda p: p.complete(ASK), url, retries=0)
         finally:
             child.kill()
+
+
+def test_a_recipe_with_hedge_is_told_that_it_was_removed_and_a_stored_one_opens() -> None:
+    from leafe.recipes import load_recipe
+    from leafe.recipes._schema import parse_stored_recipe
+
+    small = str(Path(__file__).parents[1] / "pipeline" / "small.toml")
+    url = "policy.options.base_url=http://127.0.0.1:1/v1"
+    with pytest.raises(UserError, match=r"policy\.options\.hedge was removed in leafe 0\.2"):
+        load_recipe(small, ["policy.kind=http", url, "policy.options.hedge=4.0"])
+    data = load_recipe(small, ["policy.kind=http", url]).model_dump(mode="json", exclude_none=True)
+    data["policy"]["options"]["hedge"] = 4.0
+    assert "hedge" not in parse_stored_recipe(data, "The run").policy.options
 
 
 def test_the_face_of_the_package() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.policies.http._refusals import Words, status_in, words_of
+from leafe.policies.http._refusals import ErrorText, error_text, status_in
 
 FULL = {
     "OpenAI": (
@@ -184,12 +184,12 @@ def test_a_full_context_is_known_in_the_words_of_every_server(who: str) -> None:
         {"detail": FULL[who]},
         FULL[who],
     ):
-        assert words_of(shape).context_full
+        assert error_text(shape).context_full
 
 
 @pytest.mark.parametrize("said", OTHER)
 def test_other_refusals_are_not_taken_for_a_full_context(said: str) -> None:
-    assert not words_of(
+    assert not error_text(
         {"error": {"message": said, "type": "invalid_request_error", "code": 400}}
     ).context_full
 
@@ -209,7 +209,7 @@ def test_a_code_says_it_where_the_sentence_does_not(code: str) -> None:
         {"message": "Bad request", "code": code},
         {"message": "Bad request", "type": code},
     ):
-        assert words_of({"error": error}).context_full
+        assert error_text({"error": error}).context_full
 
 
 def test_a_repeated_prompt_is_not_read() -> None:
@@ -217,29 +217,33 @@ def test_a_repeated_prompt_is_not_read() -> None:
         "detail": [{"msg": "Field required", "loc": ["body", "model"]}],
         "body": {"messages": ["the context length is exceeded"]},
     }
-    assert not words_of(
+    assert not error_text(
         {"error": {"message": "bad request", "param": "context_length", "echo": body}}
     ).context_full
 
 
 def test_refusals_are_read_for_the_field_that_they_name() -> None:
-    assert Words("Field 'n': Value must be between 1 <= value <= 2, but got 4").names_n
-    assert Words("response_format is not supported by this model").names_schema
-    assert Words("Unexpected fields in the request: {'seed'}").names("seed")
-    assert Words("`temperature` and `top_p` cannot both be specified for this model").names("top_p")
-    assert Words("Unsupported parameter: 'stop' is not supported with this model.").names("stop")
-    renamed = Words(
+    assert ErrorText("Field 'n': Value must be between 1 <= value <= 2, but got 4").names_n
+    assert ErrorText("response_format is not supported by this model").names_schema
+    assert ErrorText("Unexpected fields in the request: {'seed'}").names("seed")
+    assert ErrorText("`temperature` and `top_p` cannot both be specified for this model").names(
+        "top_p"
+    )
+    assert ErrorText("Unsupported parameter: 'stop' is not supported with this model.").names(
+        "stop"
+    )
+    renamed = ErrorText(
         "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
         "'max_completion_tokens' instead."
     )
     assert renamed.renames_limit and renamed.names_limit  # noqa: PT018
-    both = Words(
+    both = ErrorText(
         "'max_tokens' or 'max_completion_tokens' is too large: 500. This model's maximum context "
         "length is 4096 tokens"
     )
     assert both.names_limit
     assert not both.renames_limit
-    other = Words("Unknown message role: none in turn 3")
+    other = ErrorText("Unknown message role: none in turn 3")
     assert [
         other.names_n,
         other.names_schema,
@@ -276,18 +280,18 @@ def test_refusals_are_read_for_the_field_that_they_name() -> None:
     ],
 )
 def test_a_limit_that_is_too_high_is_known(said: str) -> None:
-    assert Words(said).names_limit
-    assert not Words(said).renames_limit
+    assert ErrorText(said).names_limit
+    assert not ErrorText(said).renames_limit
 
 
 def test_a_refusal_is_one_short_line_wherever_the_server_puts_it() -> None:
-    assert words_of({"error": {"message": "No\n such   model."}}).text == "No such model"
-    assert words_of({"detail": "x"}).text == "x"
-    assert words_of({"object": "error", "message": "y"}).text == "y"
-    assert words_of([{"error": {"message": "z"}}]).text == "z"
-    assert words_of({"detail": [{"loc": ["body"], "msg": "z"}]}).text.startswith("[{'loc'")
-    assert len(words_of("a" * 1000).text) == 300
-    assert words_of("\x1b[2Jgone\x07").text == "[2Jgone"
+    assert error_text({"error": {"message": "No\n such   model."}}).text == "No such model"
+    assert error_text({"detail": "x"}).text == "x"
+    assert error_text({"object": "error", "message": "y"}).text == "y"
+    assert error_text([{"error": {"message": "z"}}]).text == "z"
+    assert error_text({"detail": [{"loc": ["body"], "msg": "z"}]}).text.startswith("[{'loc'")
+    assert len(error_text("a" * 1000).text) == 300
+    assert error_text("\x1b[2Jgone\x07").text == "[2Jgone"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +329,7 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_whatever_the_body_is_it_says_one_line(answer: Any) -> None:
-    words = words_of(answer)
+    words = error_text(answer)
     assert "\n" not in words.text
     assert words.text.isprintable()
     assert len(words.text) <= 300
@@ -337,8 +341,8 @@ def test_a_body_nested_without_end() -> None:
     deep: Any = "x"
     for _ in range(100_000):
         deep = {"error": deep}
-    words_of(deep)
+    error_text(deep)
     flat: Any = []
     for _ in range(100_000):
         flat = [flat]
-    words_of({"error": flat})
+    error_text({"error": flat})

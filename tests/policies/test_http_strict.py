@@ -179,7 +179,6 @@ def test_stop_texts_that_are_refused_are_cut_off_here() -> None:
 
 
 # --- the limit on an answer
-# ------------------------------------------------------------------------------------------
 
 
 def limited(most: int, words: str) -> Callable[[Body], Any]:
@@ -235,7 +234,6 @@ def test_a_prompt_that_leaves_no_room_for_the_limit_is_a_full_context() -> None:
 
 
 # --- a context that fills up while the answer is written
-# -----------------------------------------------------------
 
 
 def context_of(length: int, *, models: bool = False) -> Callable[[Body], Any]:
@@ -324,7 +322,6 @@ def test_the_check_reads_the_context_from_the_models_list(
 
 
 # --- answers that are none
-# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("finish", ["abort", "error", "cancelled", None])
@@ -439,24 +436,6 @@ def test_a_redirect_says_where_to() -> None:
     assert "it redirects to no address" in to("")
     for odd in ("http://[", "http://x:port/", "\x1b]0;"):
         assert "redirects are not followed" in to(odd.replace("\x1b", "%1b"))
-
-
-def test_the_check_says_which_proxy_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def go(policy: HTTPPolicy) -> None:
-        policy._endpoints[0].proxy = "HTTP_PROXY"
-        await policy.check()
-
-    assert any(
-        "HTTP_PROXY names a proxy, which leafe does not use" in words
-        for words in run(lambda b: None, go)[2]
-    )
-    monkeypatch.setenv("HTTP_PROXY", "http://user:hush@proxy.example:3128")
-    policy = HTTPPolicy("http://model.example.invalid/v1", "m", retries=0)
-    with pytest.raises(
-        PolicyError, match=r"HTTP_PROXY names a proxy, which leafe does not use\)"
-    ) as raised:
-        asyncio.run(policy.complete(ASK))
-    assert "hush" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

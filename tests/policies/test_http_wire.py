@@ -391,7 +391,7 @@ def test_messages_whose_json_is_kept_are_the_messages(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if forget:
-            patch.setattr(_wire, "_FRAGMENTS_MOST", 0)
+            patch.setattr(_wire, "_MAX_FRAGMENTS", 0)
         request = Request(tuple(Message(role, text) for role, text in talk))
         for _ in range(2):
             body = body_of(request, "m", 1, None, schema=False, extra={})
@@ -400,7 +400,7 @@ def test_messages_whose_json_is_kept_are_the_messages(
 
 
 def test_the_kept_json_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_wire, "_FRAGMENTS_MOST", 50_000)
+    monkeypatch.setattr(_wire, "_MAX_FRAGMENTS", 50_000)
     for i in range(2000):
         body_of(Request((Message("user", f"{i} " * 50),)), "m", 1, None, schema=False, extra={})
         assert sum(map(len, _wire._FRAGMENTS.values())) < 60_000

@@ -315,7 +315,6 @@ def test_no_shell_reads_the_command(tmp_path: Path) -> None:
 
 
 # --- adapters
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "llama.cpp", "none"])

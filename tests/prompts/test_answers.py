@@ -36,7 +36,8 @@ DRAFTS = {
     "kimi": "◁think▷{}◁/think▷",
     "thought marks": "<|begin_of_thought|>{}<|end_of_thought|>",
     "command": "<|START_THINKING|>{}<|END_THINKING|>",
-    "channels": "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>",
+    "channels": "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final"
+    "<|message|>",
     "gemma": "<|channel>thought\n{}<channel|>",
     "stripped channels": "analysis{}\nassistantfinal",
     "prose before": "Let me see.\n<think>{}</think>\n",

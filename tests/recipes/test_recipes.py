@@ -13,7 +13,6 @@ from leafe.core import UserError
 from leafe.distill import DistillConfig
 from leafe.pipeline import plan, variants
 from leafe.recipes import GrpoRecipe, Recipe, load_recipe, recipe_names
-from studies import recipe_path
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -31,7 +30,7 @@ def test_every_built_in_recipe_is_valid_and_can_be_planned(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("explore.depht=3", r"unknown key 'explore.depht': did you mean 'depth'\?"),
+        ("explore.max_depht=3", r"unknown key 'explore.max_depht': did you mean 'max_depth'\?"),
         ("explore.max_depth=x", r"explore.max_depth: .*valid integer.*\(got \"x\"\)"),
         ("explore.limits.calls=3", "there is no limit 'calls'"),
         ("arms.leafe.preset=forest", "arms.leafe: there is no preset 'forest'"),
@@ -75,15 +74,15 @@ def test_overrides_are_toml_values_or_words() -> None:
         "seed1.easy.",
         "seed2.easy.",
     ]
-    assert recipe.arms["leafe+"].config().steps == 9
-    assert recipe.arms["leafe+"].config().epochs is None
+    assert recipe.arms["leafe+"].config().max_steps == 9
+    assert recipe.arms["leafe+"].config().num_train_epochs is None
 
 
 def test_steps_and_epochs_take_each_others_place(tmp_path: Path) -> None:
     def length(recipe: Recipe) -> tuple[int | None, float | None]:
         config = recipe.arms["leafe"].config()
         assert isinstance(config, DistillConfig)
-        return config.steps, config.epochs
+        return config.max_steps, config.num_train_epochs
 
     assert length(load_recipe("demo", ["arms.leafe.distill.max_steps=4"])) == (4, None)
     assert length(
@@ -92,7 +91,7 @@ def test_steps_and_epochs_take_each_others_place(tmp_path: Path) -> None:
         )
     ) == (None, 1.5)
     mine = tmp_path / "mine.toml"
-    mine.write_text('extends = "demo"\nname = "mine"\n[arms.leafe.distill]\nsteps = 7\n')
+    mine.write_text('extends = "demo"\nname = "mine"\n[arms.leafe.distill]\nmax_steps = 7\n')
     assert length(load_recipe(str(mine))) == (7, None)
     assert (
         load_recipe(str(mine)).arms["leafe"].config().learning_rate
@@ -105,8 +104,13 @@ def test_steps_and_epochs_take_each_others_place(tmp_path: Path) -> None:
 def test_grpo_plays_as_long_as_every_method() -> None:
     def config(*overrides: str) -> GrpoConfig:
         recipe = load_recipe(
-            recipe_path("gates-hard"),
-            ["explore.horizon=7", "explore.max_invalid_actions=2", *overrides],
+            "demo",
+            [
+                "arms.grpo.preset=grpo",
+                "explore.horizon=7",
+                "explore.max_invalid_actions=2",
+                *overrides,
+            ],
         )
         method = recipe.arms["grpo"].config()
         assert isinstance(method, GrpoRecipe)
@@ -123,12 +127,12 @@ def test_grpo_plays_as_long_as_every_method() -> None:
         "arms.grpo.grpo.max_invalid_actions=4",
         "arms.grpo.grpo.max_steps=5",
     )
-    assert (own.horizon, own.max_invalid_actions, own.steps, own.limits) == (9, 4, 5, {})
+    assert (own.horizon, own.max_invalid_actions, own.max_steps, own.limits) == (9, 4, 5, {})
 
 
 def test_a_recipe_can_extend_another(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
-    mine.write_text('extends = "demo"\nname = "mine"\n[explore]\ndepth = 2\n')
+    mine.write_text('extends = "demo"\nname = "mine"\n[explore]\nmax_depth = 2\n')
     recipe, demo = load_recipe(str(mine)), load_recipe("demo")
     assert (recipe.name, recipe.explore.max_depth) == ("mine", 2)
     assert recipe.explore.limits == demo.explore.limits

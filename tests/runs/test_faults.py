@@ -24,7 +24,7 @@ from leafe.runs import Journal, load_trees
 
 def episode(index):
     # a few KB, so that a kill finds a line half written now and then
-    turn = Turn(id=turn_id("t0", index, 0), parent=None, task_id="t0", step=0, kind=Kind.act, action_text="x" * 50_000, action=str(index))
+    turn = Turn(turn_id("t0", index, 0), None, "t0", 0, Kind.act, "x" * 50_000, str(index))
     return Episode("t0", index, Stop.failure, (turn,))
 
 folder = Path(sys.argv[1])

@@ -18,7 +18,7 @@ from leafe.core import Kind, Message, Request, Task, Turn, UserError
 from leafe.envs.code.mbpp import Mbpp
 from leafe.prompts import History, Prompts, attempt_text, load_prompt_set
 from studies.weak_programmer import WeakProgrammer
-from studies.weak_programmer.mistakes import Versions, places_of
+from studies.weak_programmer.mistakes import ProgramVersions, mistake_sites
 from tests.envs.data import needs_sandbox
 
 CLIPPED = """import math
@@ -42,11 +42,11 @@ ROW = {
     "test_list": TESTS,
     "test_setup_code": "",
 }
-PLACES = places_of(ast.unparse(ast.parse(CLIPPED)), "\n".join(TESTS), 0)
+PLACES = mistake_sites(ast.unparse(ast.parse(CLIPPED)), "\n".join(TESTS), 0)
 
 
 def test_there_is_a_mistake_of_every_kind_and_each_changes_the_program() -> None:
-    written = [Versions(CLIPPED, [place]).text(frozenset([0])) for place in PLACES]
+    written = [ProgramVersions(CLIPPED, [place]).text(frozenset([0])) for place in PLACES]
     right = ast.unparse(ast.parse(CLIPPED))
     assert len({*written, right}) == len(PLACES) + 1
     kinds = (
@@ -70,7 +70,7 @@ def test_there_is_a_mistake_of_every_kind_and_each_changes_the_program() -> None
 def test_a_version_is_read_as_the_fewest_mistakes_that_give_it(
     places: list[object], data: st.DataObject
 ) -> None:
-    versions = Versions(CLIPPED, places)  # type: ignore[arg-type]
+    versions = ProgramVersions(CLIPPED, places)  # type: ignore[arg-type]
     wrong = (
         frozenset(data.draw(st.sets(st.integers(0, len(places) - 1))))
         if places
@@ -136,7 +136,7 @@ class Desk:
 
     def wrong(self, text: str) -> set[str]:
         """The advice that would have helped, of all that the programmer could give."""
-        problem = self.policy._known.problem(self.task.id)
+        problem = self.policy._problems_file.problem(self.task.id)
         found = problem.versions.read(self.prompts.parse_action(text)[1])
         assert found is not None
         return {problem.versions.places[place].right for place in found}
@@ -172,7 +172,7 @@ def test_without_mistakes_it_is_right_and_with_all_of_them_wrong(problems: str) 
 def test_every_place_alone_fails_in_the_env(problems: str) -> None:
     desk = Desk(problems, places=6, **ALWAYS)
     desk.ask()
-    versions = desk.policy._known.problem(desk.task.id).versions
+    versions = desk.policy._problems_file.problem(desk.task.id).versions
     assert len(versions.places) == 6
     for place in range(6):
         desk.env.reset(desk.task, 0)
@@ -222,7 +222,7 @@ def test_advice_is_done_as_often_as_it_is_heeded_right_or_wrong(problems: str) -
         sound = Desk(problems, **NEVER | BLIND | {"heed": heed})
         harm = next(
             p.wrong
-            for p in sound.policy._known.problem(sound.task.id).versions.places
+            for p in sound.policy._problems_file.problem(sound.task.id).versions.places
             if p.right == advice
         )
         harmed = sum(advice in sound.wrong(text) for text in sound.ask(note=harm, n=200))
@@ -254,14 +254,15 @@ def test_a_verdict_without_its_program_is_understood_by_its_simplest_explanation
 ) -> None:
     desk = Desk(problems, **ALWAYS | BLIND | {"recall": 1.0})
     desk.ask()
-    problem = desk.policy._known.problem(desk.task.id)
+    problem = desk.policy._problems_file.problem(desk.task.id)
     for place, _ in enumerate(problem.versions.places):
         desk.env.reset(desk.task, 0)
         verdict = desk.env.step(problem.versions.text(frozenset([place]))).observation
         same = {
             frozenset([p])
             for p in range(5)
-            if problem.said(frozenset([p]), 3) == problem.said(frozenset([place]), 3)
+            if problem.verdict_text(frozenset([p]), 3)
+            == problem.verdict_text(frozenset([place]), 3)
         }
         avoided = {
             frozenset(range(5)) - (problem.versions.read(desk.prompts.parse_action(t)[1]) or set())
@@ -300,10 +301,10 @@ def test_an_earlier_attempt_is_looked_through_once_as_its_own_history_is(
     shown, text = attempt_of(first, 3), first.written[-1]
     reader = Desk(problems, **ALWAYS | BLIND | {"repair": repair})
     reader.ask()
-    problem = reader.policy._known.problem(reader.task.id)
+    problem = reader.policy._problems_file.problem(reader.task.id)
     version = problem.versions.read(first.prompts.parse_action(text)[1])
     assert version is not None
-    spoken = {problem.versions.places[p].right for p in problem.speaks_of(version, 3)}
+    spoken = {problem.versions.places[p].right for p in problem.explained(version, 3)}
     assert spoken
     for advice in spoken:  # the same verdict stands there three times: it is still one look
         seen = sum(

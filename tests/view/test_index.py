@@ -59,7 +59,7 @@ def by_hand(tree: Tree) -> dict[str, Any]:
 def looked(run: Path, cache: Path) -> tuple[Index, Follower]:
     index = Index(run, cache)
     follower = Follower(index)
-    follower.look()
+    follower.update()
     return index, follower
 
 
@@ -86,7 +86,7 @@ def test_it_says_what_the_trees_say(forest: Sequence[Tree], together: bool) -> N
     with tempfile.TemporaryDirectory() as where:
         run = make_run(Path(where) / "run", forest, together=together)
         index, follower = looked(run, Path(where) / "cache")
-        assert follower.read == follower.of > 0
+        assert follower.bytes_read == follower.bytes_total > 0
         for tree in forest:
             assert row_of(index, tree.task.id) == by_hand(tree)
             found, problem = tree_of(index, tree.task.id)
@@ -110,13 +110,13 @@ def test_a_journal_that_grows_byte_by_byte_ends_as_the_whole(
         index, follower = looked(run, Path(where) / "cache")
         for cut in sorted(int(c * len(data)) for c in cuts):
             (run / STAGE / whole.name).write_bytes(data[:cut])
-            follower.look()
-            assert not follower.trouble
+            follower.update()
+            assert not follower.stage_problems
             assert sum(row_of(index, t.task.id)["episodes"] for t in forest) == max(
                 0, data[:cut].count(b"\n") - 1
             )
         (run / STAGE / whole.name).write_bytes(data)
-        follower.look()
+        follower.update()
         assert {t.task.id: row_of(index, t.task.id) for t in forest} == {
             t.task.id: by_hand(t) for t in forest
         }
@@ -134,7 +134,7 @@ def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
     index = Index(run, tmp_path / "cache")
     follower = Follower(index)
     before = row_of(index, "t0")  # there before anything is read
-    follower.look()
+    follower.update()
     assert row_of(index, "t0") == before == by_hand(make_tree())
     index.close()
 
@@ -148,7 +148,7 @@ def test_a_run_that_was_started_over_is_read_anew(tmp_path: Path) -> None:
     shutil.rmtree(run / STAGE)
     other = make_tree(Ep("fly", stop=Stop.failure), task_id="t9")
     write_stage(run, [other])
-    follower.look()
+    follower.update()
     assert row_of(index, "t9") == by_hand(other)
     stage = index.stage(STAGE)
     assert stage is not None
@@ -164,7 +164,7 @@ def test_a_longer_journal_in_the_place_of_another_is_noticed(tmp_path: Path) -> 
         tmp_path / "other", [make_tree(*[Ep("open", "walk") for _ in range(9)], task_id="t0")]
     )
     os.replace(longer / STAGE / "journal-00000.jsonl", run / STAGE / "journal-00000.jsonl")
-    follower.look()
+    follower.update()
     assert row_of(index, "t0")["episodes"] == 9
     index.close()
 
@@ -173,7 +173,7 @@ def test_tasks_that_are_added_and_moved_are_seen(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [make_tree(task_id="b")])
     index, follower = looked(run, tmp_path / "cache")
     write_tasks(run / STAGE, [make_task("a"), make_task("b")])
-    follower.look()
+    follower.update()
     stage = index.stage(STAGE)
     assert stage is not None
     assert [row["task"] for row in index.tasks(stage["id"], "all", "", "", 0, 9)] == ["a", "b"]
@@ -237,11 +237,11 @@ def test_another_format_and_a_missing_shard_are_said(tmp_path: Path) -> None:
         b'{"journal": "leafe", "format": 99}\n' + shard.read_bytes().split(b"\n", 1)[1]
     )
     index, follower = looked(run, tmp_path / "cache")
-    assert "format 99" in follower.trouble[STAGE]
-    assert "explore/fine" not in follower.trouble
+    assert "format 99" in follower.stage_problems[STAGE]
+    assert "explore/fine" not in follower.stage_problems
     shard.rename(shard.with_name("journal-00001.jsonl"))
-    follower.look()
-    assert "lacks its shard journal-00000.jsonl" in follower.trouble[STAGE]
+    follower.update()
+    assert "lacks its shard journal-00000.jsonl" in follower.stage_problems[STAGE]
     fine = index.stage("explore/fine")
     assert fine is not None
     assert index.task(fine["id"], "fine")["episodes"] == 3  # type: ignore[index]
@@ -297,11 +297,11 @@ def test_a_run_folder_that_is_gone_is_said_and_the_index_kept(tmp_path: Path) ->
     run = make_run(tmp_path / "run", [make_tree()])
     index, follower = looked(run, tmp_path / "cache")
     run.rename(tmp_path / "moved")
-    follower.look()
+    follower.update()
     assert "no longer there" in follower.problem
     assert row_of(index, "t0") == by_hand(make_tree())
     (tmp_path / "moved").rename(run)
-    follower.look()
+    follower.update()
     assert row_of(index, "t0") == by_hand(make_tree())
     index.close()
 

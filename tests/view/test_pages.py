@@ -19,7 +19,7 @@ from leafe.core.text import HOSTILE as HOSTILE_CHARACTER
 from leafe.distill import build, preset
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.view import make_app
-from leafe.view._drawing import rows
+from leafe.view._drawing import lanes
 from leafe.view._server import _PAGES
 from tests.trees import Ep, make_tree
 from tests.view.folders import STAGE, make_run, new_run, write_stage
@@ -104,7 +104,7 @@ def visit(run: Path, cache: Path, tour: Callable[[Get], Awaitable[None]]) -> Non
     async def main() -> None:
         app = make_app(run, cache, follow=False)
         pages = app[_PAGES]
-        pages.follower.look()
+        pages.follower.update()
         pages.warm()
         async with TestClient(TestServer(app)) as client:
 
@@ -372,7 +372,7 @@ def test_the_moves_walk_every_branch_and_every_turn(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [tree, make_tree(Ep("go"), task_id="t1")])
 
     async def tour(get: Get) -> None:
-        order = [row.episode.index for row in rows(tree)]
+        order = [row.episode.index for row in lanes(tree)]
         path, seen = tree_path("t0", turn="0.0"), []
         while path:
             page = (await get(path)).page
@@ -485,7 +485,7 @@ def test_what_is_learnt_is_what_distillation_takes(tmp_path: Path) -> None:
     async def tour(get: Get) -> None:
         for turn in tree:
             page = await ready(get, tree_path("t0", turn=turn.id.rpartition("/")[2], arm="leafe+"))
-            panel = page.text.split("What is learnt of it by leafe+")[1].split("Prompt as sent")[0]
+            panel = page.text.split("Training samples of leafe+")[1].split("Prompt as sent")[0]
             assert {part for part, name in title.items() if name in panel} == {
                 part for part, of in expected if of == turn.id
             }
@@ -504,7 +504,7 @@ def test_the_mask_covers_the_answer_and_its_end(tmp_path: Path) -> None:
         target = re.findall(r'<span class="token target rehearsal"[^>]*>([^<]*)</span>', page.html)
         assert target[:2] == ["use", "rope"]
         assert len(target) == 3
-        assert "3 learnt, the end of the turn included" in page.text
+        assert "3 learnt, the end-of-turn token included" in page.text
         masked = re.findall(r'<span class="token masked"[^>]*>([^<]*)</span>', page.html)
         assert "take" in masked
 
@@ -630,7 +630,7 @@ def test_an_env_that_lies_in_the_runs_folder_is_not_run(
     monkeypatch.chdir(run)
 
     async def tour(get: Get) -> None:
-        assert "its code is not run by the viewer" in (await ready(get, tree_path("t0"))).text
+        assert "the viewer does not run its code" in (await ready(get, tree_path("t0"))).text
 
     visit(run, tmp_path / "cache", tour)
     assert not (run / "was-run").exists()

@@ -67,7 +67,7 @@ def test_before_anything_is_read_the_markers_figures_stand_there(pages: Pages) -
 
 
 def test_a_stage_that_is_read_says_what_the_trees_say(pages: Pages) -> None:
-    pages.follower.look()
+    pages.follower.update()
     html = pages.overview()
     assert "being read" not in html
     assert "so far" not in html
@@ -80,7 +80,7 @@ def test_in_the_midst_of_reading_nothing_is_called_not_begun(
     """The tasks are read, and no episode yet."""
     monkeypatch.setattr(Follower, "_read_shard", lambda *_: (_ for _ in ()).throw(InterruptedError))
     with pytest.raises(InterruptedError):
-        pages.follower.look()
+        pages.follower.update()
     for stage in (STAGE, "explore/independent"):
         html = pages.tasks(stage, {})
         assert "still being read" in html
@@ -113,7 +113,7 @@ def test_the_pulse_says_it_too(run: Path, tmp_path: Path) -> None:
         app = make_app(run, tmp_path / "cache", follow=False)
         async with TestClient(TestServer(app)) as client:
             first = await (await client.get("/pulse")).json()
-            await asyncio.to_thread(app[_PAGES].follower.look)
+            await asyncio.to_thread(app[_PAGES].follower.update)
             return first, await (await client.get("/pulse")).json()
 
     first, then = asyncio.run(main())
@@ -130,14 +130,14 @@ def test_a_stage_whose_journal_cannot_be_read_is_not_read_for_ever(
 ) -> None:
     (run / STAGE / "journal-00000.jsonl").rename(run / STAGE / "journal-00001.jsonl")
     pages = make_app(run, tmp_path / "cache", follow=False)[_PAGES]
-    pages.follower.look()
+    pages.follower.update()
     assert "being read" not in line(pages.overview(), STAGE)
 
 
 def test_a_run_that_grows_is_not_being_read(run: Path, tmp_path: Path) -> None:
     pages = make_app(run, tmp_path / "cache", follow=False)[_PAGES]
-    pages.follower.look()
+    pages.follower.update()
     with (run / "explore/independent/journal-00000.jsonl").open("a") as journal:
         journal.write('{"episodes": [')
-    pages.follower.look()
+    pages.follower.update()
     assert "being read" not in pages.overview()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.view._text import around, match, part, plain, show, storable, words
+from leafe.view._text import fts_query, one_line, search_text, show, snippet, storable, url_part
 
 ODD = [
     "\x00",
@@ -128,12 +128,12 @@ def test_a_line_of_a_megabyte_is_cut(text: str) -> None:
     shown = show(text, 20_000)
     assert len(shown.html.encode()) <= 20_000
     assert shown.cut > 900_000
-    assert len(plain(text, 80)) <= 80
+    assert len(one_line(text, 80)) <= 80
 
 
 @given(texts, st.integers(2, 60))
 def test_a_label_is_one_line(text: str, limit: int) -> None:
-    label = plain(text, limit)
+    label = one_line(text, limit)
     assert len(label) <= limit
     assert not {c for c in label if hides(c) or c in "\n\t"}
     label.encode()
@@ -142,17 +142,17 @@ def test_a_label_is_one_line(text: str, limit: int) -> None:
 @given(texts)
 def test_what_is_stored_can_be_stored_and_linked(text: str) -> None:
     storable(text).encode()
-    part(text).encode("ascii")
+    url_part(text).encode("ascii")
 
 
 def found(query: str, *texts_: str) -> list[int]:
     db = sqlite3.connect(":memory:")
-    db.execute("CREATE VIRTUAL TABLE words USING fts5(at, said, seen, content='')")
+    db.execute("CREATE VIRTUAL TABLE words USING fts5(stage, answer, observation, content='')")
     db.executemany(
-        "INSERT INTO words(rowid, at, said, seen) VALUES (?, 's1', ?, '')",
-        [(i, words(text)) for i, text in enumerate(texts_)],
+        "INSERT INTO words(rowid, stage, answer, observation) VALUES (?, 's1', ?, '')",
+        [(i, search_text(text)) for i, text in enumerate(texts_)],
     )
-    asked = match(query, 1)
+    asked = fts_query(query, 1)
     return (
         []
         if asked is None
@@ -205,9 +205,9 @@ def test_any_script_and_any_sign_can_be_searched_for(query: str, text: str) -> N
 
 @given(texts, texts)
 def test_the_neighbourhood_is_a_part_of_the_text(text: str, query: str) -> None:
-    before, hit, after = around(text, query)
+    before, hit, after = snippet(text, query)
     assert (before.removeprefix("…") + hit + after) in text
 
 
 def test_the_neighbourhood_holds_the_term() -> None:
-    assert around("a" * 500 + " Key " + "b" * 500, "key")[1] == "Key"
+    assert snippet("a" * 500 + " Key " + "b" * 500, "key")[1] == "Key"

@@ -1,4 +1,7 @@
-"""The command line. Thin: parse, call, print."""
+"""The command line: parse, call, print.
+
+It may import every other part, inside the commands that need it, and none imports it.
+"""
 
 from leafe.cli._app import app, main
 

@@ -1,5 +1,4 @@
-"""The commands. What they need is imported when they run, so that `leafe --help` answers at
-once."""
+"""The commands. Each imports what it needs when it runs: `leafe --help` answers at once."""
 
 from __future__ import annotations
 
@@ -168,15 +167,14 @@ def merge(
     whole, sign, _ = shards[0].name.rpartition(".shard-")
     if out is None and not sign:
         raise UserError(
-            f"{shards[0]} has no name that --shard gives: say with --out where the whole "
-            "run shall be."
+            f"{shards[0]} has no name that --shard gives: name the whole run's folder with --out."
         )
     target = out or shards[0].parent / whole
     recipe, merged = put_together(shards, target, recipe_of)
     _console().print(
         f"{target}: {merged} stages merged from {len(shards)} shards."
         if merged
-        else f"{target} held them already: nothing was done.",
+        else f"{target} holds them already: nothing was done.",
         highlight=False,
     )
     if len(recipe.arms) or recipe.evaluate.samples:
@@ -264,8 +262,8 @@ def report(
         typer.Option("--csv", help="Write that comparison to this file, for a program."),
     ] = None,
 ) -> None:
-    """Write report.html and summary.json of a run anew, and print its tables; of several runs, pool
-    them or put them side by side."""
+    """Write report.html and summary.json of a run, and print its tables; several runs are pooled or
+    put side by side."""
     from leafe.core import UserError
     from leafe.pipeline import report_runs
 
@@ -320,7 +318,7 @@ def _run(
     from leafe.pipeline import Shard, plan, print_kind, report_run, run_recipe, waiting_stages
     from leafe.recipes import load_recipe
 
-    said = JsonLines()
+    lines = JsonLines()
     try:
         recipe = load_recipe(name_or_path, overrides or ())
         if jobs is not None:
@@ -331,8 +329,8 @@ def _run(
         stages = [s for s in plan(recipe) if only in (None, s.kind)]
         before = [] if fresh else _finished(folder, stages)
         if as_json:
-            said.plan(str(folder), recipe.name, recipe.about, stages, before)
-        _say_plan(console, recipe, folder, stages, before)
+            lines.plan(str(folder), recipe.name, recipe.about, stages, before)
+        _print_plan(console, recipe, folder, stages, before)
         # a command for one kind of stage runs what belongs to it too, so that the number of its
         # stages is not known here
         shown = Display(
@@ -341,7 +339,7 @@ def _run(
             0 if only else len(stages),
             0 if only else len(before),
         )
-        with said if as_json else shown as watcher:
+        with lines if as_json else shown as watcher:
             run = run_recipe(recipe, folder, fresh=fresh, only=only, watcher=watcher, shard=shard)
         waiting = waiting_stages(run, recipe, only) if only is not None and shard is None else []
         if waiting:
@@ -365,26 +363,25 @@ def _run(
             )
         if as_json:
             files = {"report": str(page), "summary": str(figures)} if only is None else {}
-            said.say("finished", run=str(folder), waiting=waiting, **files)
+            lines.write("finished", run=str(folder), waiting=waiting, **files)
     except (UserError, ForeignFailure) as error:
         if as_json:
-            said.say(
+            lines.write(
                 "error", message=str(error), exit_code=2 if isinstance(error, UserError) else 1
             )
         raise
     except KeyboardInterrupt:
         if as_json:
-            said.say("error", message="Stopped.", exit_code=130)
-        raise Stopped from None  # the command parser would end on it without a word
+            lines.write("error", message="Stopped.", exit_code=130)
+        raise Stopped from None  # the command parser would end on it silently
 
 
 def _finished(folder: Path, stages: list[Stage]) -> list[str]:
-    """Stages that an earlier start has finished; a folder that is none of ours is `run_recipe`'s to
-    refuse."""
+    """Stages that an earlier start has finished; `run_recipe` refuses a folder that is no run."""
     return [stage.name for stage in stages if (folder / stage.name / "done.json").is_file()]
 
 
-def _say_plan(
+def _print_plan(
     console: Console, recipe: Recipe, folder: Path, stages: list[Stage], before: list[str]
 ) -> None:
     from rich.text import Text
@@ -418,23 +415,23 @@ class Stopped(Exception):
 
 
 def main() -> None:
-    """The entry point: a user's mistake is one sentence and exit code 2, a failure outside one
+    """The entry point. A `UserError` is one sentence and exit code 2, a `ForeignFailure` one
     sentence and 1, an interrupt 130."""
     from leafe.cli._encoding import plain_where_needed
-    from leafe.core import ForeignFailure, UserError, visible
 
     plain_where_needed()
     try:
         app(standalone_mode=True)
-    except UserError as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except ForeignFailure as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
-        sys.exit(1)
     except Stopped:
         print(
             "\nStopped. What was finished is kept: give the same command again to go on.",
             file=sys.stderr,
         )
         sys.exit(130)
+    except Exception as error:
+        from leafe.core import ForeignFailure, UserError, visible
+
+        if not isinstance(error, UserError | ForeignFailure):
+            raise
+        print(f"error: {visible(str(error))}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)

@@ -1,5 +1,7 @@
-"""Completion for shells: the script for a shell, and what a word may become. Imports nothing that
-takes time: it runs at every press of the key."""
+"""Completion for shells: the script, and how a word may go on.
+
+It runs at every press of the key, so that it imports nothing slow.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ class Shell(StrEnum):
 
 
 def script(shell: Shell) -> str:
-    """To be evaluated by the shell: `eval "$(leafe --completion bash)"`."""
+    """The script that the shell evaluates: `eval "$(leafe --completion bash)"`."""
     from typer._completion_shared import get_completion_script
 
     return str(

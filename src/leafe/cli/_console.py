@@ -1,4 +1,4 @@
-"""The terminal: whatever is printed there, no character of it steers it."""
+"""The console: no printed character controls the terminal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from leafe.core import visible
 
 
 class SafeConsole(Console):
-    """A console on which the control characters of environments, servers and models are signs.
+    """A console that shows control characters of environments, servers and models as signs.
 
-    rich's own (colours, the live view's cursor) are no text and stay as they are.
+    Those of rich itself (colours, the live view's cursor) are no text and stay as they are.
     """
 
     def render(

@@ -1,5 +1,5 @@
-"""Data out and in: a run's samples for other trainers, and episodes that somebody has already as a
-run."""
+"""The commands `export` and `import`: a run's samples for other trainers, and other tools' logs as
+a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from leafe.core import Environment, Task
-    from leafe.data import Format, Imported, Logged, Problems
+    from leafe.data import Format, Imported, LoggedEpisode, Problems
     from leafe.recipes import Recipe
 
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
@@ -40,43 +40,44 @@ def export(
     stage: Annotated[
         str | None,
         typer.Option(
-            "--stage", help="Not an arm but a stage's folder: explore/tree, distill/seed1.leafe+."
+            "--stage",
+            help="Instead of an arm: a stage's folder (explore/tree, distill/seed1.leafe+).",
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             "--preset",
-            help="With --stage explore/...: what is selected from the trees; default: leafe+.",
+            help="With --stage explore/...: the preset that selects samples; default: leafe+.",
         ),
     ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
             "--tokenizer",
-            help="Measure rows with this folder's or model's tokenizer; default: the run's.",
+            help="Measure rows with the tokenizer of this folder or model; default: the run's.",
         ),
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option("--max-length", help="Leave out, and count, samples of more tokens."),
+        typer.Option("--max-length", help="Leave out (and count) samples of more tokens."),
     ] = None,
     push: Annotated[
         str | None,
         typer.Option(
             "--push",
-            help="USER/NAME: upload it to the Hugging Face hub too, with your own login; private.",
+            help="USER/NAME: also upload to the Hugging Face hub, with your own login; private.",
         ),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="With --push: everybody may read it.")
+        bool, typer.Option("--public", help="With --push: readable by everybody.")
     ] = False,
 ) -> None:
     """Write the samples of a run as files for another trainer, with a dataset card."""
     from leafe.core import UserError
     from leafe.data import TARGETS, episodes_of, samples_of, tokenizer_of
-    from leafe.data import export as written
-    from leafe.data import push as pushed
+    from leafe.data import export as write_export
+    from leafe.data import push as upload
     from leafe.pipeline import recipe_of
     from leafe.runs import RunFolder
 
@@ -84,14 +85,12 @@ def export(
     if target is None:
         raise UserError(f"There is no export to {to!r}: choose one of {', '.join(TARGETS)}.")
     if out is None:
-        raise UserError("Say with --out which new folder the export shall go to.")
+        raise UserError("An export needs a new folder: give --out FOLDER.")
     if public and push is None:
-        raise UserError(
-            "--public says who may read what --push uploads: give --push USER/NAME too."
-        )
+        raise UserError("--public concerns an upload: give --push USER/NAME too.")
     if target == "chat" and (arm is not None or preset is not None):
         raise UserError(
-            "--to chat writes the whole episodes of an exploration: give --stage "
+            "--to chat writes whole episodes of an exploration: give --stage "
             "explore/..., and no arm or preset."
         )
     if target == "chat" and (tokenizer is not None or max_length is not None):
@@ -105,29 +104,20 @@ def export(
         else samples_of(folder, arm, stage, preset, pairs=target == "dpo")
     )
     measure = tokenizer_of(folder, recipe_of(folder), tokenizer) if target != "chat" else None
-    done = written(source, target, out, tokenizer=measure, max_length=max_length)
-    console = _console()
+    done = write_export(source, target, out, tokenizer=measure, max_length=max_length)
     for name, rows in done.files.items():
-        console.print(f"{done.folder / name}: {rows} rows", highlight=False, markup=False)
+        _print(f"{done.folder / name}: {rows} rows")
     for reason, number in done.left_out.items():
-        console.print(f"left out: {number} x {reason}", highlight=False, markup=False)
+        _print(f"left out: {number} x {reason}")
     for part, lengths in done.lengths.parts.items() if done.lengths is not None else ():
-        console.print(
-            f"{part}: rows of {min(lengths)} to {max(lengths)} tokens",
-            highlight=False,
-            markup=False,
-        )
+        _print(f"{part}: rows of {min(lengths)} to {max(lengths)} tokens")
     if done.warning:
-        console.print(f"warning: {done.warning}", highlight=False, markup=False)
+        _print(f"warning: {done.warning}")
     for what, number in done.changed.items():
-        console.print(f"note: {number} samples: {what}", highlight=False, markup=False)
-    console.print(
-        f"The card, with how to load it: {done.folder / 'README.md'}", highlight=False, markup=False
-    )
+        _print(f"note: {number} samples: {what}")
+    _print(f"The card, with how to load it: {done.folder / 'README.md'}")
     if push is not None:
-        console.print(
-            f"Uploaded: {pushed(done.folder, push, public=public)}", highlight=False, markup=False
-        )
+        _print(f"Uploaded: {upload(done.folder, push, public=public)}")
 
 
 def import_(
@@ -144,8 +134,8 @@ def import_(
         typer.Option(
             "--recipe",
             help=(
-                "Play the episodes again in this recipe's environment; explore and run go on "
-                "with them."
+                "Replay the episodes in this recipe's environment; explore and run continue "
+                "from them."
             ),
         ),
     ] = None,
@@ -157,7 +147,7 @@ def import_(
     ] = None,
     env: Annotated[
         str | None,
-        typer.Option("--env", help="Without a recipe: play them again in this environment."),
+        typer.Option("--env", help="Without a recipe: replay them in this environment."),
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -166,25 +156,24 @@ def import_(
     prompts: Annotated[
         str,
         typer.Option(
-            "--prompts", help="With --env: the prompt set, which reads the action out of a text."
+            "--prompts", help="With --env: the prompt set, which parses actions out of texts."
         ),
     ] = "plain",
     split: Annotated[
-        str, typer.Option("--split", help="With --env: the split whose tasks they are.")
+        str, typer.Option("--split", help="With --env: the split of their tasks.")
     ] = "train",
     seed: Annotated[
-        int, typer.Option("--seed", help="With --env: the seed that its tasks are drawn with.")
+        int, typer.Option("--seed", help="With --env: the seed that draws its tasks.")
     ] = 0,
     success_at: Annotated[
         float,
         typer.Option(
             "--success-at",
-            help="The reward from which an episode is a success, where the log does not say.",
+            help="The least reward of a success, where the log does not say.",
         ),
     ] = 1.0,
 ) -> None:
-    """Read episodes that are there already into a run: known first attempts, to reflect on and to
-    roll back from."""
+    """Read existing episodes into a run, as first attempts to reflect on and to roll back from."""
     from leafe.core import UserError
     from leafe.data import FORMATS, Problems, read_log
 
@@ -195,8 +184,8 @@ def import_(
         )
     if recipe is not None and (env is not None or option):
         raise UserError(
-            "A recipe names its environment itself: give --recipe or --env, not both; its "
-            "environment's options are changed with --set."
+            "A recipe has its own environment: give --recipe or --env, not both; change the "
+            "recipe's environment options with --set."
         )
     if override and recipe is None:
         raise UserError("--set changes a recipe: give --recipe too.")
@@ -210,9 +199,9 @@ def import_(
 
         loaded = load_recipe(recipe, override or ())
     else:
-        loaded = _stand_in(out, file, env, option or [], prompts, split, seed)
+        loaded = _import_recipe(out, file, env, option or [], prompts, split, seed)
     records = list(read_log(file, chosen, problems))
-    found = _taken(
+    found = _build_trees(
         records,
         loaded,
         recipe is not None,
@@ -229,7 +218,7 @@ def import_(
     _report(found, problems, out, stage, recipe)
 
 
-def _stand_in(
+def _import_recipe(
     out: Path,
     file: Path,
     env: str | None,
@@ -238,8 +227,7 @@ def _stand_in(
     split: str,
     seed: int,
 ) -> Recipe:
-    """A recipe for a run that only holds imported trees: nothing but its environment is one that
-    can be made."""
+    """A recipe for a run that only holds imported trees; its policy cannot be made."""
     from leafe.data import CHAT_PROMPTS, IMPORTED_ENV
     from leafe.recipes import parse_options, parse_recipe
 
@@ -256,8 +244,8 @@ def _stand_in(
     return parse_recipe(values, "The import")
 
 
-def _taken(
-    records: Sequence[Logged],
+def _build_trees(
+    records: Sequence[LoggedEpisode],
     recipe: Recipe,
     by_recipe: bool,
     replay: bool,
@@ -278,7 +266,7 @@ def _taken(
     def make() -> Environment:
         return make_env(recipe.env.name, **recipe.env.options)
 
-    words = load_prompt_set(recipe.prompts)
+    prompt_set = load_prompt_set(recipe.prompts)
 
     async def main() -> Imported:
         pool = EnvPool.fitting(make, 64, recipe.env.workers, recipe.env.timeout)
@@ -295,12 +283,12 @@ def _taken(
             except UserError:
                 if by_recipe or not any(record.payload is not None for record in records):
                     raise
-            reads = Prompts(words, pool.facts.actions_help, recipe.history)
+            prompts = Prompts(prompt_set, pool.facts.actions_help, recipe.history)
             return await replayed(
                 records,
                 pool,
                 tasks,
-                reads,
+                prompts,
                 problems=problems,
                 seed=recipe.seeds[0],
                 success_at=success_at,
@@ -321,15 +309,16 @@ def _write(
     problems: Problems,
     finished: bool,
 ) -> str:
-    """The run folder; the name of the stage that holds the trees. `finished`: nothing goes on with
-    it."""
+    """Write the run folder; returns the stage that holds the trees. `finished`: no recipe continues
+    from it."""
     import hashlib
+    import json
 
     from leafe.core import UserError
     from leafe.data import write_trees
     from leafe.envs import load_tasks, make_env
     from leafe.pipeline import config_of, plan
-    from leafe.runs import RunFolder
+    from leafe.runs import RunFolder, atomic_write
 
     stage = next(
         (
@@ -341,8 +330,8 @@ def _write(
     )
     if stage is None:
         raise UserError(
-            f"The recipe {recipe.name} does not explore by tree, which goes on from known "
-            "episodes: add tree to its strategies."
+            f"The recipe {recipe.name} does not explore by tree, the strategy that continues from "
+            "known episodes: add tree to its strategies."
         )
     if file.is_dir():
         digest = "of a folder: none"
@@ -373,65 +362,46 @@ def _write(
         run.metric(stage=stage.name, imported=found.episodes)
         if finished:
             run.finish(stage.name, {"imported": facts, "stops": dict(found.stops), "seconds": 0.0})
-    _note(out / stage.name / "import.json", facts)
+    atomic_write(out / stage.name / "import.json", json.dumps(facts, indent=1) + "\n")
     return stage.name
 
 
-def _note(path: Path, facts: dict[str, Any]) -> None:
-    import json
-
-    from leafe.runs import atomic_write
-
-    atomic_write(path, json.dumps(facts, indent=1) + "\n")
-
-
 def _report(found: Imported, problems: Problems, out: Path, stage: str, recipe: str | None) -> None:
-    console = _console()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
-
     for sentence in problems.sentences:
-        say(sentence)
-    if problems.unsaid:
-        say(f"... and {problems.unsaid} more like these.")
-    ends = ", ".join(f"{number} {stop}" for stop, number in found.stops.items())
-    how = (
-        "played again in their environment"
-        if found.verified
-        else "taken as they stand, without an environment"
-    )
-    say(
-        f"{found.episodes} episodes of {len(found.trees)} tasks, {how}: {ends}; "
+        _print(sentence)
+    if problems.unreported:
+        _print(f"... and {problems.unreported} more like these.")
+    stops = ", ".join(f"{number} {stop}" for stop, number in found.stops.items())
+    how = "replayed in their environment" if found.verified else "taken as they are, not replayed"
+    _print(
+        f"{found.episodes} episodes of {len(found.trees)} tasks, {how}: {stops}; "
         f"{found.solved} tasks solved."
     )
     for kind, number in problems.left_out.items():
-        say(f"left out: {number} x {kind}")
+        _print(f"left out: {number} x {kind}")
     for kind, number in problems.noted.items():
-        say(f"noted: {number} x {kind}")
-    say(f"They are in {out / stage}.")
-    lost = sum(found.stops.get(stop, 0) for stop in ("diverged", "env_error"))
-    if lost == found.episodes:
-        first = problems.sentences[0] if problems.sentences else "it does not say what"
-        say(
-            "Nothing can be gone on with: no episode came out of its environment as the "
-            f"log has it. The first: {first} Compare the environment's options, "
-            "version and seed with those of the log, and what the log calls an action; "
-            "then import it again into another folder."
+        _print(f"noted: {number} x {kind}")
+    _print(f"They are in {out / stage}.")
+    export = f"Their samples: leafe export {out} --stage {stage} --preset rft --out FOLDER"
+    if found.episodes == sum(found.stops.get(stop, 0) for stop in ("diverged", "env_error")):
+        first = problems.sentences[0] if problems.sentences else "no reason is known"
+        _print(
+            "There is nothing to continue from: the environment reproduced no episode of the log. "
+            f"The first: {first} Compare the environment's options, version and seed with those "
+            "of the log, and what the log calls an action; then import it again into another "
+            "folder."
         )
     elif recipe is not None:
-        say(
-            f"Go on with: leafe run {recipe} --name {out.name} --runs {out.parent}, with "
-            "the same changes as here. What is known counts against "
-            f"explore.limits: up to {found.calls} policy calls a task."
+        _print(
+            f"Continue with: leafe run {recipe} --name {out.name} --runs {out.parent}, with the "
+            "same changes as here. The imported episodes count against explore.limits: up to "
+            f"{found.calls} policy calls a task."
         )
     elif found.verified:
-        say(
-            f"Their samples: leafe export {out} --stage {stage} --preset rft --out FOLDER. "
-            "To go on exploring from them, import with --recipe."
-        )
+        _print(f"{export}. To continue exploring from them, import with --recipe.")
     else:
-        say(
-            f"Their samples: leafe export {out} --stage {stage} --preset rft --out FOLDER; "
-            "pairs of success over failure: --to dpo."
-        )
+        _print(f"{export}; pairs of success over failure: --to dpo.")
+
+
+def _print(text: str) -> None:
+    _console().print(text, highlight=False, markup=False)

@@ -1,8 +1,7 @@
-"""What a person sees while stages run: a live view on a terminal, plain lines elsewhere.
+"""Progress for people: a live view on a terminal, plain lines elsewhere.
 
-The live view is two or three lines for each stage that runs and one for the run. It is made anew
-for the width of the moment, drops what does not fit, and
-uses no sign that the terminal's encoding lacks.
+The live view has two or three lines for each running stage and one for the run. It is drawn for the
+current width, leaves out what does not fit, and uses no sign that the terminal's encoding lacks.
 """
 
 from __future__ import annotations
@@ -18,17 +17,22 @@ from rich.live import Live
 from rich.text import Text
 
 from leafe.cli._watch import StageProgress, clock_time, share_of
-from leafe.pipeline import Stage, StageKind, Watcher
+from leafe.pipeline import Stage, StageKind, StageResult, Watcher
 
-_EVERY = 15.0
+_LOG_SECONDS = 15.0
 """Seconds between the log lines of a stage."""
 _BAR = 16
 
 
 class Display(Watcher):
-    """Shows every stage that runs. `tables` is called with a stage kind once all of that kind are
-    finished; `stages`: how many there are, `done` of them
-    from earlier starts."""
+    """Shows every running stage.
+
+    Args:
+        console: Where to.
+        tables: Called with a kind of stage once all of that kind are finished.
+        stages: How many stages there are; 0: not known.
+        done: How many of them earlier starts finished.
+    """
 
     def __init__(
         self, console: Console, tables: Callable[[StageKind], None], stages: int = 0, done: int = 0
@@ -39,8 +43,7 @@ class Display(Watcher):
         self.utf8 = console.encoding.lower().startswith("utf")
         self.began = time.monotonic()
         self.live: Live | None = None
-        # what claims to be a terminal need not be one: FORCE_COLOR is set where logs are coloured,
-        # and no cursor moves there
+        # FORCE_COLOR makes rich take a log for a terminal, where no cursor moves
         if (
             console.is_terminal
             and not console.is_dumb_terminal
@@ -53,8 +56,8 @@ class Display(Watcher):
                 transient=True,
                 vertical_overflow="crop",
             )
-        self._courses: dict[str, StageProgress] = {}
-        self._spoke: dict[str, float] = {}
+        self._running: dict[str, StageProgress] = {}
+        self._logged: dict[str, float] = {}
         self._lock = threading.Lock()
         """The view is drawn by a thread of its own."""
 
@@ -70,43 +73,45 @@ class Display(Watcher):
     def _begins(self, stage: Stage) -> None:
         now = time.monotonic()
         with self._lock:
-            self._courses[stage.name], self._spoke[stage.name] = StageProgress(stage, now), now
+            self._running[stage.name], self._logged[stage.name] = StageProgress(stage, now), now
         if self.live is None:
-            self._say(f"{stage.name}: begins")
+            self._log(f"{stage.name}: begins")
 
     def _progress(self, stage: Stage, event: dict[str, Any]) -> None:
         with self._lock:
-            course = self._courses[stage.name]
-            course.take(event)
-        if self.live is None and time.monotonic() - self._spoke[stage.name] > _EVERY:
-            self._spoke[stage.name] = time.monotonic()
-            eta = [] if course.eta is None else [f"{clock_time(course.eta)} left"]
-            self._say(f"{stage.name}: {', '.join([_of(event), *course.words(), *eta])}")
+            progress = self._running[stage.name]
+            progress.take(event)
+        if self.live is None and time.monotonic() - self._logged[stage.name] > _LOG_SECONDS:
+            self._logged[stage.name] = time.monotonic()
+            eta = [] if progress.eta is None else [f"{clock_time(progress.eta)} left"]
+            self._log(f"{stage.name}: {', '.join([_of(event), *progress.words(), *eta])}")
 
-    def _ends(self, stage: Stage, info: dict[str, Any]) -> None:
+    def _ends(self, stage: Stage, result: StageResult) -> None:
         with self._lock:
-            self._courses.pop(stage.name, None)
+            self._running.pop(stage.name, None)
             self.done += 1
-        why = next((f": {info[key]}" for key in ("empty", "stopped") if key in info), "")
+        why = f": {result.reason}" if result.reason else ""
         tick = "✓" if self.utf8 else "ok"
         # one print: between two of them another stage might speak
         self.console.print(
-            Text.assemble((tick, "green"), f" {stage.name} in {info['seconds']:.1f} s{why}")
+            Text.assemble(
+                (tick, "green"), f" {stage.name} in {result.marker['seconds']:.1f} s{why}"
+            )
         )
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
-            courses = list(self._courses.values())
-            running = [(course, course.words()) for course in courses]
+            running_now = list(self._running.values())
+            running = [(progress, progress.words()) for progress in running_now]
         room = max(2, (options.max_height or console.height) - 2)
         lines = 2 if options.max_width >= 60 else 3
         shown = max(1, room // (lines + 1))
-        names = max((len(course.stage.name) for course, _ in running[:shown]), default=0)
-        for course, words in running[:shown]:
-            yield self._head(course, options.max_width, names)
+        names = max((len(progress.stage.name) for progress, _ in running[:shown]), default=0)
+        for progress, words in running[:shown]:
+            yield self._head(progress, options.max_width, names)
             yield from (
                 Text("  " + line, "dim", no_wrap=True)
                 for line in _wrapped(
@@ -121,19 +126,19 @@ class Display(Watcher):
         )
         yield Text(_cut(footer, options.max_width, self.utf8), no_wrap=True)
 
-    def _head(self, course: StageProgress, width: int, names: int) -> Text:
-        """Name (as wide as the longest of them, where there is room), bar, count, time, and the
-        time that is left; without room for it, no bar."""
-        event = course.last
+    def _head(self, progress: StageProgress, width: int, names: int) -> Text:
+        """Name (as wide as the longest one, where there is room), bar (where there is room), count,
+        time and remaining time."""
+        event = progress.last
         spins = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏" if self.utf8 else "|/-\\"
         spinner = spins[int(time.monotonic() * 4) % len(spins)]
         count = _of(event) if "done" in event else "starting"
-        eta = "" if course.eta is None else f" {clock_time(course.eta)} left"
-        rest = f" {count} {clock_time(course.seconds)}{eta}"
+        eta = "" if progress.eta is None else f" {clock_time(progress.eta)} left"
+        rest = f" {count} {clock_time(progress.seconds)}{eta}"
         share = share_of(event)
         bar = share is not None and width - len(rest) - 2 - _BAR - 1 >= 14
         room = max(8, width - len(rest) - 2 - (_BAR + 1 if bar else 0))
-        name = _cut(course.stage.name.ljust(min(names, room)), room, self.utf8)
+        name = _cut(progress.stage.name.ljust(min(names, room)), room, self.utf8)
         out = Text.assemble((spinner, "cyan"), " ", (name, "bold"), no_wrap=True, overflow="crop")
         if share is not None and bar:
             full = round(_BAR * share)
@@ -150,8 +155,8 @@ def _of(event: dict[str, Any] | Any) -> str:
 
 
 def _wrapped(words: list[str], width: int, lines: int, between: str) -> list[str]:
-    """The words on so many lines at most, none broken: what has no room is left out, what matters
-    least first."""
+    """The words on so many lines at most, none broken; what has no room is left out, the least
+    important first."""
     out: list[str] = []
     for word in words:
         if out and cell_len(out[-1]) + len(between) + cell_len(word) <= width:

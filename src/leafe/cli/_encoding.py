@@ -1,5 +1,5 @@
-"""Streams that can say everything: where an encoding lacks a sign, one that it has stands for it,
-and no command ends because of a dash."""
+"""Output in any encoding: a sign that it lacks is replaced, so that no command ends because of a
+dash."""
 
 from __future__ import annotations
 

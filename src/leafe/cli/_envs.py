@@ -1,5 +1,4 @@
-"""`leafe envs`: list the environments, check that they keep their contract, make data for them,
-offer one over HTTP."""
+"""`leafe envs`: list environments, check their contract, make data for them, serve one by HTTP."""
 
 from __future__ import annotations
 
@@ -48,22 +47,22 @@ def check(
     ] = None,
     options: Options = None,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks to play.")] = 10,
-    steps: Annotated[int, typer.Option(min=1, help="Most actions on a task.")] = 25,
-    seed: Annotated[int, typer.Option(help="Names the actions that are drawn.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="The most actions on a task.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of the random actions.")] = 0,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
     actions: Annotated[
         list[str] | None,
         typer.Option(
             "--actions",
             help=(
-                "An action to play by where there are no valid_actions; give it again for "
-                "more, or @FILE."
+                "An action to play where there are no valid_actions; repeat it for more, or "
+                "give @FILE."
             ),
         ),
     ] = None,
 ) -> None:
-    """Play environments by their valid actions, replay and return in every way, here and in other
-    processes, and say what differs."""
+    """Play environments by their valid actions, replay and restore them in every way, here and in
+    other processes, and report what differs."""
     from leafe.cli._inspect import check_envs
     from leafe.recipes import parse_options
 
@@ -111,13 +110,13 @@ def serve(
         str, typer.Option(help="Where to listen; others than this machine need --token-env.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Most sessions at a time.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="The most sessions at a time.")] = 8,
     token_env: Annotated[
         str | None,
-        typer.Option(help="The environment variable that holds the token which clients must bear."),
+        typer.Option(help="The environment variable with the token that clients must send."),
     ] = None,
 ) -> None:
-    """Offer an environment over HTTP (docs/remote.md) until it is stopped; in recipes it is the
+    """Serve an environment over HTTP (docs/remote.md) until it is stopped; recipes use it as the
     environment `remote` with this url."""
     import os
 
@@ -142,8 +141,8 @@ def make_alfworld(
     games: Annotated[int, typer.Option(min=1, help="How many, over the splits.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed makes the same games.")] = 0,
 ) -> None:
-    """Fresh household games from ALFWorld's own rules and floor plans, each solved by the planner;
-    not comparable with the official ones."""
+    """Make household games from ALFWorld's own rules and floor plans, each solved by the planner;
+    they are not comparable with the official ones."""
     from leafe.envs.alfworld import make_games
 
     screen = console()
@@ -159,6 +158,7 @@ def make_alfworld(
 
 
 def console(quiet: bool = False) -> Console:
+    """The console that commands print to."""
     import sys
 
     from leafe.cli._console import SafeConsole

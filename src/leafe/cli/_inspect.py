@@ -1,5 +1,4 @@
-"""What is installed here: environments with their needs, packages with their versions, and whether
-each environment plays."""
+"""`leafe envs` and `leafe doctor`: environments with their needs, packages, and self-tests."""
 
 from __future__ import annotations
 
@@ -72,12 +71,22 @@ def check_envs(
     elsewhere: bool = True,
     actions: Sequence[str] | None = None,
 ) -> bool:
-    """Check one environment, or all that can be made here, and print the table; False where one
-    breaks the contract. `actions`: to play by, where the environment's
-    `valid_actions` are not to be asked.
+    """Check one environment, or all that can be made here, and print the table.
 
-    An environment that cannot be made is an error where it was asked for by name, and a line that
-    says what it needs where it was not.
+    Args:
+        console: Where to print.
+        env: The environment; None: all. One that cannot be made is an error where it was named, and
+            else a line with what it needs.
+        options: The environment's options.
+        count: Tasks to play.
+        steps: The most actions on a task.
+        seed: Of the random actions.
+        markdown: A file that the table is written to as well.
+        elsewhere: Also check in other processes.
+        actions: Actions to play, instead of the environment's `valid_actions`.
+
+    Returns:
+        Whether all of them keep the contract.
     """
     reports, names, absent = [], [], []
     for name in [env] if env is not None else env_names():
@@ -91,7 +100,7 @@ def check_envs(
                 count=count,
                 steps=steps,
                 seed=seed,
-                elsewhere=elsewhere,
+                subprocesses=elsewhere,
             )
             if name == "remote":
                 _check_server(report, used)
@@ -131,14 +140,14 @@ def check_envs(
 
 
 def _check_server(report: Report, options: Mapping[str, Any]) -> None:
-    """A server can keep the environment's contract and break the protocol: step twice when it is
-    asked twice, mix up sessions."""
+    """Check a server's protocol as well: it may keep the environment's contract and yet step twice
+    for a repeated request, or mix up sessions."""
     from leafe.envs.remote import check_server
 
     try:
         found = check_server(options["url"], token_env=options.get("token_env"))
     except UserError as error:
-        report.left_out["protocol"] = str(error)
+        report.skipped["protocol"] = str(error)
     else:
         report.problems += found
         report.failed["protocol"] += len(found)

@@ -22,8 +22,8 @@ def view(
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Look at a run: its tasks, their trees, every turn, what was learnt of it. On this machine
-    only, also while the run goes on."""
+    """Inspect a run in the browser: its tasks, their trees, every turn, and what was trained on. On
+    this machine only, also while the run goes on."""
     from leafe.view import serve
 
     serve(run, port, show=show, say=lambda words: print(words, flush=True))

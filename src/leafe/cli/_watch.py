@@ -1,8 +1,7 @@
-"""How fast stages go and how far they are: what the live view, the log lines and `--json` say
-alike, worked out from the stages' events in one place.
+"""Rates and remaining times of stages, from their events, for the live view, the log and `--json`.
 
-A stage that goes on from an earlier start counts from its first event of this start, so that its
-speed is that of now.
+A stage that goes on from an earlier start counts from its first event of this start: rates are
+today's.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from leafe.pipeline import Stage
 
 @dataclass(slots=True)
 class StageProgress:
-    """One stage that runs."""
+    """The progress of one running stage."""
 
     stage: Stage
     began: float
@@ -29,7 +28,7 @@ class StageProgress:
     last_at: float = 0.0
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """The stage's newest event (`leafe.pipeline._progress`)."""
+        """Take the stage's newest event (`leafe.pipeline._progress`)."""
         self.last, self.last_at = event, self.clock()
         if self.first is None:
             self.first, self.first_at = event, self.last_at
@@ -39,7 +38,7 @@ class StageProgress:
         return self.clock() - self.began
 
     def rate(self, name: str) -> float | None:
-        """Of a count of the events, a second; None where two events do not tell."""
+        """Growth per second of a count; None where there are no two events to tell it from."""
         if (
             self.first is None
             or name not in self.last
@@ -51,8 +50,8 @@ class StageProgress:
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the end, by the share of the tasks or of their budget that is behind,
-        whichever is more; None while that is a guess."""
+        """Seconds left, by the share of tasks or of budget that is done, whichever is more; None
+        while that is a guess."""
         before, now = share_of(self.first or {}) or 0.0, share_of(self.last)
         if now is None or now - before < 0.01 or self.last_at - self.first_at < 2:
             return None
@@ -62,8 +61,8 @@ class StageProgress:
             - (self.clock() - self.last_at),
         )
 
-    def told(self) -> dict[str, Any]:
-        """The last event with what follows from it, for programs."""
+    def to_json(self) -> dict[str, Any]:
+        """The last event with rates and the remaining time, for programs."""
         rates = {
             f"{name}_per_s": rate
             for name in ("turns", "tokens")
@@ -78,7 +77,7 @@ class StageProgress:
         )
 
     def words(self) -> list[str]:
-        """The last event in words, what matters most first."""
+        """The last event as texts, the most important first."""
         event, out = self.last, []
         of = event.get("of")
         if "solved" in event and of:
@@ -110,7 +109,7 @@ class StageProgress:
 
 
 def share_of(event: Mapping[str, Any]) -> float | None:
-    """How much of the stage is behind, from 0 to 1."""
+    """How much of the stage is done, from 0 to 1; None where it does not say."""
     of, budget = event.get("of"), event.get("budget") or {}
     shares = [event.get("done", 0) / of] if of else []
     shares += [budget["spent"] / budget["limit"]] if budget.get("limit") else []

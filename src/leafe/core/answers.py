@@ -2,9 +2,9 @@
 
 Environments are foreign code: rewards come as numpy numbers, flags as `numpy.bool_`, texts with
 half a surrogate pair in them. Every caller of an environment (exploration, evaluation, the checks,
-environments in other processes and on other machines) takes its answers through these functions,
-so the record is the same everywhere. A value of another type is converted; no value (None or NaN
-for a reward, a list for an observation) is an error, never a guess.
+environments in other processes and on other machines) takes its answers through these functions, so
+the record is the same everywhere. A value of another type is converted; no value (None or NaN for a
+reward, a list for an observation) is an error, never a guess.
 """
 
 from __future__ import annotations

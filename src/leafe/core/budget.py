@@ -38,6 +38,7 @@ class Spent:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, float]:
+        """A JSON object with every field."""
         return asdict(self)
 
 
@@ -102,8 +103,8 @@ class Budget:
         return True
 
     def charge(self, **amounts: float) -> None:
-        """Charge the amounts, limits or not: tokens, replays, and what a journal says was spent
-        in an earlier start."""
+        """Charge the amounts, limits or not: tokens, replays, and what a journal says was spent in
+        an earlier start."""
         for name, amount in amounts.items():
             if name == "seconds":
                 self._seconds_before += amount

@@ -203,8 +203,8 @@ class ChatTokens:
         return pieces
 
     def _check_appends(self, head: list[Message]) -> None:
-        """UserError unless the prompt of each turn of a chat that begins with `head` is a prefix
-        of the next turn's."""
+        """UserError unless the prompt of each turn of a chat that begins with `head` is a prefix of
+        the next turn's."""
         talk = [*head, *_TALK]
         long, middle, short = (
             self._render(talk[: len(head) + n], True).split(_MARK) for n in (5, 3, 1)

@@ -91,8 +91,8 @@ class Environment(ABC):
     starts another."""
     forkable: ClassVar[bool] = False
     """With `process`: all state is the memory of one process with one thread, so a copy of that
-    process (os.fork) is a snapshot. Not for an environment that holds a child process, a
-    connection or a JVM."""
+    process (os.fork) is a snapshot. Not for an environment that holds a child process, a connection
+    or a JVM."""
     can_snapshot: bool = False
     """`snapshot` and `restore` work; else rollback is reset and replay. A `forkable` environment
     need not set it."""
@@ -136,8 +136,8 @@ class Environment(ABC):
         )
 
     def valid_actions(self) -> Sequence[str]:
-        """Actions that can be taken now, for checks and random play. Never shown to a policy, so
-        it may be slow. Not empty before the episode is over."""
+        """Actions that can be taken now, for checks and random play. Never shown to a policy, so it
+        may be slow. Not empty before the episode is over."""
         raise NotImplementedError
 
     def snapshot(self) -> object:

@@ -95,8 +95,8 @@ class Completion:
 class Policy(Protocol):
     """What answers requests: a model in this process, a server, or a script.
 
-    Calls come from one event loop, many at a time. An implementation retries within bounds what
-    the outside fails at, and raises nothing but `ContextFull` and `PolicyError`.
+    Calls come from one event loop, many at a time. An implementation retries within bounds what the
+    outside fails at, and raises nothing but `ContextFull` and `PolicyError`.
     """
 
     name: str

@@ -14,8 +14,8 @@ LONGEST = 1_000_000
 """The most characters of one answer or observation; the rest is cut."""
 
 _WITHIN = "\u200c\u200d\ufe0e\ufe0f"
-"""Joiners and variation selectors: kept between the characters of Persian, Indic scripts and
-emoji, which need them."""
+"""Joiners and variation selectors: kept between the characters of Persian, Indic scripts and emoji,
+which need them."""
 _ALWAYS = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the reading direction

@@ -80,6 +80,7 @@ class Usage:
     generated: int = 0
 
     def to_json(self) -> dict[str, int]:
+        """A JSON object with every field."""
         return {"prompt": self.prompt, "cached": self.cached, "generated": self.generated}
 
     def __add__(self, other: Usage) -> Usage:
@@ -107,12 +108,14 @@ class Task:
     payload: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {
             "payload": dict(self.payload)
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Task:
+        """The task that `to_json` wrote. TypeError for anything else."""
         return Task(**data)
 
 
@@ -150,7 +153,7 @@ class Turn:
         left_out: reflect: how many of the oldest observations, and then actions, were left out
             so that the prompt fits (`leafe.prompts.shortened`).
         tried: reflect: how many experiences that were followed already stood in the prompt
-            (`leafe.prompts.tried_on`).
+            (`leafe.prompts.tried_advice`).
         policy: The weights that answered.
         usage: Tokens of the call.
         env_steps: Environment steps charged for this turn (act: 1).
@@ -327,8 +330,8 @@ class Episode:
 
 ImprovementRule = Literal["progress", "blame"]
 """When a branch that did not win counts as better than its parent. progress: it got further by the
-environment's own progress; where the environment reports none, as blame. blame: its next
-reflection blames a later step than its parent's did."""
+environment's own progress; where the environment reports none, as blame. blame: its next reflection
+blames a later step than its parent's did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,8 +363,8 @@ class Branch:
 
 
 def token_ids(values: Iterable[int]) -> tuple[int, ...]:
-    """These token ids, with one int object for each id in the process: of a million turns read
-    from a file, separate objects would take more memory than all texts."""
+    """These token ids, with one int object for each id in the process: of a million turns read from
+    a file, separate objects would take more memory than all texts."""
     return tuple([_IDS.setdefault(value, value) for value in values])
 
 

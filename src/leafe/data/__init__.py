@@ -26,7 +26,7 @@ from leafe.data.exporting._source import Source, episodes_of, samples_of
 from leafe.data.exporting._write import TARGETS, Exported, Target, export
 from leafe.data.importing._logged import CHAT_PROMPTS, IMPORTED_ENV, as_logged
 from leafe.data.importing._read import FORMATS, Format, read_log
-from leafe.data.importing._records import Logged, LoggedTurn, Problems
+from leafe.data.importing._records import LoggedEpisode, LoggedTurn, Problems
 from leafe.data.importing._replay import replayed
 from leafe.data.importing._trees import Imported, write_trees
 
@@ -39,7 +39,7 @@ __all__ = [
     "Format",
     "Imported",
     "Lengths",
-    "Logged",
+    "LoggedEpisode",
     "LoggedTurn",
     "Problems",
     "Source",

@@ -1,16 +1,18 @@
 """Stage 2, experience distillation: trees to samples, samples to tokens and masks, tokens to
 weights.
 
-    data = build(trees, prompts, preset("leafe+", steps=60), seed=0)
+    data = build(trees, prompts, preset("leafe+", max_steps=60), seed=0)
     train_data, valid_data = data.split(0.1, seed=0)
     result = train(model_path, out, train_data, valid_data, config)
 
-Selecting and encoding need no torch; `train` and the exports import what they need when they are
-called.
+It knows trees, prompts and tokenizers (`core`, `prompts`), but no environment and no engine.
+Selecting and encoding need no torch; `train` and the exports import it when they are called.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from leafe.core import UserError
@@ -54,71 +56,97 @@ def train(
     progress: Progress | None = None,
     launch: str | None = None,
 ) -> TrainResult:
-    """Train the checkpoint at `model_path` on the samples and write the trained one to the folder
-    `out` (docs/method.md, Stage 2).
+    """Train a checkpoint on the samples (docs/method.md, Stage 2).
 
-    `out` gets the weights (safetensors) and the tokenizer in the standard form, `metrics.jsonl`,
-    and `train.json`, which says that it is finished. Called
-    again after a kill it goes on from the newest checkpoint and ends with the weights of an
-    unbroken training; called again when finished it returns the
-    result at once. UserError: nothing to train on, a model that cannot be loaded or has no usable
-    chat template, a folder of another training, a
-    loss that is not finite.
+    Writes the weights (safetensors), the tokenizer, `metrics.jsonl` and, last, `train.json`. Called
+    again after a kill it resumes from the newest checkpoint and ends with the weights of an
+    unbroken training; called again when finished it returns the stored result.
 
-    `launch`: a command that starts the training's processes, such as `accelerate launch
-    --config_file fsdp.yaml`; None: this process trains. ForeignFailure
-    where these processes end without a reason of leafe's.
+    Args:
+        model_path: The checkpoint to start from: a folder or a hub name.
+        out: The folder for the trained checkpoint.
+        data: The training samples.
+        valid: Held-out samples; used if `config.eval_steps` is set.
+        config: The options.
+        progress: Called after every step with its metrics.
+        launch: A command that starts the training's processes, such as `accelerate launch
+            --config_file fsdp.yaml`; None: this process trains.
+
+    Returns:
+        Where the weights are and how the training went.
+
+    Raises:
+        UserError: Nothing to train on, a model that cannot be loaded or has no usable chat
+            template, a folder of another training, too little memory, or a loss that is not finite.
+        ForeignFailure: The processes of `launch` failed for a reason outside leafe.
     """
     if launch is not None:
-        from leafe.distill._job import launched
+        from leafe.distill._job import train_with
 
-        return launched(launch, model_path, Path(out), data, valid, config, progress)
-    try:
+        return train_with(launch, model_path, Path(out), data, valid, config, progress)
+    with _needs_extra():
         if config.method == "dpo":
             from leafe.distill._dpo import run
         else:
             from leafe.distill._train import run
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
     return run(model_path, Path(out), data, valid, config, progress)
 
 
 def export_trl(dataset: Dataset, out: str | Path, valid: Dataset | None = None) -> dict[Part, Path]:
-    """Write `out`/PART/train.parquet (and validation.parquet) with TRL's prompt and completion
-    columns; the folders by part.
+    """Write samples as parquet files with TRL's prompt and completion columns.
 
-    Each folder loads with `datasets.load_dataset(folder)` and goes to TRL's SFTTrainer as it is.
-    Samples that were built as pairs (method = "dpo") are
-    written to `out`/preference too, as by `export_dpo`.
+    Each folder loads with `datasets.load_dataset(folder)` and fits TRL's SFTTrainer as it is. Pairs
+    (method = "dpo") are written to `out`/preference too, as by `export_dpo`.
+
+    Args:
+        dataset: The training samples, written to `out`/PART/train.parquet.
+        out: The parent folder.
+        valid: Held-out samples, written to `out`/PART/validation.parquet.
+
+    Returns:
+        The folders by part.
+
+    Raises:
+        UserError: There is nothing to export, or a package is missing.
     """
-    from leafe.distill._export import pairs, run
+    from leafe.distill._export import export_pairs, export_samples
 
-    try:
-        written = run(dataset, Path(out), valid)
+    with _needs_extra():
+        written = export_samples(dataset, Path(out), valid)
         if any(s.rejected for s in dataset.samples):
-            pairs(dataset, Path(out), valid)
+            export_pairs(dataset, Path(out), valid)
         return written
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
 
 
 def export_dpo(dataset: Dataset, out: str | Path, valid: Dataset | None = None) -> Path:
-    """Write `out`/preference/train.parquet (and validation.parquet) with TRL's prompt, chosen and
-    rejected columns; the folder.
+    """Write pairs as parquet files with TRL's prompt, chosen and rejected columns.
 
-    For a dataset that `build` made with method = "dpo". The folder loads with
-    `datasets.load_dataset(folder)` and goes to TRL's DPOTrainer as it is.
+    The folder loads with `datasets.load_dataset(folder)` and fits TRL's DPOTrainer as it is.
+
+    Args:
+        dataset: Samples that `build` selected with method = "dpo"; written to
+            `out`/preference/train.parquet.
+        out: The parent folder.
+        valid: Held-out samples, written to `out`/preference/validation.parquet.
+
+    Returns:
+        The folder `out`/preference.
+
+    Raises:
+        UserError: There are no pairs, or a package is missing.
     """
-    from leafe.distill._export import pairs
+    from leafe.distill._export import export_pairs
 
+    with _needs_extra():
+        return export_pairs(dataset, Path(out), valid)
+
+
+@contextmanager
+def _needs_extra() -> Iterator[None]:
     try:
-        return pairs(dataset, Path(out), valid)
+        yield
     except ModuleNotFoundError as error:
-        raise _missing(error) from error
-
-
-def _missing(error: ModuleNotFoundError) -> UserError:
-    return UserError(
-        f"Distillation needs the package {error.name}, which is not installed: pip install "
-        "'leafe[hf]'."
-    )
+        raise UserError(
+            f"Distillation needs the package {error.name}, which is not installed: pip install "
+            "'leafe[hf]'."
+        ) from error

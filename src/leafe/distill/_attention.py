@@ -1,14 +1,14 @@
-"""How a model is run on packed rows: every token attends to its ancestors alone, and the output
-layer is applied where there are targets alone.
+"""Runs a model on packed rows: every token attends to its ancestors alone, and the output layer is
+applied only where there are targets.
 
-In depth-first order the ancestors of node i are the nodes j <= i < ends[j], so that one number a
-token is the whole mask. It goes to the model through
-the standard interface of transformers: a mask with four dimensions is handed to every layer as it
-is, as an additive tensor (SDPA, any device) or as
-FlexAttention's block mask (CUDA), which skips what is masked. Whether a model can do that is told
-from its config and then measured: a small tree
-against its paths one by one. One that cannot runs causal rows. Legend: B rows, T tokens, P
-positions, D width of the model, V words.
+In depth-first order the ancestors of node i are the nodes j <= i < ends[j], so one number per token
+is the whole mask. It reaches the model through transformers' standard interface: a mask with four
+dimensions is passed to every layer as it is, as an additive tensor (SDPA, any device) or as
+FlexAttention's block mask (CUDA), which skips what is masked. Whether a model supports that is read
+from its config and then measured: a small tree against its paths one by one. Other models run
+causal rows.
+
+Axes: B rows, T tokens, P positions, D width of the model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ import torch
 from torch import Tensor
 
 from leafe.core.rotary import rotary_switch
-from leafe.distill._pack import Row, Shape
+from leafe.distill._memory import short_message
+from leafe.distill._pack import Row, RowLimits
 
 _BLOCK = 128
 """Tokens in a block of FlexAttention's mask; its rows are padded to whole blocks."""
 _ROW = 4096
-"""Most tokens in a row under a dense mask, which has the square of that."""
+"""Most tokens in a row under a dense mask, whose size is the square of that."""
 _WIDTHS = 6
-"""A dense mask's attention costs as much as everything else of a usual layer at a row of so many
-widths of the model."""
+"""A dense mask's attention costs as much as the rest of a usual layer at a row of this many widths
+of the model."""
 
 Head = Callable[[Tensor], Tensor]
 """states_ND to logits_NV."""
 
 
-class Rows(NamedTuple):
+class RowBatch(NamedTuple):
     """Packed rows as tensors, padded on the right; a padding token attends to itself."""
 
     ids_BT: Tensor
@@ -44,63 +45,56 @@ class Rows(NamedTuple):
     ends_BT: Tensor
     branches: bool
 
-    def to(self, device: Any) -> Rows:
-        return Rows(
-            self.ids_BT.to(device),
-            self.depths_BT.to(device),
-            self.ends_BT.to(device),
-            self.branches,
-        )
+    def to(self, device: Any) -> RowBatch:
+        ids, depths, ends = (t.to(device) for t in self[:3])
+        return RowBatch(ids, depths, ends, self.branches)
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What was found to work for one model."""
+    """What works for one model."""
 
     kind: Literal["sdpa", "flex", "causal"] = "causal"
-    """causal: rows are single paths, and the model masks as it always does."""
+    """causal: rows are single paths, and the model masks as usual."""
     head: bool = False
     """Whether the output layer can be applied by itself, to some positions at a time."""
     width: float = math.inf
-    """See `Shape.width`."""
+    """See `RowLimits.width`."""
     notes: tuple[str, ...] = ()
     """Sentences for the user: why a model cannot have more."""
 
-    def shape(self, limit: int) -> Shape:
-        """How rows of at most `limit` tokens are packed for it."""
-        return Shape(
-            limit if self.kind == "flex" else min(limit, _ROW), self.width, self.kind != "causal"
-        )
+    def limits(self, tokens: int) -> RowLimits:
+        """How rows of at most `tokens` are packed for it."""
+        most = tokens if self.kind == "flex" else min(tokens, _ROW)
+        return RowLimits(most, self.width, self.kind != "causal")
 
-    def rows(self, rows: Sequence[Row], pad: int) -> Rows:
+    def batch(self, rows: Sequence[Row], pad: int) -> RowBatch:
+        """The rows as tensors, padded with the token `pad`."""
         length = max(len(r.ids) for r in rows)
         if self.kind == "flex":
             length = -(-length // _BLOCK) * _BLOCK
         ids = [[*r.ids, *([pad] * (length - len(r.ids)))] for r in rows]
         depths = [[*r.depths, *([0] * (length - len(r.ids)))] for r in rows]
         ends = [[*r.ends, *range(len(r.ids) + 1, length + 1)] for r in rows]
-        return Rows(
-            torch.tensor(ids),
-            torch.tensor(depths),
-            torch.tensor(ends),
-            any(r.branches for r in rows),
-        )
+        branches = any(r.branches for r in rows)
+        return RowBatch(torch.tensor(ids), torch.tensor(depths), torch.tensor(ends), branches)
 
-    def run(self, model: Any, rows: Rows, at_P: Tensor) -> Tensor:
-        """states_PD: the model's last hidden states at the flat positions `at_P` (b * T + t), for
-        `output_layer`; logits_PV where `head` is false.
+    def run(self, model: Any, rows: RowBatch, at_P: Tensor) -> Tensor:
+        """Run the model; call it inside of the wrapper's forward pass (DDP, FSDP).
 
-        Where the model is wrapped (DDP, FSDP) this is called inside of the wrapper's forward pass.
+        Args:
+            model: Wrapped or bare.
+            rows: What it reads.
+            at_P: Flat positions (b * T + t).
+
+        Returns:
+            states_PD, the last hidden states there, for `layer`; logits_PV if `head` is false.
         """
         bare = unwrapped(model)
-        if (
-            self.kind == "flex" and bare.config._attn_implementation != "flex_attention"
-        ):  # the start policy's copy
-            bare.set_attn_implementation("flex_attention")
+        if self.kind == "flex" and bare.config._attn_implementation != "flex_attention":
+            bare.set_attn_implementation("flex_attention")  # the start policy's copy
         arguments: dict[str, Any] = {"input_ids": rows.ids_BT, "use_cache": False}
-        if (
-            rows.branches
-        ):  # else causal attention is the same, and quicker; right padding is seen by no target
+        if rows.branches:  # without branches causal attention is the same, and faster
             mask = (
                 block_mask(rows.ends_BT)
                 if self.kind == "flex"
@@ -116,7 +110,7 @@ class Attention:
         return logits_BWV[at_P // length, index_P]
 
     def layer(self, model: Any) -> Head:
-        """What makes logits of the states that `run` gives."""
+        """The function from what `run` gives to logits."""
         return output_layer(unwrapped(model)) if self.head else lambda logits: logits
 
 
@@ -130,23 +124,20 @@ def dense_mask(ends_BT: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def block_mask(ends_BT: Tensor) -> Any:
-    """The same as FlexAttention's BlockMask, made without looking at every pair.
+    """The same as FlexAttention's BlockMask, without looking at every pair.
 
-    A block of queries sees a block of keys before it in part where the last of its keys' ends lies
-    past its first token, and wholly where the first lies
-    past its last one; on the diagonal always in part.
+    A block of queries sees an earlier block of keys in part if the last of its keys' ends lies past
+    the queries' first token, and wholly if the first lies past their last one. On the diagonal it
+    always sees it in part.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
     number, length = ends_BT.shape
     blocks = length // _BLOCK
-    first_Q = torch.arange(blocks, device=ends_BT.device)[:, None] * _BLOCK
+    block_Q = torch.arange(blocks, device=ends_BT.device)
+    first_Q = block_Q[:, None] * _BLOCK
     ends_BKb = ends_BT.view(number, blocks, _BLOCK)
-    earlier_QK = (
-        torch.arange(blocks, device=ends_BT.device)
-        < torch.arange(blocks, device=ends_BT.device)[:, None]
-    )
-    some_BQK = earlier_QK & (ends_BKb.amax(-1)[:, None, :] > first_Q)
+    some_BQK = (block_Q < block_Q[:, None]) & (ends_BKb.amax(-1)[:, None, :] > first_Q)
     whole_BQK = some_BQK & (ends_BKb.amin(-1)[:, None, :] >= first_Q + _BLOCK)
     part_BQK = (some_BQK & ~whole_BQK) | torch.eye(blocks, dtype=torch.bool, device=ends_BT.device)
 
@@ -175,89 +166,75 @@ def unwrapped(model: Any) -> Any:
 
 
 def output_layer(bare: Any, linear: Head | None = None) -> Head:
-    """Logits of the model's own output layer (or of `linear` in its place), in the few ways that
-    architectures scale them."""
+    """The model's own output layer (or `linear` in its place), with the scaling that some
+    architectures apply to logits."""
     layer, config = linear or bare.get_output_embeddings(), bare.config.get_text_config()
-    divided, times, cap = (
+    divisor, factor, cap = (
         getattr(config, name, None)
         for name in ("logits_scaling", "logit_scale", "final_logit_softcapping")
     )
 
     def head(states: Tensor) -> Tensor:
         logits: Tensor = layer(states)
-        if divided is not None:
-            logits = logits / divided
-        if times is not None:
-            logits = logits * times
+        if divisor is not None:
+            logits = logits / divisor
+        if factor is not None:
+            logits = logits * factor
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     return head
 
 
-def choose(model: Any, longest: int, packing: Literal["tree", "causal"] = "tree") -> Attention:
-    """What works for this model, on the device where it is, for paths of at most `longest` tokens.
-    It may switch the model to FlexAttention.
+def select_attention(
+    model: Any, longest: int, packing: Literal["tree", "causal"] = "tree"
+) -> Attention:
+    """What works for this model on its device, for paths of at most `longest` tokens. It may switch
+    the model to FlexAttention.
 
-    Where the model is wrapped (DDP, FSDP) this is called inside of the wrapper's forward pass, by
-    all processes.
+    All processes call it, inside of the wrapper's forward pass (DDP, FSDP).
     """
     bare = unwrapped(model)
     was = bare.training
     bare.eval()
     try:
         with torch.no_grad():
-            return _choose(bare, longest, packing)
+            return _select(bare, longest, packing)
     finally:
         bare.train(was)
 
 
-def _choose(bare: Any, longest: int, packing: Literal["tree", "causal"]) -> Attention:
+def _select(bare: Any, longest: int, packing: Literal["tree", "causal"]) -> Attention:
     head = _close(*_heads(bare))
     if packing == "causal":
         return Attention("causal", head)
-    why = refusal(bare.config.get_text_config(), longest)
+    config = bare.config.get_text_config()
+    why = unsupported(config, longest)
     notes: tuple[str, ...] = ()
-    if (
-        why is None
-        and next(bare.parameters()).device.type == "cuda"
-        and not getattr(bare.config, "attention_dropout", 0.0)
-    ):  # FlexAttention has none
+    on_cuda = next(bare.parameters()).device.type == "cuda"
+    dropout = getattr(bare.config, "attention_dropout", 0.0)  # FlexAttention has none
+    if why is None and on_cuda and not dropout:
         before = bare.config._attn_implementation
-        try:
-            found = Attention("flex", head)
-            reason = _tried(bare, found)
-        except Exception as error:  # the compiler's and the kernel's own kinds
-            reason = f"it fails ({_line(error)})"
+        found = Attention("flex", head)
+        reason = _failure(bare, found, "it fails ({})")
         if reason is None:
             return found
         bare.set_attn_implementation(before)
         notes = (f"Training runs SDPA with a dense mask instead of FlexAttention: {reason}.",)
     if why is None:
-        found = Attention(
-            "sdpa", head, _WIDTHS * float(bare.config.get_text_config().hidden_size), notes
-        )
-        try:
-            why = _tried(bare, found)
-        except Exception as error:  # whatever a model that knows no such mask comes up with
-            why = f"it takes no mask with four dimensions ({_line(error)})"
+        found = Attention("sdpa", head, _WIDTHS * float(config.hidden_size), notes)
+        why = _failure(bare, found, "it takes no mask with four dimensions ({})")
         if why is None:
             return found
-    name = bare.config.model_type
-    return Attention(
-        "causal",
-        head,
-        notes=(
-            (
-                f"Samples of {name} models are not packed as trees but path by path, which "
-                f"computes more tokens: {why}."
-            ),
-        ),
+    note = (
+        f"Samples of {bare.config.model_type} models are not packed as trees but path by path, "
+        f"which computes more tokens: {why}."
     )
+    return Attention("causal", head, notes=(note,))
 
 
-def refusal(config: Any, longest: int) -> str | None:
-    """Why a model of this config cannot attend along the paths of a tree; None: its config says
-    nothing against it."""
+def unsupported(config: Any, longest: int) -> str | None:
+    """Why a model of this config cannot attend along the paths of a tree; None if its config does
+    not rule it out."""
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in kinds if kinds else window is not None
@@ -278,10 +255,6 @@ def refusal(config: Any, longest: int) -> str | None:
     return None
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-
-
 def _toy(bare: Any) -> Tensor:
     """ids_T of a stem and two branches of three tokens each."""
     words = int(bare.get_input_embeddings().weight.shape[0])
@@ -292,50 +265,46 @@ def _heads(bare: Any) -> tuple[Tensor, Tensor]:
     """logits_TV of a toy path by the output layer alone and by the model."""
     ids_T = _toy(bare)
     whole_TV: Tensor = bare(input_ids=ids_T[None], use_cache=False).logits[0]
+    row = Row(ids_T.tolist(), list(range(9)), [9] * 9)
     try:
-        alone_TV = _everywhere(
-            bare, Row(ids_T.tolist(), list(range(9)), [9] * 9), Attention("causal", head=True)
-        )
+        alone_TV = _all_logits(bare, row, Attention("causal", head=True))
     except Exception:  # a model without these names
         alone_TV = torch.full_like(whole_TV, math.nan)
     return alone_TV, whole_TV
 
 
-def _everywhere(bare: Any, row: Row, attention: Attention) -> Tensor:
-    """logits_TV at every node of the row."""
+def _all_logits(bare: Any, row: Row, attention: Attention) -> Tensor:
     device = next(bare.parameters()).device
-    return attention.layer(bare)(
-        attention.run(
-            bare, attention.rows([row], 0).to(device), torch.arange(row.tokens, device=device)
-        )
-    )
+    rows = attention.batch([row], 0).to(device)
+    states = attention.run(bare, rows, torch.arange(row.tokens, device=device))
+    return attention.layer(bare)(states)
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
     off, scale = float((found - expected).abs().max()), float(expected.abs().max())
-    return (
-        found.shape == expected.shape
-        and off <= max(1e-5, 4 * torch.finfo(expected.dtype).eps) * scale
-    )
+    tolerance = max(1e-5, 4 * torch.finfo(expected.dtype).eps)
+    return found.shape == expected.shape and off <= tolerance * scale
 
 
-def _tried(bare: Any, attention: Attention) -> str | None:
-    """Why the attention is not what it should be on the toy tree; None where it is."""
+def _failure(bare: Any, attention: Attention, fails: str) -> str | None:
+    """Why the attention does not work on the toy tree; None if it does. `fails` words an error."""
     ids_T = _toy(bare)
-    ends = [9, 9, 9, 6, 6, 6, 9, 9, 9]
-    row = Row(ids_T.tolist(), [0, 1, 2, 3, 4, 5, 3, 4, 5], ends)
-    packed = _everywhere(bare, row, attention)
+    row = Row(ids_T.tolist(), [0, 1, 2, 3, 4, 5, 3, 4, 5], [9, 9, 9, 6, 6, 6, 9, 9, 9])
     paths = [[0, 1, 2, 3, 4, 5], [0, 1, 2, 6, 7, 8]]
-    alone = torch.cat([bare(input_ids=ids_T[p][None], use_cache=False).logits[0] for p in paths])
-    causal = bare(input_ids=ids_T[None], use_cache=False).logits[0]
+    try:
+        packed = _all_logits(bare, row, attention)
+        alone = torch.cat(
+            [bare(input_ids=ids_T[p][None], use_cache=False).logits[0] for p in paths]
+        )
+        causal = bare(input_ids=ids_T[None], use_cache=False).logits[0]
+    except Exception as error:  # the model's, the compiler's and the kernel's own kinds
+        return fails.format(short_message(error, 200))
     order = torch.tensor(paths[0] + paths[1], device=ids_T.device)
     off = float((packed[order].float() - alone.float()).abs().max())
     wrong = float((causal[order].float() - alone.float()).abs().max())
+    if off <= 0.05 * wrong:
+        return None
     return (
-        None
-        if off <= 0.05 * wrong
-        else (
-            f"on a small tree its logits are off by {off:.1e}, where plain causal attention is "
-            f"off by {wrong:.1e}"
-        )
+        f"on a small tree its logits are off by {off:.1e}, where plain causal attention is off by "
+        f"{wrong:.1e}"
     )

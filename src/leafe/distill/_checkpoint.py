@@ -1,12 +1,11 @@
 """Checkpoints that survive a kill: tensors as safetensors, the rest as JSON, each folder renamed
-into place when it is whole.
+into place when it is complete.
 
-What is random in a training is a pure function of its seed and step, so a checkpoint is the trained
-weights, AdamW's moments, and a handful of
-numbers. Tensors are stored whole, however many processes hold them (FSDP2): a training goes on with
-another number of processes. They are
-gathered one after the other and written by the main process in files of bounded size. DeepSpeed
-keeps its own form.
+All randomness of a training is a pure function of its seed and step, so a checkpoint is the trained
+weights, AdamW's moments, and a few numbers. Tensors are stored whole however many processes hold
+them (FSDP2), so that a training can resume on another number of processes. They are gathered one
+after the other, and the main process writes them in files of bounded size. DeepSpeed keeps its own
+form.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leafe.distill._parallel import Alone, Parallel, like, whole
+from leafe.distill._parallel import Parallel, SingleProcess, gathered, sharded_like
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_FILE = 2 << 30
-"""Bytes of tensors in one file: so much of them is in the main process's memory at a time."""
+_FILE_BYTES = 2 << 30
+"""Of the tensors in one file: the main process holds this much at a time."""
 
 
 class Checkpoints:
@@ -35,7 +34,14 @@ class Checkpoints:
     validation.
 
     Every process calls every method, and all of them see the same folder. `notes` gets a sentence
-    for each checkpoint that was there and could not be used.
+    for each checkpoint that could not be used.
+
+    Args:
+        folder: The folder.
+        trained: The parameters that the optimiser changes, by name.
+        optimizer: Whose moments are stored.
+        parallel: The processes; None: this one alone.
+        model: As `Parallel.prepare` gave it; needed if several processes share it.
     """
 
     def __init__(
@@ -43,15 +49,13 @@ class Checkpoints:
         folder: Path,
         trained: Mapping[str, Tensor],
         optimizer: Any,
-        parallel: Alone | None = None,
+        parallel: SingleProcess | None = None,
         model: Any = None,
     ) -> None:
-        """`model`: as `Parallel.prepare` gave it; needed where several processes share it."""
         self.folder = folder
         self.trained = trained
-        """The parameters that the optimiser changes, by name."""
         self.optimizer = optimizer
-        self.parallel = parallel or Alone()
+        self.parallel = parallel or SingleProcess()
         self.model = model
         self.notes: list[str] = []
         self._named: int | None = None
@@ -61,12 +65,14 @@ class Checkpoints:
         """Write the checkpoint of `step`, then remove older ones and the best weights that it does
         not name.
 
-        The state names its `best_step`, or None; and `updates`, where the optimiser has been
-        updated more than once a step.
+        Args:
+            step: Steps that are done.
+            state: Plain values. It names its `best_step` (or None), and `updates` if the optimiser
+                is updated more than once a step.
         """
         partial, final = self.folder / f"partial-{step}", self.folder / f"step-{step:08d}"
-        self._fresh(partial)
-        if self.parallel.foreign and isinstance(self.parallel, Parallel):
+        self._create(partial)
+        if self.parallel.deepspeed and isinstance(self.parallel, Parallel):
             self.parallel.wait()
             self.parallel.accelerator.save_state(str(partial / "engine"))
             self.parallel.wait()
@@ -84,31 +90,34 @@ class Checkpoints:
         (partial / "state.json").write_text(
             json.dumps(dict(state) | {"step": step, "files": sizes}), encoding="utf-8"
         )
-        self._place(partial, final)
+        self._move(partial, final)
         for old in self.folder.iterdir():
             if old not in (final, self._best(self._named)):
                 shutil.rmtree(old)
 
     def load(self) -> dict[str, Any] | None:
-        """Put the newest checkpoint that is whole into the parameters and the optimiser; its state,
-        or None where there is none."""
-        found = self.parallel.agreed(self._newest() if self.parallel.main else None)
-        if found is None:
+        """Load the newest complete checkpoint into the parameters and the optimiser.
+
+        Returns:
+            Its state; None if there is no checkpoint.
+        """
+        newest = self.parallel.broadcast(self._newest() if self.parallel.main else None)
+        if newest is None:
             return None
-        folder, state = found
-        if self.parallel.foreign and isinstance(self.parallel, Parallel):
+        folder, state = newest
+        if self.parallel.deepspeed and isinstance(self.parallel, Parallel):
             self.parallel.accelerator.load_state(str(folder / "engine"))
         else:
-            self._put(_read(folder, "trained"))
+            self._load_weights(_read(folder, "trained"))
+            updates = float(state.get("updates", state["step"]))
             for parameter in self.trained.values():
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(
-                        float(state.get("updates", state["step"])), device=parameter.device
-                    )
+                    "step": torch.tensor(updates, device=parameter.device)
                 }
             for key, tensor in _read(folder, "optimizer"):
                 moment, _, name = key.partition(".")
-                self.optimizer.state[self.trained[name]][moment] = like(self.trained[name], tensor)
+                parameter = self.trained[name]
+                self.optimizer.state[parameter][moment] = sharded_like(parameter, tensor)
         self._named = state["best_step"]
         del state["files"]
         return state
@@ -116,11 +125,11 @@ class Checkpoints:
     def save_best(self, step: int) -> None:
         """Keep the present weights as those of the best validation so far."""
         partial = self.folder / f"partial-best-{step}"
-        self._fresh(partial)
+        self._create(partial)
         self._write(partial, "trained", self.parallel.weights(self.model, self.trained))
         if not self.parallel.main:
             return
-        self._place(partial, self._best(step))
+        self._move(partial, self._best(step))
         for old in self.folder.glob("best-*"):
             if old not in (self._best(step), self._best(self._named)):
                 shutil.rmtree(old)
@@ -130,11 +139,12 @@ class Checkpoints:
         return _read(self._best(step), "trained")
 
     def load_best(self, step: int) -> None:
-        """Put them back into the parameters of a model that is not DeepSpeed's."""
+        """Load them into the parameters; not with DeepSpeed."""
         self.parallel.wait()
-        self._put(self.best(step))
+        self._load_weights(self.best(step))
 
     def remove(self) -> None:
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
@@ -157,7 +167,7 @@ class Checkpoints:
                     )
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 self.notes.append(
-                    f"The checkpoint {folder} is not whole and was not used ({error})."
+                    f"The checkpoint {folder} is not complete and was not used ({error})."
                 )
                 continue
             return folder, state
@@ -165,20 +175,18 @@ class Checkpoints:
 
     def _moments(self) -> Iterator[tuple[str, Tensor]]:
         for moment in _MOMENTS:
-            yield from (
-                (f"{moment}.{name}", whole(self.optimizer.state[p][moment]))
-                for name, p in self.trained.items()
-            )
+            for name, parameter in self.trained.items():
+                yield f"{moment}.{name}", gathered(self.optimizer.state[parameter][moment])
 
     def _write(self, folder: Path, name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Files NAME-0.safetensors, NAME-1.safetensors, ...; the main process writes, and all
-        give."""
+        """Write NAME-0.safetensors, NAME-1.safetensors, ...; all processes gather, the main one
+        writes."""
         held: dict[str, Tensor] = {}
         number = size = 0
         for key, tensor in tensors:
             if not self.parallel.main:
                 continue
-            if held and size + tensor.nbytes > _FILE:
+            if held and size + tensor.nbytes > _FILE_BYTES:
                 save_file(held, folder / f"{name}-{number}.safetensors")
                 held, number, size = {}, number + 1, 0
             held[key] = tensor.cpu().contiguous()
@@ -186,25 +194,25 @@ class Checkpoints:
         if held:
             save_file(held, folder / f"{name}-{number}.safetensors")
 
-    def _fresh(self, partial: Path) -> None:
+    def _create(self, partial: Path) -> None:
         if self.parallel.main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
 
-    def _place(self, partial: Path, final: Path) -> None:
+    def _move(self, partial: Path, final: Path) -> None:
         sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
-        sync_one(self.folder)
+        _sync_one(self.folder)
 
     def _best(self, step: int | None) -> Path:
         return self.folder / f"best-{step}"
 
-    def _put(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        self.parallel.settle(self.model)
+    def _load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self.parallel.reshard(self.model)
         with torch.no_grad():
             for name, tensor in tensors:
-                self.trained[name].copy_(like(self.trained[name], tensor))
+                self.trained[name].copy_(sharded_like(self.trained[name], tensor))
 
 
 def _read(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -215,13 +223,12 @@ def _read(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def sync(folder: Path) -> None:
-    """Have every file under the folder on the disk, and the folder's own list of them, before it is
-    renamed."""
+    """Sync every file under the folder and the folder itself to disk, before it is renamed."""
     for path in (*folder.rglob("*"), folder):
-        sync_one(path)
+        _sync_one(path)
 
 
-def sync_one(path: Path) -> None:
+def _sync_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,13 +1,14 @@
-"""The samples for other trainers: parquet files in TRL's conversational forms, prompt/completion
-and prompt/chosen/rejected.
+"""Samples for other trainers: parquet files in TRL's conversational formats (prompt/completion and
+prompt/chosen/rejected).
 
-TRL's SFTTrainer puts the loss on the completion alone, which is what our own trainer does. Anchors
-are left out: their
-loss is no cross-entropy. Soft targets are exported as the actions that were taken.
+TRL's SFTTrainer puts the loss on the completion alone, as our own trainer does. Anchors are left
+out: their loss is no cross-entropy. Soft targets are exported as the actions that were taken. Cut
+answers are left out: a chat template would end them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,53 @@ from leafe.distill._config import PARTS, Part
 from leafe.distill._dataset import Dataset, Sample
 
 
-def rows(samples: tuple[Sample, ...]) -> list[dict[str, Any]]:
-    """One row a sample: `prompt` and `completion` as lists of role and content, and where the
-    sample comes from. None for an answer that was cut: the
-    chat template would end it."""
-    about = ("part", "task_id", "turn_id", "weight", "note")
+def export_samples(dataset: Dataset, out: Path, valid: Dataset | None) -> dict[Part, Path]:
+    """See `leafe.distill.export_trl`."""
+    written: dict[Part, Path] = {}
+    for part in PARTS:
+        rows = [] if part == "anchor" else _sample_rows(dataset.part(part))
+        if rows:
+            written[part] = _write(
+                out / part, rows, _sample_rows(valid.part(part) if valid else ())
+            )
+    if not written:
+        raise UserError(
+            "There is nothing to export: the dataset holds no rehearsal, counterfactual or "
+            "reflection samples."
+        )
+    return written
+
+
+def export_pairs(dataset: Dataset, out: Path, valid: Dataset | None) -> Path:
+    """See `leafe.distill.export_dpo`."""
+    rows = _pair_rows(dataset.samples)
+    if not rows:
+        raise UserError(
+            'There is nothing to export: the dataset holds no pairs; build it with method = "dpo" '
+            "from trees that have branches."
+        )
+    return _write(out / "preference", rows, _pair_rows(valid.samples if valid else ()))
+
+
+def _sample_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """`prompt` and `completion` as lists of role and content, and where each sample comes from."""
+    source = ("part", "task_id", "turn_id", "weight", "note")
     return [
-        {"prompt": _said(*s.messages), "completion": _said(s.answer)}
-        | {name: getattr(s, name) for name in about}
+        {"prompt": _as_dicts(*s.messages), "completion": _as_dicts(s.answer)}
+        | {name: getattr(s, name) for name in source}
         for s in samples
         if not s.cut
     ]
 
 
-def pair_rows(samples: tuple[Sample, ...]) -> list[dict[str, Any]]:
-    """One row a pair: `prompt`, `chosen` and `rejected` as lists of role and content, and where the
-    pair comes from."""
+def _pair_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """`prompt`, `chosen` and `rejected` as lists of role and content, and where each pair comes
+    from."""
     return [
         {
-            "prompt": _said(*s.messages),
-            "chosen": _said(s.answer),
-            "rejected": _said(s.rejected),
+            "prompt": _as_dicts(*s.messages),
+            "chosen": _as_dicts(s.answer),
+            "rejected": _as_dicts(s.rejected),
             "task_id": s.task_id,
             "turn_id": s.turn_id,
             "note": s.note,
@@ -46,34 +73,8 @@ def pair_rows(samples: tuple[Sample, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _said(*messages: Message) -> list[dict[str, str]]:
+def _as_dicts(*messages: Message) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]
-
-
-def run(dataset: Dataset, out: Path, valid: Dataset | None) -> dict[Part, Path]:
-    """See `leafe.distill.export_trl`."""
-    written: dict[Part, Path] = {}
-    for part in PARTS:
-        found = rows(dataset.part(part)) if part != "anchor" else []
-        if found:
-            written[part] = _write(out / part, found, rows(valid.part(part)) if valid else [])
-    if not written:
-        raise UserError(
-            "There is nothing to export: the dataset holds no rehearsal, counterfactual or "
-            "reflection samples."
-        )
-    return written
-
-
-def pairs(dataset: Dataset, out: Path, valid: Dataset | None) -> Path:
-    """See `leafe.distill.export_dpo`."""
-    found = pair_rows(dataset.samples)
-    if not found:
-        raise UserError(
-            "There is nothing to export: the dataset holds no pairs; build it with method "
-            '= "dpo" from trees that have branches.'
-        )
-    return _write(out / "preference", found, pair_rows(valid.samples) if valid else [])
 
 
 def _write(folder: Path, train: list[dict[str, Any]], validation: list[dict[str, Any]]) -> Path:
@@ -81,11 +82,11 @@ def _write(folder: Path, train: list[dict[str, Any]], validation: list[dict[str,
 
     folder.mkdir(parents=True, exist_ok=True)
     shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()  # they would stand in the middle of a stage's own words
+    datasets.disable_progress_bars()  # they would interrupt the stage's own output
     try:
-        for name, found in (("train", train), ("validation", validation)):
-            if found:
-                datasets.Dataset.from_list(found).to_parquet(folder / f"{name}.parquet")
+        for name, rows in (("train", train), ("validation", validation)):
+            if rows:
+                datasets.Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
     finally:
         if shown:
             datasets.enable_progress_bars()

@@ -2,10 +2,9 @@
 
     accelerate launch --config_file fsdp.yaml -m leafe.distill JOB.json
 
-The job names model, samples, folder and options; every process reads it. `launched` writes one,
-starts the launcher, passes the progress on, and says what
-an error was in the caller's own kinds. What the launcher starts ends when the caller does: the
-processes read a pipe that it holds open.
+The job names model, samples, folder and options; every process reads it. `train_with` writes one,
+starts the launcher, forwards the progress and raises the training's errors. The launched processes
+read a pipe that the caller holds open, and exit when it closes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from leafe.distill._dataset import Dataset
 from leafe.distill._result import Progress, TrainResult
 
 _STEP = "leafe.distill step "
-"""Before the figures of a step on the standard output of the main process."""
+"""Prefix of a step's metrics on the main process's standard output."""
 
 
 def write(
@@ -49,10 +48,9 @@ def write(
         "data": "data.jsonl",
         "valid": None if valid is None else "valid.jsonl",
         "out": str(out.absolute()),
+        "config": config.model_dump(mode="json"),
     }
-    job.write_text(
-        json.dumps(values | {"config": config.model_dump(mode="json")}, indent=1), encoding="utf-8"
-    )
+    job.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 def run(path: Path, progress: Progress | None) -> TrainResult:
@@ -81,22 +79,23 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m leafe.distill JOB.json", file=sys.stderr)
         return 2
     path = Path(arguments[0])
-    if os.environ.get("LEAFE_LAUNCHED"):
-        threading.Thread(target=_die_with_caller, daemon=True).start()
+    launched = bool(os.environ.get("LEAFE_LAUNCHED"))
+    if launched:
+        threading.Thread(target=_exit_with_caller, daemon=True).start()
     try:
         run(path, lambda row: print(_STEP + json.dumps(dict(row)), flush=True))
     except LeafeError as error:
-        if os.environ.get("LEAFE_LAUNCHED"):
-            _said(path).write_text(
-                json.dumps({"user": isinstance(error, UserError), "words": str(error)}),
-                encoding="utf-8",
+        user = isinstance(error, UserError)
+        if launched:
+            _error_file(path).write_text(
+                json.dumps({"user": user, "message": str(error)}), encoding="utf-8"
             )
         print(f"error: {visible(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 2 if user else 1
     return 0
 
 
-def launched(
+def train_with(
     launch: str,
     model: str | Path,
     out: Path,
@@ -106,17 +105,16 @@ def launched(
     progress: Progress | None,
 ) -> TrainResult:
     """`train` by a launcher's command, such as `accelerate launch --config_file fsdp.yaml`, to
-    which `-m leafe.distill JOB` is added.
+    which `-m leafe.distill JOB` is appended.
 
-    UserError as `train`, and where the command cannot be started; ForeignFailure where it fails
-    otherwise, with the file of what it wrote.
+    UserError as `train`, and if the command cannot be started; ForeignFailure if it fails
+    otherwise, with the path of its log.
     """
     job, log = out / "job" / "job.json", out / "job" / "launch.log"
     job.parent.mkdir(parents=True, exist_ok=True)
-    write(
-        job, model if not Path(model).exists() else Path(model).absolute(), out, data, valid, config
-    )
-    _said(job).unlink(missing_ok=True)
+    local = Path(model).absolute() if Path(model).exists() else model
+    write(job, local, out, data, valid, config)
+    _error_file(job).unlink(missing_ok=True)
     command = [*shlex.split(launch), "-m", "leafe.distill", str(job)]
     with log.open("wb") as file:
         try:
@@ -135,7 +133,7 @@ def launched(
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                row = _figures(line)
+                row = _metrics(line)
                 if row is None:
                     file.write(line)
                     file.flush()
@@ -144,32 +142,31 @@ def launched(
             code = process.wait()
         finally:
             if process.stdin is not None:
-                process.stdin.close()  # ends the processes, if they are still there
+                process.stdin.close()  # the processes exit
             process.stdout.close()
             if process.poll() is None:
                 process.terminate()
                 process.wait()
     if code == 0:
-        return TrainResult.from_json(
-            json.loads((out / "train.json").read_text(encoding="utf-8"))["result"] | {"path": out}
-        )
-    if _said(job).is_file():
-        said = json.loads(_said(job).read_text(encoding="utf-8"))
-        raise (UserError if said["user"] else ForeignFailure)(said["words"])
+        stored = json.loads((out / "train.json").read_text(encoding="utf-8"))
+        return TrainResult.from_json(stored["result"] | {"path": out})
+    if _error_file(job).is_file():
+        stored = json.loads(_error_file(job).read_text(encoding="utf-8"))
+        raise (UserError if stored["user"] else ForeignFailure)(stored["message"])
     end = log.read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
-    last = f", its end: {end[-1].strip()[-300:]}" if end else ""
+    last = f", which ends with: {end[-1].strip()[-300:]}" if end else ""
     raise ForeignFailure(
-        f"The training's processes, started by {launch!r}, ended with code {code}: what "
-        f"they wrote is in {log}{last}"
+        f"The training's processes, started by {launch!r}, exited with code {code}: see {log}{last}"
     )
 
 
-def _said(job: Path) -> Path:
-    """Where a process says what its error was: the launcher's exit code does not."""
+def _error_file(job: Path) -> Path:
+    """Where a process writes its error: the launcher's exit code does not tell it."""
     return job.with_name("error.json")
 
 
-def _figures(line: bytes) -> Mapping[str, Any] | None:
+def _metrics(line: bytes) -> Mapping[str, Any] | None:
+    """The metrics of a step; None for any other line."""
     _, mark, rest = line.decode(errors="replace").partition(_STEP)
     try:
         return dict(json.loads(rest)) if mark else None
@@ -177,7 +174,7 @@ def _figures(line: bytes) -> Mapping[str, Any] | None:
         return None
 
 
-def _die_with_caller() -> None:
+def _exit_with_caller() -> None:
     while os.read(0, 1024):
         pass
     os._exit(1)

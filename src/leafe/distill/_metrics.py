@@ -1,9 +1,9 @@
-"""Where a training's figures go: metrics.jsonl, the caller, and the experiment trackers by
-accelerate's integrations of them.
+"""Where a training's metrics go: metrics.jsonl, the caller, and experiment trackers through
+accelerate.
 
-metrics.jsonl holds one line a step, whatever happens: a resumed training drops the lines of the
-steps that it takes again. Trackers are told to go
-on with the same run where they can (wandb, trackio), or to forget what came after (TensorBoard).
+metrics.jsonl has one line per step; a resumed training drops the lines of the steps that it takes
+again. Trackers continue the same run if they can (wandb, trackio), or purge what came after
+(TensorBoard).
 """
 
 from __future__ import annotations
@@ -25,17 +25,26 @@ _PROJECT = "leafe"
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """UserError where a tracker's package is not installed."""
+    """UserError if a tracker's package is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(
-                f"distill.report_to names {name}, which is not installed: pip install "
-                f"{name}, or leave it out."
+                f"distill.report_to names {name}, which is not installed: pip install {name}, or "
+                "leave it out."
             )
 
 
 class Metrics:
-    """Of the main process; the others get None for it."""
+    """Writes the metrics of one training; only the main process has it.
+
+    Args:
+        path: metrics.jsonl.
+        first: Steps that are done.
+        progress: The caller's function.
+        accelerator: With the trackers in its `log_with`.
+        settings: The options, for the trackers.
+        identity: The same for every start of one training, and for no other training.
+    """
 
     def __init__(
         self,
@@ -46,25 +55,14 @@ class Metrics:
         settings: Mapping[str, Any] = MappingProxyType({}),
         identity: str = "",
     ) -> None:
-        """`first`: steps that are done. Where accelerate was told of trackers, `settings` go to
-        them, and `identity` is the same for every start of one
-        training and for no other training."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if first and path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:  # torn by a kill: its step is taken again
-                    break
-                if row["step"] <= first:
-                    kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
+        drop_later_steps(path, first)
         self.file = path.open("a", encoding="utf-8")
         self.progress = progress
         self.accelerator = accelerator
         if accelerator.log_with:
             name = "/".join(path.parent.parts[-3:])
+            folder = str(path.parent)
             accelerator.init_trackers(
                 _PROJECT,
                 {
@@ -74,18 +72,13 @@ class Metrics:
                 },
                 {
                     "tensorboard": {"purge_step": first + 1} if first else {},
-                    "wandb": {
-                        "name": name,
-                        "id": identity,
-                        "resume": "allow",
-                        "dir": str(path.parent),
-                    },
+                    "wandb": {"name": name, "id": identity, "resume": "allow", "dir": folder},
                     "trackio": {"name": f"{name} {identity[:8]}", "resume": "allow"},
                 },
             )
 
     def row(self, values: Mapping[str, Any]) -> None:
-        """The figures after a step, under `step`."""
+        """Record the metrics of the step `values["step"]`."""
         self.file.write(json.dumps(dict(values)) + "\n")
         self.file.flush()
         self.accelerator.log(
@@ -100,8 +93,22 @@ class Metrics:
             self.progress(values)
 
     def close(self) -> None:
-        """Also where the training was broken off."""
+        """Close the file and the trackers; also after a failure."""
         self.file.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.trackers = []
+
+
+def drop_later_steps(path: Path, first: int) -> None:
+    """Keep the lines of metrics.jsonl up to step `first`; 0 keeps none."""
+    kept = []
+    if first and path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # torn by a kill: its step is taken again
+                break
+            if row["step"] <= first:
+                kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,12 +1,11 @@
-"""Sequences to packed rows: the tokens that samples have in common stand there, and are computed,
-once.
+"""Packs sequences into rows in which tokens that samples share stand, and are computed, once.
 
-The inputs of a batch are put in lexicographic order, which is the depth-first order of their trie:
-a sequence adds to the row what it does not share
-with the one before it. A token's position is its depth, and it attends to its ancestors alone, so
-that what is computed for it is what its own sequence
-alone would give. Every target stays, with its own part and weight: sharing changes compute, never
-the objective. Needs no torch.
+The inputs of a batch are sorted lexicographically, which is the depth-first order of their trie: a
+sequence adds to the row what it does not share with the one before it. A token's position is its
+depth, and it attends to its ancestors alone, so that its computation is that of its own sequence
+alone. Every target keeps its part and weight: sharing changes compute, never the objective.
+
+Needs no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Target(NamedTuple):
     part: Part
     weight: float
     teacher: tuple[int, int] | None
-    """(row of `Row.teachers`, node) whose logits under the start policy are to be matched; None:
+    """(row of `Row.teachers`, node) whose logits under the start policy are the target; None:
     cross-entropy on `token`."""
 
 
@@ -43,13 +42,12 @@ class Row:
     depths: list[int] = field(default_factory=list)
     """The position of each node in its own sequence, from 0."""
     ends: list[int] = field(default_factory=list)
-    """One past the last descendant of each node: node i attends to node j where j <= i <
-    ends[j]."""
+    """One past each node's last descendant: node i attends to node j if j <= i < ends[j]."""
     targets: list[Target] = field(default_factory=list)
     teachers: list[Row] = field(default_factory=list)
-    """What the start policy reads; these have no targets of their own."""
+    """What the start policy reads; without targets of their own."""
     given: int = 0
-    """Tokens that its samples would take one by one."""
+    """Tokens of its samples without sharing."""
 
     @property
     def tokens(self) -> int:
@@ -62,40 +60,28 @@ class Row:
 
     @property
     def branches(self) -> bool:
-        """Whether some node has two children: if not, causal attention does."""
+        """Whether some node has two children; if not, causal attention is enough."""
         return any(end != len(self.ids) for end in self.ends)
 
-    @property
-    def parents(self) -> list[int]:
-        """The node before each node in its own sequence; -1 for the first."""
-        path: list[int] = []
-        out = []
-        for node, depth in enumerate(self.depths):
-            del path[depth:]
-            out.append(path[-1] if path else -1)
-            path.append(node)
-        return out
 
+class RowLimits(NamedTuple):
+    """How far rows may grow."""
 
-class Shape(NamedTuple):
-    """How rows may grow."""
-
-    limit: float = math.inf
-    """Most tokens in a row; a sequence that is longer has a row of its own."""
+    tokens: float = math.inf
+    """Most tokens in a row; a longer sequence has a row of its own."""
     width: float = math.inf
-    """Length of a row at which attention over all of it costs as much as everything else of the
-    model; infinite where attention skips what is masked. A
-    sequence joins the row where that costs less than a row of its own."""
+    """Length of a row at which attention over all of it costs as much as the rest of the model;
+    infinite if attention skips what is masked. A sequence joins a row if that costs less than a row
+    of its own."""
     branching: bool = True
-    """False: a row is one path, for models that know causal attention alone."""
+    """False: a row is one path, for models with causal attention alone."""
 
 
-def pack(batch: Sequence[TokenSequence], shape: Shape) -> list[Row]:
-    """The batch as rows; their order and content depend on the batch's sequences alone, not on
-    their order."""
+def pack(batch: Sequence[TokenSequence], limits: RowLimits) -> list[Row]:
+    """The batch as rows; they depend on the batch's sequences, not on their order."""
     rows = []
     inputs = [(s.ids[: max(span.end for span in s.spans) - 1], s) for s in batch if s.spans]
-    for trie, members in _tries(inputs, shape):
+    for trie, members in _tries(inputs, limits):
         row = Row(trie.ids, trie.depths, trie.ends)
         taught: list[tuple[tuple[int, ...], tuple[int, list[int]]]] = []
         for path, sequence in members:
@@ -108,22 +94,20 @@ def pack(batch: Sequence[TokenSequence], shape: Shape) -> list[Row]:
                 ]
                 if span.teacher is not None:
                     reads = (*span.teacher, *sequence.ids[span.start : span.end - 1])
-                    taught.append(
-                        (reads, (len(span.teacher) - 1, list(range(first, len(row.targets)))))
-                    )
-        for nth, (teacher, spans) in enumerate(_tries(taught, shape)):
+                    targets = list(range(first, len(row.targets)))
+                    taught.append((reads, (len(span.teacher) - 1, targets)))
+        for nth, (teacher, spans) in enumerate(_tries(taught, limits)):
             row.teachers.append(Row(teacher.ids, teacher.depths, teacher.ends))
             for path, (start, targets) in spans:
                 for offset, target in enumerate(targets):
-                    row.targets[target] = row.targets[target]._replace(
-                        teacher=(nth, path[start + offset])
-                    )
+                    place = (nth, path[start + offset])
+                    row.targets[target] = row.targets[target]._replace(teacher=place)
         rows.append(row)
     return rows
 
 
 class _Trie:
-    """A row while it grows: paths are added in lexicographic order."""
+    """A growing row: paths are added in lexicographic order."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -132,19 +116,17 @@ class _Trie:
         self.last: tuple[int, ...] = ()
         self.path: list[int] = []
 
-    def admits(self, ids: tuple[int, ...], shape: Shape) -> bool:
-        shared = _common(self.last, ids)
-        if not shape.branching:
+    def admits(self, ids: tuple[int, ...], limits: RowLimits) -> bool:
+        shared = _common_prefix(self.last, ids)
+        if not limits.branching:
             return shared == len(self.last)
         now, then = len(self.ids), len(self.ids) + len(ids) - shared
-        return then == now or (
-            then <= shape.limit
-            and _cost(then, shape.width) - _cost(now, shape.width) <= _cost(len(ids), shape.width)
-        )
+        added = _cost(then, limits.width) - _cost(now, limits.width)
+        return then == now or (then <= limits.tokens and added <= _cost(len(ids), limits.width))
 
     def add(self, ids: tuple[int, ...]) -> list[int]:
-        """The node of each of the ids."""
-        shared = _common(self.last, ids)
+        """Add a path; the node of each of its ids."""
+        shared = _common_prefix(self.last, ids)
         first = len(self.ids)
         for node in self.path[shared:]:
             self.ends[node] = first
@@ -161,14 +143,14 @@ class _Trie:
 
 
 def _tries(
-    inputs: Iterable[tuple[tuple[int, ...], _T]], shape: Shape
+    inputs: Iterable[tuple[tuple[int, ...], _T]], limits: RowLimits
 ) -> Iterator[tuple[_Trie, list[tuple[list[int], _T]]]]:
-    """The paths of ids as tries, each with the paths that it holds: their nodes, and what came with
-    them."""
+    """The paths of ids as tries, each with its members: a path's nodes, and the item given with
+    it."""
     trie = _Trie()
     members: list[tuple[list[int], _T]] = []
     for ids, item in sorted(inputs, key=lambda pair: pair[0]):
-        if members and not trie.admits(ids, shape):
+        if members and not trie.admits(ids, limits):
             trie.close()
             yield trie, members
             trie, members = _Trie(), []
@@ -182,8 +164,8 @@ def _cost(length: int, width: float) -> float:
     return length + length * length / width
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Length of the longest common prefix, by halving: comparing slices is quick."""
+def _common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Length of the longest common prefix, by bisection: comparing slices is fast."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high

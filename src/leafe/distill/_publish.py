@@ -1,8 +1,7 @@
-"""The folder of a finished training: all files are put in place one by one, `train.json` last, so
-that where it is, all is.
+"""The folder of a finished training: files are moved into place one by one, `train.json` last, so
+that its presence means that all is there.
 
-It holds what the training was (a fingerprint of data, options and start weights) and what came of
-it.
+`train.json` holds the result and a fingerprint of data, options and start weights.
 """
 
 from __future__ import annotations
@@ -19,20 +18,21 @@ from leafe.distill._checkpoint import sync
 _MARK = "train.json"
 
 
-def finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The result that stands in the folder; None where none does. UserError where it is another
+def finished_result(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The result stored in the folder; None if there is none. UserError if it is another
     training's."""
     if not (out / _MARK).is_file():
         return None
-    found = json.loads((out / _MARK).read_text(encoding="utf-8"))
-    same(out, found["fingerprint"], fingerprint)
-    result: dict[str, Any] = found["result"] | {"path": out}
+    stored = json.loads((out / _MARK).read_text(encoding="utf-8"))
+    require_same(out, stored["fingerprint"], fingerprint)
+    result: dict[str, Any] = stored["result"] | {"path": out}
     return result
 
 
-def same(out: Path, found: str, fingerprint: str, what: str = "another training") -> None:
-    """UserError unless what was found in the folder is of this training."""
-    if found != fingerprint:
+def require_same(out: Path, stored: str, fingerprint: str, what: str = "another training") -> None:
+    """UserError unless the fingerprint stored in the folder is this training's; `what` names what
+    the folder holds instead."""
+    if stored != fingerprint:
         raise UserError(
             f"{out} holds {what} (other data, options or model): choose another folder or "
             "delete it."
@@ -42,8 +42,8 @@ def same(out: Path, found: str, fingerprint: str, what: str = "another training"
 def publish(
     out: Path, fingerprint: str, result: Mapping[str, Any], fill: Callable[[Path], None]
 ) -> None:
-    """What `fill` writes into an empty folder, and the mark, into `out`; a kill at any moment
-    leaves `out` without the mark."""
+    """Move what `fill` writes into an empty folder to `out`, and `train.json` last; a kill at any
+    moment leaves `out` without it."""
     partial = out / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -1,12 +1,10 @@
-"""Talks that are longer than a model's context, cut so that they still say what the answer is
-about.
+"""Conversations that are longer than a model's context, without their oldest turns.
 
-What every talk begins with (system message, examples) and the message after that, which states the
-task, stay; so do the last observation and as many turns
-before it as fit. Oldest turns go first, and when one has to go, so many go that half of the room is
-free again: the answers of the next turns stand behind
-the same cut, so that their prompts are prefixes of each other as ever and a long episode is a few
-sequences, not one for every turn.
+The common beginning of all conversations (system message, examples), the next message, which states
+the task, and the last observation stay, with as many turns before it as fit. When a turn has to go,
+so many go that half of the room is free again. The prompts of the next turns keep the same cut, so
+that they are prefixes of each other as ever, and a long episode is a few sequences instead of one
+per turn.
 """
 
 from __future__ import annotations
@@ -17,49 +15,48 @@ from leafe.core import ChatTokens, Message
 
 
 class Shortener:
-    """For talks of which none, with its answer, may have more than `most` tokens. `talks`: one of
-    each task; what they all begin with is kept."""
+    """Shortens conversations to `max_tokens`, answer included.
 
-    def __init__(self, chat: ChatTokens, most: int, talks: Sequence[Sequence[Message]]) -> None:
+    Args:
+        chat: The chat template.
+        max_tokens: Most tokens of a conversation with its answer.
+        conversations: One of each task; what they all begin with is kept.
+    """
+
+    def __init__(
+        self, chat: ChatTokens, max_tokens: int, conversations: Sequence[Sequence[Message]]
+    ) -> None:
         self.chat = chat
-        self.most = most
-        common = _common(talks)
-        first = next(
-            (i for i, m in enumerate(talks[0][common:], common) if m.role == "user"),
-            len(talks[0]) - 1,
-        )
-        self.head = first + 1
+        self.max_tokens = max_tokens
+        one, common = conversations[0], _common(conversations)
+        first = next((i for i, m in enumerate(one[common:], common) if m.role == "user"), None)
+        self.head = len(one) if first is None else first + 1
         """Messages at the beginning that stay."""
-        self._cuts: dict[
-            int, int
-        ] = {}  # hash of a talk and its answer -> messages left out after the head
+        self._cuts: dict[int, int] = {}
+        """Messages left out after the head, by the hash of a conversation with its answer."""
 
     def shortened(self, messages: Sequence[Message], answer: Message) -> tuple[Message, ...] | None:
-        """The talk without its oldest turns, or None where even its last turn does not fit. What is
-        left out depends on the talk alone, not on others."""
-        key = 0
-        cut = 0
-        talk = [*messages, answer]
-        for at, message in enumerate(talk):
+        """The conversation without its oldest turns; None where even its last turn does not fit.
+        The cut depends on this conversation alone."""
+        key = cut = 0
+        conversation = [*messages, answer]
+        for at, message in enumerate(conversation):
             key = hash((key, message.role, message.content, message.tokens))
             if message.role != "assistant" or at <= self.head:
                 continue
-            found = self._cuts.get(key)
-            if found is None:
-                found = self._cuts[key] = self._cut(talk[:at], message, cut)
-            cut = found
+            if key not in self._cuts:
+                self._cuts[key] = self._cut(conversation[:at], message, cut)
+            cut = self._cuts[key]
         kept = self._kept(messages, cut)
-        return kept if self._length(kept, answer) <= self.most else None
+        return kept if self._length(kept, answer) <= self.max_tokens else None
 
     def _cut(self, messages: Sequence[Message], answer: Message, before: int) -> int:
         """Messages to leave out for this answer, where `before` were left out for the last one."""
-        if self._length(self._kept(messages, before), answer) <= self.most:
+        if self._length(self._kept(messages, before), answer) <= self.max_tokens:
             return before
-        last = max(
-            before, len(messages) - 2 - self.head
-        )  # the last action and its observation stay
+        last = max(before, len(messages) - 2 - self.head)  # keep the last action and observation
         for cut in range(before + 2, last, 2):
-            if self._length(self._kept(messages, cut), answer) <= self.most // 2:
+            if self._length(self._kept(messages, cut), answer) <= self.max_tokens // 2:
                 return cut
         return last
 
@@ -70,12 +67,11 @@ class Shortener:
         return len(self.chat.prompt(messages)) + len(self.chat.answer(answer))
 
 
-def _common(talks: Sequence[Sequence[Message]]) -> int:
-    """How many messages all talks begin with; of one talk alone, none: its first user message is
-    the task."""
-    if len(talks) < 2:
+def _common(conversations: Sequence[Sequence[Message]]) -> int:
+    """How many messages all conversations begin with; 0 for a single one, whose first user message
+    is the task."""
+    if len(conversations) < 2:
         return 0
-    shortest = min(map(len, talks))
-    return next(
-        (i for i in range(shortest) if any(talk[i] != talks[0][i] for talk in talks)), shortest
-    )
+    first, shortest = conversations[0], min(map(len, conversations))
+    differ = (i for i in range(shortest) if any(c[i] != first[i] for c in conversations))
+    return next(differ, shortest)

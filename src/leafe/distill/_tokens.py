@@ -1,10 +1,9 @@
 """Samples to token sequences with masked spans: exact ids, and samples of one path merged into one
 sequence.
 
-A sample whose prompt and answer are a prefix of another's prompt becomes one more span in that
-sequence. So an episode of T actions is one sequence, not
-T; a batch is counted in these. What the sequences of a batch have in common is the packing's
-business (`_pack`).
+A sample whose prompt and answer are a prefix of another's prompt becomes one more span of that
+sequence. So an episode of T actions is one sequence, not T; batches are counted in sequences. What
+different sequences share is left to packing (`_pack`).
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from typing import Any, Literal
 
 from leafe.core import ChatTokens, Message, UserError
 from leafe.distill._config import PARTS, Part
-from leafe.distill._select import Sample
+from leafe.distill._dataset import Sample
 from leafe.distill._shorten import Shortener
 
 TOKENISED_AGAIN = "answers tokenised again: the sampled ids do not spell the text"
+_Messages = tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,13 @@ class Span:
     end: int
     weight: float = 1.0
     teacher: tuple[int, ...] | None = None
-    """The prompt at which the start policy says what the answer's tokens should be (KL); None: they
-    are as they are (cross-entropy)."""
+    """The prompt at which the start policy's distributions are the targets (KL); None: the tokens
+    are (cross-entropy)."""
 
 
 @dataclass(slots=True)
 class TokenSequence:
-    """One row of a batch. Loss falls on the spans alone; they do not overlap and none begins at
+    """One sequence of a batch. The spans alone carry loss; they do not overlap, and none begins at
     0."""
 
     part: Part
@@ -52,28 +52,28 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The sequences by part, in the order of their first sample, with what was left out."""
+    """The sequences by part, in the order of their first sample, and what was left out."""
 
     parts: Mapping[Part, Sequence[TokenSequence]]
     skipped: Mapping[str, int] = field(default_factory=dict)
+    """By reason."""
     known: int = 0
     """Different sampled answers that came with their ids."""
 
     @property
     def counts(self) -> dict[str, Any]:
-        """For a printed table: by part its sequences, spans, tokens and target tokens; under
-        `skipped` the reasons with their counts."""
-        out: dict[str, Any] = {}
-        for part in PARTS:
-            mine = self.parts[part]
-            out[part] = {
-                "sequences": len(mine),
-                "spans": sum(len(s.spans) for s in mine),
-                "tokens": sum(len(s.ids) for s in mine),
-                "target_tokens": sum(s.targets for s in mine),
+        """For a table: by part `sequences`, `spans`, `tokens` and `target_tokens`; then
+        `skipped`."""
+        out: dict[str, Any] = {
+            part: {
+                "sequences": len(sequences),
+                "spans": sum(len(s.spans) for s in sequences),
+                "tokens": sum(len(s.ids) for s in sequences),
+                "target_tokens": sum(s.targets for s in sequences),
             }
-        out["skipped"] = dict(self.skipped)
-        return out
+            for part, sequences in ((part, self.parts[part]) for part in PARTS)
+        }
+        return out | {"skipped": dict(self.skipped)}
 
 
 def encode(
@@ -83,22 +83,31 @@ def encode(
     merge: bool = True,
     too_long: Literal["skip", "truncate"] = "skip",
 ) -> Encoded:
-    """The samples as token sequences of at most `max_length` tokens, the teacher's prompt with the
-    answer included.
+    """Encode samples as token sequences.
 
-    Longer ones are left out, or lose the oldest turns of their prompts (`_shorten`); both are
-    counted. One whose last turn alone is too long is left out.
+    Sampled ids are used as they are if they decode to the text beside them. Otherwise (another
+    tokenizer's ids, or a text that the engine cut at a stop string) the text is tokenized and
+    counted as "tokenised again".
 
-    Sampled ids are used as they are, where they decode to the text that stands beside them; else
-    (another tokenizer's ids, or a text that the engine
-    cut at a stop string) the text is tokenised, and counted as "tokenised again".
+    Args:
+        samples: What to encode.
+        chat: The chat template.
+        max_length: Most tokens of a sequence, and of a teacher's prompt with the answer.
+        merge: Merge samples of one path into one sequence.
+        too_long: Longer samples are left out ("skip") or lose the oldest turns of their prompts
+            ("truncate"); both are counted. A sample whose last turn alone is too long is left out.
+
+    Returns:
+        The sequences by part.
+
+    Raises:
+        UserError: The chat template changes earlier messages later on.
     """
-    talks = list({s.task_id: s.messages for s in samples}.values())  # one of each task
-    encoder = _Encoder(
-        chat,
-        max_length,
-        Shortener(chat, max_length, talks) if talks and too_long == "truncate" else None,
-    )
+    one_per_task = list({s.task_id: s.messages for s in samples}.values())
+    shortener = None
+    if one_per_task and too_long == "truncate":
+        shortener = Shortener(chat, max_length, one_per_task)
+    encoder = _Encoder(chat, max_length, shortener)
     return Encoded(
         {part: encoder.part([s for s in samples if s.part == part], part, merge) for part in PARTS},
         dict(encoder.skipped),
@@ -117,10 +126,8 @@ class _Encoder:
 
     def part(self, samples: Sequence[Sample], part: Part, merge: bool) -> list[TokenSequence]:
         sequences: list[tuple[int, TokenSequence]] = []
-        owners: dict[
-            int, TokenSequence
-        ] = {}  # hash of messages up to and with an answer -> the sequence that holds them
-        # the longest talks first: whatever can be merged finds its owner there already
+        owners: dict[int, TokenSequence] = {}  # by the hash of the messages up to an answer
+        # the longest conversations first: whatever can be merged finds its owner
         for nth in sorted(range(len(samples)), key=lambda i: (-len(samples[i].messages), i)):
             sample = samples[nth]
             messages = tuple(self._exact(m) for m in sample.messages)
@@ -129,26 +136,15 @@ class _Encoder:
             if not answer_ids:
                 self.skipped[f"{part}: the answer has no tokens"] += 1
                 continue
-            teacher = self._teacher(sample, messages)
-            if self._tokens(messages, answer) > self.max_length or (
-                teacher is not None and self._tokens(teacher, answer) > self.max_length
-            ):
-                fitting = self._fitting(messages, teacher, answer)
-                if fitting is None:
-                    self.skipped[f"{part}: longer than {self.max_length} tokens"] += 1
-                    continue
-                self.skipped[
-                    f"{part}: without the oldest turns, to fit {self.max_length} tokens"
-                ] += 1
-                messages, teacher = fitting
+            fitting = self._fitting(sample, messages, answer)
+            if fitting is None:
+                self.skipped[f"{part}: longer than {self.max_length} tokens"] += 1
+                continue
+            messages, teacher = fitting
             prompt_ids = self.chat.prompt(messages)
-            teacher_ids = (
-                prompt_ids
-                if teacher == messages
-                else None
-                if teacher is None
-                else self.chat.prompt(teacher)
-            )
+            teacher_ids = None
+            if teacher is not None:
+                teacher_ids = prompt_ids if teacher == messages else self.chat.prompt(teacher)
             ids = prompt_ids + answer_ids
             span = Span(len(prompt_ids), len(ids), sample.weight, teacher_ids)
             keys = _prefix_keys((*messages, answer))
@@ -158,10 +154,9 @@ class _Encoder:
             ):
                 if owner.ids[: len(ids)] != ids:
                     raise UserError(
-                        f"The chat template of {self.chat.name} breaks the prefix rule: "
-                        f"the prompt of turn {sample.turn_id} with its action is no prefix "
-                        "of "
-                        "the next turn's prompt. Use a template that only appends."
+                        f"The chat template of {self.chat.name} breaks the prefix rule: the prompt "
+                        f"of turn {sample.turn_id} with its action is no prefix of the next turn's "
+                        "prompt. Use a template that only appends."
                     )
                 owner.spans.append(span)
                 continue
@@ -173,38 +168,37 @@ class _Encoder:
             sequence.spans.sort(key=lambda s: s.start)
         return [sequence for _, sequence in sorted(sequences, key=lambda pair: pair[0])]
 
-    def _teacher(self, sample: Sample, messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
-        if sample.teacher is None:
-            return messages if sample.part == "anchor" else None
-        return (
-            messages
-            if sample.teacher == sample.messages
-            else tuple(self._exact(m) for m in sample.teacher)
-        )
-
-    def _tokens(self, messages: Sequence[Message], answer: Message) -> int:
-        return len(self.chat.prompt(messages)) + len(self.chat.answer(answer))
-
     def _fitting(
-        self, messages: tuple[Message, ...], teacher: tuple[Message, ...] | None, answer: Message
-    ) -> tuple[tuple[Message, ...], tuple[Message, ...] | None] | None:
-        """Both prompts without their oldest turns; None where that does not help or is not
-        wanted."""
+        self, sample: Sample, messages: _Messages, answer: Message
+    ) -> tuple[_Messages, _Messages | None] | None:
+        """The prompt and the teacher's prompt, without their oldest turns if they are too long;
+        None if they do not fit."""
+        teacher = messages if sample.part == "anchor" else None
+        if sample.teacher is not None:
+            teacher = messages
+            if sample.teacher != sample.messages:
+                teacher = tuple(self._exact(m) for m in sample.teacher)
+        prompts = [m for m in (messages, teacher) if m is not None]
+        if all(self._length(m, answer) <= self.max_length for m in prompts):
+            return messages, teacher
         if self.shortener is None:
             return None
-        mine = self.shortener.shortened(messages, answer)
-        theirs = (
-            mine
-            if teacher == messages
-            else None
-            if teacher is None
-            else self.shortener.shortened(teacher, answer)
-        )
-        return None if mine is None or (theirs is None and teacher is not None) else (mine, theirs)
+        short = self.shortener.shortened(messages, answer)
+        short_teacher = short
+        if teacher != messages:
+            short_teacher = teacher and self.shortener.shortened(teacher, answer)
+        if short is None or (short_teacher is None and teacher is not None):
+            return None
+        note = f"{sample.part}: without the oldest turns, to fit {self.max_length} tokens"
+        self.skipped[note] += 1
+        return short, short_teacher
+
+    def _length(self, messages: Sequence[Message], answer: Message) -> int:
+        return len(self.chat.prompt(messages)) + len(self.chat.answer(answer))
 
     def _exact(self, message: Message) -> Message:
-        """The message with its sampled ids where they are this tokenizer's and say what the text
-        says; else without ids."""
+        """The message with its sampled ids if they are this tokenizer's and spell the text; else
+        without ids."""
         if message.tokens is None:
             return message
         key = (message.content, message.tokens)
@@ -222,8 +216,7 @@ class _Encoder:
 
 
 def _prefix_keys(messages: Sequence[Message]) -> list[int]:
-    """One hash for each assistant message: of all messages up to and with it, sampled ids
-    included."""
+    """One hash for each assistant message: of all messages up to it, sampled ids included."""
     out: list[int] = []
     running = 0
     for message in messages:

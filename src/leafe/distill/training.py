@@ -1,20 +1,26 @@
-"""What every training here needs, whatever its loss: checkpoints that survive a kill, metrics, and
-weights written in the standard form. Imports torch."""
+"""What any training here needs, whatever its loss: checkpoints that survive a kill, metrics, and
+publishing the weights in standard form. Imports torch."""
 
 from leafe.distill._checkpoint import Checkpoints
 from leafe.distill._metrics import Metrics
-from leafe.distill._model import SMALL, adapter, groups, quiet, save
-from leafe.distill._publish import finished, publish, same
+from leafe.distill._model import (
+    SMALL,
+    lora_config,
+    parameter_groups,
+    save_model,
+    without_progress_bars,
+)
+from leafe.distill._publish import finished_result, publish, require_same
 
 __all__ = [
     "SMALL",
     "Checkpoints",
     "Metrics",
-    "adapter",
-    "finished",
-    "groups",
+    "finished_result",
+    "lora_config",
+    "parameter_groups",
     "publish",
-    "quiet",
-    "same",
-    "save",
+    "require_same",
+    "save_model",
+    "without_progress_bars",
 ]

@@ -1,13 +1,13 @@
-"""The embedded base policy: a word-level model of 0.8M parameters for the environment gates, in the
-package as a standard checkpoint.
+"""The embedded base policy: a word-level model of 0.8M parameters for the environment gates, as a
+standard checkpoint in the package.
 
-It is built by `studies/base` in leafe's repository.
+`studies/base` in the repository builds it again. Nothing here imports torch.
 """
 
 from pathlib import Path
 
 
 def base_path() -> Path:
-    """The folder of the base policy: config.json, model.safetensors, tokenizer files with the chat
+    """The base policy's folder: config.json, model.safetensors, tokenizer files with the chat
     template."""
     return Path(__file__).parent / "base"

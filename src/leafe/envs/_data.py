@@ -1,5 +1,4 @@
-"""Where real data lies: `LEAFE_DATA`, else `../shared/data` beside the folder that leafe was
-started in."""
+"""Real data is looked for in `LEAFE_DATA`, else in `../shared/data` beside the working folder."""
 
 from __future__ import annotations
 
@@ -10,8 +9,11 @@ from leafe.core import UserError
 
 
 def data_path(relative: str, what: str, option: str) -> Path:
-    """The file or folder `relative` of the data folder; UserError where it is absent, naming the
-    environment's option that would give it."""
+    """The file or folder `relative` of the data folder.
+
+    Raises:
+        UserError: It is absent. The message names `option`, the environment's own way to give it.
+    """
     root = os.environ.get("LEAFE_DATA")
     path = (Path(root) if root else Path.cwd().parent / "shared" / "data") / relative
     if not path.exists():

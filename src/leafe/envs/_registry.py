@@ -1,20 +1,15 @@
-"""An environment is a name, and its class is imported only when it is asked for.
+"""The registry: environments by name, each class imported only when it is used.
 
-Three kinds of name: the environments of this package, those that an installed package announces
-under the entry point group
-`leafe.envs`, and an import path `package.module:Class` for an environment that lies in the user's
-own files. What an environment says about itself
-stands on its class: its docstring's first line, the options of `__init__`, `horizon`, and, where it
-has them, `splits` (names of its task
-sets), `needs` (one line: data or programs) and `example` (options to try it with). Whatever is
-wrong with a name or an option is the
-user's to mend and is said in one sentence.
+A name is one of three: a built-in environment, an entry point in the group `leafe.envs` of an
+installed package, or an import path `package.module:Class` of the user's own. The registry reads
+what an environment declares on its class: the first line of its docstring, the options of
+`__init__`, `horizon`, and optionally `splits` (names of its task sets), `needs` (data or programs,
+one line) and `example` (options to try it with). A wrong name or option is a `UserError`.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -22,19 +17,18 @@ from typing import Any
 
 from leafe.core import Environment, Task, UserError, find_named
 from leafe.core.answers import plain_task
+from leafe.envs._options import IMPORT_PATH, check_split
 from leafe.envs.worker import ProcessEnv
 
 GROUP = "leafe.envs"
 """The entry point group for environments of other packages: `name = "package.module:Class"`."""
-
-_PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 
 @dataclass(frozen=True, slots=True)
 class _Builtin:
     target: str
     extra: str | None = None
-    """The extra of this package that brings what the environment imports."""
+    """The extra of this package that installs what the environment imports."""
 
 
 BUILTIN: Mapping[str, _Builtin] = {
@@ -56,68 +50,71 @@ BUILTIN: Mapping[str, _Builtin] = {
 
 @dataclass(frozen=True, slots=True)
 class EnvInfo:
-    """What an environment says about itself, for listings and self-tests."""
+    """What an environment declares about itself, for listings and checks."""
 
     name: str
     summary: str
     """First line of the class's docstring."""
     splits: tuple[str, ...]
-    """Names for `tasks(split)`; empty where the environment does not say."""
+    """Names for `tasks(split)`; empty if the environment declares none."""
     horizon: int
-    """Default T, in steps."""
+    """The default T: the most steps of an episode."""
     options: Mapping[str, str]
     """Option name -> how it is declared, for instance `levels: str | None = None`."""
     needs: str
-    """Data or programs that the environment needs beside the base install; empty where there are
-    none."""
+    """Data or programs needed beside the base install; empty if none."""
     example: Mapping[str, Any]
-    """Options with which it can be tried where none are given (the class's `example`)."""
+    """Options to try it with (the class's `example`)."""
 
 
 def env_names() -> list[str]:
-    """Every environment that a name alone can make, sorted: this package's and those of installed
-    packages."""
-    return sorted({*BUILTIN, *_announced()})
+    """The names of the built-in environments and of those of installed packages, sorted."""
+    return sorted({*BUILTIN, *_entry_points()})
 
 
 def make_env(name: str, **options: Any) -> Environment:
-    """One instance of the environment `name` with its options; one whose class says `process` plays
-    in a process of its own.
+    """Make one instance of an environment.
 
-    That process inherits the environment variables that programs need to run, and none that may
-    hold a key; every such environment has the option `env_vars`, a list of the names of further
-    ones.
+    A class that declares `process` is made in a process of its own (`ProcessEnv`). That process
+    inherits the environment variables that programs need to run, and none that may hold a key.
+    Each such environment has one more option: `env_vars`, names of further variables to inherit.
 
-    UserError for an unknown environment, an unknown option, a missing package; the environment's
-    own UserError for a value that it refuses.
+    Args:
+        name: A name of `env_names()`, or `package.module:Class`.
+        **options: The environment's own options.
+
+    Returns:
+        The environment. The caller closes it.
+
+    Raises:
+        UserError: The environment or an option is unknown, an option is missing or refused, or a
+            package is not installed.
     """
     cls, target = _load(name)
     known = _options(cls)
-    inherit = _env_vars(name, cls, options) if "env_vars" not in (known or ()) else []
-    if known is not None:
-        for option in options:
-            if option not in known:
-                there = f"its options are {', '.join(known)}" if known else "it has no options"
-                raise UserError(f"The environment {name!r} has no option {option!r}: {there}.")
-        lacking = [k for k, v in known.items() if v.default is v.empty and k not in options]
-        if lacking:
-            raise UserError(f"The environment {name!r} needs the option {lacking[0]!r}: set it.")
+    env_vars = (
+        [] if known is not None and "env_vars" in known else _pop_env_vars(name, cls, options)
+    )
+    for option in [o for o in options if known is not None and o not in known]:
+        has = f"its options are {', '.join(known)}" if known else "it has no options"
+        raise UserError(f"The environment {name!r} has no option {option!r}: {has}.")
+    for option, parameter in (known or {}).items():
+        if parameter.default is parameter.empty and option not in options:
+            raise UserError(f"The environment {name!r} needs the option {option!r}: set it.")
     if cls.process:
-        return ProcessEnv(target, options, forkable=cls.forkable, env_vars=inherit)
+        return ProcessEnv(target, options, forkable=cls.forkable, env_vars=env_vars)
     return cls(**options)
 
 
-def _env_vars(name: str, cls: type[Environment], options: dict[str, Any]) -> list[str]:
-    """Take the option `env_vars` out of a process environment's options; UserError where it is
-    none."""
+def _pop_env_vars(name: str, cls: type[Environment], options: dict[str, Any]) -> list[str]:
+    """Remove the option `env_vars` from the options, and return its value."""
     if "env_vars" not in options:
         return []
     found = options.pop("env_vars")
     if not cls.process:
         raise UserError(
-            f"The environment {name!r} plays in leafe's own process, which has every environment "
-            f"variable: "
-            "take the option env_vars out."
+            f"The environment {name!r} runs in leafe's own process, which has every environment "
+            "variable: remove the option env_vars."
         )
     if not isinstance(found, list | tuple) or not all(isinstance(v, str) and v for v in found):
         raise UserError(
@@ -128,8 +125,11 @@ def _env_vars(name: str, cls: type[Environment], options: dict[str, Any]) -> lis
 
 
 def describe(name: str) -> EnvInfo:
-    """What the environment says about itself; UserError where it is unknown or its package is
-    missing. Makes no instance."""
+    """What an environment declares about itself, read from its class: no instance is made.
+
+    Raises:
+        UserError: The environment is unknown, or its package is not installed.
+    """
     cls, _ = _load(name)
     summary = (inspect.cleandoc(cls.__doc__) if cls.__doc__ else "").split("\n", 1)[0]
     options = {k: str(p) for k, p in (_options(cls) or {}).items()}
@@ -146,17 +146,23 @@ def describe(name: str) -> EnvInfo:
 
 
 def load_tasks(env: Environment, split: str, count: int | None = None, seed: int = 0) -> list[Task]:
-    """The tasks of a split, never none. Fewer than `count` where the environment has no more.
+    """The tasks of one split, checked.
 
-    UserError for a split that the environment does not have, a count below 1, or a set that comes
-    out empty.
+    Args:
+        env: The environment.
+        split: One of its `splits`: 'train', 'valid' or 'test' for most.
+        count: How many tasks; None for all. An environment that has fewer gives fewer.
+        seed: Decides which tasks and in which order. The same arguments give the same tasks.
+
+    Returns:
+        At least one task.
+
+    Raises:
+        UserError: The environment has no such split or no task list, `count` is below 1, or the
+            split is empty.
     """
-    splits = env.splits
-    if splits and split not in splits:
-        raise UserError(
-            f"The environment {env.name!r} has no split {split!r}: its splits are "
-            f"{', '.join(splits)}."
-        )
+    if splits := env.splits:
+        check_split(env.name, split, splits)
     if count is not None and count < 1:
         raise UserError(
             f"A task count of {count} leaves nothing to do: ask for 1 or more tasks of "
@@ -177,19 +183,20 @@ def load_tasks(env: Environment, split: str, count: int | None = None, seed: int
     return tasks
 
 
-def _announced() -> dict[str, EntryPoint]:
+def _entry_points() -> dict[str, EntryPoint]:
+    """The environments of installed packages."""
     return {e.name: e for e in entry_points(group=GROUP)}
 
 
 def _load(name: str) -> tuple[type[Environment], str]:
     """The class and its import path."""
-    announced = {} if name in BUILTIN else _announced()
+    extra: str | None = None
     if name in BUILTIN:
         target, extra = BUILTIN[name].target, BUILTIN[name].extra
-    elif name in announced:
-        target, extra = announced[name].value, None
-    elif _PATH.fullmatch(name):
-        target, extra = name, None
+    elif name in (installed := _entry_points()):
+        target = installed[name].value
+    elif IMPORT_PATH.fullmatch(name):
+        target = name
     else:
         raise UserError(
             f"There is no environment {name!r}: give one of {', '.join(env_names())}, or "
@@ -219,7 +226,7 @@ def _load(name: str) -> tuple[type[Environment], str]:
 
 
 def _options(cls: type[Environment]) -> dict[str, inspect.Parameter] | None:
-    """The options of an environment's `__init__`; None where it takes any."""
+    """The options of an environment's `__init__`; None if it accepts any."""
     if cls.__init__ is object.__init__:
         return {}
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]

@@ -48,7 +48,7 @@ from leafe.prompts import (
     UnusableReflection,
     notes_on,
     shortenings,
-    tried_on,
+    tried_advice,
 )
 
 
@@ -212,7 +212,7 @@ class EpisodeRunner:
         """Whether the next action's prompt holds the plan's experience."""
         step = len(self.tree.path(plan.start))
         return history.step == step or (
-            self.config.scope == "branch" and self.prompts.shows(history, step)
+            self.config.scope == "branch" and self.prompts.shows_experience(history, step)
         )
 
     def _notes_after(self, plan: Plan, history: History) -> dict[int, str]:
@@ -263,7 +263,7 @@ class EpisodeRunner:
         """
         if self.prompts.set.tried:
             history = replace(
-                history, tried=tried_on(self.tree, history.turns, self.index, plan.experience)
+                history, tried=tried_advice(self.tree, history.turns, self.index, plan.experience)
             )
         shorter = iter(shortenings(history.step))
         for _ in range(attempts):

@@ -118,7 +118,7 @@ async def explore(
     if not config.limits and not config.run_limits:
         raise UserError("Exploration has no end: set a limit, such as explore.limits.policy_calls.")
     if config.strategy == "reflexion":
-        prompts = prompts.saying(preamble=prompts.set.advice)
+        prompts = prompts.with_texts(preamble=prompts.set.advice)
     stage = _Stage(
         policy,
         pool,

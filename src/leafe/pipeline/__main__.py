@@ -1,9 +1,8 @@
-"""A worker: runs the stages that its parent names, one after another, and says how they go.
+"""A worker process: runs the stages that its parent names, one after another.
 
-Commands come as JSON lines on standard input, answers go as JSON lines to standard output (a copy
-of it: what libraries print goes
-to the log). When the parent is gone, so is standard input, and the worker ends at once: what it
-journalled is kept.
+Commands are JSON lines on standard input, answers JSON lines on a copy of standard output (what
+libraries print goes to the log). When the parent is gone, standard input ends and so does the
+worker, at once: what it journalled is kept.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def main() -> None:
     from leafe.pipeline._stages import run_stage
     from leafe.recipes import parse_recipe
 
-    def say(**event: Any) -> None:
+    def answer(**event: Any) -> None:
         answers.write(json.dumps(event) + "\n")
 
     while True:
@@ -43,17 +42,20 @@ def main() -> None:
         recipe = parse_recipe(command["recipe"])
         stage = find(recipe, command["stage"])
         try:
-            info = run_stage(
-                recipe, Path(command["folder"]), stage, lambda event: say(kind="progress", **event)
+            result = run_stage(
+                recipe,
+                Path(command["folder"]),
+                stage,
+                lambda event: answer(kind="progress", **event),
             )
-            say(kind="finished", info=info)
+            answer(kind="finished", info=result.marker)
         except UserError as error:
-            say(kind="failed", error="user", message=str(error))
+            answer(kind="failed", error="user", message=str(error))
         except ForeignFailure as error:
-            say(kind="failed", error="foreign", message=str(error))
+            answer(kind="failed", error="foreign", message=str(error))
         except BaseException as error:
             traceback.print_exc()
-            say(
+            answer(
                 kind="failed",
                 error="bug",
                 message=f"{type(error).__name__}: {error}",

@@ -1,8 +1,6 @@
-"""What the report says beside the rates: the arms in words, what every stage took, what failed in
-it, and when and where the run ran.
+"""What the report shows beside the rates: arms, costs and failures of stages, and starts.
 
-Read from the recipe, the markers and the manifest; stages of a kind that nobody here knows have a
-row like all others.
+All of it is read from the recipe, the markers and the manifest.
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ from typing import Any
 from leafe.evaluate import spent
 from leafe.pipeline._plan import Stage
 from leafe.pipeline._progress import went_wrong
-from leafe.recipes import Recipe
+from leafe.pipeline._result import result_of
+from leafe.recipes import EXPLORES, Recipe
 from leafe.runs import RunFolder, StoredTrees
 
 COSTS = ("policy_calls", "env_steps", "prompt_tokens", "cached_tokens", "generated_tokens")
@@ -26,7 +25,9 @@ _PRESETS = {
         "LEAFE as in the paper: revised actions without their experience, and rehearsal of "
         "successes"
     ),
-    "leafe+": "LEAFE+: branches that improved, rehearsal of all progress, anchors against forgetting",
+    "leafe+": (
+        "LEAFE+: branches that improved, rehearsal of all progress, anchors against forgetting"
+    ),
     "dpo": "preferences: the revised action over the first one",
     "cf": "revised actions without their experience alone",
     "grpo": "reinforcement learning on the outcome (GRPO)",
@@ -34,13 +35,11 @@ _PRESETS = {
     "self-reflection": "Early Experience: explanations of why the successes' actions are better",
     "ace": "a playbook in the prompt (ACE), no weights change",
 }
-_TABLES = ("distill", "grpo", "early", "ace", "sweep")
-"""Where an arm's own settings stand in a recipe."""
 
 
 def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
-    """Every row of the comparison in words: what it is, whose trees it learns from, what it starts
-    from, and its own settings."""
+    """Every row of the comparison: what it is, whose trees it learns from, what it starts from, and
+    its own settings."""
     rows = [
         {
             "arm": "base",
@@ -53,17 +52,13 @@ def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
     for name, arm in recipe.arms.items():
         explored = f"{arm.explored} by {arm.explorer}" if arm.explorer != "base" else arm.explored
         # a method that acts for itself has no exploration, whatever the field's default says
-        learns = (
-            explored
-            if getattr(arm, "method", "distill") in ("distill", "early")
-            else "its own episodes"
-        )
+        learns = explored if arm.method in EXPLORES else "its own episodes"
         rounds = recipe.rounds_of(name).number
         own = [f"rounds = {rounds}"] if rounds > 1 else []
         own += [
             f"{key} = {value}"
-            for table in _TABLES
-            for key, value in (getattr(arm, table, None) or {}).items()
+            for table in (arm.distill, arm.grpo, arm.early, arm.ace, arm.sweep)
+            for key, value in table.items()
         ]
         rows.append(
             {
@@ -84,7 +79,7 @@ def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
         rows.append(
             {"arm": name, "what": what, "learns": "", "start": extra.policy, "settings": heat}
         )
-    for name, tries in getattr(recipe.evaluate, "tries", {}).items():
+    for name, tries in recipe.evaluate.tries.items():
         how = f"attempts = {tries.attempts}, samples = {tries.samples}"
         rows.append(
             {
@@ -107,15 +102,18 @@ def arm_rows(recipe: Recipe) -> list[dict[str, str]]:
 def stage_rows(
     places: Sequence[tuple[str, RunFolder, Stage]], computed: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What each row of a kind of stage took, over all seeds and runs. `places`: (what stands before
-    its row's name, run, stage), unfinished ones included;
-    `computed`: by row, what its samples were computed with, so that the largest journals are not
-    read twice."""
+    """The cost and the failures of each row of a kind of stage, over all seeds and runs.
+
+    Args:
+        places: (prefix of its row's name, run, stage), unfinished ones included.
+        computed: By row, the cost of its samples, so that the largest journals are not read twice.
+    """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for prefix, run, stage in places:
-        done = run.done(stage.name)
-        if done is None or stage.kind == "choose" or "empty" in done or "stopped" in done:
+        result = result_of(run, stage.name)
+        if result is None or stage.kind == "choose" or not result.has_row:
             continue
+        done = result.marker
         key = (str(stage.kind), prefix + stage.row)
         row = rows.get(key)
         if row is None:
@@ -129,7 +127,7 @@ def stage_rows(
                 "failures": {},
             }
             if (
-                stage.kind == "evaluate" and "chosen" not in done
+                stage.kind == "evaluate" and result.chosen is None
             ):  # a chosen round's samples are those of its own row
                 _add(row, {name: computed.get(key[1], {}).get(name, 0) for name in COSTS})
         row["runs"] += 1
@@ -144,17 +142,17 @@ def stage_rows(
 
 def _spent(run: RunFolder, stage: Stage, done: Mapping[str, Any]) -> dict[str, Any]:
     """From the marker; else, where the stage has a journal, from its trees."""
-    said = done.get("spent") or (done.get("train") or {}).get("spent")
-    if said is None and (run.path / stage.name / "tasks.jsonl").is_file():
+    cost = done.get("spent") or (done.get("train") or {}).get("spent")
+    if cost is None and (run.path / stage.name / "tasks.jsonl").is_file():
         total: dict[str, Any] = {}
         for tree in StoredTrees(run.path / stage.name).values():
             _add(total, asdict(spent([tree])))
-        said = total
-    return {name: (said or {}).get(name, 0) for name in COSTS}
+        cost = total
+    return {name: (cost or {}).get(name, 0) for name in COSTS}
 
 
 def _failures(done: Mapping[str, Any]) -> dict[str, int]:
-    """By kind, what went wrong beside the ends of episodes."""
+    """Failures by kind, other than the ends of episodes."""
     named = {
         "unusable reflections": done.get("unusable_reflections"),
         "tasks given up": done.get("given_up"),
@@ -173,8 +171,8 @@ def _failures(done: Mapping[str, Any]) -> dict[str, int]:
 
 
 def start_rows(runs: Sequence[tuple[str, RunFolder]]) -> list[dict[str, Any]]:
-    """Every start of every run: when, from which commit, on what machine, and which versions had
-    changed since the run's first."""
+    """Every start of every run: time, commit, machine, and versions that changed since the first
+    start."""
     out = []
     for label, run in runs:
         starts = run.manifest.get("starts") or []

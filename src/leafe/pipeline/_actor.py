@@ -1,21 +1,17 @@
-"""What runs on a node of the cluster: a policy client and environments of its own, tasks in,
-episodes out, all of it plain JSON.
+"""What runs on a node of the cluster: a policy client and environments of its own.
 
 The actor builds what the local stage builds, by the same functions, and runs `explore` and
-`evaluate` as they are, one call a task; its sink is the answer
-that it gives next. It knows neither Ray nor the run folder's journal, and it needs no file of the
-driver's but a trained arm's weights.
+`evaluate` as they are, one call a task; its journal is the stream of replies. It knows neither Ray
+nor the run folder's journal, and of the driver's files it needs a trained arm's weights alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import tempfile
-import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,114 +21,121 @@ from leafe.core import Episode, ForeignFailure, Policy, Task, Tree, UserError
 from leafe.core.answers import versions_of
 from leafe.evaluate import evaluate
 from leafe.explore import EnvPool, explore
-from leafe.pipeline._plan import Stage, find
-from leafe.pipeline._stages import (
+from leafe.pipeline._acting import (
     Sampling,
+    Source,
+    check_policy,
     explore_config,
     make_pool,
     make_source,
     policy_stats,
-    start_policy,
 )
+from leafe.pipeline._dispatcher import End, Reply
+from leafe.pipeline._plan import Stage, find
+from leafe.pipeline._policy_ref import BASE
 from leafe.policies.server import deaths, stop_all
 from leafe.prompts import Prompts, PromptSet
 from leafe.recipes import Recipe, parse_recipe
 
-BEAT = 2.0
-"""Seconds after which it answers even where it has nothing to tell."""
 
-
-def order_for(
+def actor_order(
     recipe: Recipe,
     folder: Path,
     stage: Stage,
-    words: PromptSet,
+    prompt_set: PromptSet,
     slots: int,
-    source: str = "base",
+    source: Source | None = None,
     how: Sampling | None = None,
     playbook: tuple[Playbook, Place] | None = None,
-) -> str:
-    """All that an actor must know of its stage: also whose weights act (`source_of`), how it
-    samples, and what stands before the prompts."""
+) -> dict[str, Any]:
+    """All that an actor must know of its stage, as plain values.
+
+    Plain, since a node may have another version of leafe until `StageActor.start` has told it.
+    """
     model = recipe.policy.model
     if Path(model).is_dir():
-        recipe = recipe.model_copy(
-            update={
-                "policy": recipe.policy.model_copy(update={"model": str(Path(model).absolute())})
-            }
-        )
-    data = recipe.model_dump(mode="json")
-    who = source if source in ("base", stage.policy) else str(Path(source).absolute())
-    how = how or Sampling(recipe.evaluate.samples, recipe.evaluate.temperature)
-    order = {
-        "recipe": data,
+        policy = recipe.policy.model_copy(update={"model": str(Path(model).absolute())})
+        recipe = recipe.model_copy(update={"policy": policy})
+    weights = source.weights if source else None
+    return {
+        "recipe": recipe.model_dump(mode="json"),
         "folder": str(folder.absolute()),
         "stage": stage.name,
-        "words": words.model_dump(mode="json"),
+        "prompt_set": prompt_set.model_dump(mode="json"),
         "slots": slots,
+        "weights": None if weights is None else str(weights.absolute()),
+        "how": asdict(how or Sampling(recipe.evaluate.samples, recipe.evaluate.temperature)),
+        "playbook": playbook and {"items": playbook[0].to_json(), "place": playbook[1]},
     }
-    book = None if playbook is None else {"items": playbook[0].to_json(), "place": playbook[1]}
-    return json.dumps(order | {"source": who, "how": asdict(how), "playbook": book})
 
 
 class StageActor:
-    """One stage's tasks on one node. Every answer is JSON; what went wrong is told, not raised, so
-    that it arrives whole."""
+    """One stage's tasks on one node."""
 
     pool: EnvPool
     policy: Policy
     prompts: Prompts
 
-    def __init__(self, order: str) -> None:
-        data = json.loads(order)
-        self.recipe = parse_recipe(data["recipe"])
-        self.stage = find(self.recipe, data["stage"])
-        self.folder = Path(data["folder"])
-        self.words = PromptSet(**data["words"])
-        self.slots: int = data["slots"]
-        self.source: str = data["source"]
-        self.how = Sampling(**data["how"])
-        self.playbook: dict[str, Any] | None = data["playbook"]
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self.order = order
+        self.recipe = parse_recipe(order["recipe"])
+        self.stage = find(self.recipe, order["stage"])
+        # the base's weights also act for an arm that learned nothing
+        weights = None if order["weights"] is None else Path(order["weights"])
+        imported = self.stage.policy.kind == "imported"
+        self.source = Source(self.stage.policy if imported or weights else BASE, weights)
+        self.how = Sampling(**order["how"])
+        self._info: dict[str, Any] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._something = asyncio.Event()
-        self._tell: dict[str, Any] = _nothing()
+        self._replies = 0
 
-    async def where(self) -> str:
-        """Answers as soon as it has a place."""
+    async def place(self) -> str:
+        """Answers as soon as the actor has a place, with the node's name."""
         return socket.gethostname()
 
-    async def start(self) -> str:
-        """Make the policy and an environment; tells where it is and what it runs (`at`, `leafe`,
-        `env`), or an `error`."""
+    async def start(self) -> dict[str, Any]:
+        """Make the policy and an environment, unless they are there.
+
+        Returns:
+            `node`, `leafe` (its version) and `env` (the environment's versions).
+        """
         from leafe import __version__
 
-        self._died = deaths()
-        self._loop = asyncio.get_running_loop()
-        told: dict[str, Any] = {"at": socket.gethostname(), "leafe": __version__, "error": None}
-        try:
-            self._check_files()
-            self.pool = make_pool(self.recipe, self.stage.variant, self.slots)
-            self.prompts = Prompts(self.words, self.pool.facts.actions_help, self.recipe.history)
-            if self.playbook is not None:
-                self.prompts = with_playbook(
-                    self.prompts, Playbook.from_json(self.playbook["items"]), self.playbook["place"]
-                )
-            folder = (
-                self.folder if self.folder.is_dir() else Path(tempfile.mkdtemp(prefix="leafe-"))
-            )  # for the logs of a server that it launches
-            name = self.stage.policy if self.stage.kind == "explore" else self.stage.what
-            self.policy = await make_source(self.recipe, folder, self.source, name)
-            await start_policy(self.policy)
-            told["env"] = versions_of(self.pool.facts)
-        except Exception as error:
-            told["error"] = _said(error)
-        return json.dumps(told)
+        for running in self._running:  # of calls whose replies nobody reads any more
+            running.cancel()
+        if not self._info:
+            self._died = deaths()
+            with _on_this_node():
+                await self._make()
+            self._info = {
+                "node": socket.gethostname(),
+                "leafe": __version__,
+                "env": versions_of(self.pool.facts),
+            }
+        return self._info
+
+    async def _make(self) -> None:
+        order, recipe = self.order, self.recipe
+        self._check_files()
+        self.pool = make_pool(recipe, self.stage.variant, order["slots"])
+        prompt_set = PromptSet(**order["prompt_set"])
+        self.prompts = Prompts(prompt_set, self.pool.facts.actions_help, recipe.history)
+        if order["playbook"] is not None:
+            playbook = Playbook.from_json(order["playbook"]["items"])
+            self.prompts = with_playbook(self.prompts, playbook, order["playbook"]["place"])
+        folder = Path(order["folder"])
+        if not folder.is_dir():
+            folder = Path(tempfile.mkdtemp(prefix="leafe-"))  # for the logs of a server it launches
+        name = str(self.stage.policy) if self.stage.kind == "explore" else self.stage.what
+        self.policy = await make_source(recipe, folder, self.source, name)
+        await check_policy(self.policy)
 
     def _check_files(self) -> None:
         here = socket.gethostname()
-        if self.source not in ("base", self.stage.policy) and not Path(self.source).is_dir():
+        weights = self.source.weights
+        if weights is not None and not weights.is_dir():
             raise UserError(
-                f"The weights of {self.stage.policy} lie in {self.source}, which the node "
+                f"The weights of {self.stage.policy} lie in {weights}, which the node "
                 f"{here} does not see: put the run folder on a file system that all "
                 'nodes share, or set engine = "local".'
             )
@@ -143,21 +146,73 @@ class StageActor:
                 "on a file system that all nodes share, or give a hub id."
             )
 
-    async def exchange(self, orders: str) -> str:
-        """Take tasks on; answers when something was finished, at the latest after `BEAT`
-        seconds."""
-        for order in json.loads(orders):
-            running = asyncio.create_task(self._work(order))
-            self._running.add(running)
-            running.add_done_callback(self._running.discard)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._something.wait(), BEAT)
-        self._something.clear()
-        told, self._tell = self._tell, _nothing()
-        return json.dumps(told | {"facts": self._facts()})
+    async def run(self, task: Task, episodes: Sequence[Episode]) -> AsyncIterator[Reply]:
+        """Go on with the task; replies whenever episodes are finished, and once at its end."""
+        inbox: asyncio.Queue[tuple[Episode, ...] | None] = asyncio.Queue()
+        working = asyncio.create_task(self._work(task, episodes, _Sink(inbox)))
+        working.add_done_callback(lambda _: inbox.put_nowait(None))
+        self._running.add(working)
+        try:
+            while (finished := await inbox.get()) is not None:
+                yield self._reply(finished)
+            try:
+                await working
+                yield self._reply(end=End.done)
+            except UserError:
+                with _on_this_node():
+                    raise
+            except ForeignFailure as error:
+                # evaluation raises the plain class where all samples of a task were lost; whatever
+                # else failed may go better on another node
+                lost = type(error) is ForeignFailure and self.stage.kind != "explore"
+                end = End.all_samples_lost if lost else End.failed
+                yield self._reply(end=end, reason=str(error))
+        finally:
+            working.cancel()
+            self._running.discard(working)
+
+    async def _work(self, task: Task, episodes: Sequence[Episode], sink: _Sink) -> None:
+        recipe = self.recipe
+        if self.stage.kind == "explore":
+            await explore(
+                self.policy,
+                self.pool,
+                [task],
+                self.prompts,
+                explore_config(recipe, self.stage),
+                journal=sink,
+                known={task.id: Tree(task, episodes)},
+                keep=False,
+            )
+        else:
+            await evaluate(
+                self.policy,
+                self.pool,
+                [task],
+                self.prompts,
+                samples=self.how.samples,
+                temperature=self.how.temperature,
+                top_p=recipe.evaluate.top_p,
+                seed=self.stage.variant.seed,
+                journal=sink,
+                horizon=recipe.explore.horizon,
+                max_invalid_actions=recipe.explore.max_invalid_actions,
+            )
+
+    def _reply(
+        self, episodes: tuple[Episode, ...] = (), end: End | None = None, reason: str = ""
+    ) -> Reply:
+        self._replies += 1
+        stats = {
+            "waits": self.pool.waits.to_json(),
+            "env_failures": self.pool.broken,
+            "observations_cut": self.pool.cut,
+            **policy_stats(self.policy, self._died),
+        }
+        return Reply(episodes, end, reason, stats, self._replies)
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Free everything."""
         for running in list(self._running):
             running.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -167,85 +222,23 @@ class StageActor:
             self.pool.close()
         stop_all()
 
+
+class _Sink:
+    """The journal of a run: episodes that `explore` makes durable, in a thread of its own, are
+    replied next."""
+
+    def __init__(self, inbox: asyncio.Queue[tuple[Episode, ...] | None]) -> None:
+        self._inbox, self._loop = inbox, asyncio.get_running_loop()
+
     def append(self, episodes: Sequence[Episode]) -> None:
-        """It is its own journal: what `explore` or `evaluate` make durable (in a thread of theirs)
-        is told next."""
-        data = [e.to_json() for e in episodes]
-
-        def tell() -> None:
-            self._tell["episodes"] += data
-            self._something.set()
-
-        self._loop.call_soon_threadsafe(tell)
-
-    async def _work(self, order: dict[str, Any]) -> None:
-        task = Task.from_json(order["task"])
-        try:
-            if self.stage.kind == "explore":
-                tree = Tree(task, map(Episode.from_json, order["episodes"]))
-                config = explore_config(self.recipe, self.stage)
-                await explore(
-                    self.policy,
-                    self.pool,
-                    [task],
-                    self.prompts,
-                    config,
-                    journal=self,
-                    known={task.id: tree},
-                    keep=False,
-                )
-            else:
-                await self._evaluate(task)
-            self._tell["done"].append(task.id)
-        except UserError as error:
-            self._tell["error"] = _said(error)
-        except ForeignFailure as error:
-            # evaluation says with the plain kind that a task's samples were all lost; whatever else
-            # failed may go better on another node
-            all_samples_lost = type(error) is ForeignFailure and self.stage.kind != "explore"
-            self._tell["unheard" if all_samples_lost else "failed"][task.id] = str(error)
-        except Exception as error:
-            self._tell["error"] = _said(error)
-        self._something.set()
-
-    async def _evaluate(self, task: Task) -> None:
-        settings = self.recipe.evaluate
-        await evaluate(
-            self.policy,
-            self.pool,
-            [task],
-            self.prompts,
-            samples=self.how.samples,
-            temperature=self.how.temperature,
-            top_p=settings.top_p,
-            seed=self.stage.variant.seed,
-            journal=self,
-            horizon=self.recipe.explore.horizon,
-            max_invalid_actions=self.recipe.explore.max_invalid_actions,
-        )
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "waits": self.pool.waits.to_json(),
-            "env_failures": self.pool.broken,
-            "observations_cut": self.pool.cut,
-            **policy_stats(self.policy, self._died),
-        }
+        self._loop.call_soon_threadsafe(self._inbox.put_nowait, tuple(episodes))
 
 
-def _nothing() -> dict[str, Any]:
-    return {"episodes": [], "done": [], "failed": {}, "unheard": {}, "error": None}
-
-
-def _said(error: Exception) -> dict[str, str]:
-    if isinstance(error, UserError):
-        return {"kind": "user", "message": f"On the node {socket.gethostname()}: {error}"}
-    if isinstance(error, ForeignFailure):
-        return {"kind": "foreign", "message": f"On the node {socket.gethostname()}: {error}"}
-    return {
-        "kind": "bug",
-        "message": (
-            f"on the node {socket.gethostname()}: {type(error).__name__}: "
-            f"{error}\n{''.join(traceback.format_exception(error))}"
-        ),
-    }
+@contextlib.contextmanager
+def _on_this_node() -> Iterator[None]:
+    """Errors name the node."""
+    try:
+        yield
+    except (UserError, ForeignFailure) as error:
+        kind = UserError if isinstance(error, UserError) else ForeignFailure
+        raise kind(f"On the node {socket.gethostname()}: {error}") from error

@@ -1,8 +1,7 @@
-"""The stages of the baselines: each hands the recipe's objects to its method in `leafe.baselines`,
-within the budget that one exploration has.
+"""The stages of the baselines: each calls its method in `leafe.baselines`.
 
-What acts for itself is journalled like an exploration, so that a killed stage goes on, its cost is
-read from the marker, and its turns can be looked at.
+A baseline has the budget of one exploration. One that samples by itself is journalled like an
+exploration: a killed stage goes on, its cost stands in the marker, and its turns can be inspected.
 """
 
 from __future__ import annotations
@@ -19,29 +18,30 @@ from leafe.core import Policy, Tree
 from leafe.distill import export_trl
 from leafe.evaluate import counts, evaluate, pass_estimate
 from leafe.explore import ExploreConfig, Progress
-from leafe.pipeline._plan import Stage
-from leafe.pipeline._progress import exploring
-from leafe.pipeline._stages import (
+from leafe.pipeline._acting import (
     Acting,
     Emit,
     act,
+    check_versions,
     env_factory,
     make_pool,
     make_prompts,
     resolve_model,
-    same_env,
     stage_tasks,
 )
+from leafe.pipeline._plan import Stage, stage_name
+from leafe.pipeline._progress import exploring
+from leafe.pipeline._result import StageResult
 from leafe.pipeline._weights import checkpoint_of
 from leafe.policies.server import stop_all
 from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
 from leafe.runs import RunFolder, load_trees, read_journal
 
 
-def _telling(
+def _progress(
     emit: Emit, at: Acting, limits: Mapping[str, float] | None = None
 ) -> Callable[[Progress], None]:
-    """Passes on how far it is; `limits`: what each task may spend, where it is bounded."""
+    """Emits the progress; `limits`: of each task, where its budget is bounded."""
     return lambda p: emit(exploring(p, limits, failures=at.failures))
 
 
@@ -49,9 +49,9 @@ def _settings(recipe: Recipe, stage: Stage, strategy: str) -> ExploreConfig:
     return recipe.explore.model_copy(update={"strategy": strategy, "seed": stage.variant.seed})
 
 
-def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    """ACE: a playbook over the training tasks, in `playbook.json`. Lessons and deltas are calls of
-    each task's budget."""
+def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
+    """ACE: build a playbook over the training tasks, in `playbook.json`. Lessons and deltas are
+    charged to each task's budget."""
     assert stage.attempt is not None
     assert isinstance(stage.attempt.config, AceConfig)
     own, out = stage.attempt.config, folder / stage.name
@@ -59,7 +59,7 @@ def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> di
 
     async def work(at: Acting) -> dict[str, Any]:
         known = load_trees(out)
-        grown = await ace(
+        built = await ace(
             at.policy,
             at.pool,
             at.tasks,
@@ -68,37 +68,35 @@ def build_playbook(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> di
             own,
             journal=at.journal,
             known=known,
-            on_progress=_telling(emit, at, config.limits),
+            on_progress=_progress(emit, at, config.limits),
         )
-        grown.playbook.save(out / "playbook.json")
+        built.playbook.save(out / "playbook.json")
         return {
-            "before": stage.policy,
+            "before": str(stage.policy),
             "place": own.place,
-            "items": len(grown.playbook.items),
-            "merges": dict(grown.merges),
-            "unusable": dict(grown.unusable),
-            "passes": grown.passes,
-            "given_up": grown.given_up,
-            "cut_short": grown.cut_short,
-            "solved": sum(tree.solved for tree in grown.trees.values()),
-            "spent": grown.spent.to_json(),
+            "items": len(built.playbook.items),
+            "merges": dict(built.merges),
+            "unusable": dict(built.unusable),
+            "passes": built.passes,
+            "given_up": built.given_up,
+            "cut_short": built.cut_short,
+            "solved": sum(tree.solved for tree in built.trees.values()),
+            "spent": built.spent.to_json(),
         }
 
     return act(recipe, folder, stage, own.batch, work)
 
 
-def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    """Early Experience: other actions at the states of the exploration's successes. Comes on top of
-    the exploration's budget, and is counted."""
+def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
+    """Early Experience: sample other actions at the states of the exploration's successes. Its cost
+    comes on top of the exploration's, and is counted."""
     config, explored = _early(stage)
     trees = load_trees(folder / explored)
     if not any(tree.solved for tree in trees.values()):
-        return {
-            "empty": (
-                f"the trees of {explored.partition('/')[2]} hold no success, and Early "
-                "Experience starts from these: it has no row"
-            )
-        }
+        return StageResult.empty(
+            f"the trees of {explored.partition('/')[2]} hold no success, and Early "
+            "Experience starts from these: it has no row"
+        )
     out = folder / stage.name
     heat = {} if config.temperature is None else {"temperature": config.temperature}
     settings = _settings(recipe, stage, "independent").model_copy(
@@ -116,7 +114,7 @@ def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit)
             config.collect,
             journal=at.journal,
             known=known,
-            on_progress=_telling(emit, at),
+            on_progress=_progress(emit, at),
         )
         return {
             "counts": dict(found.counts),
@@ -127,14 +125,12 @@ def collect_alternatives(recipe: Recipe, folder: Path, stage: Stage, emit: Emit)
     return act(recipe, folder, stage, settings.concurrency, work)
 
 
-def train_early_experience(
-    recipe: Recipe, folder: Path, stage: Stage, emit: Emit
-) -> dict[str, Any]:
-    """Early Experience: the trainings, on what was asked and on the successes."""
+def train_early_experience(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
+    """Early Experience: train on the alternatives and on the successes."""
     stop_all()
     config, explored = _early(stage)
     assert stage.attempt is not None
-    collected = next(need for need in stage.needs if need.startswith("collect/"))
+    collected = stage_name("collect", stage.variant, stage.attempt.arm)
     trees = load_trees(folder / explored)
     asked = by_task(read_journal(folder / collected))
     grown = {
@@ -188,13 +184,13 @@ def train_early_experience(
         if config.variant == "world_model"
         else dict(learnt.skipped)
     )
-    return {
-        "samples": samples,
-        "skipped": skipped,
-        "train": trained,
-        "phases": phases,
-        "config": config.model_dump(mode="json"),
-    }
+    return StageResult.completed(
+        samples=samples,
+        skipped=skipped,
+        train=trained,
+        phases=phases,
+        config=config.model_dump(mode="json"),
+    )
 
 
 def _early(stage: Stage) -> tuple[EarlyRecipe, str]:
@@ -203,7 +199,7 @@ def _early(stage: Stage) -> tuple[EarlyRecipe, str]:
     return stage.attempt.config, stage.attempt.explored[0]
 
 
-def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     """GRPO on the training tasks; with `eval_steps` the weights are those of the best
     validation."""
     stop_all()
@@ -219,7 +215,7 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
             if stage.attempt.config.validates
             else []
         )
-        env, prompts = same_env(folder, stage, pool), make_prompts(recipe, pool)
+        env, prompts = check_versions(folder, stage, pool), make_prompts(recipe, pool)
     finally:
         pool.close()
     config = stage.attempt.config.config(recipe.explore, len(tasks), variant.seed)
@@ -275,14 +271,16 @@ def grpo(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, An
         max_observation=recipe.env.max_observation,
         progress=on_progress,
     )
-    return {"train": result.to_json(), "config": config.model_dump(mode="json"), "env": env}
+    return StageResult.completed(
+        train=result.to_json(), config=config.model_dump(mode="json"), env=env
+    )
 
 
 def _held_out(stage: Stage) -> Stage:
     return Stage("validate", stage.variant, stage.what)
 
 
-def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     """Several attempts at every test task, with their price."""
     own = recipe.evaluate.tries[stage.what]
     out = folder / stage.name
@@ -301,7 +299,7 @@ def test_time_attempts(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -
             samples=own.samples,
             journal=at.journal,
             known=load_trees(out),
-            on_progress=_telling(emit, at),
+            on_progress=_progress(emit, at),
         )
         return {
             "method": own.method,

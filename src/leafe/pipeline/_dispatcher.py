@@ -1,296 +1,307 @@
-"""Tasks dealt to actors that may be lost at any moment; what comes back is journaled here, and here
-alone.
+"""Give tasks to workers that may be lost at any moment, and journal what comes back: here alone.
 
-An actor holds at most `slots` tasks. Whenever it has something to tell it tells all of it, what it
-told is made durable by one write of the journal,
-and its free slots are dealt anew: nobody waits for a slow task. An actor that is lost gives back
-what it held; another goes on with each of
-these tasks from the episodes that are in the journal, so that none stands there twice and no
-finished one is lost. Nothing here knows what an actor is.
+One loop changes all state. It gives tasks to free workers, waits for replies, makes their episodes
+durable by one append, and only then counts them. A worker runs at most `slots` tasks; each run is a
+call that streams replies. Where a worker is lost, its calls are not read any more, and another
+worker goes on with each task from the episodes that are in the journal: none stands there twice,
+and no finished one is lost. Nothing here knows what a worker is.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
-from leafe.core import Episode, ForeignFailure, Task, Tree, UserError
+from leafe.core import Episode, ForeignFailure, Task, Tree
 from leafe.explore import EpisodeSink
 
-TRIES = 5
-"""Actors that a task may lose, or fail in, one after another with no episode in between, before it
-is given up."""
+MAX_TRIES = 5
+"""Workers that a task may lose, or fail on, with no episode in between, before it is given up."""
 QUARANTINE_AFTER = 2
-"""From so many losses on a task is under suspicion: an actor holds no two of these, so that one
-that kills its actor gives no other a bad name."""
+"""A task that lost so many workers shares none with another such task: one that kills its worker
+must not be blamed on others."""
 MAX_WORKER_FAILURES = 10
-"""Actors lost one after another, with nothing finished by any, after which the stage ends."""
+"""Workers lost one after another, with nothing finished in between, after which the stage ends."""
+BEAT = 0.5
+"""Seconds after which the loop looks at the clock even where no reply came."""
 
 
-class Lost(Exception):
-    """An actor is gone: it died, its node did, or it never began. The message says what is
-    known."""
+class WorkerLost(Exception):
+    """The worker is gone, or never came up; the message says what is known."""
 
 
-class Actor(Protocol):
-    """Somebody who does tasks, elsewhere, and has a place there."""
+class End(StrEnum):
+    """How a run of a task ended."""
 
-    async def start(self) -> None:
-        """Make ready, which may take long. `Lost` where it is gone; UserError for what is the
-        user's to mend there."""
+    done = "done"
+    failed = "failed"  # it may go better on another worker
+    all_samples_lost = "all_samples_lost"  # an evaluation got no sample: the next start tries again
 
-    async def exchange(self, orders: str) -> str:
-        """Take these tasks (JSON) on and wait until there is something to tell (JSON,
-        `TaskDispatcher.book`). `Lost` where it is gone."""
 
-    async def dismiss(self) -> None:
-        """Let it go, whatever state it is in. Raises nothing."""
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a worker reports of a task's run."""
+
+    episodes: tuple[Episode, ...] = ()
+    """Finished since the run's last reply, in order."""
+    end: End | None = None
+    """The last reply of the run."""
+    reason: str = ""
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    """Counts of the whole worker so far."""
+    number: int = 0
+    """Of the worker's replies: those of several runs may be read in another order."""
+
+
+class Call(Protocol):
+    """A call to a worker."""
+
+    def next(self) -> Reply:
+        """The next reply, once `wait` named the call. Raises WorkerLost, or what ends the stage."""
+
+
+class Worker(Protocol):
+    """A process elsewhere that runs tasks. No method waits; the calls are waited for."""
+
+    def place(self) -> Call:
+        """Replies when the worker has a place, at first and after it was lost."""
+
+    def start(self) -> Call:
+        """Replies when the worker is ready to run tasks, which may take long."""
+
+    def run(self, task: Task, episodes: Sequence[Episode]) -> Call:
+        """Go on with the task from these episodes."""
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A worker's state."""
+
+    worker: Worker
+    placed: bool = False
+    ready: bool = False
+    held: set[str] = field(default_factory=set)
+    stats: list[Mapping[str, Any]] = field(default_factory=list)
+    """The last of every life."""
+    newest: int = 0
+
+    def take_stats(self, reply: Reply) -> None:
+        if reply.number > self.newest:
+            self.newest, self.stats[-1] = reply.number, reply.stats
 
 
 class TaskDispatcher:
-    """One stage's tasks on their way to actors and back.
+    """One stage's tasks on their way to workers and back.
 
-    `known` holds the trees of tasks that were begun. `whole`: a task's episodes come all at once,
-    so that a task with episodes is done (its actor may die
-    before it says so). `hire` finds a place for an actor, or raises `Lost`. `booked` is told of
-    every episode that became durable, and `news` that anything
-    changed. `wait`: seconds without any actor after which it ends, in the words of `short`.
+    Args:
+        tasks: The tasks to run.
+        known: By id, the trees of tasks that were begun.
+        workers: Whoever runs them.
+        wait_for: `(calls, seconds)` to the calls that have a reply, after that time none.
+        journal: Where episodes are made durable.
+        slots: Tasks in flight on one worker.
+        whole: A task's episodes come all at once, so that a task with episodes is done.
+        on_episode: Called for every episode that became durable, with its tree.
+        on_change: Called when anything changed.
+        patience: Seconds without any worker after which the stage ends.
+        no_worker: Says why there may be none.
     """
 
     def __init__(
         self,
         tasks: Sequence[Task],
         known: Mapping[str, Tree],
-        hire: Callable[[], Awaitable[Actor]],
+        workers: Sequence[Worker],
+        wait_for: Callable[[Sequence[Any], float], Iterable[Any]],
         journal: EpisodeSink,
         *,
-        actors: int,
         slots: int,
         whole: bool = False,
-        booked: Callable[[Tree, Episode], None] = lambda tree, episode: None,
-        news: Callable[[], None] = lambda: None,
-        wait: float = 300.0,
-        short: Callable[[], str] = lambda: "No actor could be started.",
+        on_episode: Callable[[Tree, Episode], None] = lambda tree, episode: None,
+        on_change: Callable[[], None] = lambda: None,
+        patience: float = 300.0,
+        no_worker: Callable[[], str] = lambda: "No worker could be started.",
     ) -> None:
         self.trees = {task.id: known.get(task.id) or Tree(task) for task in tasks}
         """Of tasks that are not done."""
-        self.due = deque(self.trees)
-        self.actors, self.slots, self.whole = actors, slots, whole
+        self.waiting = deque(self.trees)
         self.done = 0
-        self.at_work = 0
         self.lost = 0
-        """Actors that were lost."""
+        """Workers that were lost."""
         self.given_again = 0
-        """Tasks that a lost actor held."""
+        """Tasks that a lost worker held."""
         self.given_up: dict[str, str] = {}
         self.all_samples_lost: dict[str, str] = {}
-        """Tasks of an evaluation all of whose samples were lost: not journaled, tried again by the
-        next run."""
         self.journal_seconds = 0.0
-        self._hire, self._journal, self._booked, self._news, self._wait, self._short = (
-            hire,
-            journal,
-            booked,
-            news,
-            wait,
-            short,
-        )
-        self._facts: dict[int, Mapping[str, Any]] = {}
+        self._slots = slots
+        self._whole = whole
+        self._workers = [_Slot(worker) for worker in workers]
+        self._calls: dict[Call, tuple[_Slot, str | None]] = {}
+        """By call: its worker and its task; None while the worker starts."""
+        self._wait_for, self._journal = wait_for, journal
+        self._on_episode, self._on_change = on_episode, on_change
+        self._patience, self._no_worker = patience, no_worker
         self._losses: Counter[str] = Counter()
-        self._barren = 0
-        self._unheard_in_a_row = 0
-        self._idle_since = time.monotonic()
-        self._returned = asyncio.Event()
-        self._over = asyncio.Event()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._lost_in_a_row = 0
+        self._unsampled_in_a_row = 0
+        self._seen_worker = time.monotonic()
 
     @property
-    def facts(self) -> list[Mapping[str, Any]]:
-        """What each actor said last of how it fared, lost ones included."""
-        return list(self._facts.values())
+    def at_work(self) -> int:
+        """Workers that have a place."""
+        return sum(slot.placed for slot in self._workers)
 
-    async def run(self) -> None:
-        """Returns when all is done. UserError for what an actor says is the user's to mend;
-        ForeignFailure where actors, environments or the policy fail again and
-        again, and where tasks were given up; whatever was finished is in the journal then."""
-        self._check_over()
-        running = {
-            asyncio.ensure_future(self._serve(number))
-            for number in range(min(self.actors, len(self.trees)))
-        }
-        over = asyncio.ensure_future(self._over.wait())
-        try:
-            while not self._over.is_set():
-                ended, _ = await asyncio.wait(
-                    {over, *running}, return_when=asyncio.FIRST_COMPLETED, timeout=0.5
-                )
-                for each in ended & running:
-                    running.discard(each)
-                    each.result()  # what ended it ends the stage
-                if (
-                    not self.at_work
-                    and time.monotonic() - self._idle_since > self._wait
-                    and not self._over.is_set()
-                ):
-                    raise ForeignFailure(self._short())
-        finally:
-            for each in (over, *running):
-                each.cancel()
-            await asyncio.gather(over, *running, return_exceptions=True)
-            self._writer.shutdown(wait=True)
+    @property
+    def stats(self) -> list[Mapping[str, Any]]:
+        """The last counts of each worker, lost ones included."""
+        return [stats for slot in self._workers for stats in slot.stats if stats]
+
+    def run(self) -> None:
+        """Run all tasks. Whatever was finished is in the journal, however it ends.
+
+        Raises:
+            UserError: A worker found a mistake of the user's.
+            ForeignFailure: Workers, environments or the policy fail again and again, or tasks were
+                given up.
+        """
+        for slot in self._workers if self.trees else ():
+            self._calls[slot.worker.place()] = slot, None
+        while self.trees:
+            self._assign()
+            self._receive(self._wait_for(list(self._calls), BEAT))
+            if self.at_work:
+                self._seen_worker = time.monotonic()
+            elif time.monotonic() - self._seen_worker > self._patience:
+                raise ForeignFailure(self._no_worker())
         if self.given_up:
             some = ", ".join(list(self.given_up)[:3]) + (", ..." if len(self.given_up) > 3 else "")
-            why = list(self.given_up.values())[-1]
             raise ForeignFailure(
-                f"{len(self.given_up)} tasks were given up after {TRIES} actors each "
-                f"({some}), the last with: {why} All others are done and kept: mend it and "
-                "run again to go on with these."
+                f"{len(self.given_up)} tasks were given up after {MAX_TRIES} workers each "
+                f"({some}), the last with: {list(self.given_up.values())[-1]} All others are done "
+                "and kept: fix the cause and run again to go on with these."
             )
 
-    async def _serve(self, number: int) -> None:
-        """One place for an actor: whoever holds it is dealt tasks, and is replaced when it is
-        lost."""
-        hired, pause = 0, 0.0
-        while True:
-            await asyncio.sleep(pause)
-            pause = min(
-                30.0, 2 * pause + 0.25
-            )  # where one after another is lost before it answered: a node that is going down, say
-            mine: set[str] = set()
-            actor: Actor | None = None
-            try:
-                actor = await self._hire()
-                self.at_work += 1
-                self._news()
-                await actor.start()
-                while True:
-                    orders = self._take(mine)
-                    if not mine:
-                        self._returned.clear()
-                        await self._returned.wait()
+    def _assign(self) -> None:
+        """Give waiting tasks to workers with free slots."""
+        for slot in self._workers:
+            suspect = any(self._losses[task] >= QUARANTINE_AFTER for task in slot.held)
+            passed: list[str] = []
+            while slot.ready and self.waiting and len(slot.held) < self._slots:
+                task_id = self.waiting.popleft()
+                if self._losses[task_id] >= QUARANTINE_AFTER:
+                    if suspect:
+                        passed.append(task_id)
                         continue
-                    reply = json.loads(await actor.exchange(json.dumps(orders)))
-                    self._facts[number + hired * self.actors] = reply["facts"]
-                    pause = 0.0
-                    await self.book(reply, mine)
-            except Lost as lost:
-                self._one_lost(str(lost), mine)
-            finally:
-                if actor is not None:
-                    self.at_work -= 1
-                    self._idle_since = time.monotonic()
-                    await actor.dismiss()
-            hired += 1
+                    suspect = True
+                slot.held.add(task_id)
+                tree = self.trees[task_id]
+                self._calls[slot.worker.run(tree.task, tree.episodes)] = slot, task_id
+            self.waiting.extendleft(reversed(passed))
 
-    def _take(self, mine: set[str]) -> list[dict[str, Any]]:
-        """Tasks for an actor that holds `mine`; they are its own now."""
-        orders: list[dict[str, Any]] = []
-        passed: list[str] = []
-        suspect = any(self._losses[task_id] >= QUARANTINE_AFTER for task_id in mine)
-        while self.due and len(mine) < self.slots:
-            task_id = self.due.popleft()
-            if self._losses[task_id] >= QUARANTINE_AFTER:
-                if suspect:
-                    passed.append(task_id)
-                    continue
-                suspect = True
-            mine.add(task_id)
-            tree = self.trees[task_id]
-            orders.append(
-                {"task": tree.task.to_json(), "episodes": [e.to_json() for e in tree.episodes]}
-            )
-        self.due.extendleft(reversed(passed))
-        return orders
+    def _receive(self, calls: Iterable[Call]) -> None:
+        """Read one reply of each call: journal their episodes first, then count."""
+        replies: list[tuple[Call, Reply]] = []
+        lost: dict[_Slot, str] = {}
+        failed: Exception | None = None
+        for call in calls:
+            try:
+                replies.append((call, call.next()))
+            except WorkerLost as error:
+                lost.setdefault(self._calls[call][0], str(error))
+            except Exception as error:
+                failed = failed or error
+        self._record(replies)
+        for call, reply in replies:
+            slot, task_id = self._calls[call]
+            if task_id is None:
+                self._advance(call, slot)
+            else:
+                self._count(call, slot, task_id, reply)
+        if failed is not None:
+            raise failed
+        for slot, why in lost.items():
+            self._lose(slot, why)
+        if replies or lost:
+            self._on_change()
 
-    async def book(self, reply: Mapping[str, Any], mine: set[str]) -> None:
-        """What an actor tells: `episodes` that were finished, in order; tasks that are `done`;
-        those that `failed` there, and those whose samples were all
-        lost (`all_samples_lost`), with the reason; an `error` that ends the stage (kind, message).
-        Durable before it counts."""
-        episodes = [Episode.from_json(e) for e in reply["episodes"]]
-        strange = next((e.task_id for e in episodes if e.task_id not in mine), None)
-        if strange is not None:
-            raise RuntimeError(
-                f"an actor sent an episode of the task {strange!r}, which it does not hold"
-            )
+    def _record(self, replies: Sequence[tuple[Call, Reply]]) -> None:
+        """Make the episodes durable."""
+        for call, reply in replies:
+            for episode in reply.episodes:
+                if episode.task_id != self._calls[call][1]:
+                    raise RuntimeError(
+                        f"a worker sent an episode of {episode.task_id!r}, which it does not hold"
+                    )
+        episodes = [episode for _, reply in replies for episode in reply.episodes]
         if episodes:
             began = time.perf_counter()
-            await asyncio.get_running_loop().run_in_executor(
-                self._writer, self._journal.append, episodes
-            )
+            self._journal.append(episodes)
             self.journal_seconds += time.perf_counter() - began
-            for episode in episodes:
-                tree = self.trees[episode.task_id]
-                tree.add(episode)
-                self._booked(tree, episode)
-                self._losses.pop(episode.task_id, None)
-            self._barren = self._unheard_in_a_row = 0
-        ended = reply["done"] + [e.task_id for e in episodes if self.whole]
-        for task_id in mine.intersection(ended):
-            self._finish(task_id, mine)
-        for task_id, why in reply["failed"].items():
-            mine.remove(task_id)
-            self._give_back((task_id,), why)
-        for task_id, why in reply["unheard"].items():
-            self.all_samples_lost[task_id] = why
-            self._unheard_in_a_row += 1
-            self._finish(task_id, mine)
-        if reply["error"] is not None:
-            raise_said(reply["error"])
-        if self._unheard_in_a_row >= MAX_WORKER_FAILURES:
-            raise ForeignFailure(
-                f"{self._unheard_in_a_row} tasks in a row were lost, the last with: "
-                f"{list(self.all_samples_lost.values())[-1]}"
-            )
-        self._news()
 
-    def _finish(self, task_id: str, mine: set[str]) -> None:
-        mine.discard(task_id)
+    def _advance(self, call: Call, slot: _Slot) -> None:
+        """A worker that got a place is started; one that has started is ready."""
+        del self._calls[call]
+        if slot.placed:
+            slot.ready = True
+        else:
+            slot.placed = True
+            slot.stats.append({})
+            slot.newest = 0
+            self._calls[slot.worker.start()] = slot, None
+
+    def _count(self, call: Call, slot: _Slot, task_id: str, reply: Reply) -> None:
+        slot.take_stats(reply)
+        for episode in reply.episodes:
+            tree = self.trees[task_id]
+            tree.add(episode)
+            self._on_episode(tree, episode)
+            self._losses.pop(task_id, None)
+            self._lost_in_a_row = self._unsampled_in_a_row = 0
+        if reply.end is None and not (self._whole and reply.episodes):
+            return
+        del self._calls[call]
+        slot.held.remove(task_id)
+        if reply.end is End.failed:
+            self._give_back(task_id, reply.reason)
+            return
+        if reply.end is End.all_samples_lost:
+            self.all_samples_lost[task_id] = reply.reason
+            self._unsampled_in_a_row += 1
         self._losses.pop(task_id, None)
         del self.trees[task_id]
         self.done += 1
-        self._check_over()
-
-    def _one_lost(self, why: str, held: Iterable[str]) -> None:
-        held = tuple(held)
-        self.lost += 1
-        self.given_again += len(held)
-        self._barren += 1
-        if self._barren >= max(MAX_WORKER_FAILURES, 2 * self.actors):
+        if self._unsampled_in_a_row >= MAX_WORKER_FAILURES:
             raise ForeignFailure(
-                f"{self._barren} actors were lost one after another and nothing was "
-                f"finished in between, the last with: {why} "
-                "What was finished is kept: mend it and run again."
+                f"{self._unsampled_in_a_row} tasks in a row were lost, the last with: "
+                f"{reply.reason}"
             )
-        self._give_back(held, why)
-        self._news()
 
-    def _give_back(self, task_ids: Iterable[str], why: str) -> None:
-        for task_id in task_ids:
-            self._losses[task_id] += 1
-            if self._losses[task_id] < TRIES:
-                self.due.appendleft(task_id)
-            else:
-                self.given_up[task_id] = why
-                del self.trees[task_id]
-        self._returned.set()
-        self._check_over()
+    def _lose(self, slot: _Slot, why: str) -> None:
+        """Forget the worker's calls, give its tasks to others, and wait for its next place."""
+        self._calls = {c: of for c, of in self._calls.items() if of[0] is not slot}
+        self.lost += 1
+        self.given_again += len(slot.held)
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row >= max(MAX_WORKER_FAILURES, 2 * len(self._workers)):
+            raise ForeignFailure(
+                f"{self._lost_in_a_row} workers were lost one after another and nothing was "
+                f"finished in between, the last with: {why} What was finished is kept: fix the "
+                "cause and run again."
+            )
+        for task_id in slot.held:
+            self._give_back(task_id, why)
+        slot.held.clear()
+        slot.placed = slot.ready = False
+        self._calls[slot.worker.place()] = slot, None
 
-    def _check_over(self) -> None:
-        if not self.trees:
-            self._over.set()
-
-
-def raise_said(error: Mapping[str, str]) -> None:
-    """What an actor said ended it, as the exception that it was there; RuntimeError with its
-    traceback for a bug of ours."""
-    if error["kind"] == "user":
-        raise UserError(error["message"])
-    if error["kind"] == "foreign":
-        raise ForeignFailure(error["message"])
-    raise RuntimeError(error["message"])
+    def _give_back(self, task_id: str, why: str) -> None:
+        self._losses[task_id] += 1
+        if self._losses[task_id] < MAX_TRIES:
+            self.waiting.appendleft(task_id)
+        else:
+            self.given_up[task_id] = why
+            del self.trees[task_id]

@@ -1,9 +1,9 @@
-"""What a start needs, looked at before its first stage: the environments, their tasks and splits,
-the prompts, packages, checkpoints and programs.
+"""Check what a run needs before its first stage.
 
-What lacks is said all at once, so that nobody mends one thing an hour after the other. And what
-chooses may not see what tests: the tasks that train, those that settings, rounds and steps are
-chosen by, and those that test have no task in common, by id."""
+Environments, their tasks and splits, prompts, packages, checkpoints and programs are checked, and
+all that is missing is reported at once. Tasks that train, tasks by which settings, rounds and steps
+are chosen, and tasks that test must be disjoint by id.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from leafe.core import UserError, find_named
 from leafe.distill import DistillConfig
 from leafe.envs import load_tasks
 from leafe.explore import EnvPool
+from leafe.pipeline._acting import make_pool
 from leafe.pipeline._plan import HELD_OUT, Stage, Variant, env_options, plan, task_count
-from leafe.pipeline._stages import make_pool
+from leafe.pipeline._policy_ref import BASE
 from leafe.policies import policy_factory
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
@@ -33,15 +34,14 @@ TRAINS = (*ACTS, "accelerate")
 
 
 def check_ready(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> None:
-    """UserError with all that the stages which have not run lack, and where tasks that must be kept
-    apart are not."""
+    """UserError with all that the unfinished stages lack, and with sets of tasks that overlap."""
     due = [stage for stage in stages if folder.done(stage.name) is None]
     if not due:
         return
     found = list(
         dict.fromkeys(
             [
-                *_words(recipe),
+                *_prompts(recipe),
                 *_envs(recipe, due),
                 *_packages(recipe, due),
                 *_policies(recipe, due),
@@ -57,7 +57,7 @@ def check_ready(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> N
         )
 
 
-def _words(recipe: Recipe) -> Iterator[str]:
+def _prompts(recipe: Recipe) -> Iterator[str]:
     try:
         Prompts(load_prompt_set(recipe.prompts), "", recipe.history)
     except UserError as error:
@@ -68,7 +68,7 @@ def _words(recipe: Recipe) -> Iterator[str]:
 
 
 def _envs(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
-    """What the environments of all legs that have something to do lack."""
+    """What the environments of all variants with unfinished stages lack."""
     pools: dict[str, EnvPool | None] = {}
     try:
         for variant in dict.fromkeys(stage.variant for stage in due):
@@ -89,15 +89,15 @@ def _envs(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
 
 
 def _tasks(recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]) -> Iterator[str]:
-    """Splits of the stages that are due which the environment does not have or cannot read, and
-    tasks that are in two splits that must be apart, whichever stage of the recipe uses them."""
+    """Splits that the environment does not have or cannot read, and tasks in two splits that must
+    be disjoint, whichever stage of the recipe uses them."""
     sets: dict[str, tuple[str, list[str]]] = {}
-    needed = _asked(recipe, variant, due)
-    asked = _asked(recipe, variant, [stage for stage in plan(recipe) if stage.variant == variant])
-    for key, (setting, split, count) in (asked | needed).items():
-        there: tuple[str, ...] = getattr(
-            pool.facts, "splits", ()
-        )  # none: the environment does not say
+    needed = _task_sets(recipe, variant, due)
+    used = _task_sets(
+        recipe, variant, [stage for stage in plan(recipe) if stage.variant == variant]
+    )
+    for key, (setting, split, count) in (used | needed).items():
+        there = pool.facts.splits
         if there and split not in there:
             if key in needed:
                 yield (
@@ -121,7 +121,7 @@ def _tasks(recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]
         shared = [task for task in ids if task in both]
         if shared and ("train" in (key, other) or {key, other} == {"valid", "test"}):
             shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
-            splits = getattr(pool.facts, "splits", ())
+            splits = pool.facts.splits
             yield (
                 f"{setting} and {its_setting} of the environment {pool.facts.name!r} have "
                 f"{len(shared)} "
@@ -131,13 +131,13 @@ def _tasks(recipe: Recipe, variant: Variant, pool: EnvPool, due: Sequence[Stage]
             )
 
 
-def _asked(
+def _task_sets(
     recipe: Recipe, variant: Variant, stages: Sequence[Stage]
 ) -> dict[str, tuple[str, str, int | None]]:
-    """(setting, split, count) of each set of tasks that these stages of the leg use. What rows are
-    probed
-    on is asked of them and chooses nothing, so that it may be what they are tested on; it may not
-    be what they were trained on."""
+    """(setting, split, count) of each set of tasks that these stages of the variant use.
+
+    Rows are probed on tasks that choose nothing: these may be test tasks, but no training tasks.
+    """
     asked: dict[str, tuple[str, str, int | None]] = {}
     if any(_trains(stage) for stage in stages):
         asked["train"] = (
@@ -207,8 +207,8 @@ def _needs(recipe: Recipe, stage: Stage) -> Iterable[str]:
         in_process = (
             not ray
             and recipe.policy.launch is None
-            and ":" not in stage.policy
-            and (recipe.policy.kind == "hf" or stage.policy != "base")
+            and stage.policy.kind != "imported"
+            and (recipe.policy.kind == "hf" or stage.policy != BASE)
         )
         return (*ray, *(ACTS if in_process else ()))
     config = stage.attempt.config if stage.attempt else None
@@ -234,11 +234,11 @@ def _policies(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
         words = shlex.split(command)
         if not words or shutil.which(words[0]) is None:
             yield (
-                f"{key}: the program {words[0] if words else ''!r} is not to be found: install it, "
+                f"{key}: the program {words[0] if words else ''!r} is not found: install it, "
                 "or write its whole path."
             )
     trains = any(stage.kind == "distill" for stage in due)
-    acts = any(stage.policy == "base" and stage.kind not in ("distill", "choose") for stage in due)
+    acts = any(stage.policy == BASE and stage.kind not in ("distill", "choose") for stage in due)
     one_file = policy.launch is not None and Path(policy.model).expanduser().is_file()  # GGUF
     if trains or (acts and not one_file and (policy.kind == "hf" or policy.launch is not None)):
         yield from _weights(policy.model)
@@ -247,15 +247,15 @@ def _policies(recipe: Recipe, due: Sequence[Stage]) -> Iterator[str]:
             policy_factory(policy.kind, policy.options)
         except UserError as error:
             yield str(error)
-    for name in dict.fromkeys(stage.policy for stage in due if ":" in stage.policy):
+    for policy_ref in dict.fromkeys(s.policy for s in due if s.policy.kind == "imported"):
         try:
-            find_named(name)
+            find_named(policy_ref.name)
         except (ImportError, AttributeError) as error:
-            yield f"evaluate.extras: the policy {name!r} cannot be imported: {error}."
+            yield f"evaluate.extras: the policy {policy_ref.name!r} cannot be imported: {error}."
 
 
 def _weights(model: str) -> Iterator[str]:
-    """Why this model cannot be loaded, as far as that is to be seen without loading it."""
+    """Why this model cannot be loaded, as far as can be seen without loading it."""
     if model == "embedded":
         return
     if model == "smollm2":

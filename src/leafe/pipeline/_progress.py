@@ -1,20 +1,18 @@
-"""What a stage says while it runs, as plain values: the display, the log lines and `--json` show
-them, and nothing is decided by them.
+"""Events of a stage's progress, as plain values for the display, the log and `--json`.
 
-Every event has `done` of `of`: tasks, or the steps of a training. All other keys are there where
-the stage knows them; counts are those of the whole
-stage, what an earlier start of it left included.
+Nothing is decided by them. Every event has `done` of `of`: tasks, or the steps of a training. Other
+keys are there where the stage knows them; counts are those of the whole stage, earlier starts
+included.
 
     turns, calls                     environment steps and completions
     tokens, prompt_tokens, cached_tokens    generated; read; read out of a cache
-    solved, by_rollback              tasks solved at least once; those of them that no episode from
-    the start solved first
+    solved, by_rollback              tasks solved at least once; those first solved by a rollback
     samples, successes               of an evaluation
-    budget                           {"of": a limit's name, "spent", "limit"}: what the tasks may
-    spend together, of the limit that is closest
+    budget                           {"of": a limit's name, "spent", "limit"}: for all tasks
+                                     together, the limit that is closest
     errors                           by kind: episodes that ended in an error, unusable reflections,
-    an endpoint's failures, environments that failed
-    words                            what else there is to say
+                                     failures of an endpoint and of environments
+    words                            more, as a text
 """
 
 from __future__ import annotations
@@ -40,8 +38,16 @@ def exploring(
     failures: Mapping[str, int] | None = None,
     words: str = "",
 ) -> dict[str, Any]:
-    """Of Stage 1, and of whatever else grows trees. `limits` are those of one task; `done`:
-    finished tasks, where it is not the local engine that counts."""
+    """An event of Stage 1, or of another stage that grows trees.
+
+    Args:
+        p: The progress of the exploration.
+        limits: Limits of one task's budget.
+        run_limits: Limits of the whole stage.
+        done: Finished tasks, where the local engine does not count them.
+        failures: Counts of failures by kind.
+        words: More, as a text.
+    """
     errors = _errors(p.stops, failures or {}) | (
         {"unusable reflections": p.unusable_reflections} if p.unusable_reflections else {}
     )
@@ -67,7 +73,7 @@ def evaluating(
     failures: Mapping[str, int] | None = None,
     words: str = "",
 ) -> dict[str, Any]:
-    """Of an evaluation or a validation."""
+    """An event of an evaluation or a validation."""
     out = {
         "done": p.tasks_done if done is None else done,
         "of": p.tasks,
@@ -112,8 +118,8 @@ def went_wrong(counts: Mapping[str, int]) -> dict[str, int]:
 def _budget(
     p: Progress, limits: Mapping[str, float], run_limits: Mapping[str, float]
 ) -> dict[str, Any] | None:
-    """The limit of which the largest share is used up; None where there is none that can be told
-    from here (each task's seconds are its own)."""
+    """The limit of which the largest share is used up; None where there is none but seconds, which
+    are each task's own."""
     shared = {name: limit * p.tasks for name, limit in limits.items() if name != "seconds"}
     for name, limit in run_limits.items():
         if name != "seconds":

@@ -1,18 +1,17 @@
-"""`engine = "ray"`: the tasks of a stage are explored or evaluated by actors on a Ray cluster, and
-journaled here.
+"""`engine = "ray"`: actors on a Ray cluster run the tasks of a stage, and the driver journals them.
 
-The driver is the stage's own process. It reads the tasks, deals them (`_deal`) to actors (`_actor`)
-that are spread over the nodes, and alone writes the
-journal, in the format and the place of the local engine: either goes on with what the other began,
-and a task's tree is the same under both. Ray places the
-actors and says when one is gone; that nothing is lost or done twice does not depend on it.
+The driver is the stage's own process. It reads the tasks, gives them to actors (`_dispatcher`,
+`_actor`), and alone writes the journal, in the format and the place of the local engine: either
+goes on with what the other began, and a task's tree is the same under both.
+
+Ray places the actors by their resources, restarts lost ones (`max_restarts`), holds a call for a
+place until there is one (`max_task_retries`), and says which calls have replies (`ray.wait`). Runs
+of tasks are not retried by Ray: only the driver knows the episodes from which a run goes on.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import math
 import os
 import signal
@@ -25,95 +24,83 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from leafe.core import Episode, ForeignFailure, Stop, Task, Tree, UserError
+from leafe.core import Episode, ForeignFailure, LeafeError, Stop, Task, Tree, UserError
 from leafe.evaluate import EvaluateProgress
 from leafe.explore import Progress, cost_of
-from leafe.pipeline._actor import StageActor, order_for
-from leafe.pipeline._dispatcher import Actor, Lost, TaskDispatcher, raise_said
-from leafe.pipeline._plan import Stage
-from leafe.pipeline._progress import evaluating, exploring
-from leafe.pipeline._stages import (
+from leafe.pipeline._acting import (
     Emit,
     Sampling,
+    check_versions,
     explore_config,
     make_pool,
     read_playbook,
-    same_env,
     sampling_of,
     source_of,
     stage_tasks,
 )
+from leafe.pipeline._actor import StageActor, actor_order
+from leafe.pipeline._dispatcher import Reply, TaskDispatcher, WorkerLost
+from leafe.pipeline._plan import Stage
+from leafe.pipeline._progress import evaluating, exploring
+from leafe.pipeline._result import StageResult
 from leafe.prompts import load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import Journal, load_trees, write_tasks
 
 OBJECT_STORE = 100 << 20
-"""Bytes of shared memory of a cluster that is started here: answers are small and short-lived."""
+"""Bytes of shared memory of a cluster that is started here: replies are small and short-lived."""
 CLOSING = 20.0
-"""Seconds an actor has to let go of its environments before it is killed."""
+"""Seconds the actors have to free their environments before they are killed."""
 
 
-def spread(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    """Run the stage on the cluster that the recipe names; returns what the local engine would, and
-    how the actors fared."""
-    words = load_prompt_set(recipe.prompts)
+def run_on_ray(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
+    """Run the stage on the cluster that the recipe names.
+
+    Returns:
+        What the local engine would return, and under `ray` how many actors were lost.
+    """
+    prompt_set = load_prompt_set(recipe.prompts)
     pool = make_pool(recipe, stage.variant, 1)
     try:
         tasks = stage_tasks(recipe, folder, stage, pool)
-        env = same_env(folder, stage, pool)
+        env = check_versions(folder, stage, pool)
     finally:
         pool.close()
     out = folder / stage.name
     write_tasks(out, tasks)
-    with Journal(out) as journal:
-        how = sampling_of(recipe, folder, stage)
-        tally = (
-            _Explored(recipe, stage, tasks, emit)
-            if stage.kind == "explore"
-            else _Evaluated(recipe, stage, tasks, emit, how)
+    how = sampling_of(recipe, folder, stage)
+    tally: _Explored | _Evaluated
+    if stage.kind == "explore":
+        tally = _Explored(recipe, stage, tasks, emit)
+    else:
+        tally = _Evaluated(recipe, stage, tasks, emit, how)
+    left, known = tally.resume(load_trees(out))
+    slots = math.ceil(min(tally.concurrency, max(1, len(left))) / recipe.ray.workers)
+    source, playbook = source_of(folder, stage), read_playbook(folder, stage)
+    order = actor_order(recipe, folder, stage, prompt_set, slots, source, how, playbook)
+    count = min(recipe.ray.workers, len(left))
+    with (
+        Journal(out) as journal,
+        _connected(recipe) as ray,
+        contextlib.closing(_Cluster(ray, recipe, order, env, count)) as cluster,
+    ):
+        dispatcher = TaskDispatcher(
+            left,
+            known,
+            cluster.workers,
+            cluster.wait_for,
+            journal,
+            slots=slots,
+            whole=stage.kind != "explore",
+            on_episode=tally.count,
+            on_change=lambda: tally.show(dispatcher),
+            patience=recipe.ray.wait,
+            no_worker=cluster.no_worker,
         )
-        left, known = tally.resume(load_trees(out))
-        slots = math.ceil(min(tally.concurrency, max(1, len(left))) / recipe.ray.workers)
-        order = order_for(
-            recipe,
-            folder,
-            stage,
-            words,
-            slots,
-            source_of(folder, stage),
-            how,
-            read_playbook(folder, stage),
-        )
-        with _cluster(recipe) as ray:
-
-            async def main() -> TaskDispatcher:
-                hire = _hiring(ray, recipe, order, env)
-                dealer = TaskDispatcher(
-                    left,
-                    known,
-                    hire,
-                    journal,
-                    actors=recipe.ray.workers,
-                    slots=slots,
-                    whole=stage.kind != "explore",
-                    booked=tally.count,
-                    news=lambda: tally.show(dealer),
-                    wait=recipe.ray.wait,
-                    short=lambda: _short(ray, recipe),
-                )
-                await dealer.run()
-                return dealer
-
-            dealer = (
-                asyncio.run(main())
-                if left
-                else TaskDispatcher((), {}, _nobody, journal, actors=0, slots=0)
-            )
-    return (
-        tally.result(dealer)
-        | _fared(dealer)
-        | {"env": env, "ray": {"lost_actors": dealer.lost, "given_again": dealer.given_again}}
-    )
+        dispatcher.run()
+    lost = {"lost_actors": dispatcher.lost, "given_again": dispatcher.given_again}
+    result = tally.result(dispatcher) | _summed_stats(dispatcher.stats)
+    return StageResult.completed(**result, env=env, ray=lost)
 
 
 class _Tally:
@@ -125,11 +112,10 @@ class _Tally:
         self.before = 0
         """Tasks that an earlier start had finished."""
 
-    def words(self, dealer: TaskDispatcher) -> str:
-        said = f"{dealer.at_work} of {self.recipe.ray.workers} actors"
-        return said + (
-            f", {dealer.lost} lost, {dealer.given_again} tasks given again" if dealer.lost else ""
-        )
+    def words(self, dispatcher: TaskDispatcher) -> str:
+        lost = f", {dispatcher.lost} lost, {dispatcher.given_again} tasks given again"
+        at_work = f"{dispatcher.at_work} of {self.recipe.ray.workers} actors"
+        return at_work + (lost if dispatcher.lost else "")
 
 
 class _Explored(_Tally):
@@ -143,8 +129,8 @@ class _Explored(_Tally):
         self.errors_in_a_row = 0
 
     def resume(self, trees: Mapping[str, Tree]) -> tuple[list[Task], dict[str, Tree]]:
-        """The tasks that are to be gone on with, and what was made of them. Those that may have
-        used their budget up are among them: an actor knows."""
+        """Count what is in the journal; (tasks that are not done, trees to go on with). Tasks that
+        may have used up their budget are among them: an actor finds out."""
         for tree in trees.values():
             so_far = Tree(tree.task)
             for episode in tree.episodes:
@@ -164,7 +150,7 @@ class _Explored(_Tally):
         if self.errors_in_a_row >= max(10, self.config.max_errors):
             raise ForeignFailure(
                 f"{self.errors_in_a_row} episodes in a row failed, the last with: "
-                f"{episode.error} What was finished is kept: mend it and run again."
+                f"{episode.error} What was finished is kept: fix the cause and run again."
             )
 
     def _add(self, tree: Tree, episode: Episode) -> None:
@@ -177,23 +163,23 @@ class _Explored(_Tally):
             p.solved_by_rollback += episode.depth > 0
         _charge(p.spent, episode)
 
-    def show(self, dealer: TaskDispatcher) -> None:
-        done = self.before + dealer.done
+    def show(self, dispatcher: TaskDispatcher) -> None:
+        done = self.before + dispatcher.done
         self.emit(
             exploring(
                 self.progress,
                 self.config.limits,
                 self.config.run_limits,
                 done=done,
-                words=self.words(dealer),
+                words=self.words(dispatcher),
             )
         )
 
-    def result(self, dealer: TaskDispatcher) -> dict[str, Any]:
+    def result(self, dispatcher: TaskDispatcher) -> dict[str, Any]:
         p = self.progress
         spent = asdict(p.spent) | {"seconds": round(time.monotonic() - self.began, 3)}
-        waits = _sum(f["waits"] for f in dealer.facts)
-        waits["journal"] = round(waits.get("journal", 0.0) + dealer.journal_seconds, 3)
+        waits = _sum(stats["waits"] for stats in dispatcher.stats)
+        waits["journal"] = round(waits.get("journal", 0.0) + dispatcher.journal_seconds, 3)
         return {
             "stops": dict(p.stops),
             "unusable_reflections": p.unusable_reflections,
@@ -237,16 +223,19 @@ class _Evaluated(_Tally):
         p.stops[episode.stop.value] += episode.count
         _charge(p.spent, episode)
 
-    def show(self, dealer: TaskDispatcher) -> None:
+    def show(self, dispatcher: TaskDispatcher) -> None:
         self.emit(
-            evaluating(self.progress, done=self.before + dealer.done, words=self.words(dealer))
+            evaluating(
+                self.progress, done=self.before + dispatcher.done, words=self.words(dispatcher)
+            )
         )
 
-    def result(self, dealer: TaskDispatcher) -> dict[str, Any]:
+    def result(self, dispatcher: TaskDispatcher) -> dict[str, Any]:
         if not self.progress.samples:
-            why = next(iter(dealer.all_samples_lost.values()), "")
+            why = next(iter(dispatcher.all_samples_lost.values()), "")
             raise ForeignFailure(
-                f"Every sample of every task was lost, the last with: {why} Mend it and run again."
+                f"Every sample of every task was lost, the last with: {why} "
+                "Fix the cause and run again."
             )
         return {"temperature": self.how.temperature, "samples": self.how.samples}
 
@@ -263,133 +252,155 @@ def _sum(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in out.items()}
 
 
-def _fared(dealer: TaskDispatcher) -> dict[str, Any]:
-    """How policies and environments fared on all actors together; a lost actor counts as far as it
-    last told."""
-    facts = dealer.facts
+def _summed_stats(stats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The failures of all actors together; a lost actor counts as far as its last reply."""
     out: dict[str, Any] = {
-        "policy_failures": _sum(f["policy_failures"] for f in facts),
-        "env_failures": sum(f["env_failures"] for f in facts),
+        "policy_failures": _sum(each["policy_failures"] for each in stats),
+        "env_failures": sum(each["env_failures"] for each in stats),
+        "observations_cut": sum(each["observations_cut"] for each in stats),
     }
-    out["observations_cut"] = sum(f.get("observations_cut", 0) for f in facts)
-    servers = [f for f in facts if "servers" in f]
-    return out | (
-        {
-            "servers": servers[-1]["servers"],
-            "server_restarts": sum(f["server_restarts"] for f in servers),
-        }
-        if servers
-        else {}
-    )
+    servers = [each for each in stats if "servers" in each]
+    if servers:
+        out["servers"] = servers[-1]["servers"]
+        out["server_restarts"] = sum(each["server_restarts"] for each in servers)
+    return out
 
 
-async def _nobody() -> Actor:
-    raise Lost("nothing is left to do")
+class _Call:
+    """A call to an actor: one reply, or a stream of them."""
+
+    def __init__(self, ray: Any, refs: Any, check: Callable[[Any], None] | None = None) -> None:
+        self.ray, self.refs, self.check = ray, refs, check
+
+    def next(self) -> Reply:
+        errors = self.ray.exceptions
+        try:
+            ref = (
+                next(self.refs) if isinstance(self.refs, self.ray.ObjectRefGenerator) else self.refs
+            )
+            reply = self.ray.get(ref)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, LeafeError):
+                raise error.cause from None
+            raise RuntimeError(f"an actor failed: {error}") from error
+        except errors.RayError as error:
+            raise WorkerLost(" ".join(str(error).split())[:600]) from error
+        if isinstance(reply, Reply):
+            return reply
+        if self.check is not None:
+            self.check(reply)
+        return Reply()
 
 
-class _RayActor:
-    """An actor process on some node, by its handle."""
+class _RayWorker:
+    """An actor by its handle, which stays the same when Ray restarts the actor."""
 
     def __init__(self, ray: Any, handle: Any, env: Mapping[str, str]) -> None:
         self.ray, self.handle, self.env = ray, handle, env
+        self.placed = False
 
-    async def call(self, method: str, *arguments: str) -> str:
-        try:
-            said: str = await getattr(self.handle, method).remote(*arguments)
-        except self.ray.exceptions.RayTaskError as error:
-            raise RuntimeError(f"an actor failed in {method}: {error}") from error
-        except self.ray.exceptions.RayError as error:
-            raise Lost(" ".join(str(error).split())[:600]) from error
-        return said
+    def place(self) -> _Call:
+        def found(node: str) -> None:
+            self.placed = True
 
-    async def start(self) -> None:
-        told = json.loads(await self.call("start"))
-        if told["error"] is not None:
-            raise_said(told["error"])
-        _same_everywhere(told, self.env)
+        self.placed = False
+        # Ray holds this call until the actor has a place, at first and after a restart
+        return _Call(self.ray, self.handle.place.options(max_task_retries=-1).remote(), found)
 
-    async def exchange(self, orders: str) -> str:
-        return await self.call("exchange", orders)
+    def start(self) -> _Call:
+        def check(info: Mapping[str, Any]) -> None:
+            _check_node(info, self.env)
 
-    async def dismiss(self) -> None:
+        return _Call(self.ray, self.handle.start.remote(), check)
+
+    def run(self, task: Task, episodes: Sequence[Episode]) -> _Call:
+        return _Call(self.ray, self.handle.run.remote(task, tuple(episodes)))
+
+
+class _Cluster:
+    """The actors of one stage on a connected cluster."""
+
+    def __init__(
+        self,
+        ray: Any,
+        recipe: Recipe,
+        order: Mapping[str, Any],
+        env: Mapping[str, str],
+        count: int,
+    ) -> None:
+        self.ray, self.settings = ray, recipe.ray
+        kind = ray.remote(StageActor).options(
+            num_cpus=self.settings.cpus,
+            num_gpus=self.settings.gpus,
+            resources=dict(self.settings.resources),
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+        )
+        self.workers = [_RayWorker(ray, kind.remote(order), env) for _ in range(count)]
+
+    def wait_for(self, calls: Sequence[_Call], seconds: float) -> list[_Call]:
+        """The calls that have a reply, once there is one."""
+        by_ref = {call.refs: call for call in calls}
+        refs = list(by_ref)
+        if self.ray.wait(refs, num_returns=1, timeout=seconds)[0]:
+            refs = self.ray.wait(refs, num_returns=len(refs), timeout=0)[0]
+            return [by_ref[ref] for ref in refs]
+        return []
+
+    def no_worker(self) -> str:
+        """Why no actor may have a place."""
+        settings = self.settings
+        asked = {"CPU": settings.cpus, "GPU": settings.gpus, **settings.resources}
+        wants = ", ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
+        has = {
+            name: amount
+            for name, amount in self.ray.cluster_resources().items()
+            if ":" not in name and "memory" not in name
+        }
+        there = ", ".join(f"{amount:g} {name}" for name, amount in sorted(has.items())) or "nothing"
+        return (
+            f"No actor was at work for {settings.wait:g} s: each needs {wants or 'nothing'}, "
+            f"and the cluster has {there} in all. Wait until it is free, lower "
+            "ray.cpus, ray.gpus or ray.resources, or raise ray.wait; what was finished is kept."
+        )
+
+    def close(self) -> None:
+        """Let the actors free what they hold, then end them."""
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(self.call("close"), CLOSING)
-        with contextlib.suppress(Exception):
-            self.ray.kill(self.handle)
-
-
-def _hiring(ray: Any, recipe: Recipe, order: str, env: Mapping[str, str]) -> Callable[[], Any]:
-    settings = recipe.ray
-    kind = ray.remote(StageActor).options(
-        num_cpus=settings.cpus,
-        num_gpus=settings.gpus,
-        resources=dict(settings.resources),
-        max_restarts=0,
-        max_task_retries=0,
-        scheduling_strategy="SPREAD",
-    )
-
-    async def hire() -> Actor:
-        actor = _RayActor(ray, kind.remote(order), env)
-        try:
-            await actor.call("where")
-        except BaseException:
+            closing = [worker.handle.close.remote() for worker in self.workers if worker.placed]
+            if closing:
+                self.ray.wait(closing, num_returns=len(closing), timeout=CLOSING)
+        for worker in self.workers:
             with contextlib.suppress(Exception):
-                ray.kill(actor.handle)
-            raise
-        return actor
-
-    return hire
+                self.ray.kill(worker.handle)
 
 
-def _same_everywhere(told: Mapping[str, Any], env: Mapping[str, str]) -> None:
-    """UserError where a node has another leafe or another environment: then a tree would hang on
-    where it grew."""
+def _check_node(info: Mapping[str, Any], env: Mapping[str, str]) -> None:
+    """Refuse a node with another leafe or another environment: trees would depend on the node.
+
+    Raises:
+        UserError: Its versions are not those of this machine.
+    """
     from leafe import __version__
 
-    if told["leafe"] != __version__:
+    if info["leafe"] != __version__:
         raise UserError(
-            f"The node {told['at']} has leafe {told['leafe']} and this machine "
+            f"The node {info['node']} has leafe {info['leafe']} and this machine "
             f"{__version__}: install the same version on all nodes."
         )
-    changed = next(
-        (key for key in {**env, **told["env"]} if env.get(key) != told["env"].get(key)), None
-    )
-    if changed is not None:
-        here, there = env.get(changed), told["env"].get(changed)
-        raise UserError(
-            f"The environment on the node {told['at']} is not the one here: its {changed} "
-            f"is {there!r} and not {here!r}; bring the same to all nodes."
-        )
-
-
-def _short(ray: Any, recipe: Recipe) -> str:
-    settings = recipe.ray
-    wants = ", ".join(
-        f"{amount:g} {name}"
-        for name, amount in {
-            "CPU": settings.cpus,
-            "GPU": settings.gpus,
-            **settings.resources,
-        }.items()
-        if amount
-    )
-    has = {
-        name: amount
-        for name, amount in ray.cluster_resources().items()
-        if ":" not in name and "memory" not in name
-    }
-    there = ", ".join(f"{amount:g} {name}" for name, amount in sorted(has.items())) or "nothing"
-    return (
-        f"No actor was at work for {settings.wait:g} s: each needs {wants or 'nothing'}, "
-        f"and the cluster has {there} in all. Wait until it is free, lower "
-        "ray.cpus, ray.gpus or ray.resources, or raise ray.wait; what was finished is kept."
-    )
+    for key in {**env, **info["env"]}:
+        here, there = env.get(key), info["env"].get(key)
+        if here != there:
+            raise UserError(
+                f"The environment on the node {info['node']} is not the one here: its {key} "
+                f"is {there!r} and not {here!r}; install the same on all nodes."
+            )
 
 
 @contextlib.contextmanager
-def _cluster(recipe: Recipe) -> Iterator[Any]:
-    """Ray, connected; what was started here is ended here."""
+def _connected(recipe: Recipe) -> Iterator[Any]:
+    """The package ray, connected to the cluster; a cluster that was started here is ended here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -433,8 +444,8 @@ def _cluster(recipe: Recipe) -> Iterator[Any]:
 
 
 def _probe(address: str) -> None:
-    """UserError where nobody listens, or somebody who does not speak gRPC (the dashboard, say): ray
-    itself would try for minutes."""
+    """UserError where nothing listens, or something that does not speak gRPC (the dashboard, say):
+    ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         raise UserError(

@@ -1,5 +1,7 @@
-"""A run's tables on the terminal, and its report and summary as files, at any time: what is not
-finished yet is left out."""
+"""A run's tables on the terminal, and its report and summary as files.
+
+Reporting works at any time: what is not finished yet is left out.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from leafe.core import UserError
 from leafe.distill import PARTS
 from leafe.evaluate import Over
 from leafe.pipeline._plan import Stage, StageKind, plan
+from leafe.pipeline._policy_ref import BASE
 from leafe.pipeline._progress import went_wrong
+from leafe.pipeline._result import StageResult, result_of
 from leafe.pipeline._summarise import (
     compare_runs,
     recipe_of,
@@ -36,8 +40,16 @@ from leafe.runs import RunFolder, StoredTrees, atomic_write
 
 
 def report_run(path: Path, console: Console, *, tables: bool = False) -> None:
-    """Write `summary.json` and `report.html` into the run folder; with `tables` print them too.
-    UserError where nothing is finished."""
+    """Write `summary.json` and `report.html` into the run folder.
+
+    Args:
+        path: The run folder.
+        console: Where tables are printed.
+        tables: Print the tables too.
+
+    Raises:
+        UserError: No stage is finished yet.
+    """
     report_runs([path], path, console, tables=tables)
 
 
@@ -53,12 +65,22 @@ def report_runs(
     table_csv: Path | None = None,
     compare: bool = False,
 ) -> None:
-    """The same for several runs, as one summary and one report in the folder `out`; None: they are
-    only printed. They are pooled as runs of one experiment
-    (`summarise_runs`) or, with `compare`, put side by side (`compare_runs`).
+    """Report several runs as one.
 
-    `against`: a row with which every other one is compared, in the report and, where they are
-    named, in the files `markdown` and `table_csv`.
+    Args:
+        paths: The run folders.
+        out: Where the summary and the report are written; None: nowhere.
+        console: Where tables are printed.
+        tables: Print the tables too.
+        against: A row with which every other one is compared.
+        over: Whether that comparison holds for other runs or for these alone.
+        markdown: A file for that comparison, as a table.
+        table_csv: A file for that comparison, for programs.
+        compare: Put the runs side by side (`compare_runs`); else they are pooled as runs of one
+            experiment (`summarise_runs`).
+
+    Raises:
+        UserError: No stage is finished yet, or the runs do not fit together.
     """
     runs = [RunFolder.read(path) for path in dict.fromkeys(paths)]
     if compare and len(runs) < 2:
@@ -105,8 +127,8 @@ def _write(
             s
             for s in plan(recipe)
             if s.kind == "explore"
-            and s.policy == "base"
-            and s.what.endswith("tree")
+            and s.policy == BASE
+            and s.strategy == "tree"
             and runs[0].done(s.name)
         ),
         None,
@@ -172,7 +194,7 @@ def _print(
 
 
 def print_kind(path: Path, kind: StageKind, console: Console) -> None:
-    """The table of one kind of stage; nothing where a kind has none."""
+    """Print the table of one kind of stage; nothing where a kind has none."""
     run = RunFolder.read(path)
     if kind == "distill":
         _print_training(run, console)
@@ -188,14 +210,13 @@ def print_kind(path: Path, kind: StageKind, console: Console) -> None:
         console.print(tries_table(summarise_run(run).to_json()))
 
 
-def _distilled(run: RunFolder, name: str = "") -> list[tuple[str, dict[str, Any]]]:
-    """(row, marker) of every training; `name` stands before each row."""
-    out = []
-    for stage in plan(recipe_of(run)):
-        info = run.done(stage.name) if stage.kind == "distill" else None
-        if info is not None:
-            out.append((name + stage.row + _seed(stage), info))
-    return out
+def _distilled(run: RunFolder, name: str = "") -> list[tuple[str, StageResult]]:
+    """(row, result) of every training; `name` stands before each row."""
+    return [
+        (name + stage.row + _seed(stage), result)
+        for stage in plan(recipe_of(run))
+        if stage.kind == "distill" and (result := result_of(run, stage.name)) is not None
+    ]
 
 
 def _seed(stage: Stage) -> str:
@@ -206,7 +227,8 @@ def _datasets(run: RunFolder, name: str = "") -> dict[str, dict[str, Any]]:
     """By arm: how many samples of how many tasks each part holds, and how the training went; every
     arm with the same columns in the same order."""
     out: dict[str, dict[str, Any]] = {}
-    for row, info in _distilled(run, name):
+    for row, result in _distilled(run, name):
+        info = result.marker
         counts, trained = info.get("counts") or {}, info.get("train") or {}
         passes = _passes(trained)
         parts = {
@@ -237,7 +259,7 @@ def _datasets(run: RunFolder, name: str = "") -> dict[str, dict[str, Any]]:
 
 
 def _passes(trained: Mapping[str, Any]) -> dict[str, str]:
-    """By part how often the training passed over it, in words that follow others."""
+    """By part how often the training passed over it, as a suffix."""
     return {
         part: f", {number:.1f} passes"
         for part, number in ((trained.get("counts") or {}).get("epochs") or {}).items()
@@ -255,8 +277,9 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
             f"Prompts held a window of the history ({recipe.history}): branches share no "
             "prefix, and prompts were computed anew in every turn."
         )
-    for row, info in _distilled(run, name):
-        notes += [f"{row}: {info[why]}" for why in ("empty", "stopped") if why in info]
+    for row, result in _distilled(run, name):
+        info = result.marker
+        notes += [f"{row}: {result.reason}"] if result.reason else []
         notes += [f"{row}: {note}" for note in (info.get("train") or {}).get("notes") or ()]
         notes += [f"{row}: {words}" for words in _left_out(info)]
         for part, number in ((info.get("counts") or {}).get("mentions") or {}).items():
@@ -297,8 +320,8 @@ def _notes(run: RunFolder, name: str = "") -> list[str]:
 
 
 def _left_out(info: Mapping[str, Any]) -> list[str]:
-    """What a training was not given as it stood in the trees: by the selection, and by the encoding
-    (of each phase, where there are several)."""
+    """What the selection and the encoding left out, with reasons; of each phase, where there are
+    several."""
     selected = {**((info.get("counts") or {}).get("skipped") or {}), **(info.get("skipped") or {})}
     trained = (info.get("phases") or {"": info.get("train") or {}}).values()
     encoded = [
@@ -310,7 +333,7 @@ def _left_out(info: Mapping[str, Any]) -> list[str]:
 
 
 def _truncated(summary: Mapping[str, Any]) -> list[str]:
-    """Where answers were cut at their limit of tokens, and how many."""
+    """Rows whose answers were cut at their limit of tokens, and how many."""
     return [
         f"{kind} {row[title]}: {row['truncated_answers']:,} answers were cut at their "
         "limit of tokens (the prompt set's max_tokens): none is trained on as if "
@@ -326,7 +349,7 @@ def _percent(value: float | None) -> str:
 
 
 def _choice(done: Mapping[str, Any]) -> str:
-    """What validation chose, and from what, in words."""
+    """What validation chose, and from what."""
     k = str(done["k"])
     sampled = [row for row in done["candidates"] if "pass_at" in row]
     others = (
@@ -348,7 +371,7 @@ def _choice(done: Mapping[str, Any]) -> str:
 
 
 def _print_validation(summary: Mapping[str, Any], console: Console) -> None:
-    """What rounds and sweeps came to on validation tasks; nothing where there were none."""
+    """The validation of rounds and sweeps; nothing where there was none."""
     rows = [row for row in summary["details"]["validation"] if "pass_at" in row]
     if not rows:
         return
@@ -380,7 +403,8 @@ def _rate(point: Mapping[str, Any]) -> str:
 
 def _print_training(run: RunFolder, console: Console, name: str = "") -> None:
     rows: list[tuple[str, ...]] = []
-    for row, info in _distilled(run, name):
+    for row, stage_result in _distilled(run, name):
+        info = stage_result.marker
         if "train" not in info:
             rows.append((row, *["0"] * 2, *[""] * 7))
             continue

@@ -1,8 +1,7 @@
-"""The rounds of every arm that has several, one row a round: what is known of it stands in many
-stages, and here together.
+"""The rounds of every arm that has several, one row a round, gathered from their stages.
 
-Rows of several seeds (or runs) are one, as in the other tables: rates are those of the pooled rows,
-validation and samples means over the runs.
+Rows of several seeds or runs are one row: rates are those of the pooled rows, validation and
+samples are means over the runs.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 
 from leafe.distill import PARTS
 from leafe.pipeline._plan import Stage, plan
+from leafe.pipeline._result import Outcome, result_of
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
 
@@ -19,10 +19,17 @@ from leafe.runs import RunFolder
 def rounds_rows(
     runs: Sequence[tuple[RunFolder, Recipe]], summary: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """arm, round; tasks, solved, coverage (of its exploration); samples (that it was trained on);
-    valid, test (Pass@k by k); entropy, distinct, following,
-    reflection, same_step (as in its test row); chosen, stopped, runs (in how many it is the arm,
-    was not to be, was planned). `summary` has details.validation.
+    """One row a round.
+
+    Args:
+        runs: The runs with their recipes.
+        summary: The summary of these runs, with `details.validation`.
+
+    Returns:
+        `arm`, `round`; `tasks`, `solved`, `coverage` (of its exploration); `samples` (that it was
+        trained on); `valid`, `test` (Pass@k by k); `entropy`, `distinct`, `following`,
+        `reflection`, `same_step` (as in its test row); `chosen`, `stopped`, `runs` (in how many
+        runs it is the arm, was stopped, was planned).
     """
     rows: dict[tuple[str, int], list[tuple[RunFolder, Stage]]] = {}
     for run, recipe in runs:
@@ -48,8 +55,10 @@ def rounds_rows(
             for row in summary["details"]["validation"]
             if (row["arm"], row["attempt"]) == (arm, first.what)
         ]
-        markers = [run.done(stage.name) or {} for run, stage in places]
-        if not any(markers) and not found:
+        results = [
+            result for run, stage in places if (result := result_of(run, stage.name)) is not None
+        ]
+        if not results and not found:
             continue
         out.append(
             {
@@ -58,9 +67,9 @@ def rounds_rows(
                 **{name: found.get(name) for name in ("tasks", "solved", "coverage")},
                 "samples": _mean(
                     [
-                        sum(m["counts"][p]["samples"] for p in PARTS)
-                        for m in markers
-                        if "counts" in m
+                        sum(result.marker["counts"][p]["samples"] for p in PARTS)
+                        for result in results
+                        if "counts" in result.marker
                     ]
                 ),
                 "valid": _passes([row["pass_at"] for row in validated if "pass_at" in row]),
@@ -70,7 +79,7 @@ def rounds_rows(
                     for name in ("entropy", "distinct", "following", "reflection", "same_step")
                 },
                 "chosen": sum(bool(row.get("chosen")) for row in validated),
-                "stopped": sum("stopped" in m for m in markers),
+                "stopped": sum(result.outcome is Outcome.stopped for result in results),
                 "runs": len(places),
             }
         )

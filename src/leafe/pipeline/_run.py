@@ -1,9 +1,8 @@
-"""From a recipe to a finished run folder: stages in order, side by side where they can, resumable
-at any point.
+"""Run a recipe to a finished run folder: stages in order, resumable at any point.
 
-With `jobs = 1` the stages run here; else in worker processes that are started once and fed one
-stage after another, each with one
-thread for its arithmetic. The run's lock and its markers belong to this process alone.
+With `jobs = 1` the stages run in this process; else in worker processes that are started once and
+given one stage after another, each with one thread for its arithmetic. The run's lock and its
+markers belong to this process alone.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leafe.core import ForeignFailure, UserError
+from leafe.core import ForeignFailure, UserError, ungrouped
 from leafe.core.processes import with_default_signals
-from leafe.pipeline._plan import KINDS, Stage, StageKind, plan
+from leafe.pipeline._plan import KINDS, Stage, StageKind, kind_of, plan
 from leafe.pipeline._preflight import check_ready
+from leafe.pipeline._result import StageResult
 from leafe.pipeline._shards import Shard
 from leafe.policies.server import stop_all
 from leafe.recipes import Recipe, parse_stored_recipe
@@ -29,23 +29,30 @@ from leafe.runs import RunFolder
 
 
 class StageCrashed(RuntimeError):
-    """A stage in a worker ended by a bug of ours; the message holds its traceback."""
+    """A bug in leafe ended a stage in a worker process; the message holds its traceback."""
 
 
 @dataclass(slots=True)
 class Watcher:
-    """Whom to tell what happens; all calls come from one thread."""
+    """Callbacks for what happens during a run; all calls come from one thread."""
 
     begins: Callable[[Stage], None] = lambda stage: None
     progress: Callable[[Stage, dict[str, Any]], None] = lambda stage, event: None
-    ends: Callable[[Stage, dict[str, Any]], None] = lambda stage, info: None
+    ends: Callable[[Stage, StageResult], None] = lambda stage, result: None
     kind_done: Callable[[StageKind], None] = lambda kind: None
     """All stages of a kind are finished."""
 
 
 def config_of(recipe: Recipe) -> dict[str, Any]:
-    """What makes two runs the same experiment: the recipe without how it is spread over the
-    machine, which may change between two starts."""
+    """What makes two runs the same experiment.
+
+    Args:
+        recipe: The experiment.
+
+    Returns:
+        The recipe as plain values, without how it is spread over machines: that may change between
+        two starts.
+    """
     spread: Any = dict.fromkeys(("jobs", "engine", "ray", "train"), True)
     spread |= {
         "explore": {"concurrency"},
@@ -60,15 +67,14 @@ def config_of(recipe: Recipe) -> dict[str, Any]:
         "retries",
         "backoff_s",
         "concurrency",
-        "hedge",
     }
     spread["policy"] = {"launch": True, "launch_timeout": True, "options": wire}
     return recipe.model_dump(mode="json", exclude=spread, exclude_none=True)
 
 
 def _today(before: dict[str, Any]) -> dict[str, Any]:
-    """An earlier run's settings with the defaults of all that recipes can say by now; as they are
-    where they are no recipe any more."""
+    """An earlier run's settings under today's names, with today's defaults; unchanged where they
+    are no valid recipe any more."""
     rest = {"shard": before["shard"]} if "shard" in before else {}
     try:
         return (
@@ -99,18 +105,27 @@ def run_recipe(
     watcher: Watcher | None = None,
     shard: Shard | None = None,
 ) -> RunFolder:
-    """Run what is not finished yet; returns the run, open for reading. `shard` explores a part of
-    the tasks.
+    """Run the stages of a recipe that are not finished yet.
 
-    `only` runs the stages of one kind (with `explore` what baselines collect, with `evaluate` those
-    of validation and attempts at test time), those of them
-    that wait for no other kind: arms and rounds that build on others are reached by giving explore,
-    distill and evaluate again, as often as `waiting_stages`
-    names any.
+    Args:
+        recipe: The experiment.
+        path: The run folder; made where it is not there.
+        fresh: Delete an earlier run in it first.
+        only: Run the stages of one kind (`explore`: also what baselines collect; `evaluate`: also
+            validation and attempts at test time) that wait for no other kind. Arms and rounds that
+            build on others are reached by running explore, distill and evaluate again, as long as
+            `waiting_stages` names any.
+        watcher: Is told what happens.
+        shard: Explore this part of the tasks alone.
 
-    UserError where the folder does not fit, where something lacks that the stages need (all of it
-    is named before the first one begins), or, with `only`, a
-    stage needs one that has not run; ForeignFailure where something outside failed for good.
+    Returns:
+        The run, open for reading.
+
+    Raises:
+        UserError: The folder holds another experiment; something is missing that the stages need
+            (all of it is named before the first one begins); or, with `only`, a stage needs one of
+            another kind that has not run.
+        ForeignFailure: Something outside failed for good; what was finished is kept.
     """
     watcher = watcher or Watcher()
     config = config_of(recipe) | ({"shard": shard.to_json()} if shard else {})
@@ -133,8 +148,7 @@ def run_recipe(
 
 
 def waiting_stages(run: RunFolder, recipe: Recipe, only: StageKind) -> list[str]:
-    """Stages that `run_recipe(only=...)` left, since they need stages of another kind that have not
-    run."""
+    """The stages that `run_recipe(only=...)` left out: they need stages of another kind first."""
     return [
         stage.name
         for stage in plan(recipe)
@@ -149,14 +163,14 @@ _WITH: dict[StageKind, tuple[StageKind, ...]] = {
 
 
 def _kinds(run: RunFolder, only: StageKind) -> tuple[StageKind, ...]:
-    """What a command of this name runs. A shard explores and nothing else: what baselines collect,
-    they collect over all tasks."""
+    """The kinds that a command of this name runs. A shard only explores: baselines collect over
+    all tasks."""
     return (only,) if "shard" in run.config else _WITH.get(only, (only,))
 
 
 def _reachable(folder: RunFolder, recipe: Recipe, only: StageKind) -> list[Stage]:
-    """The stages of this kind for which all is there, or will be with these stages; UserError where
-    there are others, and none of these."""
+    """The stages of this kind whose needs are finished, or are among these stages; UserError where
+    there are only others."""
     every = [s for s in plan(recipe) if s.kind in _kinds(folder, only)]
     reached: dict[str, Stage] = {}
     due = 0
@@ -172,7 +186,7 @@ def _reachable(folder: RunFolder, recipe: Recipe, only: StageKind) -> list[Stage
         elif folder.done(stage.name) is None:
             lacking = lacking or (stage.name, missing)
     if lacking and not due:
-        kind = lacking[1].partition("/")[0]
+        kind = kind_of(lacking[1])
         command = next((c for c, kinds in _WITH.items() if kind in kinds), kind)
         raise UserError(
             f"{lacking[0]} needs {lacking[1]}, which is not finished in {folder.path}: run "
@@ -183,23 +197,25 @@ def _reachable(folder: RunFolder, recipe: Recipe, only: StageKind) -> list[Stage
 
 @dataclass(slots=True)
 class _State:
+    """Which stages are taken and finished; writes the markers."""
+
     folder: RunFolder
     recipe: Recipe
     stages: list[Stage]
     watcher: Watcher
     finished: set[str] = field(default_factory=set)
     taken: set[str] = field(default_factory=set)
-    told: set[str] = field(default_factory=set)
+    announced: set[str] = field(default_factory=set)
 
     def skip_finished(self) -> None:
         for stage in self.stages:
             if self.folder.done(stage.name) is not None:
                 self.finished.add(stage.name)
                 self.taken.add(stage.name)
-        self.tell_kinds()
+        self.announce_kinds()
 
     def take(self) -> Stage | None:
-        """A stage that can begin now: all that it needs is finished."""
+        """The next stage all of whose needs are finished; None where there is none now."""
         for stage in self.stages:
             if stage.name not in self.taken and all(
                 n in self.finished or self.folder.done(n) is not None for n in stage.needs
@@ -214,7 +230,8 @@ class _State:
     def all_taken(self) -> bool:
         return len(self.taken) == len(self.stages)
 
-    def finish(self, stage: Stage, info: dict[str, Any]) -> None:
+    def finish(self, stage: Stage, result: StageResult) -> None:
+        info = result.marker
         self.folder.finish(stage.name, info)
         if "env" in info:
             self.folder.record_env(stage.variant.control or "env", info["env"])
@@ -222,14 +239,14 @@ class _State:
             stage=stage.name, **{k: v for k, v in info.items() if isinstance(v, int | float | str)}
         )
         self.finished.add(stage.name)
-        self.watcher.ends(stage, info)
-        self.tell_kinds()
+        self.watcher.ends(stage, result)
+        self.announce_kinds()
 
-    def tell_kinds(self) -> None:
+    def announce_kinds(self) -> None:
         for kind in KINDS:
             names = [s.name for s in self.stages if s.kind == kind]
-            if names and kind not in self.told and all(n in self.finished for n in names):
-                self.told.add(kind)
+            if names and kind not in self.announced and all(n in self.finished for n in names):
+                self.announced.add(kind)
                 self.watcher.kind_done(kind)
 
 
@@ -261,8 +278,7 @@ async def _run_workers(state: _State, jobs: int) -> None:
                         await changed.wait()
                     changed.notify_all()
                 worker = worker or await _start(state.folder.path, number)
-                info = await _ask(worker, state, stage)
-                state.finish(stage, info)
+                state.finish(stage, await _ask(worker, state, stage))
                 async with changed:
                     changed.notify_all()
         finally:
@@ -271,15 +287,10 @@ async def _run_workers(state: _State, jobs: int) -> None:
                 worker.kill()
                 await worker.wait()
 
-    try:
+    with ungrouped():
         async with asyncio.TaskGroup() as group:
             for number in range(min(jobs, len(state.stages))):
                 group.create_task(serve(number))
-    except BaseExceptionGroup as errors:
-        inner: BaseException = errors
-        while isinstance(inner, BaseExceptionGroup):
-            inner = inner.exceptions[0]
-        raise inner from None
 
 
 async def _start(folder: Path, number: int) -> asyncio.subprocess.Process:
@@ -298,7 +309,7 @@ async def _start(folder: Path, number: int) -> asyncio.subprocess.Process:
         )
 
 
-async def _ask(worker: asyncio.subprocess.Process, state: _State, stage: Stage) -> dict[str, Any]:
+async def _ask(worker: asyncio.subprocess.Process, state: _State, stage: Stage) -> StageResult:
     assert worker.stdin is not None
     assert worker.stdout is not None
     command = {
@@ -315,8 +326,7 @@ async def _ask(worker: asyncio.subprocess.Process, state: _State, stage: Stage) 
             if kind == "progress":
                 state.watcher.progress(stage, event)
             elif kind == "finished":
-                info: dict[str, Any] = event["info"]
-                return info
+                return StageResult.parse(event["info"])
             elif event["error"] == "user":
                 raise UserError(event["message"])
             elif event["error"] == "foreign":

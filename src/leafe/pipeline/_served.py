@@ -1,9 +1,8 @@
-"""A policy behind a server that leafe starts itself: any weights of the run, by the recipe's launch
-command.
+"""A policy behind a server that leafe starts by the recipe's launch command.
 
 The base policy and every trained arm are served alike. An arm that is a bare LoRA adapter is loaded
-into the server of its base model where that
-knows how, and again into one that was started anew; else its folder is served like a checkpoint.
+into the server of its base model where the server supports that, and loaded again when the server
+was restarted; else its folder is served like a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,11 +23,17 @@ from leafe.recipes import Recipe
 
 
 async def served_policy(recipe: Recipe, folder: Path, weights: str, name: str) -> Policy:
-    """The policy `name` whose weights are the checkpoint, adapter folder or hub id `weights`;
-    returns when its server answers."""
+    """Start a server for the weights and wait until it answers.
+
+    Args:
+        recipe: Has `policy.launch`, the command, and the policy's options.
+        folder: The run folder; the server's log goes into its `logs`.
+        weights: A checkpoint, an adapter's folder or a hub id.
+        name: The policy's name, which stands on its turns.
+    """
     assert recipe.policy.launch is not None
     options = dict(recipe.policy.options)
-    # what is wrong with an option is said before minutes are spent on a server
+    # a wrong option is reported before minutes are spent on a server
     make_policy("http", **{"model": "any", **options, "base_url": "http://127.0.0.1/v1"})
     key_env = options.get("api_key_env", "OPENAI_API_KEY")
     key = os.environ.get(key_env or "", "").strip()

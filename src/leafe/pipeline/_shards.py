@@ -1,16 +1,14 @@
-"""Stage 1 in pieces, for many machines without a common scheduler: piece i of n takes every n-th
-task, and the pieces are merged into one run.
+"""Stage 1 in shards, for many machines without a common scheduler, merged into one run.
 
-    leafe explore RECIPE --shard 0/4        on one machine, ... 1/4, 2/4, 3/4 on others (an array
-    job, say)
-    leafe merge runs/NAME.shard-*-of-4      once their folders lie side by side; then `leafe run
-    RECIPE` goes on with Stage 2
+    leafe explore RECIPE --shard 0/4        # on one machine; 1/4, 2/4, 3/4 on others
+    leafe merge runs/NAME.shard-*-of-4      # once their folders lie side by side
+    leafe run RECIPE                        # goes on with Stage 2
 
-A piece is an ordinary run folder: it resumes like any other. Since a task's tree depends on the
-run's seed and the task alone, the merged run holds the
-trees that one machine would have found. Merging reads the pieces and never writes them, checks that
-all of them are there, finished and of one
-experiment, and marks a stage as finished last, so that a merge that was cut off is done again.
+Shard i of n takes every n-th task. It is an ordinary run folder and resumes like any other. A
+task's tree depends on the run's seed and the task alone, so that the merged run holds the trees
+that one machine would have found. Merging reads the shards and never writes them, checks that all
+of them are there, finished and of one experiment, and marks a stage as finished last, so that a
+merge that was cut off is done again.
 """
 
 from __future__ import annotations
@@ -29,14 +27,14 @@ from leafe.runs import Journal, RunFolder, read_journal, read_tasks, write_tasks
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Piece `index` (from 0) of `of`: every `of`-th task, beginning with number `index`."""
+    """Shard `index` (from 0) of `of`: every `of`-th task, beginning with number `index`."""
 
     index: int
     of: int
 
     @staticmethod
     def parse(text: str) -> Shard:
-        """`2/8`; UserError for anything that is no piece."""
+        """Read `2/8`; UserError for anything that is no shard."""
         match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if match is None or not 0 <= int(match[1]) < int(match[2]):
             raise UserError(
@@ -45,7 +43,7 @@ class Shard:
         return Shard(int(match[1]), int(match[2]))
 
     def name(self, run: str) -> str:
-        """The folder of this piece of the run."""
+        """The name of the run folder of this shard."""
         return f"{run}.shard-{self.index}-of-{self.of}"
 
     def to_json(self) -> dict[str, int]:
@@ -53,7 +51,7 @@ class Shard:
 
 
 def shard_of(config: Mapping[str, Any]) -> Shard | None:
-    """The piece that a run folder holds, by its settings."""
+    """The shard that a run folder holds, by its settings; None: a whole run."""
     found = config.get("shard")
     return Shard(found["index"], found["of"]) if found else None
 
@@ -61,11 +59,19 @@ def shard_of(config: Mapping[str, Any]) -> Shard | None:
 def merge(
     pieces: Sequence[Path], out: Path, recipe_of: Callable[[RunFolder], Recipe]
 ) -> tuple[Recipe, int]:
-    """Put the explorations of all pieces together in the run folder `out`; returns the recipe and
-    how many stages were merged now.
+    """Merge the explorations of all shards into one run folder.
 
-    UserError where a piece is missing, doubled, unfinished, of another experiment, or no piece. A
-    stage that `out` has finished is left as it is.
+    Args:
+        pieces: The run folders of all shards.
+        out: The whole run's folder; a stage that it has finished is left as it is.
+        recipe_of: Reads a run's recipe.
+
+    Returns:
+        The recipe, and how many stages were merged now.
+
+    Raises:
+        UserError: A shard is missing, given twice, unfinished or of another experiment, or a folder
+            is no shard.
     """
     runs = _in_order(pieces)
     recipe = recipe_of(runs[0])
@@ -90,7 +96,7 @@ def merge(
 
 
 def _in_order(pieces: Sequence[Path]) -> list[RunFolder]:
-    """The pieces by number; UserError where they are not all the pieces of one experiment."""
+    """The shards by number; UserError where they are not all the shards of one experiment."""
     found: dict[int, RunFolder] = {}
     first: tuple[Shard, RunFolder] | None = None
     for path in pieces:
@@ -146,7 +152,7 @@ def _merge_stage(name: str, runs: Sequence[RunFolder], folder: RunFolder) -> Non
     for old in target.glob("journal-*.jsonl"):
         old.unlink()  # of a merge that was cut off
     parts = [read_tasks(run.path / name) for run in runs]
-    # every n-th task was dealt to a piece: dealt back, they stand in the order of the whole
+    # shard i has every n-th task: taken in turn, they stand in the order of the whole
     write_tasks(
         target, (tasks[i] for i in range(max(map(len, parts))) for tasks in parts if i < len(tasks))
     )
@@ -158,8 +164,7 @@ def _merge_stage(name: str, runs: Sequence[RunFolder], folder: RunFolder) -> Non
 
 
 def _summed(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts are added up; seconds too (they are machine time now); of words the first that says
-    something is kept."""
+    """Add up counts and seconds (machine time now); of other values keep the first."""
     out: dict[str, Any] = {}
     for info in infos:
         for key, value in info.items():

@@ -1,399 +1,123 @@
-"""One stage, run to its end in this process: the recipe's names become objects here, and only here.
+"""Run one stage to its end in this process.
 
-A stage reads the folders of those it needs, writes its own, and returns what the report wants to
-know. It may be killed at any time: what it
-journalled is gone on with.
+A stage reads the folders of the stages it needs, writes its own, and returns its result. It may be
+killed at any time: the next start goes on from what it journalled.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from leafe.baselines.ace import AceConfig, Place, Playbook, with_playbook
-from leafe.core import Environment, Policy, Task, UserError, derive_seed, find_named
-from leafe.core.answers import versions_of
+from leafe.baselines.ace import AceConfig
+from leafe.core import Policy
 from leafe.distill import DistillConfig, build, export_trl, train
-from leafe.envs import load_tasks, make_env
 from leafe.evaluate import EvaluateProgress, evaluate, probe
-from leafe.explore import EnvPool, ExploreConfig, Progress, explore
+from leafe.explore import EnvPool, Progress, explore
+from leafe.pipeline import _baselines
+from leafe.pipeline._acting import (
+    Acting,
+    Emit,
+    act,
+    explore_config,
+    make_pool,
+    make_prompts,
+    resolve_model,
+    sampling_of,
+)
 from leafe.pipeline._choose import choose, last_round
-from leafe.pipeline._plan import HELD_OUT, Stage, Variant, env_options, stage_name, task_count
+from leafe.pipeline._plan import HELD_OUT, Stage, stage_name
 from leafe.pipeline._progress import evaluating, exploring
-from leafe.pipeline._served import served_policy
-from leafe.pipeline._shards import shard_of
-from leafe.pipeline._weights import checkpoint_of, nothing_to_do, playbook_of
-from leafe.policies import make_policy
-from leafe.policies.server import deaths, stop_all
-from leafe.prompts import Prompts, load_prompt_set
+from leafe.pipeline._ray import run_on_ray
+from leafe.pipeline._result import StageResult, result_of
+from leafe.pipeline._weights import checkpoint_of, nothing_to_do
+from leafe.policies.server import stop_all
 from leafe.recipes import EarlyRecipe, GrpoRecipe, Recipe
-from leafe.runs import Journal, RunFolder, StoredTrees, atomic_write, load_trees, write_tasks
+from leafe.runs import RunFolder, StoredTrees, load_trees
 
-Emit = Callable[[dict[str, Any]], None]
-"""Takes plain values on how far the stage is: `done` of `of`, and words."""
+SPREAD = ("explore", "validate", "evaluate")
+"""Kinds of stages whose tasks a cluster can share."""
 
 
-def run_stage(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
-    """Run the stage in the run folder `folder`; returns plain values for its marker."""
+def run_stage(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
+    """Run the stage in the run folder `folder`; `emit` is told of its progress."""
     began = time.monotonic()
-    info = _skipped(recipe, folder, stage)
-    if info is None:
+    result = _skipped(recipe, folder, stage)
+    if result is None:
         run = _runner(stage)
         if recipe.engine == "ray" and stage.kind in SPREAD:
-            from leafe.pipeline._ray import spread
+            run = run_on_ray
+        result = run(recipe, folder, stage, _throttled(emit))
+    # samples that were copied took no time
+    return StageResult.parse({"seconds": round(time.monotonic() - began, 2)} | result.marker)
 
-            run = spread
-        info = run(recipe, folder, stage, _Throttled(emit))
-    return {"seconds": round(time.monotonic() - began, 2)} | info
 
-
-def _runner(stage: Stage) -> Callable[[Recipe, Path, Stage, Emit], dict[str, Any]]:
-    """What does the work of a stage of this kind; trainings by method."""
-    from leafe.pipeline import _baselines
-
-    if stage.kind in ("explore", "validate", "choose", "evaluate"):
-        return {
-            "explore": _explore,
-            "validate": _evaluate,
-            "choose": _choose,
-            "evaluate": _evaluate,
-        }[stage.kind]
-    if stage.kind == "tries":
-        return _baselines.test_time_attempts
+def _runner(stage: Stage) -> Callable[[Recipe, Path, Stage, Emit], StageResult]:
+    match stage.kind:
+        case "explore":
+            return _explore
+        case "validate" | "evaluate":
+            return _evaluate
+        case "choose":
+            return _choose
+        case "tries":
+            return _baselines.test_time_attempts
     assert stage.attempt is not None
     match stage.attempt.config:
         case DistillConfig():
             return _distill
         case GrpoRecipe():
             return _baselines.grpo
+        case EarlyRecipe() if stage.kind == "collect":
+            return _baselines.collect_alternatives
         case EarlyRecipe():
-            return (
-                _baselines.collect_alternatives
-                if stage.kind == "collect"
-                else _baselines.train_early_experience
-            )
+            return _baselines.train_early_experience
         case AceConfig():
             return _baselines.build_playbook
 
 
-SPREAD = ("explore", "validate", "evaluate")
-"""Kinds of stages whose tasks a cluster can share."""
-
-
-def _skipped(recipe: Recipe, folder: Path, stage: Stage) -> dict[str, Any] | None:
-    """The marker of a stage for which nothing is to be computed: it has nothing to do, or what it
-    would find is there already."""
+def _skipped(recipe: Recipe, folder: Path, stage: Stage) -> StageResult | None:
+    """The result of a stage for which nothing is to be computed; None where something is."""
     run = RunFolder.read(folder)
     nothing = nothing_to_do(run, stage)
     if nothing is not None:
         return nothing
     if stage.kind == "explore" and stage.round[0] > 1:
         last = last_round(run, recipe, stage)
-        return None if last is None else {"stopped": f"{stage.row}: {last}"}
-    if (
-        stage.kind == "evaluate"
-        and stage.policy in recipe.arms
-        and stage.what == stage.policy
-        and recipe.rounds_of(stage.policy).number > 1
-    ):
+        return None if last is None else StageResult.stopped(f"{stage.row}: {last}")
+    own_row = stage.kind == "evaluate" and stage.policy.kind == "arm"
+    arm = stage.policy.name
+    if own_row and stage.what == arm and recipe.rounds_of(arm).number > 1:
         # the chosen round was sampled on the same tasks with the same seed: these are its samples
-        chosen = (run.done(stage_name("choose", stage.variant, stage.policy)) or {})["chosen"]
-        source = stage_name("evaluate", stage.variant, chosen)
+        choice = result_of(run, stage_name("choose", stage.variant, arm))
+        assert choice is not None
+        assert choice.chosen is not None
+        source = stage_name("evaluate", stage.variant, choice.chosen)
         for file in sorted((folder / source).glob("*.jsonl")):
             shutil.copyfile(file, folder / stage.name / file.name)
-        return (run.done(source) or {}) | {"chosen": chosen, "seconds": 0.0}
+        sampled = (run.done(source) or {}) | {"chosen": str(choice.chosen), "seconds": 0.0}
+        return StageResult.parse(sampled)
     return None
 
 
-class _Throttled:
-    """Passes on two words a second: progress is for people."""
+def _throttled(emit: Emit) -> Emit:
+    """Passes on two events a second: progress is for people."""
+    last = 0.0
 
-    def __init__(self, emit: Emit) -> None:
-        self.emit, self.last = emit, 0.0
-
-    def __call__(self, event: dict[str, Any]) -> None:
+    def passed(event: dict[str, Any]) -> None:
+        nonlocal last
         now = time.monotonic()
-        if now - self.last > 0.5:
-            self.last = now
-            self.emit(event)
+        if now - last > 0.5:
+            last = now
+            emit(event)
+
+    return passed
 
 
-def resolve_model(name: str) -> str:
-    """`embedded`, `smollm2`, a folder or a hub id -> what transformers can load."""
-    if name == "embedded":
-        from leafe.embedded import base_path
-
-        return str(base_path())
-    if name == "smollm2":
-        from leafe.policies import smollm2
-
-        return str(smollm2.path())
-    return name
-
-
-def env_factory(recipe: Recipe, variant: Variant) -> Callable[[], Environment]:
-    """What makes the leg's environments."""
-    return partial(make_env, recipe.env.name, **env_options(recipe, variant))
-
-
-def make_pool(recipe: Recipe, variant: Variant, concurrency: int) -> EnvPool:
-    return EnvPool.fitting(
-        env_factory(recipe, variant),
-        concurrency,
-        recipe.env.workers,
-        recipe.env.timeout,
-        recipe.env.max_observation,
-    )
-
-
-def same_env(folder: Path, stage: Stage, pool: EnvPool) -> dict[str, str]:
-    """What the environment's words hang on, for the marker; UserError where this run began with
-    another environment of that name."""
-    versions = versions_of(pool.facts)
-    note = folder / stage.name / "env.json"
-    known = [RunFolder.read(folder).manifest.get("envs", {}).get(stage.variant.control or "env")]
-    known += [json.loads(note.read_text(encoding="utf-8"))] if note.is_file() else []
-    for before in filter(None, known):
-        changed = next(
-            (key for key in {**before, **versions} if before.get(key) != versions.get(key)), None
-        )
-        if changed is not None:
-            raise UserError(
-                f"The environment {pool.facts.name!r} is not the one that {folder} began "
-                f"with: its {changed} was {before.get(changed)!r} and is "
-                f"{versions.get(changed)!r}; bring that back, or start another run."
-            )
-    if versions:
-        atomic_write(note, json.dumps(versions, indent=1) + "\n")
-    return versions
-
-
-def stage_tasks(recipe: Recipe, folder: Path, stage: Stage, pool: EnvPool) -> list[Task]:
-    """The tasks that the stage explores or evaluates; of a shard its own."""
-    variant = stage.variant
-    if stage.kind in ("evaluate", "tries"):
-        return load_tasks(
-            pool.facts, recipe.tasks.test_split, task_count(recipe, variant, "test"), variant.seed
-        )
-    if stage.kind == "validate":
-        return load_tasks(
-            pool.facts, recipe.validation.split, recipe.validation.tasks, variant.seed
-        )
-    if stage.what == HELD_OUT:
-        tasks = load_tasks(pool.facts, recipe.validation.split, recipe.evaluate.probe, variant.seed)
-    else:
-        tasks = load_tasks(
-            pool.facts, recipe.tasks.train_split, task_count(recipe, variant, "train"), variant.seed
-        )
-    if stage.parted:
-        number, of = stage.round
-        if len(tasks) < of:
-            raise UserError(
-                f"{len(tasks)} training tasks cannot be parted among {of} rounds: ask for "
-                "fewer rounds or more tasks."
-            )
-        tasks = tasks[number - 1 :: of]
-    shard = shard_of(RunFolder.read(folder).config)
-    if shard is None:
-        return tasks
-    if len(tasks) < shard.of:
-        raise UserError(
-            f"{len(tasks)} tasks cannot be split into {shard.of} shards: ask for fewer "
-            "shards or more tasks."
-        )
-    return tasks[shard.index :: shard.of]
-
-
-def make_prompts(
-    recipe: Recipe, pool: EnvPool, folder: Path | None = None, stage: Stage | None = None
-) -> Prompts:
-    """The prompts of the recipe; of a stage in which an ACE arm acts with its playbook."""
-    prompts = Prompts(load_prompt_set(recipe.prompts), pool.facts.actions_help, recipe.history)
-    if folder is None or stage is None:
-        return prompts
-    found = read_playbook(folder, stage)
-    return prompts if found is None else with_playbook(prompts, *found)
-
-
-def read_playbook(folder: Path, stage: Stage) -> tuple[Playbook, Place] | None:
-    """The playbook that its policy acts with, and where it is read."""
-    found = playbook_of(RunFolder.read(folder), stage.variant, stage.policy)
-    return (
-        None
-        if found is None
-        else (Playbook.load(found[0]), "step" if found[1] == "step" else "first")
-    )
-
-
-async def _base_policy(recipe: Recipe, folder: Path) -> Policy:
-    if recipe.policy.launch is not None:
-        return await served_policy(recipe, folder, resolve_model(recipe.policy.model), "base")
-    if recipe.policy.kind == "hf":
-        return make_policy(
-            "hf", model=resolve_model(recipe.policy.model), name="base", **recipe.policy.options
-        )
-    named = {"model": recipe.policy.model} if recipe.policy.kind == "http" else {}
-    return make_policy(recipe.policy.kind, **(named | recipe.policy.options))
-
-
-async def _trained_policy(recipe: Recipe, folder: Path, checkpoint: Path, name: str) -> Policy:
-    """Served by the launch command where there is one; else answered for in-process: a server that
-    was started by hand does not know these weights."""
-    if recipe.policy.launch is not None:
-        return await served_policy(recipe, folder, str(checkpoint.absolute()), name)
-    options = recipe.policy.options if recipe.policy.kind == "hf" else {}
-    return make_policy("hf", model=str(checkpoint), name=name, **options)
-
-
-def source_of(folder: Path, stage: Stage) -> str:
-    """Who acts in the stage, once all that it needs is there: `base`, the folder of trained
-    weights, or `package.module:Class`."""
-    if ":" in stage.policy:
-        return stage.policy
-    found = checkpoint_of(RunFolder.read(folder), stage.variant, stage.policy)
-    return "base" if found is None else str(found)
-
-
-async def make_source(recipe: Recipe, folder: Path, source: str, name: str) -> Policy:
-    """The policy that `source_of` names; `name` stands on its turns."""
-    if source == "base":
-        return await _base_policy(recipe, folder)
-    if ":" not in source or Path(source).is_dir():
-        return await _trained_policy(recipe, folder, Path(source), name)
-    try:
-        found: Policy = find_named(source)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"evaluate.extras: the policy {source!r} cannot be imported: {error}."
-        ) from error
-    return found
-
-
-async def start_policy(policy: Policy) -> None:
-    check = getattr(policy, "check", None)
-    if check is not None:
-        await check()
-
-
-def explore_config(recipe: Recipe, stage: Stage) -> ExploreConfig:
-    """Later rounds draw anew; who explores first or elsewhere does not change the draws."""
-    seed = (
-        stage.variant.seed
-        if stage.round[0] == 1
-        else derive_seed(stage.variant.seed, "round", stage.round[0])
-    )
-    return recipe.explore.model_copy(
-        update={"strategy": stage.what.rpartition(".")[2], "seed": seed}
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a stage samples its tasks."""
-
-    samples: int
-    temperature: float
-
-
-def sampling_of(recipe: Recipe, folder: Path, stage: Stage) -> Sampling:
-    """A validation's or an evaluation's; the temperature of an arm with a sweep is the chosen
-    one."""
-    samples = recipe.validation.samples if stage.kind == "validate" else recipe.evaluate.samples
-    temperature = stage.temperature
-    if temperature is None:
-        chosen = (
-            RunFolder.read(folder).done(stage_name("choose", stage.variant, stage.what))
-            if stage.kind == "evaluate"
-            else None
-        )
-        temperature = (chosen or {}).get("temperature")
-    return Sampling(samples, recipe.evaluate.temperature if temperature is None else temperature)
-
-
-def policy_stats(policy: Policy, died: int) -> dict[str, Any]:
-    """How the policy fared, for the marker: its failures, and what its servers understand and how
-    often one that leafe started has died."""
-    out: dict[str, Any] = {"policy_failures": dict(getattr(policy, "stats", {}))}
-    report = getattr(policy, "report", None)
-    return out | (
-        {"servers": report(), "server_restarts": max(0, deaths() - died)}
-        if report is not None
-        else {}
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Acting:
-    """What a stage that plays has at hand."""
-
-    policy: Policy
-    pool: EnvPool
-    tasks: list[Task]
-    journal: Journal
-
-    @property
-    def failures(self) -> dict[str, int]:
-        """What has failed up to now, for the display."""
-        return dict(getattr(self.policy, "stats", {})) | {
-            "environments that failed": self.pool.broken
-        }
-
-
-Work = Callable[[Acting], Awaitable[dict[str, Any]]]
-
-
-def act(
-    recipe: Recipe,
-    folder: Path,
-    stage: Stage,
-    concurrency: int,
-    work: Work,
-    *,
-    name: str = "",
-    journalled: Callable[[list[Task]], list[Task]] = list,
-) -> dict[str, Any]:
-    """Run `work` with the stage's policy and environments; what it returns with how both fared, for
-    the marker. `name`: on the policy's turns, where it is not the
-    acting policy's; `journalled`: the tasks that the journal speaks of, where they are not those
-    that are played."""
-
-    async def main() -> dict[str, Any]:
-        pool = make_pool(recipe, stage.variant, concurrency)
-        policy: Policy | None = None
-        died = deaths()
-        try:
-            tasks = stage_tasks(
-                recipe, folder, stage, pool
-            )  # before a model is fetched: what an environment lacks is said at once
-            env = same_env(folder, stage, pool)
-            policy = await make_source(
-                recipe, folder, source_of(folder, stage), name or stage.policy
-            )
-            await start_policy(policy)
-            write_tasks(folder / stage.name, journalled(tasks))
-            with Journal(folder / stage.name) as journal:
-                done = await work(Acting(policy, pool, tasks, journal))
-        finally:
-            if policy is not None:
-                await policy.close()
-            pool.close()
-        return (
-            done
-            | policy_stats(policy, died)
-            | {"env_failures": pool.broken, "observations_cut": pool.cut, "env": env}
-        )
-
-    return asyncio.run(main())
-
-
-def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     config = explore_config(recipe, stage)
 
     async def work(at: Acting) -> dict[str, Any]:
@@ -404,24 +128,22 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
             last = p
             emit(exploring(p, config.limits, config.run_limits, failures=at.failures))
 
-        prompts, known = make_prompts(recipe, at.pool), load_trees(folder / stage.name)
         found = await explore(
             at.policy,
             at.pool,
             at.tasks,
-            prompts,
+            make_prompts(recipe, at.pool),
             config,
             journal=at.journal,
-            known=known,
+            known=load_trees(folder / stage.name),
             on_progress=on_progress,
             keep=False,
         )
-        return {
-            **(
-                {"tasks": last.tasks, "solved": last.solved, "rescued": last.solved_by_rollback}
-                if last is not None
-                else {}
-            ),
+        counted = {}
+        if last is not None:
+            counted = {"tasks": last.tasks, "solved": last.solved}
+            counted["rescued"] = last.solved_by_rollback
+        return counted | {
             "stops": dict(found.stops),
             "unusable_reflections": found.unusable_reflections,
             "cut_short": found.cut_short,
@@ -434,77 +156,62 @@ def _explore(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str
     return act(recipe, folder, stage, config.concurrency, work)
 
 
-_NOTHING = {"empty", "stopped"}
-"""In the marker of a stage that did nothing, and left no journal."""
-
-
-def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def _distill(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     stop_all()  # a server holds the accelerator's memory
     attempt = stage.attempt
     assert attempt is not None
     assert isinstance(attempt.config, DistillConfig)
     config = attempt.config.model_copy(update={"seed": stage.variant.seed})
     run = RunFolder.read(folder)
-    there = [name for name in attempt.explored if not _NOTHING & (run.done(name) or {}).keys()]
+    results = {name: result_of(run, name) for name in attempt.explored}
+    # read one at a time; of several rounds a task may have a tree each
     trees = [
-        StoredTrees(folder / name) for name in there
-    ]  # read one at a time; of several rounds a task may have a tree each
+        StoredTrees(folder / name)
+        for name, result in results.items()
+        if result is None or result.has_row
+    ]
     pool = make_pool(recipe, stage.variant, 1)
     prompts = make_prompts(recipe, pool)
     pool.close()
     dataset = build(trees, prompts, config, stage.variant.seed)
     if not dataset.part("rehearsal") and not dataset.part("counterfactual"):
-        # no reason to stop the other arms: where nothing succeeded and nothing improved, this one
-        # stays the policy it was and has no row of its own
+        # no reason to stop the other arms
         arm = recipe.arms[attempt.arm]
         why = (
             f"the trees of {arm.explored} hold nothing that {arm.preset} learns from: it has no row"
         )
-        return {"counts": dataset.counts, "empty": why, "stays": attempt.start}
-    learn, valid = (
-        dataset.split(config.valid_fraction, stage.variant.seed)
-        if config.eval_steps is not None
-        else (dataset, None)
-    )
+        return StageResult.empty(why, attempt.start, counts=dataset.counts)
+    learn, valid = dataset, None
+    if config.eval_steps is not None:
+        learn, valid = dataset.split(config.valid_fraction, stage.variant.seed)
     out = folder / stage.name
     out.mkdir(parents=True, exist_ok=True)
     if (out / "dataset").exists():
-        shutil.rmtree(
-            out / "dataset"
-        )  # made anew from the journal: the same trees give the same samples
+        shutil.rmtree(out / "dataset")  # of an earlier start: the same trees give the same samples
     validated = ""
 
     def on_progress(p: Mapping[str, Any]) -> None:
         nonlocal validated
         if "valid_loss" in p:
             validated = f", validation {p['valid_loss']:.3f}"
-        emit(
-            {
-                "done": p.get("step", 0),
-                "of": p.get("steps"),
-                "words": (f"loss {p['loss']:.3f}" if "loss" in p else "start") + validated,
-            }
-        )
+        words = (f"loss {p['loss']:.3f}" if "loss" in p else "start") + validated
+        emit({"done": p.get("step", 0), "of": p.get("steps"), "words": words})
 
     start = checkpoint_of(run, stage.variant, attempt.start) or resolve_model(recipe.policy.model)
-    result = train(
-        start, out / "checkpoint", learn, valid, config, on_progress, recipe.train.launch
+    launch = recipe.train.launch
+    result = train(start, out / "checkpoint", learn, valid, config, on_progress, launch)
+    # after the training, whose errors say more where there is nothing to learn from
+    export_trl(learn, out / "dataset", valid)
+    return StageResult.completed(
+        counts=dataset.counts, train=result.to_json(), config=config.model_dump(mode="json")
     )
-    export_trl(
-        learn, out / "dataset", valid
-    )  # after the training, which says it better where there is nothing to learn from
-    return {
-        "counts": dataset.counts,
-        "train": result.to_json(),
-        "config": config.model_dump(mode="json"),
-    }
 
 
-def _choose(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def _choose(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     return choose(RunFolder.read(folder), recipe, stage)
 
 
-def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[str, Any]:
+def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> StageResult:
     """On the test tasks or, as a stage of the kind `validate`, on the validation tasks."""
     settings = recipe.evaluate
     how = sampling_of(recipe, folder, stage)
@@ -533,30 +240,23 @@ def _evaluate(recipe: Recipe, folder: Path, stage: Stage, emit: Emit) -> dict[st
             concurrency=settings.concurrency,
             on_progress=on_progress,
         )
-        probed = (
-            await _probed(recipe, folder, stage, at.policy, at.pool)
-            if stage.kind == "evaluate"
-            else {}
-        )
-        counted = (
-            {"tasks": last.tasks, "solved": last.solved, "rescued": 0} if last is not None else {}
-        )
+        counted = {"tasks": last.tasks, "solved": last.solved, "rescued": 0} if last else {}
+        probed = await _probe(recipe, folder, stage, at.policy, at.pool)
         return {"temperature": how.temperature, "samples": how.samples, **counted, **probed}
 
     return act(recipe, folder, stage, settings.concurrency, work, name=stage.what)
 
 
-async def _probed(
+async def _probe(
     recipe: Recipe, folder: Path, stage: Stage, policy: Policy, pool: EnvPool
 ) -> dict[str, Any]:
-    """Whether the row still learns from experience, for the marker; nothing where nobody asks."""
+    """Whether the row still learns from experience, for the marker; empty where it is not asked."""
     held_out = stage_name("explore", stage.variant, HELD_OUT)
     if held_out not in stage.needs:
         return {}
-    trees = load_trees(folder / held_out).values()
     found = await probe(
         policy,
-        trees,
+        load_trees(folder / held_out).values(),
         make_prompts(recipe, pool, folder, stage),
         seed=stage.variant.seed,
     )

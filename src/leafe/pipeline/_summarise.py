@@ -1,8 +1,8 @@
-"""From run folders to a summary, at any time: what is not finished yet is left out.
+"""Summarise run folders at any time: what is not finished yet is left out.
 
-Several runs are put together in one of two ways. Pooled (`summarise_runs`): one experiment with
-other seeds or base policies, every run a draw of the same
-rows. Side by side (`compare_runs`): whatever experiments, each with rows of its own.
+Several runs are combined in one of two ways. Pooled (`summarise_runs`): one experiment with other
+seeds or base policies, every run a draw of the same rows. Side by side (`compare_runs`): any
+experiments, each with rows of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from leafe.core import Tree, UserError
 from leafe.evaluate import Evaluated, Explored, Over, Summary, summarise
 from leafe.pipeline._account import arm_rows, stage_rows, start_rows
 from leafe.pipeline._plan import HELD_OUT, Stage, plan
+from leafe.pipeline._result import result_of
 from leafe.pipeline._rounds import rounds_rows
 from leafe.recipes import Recipe, parse_stored_recipe
 from leafe.runs import RunFolder, load_trees, read_tasks
@@ -32,22 +33,26 @@ def recipe_of(run: RunFolder) -> Recipe:
 
 
 def summarise_run(run: RunFolder) -> Summary:
-    """All figures of the finished stages; rows of several seeds are one row."""
+    """All figures of a run's finished stages; rows of several seeds are one row."""
     return summarise_runs([run])
 
 
 def summarise_runs(
     runs: Sequence[RunFolder], against: str | None = None, over: Over = "runs"
 ) -> Summary:
-    """The same of several runs of one experiment with other base policies or other seeds: every
-    seed of every run counts as a run of its rows.
+    """Pool runs of one experiment with other base policies or other seeds.
 
-    Intervals are over these runs and their tasks. Runs that share a base policy or a seed are alike
-    in that and are taken for independent draws, so that with
-    few of either the intervals are rather too narrow. UserError where the runs are not one
-    experiment.
-    `against`: a row with which every other one is compared; `over`: whether that is to hold for
-    other runs or for these alone.
+    Every seed of every run counts as a run of its rows, and intervals are over these runs and their
+    tasks. Runs that share a base policy or a seed are taken for independent draws although they are
+    alike in that, so that with few of either the intervals are rather too narrow.
+
+    Args:
+        runs: The runs.
+        against: A row with which every other one is compared.
+        over: Whether that comparison is to hold for other runs or for these alone.
+
+    Raises:
+        UserError: The runs are not of one experiment.
     """
     recipe = recipe_of(runs[0])
     _same_experiment(runs)
@@ -91,13 +96,20 @@ def summarise_runs(
 def compare_runs(
     runs: Sequence[RunFolder], against: str | None = None, over: Over = "tasks"
 ) -> Summary:
-    """The same of any runs side by side: rows are named `RUN: ROW`, and every row is subtracted
-    from that of its name in the first run, where both were
-    sampled on the same tasks. `details.compare` says which row of the tables belongs to which run,
-    and in which settings the runs differ.
+    """Put any runs side by side.
 
-    `against`: a row of the first run, or `RUN: ROW`, with which all rows on the same tasks are
-    compared.
+    Rows are named `RUN: ROW`. Every row has its difference to the row of that name in the first
+    run, where both were sampled on the same tasks.
+
+    Args:
+        runs: The runs.
+        against: A row of the first run, or `RUN: ROW`, with which all rows on the same tasks are
+            compared.
+        over: Whether that comparison is to hold for other runs or for these alone.
+
+    Returns:
+        The summary; its `details.compare` has which row belongs to which run, and in which settings
+        the runs differ.
     """
     names = short_names([run.path for run in runs])
     explored: dict[str, list[_Place]] = {}
@@ -167,16 +179,12 @@ def _finished(runs: Sequence[RunFolder]) -> tuple[dict[str, list[_Place]], dict[
     evaluated: dict[str, list[_Place]] = {}
     for run in runs:
         for stage in plan(recipe_of(run)):
-            done = run.done(stage.name)
-            if (
-                done is not None
-                and "empty" not in done
-                and "stopped" not in done
-                and stage.kind in ("explore", "evaluate")
-            ):
-                (explored if stage.kind == "explore" else evaluated).setdefault(
-                    stage.row, []
-                ).append(_Place(run, stage, done))
+            if stage.kind not in ("explore", "evaluate"):
+                continue
+            result = result_of(run, stage.name)
+            if result is not None and result.has_row:
+                rows = explored if stage.kind == "explore" else evaluated
+                rows.setdefault(stage.row, []).append(_Place(run, stage, result.marker))
     return explored, evaluated
 
 
@@ -186,14 +194,14 @@ def _account(
     explored: Mapping[str, Sequence[_Place]],
     runs: Sequence[tuple[str, RunFolder]],
 ) -> None:
-    """What the report says beside the rates. `named`: what stands before the rows of each run;
-    `runs`: what a run is called."""
+    """Add what the report shows beside the rates. `named`: (prefix of its rows, run); `runs`:
+    (name, run)."""
     stages = [(prefix, run, stage) for prefix, run in named for stage in plan(recipe_of(run))]
     summary.details["stages"] = stage_rows(
         stages, {row["arm"]: row["computed"] for row in summary.details["evaluate"]}
     )
     summary.details["tries"] = [
-        {"row": prefix + stage.row, "policy": stage.policy} | row
+        {"row": prefix + stage.row, "policy": str(stage.policy)} | row
         for prefix, run, stage in stages
         for row in (run.done(stage.name) or {}).get("rows", ())
     ]
@@ -203,8 +211,8 @@ def _account(
         for row, places in explored.items()
         if places[0].stage.variant.control or places[0].stage.what == HELD_OUT
     }
-    for told in summary.details["explore"]:
-        told["role"] = "control" if told["strategy"] in aside else "strategy"
+    for row in summary.details["explore"]:
+        row["role"] = "control" if row["strategy"] in aside else "strategy"
 
 
 def _mark(place: _Place) -> str:
@@ -268,8 +276,8 @@ def _evaluated(row: str, places: Sequence[_Place], labels: Sequence[str] = ()) -
 
 
 def _same_experiment(runs: Sequence[RunFolder]) -> None:
-    """UserError where the runs differ in more than the base policy, the seeds, the name and what
-    only the report says."""
+    """UserError where the runs differ in more than the base policy, the seeds, the name and
+    settings of the report."""
 
     def compared(run: RunFolder) -> dict[str, Any]:
         config = {k: v for k, v in run.config.items() if k not in ("name", "about", "seeds")}
@@ -294,7 +302,7 @@ def _same_experiment(runs: Sequence[RunFolder]) -> None:
 
 
 def _validation_rows(run: RunFolder, several: bool) -> list[dict[str, Any]]:
-    """What was sampled on validation tasks, and what was chosen by it: one row an attempt."""
+    """The attempts that were validated, and which was chosen: one row each."""
     out = []
     for stage in plan(recipe_of(run)):
         done = run.done(stage.name) if stage.kind == "choose" else None

@@ -1,77 +1,85 @@
-"""Whose weights (and which playbook) a stage uses, and whether there is anything for it to do: read
-from the markers of the stages that it needs.
+"""Whose weights, and which playbook, a stage uses; and whether a stage has anything to do.
 
-A training that found nothing to learn from leaves no weights (`empty`): its arm has no row, and
-arms that build on it have none either; a later round
-goes on from the weights before it. Rounds after the one at which validation stopped are `stopped`:
-their stages are marked as such and do nothing.
+Both are read from the markers of earlier stages. A training that found nothing to learn from is
+`empty`: it leaves no weights, its arm has no row, and arms that build on it have none either. A
+later round goes on from the weights before it. Rounds after the one at which validation stopped are
+`stopped` and do nothing.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from leafe.pipeline._plan import Stage, Variant, stage_name
+from leafe.pipeline._plan import Stage, Variant, kind_of, stage_name
+from leafe.pipeline._policy_ref import PolicyRef
+from leafe.pipeline._result import Outcome, StageResult, result_of
 from leafe.runs import RunFolder
 
 
-def checkpoint_of(run: RunFolder, variant: Variant, policy: str) -> Path | None:
-    """The folder of an arm's or attempt's weights; None for the base policy, and for an attempt
-    that learned nothing and stayed what it was."""
-    policy = str((run.done(stage_name("choose", variant, policy)) or {}).get("chosen", policy))
-    grown = run.done(stage_name("collect", variant, policy))
-    if grown is not None and "before" in grown:
-        return checkpoint_of(run, variant, str(grown["before"]))
+def checkpoint_of(run: RunFolder, variant: Variant, policy: PolicyRef | str) -> Path | None:
+    """The folder of a policy's weights.
+
+    Args:
+        run: The run, read or open.
+        variant: The seed and control that the policy was trained in.
+        policy: An arm or an attempt at one, also by its text (`leafe+`, `leafe+.round2`).
+
+    Returns:
+        The folder; None where the base policy acts: it is asked for, the attempt learned nothing,
+        or it is a playbook in front of the base.
+    """
+    policy = _chosen(run, variant, policy)
+    collected = result_of(run, stage_name("collect", variant, policy))
+    if collected is not None and collected.before is not None:
+        return checkpoint_of(run, variant, collected.before)
     trained = stage_name("distill", variant, policy)
-    done = run.done(trained)
-    if done is None:
+    result = result_of(run, trained)
+    if result is None:
         return None
-    return (
-        checkpoint_of(run, variant, str(done["stays"]))
-        if "empty" in done
-        else run.path / trained / "checkpoint"
-    )
+    if result.stays is not None:
+        return checkpoint_of(run, variant, result.stays)
+    return run.path / trained / "checkpoint"
 
 
-def playbook_of(run: RunFolder, variant: Variant, policy: str) -> tuple[Path, str] | None:
-    """(the file, where it is read: an `AceConfig.place`) of an ACE arm or attempt; None for all
-    others."""
-    policy = str((run.done(stage_name("choose", variant, policy)) or {}).get("chosen", policy))
-    grown = stage_name("collect", variant, policy)
-    done = run.done(grown) or {}
-    return (run.path / grown / "playbook.json", str(done["place"])) if "before" in done else None
+def playbook_of(run: RunFolder, variant: Variant, policy: PolicyRef) -> tuple[Path, str] | None:
+    """(the file, where it is read: an `AceConfig.place`) of an ACE arm or attempt; else None."""
+    name = stage_name("collect", variant, _chosen(run, variant, policy))
+    result = result_of(run, name)
+    if result is None or result.before is None:
+        return None
+    return run.path / name / "playbook.json", str(result.marker["place"])
 
 
-def nothing_to_do(run: RunFolder, stage: Stage) -> dict[str, Any] | None:
-    """The marker of a stage that has nothing to do, with the reason in words; None where it has."""
-    markers = {need: run.done(need) or {} for need in stage.needs}
+def _chosen(run: RunFolder, variant: Variant, policy: PolicyRef | str) -> PolicyRef:
+    """The attempt that an arm of several attempts is; any other policy as it is."""
+    result = result_of(run, stage_name("choose", variant, policy))
+    if result is not None and result.chosen is not None:
+        return result.chosen
+    return PolicyRef.parse(policy) if isinstance(policy, str) else policy
+
+
+def nothing_to_do(run: RunFolder, stage: Stage) -> StageResult | None:
+    """The result of a stage that has nothing to do, with the reason; None where it has."""
     if stage.kind == "choose":
         return None
-    if not any(need.startswith("choose/") for need in stage.needs):
-        stopped = next((done["stopped"] for done in markers.values() if "stopped" in done), None)
-        if stopped is not None:
-            return {"stopped": stopped}
+    needs = {need: result_of(run, need) for need in stage.needs}
+    results = {need: result for need, result in needs.items() if result is not None}
+    if not any(kind_of(need) == "choose" for need in results):
+        for result in results.values():
+            if result.outcome is Outcome.stopped:
+                return StageResult.stopped(result.reason)
     uses = stage.attempt.start if stage.kind == "distill" and stage.attempt else stage.policy
-    collected = next(
-        (
-            done["empty"]
-            for need, done in markers.items()
-            if need.startswith("collect/") and "empty" in done
-        ),
-        None,
-    )
-    if collected is not None:
-        return {"empty": collected, "stays": uses}
-    if not (
-        stage.kind in ("explore", "distill") and "." in uses
-    ):  # a later round begins with what there is
-        for kind in ("choose", "distill", "collect"):
-            done = markers.get(stage_name(kind, stage.variant, uses), {})
-            if "empty" in done:
-                return {"empty": done["empty"], "stays": uses}
+    relevant = [name for name in results if kind_of(name) == "collect"]
+    # a later round begins with what there is
+    if not (stage.kind in ("explore", "distill") and uses.kind == "attempt"):
+        relevant += [
+            stage_name(kind, stage.variant, uses) for kind in ("choose", "distill", "collect")
+        ]
+    for name in relevant:
+        if name in results and results[name].outcome is Outcome.empty:
+            return StageResult.empty(results[name].reason, uses)
     if stage.kind in ("collect", "distill") and stage.attempt and stage.attempt.explored:
-        reasons = [markers[need].get("empty") for need in stage.attempt.explored]
-        if all(reasons):
-            return {"empty": reasons[0], "stays": uses}
+        explored = [results.get(name) for name in stage.attempt.explored]
+        if all(result and result.outcome is Outcome.empty for result in explored):
+            return StageResult.empty(explored[0].reason if explored[0] else "", uses)
     return None

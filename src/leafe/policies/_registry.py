@@ -1,9 +1,7 @@
-"""A policy is a name and options; what stands behind the name is imported when it is asked for.
+"""Policies by name: what a name refers to is imported when it is asked for.
 
-Three kinds of name, as with environments: those of this package, those that an installed package
-announces under the entry point group
-`leafe.policies`, and an import path `package.module:Class`. What is wrong with a name or an option
-is said in one sentence.
+Three kinds of name, as for environments: those of this package, those that an installed package
+announces under the entry point group `leafe.policies`, and an import path `package.module:Class`.
 """
 
 from __future__ import annotations
@@ -26,34 +24,44 @@ def _announced() -> dict[str, EntryPoint]:
 
 
 def policy_names() -> list[str]:
-    """Every kind of policy that a name alone can make, sorted."""
+    """Every policy that a plain name can make, sorted."""
     return sorted({*_BUILTIN, *_announced()})
 
 
 def make_policy(kind: str, **options: Any) -> Policy:
-    """The policy `kind` with its options.
+    """Make a policy.
 
-    UserError for an unknown kind or option, a missing option or package; the policy's own UserError
-    for a value that it refuses.
+    Args:
+        kind: A name of `policy_names`, or package.module:Class.
+        **options: Its options.
+
+    Raises:
+        UserError: The kind or an option is unknown, an option or a package is missing, or the
+            policy refuses a value.
     """
     made: Policy = policy_factory(kind, options)(**options)
     return made
 
 
 def policy_factory(kind: str, options: Mapping[str, Any]) -> Callable[..., Any]:
-    """What makes the policy `kind`, once it is sure that it takes these options; UserError as
-    `make_policy`. Makes nothing."""
+    """The class or function that makes the policy `kind`; makes nothing.
+
+    Args:
+        kind: A name of `policy_names`, or package.module:Class.
+        options: The options that it must take.
+
+    Raises:
+        UserError: As `make_policy`.
+    """
     factory = _load(kind)
     parameters = inspect.signature(factory).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for option in options:
             if option not in parameters:
-                there = (
-                    f"its options are {', '.join(parameters)}"
-                    if parameters
-                    else "it has no options"
+                known = ", ".join(parameters) or "none"
+                raise UserError(
+                    f"The policy {kind!r} has no option {option!r}: its options are {known}."
                 )
-                raise UserError(f"The policy {kind!r} has no option {option!r}: {there}.")
     for name, p in parameters.items():
         if (
             p.default is p.empty

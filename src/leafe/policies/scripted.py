@@ -1,5 +1,4 @@
-"""A policy that a function plays: for tests, references and examples. The answer depends on the
-request alone, its seed included."""
+"""A policy that a function plays, for tests, references and examples."""
 
 from __future__ import annotations
 
@@ -10,11 +9,13 @@ from leafe.core import Completion, Request, Usage
 
 
 class ScriptedPolicy:
-    """`script` maps a request to completions whose counts sum to n, or to one text for all n
-    samples.
+    """Answers with `script`; `calls` counts requests.
 
-    Plain texts get a usage in words. `latency`: seconds that each answer takes, without blocking
-    others. `calls` counts requests.
+    Args:
+        script: Maps a request to completions whose counts sum to n, or to one text for all n
+            samples, whose usage is counted in words. It depends on the request alone.
+        name: The policy's name.
+        latency: Seconds that each answer takes.
     """
 
     def __init__(
@@ -30,7 +31,11 @@ class ScriptedPolicy:
         self._latency = latency
 
     async def complete(self, request: Request) -> list[Completion]:
-        """ValueError where the script's counts do not sum to n: a broken script."""
+        """Answer a request.
+
+        Raises:
+            ValueError: The script's counts do not sum to n.
+        """
         self.calls += 1
         if self._latency:
             await asyncio.sleep(self._latency)
@@ -42,12 +47,10 @@ class ScriptedPolicy:
                     answer, request.n, usage=Usage(prompt=read, generated=len(answer.split()))
                 )
             ]
-        if sum(c.count for c in answer) != request.n:
-            raise ValueError(
-                f"the script gave {sum(c.count for c in answer)} samples where {request.n} "
-                "were asked for"
-            )
+        count = sum(c.count for c in answer)
+        if count != request.n:
+            raise ValueError(f"the script gave {count} samples where {request.n} were asked for")
         return answer
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""

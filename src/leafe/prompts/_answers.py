@@ -1,9 +1,9 @@
-"""What a model's answer says: its drafts set apart, and the one action read out of the rest.
+"""Reads a model's answer: separates its drafts, and finds the one action in the rest.
 
-Models write the forms that they were trained on, whatever a prompt asks for. Those that can be
-read without a doubt are read; of anything else the action is the whole text, and the environment
-says what is wrong with it. Every pattern here takes time that is linear in the text: spaces are
-matched possessively."""
+Models write the forms that they were trained on, whatever a prompt asks for. Forms that are
+unambiguous are read; of anything else the action is the whole text, and the environment says what
+is wrong with it. Every pattern takes time linear in the text: spaces are matched possessively.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ _WRAPPED = re.compile(
 
 
 def split_drafts(text: str) -> tuple[str, str]:
-    """(drafts, answer): what a model wrote to itself between marks such as `<think>` is no
-    answer, and what such a mark begins and none ends is all draft."""
+    """(drafts, answer): text between marks such as `<think>` is a draft; an unclosed mark makes the
+    rest of the text a draft."""
     if _CHANNEL.match(text):
         finals = list(_FINAL.finditer(text))
         if not finals:
@@ -58,7 +58,7 @@ def split_drafts(text: str) -> tuple[str, str]:
         )
     drafts: list[str] = []
     kept: list[str] = []
-    start = counted = fences = spoken_of = 0
+    start = counted = fences = mentioned = 0
     inside = False
     for mark in _DRAFT.finditer(text):
         if mark["open"] and inside:
@@ -70,16 +70,16 @@ def split_drafts(text: str) -> tuple[str, str]:
         if mark["open"]:
             fences += len(_FENCE_LINE.findall(text, counted, mark.start()))
             counted = mark.start()
-            if quoted or fences % 2:  # a program, or a sentence, speaks of it
-                spoken_of += 1
+            if quoted or fences % 2:  # a program or a sentence mentions the mark
+                mentioned += 1
                 continue
             kept.append(text[start : mark.start()])
             inside = True
         elif inside:
             drafts.append(text[start : mark.start()])
             inside = False
-        elif spoken_of:
-            spoken_of -= 1
+        elif mentioned:
+            mentioned -= 1
             continue
         elif quoted:
             continue
@@ -92,11 +92,8 @@ def split_drafts(text: str) -> tuple[str, str]:
 
 
 def _unwrapped(answer: str) -> str:
-    """The answer without marks of a turn's end, where a server left them in, and out of a
-    wrapper."""
-    answer = answer.rstrip().lstrip(
-        "\r\n"
-    )  # the indentation of a first line is kept: a program may stand there
+    """The answer without end-of-turn marks, if a server left them in, and out of a wrapper."""
+    answer = answer.rstrip().lstrip("\r\n")  # keeps the first line's indentation, of a program
     while answer.endswith(_ENDS):
         answer = answer[: answer.rindex("<")].rstrip()
     wrapper = _WRAPPED.fullmatch(answer.lstrip())
@@ -141,10 +138,11 @@ _TICKS = re.compile(r"(`{3,}|~{3,})[ \t]*+[\w+.-]*+")
 
 
 def labelled(text: str, several_lines: bool = False) -> tuple[str, str] | None:
-    """(thought, action) of `Thought: ... Action: ...`; None where there is no such label.
+    """(thought, action) of `Thought: ... Action: ...`; None if there is no such label.
 
-    The first action counts: what follows it, an observation that the model invented and all that
-    it did then, is dropped."""
+    The first action counts. What follows it is dropped: an observation that the model invented and
+    its later actions.
+    """
     label = _first_label(text)
     if label is None:
         return None
@@ -169,8 +167,7 @@ def labelled(text: str, several_lines: bool = False) -> tuple[str, str] | None:
 
 
 def _first_label(text: str) -> re.Match[str] | None:
-    """Where the first action is named: at a line's beginning, as a heading, or else within a
-    line."""
+    """The label of the first action: at a line's beginning, as a heading, or else within a line."""
     label, heading = _LABEL.search(text), _HEADING.search(text)
     if heading is not None and (
         label is None
@@ -186,7 +183,7 @@ def _until_next(rest: str) -> str:
 
 
 def _bare(action: str, opened: str) -> str:
-    """The action without the marks of code or bold around it."""
+    """The action without marks of code or bold around it."""
     action = action.strip()
     if opened and action.endswith(opened):
         action = action[: -len(opened)].rstrip()
@@ -198,7 +195,7 @@ def _bare(action: str, opened: str) -> str:
 
 
 def _unfenced(thought: str) -> str:
-    """The thought without the opening of a fence that the action closes."""
+    """The thought without an opening fence that the action closes."""
     lines = thought.split("\n")
     if lines[-1].strip().startswith(("```", "~~~")):
         lines.pop()

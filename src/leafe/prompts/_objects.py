@@ -1,12 +1,12 @@
-"""The JSON object that a model's answer ends with, read with bounds: what cannot be read without
-a doubt is not read.
+"""Reads the JSON object that a model's answer ends with, within bounds and without guessing.
 
-Strict JSON first, wherever it stands, with raw line breaks in its texts. What is nearly JSON (a
-comma too many, other quotes, a key without any) is read by json-repair, a well-kept library,
-within three bounds of ours: it is given what begins and ends with braces that match, never an
-answer that was cut; a few thousand characters of little depth, since its time grows with their
-square and its stack with their depth; and what it gives back must hold the very letters and
-digits that it was given, so that it may mend punctuation and nothing else."""
+Strict JSON comes first, wherever it stands, with raw line breaks in its texts. What is nearly JSON
+(a comma too many, other quotes, a key without quotes) is read by the library json-repair, within
+three bounds. It gets a piece whose braces match, never an answer that was cut. The piece has at
+most a few thousand characters and little depth, since the library's time grows with the square of
+its length and its stack with its depth. The result must hold exactly the letters and digits of the
+piece, so that only punctuation is repaired.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from typing import Any
 from leafe.core import clean_text
 
 LONGEST = 20_000
-"""Characters at an answer's end in which an object is looked for."""
+"""Characters at an answer's end that are searched for an object."""
 _REPAIRED = 2_000
 _DEEPEST = 16
 _WRAPPED = 3
-"""Objects or lists around the one that is looked for."""
+"""Most objects or lists around the wanted one."""
 _WHOLE = re.compile(r"\s*\[?\s*(?:step\s*)?#?(\d{1,9})(?:\.0{1,9})?\s*\]?\s*", re.IGNORECASE)
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 
 
 class Unreadable(ValueError):
-    """No object can be read; the message says why."""
+    """The answer holds no readable object; the message says why."""
 
 
 def last_object(text: str, key: str) -> dict[str, Any]:
@@ -36,16 +36,14 @@ def last_object(text: str, key: str) -> dict[str, Any]:
 
     Args:
         text: A model's answer, drafts taken out.
-        key: What the object that is meant holds, in lower case.
+        key: A key of the wanted object, in lower case.
 
     Returns:
-        The last object with that key, be it alone, among other text or within others; where none
-        has it, the last object. Keys are in lower
-        case, and texts are clean.
+        The last object with that key, alone, among other text or within others; if none has it, the
+        last object. Keys are in lower case, and texts are cleaned.
 
     Raises:
-        Unreadable: There is no object, or one with the key that cannot be read stands after all
-            others.
+        Unreadable: There is no object, or the last one with the key cannot be read.
     """
     text = text[-LONGEST:]
     last: dict[str, Any] | None = None
@@ -69,8 +67,8 @@ def last_object(text: str, key: str) -> dict[str, Any]:
 
 
 def whole_number(value: object) -> int | None:
-    """The whole number that a value is or says: 3, 3.0, "3", "step 3"; None for anything else,
-    and for one beyond all bounds."""
+    """The whole number in a value: 3, 3.0, "3", "step 3"; None for anything else or a number that
+    is too large."""
     if isinstance(value, str):
         match = _WHOLE.fullmatch(value[:100])
         return int(match[1]) if match else None
@@ -96,14 +94,14 @@ def _strict(text: str) -> Iterator[tuple[Any, int]]:
             yield value, end
         except ValueError:
             end = at + 1
-        except RecursionError:  # so deep that nothing was meant by it
+        except RecursionError:  # too deep to mean anything
             return
         at = text.find("{", end)
 
 
 def _near(text: str, key: str) -> str:
-    """The last piece in braces that holds the key and is no JSON; none where no brace stands
-    before the key. Unreadable where the braces do not match."""
+    """The last piece in braces that holds the key and is no JSON; empty if no brace precedes the
+    key. Unreadable if the braces do not match."""
     named = re.compile(rf"\b{key}\b[\"'“”‘’]?\s*:", re.IGNORECASE)
     spans, loose = _braces(text)
     start, end = next((span for span in reversed(spans) if named.search(text, *span)), (-1, 0))
@@ -113,7 +111,7 @@ def _near(text: str, key: str) -> str:
 
 
 def _braces(text: str) -> tuple[list[tuple[int, int]], list[int]]:
-    """The outermost pairs of braces, by counting, and the braces that have no other."""
+    """The outermost pairs of braces, by counting, and the unmatched braces."""
     spans: list[tuple[int, int]] = []
     opened: list[int] = []
     closers: list[int] = []
@@ -131,18 +129,16 @@ def _braces(text: str) -> tuple[list[tuple[int, int]], list[int]]:
 
 
 def _repaired(piece: str) -> Any:
-    """What json-repair makes of it; None where that is out of bounds or a guess."""
+    """json-repair's reading; None if the piece is out of bounds or the reading a guess."""
     if len(piece) > _REPAIRED or not piece.endswith("}") or _depth(piece) > _DEEPEST:
         return None
-    if (
-        re.sub(r"\\.", "", piece).count('"') % 2
-    ):  # a text that is not closed: the piece ends within it
+    if re.sub(r"\\.", "", piece).count('"') % 2:  # a text is not closed: the piece ends within it
         return None
-    from json_repair import repair_json  # a quarter of a second
+    from json_repair import repair_json  # importing takes a quarter of a second
 
     try:
         value = repair_json(piece, return_objects=True, skip_json_loads=True)
-    except Exception:  # whatever it stumbles over: it has not been read
+    except Exception:  # any failure: not readable
         return None
     return value if _letters(value) == _kept(_ESCAPE.sub(_unescaped, piece)) else None
 
@@ -172,8 +168,8 @@ def _kept(text: str) -> str:
 
 
 def _within(value: Any, key: str, depth: int) -> dict[str, Any] | None:
-    """The last object with this key that a value is or holds, also as a text of JSON (as calls
-    of tools have their arguments)."""
+    """The last object with this key that a value is or holds, also as JSON text (as tool calls have
+    their arguments)."""
     if isinstance(value, dict):
         if any(_name(k) == key for k in value):
             return value

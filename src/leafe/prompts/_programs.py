@@ -1,9 +1,9 @@
-"""The program of an answer: which of its fenced blocks is meant, and whether it is whole.
+"""Finds the program of an answer: which of its fenced blocks is meant, and whether it is complete.
 
-Fences are read by line and not by a Markdown library: a program in a list item, one whose
-docstring holds a fence, one whose opening fence is missing or whose closing fence stands at the
-end of a line are not what CommonMark makes of them. The program itself is never parsed: what it
-looks like is told by its lines alone."""
+Fences are read by line and not by a Markdown library. CommonMark misreads a program in a list item,
+one whose docstring holds a fence, one without an opening fence, and one whose closing fence ends a
+line. The program itself is never parsed: its lines alone tell what it looks like.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DEFINITION = (
     r"|import[ \t]+[\w.]+(?:[ \t]*(?:,|as[ \t])[ \t]*[\w.]+)*[ \t]*$"
 )
 _BEGINS = re.compile(_DEFINITION, re.MULTILINE)
-_SPEAKS = re.compile(
+_LOOKS_LIKE_PYTHON = re.compile(
     rf"{_DEFINITION}|\#!|[A-Za-z_]\w*(?:[ \t]*,[ \t]*\w+)*[ \t]*[-+*/|&]?=(?!=)"
     r"|(?:for|while|if|with|try|print|return|assert|raise|del)\b.*[:()]"
     r"|[A-Za-z_][\w.]*\(.*\)|\"\"\"|'''",
@@ -47,14 +47,14 @@ class Block:
     """One fenced block of an answer."""
 
     start: int
-    """Where its opening fence stands in the text."""
+    """Offset of its opening fence in the text."""
     tag: str
     code: str
     closed: bool = True
 
     @property
     def rank(self) -> tuple[bool, int, bool]:
-        """How likely it is the program, and not the program's use, output or input."""
+        """How likely this is the program and not its use, output or input; higher is likelier."""
         if self.code.lstrip().startswith(">>>"):
             return False, 0, False
         kind = 2 if _PYTHON.match(self.tag) else 0 if self.tag.strip(" {}.") else 1
@@ -64,20 +64,18 @@ class Block:
 
 
 def program(text: str, cut: bool = False, ends_at_fence: bool = False) -> tuple[str, str]:
-    """(thought, program) of an answer with a program in a fence; the whole text where there is
-    no fence.
+    """Read the program in a fence; the whole text if there is no fence.
 
     Args:
         text: The answer, drafts taken out.
-        cut: The answer ended where no more could be written: what no fence closes is not whole
-            then.
-        ends_at_fence: A fence is a stop text: what the answer ends with is whole where it was
-            not cut.
+        cut: The answer reached its token limit: an open block is incomplete then.
+        ends_at_fence: A fence is a stop text: a block that ends the answer is complete if the
+            answer was not cut.
 
     Returns:
-        Of several blocks the last that defines something (else the last in Python, else the last
-        that looks like it). An empty program where that block is not
-        closed, or where the answer was cut and has no block.
+        (thought, program). Of several blocks the last that defines something, else the last in
+        Python, else the last that looks like it. The program is empty if that block is not closed,
+        or if the answer was cut and has no block.
     """
     text = text[:LONGEST].replace("\r\n", "\n").replace("\r", "\n")
     blocks = [block for block in read_blocks(text) if block.code.strip()]
@@ -89,8 +87,8 @@ def program(text: str, cut: bool = False, ends_at_fence: bool = False) -> tuple[
 
 
 def read_blocks(text: str) -> list[Block]:
-    """The fenced blocks of a text in their order. A program at its beginning that a fence closes
-    and none opens is one."""
+    """The fenced blocks of a text, in order. A program at its beginning that a fence closes and
+    none opens counts."""
     lines = text.split("\n")
     starts = [0]
     for line in lines:
@@ -120,9 +118,8 @@ def read_blocks(text: str) -> list[Block]:
 
 
 def _dedented(lines: list[str]) -> str:
-    """The lines without the indentation that all have. Blank lines keep their blanks (they may
-    stand in a text), which is
-    what `textwrap.dedent` does not do."""
+    """The lines without their common indentation. Unlike `textwrap.dedent` it keeps the blanks of
+    blank lines, which may be part of a string."""
     indents = [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip()]
     margin = min(indents, key=len, default="")
     while not all(indent.startswith(margin) for indent in indents):
@@ -133,11 +130,12 @@ def _dedented(lines: list[str]) -> str:
 def _end(
     text: str, lines: list[str], starts: list[int], begin: int, mark: str
 ) -> tuple[int, bool, list[str]]:
-    """Where the block that begins at a line ends: (line, whether a fence closes it there, what
-    stands before the fence in that line).
+    """The end of the block that begins at a line: (line, whether a fence closes it there, the text
+    before the fence in that line).
 
-    A fence within a string of several lines is a part of the program. One that opens another
-    block ends this one, which is not closed."""
+    A fence within a multi-line string is part of the program. A fence that opens another block ends
+    this one, which is not closed.
+    """
     within = _Strings(text, starts[min(begin, len(lines))])
     doubtful: int | None = None
     for at in range(begin, len(lines)):
@@ -158,14 +156,14 @@ def _end(
 
 
 class _Strings:
-    """The strings and comments of a program, read as far as they are asked for."""
+    """The strings and comments of a program, read lazily."""
 
     def __init__(self, text: str, begin: int) -> None:
         self._found: Iterator[re.Match[str]] = _STRING.finditer(text, begin)
         self._last: re.Match[str] | None = None
 
     def any(self, place: int) -> bool:
-        """Whether a place is within one; places are asked for in their order."""
+        """Whether a place is within one; call it with ascending places."""
         while (self._last is None or self._last.end() <= place) and (
             found := next(self._found, None)
         ) is not None:
@@ -173,13 +171,13 @@ class _Strings:
         return self._last is not None and self._last.start() < place < self._last.end()
 
     def long(self, place: int) -> bool:
-        """Whether a place is within a string of several lines that ends."""
+        """Whether a place is within a closed multi-line string."""
         return self.any(place) and self._last is not None and bool(self._last["end"])
 
 
 def _within(line: str, before: str) -> str:
-    """A line of a block without what stood before its opening fence: an indentation, as far as
-    the line has it, or the marks of a quote."""
+    """A line of a block without what precedes its opening fence: indentation, as far as the line
+    has it, or quote marks."""
     if ">" in before:
         return re.sub(r"^[ \t]*>[ \t]?", "", line)
     indent = len(before.expandtabs(4))
@@ -188,7 +186,7 @@ def _within(line: str, before: str) -> str:
 
 
 def _reads_as_python(code: str) -> bool:
-    """Whether the first line that is no comment has the form of Python."""
+    """Whether the first line that is no comment looks like Python."""
     line = next(
         (
             line
@@ -197,4 +195,4 @@ def _reads_as_python(code: str) -> bool:
         ),
         "",
     )
-    return bool(_SPEAKS.match(line))
+    return bool(_LOOKS_LIKE_PYTHON.match(line))

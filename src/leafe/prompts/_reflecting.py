@@ -1,5 +1,5 @@
-"""What a reflection's prompt may hold less of, and more of, than an action's: a history cut to fit,
-and the advice that was followed already."""
+"""How a reflection's prompt differs from an action's: the history may be shortened to fit, and
+advice that was followed already is shown."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from dataclasses import replace
 
 from leafe.core import FAILED, Tree, Turn
 
-MOST_TRIED = 8
+MAX_TRIED_ADVICE = 8
 """Pieces of advice that a reflection is shown, the latest."""
 
 
 def shortened(
     first: str, turns: Sequence[Turn], count: int, instead: str
 ) -> tuple[str, tuple[Turn, ...]]:
-    """First observation and turns with `instead` in the place of the `count` oldest texts.
+    """Replace the oldest texts of a history.
 
-    Observations first, o_0 on, up to but without the last one; then actions, a_0 on, up to but
-    without the last one; then
-    the last observation and the last action. Every step keeps its place and its number.
+    The order is: observations from o_0 on, without the last; then actions from a_0 on, without the
+    last; then the last observation and the last action. Every step keeps its place and number.
+
+    Args:
+        first: The first observation.
+        turns: The act turns.
+        count: How many texts to replace.
+        instead: What stands in their place.
+
+    Returns:
+        The first observation and the turns.
     """
     last = len(turns)
     observations = set(range(min(count, last))) | ({last} if count > 2 * last - 1 else set())
@@ -35,9 +43,8 @@ def shortened(
 
 
 def shortenings(steps: int) -> list[int]:
-    """The counts for `shortened` that are tried one after another, for a history of so many
-    actions: each time half of the observations that are left,
-    then half of the actions."""
+    """The counts for `shortened` to try one after another, for a history of `steps` actions: each
+    replaces half of the observations that are left, then half of the actions."""
     counts = []
     for start, size in ((0, steps), (steps, steps - 1), (2 * steps - 1, 1), (2 * steps, 1)):
         left = size
@@ -47,16 +54,22 @@ def shortenings(steps: int) -> list[int]:
     return counts
 
 
-def tried_on(
+def tried_advice(
     tree: Tree, path: Sequence[Turn], before: int, own: str | None = None
 ) -> tuple[tuple[int, str], ...]:
-    """(step, experience) of the advice that was followed at a step of this path and did not solve
-    the task, in the order in which it was given.
+    """Advice that was followed at a step of this path and did not solve the task.
 
-    Advice counts where it was given for the very history that the path begins with, and the
-    episodes before number
-    `before` that followed it all failed. `own`: the reflection that the episode of the path itself
-    follows; it counts.
+    Advice counts if it was given for the history that the path begins with, and all episodes that
+    followed it failed.
+
+    Args:
+        tree: The task's tree.
+        path: Act turns from the root.
+        before: Only episodes with lower numbers count.
+        own: The reflection that the path's own episode follows; it counts.
+
+    Returns:
+        (step, experience) in the order of the advice, the last `MAX_TRIED_ADVICE`.
     """
     followed: dict[str, list[bool]] = {own: [True]} if own is not None else {}
     for episode in tree.episodes[:before]:
@@ -70,4 +83,4 @@ def tried_on(
             continue
         if [turn.id for turn in tree.path(reflection.id)][:step] == ids[:step]:
             out[step, reflection.note] = None
-    return tuple(out)[-MOST_TRIED:]
+    return tuple(out)[-MAX_TRIED_ADVICE:]

@@ -1,14 +1,18 @@
-"""Typed TOML recipes, one an experiment."""
+"""Recipes: one experiment as typed TOML, checked before anything runs.
+
+A recipe names what the stages need; it makes nothing. It may import the parts whose options it
+holds (`explore`, `distill`, `evaluate`, `baselines`), and knows neither stages nor run folders.
+"""
 
 from leafe.recipes._arms import ArmRecipe, RoundsRecipe, Setting, ValidationRecipe
 from leafe.recipes._methods import ARM_PRESETS, EXPLORES, Config, EarlyRecipe, GrpoRecipe, Method
 from leafe.recipes._schema import (
+    AttemptsRecipe,
     ControlRecipe,
     EvaluateRecipe,
     ExtraRecipe,
     Recipe,
     TrainRecipe,
-    TriesRecipe,
     load_recipe,
     parse_options,
     parse_recipe,
@@ -20,6 +24,7 @@ __all__ = [
     "ARM_PRESETS",
     "EXPLORES",
     "ArmRecipe",
+    "AttemptsRecipe",
     "Config",
     "EarlyRecipe",
     "EvaluateRecipe",
@@ -31,7 +36,6 @@ __all__ = [
     "RoundsRecipe",
     "Setting",
     "TrainRecipe",
-    "TriesRecipe",
     "ValidationRecipe",
     "load_recipe",
     "parse_options",

@@ -1,10 +1,8 @@
-"""Arms: policies to train. What an arm starts from, whose trees it learns from, in how many rounds,
-and what of it is chosen on validation.
+"""Arms are policies to train: their start, their trees, their rounds, and what validation chooses.
 
 An arm may build on others (`start`, `explorer`), so that any sequence of phases is a list of arms:
-rejection sampling after leafe+ is the preset `rft`
-that starts from the arm leafe+ and learns from what that explored. How an arm is made is in
-`_methods`.
+rejection sampling after leafe+ is an arm with the preset `rft` that starts from the arm leafe+ and
+learns from what that explored. How an arm is trained is in `_methods`.
 """
 
 from __future__ import annotations
@@ -39,32 +37,35 @@ class _Strict(BaseModel):
 
 
 class RoundsRecipe(_Strict):
-    """Explore with the newest policy, distil, sample on validation tasks, go on. `rounds = 3` is
-    short for `rounds = { number = 3 }`.
+    """Rounds of exploring with the newest policy, distilling, and sampling on validation tasks.
 
-    A round whose policy is surely worse than the best so far on validation (paired 95 % interval,
-    Pass@1 or Pass@k) is the last; the arm is the best round.
+    `rounds = 3` is short for `rounds = { number = 3 }`. A round whose policy is worse than the best
+    so far on validation (the paired 95 % interval of Pass@1 or Pass@k lies below zero) is the last;
+    the arm is the best round.
     """
 
     number: int = Field(1, ge=1)
+    """The most rounds."""
     tasks: Literal["parted", "same"] = "parted"
-    """parted: each round explores a share of its own, so that all rounds together cost what one
-    costs. same: all training tasks in every round."""
+    """parted: each round explores its own share, so that all rounds together cost as much as one.
+    same: all training tasks in every round."""
     data: Literal["all", "newest"] = "all"
     """A round is trained on the trees of all rounds so far, or on its own alone."""
     start: Literal["first", "newest"] = "first"
-    """first: a round is trained like the first one, from the arm's `start`, on all that is known by
-    then. newest: from the weights of the round before, which
-    learns by heart what it sees again and again (docs/results.md)."""
+    """first: a round is trained from the arm's `start`, on all trees so far. newest: from the
+    weights of the round before, which overfits to what it sees in every round (docs/results.md)."""
 
 
 class ValidationRecipe(_Strict):
-    """How rounds are stopped and chosen, and how a sweep's settings are chosen: by sampling on
-    tasks that neither train nor test."""
+    """How rounds are stopped and chosen, and a sweep's settings chosen: by samples of tasks that
+    neither train nor test."""
 
     split: str = "valid"
+    """The split of these tasks."""
     tasks: int = Field(60, ge=1)
+    """How many tasks."""
     samples: int = Field(32, ge=1)
+    """Of each task."""
     k: int = Field(8, ge=1)
     """Pass@k decides; among equals Pass@1 does."""
 
@@ -91,6 +92,8 @@ class ArmRecipe(_Strict):
     """One policy to train: from what, on which exploration, and how."""
 
     preset: str
+    """A preset of Stage 2 (`leafe.distill.PRESETS`), or `grpo`, `early-experience`,
+    `self-reflection` or `ace`."""
     explored: str = "tree"
     """The strategy whose trees it is trained on."""
     start: str = "base"
@@ -103,19 +106,18 @@ class ArmRecipe(_Strict):
     """Changes to the preset (fields of `DistillConfig`); of Early Experience: to its training on
     the expert's actions."""
     grpo: dict[str, Any] = {}
-    """Fields of `GrpoConfig`, and `budget`: how often it may spend what one exploration may (1)."""
+    """Fields of `GrpoConfig`, and `budget`: how many explorations' budget it has (1)."""
     early: dict[str, Any] = {}
-    """Fields of `EarlyConfig`; `temperature` of the proposals; `env`: changes to the training on
-    next observations."""
+    """Fields of `EarlyConfig`; `temperature` of the proposals; `world_model`: changes to the
+    training on next observations."""
     ace: dict[str, Any] = {}
     """Fields of `AceConfig`."""
     rounds: RoundsRecipe | None = None
     """None: the recipe's."""
     sweep: dict[str, list[Any]] = {}
     """Lists of values for the method's options (fields of `DistillConfig`, `GrpoConfig` or
-    `AceConfig`) and for `temperature` (of sampling): every combination
-    is trained and sampled on validation tasks, the best one is the arm, and the weights of all
-    others are deleted."""
+    `AceConfig`) and for `temperature` (of sampling). Every combination is trained and sampled on
+    validation tasks, the best one is the arm, and the weights of all others are deleted."""
 
     @field_validator("rounds", mode="before")
     @classmethod
@@ -130,8 +132,8 @@ class ArmRecipe(_Strict):
         return self._config({})
 
     def settings(self) -> list[Setting]:
-        """The combinations of the sweep, in the order in which they are written; one without
-        changes where there is no sweep."""
+        """The combinations of the sweep, in the order of the recipe; one without changes where
+        there is no sweep."""
         out = []
         for values in itertools.product(*self.sweep.values()):
             changes = dict(zip(self.sweep, values, strict=True))
@@ -141,7 +143,7 @@ class ArmRecipe(_Strict):
 
     @property
     def builds_on(self) -> list[str]:
-        """The arms that have to be there before."""
+        """The arms that must be trained before it."""
         return [arm for arm in dict.fromkeys((self.start, self.explorer)) if arm != "base"]
 
     def _config(self, changes: Mapping[str, Any]) -> Config:
@@ -161,8 +163,8 @@ def short_rounds(value: Any) -> Any:
 
 
 def check_arms(arms: Mapping[str, ArmRecipe], rounds: RoundsRecipe) -> None:
-    """ValueError with a sentence where an arm cannot be trained as it stands; `rounds` holds for
-    arms without their own."""
+    """ValueError with a sentence where an arm cannot be trained; `rounds` are those of arms without
+    their own."""
     for name, arm in arms.items():
         if name == "base" or "/" in name or "." in name or name.strip() != name or not name:
             raise ValueError(f"{name!r} cannot name an arm: 'base', '/' and '.' are taken")
@@ -229,7 +231,7 @@ def _lora(config: Config) -> Lora | None:
 
 
 def _check_method(name: str, arm: ArmRecipe, rounds: RoundsRecipe) -> None:
-    """What the arm's method has no use for."""
+    """ValueError where the arm has a setting that its method does not use."""
     uses = {_TABLES[arm.method], *(("early",) if arm.method == "early" else ())}
     for table in ("distill", "grpo", "early", "ace"):
         if getattr(arm, table) and table not in uses:
@@ -287,9 +289,8 @@ def _check_settings(name: str, arm: ArmRecipe) -> None:
     try:
         arm.config()
     except ValidationError as error:
-        raise ValueError(
-            f"arms.{name}.{_TABLES[arm.method] if arm.method != 'early' else 'early or distill'}{_where(error)}"
-        ) from error
+        table = "early or distill" if arm.method == "early" else _TABLES[arm.method]
+        raise ValueError(f"arms.{name}.{table}{_where(error)}") from error
     try:
         arm.settings()
     except ValidationError as error:
@@ -320,7 +321,7 @@ def _where(error: ValidationError) -> str:
 
 
 def _circle(name: str, arms: Mapping[str, ArmRecipe], above: tuple[str, ...]) -> tuple[str, ...]:
-    """The way from `name` back to itself; empty where there is none."""
+    """The arms on the way from `name` back to itself; empty where there is none."""
     if name in above:
         return (*above[above.index(name) :], name)
     for other in arms[name].builds_on:

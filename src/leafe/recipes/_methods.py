@@ -1,9 +1,8 @@
-"""How an arm is made: one typed record for each method, read from the arm's own table of the
-recipe.
+"""How an arm is trained: one typed record for each method, read from the arm's own table.
 
-Most arms are distillations (`distill = {...}` over a preset). GRPO samples for itself; Early
-Experience asks on at the states of what was explored, and is
-trained twice; ACE grows a playbook and changes no weights. Each of these has a table of its name.
+Most arms are distillations (`distill = {...}` over a preset). GRPO samples by itself; Early
+Experience samples alternatives at the states of the exploration, and trains twice; ACE builds a
+playbook and changes no weights. Each of these has a table of its name.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ METHODS: Mapping[str, Method] = {
     "self-reflection": "early",
     "ace": "ace",
 }
-"""Presets that are no distillation, and what they are."""
+"""The method of every preset that is no distillation."""
 ARM_PRESETS = (*PRESETS, *METHODS)
 EXPLORES: frozenset[Method] = frozenset({"distill", "early"})
-"""Methods that learn from an exploration; the others act for themselves."""
+"""Methods that learn from an exploration; the others sample by themselves."""
 
 
 class _Strict(BaseModel):
@@ -40,15 +39,22 @@ class GrpoRecipe(_Strict):
     """GRPO, as `leafe.baselines.grpo.GrpoConfig` has it, on the training tasks of the recipe."""
 
     budget: float = Field(1.0, gt=0)
-    """How often it may spend what one exploration of the training tasks may (`explore.limits`),
-    where its own table says neither `limits` nor `steps`."""
+    """Its budget in explorations of the training tasks (`explore.limits`), where its own table has
+    neither `limits` nor `max_steps`."""
     options: dict[str, Any] = {}
     """Fields of `GrpoConfig`."""
 
     def config(self, explore: ExploreConfig, tasks: int, seed: int) -> GrpoConfig:
-        """The settings for so many tasks, each of which an exploration would allow
-        `explore.limits`. Episodes are as long, and end after as many invalid
-        actions, as an exploration's and an evaluation's, unless the arm says otherwise."""
+        """The trainer's settings.
+
+        Episodes have the horizon and the limit of invalid actions of the exploration, unless the
+        arm sets its own.
+
+        Args:
+            explore: The exploration whose budget and episodes it shares.
+            tasks: Number of training tasks.
+            seed: The run's seed.
+        """
         limits = explore.limits
         own: dict[str, Any] = {
             "horizon": explore.horizon,
@@ -63,7 +69,7 @@ class GrpoRecipe(_Strict):
 
     @property
     def needs_limits(self) -> bool:
-        """Whether its end hangs on `explore.limits`."""
+        """Whether it ends by `explore.limits` alone."""
         return not _bounded(self.options)
 
     @property
@@ -73,7 +79,7 @@ class GrpoRecipe(_Strict):
 
 
 class EarlyRecipe(_Strict):
-    """Early Experience: what is asked for at the states of successes, and the two trainings."""
+    """Early Experience: what is sampled at the states of successes, and the two trainings."""
 
     variant: Variant
     collect: EarlyConfig
@@ -91,8 +97,16 @@ Config = DistillConfig | GrpoRecipe | EarlyRecipe | AceConfig
 def make_config(
     preset: str, tables: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]
 ) -> Config:
-    """The record for an arm: its preset, its tables by name (`distill`, `grpo`, `early`, `ace`),
-    and a sweep's changes. Raises ValidationError."""
+    """The record for an arm.
+
+    Args:
+        preset: The arm's preset.
+        tables: Its tables by name (`distill`, `grpo`, `early`, `ace`).
+        changes: A sweep's changes.
+
+    Raises:
+        ValidationError: An option does not exist or does not fit.
+    """
     match METHODS.get(preset, "distill"):
         case "grpo":
             options = {**tables["grpo"], **changes}
@@ -138,8 +152,7 @@ def swept(method: Method) -> list[str]:
 
 
 def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a table with others laid over them; `max_steps` and `num_train_epochs` are one
-    choice, so that either takes the other's place."""
+    """A table with another laid over it; `max_steps` and `num_train_epochs` replace each other."""
     length = {"max_steps", "num_train_epochs"}
     return {k: v for k, v in below.items() if not (k in length and length & above.keys())} | dict(
         above

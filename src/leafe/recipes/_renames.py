@@ -1,13 +1,23 @@
-"""Recipe keys that have other names since 0.2: a recipe that uses an old one is told the new name,
-and the settings of an earlier run are read with it."""
+"""Recipe keys that have other names since 0.2.
+
+A recipe that uses an old key is refused with a sentence that names the new one. The settings that a
+run of 0.1 keeps are read with the new names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from leafe.core import UserError
 
+_LORA = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "targets": "target_modules",
+}
 _TRAINING = {
     "steps": "max_steps",
     "warmup": "warmup_steps",
@@ -15,10 +25,6 @@ _TRAINING = {
     "tasks_batch": "tasks_per_batch",
     "eval_every": "eval_steps",
     "checkpoint_every": "save_steps",
-    "lora.rank": "lora.r",
-    "lora.alpha": "lora.lora_alpha",
-    "lora.dropout": "lora.lora_dropout",
-    "lora.targets": "lora.target_modules",
 }
 _DISTILL = _TRAINING | {
     "epochs": "num_train_epochs",
@@ -53,58 +59,130 @@ _EXPLORE = {
     "invalid_limit": "max_invalid_actions",
     "error_limit": "max_errors",
 }
+_ACE = {"most": "max_items"}
+_REWARDS = {"world": "env"}
+"""Values of `reward` in GRPO."""
+
+
+def _under(path: str, names: Mapping[str, str]) -> dict[str, str]:
+    return {f"{path}.{old}": f"{path}.{new}" for old, new in names.items()}
+
+
 RENAMED: Mapping[str, str] = {
     "world": "env",
-    **{f"explore.{old}": f"explore.{new}" for old, new in _EXPLORE.items()},
-    **{f"arms.*.distill.{old}": f"arms.*.distill.{new}" for old, new in _DISTILL.items()},
-    **{f"arms.*.sweep.{old}": f"arms.*.sweep.{new}" for old, new in (_DISTILL | _GRPO).items()},
-    **{f"arms.*.grpo.{old}": f"arms.*.grpo.{new}" for old, new in _GRPO.items()},
-    "arms.*.ace.most": "arms.*.ace.max_items",
-    "arms.*.sweep.most": "arms.*.sweep.max_items",
+    **_under("explore", _EXPLORE),
+    **_under("arms.*.distill", _DISTILL),
+    **_under("arms.*.distill.lora", _LORA),
+    **_under("arms.*.grpo", _GRPO),
+    **_under("arms.*.grpo.lora", _LORA),
+    **_under("arms.*.ace", _ACE),
     "arms.*.early.world": "arms.*.early.world_model",
-    **{
-        f"arms.*.early.world_model.{old}": f"arms.*.early.world_model.{new}"
-        for old, new in _DISTILL.items()
-    },
+    **_under("arms.*.early.world_model", _DISTILL),
+    **_under("arms.*.early.world_model.lora", _LORA),
+    **_under("arms.*.sweep", _DISTILL),
 }
-"""Old path to new one; `*` is any name. Both differ in their last name only. Tables come before
-what they hold."""
+"""Every old key and its new one; `*` is any name. An arm with the preset `grpo` sweeps under the
+names of `arms.*.grpo` instead, one with `ace` under those of `arms.*.ace`."""
+
+REMOVED = "hedge"
+"""The option of `policy.options` that is gone since 0.2."""
+_SWEPT = {"grpo": _GRPO, "ace": _ACE}
+"""Old names that a sweep may hold, by the arm's preset."""
 
 
 def refuse_old_names(data: Mapping[str, Any], what: str) -> None:
-    """UserError with the new name where plain data of a recipe use an old one; `what` names the
-    recipe."""
-    for old, new in RENAMED.items():
-        for parents, _ in _found(data, old):
-            was, now = (
-                ".".join((*parents, *path.split(".")[len(parents) :])) for path in (old, new)
-            )
-            raise UserError(f"{what}: {was} is called {now} since leafe 0.2: rename it.")
+    """Refuse a recipe that uses an old name.
+
+    Args:
+        data: The recipe as plain data.
+        what: Names the recipe in the error.
+
+    Raises:
+        UserError: It uses one; the sentence has the new name.
+    """
+    if REMOVED in _policy_options(data):
+        raise UserError(f"{what}: policy.options.{REMOVED} was removed in leafe 0.2: take it out.")
+    for path, table, names in _tables(data):
+        for old, new in names.items():
+            if old in table:
+                was, now = ".".join((*path, old)), ".".join((*path, new))
+                raise UserError(f"{what}: {was} is called {now} since leafe 0.2: rename it.")
+        for value in _rewards(table, names):
+            if value in _REWARDS:
+                raise UserError(
+                    f'{what}: {".".join(path)}.reward = "{value}" is called "{_REWARDS[value]}" '
+                    "since leafe 0.2: rename it."
+                )
 
 
 def modernise(data: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of an earlier run's settings in which every old name is the new one."""
-    out: dict[str, Any] = _copy(data)
-    for old, new in RENAMED.items():
-        for _, table in _found(out, old):
-            table[new.rpartition(".")[2]] = table.pop(old.rpartition(".")[2])
+    out: dict[str, Any] = copy.deepcopy(dict(data))
+    _policy_options(out).pop(REMOVED, None)
+    for _, table, names in _tables(out):
+        for old in names.keys() & table.keys():
+            table[names[old]] = table.pop(old)
+        reward = table.get("reward")
+        if list(_rewards(table, names)):
+            table["reward"] = (
+                [_REWARDS.get(value, value) for value in reward]
+                if isinstance(reward, list)
+                else _REWARDS.get(reward, reward)
+            )
     return out
 
 
-def _copy(value: Any) -> Any:
-    return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+def _policy_options(data: Mapping[str, Any]) -> dict[str, Any]:
+    policy = data.get("policy")
+    options = policy.get("options") if isinstance(policy, Mapping) else None
+    return options if isinstance(options, dict) else {}
 
 
-def _found(data: Any, path: str) -> list[tuple[tuple[str, ...], Any]]:
-    """(names of the parents, the table that holds the last name) for every place that the path
-    fits."""
-    *parents, last = path.split(".")
-    places: list[tuple[tuple[str, ...], Any]] = [((), data)]
-    for name in parents:
-        places = [
-            ((*names, key), table[key])
-            for names, table in places
-            for key in (table if name == "*" else [name])
-            if isinstance(table.get(key), Mapping)
-        ]
-    return [(names, table) for names, table in places if last in table]
+def _rewards(table: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """The values of `reward` in a table of GRPO's, or in its sweep."""
+    reward = table.get("reward") if names is _GRPO else None
+    values = reward if isinstance(reward, list) else [reward]
+    return [value for value in values if isinstance(value, str)]
+
+
+def _tables(data: Any) -> Iterator[tuple[tuple[str, ...], Any, Mapping[str, str]]]:
+    """(path, table, old to new names) of every table with renamed keys, outer tables first."""
+
+    def at(table: Any, *path: str) -> Iterator[Any]:
+        for key in path:
+            table = table.get(key) if isinstance(table, Mapping) else None
+        if isinstance(table, Mapping):
+            yield table
+
+    for table in at(data):
+        yield (), table, {"world": "env"}
+    for table in at(data, "explore"):
+        yield ("explore",), table, _EXPLORE
+    for arms in at(data, "arms"):
+        for name, arm in arms.items():
+            yield from _tables_of_arm(name, arm, at)
+
+
+def _tables_of_arm(
+    name: str, arm: Any, at: Any
+) -> Iterator[tuple[tuple[str, ...], Any, Mapping[str, str]]]:
+    here = ("arms", name)
+    for table in at(arm, "early"):
+        yield (*here, "early"), table, {"world": "world_model"}
+    phases: tuple[tuple[tuple[str, ...], Mapping[str, str]], ...] = (
+        (("distill",), _DISTILL),
+        (("grpo",), _GRPO),
+        (("ace",), _ACE),
+        (("early", "world_model"), _DISTILL),
+    )
+    for path, names in phases:
+        for table in at(arm, *path):
+            yield (*here, *path), table, names
+        for table in at(arm, *path, "lora"):
+            yield (*here, *path, "lora"), table, _LORA
+    for table in at(arm, "sweep"):
+        yield (*here, "sweep"), table, _SWEPT.get(arm.get("preset"), _DISTILL)
+        settings = table.get("lora")
+        for setting in settings if isinstance(settings, list) else ():
+            for lora in at(setting):
+                yield (*here, "sweep", "lora"), lora, _LORA

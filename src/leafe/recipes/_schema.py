@@ -1,9 +1,9 @@
-"""A recipe is one experiment as data: environment, tasks, policy, what explores, what is trained on
-it, how it is judged.
+"""The schema of recipes, and how they are loaded.
 
-Recipes are TOML files, checked before anything runs: an unknown key, a wrong type or an arm that
-names a strategy which does not
-explore is one sentence. `key=value` overrides reach every field (`explore.limits.policy_calls=32`).
+A recipe is one experiment: environment, tasks, policy, strategies that explore, arms that are
+trained, evaluation. It is a TOML file, checked before anything runs: an unknown key, a wrong type
+or an arm that learns from a strategy which does not explore is one sentence. `key=value` overrides
+reach every field (`explore.limits.policy_calls=32`).
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ class _Strict(BaseModel):
 
 
 class EnvRecipe(_Strict):
+    """The environment."""
+
     name: str
     """A registered environment (`leafe envs`) or `package.module:Class`."""
     options: dict[str, Any] = {}
+    """Passed to the environment's class."""
     workers: int = Field(8, ge=1)
     """The most calls at a time into environments that block, and the most environments that hold a
     process or a session; quick environments are not bounded by it."""
@@ -48,16 +51,22 @@ class EnvRecipe(_Strict):
 
 
 class TasksRecipe(_Strict):
+    """The tasks that train and that test."""
+
     train: int | None = Field(None, ge=1)
     """How many tasks explore and train; null: all of the split."""
     test: int | None = Field(None, ge=1)
+    """How many tasks are evaluated; null: all of the split."""
     train_split: str = "train"
+    """The split that explores and trains."""
     test_split: str = "test"
     """The split that is evaluated. Settings are chosen with `tasks.test_split=valid`, never on
     test."""
 
 
 class PolicyRecipe(_Strict):
+    """The base policy."""
+
     kind: str = "hf"
     """`hf` (in-process transformers), `http` (an OpenAI-compatible server) or a registered
     policy."""
@@ -68,18 +77,17 @@ class PolicyRecipe(_Strict):
     """Passed to the policy: `base_url`, `dtype`, `max_batch`, ..."""
     launch: str | None = None
     """http: the command that starts a server on `{port}` of 127.0.0.1 for the weights in
-    `{checkpoint}`; leafe starts one for the model and for every
-    trained arm, and ends it. Without it the server at `base_url` answers, and trained arms are run
-    in-process."""
+    `{checkpoint}`; leafe starts one for the model and for every trained arm, and ends it. null: the
+    server at `base_url` answers, and trained arms run in-process."""
     launch_timeout: float = Field(900.0, gt=0)
-    """Seconds that the server may take until it answers."""
+    """Seconds within which the server must answer."""
 
     @model_validator(mode="after")
     def _launch_fits(self) -> PolicyRecipe:
         if self.launch is not None:
             if self.kind != "http":
                 raise ValueError(
-                    f'launch starts a server, and kind = {self.kind!r} asks none: set kind = "http"'
+                    f'launch starts a server, and kind = {self.kind!r} uses none: set kind = "http"'
                 )
             if "base_url" in self.options:
                 raise ValueError(
@@ -100,38 +108,48 @@ class ExtraRecipe(_Strict):
     policy: str = "base"
     """`base`, an arm's name, or `package.module:Class` of a policy without arguments."""
     temperature: float | None = Field(None, ge=0)
+    """Of sampling; null: the evaluation's."""
     role: Literal["control", "ceiling"] = "control"
+    """control: the same policy sampled otherwise; ceiling: a reference that knows more."""
 
 
-class TriesRecipe(_Strict):
+class AttemptsRecipe(_Strict):
     """Several attempts at a test task with feedback carried from one to the next
-    (`leafe.baselines.attempts`): a policy's rows at a higher price."""
+    (`leafe.baselines.attempts`): a policy's rows at a higher cost."""
 
     policy: str = "base"
     """`base` or an arm's name."""
     method: AttemptMethod = "reflexion"
+    """What is carried on: reflections, the earlier attempt, or nothing."""
     attempts: int = Field(4, ge=1)
+    """The most attempts of a sample."""
     samples: int = Field(8, ge=1)
     """Of each test task: rows of so many attempts at most."""
 
 
 class EvaluateRecipe(_Strict):
+    """How policies are evaluated: Pass@k from independent samples of each test task."""
+
     samples: int = Field(128, ge=1)
     """n: independent samples of each test task."""
     k: tuple[int, ...] = (1, 8, 32, 128)
+    """The k of Pass@k; none above n."""
     temperature: float = Field(1.0, ge=0)
+    """Of sampling."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Of sampling."""
     concurrency: int = Field(64, ge=1)
     """Test tasks in flight."""
     extras: dict[str, ExtraRecipe] = {}
-    tries: dict[str, TriesRecipe] = {}
-    """Test-time rows by name, with their price beside them."""
+    """More rows, by name."""
+    tries: dict[str, AttemptsRecipe] = {}
+    """Rows of several attempts at a test task, by name, with their cost."""
     compare: tuple[tuple[str, str], ...] = ()
     """Pairs (a, b) of rows whose difference a - b is printed with its paired interval."""
     probe: int | None = Field(None, ge=1)
-    """Validation tasks that the base policy explores, so that it and every arm are asked on these
-    trees whether they follow an experience and reflect
-    (`leafe.evaluate.probe`, local engine); null: none is asked."""
+    """How many validation tasks the base policy explores, so that it and every arm are probed on
+    these trees: do they follow an experience, and reflect (`leafe.evaluate.probe`, local engine)?
+    null: no probe."""
 
 
 class ControlRecipe(_Strict):
@@ -140,9 +158,13 @@ class ControlRecipe(_Strict):
     options: dict[str, Any] = {}
     """Changes to the environment's options."""
     train: int | None = None
+    """How many training tasks; null: the recipe's."""
     test: int | None = None
+    """How many test tasks; null: the recipe's."""
     strategies: tuple[str, ...] = ("tree",)
+    """What explores in it."""
     arms: tuple[str, ...] = ()
+    """The recipe's arms that are trained in it."""
 
 
 class TrainRecipe(_Strict):
@@ -150,8 +172,7 @@ class TrainRecipe(_Strict):
 
     launch: str | None = None
     """The command that starts each training's processes, such as `accelerate launch --config_file
-    fsdp.yaml`; it is given `-m leafe.distill JOBFILE`.
-    None: the stage's own process."""
+    fsdp.yaml`; `-m leafe.distill JOBFILE` is appended. null: the stage's own process."""
 
 
 class RayRecipe(_Strict):
@@ -166,6 +187,7 @@ class RayRecipe(_Strict):
     cpus: float = Field(1.0, ge=0)
     """Of each actor, as Ray counts them."""
     gpus: float = Field(0.0, ge=0)
+    """Of each actor."""
     resources: dict[str, float] = {}
     """Custom resources of each actor, which decide on which nodes it may run."""
     wait: float = Field(300.0, gt=0)
@@ -191,7 +213,7 @@ class Recipe(_Strict):
     explore: ExploreConfig = ExploreConfig()
     arms: dict[str, ArmRecipe] = {}
     rounds: RoundsRecipe = RoundsRecipe()
-    """Of every arm that does not say it itself."""
+    """Of every arm without its own."""
     validation: ValidationRecipe = ValidationRecipe()
     train: TrainRecipe = TrainRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
@@ -330,8 +352,15 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A built-in recipe by name or a TOML file by path, with `key=value` overrides; UserError where
-    anything does not fit."""
+    """Load a recipe.
+
+    Args:
+        name_or_path: A built-in recipe's name, or the path of a TOML file.
+        overrides: `key=value` texts; values are TOML, or words.
+
+    Raises:
+        UserError: There is none, or something in it does not fit.
+    """
     data = _read(name_or_path)
     for override in overrides:
         _override(data, override)
@@ -339,8 +368,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as plain values, read as in overrides (`horizon=20 kwargs.size=4`);
-    UserError for one that is none."""
+    """Read `key=value` texts as overrides are read (`horizon=20 kwargs.size=4`).
+
+    Raises:
+        UserError: A text has no key or no value.
+    """
     data: dict[str, Any] = {}
     for text in texts:
         _override(data, text)
@@ -387,6 +419,10 @@ def _take_out(data: dict[str, Any], key: str, where: str, below: str) -> None:
     for part in parents:
         place = place.get(part) if isinstance(place, Mapping) else None
     if not isinstance(place, dict) or last not in place:
+        nested: Any = None
+        for part in (last, *reversed(parents)):
+            nested = {part: nested}
+        refuse_old_names(nested, where)
         raise UserError(f"{where} names {key!r}, which {below} does not have: take it out.")
     del place[last]
 
@@ -403,7 +439,15 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
 
 
 def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:
-    """A recipe from plain data; `what` names it in the error."""
+    """Check plain data and make a recipe of them.
+
+    Args:
+        data: The tables of a recipe file.
+        what: Names the recipe in errors.
+
+    Raises:
+        UserError: Something does not fit, or has its name of leafe 0.1.
+    """
     refuse_old_names(data, what)
     try:
         return Recipe(**data)
@@ -427,21 +471,28 @@ def parse_recipe(data: Mapping[str, Any], what: str = "The recipe") -> Recipe:
 
 
 def parse_stored_recipe(data: Mapping[str, Any], what: str) -> Recipe:
-    """The recipe that a run keeps, of whatever version of leafe; `what` names it in the error."""
+    """Make a recipe of the settings that a run keeps, also one of leafe 0.1.
+
+    Args:
+        data: The settings.
+        what: Names the recipe in errors.
+
+    Raises:
+        UserError: They are no valid recipe.
+    """
     return parse_recipe(modernise(data), what)
 
 
 def _refuse_secrets(value: Any, path: tuple[str, ...]) -> None:
-    """UserError where a setting holds a key: a recipe is written into every run folder."""
+    """UserError where a setting holds a secret: a recipe is written into every run folder."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if field_holds_secret(str(name)) and isinstance(inner, str) and inner:
                 where = ".".join((*path, str(name)))
                 raise UserError(
                     f"The recipe holds a secret in {where!r}, which would be kept with the run: "
-                    f"put it "
-                    "into an environment variable and give the variable's name (api_key_env, "
-                    "token_env, env_vars)."
+                    "put it into an environment variable and give the variable's name "
+                    "(api_key_env, token_env, env_vars)."
                 )
             _refuse_secrets(inner, (*path, str(name)))
     elif isinstance(value, list | tuple):
@@ -455,7 +506,7 @@ def _fields_at(path: tuple[int | str, ...]) -> list[str]:
         "arms": ArmRecipe,
         "controls": ControlRecipe,
         "extras": ExtraRecipe,
-        "tries": TriesRecipe,
+        "tries": AttemptsRecipe,
         "rounds": RoundsRecipe,
     }
     for part in path:

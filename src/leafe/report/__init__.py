@@ -21,7 +21,7 @@ from leafe.report._tables import (
     rounds_table,
     tries_table,
 )
-from leafe.report._tree import draw_tree, pick_tree
+from leafe.report._tree import draw_tree, pick_tree, stop_name
 
 __all__ = [
     "Rescue",
@@ -45,6 +45,7 @@ __all__ = [
     "rounds_table",
     "side_by_side",
     "side_tables",
+    "stop_name",
     "tries_table",
     "write_report",
 ]

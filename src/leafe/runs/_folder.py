@@ -308,7 +308,17 @@ def _load_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a file that leafe wrote: give the run another name.")
-    return {_KEYS_OF_0_1.get(str(key), str(key)): entry for key, entry in value.items()}
+    return {
+        _KEYS_OF_0_1.get(str(key), str(key)): _today(entry) if key == "worlds" else entry
+        for key, entry in value.items()
+    }
+
+
+def _today(entry: Any) -> Any:
+    """A table of 0.1 under today's keys."""
+    if not isinstance(entry, dict):
+        return entry
+    return {_KEYS_OF_0_1.get(key, key): each for key, each in entry.items()}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,14 +1,15 @@
-"""Does an environment keep its contract? Played, replayed and returned to, here and in other
-processes, and compared.
+"""Checks that an environment keeps the contract of `leafe.core.Environment`.
 
-What leafe builds on is checked as `leafe.core.Environment` states it: the same task, seed and
-actions give the same observations, in any process and under any
-hash seed; a snapshot brings back exactly the state that it was taken in; an invalid action is named
-by a sentence and changes nothing; progress never
-shrinks; nothing touches the global random state; close leaves no process behind.
+The environment is played, replayed, restored from snapshots and played in other processes, and all
+answers are compared. The same task, seed and actions must give the same observations, in any
+process and under any hash seed. A snapshot must restore exactly its state. An invalid action must
+get a sentence and change nothing. Progress must never shrink, the global random state must stay
+untouched, and close must leave no process behind.
 
     report = check_environment(MyEnv)
     assert not report.problems, report
+
+This package imports `leafe.envs` and `leafe.core`.
 """
 
 from leafe.testing._check import Actions, Report, check_environment

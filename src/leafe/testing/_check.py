@@ -1,5 +1,4 @@
-"""One episode on each task, then the same again in every way in which leafe returns to a state;
-whatever differs is a sentence."""
+"""Plays one episode on each task, then again in each way in which leafe returns to a state."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ from typing import Any, TypeVar
 from leafe.core import EnvError, Environment, StepResult, Task, UserError, derive_seed
 from leafe.core.answers import observation_text, step_result
 from leafe.envs import ProcessEnv, load_tasks, make_env
-from leafe.testing._subprocess import Spec, fingerprint, play_elsewhere
+from leafe.testing._subprocess import Spec, compared_fields, fingerprint, play_in_subprocess
 
 T = TypeVar("T")
 Actions = Sequence[str] | Callable[[Task, str, random.Random], str]
-"""Actions to draw from, or a function from the task, the last observation and a random source to an
-action. Some may be invalid."""
+"""Actions to draw from, or a function that maps the task, the last observation and a random source
+to an action. Some may be invalid."""
 
 TAUS = (5, 10, 25)
 """Rollback steps whose cost is reported."""
@@ -47,12 +46,12 @@ CHECKS = (
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `problems` is empty where the environment kept its contract."""
+    """The result of a check. `problems` is empty if the environment kept its contract."""
 
     env: str
     problems: list[str] = field(default_factory=list)
     """One sentence each, with the task and the step."""
-    left_out: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     """Checks that were not made, and why."""
     failed: Counter[str] = field(default_factory=Counter)
     """Problems by check."""
@@ -60,27 +59,25 @@ class Report:
     steps: int = 0
     """Steps taken, repeated ones included."""
     replayed: int = 0
-    """Episodes that were played again from the start, and came out alike or are among the
-    problems."""
+    """Episodes that were played again from the start, with or without a difference."""
     milliseconds: dict[str, float] = field(default_factory=dict)
-    """Median of each operation: reset, step, and, where the environment has them, snapshot and
-    restore."""
+    """Medians of reset, step and, if the environment has them, snapshot and restore."""
     rollback: dict[int, tuple[float, float | None]] = field(default_factory=dict)
-    """By tau: median milliseconds of a return to step tau by reset and replay, and by snapshot
-    (None where there is none)."""
+    """By tau: median milliseconds of a return to step tau, by reset and replay, and by snapshot
+    (None if the environment has none)."""
     memory: int | None = None
-    """Bytes of one environment: of its own processes where it has some, else what it adds to this
-    one. None: not measured."""
+    """Bytes of the environment's own processes, else what it adds to its process. None: not
+    measured."""
     longest_observation: int = 0
     """Characters."""
-    way_back: str = "replay"
-    """How rollback is done: replay, snapshot or fork."""
+    rollback_method: str = "replay"
+    """How leafe returns to an earlier step: replay, snapshot or fork."""
 
     def __str__(self) -> str:
         times = ", ".join(f"{name} {value:.3g} ms" for name, value in self.milliseconds.items())
         head = f"{self.env}: {self.episodes} episodes, {self.steps} steps; {times}"
-        left_out = [f"  not checked: {check} ({why})" for check, why in self.left_out.items()]
-        return "\n".join([head, *(f"  {problem}" for problem in self.problems), *left_out])
+        skipped = [f"  not checked: {check} ({why})" for check, why in self.skipped.items()]
+        return "\n".join([head, *(f"  {problem}" for problem in self.problems), *skipped])
 
 
 def check_environment(
@@ -93,18 +90,30 @@ def check_environment(
     count: int = 10,
     steps: int = 25,
     seed: int = 0,
-    elsewhere: bool = True,
+    subprocesses: bool = True,
 ) -> Report:
-    """Play one episode of at most `steps` actions on each task, then again, with invalid actions in
-    between, from snapshots, and in other processes.
+    """Check that an environment keeps the contract of `leafe.core.Environment`.
 
-    `env`: an instance (which is not closed), a class, or a name of `leafe envs`, made with
-    `options`. Other processes make it anew by its name or class; an
-    instance cannot be made anew. `tasks`: by default the first `count` of the split 'train' or,
-    where there is none, of the first split.
-    `actions`: by default drawn from the environment's `valid_actions`. `invalid`: texts that are an
-    action nowhere in this environment; an empty
-    sequence leaves that check out. `elsewhere`: False leaves out the other processes.
+    Plays one episode on each task, then again from the start, with invalid actions in between, from
+    snapshots, and in other processes.
+
+    Args:
+        env: An instance (which is not closed), a class, or a name of `leafe envs`. Other processes
+            make it again by its class or name; they cannot make an instance again.
+        tasks: By default the first `count` of the split 'train', or of the first split.
+        actions: By default drawn from the environment's `valid_actions`.
+        options: The environment's options, where `env` is a class or a name.
+        invalid: Texts that are never an action of this environment; empty skips that check.
+        count: How many tasks, where `tasks` is None.
+        steps: The most actions of an episode.
+        seed: Decides the actions, and the seed of each `reset`.
+        subprocesses: False skips the checks in other processes.
+
+    Returns:
+        The problems found, and the measured times and sizes.
+
+    Raises:
+        UserError: The environment cannot be made, or has no `valid_actions` and none were given.
     """
     spec: Spec | None = None
     if isinstance(env, Environment):
@@ -121,11 +130,11 @@ def check_environment(
         own = dict(options or {})
         env = made = make_env(name, **own) if importable else env(**own)  # type: ignore[operator]
     try:
-        check = _Check(env, actions, invalid, steps, seed, spec if elsewhere else None)
-        check.way_to_others = (
-            "asked for"
-            if not elsewhere
-            else "this instance cannot be made anew: give the class or a name"
+        check = _Check(env, actions, invalid, steps, seed, spec if subprocesses else None)
+        check.no_spec = (
+            "this instance cannot be made anew: give the class or a name"
+            if subprocesses
+            else "asked for"
         )
         return check.run(check.own_tasks(count) if tasks is None else tasks)
     finally:
@@ -133,7 +142,23 @@ def check_environment(
             made.close()
 
 
+@dataclass(slots=True)
+class _Episode:
+    """One played episode, to which others are compared."""
+
+    task: Task
+    seed: int
+    first: str
+    actions: list[str] = field(default_factory=list)
+    results: list[StepResult] = field(default_factory=list)
+
+    def fingerprints(self) -> list[str]:
+        return [fingerprint(self.first), *map(fingerprint, self.results)]
+
+
 class _Check:
+    """One check of one environment."""
+
     def __init__(
         self,
         env: Environment,
@@ -143,24 +168,18 @@ class _Check:
         seed: int,
         spec: Spec | None,
     ) -> None:
-        self.env, self.actions, self.invalid, self.steps, self.seed, self.spec = (
-            env,
-            actions,
-            list(invalid),
-            steps,
-            seed,
-            spec,
-        )
+        self.env, self.actions, self.invalid = env, actions, list(invalid)
+        self.steps, self.seed, self.spec = steps, seed, spec
         self.report = Report(env.name)
-        self.report.way_back = (
-            ("fork" if env.process else "snapshot") if env.can_snapshot else "replay"
-        )
+        if env.can_snapshot:
+            self.report.rollback_method = "fork" if env.process else "snapshot"
         self.seconds: dict[str, list[float]] = {}
         self.returns: dict[int, tuple[list[float], list[float]]] = {tau: ([], []) for tau in TAUS}
-        self.played: list[tuple[Task, int, list[str]]] = []
-        self.seen: list[list[str]] = []
+        """By tau: seconds of returns by replay, and by snapshot."""
+        self.episodes: list[_Episode] = []
         self.has_progress = False
-        self.way_to_others = ""
+        self.no_spec = ""
+        """Why there is no `spec`."""
 
     def own_tasks(self, count: int) -> list[Task]:
         splits: Sequence[str] = getattr(self.env, "splits", ())
@@ -170,11 +189,11 @@ class _Check:
             self.problem(
                 "tasks", f"tasks({split!r}, {count}) gives other tasks when it is asked again"
             )
-        few = load_tasks(self.env, split, max(1, count // 3))
-        if few != tasks[: len(few)]:
+        fewer = load_tasks(self.env, split, max(1, count // 3))
+        if fewer != tasks[: len(fewer)]:
             self.problem(
                 "tasks",
-                f"tasks({split!r}, {len(few)}) is not the beginning of tasks({split!r}, {count})",
+                f"tasks({split!r}, {len(fewer)}) is not the beginning of tasks({split!r}, {count})",
             )
         return tasks
 
@@ -194,11 +213,11 @@ class _Check:
                 "end", f"the horizon is {self.env.horizon!r}, not a number of steps from 1"
             )
         if not self.invalid:
-            report.left_out["invalid actions"] = "no text was given that is no action"
+            report.skipped["invalid actions"] = "no text was given that is no action"
         if not self.env.can_snapshot:
-            report.left_out["snapshots"] = "it takes none: replay is the way back"
+            report.skipped["snapshots"] = "it takes none: replay is the way back"
         if not self.env.deterministic:
-            report.left_out["replay"] = report.left_out["other processes"] = (
+            report.skipped["replay"] = report.skipped["other processes"] = (
                 "it says that it is not deterministic"
             )
         for task in tasks:
@@ -210,22 +229,18 @@ class _Check:
             if any(now[name] != before for name, before in state.items()):
                 self.problem(
                     "random state",
-                    (
-                        f"{task.id}: the global random source (random or numpy) was used: draw "
-                        "from the seed given to reset"
-                    ),
+                    f"{task.id}: the global random source (random or numpy) was used: draw "
+                    "from the seed given to reset",
                 )
         if not self.has_progress:
-            report.left_out["progress"] = "it has no progress"
+            report.skipped["progress"] = "it has no progress"
         if self.spec is None:
-            report.left_out |= dict.fromkeys(
-                ("other processes", "instances", "close"), self.way_to_others
-            )
-        elif self.played:
+            report.skipped |= dict.fromkeys(("other processes", "instances", "close"), self.no_spec)
+        elif self.episodes:
             if self.env.deterministic:
                 with contextlib.suppress(_Raised):
                     self.check_instances(self.spec)
-            self.check_elsewhere(self.spec)
+            self.check_subprocesses(self.spec)
         report.milliseconds = {
             name: 1000 * statistics.median(values) for name, values in self.seconds.items()
         }
@@ -242,14 +257,14 @@ class _Check:
         self.report.failed[check] += 1
 
     def timed(self, name: str, call: Callable[[], T]) -> T:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         value = call()
-        self.seconds.setdefault(name, []).append(time.perf_counter() - begun)
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
         return value
 
     def called(self, task: Task, what: str, call: Callable[[], T]) -> T:
-        """The environment's answer; whatever it raises is a problem and ends the task's checks, but
-        for what is the user's or the outside's."""
+        """The environment's answer. An exception other than UserError and EnvError is a problem and
+        ends the checks of the task."""
         try:
             return call()
         except (UserError, EnvError):
@@ -324,228 +339,172 @@ class _Check:
             self.problem("tasks", f"{task.id}: the task's payload holds what JSON cannot: {error}")
             return
         chance = random.Random(derive_seed(self.seed, "actions", task.id))
-        first = observation = self.reset(task)
-        played: list[str] = []
-        seen: list[StepResult] = []
+        episode = _Episode(task, derive_seed(self.seed, task.id), self.reset(task))
+        actions, results = episode.actions, episode.results
         snapshots: dict[int, object] = {}
-        progress: float | None = None
-        while len(played) < self.steps and not (seen and seen[-1].done):
-            at = len(played)
+        while len(actions) < self.steps and not (results and results[-1].done):
+            at = len(actions)
             if self.env.can_snapshot and (self.env.quick or at in (0, *TAUS)):
                 snapshots[at] = self.timed("snapshot", self.env.snapshot)
-            action = self.draw(task, observation, chance)
+            last = results[-1] if results else None
+            action = self.draw(task, last.observation if last else episode.first, chance)
             result = self.step(task, action)
-            observation = result.observation
-            if played and (result.progress is None) != (progress is None):
-                self.problem(
-                    "progress",
-                    (
-                        f"{task.id}, step {at}: progress is {result.progress} after "
-                        f"{progress}: give one always or never"
-                    ),
-                )
-            elif (
-                progress is not None and result.progress is not None and result.progress < progress
-            ):
-                self.problem(
-                    "progress",
-                    f"{task.id}, step {at}: progress went from {progress} to {result.progress}",
-                )
-            progress = result.progress
-            played.append(action)
-            seen.append(result)
-        if self.env.can_snapshot and len(played) in TAUS and not seen[-1].done:
-            snapshots[len(played)] = self.timed(
-                "snapshot", self.env.snapshot
-            )  # nothing follows it here, but what a return to it costs is told
-        self.has_progress = self.has_progress or progress is not None
-        self.played.append((task, derive_seed(self.seed, task.id), played))
-        self.seen.append([fingerprint(first), *map(fingerprint, seen)])
+            if last is not None:
+                self.check_progress(task, at, last.progress, result.progress)
+            actions.append(action)
+            results.append(result)
+        if self.env.can_snapshot and len(actions) in TAUS and not results[-1].done:
+            # nothing follows it here, but the cost of a return to it is reported
+            snapshots[len(actions)] = self.timed("snapshot", self.env.snapshot)
+        if results and results[-1].progress is not None:
+            self.has_progress = True
+        self.episodes.append(episode)
         if self.env.deterministic:
-            self.compare(task, "replay", "a replay", first, played, seen, False)
+            self.replay(episode, "replay", "a replay", False)
             self.report.replayed += 1
             if self.invalid:
-                self.compare(
-                    task,
-                    "invalid actions",
-                    "a replay with invalid actions in between",
-                    first,
-                    played,
-                    seen,
-                    True,
-                )
+                what = "a replay with invalid actions in between"
+                self.replay(episode, "invalid actions", what, True)
         for at, snapshot in snapshots.items():
-            self.reset(other)  # another state, so that a restore that does nothing is seen
-            begun = time.perf_counter()
+            self.reset(other)  # another state, so that a restore that does nothing is noticed
+            start = time.perf_counter()
             self.timed("restore", partial(self.env.restore, snapshot))
             if at in self.returns:
-                self.returns[at][1].append(time.perf_counter() - begun)
-            self.follow(task, "snapshots", f"the snapshot of step {at}", played, seen, at)
+                self.returns[at][1].append(time.perf_counter() - start)
+            self.follow(episode, "snapshots", f"the snapshot of step {at}", at)
         if snapshots and not self.report.failed["snapshots"]:
             at = list(snapshots)[len(snapshots) // 2]
             self.reset(other)
             self.env.restore(snapshots[at])
-            self.follow(
-                task,
-                "snapshots",
-                f"the snapshot of step {at}, restored a second time,",
-                played,
-                seen,
-                at,
-            )
+            what = f"the snapshot of step {at}, restored a second time,"
+            self.follow(episode, "snapshots", what, at)
         for snapshot in snapshots.values():
             self.env.release(snapshot)
 
-    def compare(
-        self,
-        task: Task,
-        check: str,
-        what: str,
-        first: str,
-        played: list[str],
-        seen: list[StepResult],
-        invalid: bool,
-    ) -> None:
-        begun = time.perf_counter()
-        again = self.reset(task)
-        if again != first:
-            self.problem(check, f"{task.id}: {what} begins with {again!r}, not {first!r}")
-        self.follow(task, check, what, played, seen, 0, invalid, begun)
+    def check_progress(self, task: Task, at: int, before: float | None, now: float | None) -> None:
+        if (now is None) != (before is None):
+            sentence = f"progress is {now} after {before}: give one always or never"
+        elif before is not None and now is not None and now < before:
+            sentence = f"progress went from {before} to {now}"
+        else:
+            return
+        self.problem("progress", f"{task.id}, step {at}: {sentence}")
+
+    def replay(self, episode: _Episode, check: str, what: str, invalid: bool) -> None:
+        """Play the episode again from the start."""
+        start = time.perf_counter()
+        again = self.reset(episode.task)
+        if again != episode.first:
+            self.problem(
+                check, f"{episode.task.id}: {what} begins with {again!r}, not {episode.first!r}"
+            )
+        self.follow(episode, check, what, 0, invalid, None if invalid else start)
 
     def follow(
         self,
-        task: Task,
+        episode: _Episode,
         check: str,
         what: str,
-        played: list[str],
-        seen: list[StepResult],
-        start: int,
+        first: int,
         invalid: bool = False,
-        begun: float | None = None,
+        start: float | None = None,
     ) -> None:
-        """Take the played actions from `start` on, and say where the answers differ."""
-        for at in range(start, len(played)):
-            for wrong in [self.invalid[at % len(self.invalid)]] if invalid else ():
-                answer = self.step(task, wrong)
-                if answer.valid or answer.done:
-                    self.problem(
-                        check,
-                        (
-                            f"{task.id}, step {at}: the invalid action {wrong!r} was answered "
-                            f"with valid={answer.valid}, done={answer.done}"
-                        ),
-                    )
-                    return
-                if answer.reward:
-                    self.problem(
-                        check,
-                        (
-                            f"{task.id}, step {at}: the invalid action {wrong!r} was given the "
-                            f"reward {answer.reward}"
-                        ),
-                    )
-                if (answer.progress is None) != (seen[at].progress is None):
-                    what = f"progress is {answer.progress} after the invalid action {wrong!r}"
-                    self.problem(
-                        "progress", f"{task.id}, step {at}: {what}: give one always or never"
-                    )
-            now = self.step(task, played[at])
-            if fingerprint(now) != fingerprint(seen[at]):
+        """Take the episode's actions from step `first` on, and report the first difference."""
+        task = episode.task
+        for at in range(first, len(episode.actions)):
+            action, before = episode.actions[at], episode.results[at]
+            if invalid and not self.refuses(task, check, at, before.progress):
+                return
+            now = self.step(task, action)
+            if fingerprint(now) != fingerprint(before):
                 self.problem(
                     check,
-                    (
-                        f"{task.id}, step {at}: {what} answers {played[at]!r} with "
-                        f"{_shown(now)}, not {_shown(seen[at])}"
-                    ),
+                    f"{task.id}, step {at}: {what} answers {action!r} with "
+                    f"{compared_fields(now)}, not {compared_fields(before)}",
                 )
                 return
-            if begun is not None and not invalid and at + 1 in self.returns:
-                self.returns[at + 1][0].append(time.perf_counter() - begun)
+            if start is not None and at + 1 in self.returns:
+                self.returns[at + 1][0].append(time.perf_counter() - start)
+
+    def refuses(self, task: Task, check: str, at: int, progress: float | None) -> bool:
+        """Take an invalid action; False if the environment accepts it."""
+        wrong = self.invalid[at % len(self.invalid)]
+        answer = self.step(task, wrong)
+        where = f"{task.id}, step {at}: the invalid action {wrong!r}"
+        if answer.valid or answer.done:
+            self.problem(
+                check, f"{where} was answered with valid={answer.valid}, done={answer.done}"
+            )
+            return False
+        if answer.reward:
+            self.problem(check, f"{where} was given the reward {answer.reward}")
+        if (answer.progress is None) != (progress is None):
+            what = f"progress is {answer.progress} after the invalid action {wrong!r}"
+            self.problem("progress", f"{task.id}, step {at}: {what}: give one always or never")
+        return True
 
     def check_instances(self, spec: Spec) -> None:
-        """Two instances side by side are two environments, and one restores what the other has
-        seen."""
-        task, _, played = self.played[0]
+        """Play two instances in turns, and restore in one what the other has snapshotted."""
+        episode, beside = self.episodes[0], self.episodes[-1]
+        task, middle = episode.task, len(episode.actions) // 2
         with make_env(spec.env, **spec.options) as second:
-            self.reset(self.played[-1][0])
-            here = [fingerprint(self.reset(task, second))]
-            held: object = None
-            for at, action in enumerate(played):
-                if self.env.can_snapshot and at == len(played) // 2:
-                    held = second.snapshot()
-                here.append(fingerprint(self.step(task, action, second)))
-                if at < len(self.played[-1][2]):
-                    self.step(self.played[-1][0], self.played[-1][2][at])
-            if here != self.seen[0]:
+            self.reset(beside.task)
+            seen = [fingerprint(self.reset(task, second))]
+            snapshot: object = None
+            for at, action in enumerate(episode.actions):
+                if self.env.can_snapshot and at == middle:
+                    snapshot = second.snapshot()
+                seen.append(fingerprint(self.step(task, action, second)))
+                if at < len(beside.actions):
+                    self.step(beside.task, beside.actions[at])
+            if seen != episode.fingerprints():
                 self.problem(
                     "instances",
-                    (
-                        f"{task.id}: a second instance that plays beside the first answers "
-                        "otherwise: they share something"
-                    ),
+                    f"{task.id}: a second instance that plays beside the first answers "
+                    "otherwise: they share something",
                 )
-            if held is not None:
-                self.env.restore(held)
-                after = [
-                    fingerprint(self.step(task, action)) for action in played[len(played) // 2 :]
-                ]
-                if after != self.seen[0][len(played) // 2 + 1 :]:
+            if snapshot is not None:
+                self.env.restore(snapshot)
+                after = [fingerprint(self.step(task, a)) for a in episode.actions[middle:]]
+                if after != episode.fingerprints()[middle + 1 :]:
                     self.problem(
                         "instances",
                         f"{task.id}: a snapshot of one instance is another state in a second one",
                     )
-                self.env.release(held)
+                self.env.release(snapshot)
 
-    def check_elsewhere(self, spec: Spec) -> None:
+    def check_subprocesses(self, spec: Spec) -> None:
+        """Play all episodes again in other processes."""
+        jobs = [(e.task, e.seed, e.actions) for e in self.episodes]
         for hash_seed in HASH_SEEDS:
-            there = play_elsewhere(spec, self.played, hash_seed)
+            there = play_in_subprocess(spec, jobs, hash_seed)
+            where = f"in another process (PYTHONHASHSEED={hash_seed}) the"
             if isinstance(there, str):
-                self.problem(
-                    "other processes",
-                    f"in another process (PYTHONHASHSEED={hash_seed}) the environment {there}",
-                )
+                self.problem("other processes", f"{where} environment {there}")
                 return
             self.report.memory = there.memory
             if there.left:
                 self.problem("close", f"{there.left} processes were left after close")
             if not self.env.deterministic:
                 continue
-            self.report.replayed += len(self.played)
-            for (task, _, actions), here, seen in zip(
-                self.played, self.seen, there.episodes, strict=True
-            ):
-                at = next(
-                    (i for i, (a, b) in enumerate(zip(here, seen, strict=True)) if a != b), None
-                )
+            self.report.replayed += len(self.episodes)
+            for episode, seen in zip(self.episodes, there.episodes, strict=True):
+                pairs = zip(episode.fingerprints(), seen, strict=True)
+                at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
                 if at is not None:
-                    where = "reset" if at == 0 else f"step {at - 1} ({actions[at - 1]!r})"
+                    call = f"step {at - 1} ({episode.actions[at - 1]!r})" if at else "reset"
                     self.problem(
                         "other processes",
-                        (
-                            f"{task.id}: in another process (PYTHONHASHSEED={hash_seed}) the "
-                            f"answer to {where} is another one"
-                        ),
+                        f"{episode.task.id}: {where} answer to {call} is another one",
                     )
 
 
-def _shown(result: StepResult) -> tuple[Any, ...]:
-    return (
-        result.observation,
-        result.reward,
-        result.done,
-        result.success,
-        result.valid,
-        result.progress,
-    )
-
-
 class _Raised(Exception):
-    """The environment's answer cannot be gone on with; the problem is written down."""
+    """The environment gave no usable answer; the problem is recorded."""
 
 
 def _random_state() -> dict[str, object]:
-    """The state of the global random sources that are there; a source that is imported later is not
-    touched by being imported."""
+    """The state of the global random sources. numpy's counts only once it is imported."""
     numpy = sys.modules.get("numpy.random")
     state = numpy.get_state(legacy=True) if numpy is not None else None
     return {"random": random.getstate()} | (

@@ -1,7 +1,6 @@
-"""Episodes played again in another process: with another hash seed, another memory, and a clean
-count of what is left at the end.
+"""Episodes played again in another process, under another hash seed.
 
-python -m leafe.testing._subprocess < what to play (JSON)
+python -m leafe.testing._subprocess < job.json
 """
 
 from __future__ import annotations
@@ -22,46 +21,53 @@ from leafe.core.answers import observation_text, step_result
 from leafe.core.processes import with_default_signals
 from leafe.core.secret import inherited
 
-SECONDS = 3600.0
-"""For all episodes of one such process."""
+TIMEOUT = 3600.0
+"""Seconds for all episodes of one process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """How to make the environment anew: a name or `package.module:Class`, and its options (plain
-    values)."""
+    """How to make the environment again: a name or `package.module:Class`, and plain options."""
 
     env: str
     options: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """What the other process saw."""
+class SubprocessResult:
+    """What the other process observed."""
 
     episodes: list[list[str]]
-    """A fingerprint of o_0 and of each answer."""
+    """Of each episode, a fingerprint of the first observation and of each answer."""
     memory: int
-    """Bytes (proportional set size): of the environment's own processes where it has some, else
-    what the environment added to this one."""
+    """Bytes (proportional set size) of the environment's own processes, else what the environment
+    added to the other process."""
     left: int
-    """Processes that were still there after `close`."""
+    """Processes that were still alive after `close`."""
 
 
-def fingerprint(said: str | StepResult) -> str:
-    """Of all that is compared in an answer."""
-    what = (
-        said
-        if isinstance(said, str)
-        else [said.observation, said.reward, said.done, said.success, said.valid, said.progress]
+def fingerprint(answer: str | StepResult) -> str:
+    """A hash of everything in an answer that is compared."""
+    compared = answer if isinstance(answer, str) else compared_fields(answer)
+    return hashlib.blake2b(json.dumps(compared).encode(), digest_size=8).hexdigest()
+
+
+def compared_fields(result: StepResult) -> tuple[Any, ...]:
+    """All fields but `info`."""
+    return (
+        result.observation,
+        result.reward,
+        result.done,
+        result.success,
+        result.valid,
+        result.progress,
     )
-    return hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
 
 
-def play_elsewhere(
+def play_in_subprocess(
     spec: Spec, episodes: Sequence[tuple[Task, int, Sequence[str]]], hash_seed: int
-) -> Elsewhere | str:
-    """The episodes (task, seed, actions) in a process of their own; a sentence where it failed."""
+) -> SubprocessResult | str:
+    """Play the episodes (task, seed, actions) in a new process; a sentence if that failed."""
     job = {
         "path": sys.path,
         "env": spec.env,
@@ -78,21 +84,24 @@ def play_elsewhere(
             capture_output=True,
             text=True,
             check=False,
-            timeout=SECONDS,
+            timeout=TIMEOUT,
             env=inherited(spec.options.get("env_vars") or (), PYTHONHASHSEED=str(hash_seed)),
         )
     except subprocess.TimeoutExpired:
-        return f"gave no answer within {SECONDS:g} s"
+        return f"gave no answer within {TIMEOUT:g} s"
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return f"ended with status {done.returncode}: {lines[-1] if lines else 'without a word'}"
-    return Elsewhere(**json.loads(done.stdout))
+        return (
+            f"ended with status {done.returncode}: {lines[-1] if lines else 'no output on stderr'}"
+        )
+    return SubprocessResult(**json.loads(done.stdout))
 
 
 def main() -> None:
+    """Play the job on stdin, and print its result."""
     job = json.load(sys.stdin)
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what an environment prints is not the answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the environment must not print into the result
     sys.path[:] = job["path"]
     from leafe.envs import make_env
 
@@ -100,30 +109,24 @@ def main() -> None:
     env = make_env(job["env"], **job["options"])
     episodes = []
     for episode in job["episodes"]:
-        seen = [
-            fingerprint(
-                observation_text(
-                    env.reset(Task.from_json(episode["task"]), episode["seed"]), env.name
-                )
-            )
-        ]
-        seen += [
-            fingerprint(step_result(env.step(action), env.name)) for action in episode["actions"]
-        ]
+        first = env.reset(Task.from_json(episode["task"]), episode["seed"])
+        seen = [fingerprint(observation_text(first, env.name))]
+        for action in episode["actions"]:
+            seen.append(fingerprint(step_result(env.step(action), env.name)))
         episodes.append(seen)
-    theirs = descendants(os.getpid())
-    memory = sum(map(memory_of, theirs)) if theirs else max(0, memory_of(os.getpid()) - before)
+    children = descendants(os.getpid())
+    memory = sum(map(memory_of, children)) if children else max(0, memory_of(os.getpid()) - before)
     env.close()
     deadline = time.monotonic() + 5
     while (left := descendants(os.getpid())) and time.monotonic() < deadline:
         time.sleep(0.05)
     json.dump({"episodes": episodes, "memory": memory, "left": len(left)}, out)
     out.close()
-    os._exit(0)  # an environment's thread that never ends would keep the process
+    os._exit(0)  # a thread of the environment may never end
 
 
 def descendants(pid: int) -> list[int]:
-    """Living processes below this one; none on a system without /proc."""
+    """Living processes below `pid`; none on a system without /proc."""
     parents: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -141,8 +144,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory_of(pid: int) -> int:
-    """Proportional set size in bytes: shared pages count by their share. 0 where the system does
-    not say."""
+    """Proportional set size in bytes: shared pages count by their share. 0 if unknown."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -1,4 +1,4 @@
-"""What checks found, as one table: for the terminal, and in markdown for the documentation."""
+"""The reports of checks as one table, for the terminal and for the documentation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ COLUMNS = (
     "memory, MB",
     "longest observation",
 )
-"""`back to TAU`: a return to step tau by reset and replay / by snapshot or fork. Times are
-medians."""
+"""`back to TAU`: a return to step tau, by reset and replay / by snapshot or fork. Medians."""
 
 
 def reports_table(
     reports: Sequence[Report], names: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Columns and rows, one row a report; `names`: the environments' names where they say more than
-    the reports'."""
+    """The reports as a table.
+
+    Args:
+        reports: What `check_environment` returned.
+        names: Names of the rows; by default the environments'.
+
+    Returns:
+        The column titles, and one row of text for each report.
+    """
     return COLUMNS, [
         _row(report, name)
         for report, name in zip(reports, names or [r.env for r in reports], strict=True)
@@ -41,14 +47,14 @@ def _row(report: Report, name: str) -> list[str]:
         f"{exact} of {report.replayed}"
         if report.replayed
         else "it is not deterministic"
-        if "replay" in report.left_out
+        if "replay" in report.skipped
         else "none"
     )
     return [
         name,
         f"BROKEN: {broken}" if broken else "kept",
         replays,
-        report.way_back,
+        report.rollback_method,
         *(_cost(report, tau) for tau in TAUS),
         _number(report.milliseconds.get("reset")),
         _number(report.milliseconds.get("step")),
@@ -63,5 +69,5 @@ def _cost(report: Report, tau: int) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits: these are medians on a shared machine."""
+    """Three digits are enough for medians on a shared machine."""
     return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"

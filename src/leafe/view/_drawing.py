@@ -1,11 +1,10 @@
 """A task's tree as a drawing: a row an episode, a column a step, every node a link to its turn.
 
-A branch stands under the episode that it left, and its line leaves that one's after the step
-before. The dashed line is the rollback: from the reflection back
-to the step that it blames, where the revised action stands. How an episode ended has a colour and a
-shape, and is written beside it. Long and wide trees are
-drawn closer, and past a bound only the chosen episode has all its nodes, so that the page stays
-small.
+A branch stands under the episode that it left; its line leaves that one's after the step before.
+The dashed line is the rollback: from the reflection back to the step that it blames, where the
+revised action stands. How an episode ended has a colour and a shape, and is written beside it. Long
+and wide trees are drawn closer, and past a bound only the chosen episode has all its nodes, so that
+the page stays small.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from functools import cached_property
 from markupsafe import Markup
 
 from leafe.core import Episode, Kind, Stop, Tree, Turn
-from leafe.view._text import plain
+from leafe.report import stop_name
+from leafe.view._text import one_line
 
 SHAPES: dict[Stop, str] = {
     Stop.success: "tick",
@@ -39,45 +39,41 @@ _LETTER = 6.1
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """An episode's place in the drawing."""
+class Lane:
+    """An episode's row in the drawing: its number from 0, and the index of the episode that it
+    branched off."""
 
     nth: int
     episode: Episode
     above: int | None
-    """Index of the episode that it branched off."""
 
 
-def rows(tree: Tree) -> list[Row]:
-    """The episodes, each after the one that it left, in the order in which they were made among
-    those."""
+def lanes(tree: Tree) -> list[Lane]:
+    """The episodes, each below the one that it left, and among those in the order in which they
+    were made."""
     below: dict[int | None, list[tuple[Episode, int | None]]] = {}
     for episode in tree.rollouts:
         link = episode.start or episode.experience
         above = tree.rollout_of(link).index if link is not None else None
         below.setdefault(above, []).append((episode, above))
-    out: list[Row] = []
+    out: list[Lane] = []
     waiting = list(reversed(below.get(None, [])))
     while waiting:
         episode, above = waiting.pop()
-        out.append(Row(len(out), episode, above))
+        out.append(Lane(len(out), episode, above))
         waiting += reversed(below.get(episode.index, []))
     return out
 
 
-def words_of(stop: Stop) -> str:
-    return str(stop).replace("_", " ")
-
-
 def mark(stop: Stop, x: float = 8, y: float = 8) -> Markup:
-    """The mark of a stop around (x, y); its shape is one of `symbols`."""
+    """The mark of a stop around (x, y), by a shape of `symbols`."""
     return Markup('<use href="#{}" class="mark o-{}" x="{:.0f}" y="{:.0f}"/>').format(
         SHAPES[stop], stop, x, y
     )
 
 
 def symbols() -> Markup:
-    """The shapes, to stand once in a page."""
+    """The shapes, once for a page."""
     return Markup(
         '<svg class="symbols" aria-hidden="true"><defs>'
         '<g id="tick"><circle r="6.5"/><path class="m-hole" d="M-3,0 l2.2,2.6 4,-5.4"/></g>'
@@ -91,51 +87,42 @@ def symbols() -> Markup:
 
 
 class Drawing:
-    """The rows around the chosen turn, at most `MOST_ROWS` of them."""
+    """The rows around the chosen turn, at most `MOST_ROWS` of them.
+
+    Args:
+        tree: The task's tree.
+        order: All its rows.
+        chosen: The turn that the page shows.
+        link: The address of a turn.
+        parts: By turn, the parts of a training set that it is in.
+        shown: The episode whose trajectory the page shows.
+    """
 
     def __init__(
         self,
         tree: Tree,
-        order: Sequence[Row],
+        order: Sequence[Lane],
         chosen: Turn | None,
         link: Callable[[Turn], str],
-        learnt: Mapping[str, Collection[str]],
+        parts: Mapping[str, Collection[str]],
         shown: Episode | None,
     ) -> None:
-        self.tree, self.chosen, self.link, self.learnt, self.shown = (
-            tree,
-            chosen,
-            link,
-            learnt,
-            shown,
-        )
-        here = next(
-            (row.nth for row in order if shown is not None and row.episode.index == shown.index), 0
-        )
-        self.first = max(0, min(here - MOST_ROWS // 2, len(order) - MOST_ROWS))
-        self.order = order[self.first : self.first + MOST_ROWS]
-        self.steps = (
-            max(
-                (
-                    turn.step
-                    for row in self.order
-                    for turn in row.episode.turns
-                    if turn.kind is Kind.act
-                ),
-                default=0,
-            )
-            + 1
-        )
+        self.tree, self.chosen, self.link, self.parts, self.shown = tree, chosen, link, parts, shown
+        index = shown.index if shown is not None else None
+        here = next((row.nth for row in order if row.episode.index == index), 0)
+        first = max(0, min(here - MOST_ROWS // 2, len(order) - MOST_ROWS))
+        self.order = order[first : first + MOST_ROWS]
+        acts = (turn.step for row in self.order for turn in row.episode.acts)
+        self.steps = max(acts, default=0) + 1
         self.column = min(104.0, max(19.0, 840.0 / self.steps))
         self.labelled = self.column >= 60
-        self.height = 48.0 if self.labelled else 27.0
         self.radius = 7.0 if self.column >= 30 else 5.0
         self.all_nodes = sum(len(row.episode.turns) for row in self.order) <= _MOST_NODES
-        first = _TOP + (24 if self.labelled else 14)
-        self.y = {row.episode.index: first + i * self.height for i, row in enumerate(self.order)}
-        self.on_path = {turn.id for turn in self.path} | (
-            {shown.experience} if shown is not None and shown.experience is not None else set()
-        )
+        top, height = (_TOP + 24, 48.0) if self.labelled else (_TOP + 14, 27.0)
+        self.y = {row.episode.index: top + i * height for i, row in enumerate(self.order)}
+        self.on_path = {turn.id for turn in self.path}
+        if shown is not None and shown.experience is not None:
+            self.on_path.add(shown.experience)
 
     @cached_property
     def path(self) -> list[Turn]:
@@ -143,35 +130,29 @@ class Drawing:
         return self.tree.trajectory(self.shown) if self.shown is not None else []
 
     def svg(self) -> Markup:
-        width = 0.0
-        parts: list[Markup] = [self._axis()]
+        few = len(self.order) <= 14
+        ends = [self._end(row.episode) for row in self.order]
+        width = max((right for _, right in ends), default=0.0)
+        height = max(self.y.values(), default=_TOP) + (26 if self.labelled else 20)
+        head = Markup(
+            '<svg class="tree{}" role="group" aria-label="{}" width="{w:.0f}" height="{h:.0f}" '
+            'viewBox="0 0 {w:.0f} {h:.0f}">'
+        ).format(
+            "" if self.labelled else " close",
+            f"Exploration tree of task {one_line(self.tree.task.id, 80)}: {len(self.order)} of "
+            f"{len(self.tree.rollouts)} episodes",
+            w=width,
+            h=height,
+        )
+        parts = [head, self._axis()]
         parts += [self._edge(row.episode) for row in self.order]
         parts.append(self._chosen_line())
-        few = len(self.order) <= 14
         parts += [
             self._rollback(row.episode) for row in self.order if few or row.episode is self.shown
         ]
-        for row in self.order:
-            parts += self._nodes(row.episode)
-            drawn, end = self._end(row.episode)
-            parts.append(drawn)
-            width = max(width, end)
-        head = Markup(
-            '<svg class="tree{}" role="group" aria-label="{}" width="{:.0f}" '
-            'height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}">'
-        )
-        height = max(self.y.values(), default=_TOP) + (26 if self.labelled else 20)
-        name = (
-            f"Exploration tree of task {plain(self.tree.task.id, 80)}: {len(self.order)} of "
-            f"{len(self.tree.rollouts)} episodes"
-        )
-        return Markup("").join(
-            [
-                head.format("" if self.labelled else " close", name, width, height, width, height),
-                *parts,
-                Markup("</svg>"),
-            ]
-        )
+        for row, (end, _) in zip(self.order, ends, strict=True):
+            parts += [*self._nodes(row.episode), end]
+        return Markup("").join([*parts, Markup("</svg>")])
 
     def _x(self, step: int) -> float:
         return _LEFT + (step + 0.5) * self.column
@@ -212,9 +193,8 @@ class Drawing:
     def _edge(self, episode: Episode) -> Markup:
         if not episode.acts:
             return Markup("")
-        return Markup('<path class="edge" d="{}H{:.0f}"/>').format(
-            self._enter(episode), self._x(episode.acts[-1].step)
-        )
+        edge = Markup('<path class="edge" d="{}H{:.0f}"/>')
+        return edge.format(self._enter(episode), self._x(episode.acts[-1].step))
 
     def _chosen_line(self) -> Markup:
         """The chosen trajectory, from the root to its end."""
@@ -266,120 +246,83 @@ class Drawing:
             if not (every or turn.id == revised or turn.id in self.on_path):
                 continue
             out.append(
-                self._act(turn, turn.id == revised) if turn.kind is Kind.act else self._said(turn)
+                self._act(turn, turn.id == revised) if turn.kind is Kind.act else self._note(turn)
             )
         return out
 
     def _act(self, turn: Turn, revised: bool) -> Markup:
         x, y = self._x(turn.step), self.y[self.tree.episode_of(turn.id).index]
-        kinds = [
-            "node",
-            *(["bad"] if not turn.valid else []),
-            *(["revised"] if revised else []),
-            *(["here"] if self._is_chosen(turn) else []),
-        ]
-        tip = (
-            f"step {turn.step}: {plain(turn.action or turn.action_text, 90)} → "
-            f"{plain(turn.observation, 110)}"
-        )
-        text = Markup("")
+        action = turn.action or turn.action_text
+        tip = f"step {turn.step}: {one_line(action, 90)} → {one_line(turn.observation, 110)}"
+        inside = Markup("")
         if self.labelled:
-            label = (
-                plain(turn.action or turn.action_text, int(self.column / _LETTER)) or "(nothing)"
-            )
-            text = Markup(
+            label = one_line(action, int(self.column / _LETTER)) or "(nothing)"
+            inside = Markup(
                 '<text class="label" x="{:.0f}" y="{:.0f}" text-anchor="middle">{}</text>'
             ).format(x, y - self.radius - 5, label)
-        marks = Markup("")
-        for i, part in enumerate(sorted(self.learnt.get(turn.id, ()))):
-            marks += Markup(
-                '<rect class="{}" x="{:.0f}" y="{:.0f}" width="10" height="3"/>'
-            ).format(part, x - 5, y + self.radius + 3 + 4 * i)
-        circle = Markup('<circle cx="{:.0f}" cy="{:.0f}" r="{:.0f}"/>').format(x, y, self.radius)
+        inside += Markup('<circle cx="{:.0f}" cy="{:.0f}" r="{:.0f}"/>').format(x, y, self.radius)
         if not turn.valid:
-            circle += Markup('<path class="slash" d="M{:.0f},{:.0f}l6,-6"/>').format(x - 3, y + 3)
-        return self._linked(turn, " ".join(kinds), tip, text + circle + marks)
+            inside += Markup('<path class="slash" d="M{:.0f},{:.0f}l6,-6"/>').format(x - 3, y + 3)
+        inside += self._part_marks(sorted(self.parts.get(turn.id, ())), x, y)
+        return self._linked(turn, "node", revised, tip, inside)
 
-    def _said(self, turn: Turn) -> Markup:
+    def _note(self, turn: Turn) -> Markup:
         """A reflection's mark, or an aside's."""
         x, y = self._reflection_x(turn), self.y[self.tree.rollout_of(turn.id).index]
-        kinds = [
-            "said",
-            *(["bad"] if not turn.valid else []),
-            *(["here"] if self._is_chosen(turn) else []),
-        ]
         name = "reflection" if turn.kind is Kind.reflect else turn.action or "aside"
-        unusable = "" if turn.valid else f", unusable: {plain(turn.observation, 120)}"
-        tip = (
-            f"{name} after {turn.step} actions{unusable}: "
-            f"{plain(turn.note or turn.action_text, 160)}"
-        )
-        box = Markup('<rect x="{:.1f}" y="{:.1f}" width="11" height="11" rx="3"/>').format(
-            x - 5.5, y - 5.5
-        )
-        letter = "!" if not turn.valid else "R" if turn.kind is Kind.reflect else "a"
-        text = Markup(
+        unusable = "" if turn.valid else f", unusable: {one_line(turn.observation, 120)}"
+        text = one_line(turn.note or turn.action_text, 160)
+        inside = Markup(
+            '<rect x="{:.1f}" y="{:.1f}" width="11" height="11" rx="3"/>'
             '<text class="letter" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>'
-        ).format(x, y + 3.2, letter)
-        marks = Markup("")
-        if "reflection" in self.learnt.get(turn.id, ()):
-            marks = Markup(
-                '<rect class="reflection" x="{:.0f}" y="{:.0f}" width="10" height="3"/>'
-            ).format(x - 5, y + self.radius + 3)
-        return self._linked(turn, " ".join(kinds), tip, box + text + marks)
-
-    def _is_chosen(self, turn: Turn) -> bool:
-        return self.chosen is not None and turn.id == self.chosen.id
-
-    def _linked(self, turn: Turn, kinds: str, tip: str, inside: Markup) -> Markup:
-        here = (
-            Markup(' id="here" aria-current="true"')
-            if self._is_chosen(turn)
-            else Markup(' tabindex="-1"')
+        ).format(
+            *(x - 5.5, y - 5.5, x, y + 3.2),
+            "!" if not turn.valid else "R" if turn.kind is Kind.reflect else "a",
         )
+        if "reflection" in self.parts.get(turn.id, ()):
+            inside += self._part_marks(["reflection"], x, y)
+        tip = f"{name} after {turn.step} actions{unusable}: {text}"
+        return self._linked(turn, "said", False, tip, inside)
+
+    def _part_marks(self, parts: Sequence[str], x: float, y: float) -> Markup:
+        """A bar below the node for each part of a training set that the turn is in."""
+        bar = Markup('<rect class="{}" x="{:.0f}" y="{:.0f}" width="10" height="3"/>')
+        return Markup("").join(
+            bar.format(part, x - 5, y + self.radius + 3 + 4 * i) for i, part in enumerate(parts)
+        )
+
+    def _linked(self, turn: Turn, kind: str, revised: bool, tip: str, inside: Markup) -> Markup:
+        chosen = self.chosen is not None and turn.id == self.chosen.id
+        marks = " bad" * (not turn.valid) + " revised" * revised + " here" * chosen
+        here = Markup(' id="here" aria-current="true"' if chosen else ' tabindex="-1"')
         return Markup('<a class="{}" href="{}" aria-label="{}"{}><title>{}</title>{}</a>').format(
-            kinds, self.link(turn), plain(tip, 60), here, tip, inside
+            kind + marks, self.link(turn), one_line(tip, 60), here, tip, inside
         )
 
     def _end(self, episode: Episode) -> tuple[Markup, float]:
-        """The row's number before it, the mark and the words after it; and where that ends."""
-        y = self.y[episode.index]
+        """The row's number before it, the mark and the words after it; and where these end."""
+        y, stop = self.y[episode.index], stop_name(episode.stop)
         shown = " on" if episode is self.shown else ""
         times = f" ×{episode.count}" if episode.count > 1 else ""
-        number = Markup('<text class="number{}" x="6" y="{:.0f}">#{}{}</text>').format(
-            shown, y + 4, episode.index, times
-        )
-        last = (
-            episode.acts[-1]
-            if episode.acts
-            else self.tree[episode.start]
-            if episode.start is not None
-            else None
-        )
-        x = self._x(last.step) if last is not None else _ROOT
-        said = [turn for turn in self.tree.turns_of(episode) if turn.kind is not Kind.act]
-        x = (
-            max(
-                [
-                    x + self.radius + 4,
-                    *(
-                        self._reflection_x(t) + 7
-                        for t in said
-                        if episode.acts and t.parent == episode.acts[-1].id
-                    ),
-                ]
-            )
-            + 10
-        )
-        text = words_of(episode.stop)
+        acts = self.tree.trajectory(episode)
+        x = (self._x(acts[-1].step) if acts else _ROOT) + self.radius + 4
+        notes = [turn for turn in self.tree.turns_of(episode) if turn.kind is not Kind.act]
+        last = episode.acts[-1].id if episode.acts else ""
+        x = max([x, *(self._reflection_x(t) + 7 for t in notes if last and t.parent == last)]) + 10
         cause = ""
         if episode.experience is not None:
             reflection = self.tree[episode.experience]
-            cause = plain(f"  ↶ step {reflection.target}: {reflection.note}", 64)
+            cause = one_line(f"  ↶ step {reflection.target}: {reflection.note}", 64)
         elif episode.preamble:
-            cause = plain(f"  with {len(episode.preamble)} earlier feedback", 64)
+            cause = one_line(f"  with {len(episode.preamble)} earlier feedback", 64)
+        number = Markup('<text class="number{}" x="6" y="{:.0f}">#{}{}</text>')
         label = Markup(
-            '<text class="end{}" x="{:.0f}" y="{:.0f}">{}<tspan class="cause" '
-            'dx="8">{}</tspan></text>'
-        ).format(shown, x + 12, y + 4, text, cause)
-        return number + mark(episode.stop, x, y) + label, x + 24 + (len(text) + len(cause)) * 6.6
+            '<text class="end{}" x="{:.0f}" y="{:.0f}">{}<tspan class="cause" dx="8">{}</tspan>'
+            "</text>"
+        )
+        return (
+            number.format(shown, y + 4, episode.index, times)
+            + mark(episode.stop, x, y)
+            + label.format(shown, x + 12, y + 4, stop, cause),
+            x + 24 + (len(stop) + len(cause)) * 6.6,
+        )

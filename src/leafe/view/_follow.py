@@ -1,11 +1,10 @@
-"""The index kept up with the journals, by a thread that reads on where it stopped: while the run
-goes on, and after it.
+"""The index kept up to date with the journals, by a thread that reads on where it stopped: while
+the run goes on, and after it.
 
-Only whole lines are read: one that is being written has no newline yet and is read the next time. A
-journal that is not the one read before (the run was
-started over, the folder exchanged) is noticed by its size and by a sum over its beginning and the
-place where reading stopped; the index is then made anew.
-What cannot be read is said on the stage's pages and does not hide the rest.
+Whole lines alone are read: one that is being written has no newline yet and is read the next time.
+Journals that are not those read before (the run was started over, the folder replaced) are noticed
+by their size and by a checksum over their beginning and the place where reading stopped; the index
+is then made anew. What cannot be read is reported on the stage's pages and does not hide the rest.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from typing import Any
 
 from leafe.core import FAILED_BY_ENV, LeafeError, Stop
 from leafe.runs import check_header, shards
-from leafe.view._index import EPISODE, Index, drop
-from leafe.view._text import storable, words
+from leafe.view._index import EPISODE, Index, clear
+from leafe.view._text import search_text, storable
 
 _BATCH = 4 << 20
 """Bytes of journal that are committed together."""
@@ -33,201 +32,184 @@ _ERRORS = (
 _HEAD = re.compile(r'\s*\{\s*"episodes"\s*:\s*\[\s*')
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged line raises."""
+
+
+def gone(run: Path) -> str:
+    """A sentence where the run folder is no longer there; empty where it is."""
+    if run.is_dir():
+        return ""
+    return (
+        f"The run folder {run} is no longer there: was it moved or deleted? Start the viewer again "
+        "with the place where it is now."
+    )
 
 
 class Follower:
-    """Keeps an index up to date; `start` runs it in a thread, `look` does one round by itself."""
+    """Keeps an index up to date: `start` does so in a thread, `update` once.
+
+    Attributes:
+        revision: Grows whenever there is something new to show.
+        bytes_read, bytes_total: Bytes of the journals that are in the index, and that there are.
+        problem: Why nothing can be read at all; empty: it can.
+        stage_problems: By stage, why its journal cannot be read further.
+        progress: By stage, as (`bytes_read`, `bytes_total`).
+        caught_up: Stages whose journal is in the index, or can be read no further.
+        ready: Set when all that was there at the start is in the index.
+    """
 
     def __init__(self, index: Index, every: float = 1.0) -> None:
         self.index = index
         self.revision = int(time.time())
-        """Grows whenever there is something new to show."""
-        self.read, self.of = 0, 0
-        """Bytes of the journals that are in the index, and that there are."""
+        self.bytes_read, self.bytes_total = 0, 0
         self.problem = ""
-        """Why nothing can be read at all; empty: it can."""
-        self.trouble: dict[str, str] = {}
-        """By stage, why its journal cannot be read on."""
-        self.at: dict[str, tuple[int, int]] = {}
-        """By stage, as `read` and `of`."""
+        self.stage_problems: dict[str, str] = {}
+        self.progress: dict[str, tuple[int, int]] = {}
         self.caught_up: set[str] = set()
-        """Stages of which everything that was there is in the index, or can be read no further."""
         self.ready = threading.Event()
-        """Everything that was there at the start is in the index."""
         self._every = every
         self._stop = threading.Event()
         self._tasks: dict[int, dict[str, int]] = {}
         self._files: dict[tuple[int, int], int] = {}
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="index", daemon=True)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="index", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
-        if self._thread is not None:
+        if self._thread.is_alive():
             self._thread.join(30)
 
-    def news(self) -> None:
-        """There is something new to show that does not stand in the journals."""
+    def notify(self) -> None:
+        """There is something new to show."""
         self.revision += 1
 
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self.look()
+                self.update()
                 self.problem = ""
-            # a full disk, a folder that vanishes under it: the thread goes on, and the pages say
-            # what is wrong
-            except Exception as error:
-                self._say(
-                    f"The index cannot be kept up ({type(error).__name__}: {error}). It is "
-                    "tried again every second."
+            except Exception as error:  # a full disk, say: the thread goes on, the pages tell why
+                self._set_problem(
+                    f"The index cannot be kept up ({type(error).__name__}: {error}). It is tried "
+                    "again every second."
                 )
             self.ready.set()
             self._stop.wait(self._every)
 
-    def _say(self, problem: str) -> None:
+    def _set_problem(self, problem: str) -> None:
         if problem != self.problem:
             self.problem = problem
-            self.revision += 1
+            self.notify()
 
-    def look(self) -> None:
-        """Read what is new. Nothing is done where the run's folder is gone."""
+    def update(self) -> None:
+        """Read what is new. Does nothing where the run's folder is gone."""
         run = self.index.run
-        if not run.is_dir():
-            self._say(
-                f"The run folder {run} is no longer there: was it moved or deleted? Start "
-                "the viewer again with the place where it is now."
-            )
+        if problem := gone(run):
+            self._set_problem(problem)
             return
-        there = {
-            "/".join(path.parts[-3:-1]): path.parent
-            for path in sorted(run.glob("[!.]*/[!.]*/tasks.jsonl"))
-        }
+        found = sorted(run.glob("[!.]*/[!.]*/tasks.jsonl"))
+        folders = {"/".join(path.parts[-3:-1]): path.parent for path in found}
         with self.index.connect() as db:
-            for _ in range(
-                3
-            ):  # a run that is started over while it is read is read from its beginning
+            for _ in range(3):  # a run that is started over meanwhile is read from its beginning
                 try:
-                    self._round(db, there)
+                    self._read_stages(db, folders)
                     break
                 except _Replaced:
                     db.rollback()
-                    drop(db)
+                    clear(db)
                     self._tasks.clear()
                     self._files.clear()
                     self.caught_up.clear()
-                    self.revision += 1
+                    self.notify()
 
-    def _round(self, db: sqlite3.Connection, there: dict[str, Path]) -> None:
+    def _read_stages(self, db: sqlite3.Connection, folders: dict[str, Path]) -> None:
         known = {row["name"]: row for row in db.execute("SELECT * FROM stages")}
-        if not known.keys() <= there.keys():
+        if not known.keys() <= folders.keys():
             raise _Replaced
         work: list[tuple[str, int, list[Path]]] = []
-        read = of = 0
-        for name, folder in there.items():
+        for name, folder in folders.items():
             row = known.get(name)
-            stage = int(row["id"]) if row else self._begin(db, name)
+            stage = int(row["id"]) if row else self._add_stage(db, name)
             self._read_tasks(db, stage, folder, row["sign"] if row else None)
             try:
                 paths = shards(folder)
-                self.trouble.pop(name, None)
+                self.stage_problems.pop(name, None)
             except LeafeError as error:
-                self._trouble(name, error)
+                self._set_stage_problem(name, error)
                 self.caught_up.add(name)
                 continue
-            before, there_are = (
-                sum(self._offset(db, stage, number, path)[0] for number, path in enumerate(paths)),
-                sum(path.stat().st_size for path in paths),
-            )
-            self.at[name] = before, there_are
-            read, of = read + before, of + there_are
+            read = (self._offset(db, stage, nth, path)[0] for nth, path in enumerate(paths))
+            self.progress[name] = sum(read), sum(path.stat().st_size for path in paths)
             work.append((name, stage, paths))
-        self.read, self.of = read, of
+        self.bytes_read, self.bytes_total = (
+            sum(self.progress[name][nth] for name, _, _ in work) for nth in (0, 1)
+        )
         for name, stage, paths in work:
             try:
-                for number, path in enumerate(paths):
-                    self._read_shard(db, name, stage, number, path)
+                for nth, path in enumerate(paths):
+                    self._read_shard(db, name, stage, nth, path)
             except LeafeError as error:
                 db.rollback()
-                self._trouble(name, error)
+                self._set_stage_problem(name, error)
             if self._stop.is_set():
                 return
             if name not in self.caught_up:
                 self.caught_up.add(name)
-                self.revision += 1
+                self.notify()
 
-    def _trouble(self, name: str, error: Exception) -> None:
-        if self.trouble.get(name) != str(error):
-            self.trouble[name] = str(error)
-            self.revision += 1
+    def _set_stage_problem(self, name: str, error: Exception) -> None:
+        if self.stage_problems.get(name) != str(error):
+            self.stage_problems[name] = str(error)
+            self.notify()
 
-    def _begin(self, db: sqlite3.Connection, name: str) -> int:
+    def _add_stage(self, db: sqlite3.Connection, name: str) -> int:
         stage = db.execute("INSERT INTO stages(name) VALUES (?)", (name,)).lastrowid
         db.commit()
-        self.revision += 1
+        self.notify()
         assert stage is not None
         return stage
 
     def _read_tasks(
         self, db: sqlite3.Connection, stage: int, folder: Path, sign: str | None
     ) -> None:
-        """The tasks of the stage, where their file is not the one that was read before."""
+        """Read the stage's list of tasks, where it is not the one that was read before."""
         path = folder / "tasks.jsonl"
         facts = path.stat()
         now = f"{facts.st_size} {facts.st_mtime_ns}"
+        if stage not in self._tasks or now != sign:
+            self._tasks[stage] = _task_ids(db, stage)
         if now == sign:
-            if stage not in self._tasks:
-                self._tasks[stage] = {
-                    row["task"]: row["id"]
-                    for row in db.execute("SELECT id, task FROM tasks WHERE stage = ?", (stage,))
-                }
             return
         damaged, offset, place = "", 0, 0
-        before = {
-            row["task"] for row in db.execute("SELECT task FROM tasks WHERE stage = ?", (stage,))
-        }
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     data = json.loads(line)
                     task, instruction = storable(data["id"]), storable(data["instruction"])
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                except _DAMAGE as error:
                     damaged = damaged or (
-                        f"{path}, line {number} is damaged ({type(error).__name__}: "
-                        f"{error}): that task is not shown."
+                        f"{path}, line {number} is damaged ({type(error).__name__}: {error}): that "
+                        "task is not shown."
                     )
                 else:
-                    row = db.execute(
-                        "INSERT INTO tasks(stage, place, task, instruction, offset, "
-                        "length) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT(stage, task) DO "
-                        "UPDATE SET "
-                        "place = excluded.place, offset = excluded.offset, length = "
-                        "excluded.length, instruction = excluded.instruction RETURNING id",
-                        (stage, place, task, instruction[:400], offset, len(line)),
-                    ).fetchone()
-                    if task not in before:
-                        db.execute(
-                            "INSERT INTO words(rowid, at, said, seen) VALUES (?, ?, ?, ?)",
-                            (-row[0], f"s{stage}", words(task), words(instruction)),
-                        )
+                    values = (stage, place, task, instruction[:400], offset, len(line))
+                    row = db.execute(_ADD_TASK, values).fetchone()
+                    if task not in self._tasks[stage]:
+                        texts = search_text(task), search_text(instruction)
+                        db.execute(_ADD_TEXT, (-row[0], f"s{stage}", *texts))
                     place += 1
                 offset += len(line)
         db.execute(
-            (
-                "UPDATE stages SET sign = ?, problem = CASE WHEN ? = '' THEN problem ELSE ? "
-                "END WHERE id = ?"
-            ),
-            (now, damaged, damaged, stage),
+            "UPDATE stages SET sign = ?1, problem = CASE WHEN ?2 = '' THEN problem ELSE ?2 END "
+            "WHERE id = ?3",
+            (now, damaged, stage),
         )
         db.commit()
-        self._tasks[stage] = {
-            row["task"]: row["id"]
-            for row in db.execute("SELECT id, task FROM tasks WHERE stage = ?", (stage,))
-        }
-        self.revision += 1
+        self._tasks[stage] = _task_ids(db, stage)
+        self.notify()
 
     def _offset(
         self, db: sqlite3.Connection, stage: int, number: int, path: Path
@@ -256,10 +238,10 @@ class Follower:
             return
         batch = _Batch(db, stage, number, self._tasks[stage])
         problems: list[str] = []
-        begun = offset
+        committed = offset
 
         def commit() -> None:
-            nonlocal begun
+            nonlocal committed
             batch.write()
             db.execute(
                 "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?)",
@@ -268,19 +250,18 @@ class Follower:
             if problems:
                 more = f" And {len(problems) - 1} lines more." if len(problems) > 1 else ""
                 db.execute(
-                    (
-                        "UPDATE stages SET problem = trim(problem || ' ' || ?) WHERE id = ? "
-                        "AND length(problem) < 2000"
-                    ),
+                    "UPDATE stages SET problem = trim(problem || ' ' || ?) WHERE id = ? AND "
+                    "length(problem) < 2000",
                     (problems[0] + more, stage),
                 )
                 problems.clear()
             db.commit()
             self._files[stage, number] = path.stat().st_ino
-            self.read += offset - begun
-            self.at[name] = self.at[name][0] + offset - begun, self.at[name][1]
-            begun = offset
-            self.revision += 1
+            read, total = self.progress[name]
+            self.bytes_read += offset - committed
+            self.progress[name] = read + offset - committed, total
+            committed = offset
+            self.notify()
 
         with path.open("rb") as file:
             file.seek(offset)
@@ -295,21 +276,15 @@ class Follower:
                     try:
                         for start, length, episode in episodes(line):
                             batch.add(episode, at, offset + start, length)
-                    except (
-                        ValueError,
-                        KeyError,
-                        TypeError,
-                        AttributeError,
-                        RecursionError,
-                    ) as error:
+                    except _DAMAGE as error:
                         problems.append(
-                            f"{path.name}, line {at} is damaged ({type(error).__name__}: "
-                            f"{error}) and is not shown."
+                            f"{path.name}, line {at} is damaged ({type(error).__name__}: {error}) "
+                            "and is not shown."
                         )
                 offset += len(line)
-                if offset - begun >= _BATCH:
+                if offset - committed >= _BATCH:
                     commit()
-        if offset > begun:
+        if offset > committed:
             commit()
 
 
@@ -317,8 +292,28 @@ class _Replaced(Exception):
     """The journals are not those that the index was made from."""
 
 
+def _task_ids(db: sqlite3.Connection, stage: int) -> dict[str, int]:
+    found = db.execute("SELECT task, id FROM tasks WHERE stage = ?", (stage,))
+    return {row["task"]: row["id"] for row in found}
+
+
+_ADD_TEXT = "INSERT INTO words(rowid, stage, answer, observation) VALUES (?, ?, ?, ?)"
+_ADD_TASK = """INSERT INTO tasks(stage, place, task, instruction, offset, length)
+VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT(stage, task) DO UPDATE SET place = excluded.place,
+offset = excluded.offset, length = excluded.length, instruction = excluded.instruction
+RETURNING id"""
+_ADDED = (
+    *("episodes", "samples", "successes", "turns", "saved", "branches", "diverged", "unusable"),
+    *("errors", "tokens"),
+)
+_ADD_COUNTS = (
+    f"UPDATE tasks SET {', '.join(f'{name} = {name} + :{name}' for name in _ADDED)}, "
+    "depth = min(coalesce(depth, :depth), coalesce(:depth, depth)) WHERE id = :id"
+)
+
+
 class _Batch:
-    """What was read and is not yet in the index."""
+    """Episodes that were read and are not yet in the index."""
 
     def __init__(
         self, db: sqlite3.Connection, stage: int, shard: int, tasks: dict[str, int]
@@ -329,99 +324,67 @@ class _Batch:
 
     def _clear(self) -> None:
         self.episodes: list[tuple[Any, ...]] = []
-        self.words: list[tuple[Any, ...]] = []
-        self.sums: dict[int, list[Any]] = {}
+        self.texts: list[tuple[Any, ...]] = []
+        self.counts: list[dict[str, Any]] = []
 
     def add(self, episode: dict[str, Any], line: int, offset: int, length: int) -> None:
-        """Take one episode; KeyError, TypeError or ValueError where it is none, and then nothing of
-        it is taken."""
+        """Take one episode. One of `_DAMAGE` where it is none, and then nothing of it is taken."""
         task = self.tasks.get(storable(episode["task_id"]))
         if task is None:
             raise ValueError(
                 f"an episode of the task {episode['task_id']!r}, which is not in tasks.jsonl"
             )
         turns, stop, count = episode["turns"], Stop(episode["stop"]), int(episode.get("count", 1))
-        acts = unusable = tokens = 0
-        prefix: int | None = None
-        texts: list[tuple[Any, ...]] = []
-        for nth, turn in enumerate(turns):
-            kind, said, seen = turn["kind"], turn["action_text"], turn.get("observation", "")
-            if kind == "act":
-                acts += 1
-                prefix = int(turn["step"]) if prefix is None else prefix
-            elif kind == "reflect" and not turn.get("valid", True):
-                unusable += 1
-            tokens += turn.get("usage", {}).get("generated", 0)
-            texts.append((self.next * EPISODE + nth, f"s{self.stage}", words(said), words(seen)))
+        texts = [(turn["action_text"], turn.get("observation", "")) for turn in turns]
         first, error = episode.get("first_observation", ""), episode.get("error", "")
         index = int(episode["index"])
+        places = [*range(len(turns))][: EPISODE - 1]
         if error or (first and index == 0):
-            texts.append(
-                (
-                    self.next * EPISODE + EPISODE - 1,
-                    f"s{self.stage}",
-                    words(first if index == 0 else ""),
-                    words(error),
-                )
-            )
-        won = stop is Stop.success
-        saved = count * ((prefix or 0) + acts) - acts
-        rollout = not (
-            episode.get("start") is not None
-            and episode.get("experience") is None
-            and turns
-            and all(turn["kind"] == "reflect" for turn in turns)
-        )
-        count *= rollout  # reflections on an earlier episode are no sample
-        row = [
-            int(rollout),
-            count,
-            count * won,
-            episode.get("depth", 0) if won else None,
-            acts,
-            max(0, saved),
-            episode.get("experience") is not None,
-            count * (stop is Stop.diverged),
-            unusable,
-            count * (stop in _ERRORS),
-            tokens,
+            texts.insert(len(places), (first if index == 0 else "", error))
+            places.append(EPISODE - 1)
+        rows = [
+            (self.next * EPISODE + place, f"s{self.stage}", *map(search_text, text))
+            for place, text in zip(places, texts, strict=False)
         ]
-        self.episodes.append(
-            (self.next, task, index, str(stop), count, self.shard, line, offset, length)
-        )
-        self.words += texts[: EPISODE - 1]
+        acts = [turn for turn in turns if turn["kind"] == "act"]
+        reflections = [turn for turn in turns if turn["kind"] == "reflect"]
+        # reflections on an earlier episode are no sample
+        starts, follows = episode.get("start") is not None, episode.get("experience") is not None
+        rollout = not (starts and not follows and turns and len(reflections) == len(turns))
+        prefix = int(acts[0]["step"]) if acts else 0
+        saved = count * (prefix + len(acts)) - len(acts)
+        won = stop is Stop.success
+        counts = {
+            "id": task,
+            "episodes": int(rollout),
+            "samples": count * rollout,
+            "successes": count * rollout * won,
+            "depth": episode.get("depth", 0) if won else None,
+            "turns": len(acts),
+            "saved": max(0, saved),
+            "branches": follows,
+            "diverged": count * rollout * (stop is Stop.diverged),
+            "unusable": sum(not turn.get("valid", True) for turn in reflections),
+            "errors": count * rollout * (stop in _ERRORS),
+            "tokens": sum(turn.get("usage", {}).get("generated", 0) for turn in turns),
+        }
+        place = (self.shard, line, offset, length)
+        self.episodes.append((self.next, task, index, str(stop), count * rollout, *place))
+        self.texts += rows
+        self.counts.append(counts)
         self.next += 1
-        sums = self.sums.get(task)
-        if sums is None:
-            self.sums[task] = row
-            return
-        for i, value in enumerate(row):
-            if i == _DEPTH:
-                sums[i] = (
-                    value if sums[i] is None else sums[i] if value is None else min(sums[i], value)
-                )
-            else:
-                sums[i] += value
 
     def write(self) -> None:
         self.db.executemany(
             "INSERT INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self.episodes
         )
-        self.db.executemany(
-            "INSERT INTO words(rowid, at, said, seen) VALUES (?, ?, ?, ?)", self.words
-        )
-        self.db.executemany(_ADD, [(*values, task) for task, values in self.sums.items()])
+        self.db.executemany(_ADD_TEXT, self.texts)
+        self.db.executemany(_ADD_COUNTS, self.counts)
         self._clear()
 
 
-_DEPTH = 3
-_ADD = """UPDATE tasks SET episodes = episodes + ?1, samples = samples + ?2, successes = successes + ?3, depth = min(coalesce(depth, ?4), coalesce(?4, depth)),
-turns = turns + ?5, saved = saved + ?6, branches = branches + ?7, diverged = diverged + ?8, unusable = unusable + ?9, errors = errors + ?10,
-tokens = tokens + ?11 WHERE id = ?12"""
-
-
 def episodes(line: bytes) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(offset, length, data) of each episode of a journal's line, in bytes; ValueError where it is
+    """(offset, length, data) of each episode of a journal's line, in bytes. ValueError where it is
     no such line."""
     text = line.decode()
     head = _HEAD.match(text)
@@ -431,25 +394,20 @@ def episodes(line: bytes) -> Iterator[tuple[int, int, dict[str, Any]]]:
     at = head.end()
     while text[at : at + 1] != "]":
         data, end = _DECODER.raw_decode(text, at)
-        start, length = (
-            (at, end - at) if plain else (len(text[:at].encode()), len(text[at:end].encode()))
+        yield (
+            at if plain else len(text[:at].encode()),
+            end - at if plain else len(text[at:end].encode()),
+            data,
         )
-        yield start, length, data
-        at = _after_space(text, end)
+        at = _SPACE.match(text, end).end()  # type: ignore[union-attr]
         if text[at : at + 1] == ",":
-            at = _after_space(text, at + 1)
+            at = _SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
         elif text[at : at + 1] != "]":
             raise ValueError(f"the list of episodes is broken at character {at}")
 
 
-def _after_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    assert found is not None
-    return found.end()
-
-
 def _sign(path: Path, read: int) -> str:
-    """A sum over the beginning of what was read and its end."""
+    """A checksum over the beginning and the end of what was read."""
     with path.open("rb") as file:
         first = file.read(min(4096, read))
         file.seek(max(0, read - 4096))

@@ -1,10 +1,9 @@
-"""The index: where every episode of a run lies in its journals, what the task lists say of it, and
-which words stand in it.
+"""The index: where every episode of a run lies in its journals, counts of every task, and a search
+index of all texts.
 
-The journals stay the truth and hold the texts; the index is one SQLite file beside the user's other
-caches, made by reading them once and thrown away at
-any time. So a page reads the lines of one task, however large the run is. Written by `_follow`,
-read here.
+The journals hold the texts; the index is one SQLite file among the user's caches, made by reading
+them once, and can be deleted at any time. So a page reads the lines of one task, however large the
+run is. `_follow` writes it, this module reads it.
 """
 
 from __future__ import annotations
@@ -17,48 +16,63 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from leafe.core import Episode, Task, Tree
 from leafe.runs import shards
-from leafe.view._text import match, storable
+from leafe.view._text import fts_query, storable
 
-VERSION = 2
-"""Of the file; another one is made anew."""
+VERSION = 3
+"""Of the file; a file of another version is not read."""
 EPISODE = 1_000_000
-"""The index of words numbers texts: episode * EPISODE + the turn's place in it, and EPISODE - 1 for
+"""The search index numbers texts: episode * EPISODE + the turn's place in it, and EPISODE - 1 for
 what stands before the first turn; a task is -id."""
 _UNUSED_S = 30 * 86400
+_TABLES = ("meta", "stages", "shards", "tasks", "episodes", "words")
 
-_TABLES = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE stages(id INTEGER PRIMARY KEY, name TEXT UNIQUE, sign TEXT, problem TEXT NOT NULL DEFAULT '');
-CREATE TABLE shards(stage INTEGER, number INTEGER, read INTEGER, line INTEGER, sign TEXT, PRIMARY KEY(stage, number)) WITHOUT ROWID;
-CREATE TABLE tasks(
-    id INTEGER PRIMARY KEY, stage INTEGER, place INTEGER, task TEXT, instruction TEXT, offset INTEGER, length INTEGER,
-    episodes INTEGER NOT NULL DEFAULT 0, samples INTEGER NOT NULL DEFAULT 0, successes INTEGER NOT NULL DEFAULT 0, depth INTEGER,
-    turns INTEGER NOT NULL DEFAULT 0, saved INTEGER NOT NULL DEFAULT 0, branches INTEGER NOT NULL DEFAULT 0, diverged INTEGER NOT NULL DEFAULT 0,
-    unusable INTEGER NOT NULL DEFAULT 0, errors INTEGER NOT NULL DEFAULT 0, tokens INTEGER NOT NULL DEFAULT 0, UNIQUE(stage, task));
-CREATE INDEX task_place ON tasks(stage, place);
-CREATE TABLE episodes(
-    id INTEGER PRIMARY KEY, task INTEGER, nth INTEGER, stop TEXT, count INTEGER, shard INTEGER, line INTEGER, offset INTEGER, length INTEGER);
-CREATE INDEX episode_task ON episodes(task, nth);
-CREATE VIRTUAL TABLE words USING fts5(at, said, seen, content='');
-"""
 # depth: the least of a successful episode, NULL without one. saved: turns on the trajectories of
 # all samples, less those that were sampled.
+_SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE stages(
+    id INTEGER PRIMARY KEY, name TEXT UNIQUE, sign TEXT, problem TEXT NOT NULL DEFAULT '');
+CREATE TABLE shards(
+    stage INTEGER, number INTEGER, read INTEGER, line INTEGER, sign TEXT,
+    PRIMARY KEY(stage, number)) WITHOUT ROWID;
+CREATE TABLE tasks(
+    id INTEGER PRIMARY KEY, stage INTEGER, place INTEGER, task TEXT, instruction TEXT,
+    offset INTEGER, length INTEGER, depth INTEGER,
+    episodes INTEGER NOT NULL DEFAULT 0, samples INTEGER NOT NULL DEFAULT 0,
+    successes INTEGER NOT NULL DEFAULT 0, turns INTEGER NOT NULL DEFAULT 0,
+    saved INTEGER NOT NULL DEFAULT 0, branches INTEGER NOT NULL DEFAULT 0,
+    diverged INTEGER NOT NULL DEFAULT 0, unusable INTEGER NOT NULL DEFAULT 0,
+    errors INTEGER NOT NULL DEFAULT 0, tokens INTEGER NOT NULL DEFAULT 0, UNIQUE(stage, task));
+CREATE INDEX task_place ON tasks(stage, place);
+CREATE TABLE episodes(
+    id INTEGER PRIMARY KEY, task INTEGER, nth INTEGER, stop TEXT, count INTEGER, shard INTEGER,
+    line INTEGER, offset INTEGER, length INTEGER);
+CREATE INDEX episode_task ON episodes(task, nth);
+CREATE VIRTUAL TABLE words USING fts5(stage, answer, observation, content='');
+"""
+SUMS = (
+    *("episodes", "samples", "turns", "saved", "branches", "successes", "diverged", "unusable"),
+    *("errors", "tokens"),
+)
+"""The counts of a task that are summed over a stage."""
+COUNTS = ("tasks", "begun", "solved", "rescued", *SUMS)
+"""What `Index.stages` counts of a stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One way to look at a stage's tasks."""
+    """One way to look at a stage's tasks: `where` and `order` are SQL over the columns of
+    `tasks`."""
 
     title: str
     where: str
-    """SQL over the columns of `tasks`."""
     order: str = "place"
 
 
@@ -85,19 +99,45 @@ SORTS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One text that a search found.
+
+    Attributes:
+        stage, task: Where it stands.
+        episode, turn: The episode's index and the turn's id; None for a task.
+        kind: `task`, `start` (what stands before the first turn), or the turn's kind.
+        answer, observation: The policy's text and the environment's.
+    """
+
+    stage: str
+    task: str
+    episode: int | None
+    turn: str | None
+    kind: str
+    answer: str
+    observation: str
+
+
 class Index:
-    """The index of one run, open for readers: each question opens its own connection, so that it
-    may come from any thread."""
+    """The index of one run, open for readers. Each query opens a connection of its own, so it may
+    come from any thread.
+
+    Args:
+        run: The run folder.
+        cache: The folder for index files; default: the user's cache. Where another viewer has this
+            run's file, or none can be written, the file is a temporary one.
+    """
 
     def __init__(self, run: Path, cache: Path | None = None) -> None:
-        """`cache`: the folder for index files; None: the user's. Where another viewer has this
-        run's file, or none can be written, it is a temporary one."""
         self.run = run
         self._lock = -1
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.path = self._place(cache or default_cache())
         with self.connect() as db:
-            make(db)
+            db.execute("PRAGMA journal_mode = WAL")
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'words'").fetchone() is None:
+                db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[sqlite3.Connection]:
@@ -116,13 +156,12 @@ class Index:
             self._temporary.cleanup()
 
     def _place(self, cache: Path) -> Path:
-        name = hashlib.blake2b(
-            str(self.run.resolve()).encode("utf-8", "surrogateescape"), digest_size=10
-        ).hexdigest()
-        path = cache / f"{name}.v{VERSION}.sqlite"
+        """The file of this index, locked; a damaged file is deleted."""
+        run = str(self.run.resolve()).encode("utf-8", "surrogateescape")
+        path = cache / f"{hashlib.blake2b(run, digest_size=10).hexdigest()}.v{VERSION}.sqlite"
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            _forget_old(cache)
+            _delete_unused(cache)
             self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.touch(mode=0o600)
@@ -130,278 +169,197 @@ class Index:
             self._temporary = tempfile.TemporaryDirectory(prefix="leafe-view-")
             return Path(self._temporary.name) / "index.sqlite"
         if not _sound(path):
-            for each in (
-                path,
-                path.with_name(path.name + "-wal"),
-                path.with_name(path.name + "-shm"),
-            ):
-                each.unlink(missing_ok=True)
+            _delete(path)
         return path
 
-    def stages(self) -> list[sqlite3.Row]:
-        """id, name, problem and the sums over the tasks, by name."""
+    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         with self.connect() as db:
-            return db.execute(
-                "SELECT s.id, s.name, s.problem, count(t.id) AS tasks, "
-                "coalesce(sum(t.episodes), 0) AS episodes, coalesce(sum(t.samples), 0) AS "
-                "samples, "
-                "coalesce(sum(t.turns), 0) AS turns, coalesce(sum(t.saved), 0) AS saved, "
-                "coalesce(sum(t.branches), 0) AS branches, "
-                "coalesce(sum(t.successes > 0), 0) AS solved, coalesce(sum(t.successes > 0 "
-                "AND t.depth > 0), 0) AS rescued, "
-                "coalesce(sum(t.successes), 0) AS successes, coalesce(sum(t.episodes > 0), "
-                "0) AS begun, coalesce(sum(t.diverged), 0) AS diverged, "
-                "coalesce(sum(t.unusable), 0) AS unusable, coalesce(sum(t.errors), 0) AS "
-                "errors, coalesce(sum(t.tokens), 0) AS tokens "
-                "FROM stages s LEFT JOIN tasks t ON t.stage = s.id GROUP BY s.id ORDER BY s.name"
-            ).fetchall()
+            return db.execute(sql, values).fetchall()
+
+    def _first(self, sql: str, *values: Any) -> sqlite3.Row | None:
+        return next(iter(self._all(f"{sql} LIMIT 1", *values)), None)
+
+    def stages(self) -> list[sqlite3.Row]:
+        """id, name, problem and `COUNTS` of every stage, by name."""
+        sums = ", ".join(f"coalesce(sum(t.{name}), 0) AS {name}" for name in SUMS)
+        return self._all(
+            "SELECT s.id, s.name, s.problem, count(t.id) AS tasks, "
+            "coalesce(sum(t.episodes > 0), 0) AS begun, "
+            "coalesce(sum(t.successes > 0), 0) AS solved, "
+            f"coalesce(sum(t.successes > 0 AND t.depth > 0), 0) AS rescued, {sums} "
+            "FROM stages s LEFT JOIN tasks t ON t.stage = s.id GROUP BY s.id ORDER BY s.name"
+        )
 
     def stage(self, name: str) -> sqlite3.Row | None:
-        with self.connect() as db:
-            found: sqlite3.Row | None = db.execute(
-                "SELECT * FROM stages WHERE name = ?", (name,)
-            ).fetchone()
-            return found
+        return self._first("SELECT * FROM stages WHERE name = ?", name)
 
     def counts(self, stage: int, named: str = "") -> dict[str, int]:
         """How many tasks each filter shows."""
-        sums = ", ".join(
-            f"coalesce(sum({f.where}), 0) AS {name}" for name, f in FILTERS.items() if name != "all"
-        )
+        sums = ", ".join(f"coalesce(sum({f.where}), 0) AS '{name}'" for name, f in FILTERS.items())
         where, values = _named(stage, named)
-        with self.connect() as db:
-            row = db.execute(
-                f"SELECT count(*) AS 'all', {sums} FROM tasks WHERE {where}", values
-            ).fetchone()
-        return {name: row[name] for name in FILTERS}
+        return dict(self._all(f"SELECT {sums} FROM tasks WHERE {where}", *values)[0])
 
     def tasks(
         self, stage: int, show: str, sort: str, named: str, offset: int, limit: int
     ) -> list[sqlite3.Row]:
-        chosen = FILTERS[show]
+        """The tasks of a filter, sorted, from `offset` on; `named` must stand in id or
+        instruction."""
         where, values = _named(stage, named)
-        order = SORTS.get(sort, chosen.order)
-        with self.connect() as db:
-            sql = (
-                f"SELECT * FROM tasks WHERE {where} AND {chosen.where} ORDER BY {order} LIMIT "
-                "? OFFSET ?"
-            )
-            return db.execute(sql, (*values, limit, offset)).fetchall()
+        return self._all(
+            f"SELECT * FROM tasks WHERE {where} AND {FILTERS[show].where} "
+            f"ORDER BY {SORTS.get(sort, FILTERS[show].order)} LIMIT ? OFFSET ?",
+            *(*values, limit, offset),
+        )
 
     def task(self, stage: int, task: str) -> sqlite3.Row | None:
-        with self.connect() as db:
-            found: sqlite3.Row | None = db.execute(
-                "SELECT * FROM tasks WHERE stage = ? AND task = ?", (stage, task)
-            ).fetchone()
-            return found
+        return self._first("SELECT * FROM tasks WHERE stage = ? AND task = ?", stage, task)
 
     def records(self, task: int) -> int:
-        """How many records of the journals are the task's: rollouts, and reflections on earlier
-        ones."""
-        with self.connect() as db:
-            return int(
-                db.execute("SELECT count(*) FROM episodes WHERE task = ?", (task,)).fetchone()[0]
-            )
+        """How many episodes of the journals are the task's, records that look back included."""
+        return int(self._all("SELECT count(*) FROM episodes WHERE task = ?", task)[0][0])
 
     def beside(self, row: sqlite3.Row) -> tuple[str | None, str | None]:
         """The tasks before and after this one, in the tasks' order."""
-        with self.connect() as db:
-            before = db.execute(
-                "SELECT task FROM tasks WHERE stage = ? AND place < ? ORDER BY place DESC LIMIT 1",
-                (row["stage"], row["place"]),
-            ).fetchone()
-            after = db.execute(
-                "SELECT task FROM tasks WHERE stage = ? AND place > ? ORDER BY place LIMIT 1",
-                (row["stage"], row["place"]),
-            ).fetchone()
-        return (before["task"] if before else None, after["task"] if after else None)
+        before, after = (
+            self._first(
+                f"SELECT task FROM tasks WHERE stage = ? AND place {side} ? ORDER BY place {order}",
+                row["stage"],
+                row["place"],
+            )
+            for side, order in (("<", "DESC"), (">", "ASC"))
+        )
+        return before["task"] if before else None, after["task"] if after else None
 
     def tree(self, stage_name: str, row: sqlite3.Row) -> tuple[Tree, str]:
         """The task's tree, and a sentence where some of it cannot be shown. OSError where the files
         are gone."""
         folder = self.run / stage_name
-        with self.connect() as db:
-            places = db.execute(
-                "SELECT nth, shard, line, offset, length FROM episodes WHERE task = ? ORDER BY id",
-                (row["id"],),
-            ).fetchall()
-        with (folder / "tasks.jsonl").open("rb") as file:
-            file.seek(row["offset"])
-            try:
-                task = Task.from_json(json.loads(file.read(row["length"])))
-            except (ValueError, TypeError, RecursionError):
-                task = Task(
-                    row["task"], "", "", row["instruction"]
-                )  # the file was replaced a moment ago
-        if storable(task.id) != row["task"]:
-            task = Task(row["task"], "", "", row["instruction"])
-        tree = Tree(task)
-        paths = shards(folder)
+        places = self._all("SELECT * FROM episodes WHERE task = ? ORDER BY id", row["id"])
+        tree, used = Tree(_task(folder, row)), {place["shard"] for place in places}
         with contextlib.ExitStack() as opened:
-            files: dict[int, BinaryIO] = {}
+            paths = enumerate(shards(folder))
+            files = {n: opened.enter_context(path.open("rb")) for n, path in paths if n in used}
             for place in places:
                 try:
-                    number = place["shard"]
-                    if number not in files:
-                        files[number] = opened.enter_context(paths[number].open("rb"))
-                    files[number].seek(place["offset"])
-                    tree.add(Episode.from_json(json.loads(files[number].read(place["length"]))))
+                    data = json.loads(_read(files[place["shard"]], place))
+                    tree.add(Episode.from_json(data))
                 except (
-                    IndexError,
+                    LookupError,
                     ValueError,
-                    KeyError,
                     TypeError,
                     AttributeError,
                     RecursionError,
                 ) as error:
-                    return (
-                        tree,
-                        (
-                            f"Episode {place['nth']} (shard {number}, line {place['line']}) "
-                            f"and what follows it cannot be shown: {error}."
-                        ),
+                    return tree, (
+                        f"Episode {place['nth']} (shard {place['shard']}, line {place['line']}) "
+                        f"and what follows it cannot be shown: {error}."
                     )
         return tree, ""
 
     def search(
         self, query: str, stage: int | None, offset: int, limit: int
     ) -> tuple[list[Hit], int]:
-        """The texts that hold all words of the query, in the journals' order, tasks first; and
-        their number, counted to 10,001 at most."""
-        asked = match(query, stage)
+        """The texts that hold all words of the query, in the journals' order, tasks first; and how
+        many there are, counted to 10,001 at most."""
+        asked = fts_query(query, stage)
         if asked is None:
             return [], 0
-        with self.connect() as db:
-            number = db.execute(
-                "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT 10001)",
-                (asked,),
-            ).fetchone()[0]
-            rows = [
-                row[0]
-                for row in db.execute(
-                    "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ? OFFSET ?",
-                    (asked, limit, offset),
-                )
-            ]
-            return [hit for rowid in rows if (hit := self._hit(db, rowid)) is not None], number
+        count = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT 10001)"
+        found = self._all(
+            "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ? OFFSET ?",
+            *(asked, limit, offset),
+        )
+        hits = [hit for row in found if (hit := self._hit(row[0])) is not None]
+        return hits, self._all(count, asked)[0][0]
 
-    def _hit(self, db: sqlite3.Connection, rowid: int) -> Hit | None:
+    def _hit(self, rowid: int) -> Hit | None:
         columns = "s.name AS stage, t.task AS task, t.instruction AS instruction"
         if rowid < 0:
-            row = db.execute(
+            row = self._first(
                 f"SELECT {columns} FROM tasks t JOIN stages s ON s.id = t.stage WHERE t.id = ?",
-                (-rowid,),
-            ).fetchone()
-            return (
-                Hit(row["stage"], row["task"], None, None, "task", row["instruction"], "")
-                if row
-                else None
+                -rowid,
             )
+            if row is None:
+                return None
+            return Hit(row["stage"], row["task"], None, None, "task", row["instruction"], "")
         episode, nth = divmod(rowid, EPISODE)
-        row = db.execute(
+        row = self._first(
             f"SELECT {columns}, e.nth AS nth, e.shard AS shard, e.offset AS offset, "
             "e.length AS length FROM episodes e JOIN tasks t ON t.id = e.task "
             "JOIN stages s ON s.id = t.stage WHERE e.id = ?",
-            (episode,),
-        ).fetchone()
+            episode,
+        )
         if row is None:
             return None
+        where = row["stage"], row["task"], row["nth"]
         try:
             with shards(self.run / row["stage"])[row["shard"]].open("rb") as file:
-                file.seek(row["offset"])
-                data: dict[str, Any] = json.loads(file.read(row["length"]))
+                data = json.loads(_read(file, row))
             turns = data["turns"]
             if nth == EPISODE - 1:
                 first = turns[0]["id"] if turns else None
-                return Hit(
-                    row["stage"],
-                    row["task"],
-                    row["nth"],
-                    first,
-                    "start",
-                    data.get("first_observation", ""),
-                    data.get("error", ""),
-                )
+                texts = data.get("first_observation", ""), data.get("error", "")
+                return Hit(*where, first, "start", *texts)
             turn = turns[nth]
-            return Hit(
-                row["stage"],
-                row["task"],
-                row["nth"],
-                turn["id"],
-                turn["kind"],
-                turn["action_text"],
-                turn.get("observation", ""),
-            )
+            texts = turn["action_text"], turn.get("observation", "")
+            return Hit(*where, turn["id"], turn["kind"], *texts)
         except (OSError, ValueError, LookupError, TypeError):
             return None
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One text that a search found."""
-
-    stage: str
-    task: str
-    episode: int | None
-    turn: str | None
-    kind: str
-    """`task`, `start` (what stands before the first turn), or the turn's kind."""
-    said: str
-    seen: str
 
 
 def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leafe" / "view"
 
 
-def make(db: sqlite3.Connection) -> None:
-    """The tables, where they are not there yet."""
-    db.execute("PRAGMA journal_mode = WAL")
-    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'words'").fetchone() is None:
-        db.executescript("BEGIN;" + _TABLES + "COMMIT;")
+def clear(db: sqlite3.Connection) -> None:
+    """Delete everything: the journals are not those that were read."""
+    dropped = "".join(f"DROP TABLE IF EXISTS {name};" for name in _TABLES)
+    db.executescript(f"BEGIN;{dropped}{_SCHEMA}COMMIT;")
 
 
-def drop(db: sqlite3.Connection) -> None:
-    """Forget everything: the journals are others than those that were read."""
-    tables: Sequence[str] = ("meta", "stages", "shards", "tasks", "episodes", "words")
-    db.executescript(
-        "BEGIN;" + "".join(f"DROP TABLE IF EXISTS {name};" for name in tables) + _TABLES + "COMMIT;"
-    )
+def _read(file: BinaryIO, place: sqlite3.Row) -> bytes:
+    file.seek(place["offset"])
+    return file.read(place["length"])
+
+
+def _task(folder: Path, row: sqlite3.Row) -> Task:
+    """The task from its file, or from the index where the file was replaced a moment ago."""
+    with (folder / "tasks.jsonl").open("rb") as file:
+        line = _read(file, row)
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        task = Task.from_json(json.loads(line))
+        if storable(task.id) == row["task"]:
+            return task
+    return Task(row["task"], "", "", row["instruction"])
 
 
 def _named(stage: int, named: str) -> tuple[str, tuple[Any, ...]]:
     if not named:
         return "stage = ?", (stage,)
     like = "%" + storable(named).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-    return "stage = ? AND (task LIKE ? ESCAPE '\\' OR instruction LIKE ? ESCAPE '\\')", (
-        stage,
-        like,
-        like,
-    )
+    where = "stage = ? AND (task LIKE ? ESCAPE '\\' OR instruction LIKE ? ESCAPE '\\')"
+    return where, (stage, like, like)
 
 
 def _sound(path: Path) -> bool:
+    """Whether the file is a new one, or an index with all tables."""
     try:
-        db = sqlite3.connect(path)
-        try:
+        with contextlib.closing(sqlite3.connect(path)) as db:
             found = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
-            return not found or {"meta", "stages", "shards", "tasks", "episodes", "words"} <= found
-        finally:
-            db.close()
+            return not found or set(_TABLES) <= found
     except sqlite3.DatabaseError:
         return False
 
 
-def _forget_old(cache: Path) -> None:
-    """Index files that no viewer has opened for a month; their runs, if they are still there, are
-    read again when they are asked for."""
+def _delete(path: Path) -> None:
+    for end in ("", "-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+def _delete_unused(cache: Path) -> None:
+    """Delete the index files that no viewer has opened for a month."""
     for path in cache.glob("*.lock"):
         with contextlib.suppress(OSError):
             if time.time() - path.with_suffix(".sqlite").stat().st_mtime > _UNUSED_S:
-                for name in (
-                    f"{path.stem}.sqlite",
-                    f"{path.stem}.sqlite-wal",
-                    f"{path.stem}.sqlite-shm",
-                    path.name,
-                ):
-                    path.with_name(name).unlink(missing_ok=True)
+                _delete(path.with_suffix(".sqlite"))
+                path.unlink(missing_ok=True)

@@ -1,10 +1,9 @@
-"""The server: addresses to pages, on 127.0.0.1, with nothing fetched from anywhere and nothing that
-a model wrote taken for more than text.
+"""The server: addresses to pages, on 127.0.0.1. Nothing is fetched from elsewhere, and what a model
+wrote is sent as text alone.
 
 Pages are made in threads. Every answer forbids scripts, styles and connections but the viewer's own
-(Content-Security-Policy), and a request that names another
-host than this machine is refused, so that a page elsewhere cannot read a run through the user's
-browser.
+(Content-Security-Policy), and a request that names another host is refused, so that a page on the
+web cannot read a run through the user's browser.
 """
 
 from __future__ import annotations
@@ -18,24 +17,25 @@ import socket
 import sqlite3
 import threading
 import webbrowser
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
 from pathlib import Path
 
 from aiohttp import web
 
 from leafe.core import LeafeError, UserError
-from leafe.view._follow import Follower
+from leafe.view._follow import Follower, gone
 from leafe.view._index import Index
-from leafe.view._pages import NotThere, Pages
+from leafe.view._pages import Pages
 from leafe.view._run import Run
+from leafe.view._tree_page import NotFound
 
 HOST = "127.0.0.1"
 PORT = 8765
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src "
-    "'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
+    "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -56,10 +56,17 @@ def serve(
     cache: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve the run's pages until Ctrl-C. `port`: None takes 8765, or a free one where that is in
-    use; 0 takes a free one. `show` opens a browser.
+    """Serve the pages of a run until Ctrl-C.
 
-    UserError where the folder is no run of this leafe, or the port is in use.
+    Args:
+        folder: The run folder.
+        port: Default: 8765, or a free one where that is in use; 0: a free one.
+        show: Open a browser.
+        cache: The folder for index files; default: the user's cache.
+        say: Called once with the address.
+
+    Raises:
+        UserError: The folder is no run of this leafe, or the port is in use.
     """
     bound = listen(port)
     try:
@@ -72,8 +79,11 @@ def serve(
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket of this machine that nobody else uses; UserError where the port that was asked for
-    is taken."""
+    """A listening socket of this machine; for the port see `serve`.
+
+    Raises:
+        UserError: The port is in use, or is none.
+    """
     for each in (PORT, 0) if port is None else (port,):
         bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,49 +93,55 @@ def listen(port: int | None) -> socket.socket:
             return bound
         except OSError as error:
             bound.close()
-            if error.errno == errno.EADDRINUSE and port is None and each:
+            in_use = error.errno == errno.EADDRINUSE
+            if in_use and port is None and each:
                 continue
-            why = (
-                "is in use"
-                if error.errno == errno.EADDRINUSE
-                else f"cannot be listened on ({error.strerror})"
-            )
+            why = "is in use" if in_use else f"cannot be listened on ({error.strerror})"
             raise UserError(
-                f"Port {each} of {HOST} {why}: give another one with --port, or --port 0 "
-                "for any that is free."
+                f"Port {each} of {HOST} {why}: give another one with --port, or --port 0 for any "
+                "that is free."
             ) from error
         except OverflowError as error:
             bound.close()
             raise UserError(
                 f"There is no port {each}: give one from 1 to 65535, or 0 for any that is free."
             ) from error
-    raise AssertionError("a free port was asked for last")
+    raise AssertionError("port 0 always binds or raises")
 
 
 def make_app(folder: Path, cache: Path | None = None, *, follow: bool = True) -> web.Application:
-    """The viewer of a run as an aiohttp application. UserError where the folder is no run.
-    `follow=False`: nobody reads the journals but who asks `look`."""
+    """The viewer of a run as an aiohttp application.
+
+    Args:
+        folder: The run folder.
+        cache: The folder for index files; default: the user's cache.
+        follow: Read the journals as they grow, in a thread.
+
+    Raises:
+        UserError: The folder is no run of this leafe.
+    """
     path = Path(folder)
-    run = Run(path, lambda: follower.news())
+    run = Run(path, lambda: follower.notify())
     index = Index(path, cache)
     follower = Follower(index)
+    pages = Pages(run, index, follower)
     app = web.Application(middlewares=[_guarded], client_max_size=1 << 16)
-    app[_PAGES] = Pages(run, index, follower)
-    app.router.add_get("/", _overview)
-    app.router.add_get("/tasks/{stage:.+}", _tasks)
-    app.router.add_get("/tree/{stage:.+}", _tree)
+    app[_PAGES] = pages
+    app.router.add_get("/", _page(lambda request: pages.overview()))
+    for name, make in (("tasks", pages.tasks), ("tree", pages.tree)):
+        app.router.add_get(f"/{name}/{{stage:.+}}", _page(_of_stage(make)))
+    app.router.add_get("/search", _page(lambda request: pages.search(request.query)))
     app.router.add_get("/raw/{stage:.+}", _raw)
-    app.router.add_get("/search", _search)
     app.router.add_get("/pulse", _pulse)
     app.router.add_get("/static/{name}", _static)
 
     async def life(app: web.Application):  # type: ignore[no-untyped-def]
         if follow:
             follower.start()
-            threading.Thread(target=app[_PAGES].warm, daemon=True).start()
+            threading.Thread(target=pages.warm, daemon=True).start()
         yield
         await asyncio.to_thread(follower.stop)
-        app[_PAGES].close()
+        pages.close()
         index.close()
 
     app.cleanup_ctx.append(life)
@@ -161,9 +177,8 @@ async def _serve(
 async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Headers on every answer; wrong addresses and failures as pages."""
     pages = request.app[_PAGES]
-    host = (
-        request.host.rpartition(":")[0] if ":" in request.host.rpartition("]")[2] else request.host
-    )
+    port = ":" in request.host.rpartition("]")[2]
+    host = request.host.rpartition(":")[0] if port else request.host
     if host not in (HOST, "localhost", "[::1]"):
         answer: web.StreamResponse = web.Response(
             status=421, text=f"This viewer answers at http://{HOST} and http://localhost alone."
@@ -171,85 +186,55 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
     else:
         try:
             answer = await handler(request)
-        except NotThere as error:
-            answer = _html(await asyncio.to_thread(pages.error, "Not there", str(error)), 404)
+        except NotFound as error:
+            answer = await _error(pages, "Not there", str(error), 404)
         except web.HTTPNotFound:
-            answer = _html(
-                await asyncio.to_thread(
-                    pages.error, "Not there", f"The viewer has no page {request.path[:200]}."
-                ),
-                404,
-            )
+            words = f"The viewer has no page {request.path[:200]}."
+            answer = await _error(pages, "Not there", words, 404)
         except web.HTTPException as error:
             answer = web.Response(status=error.status, text=error.reason)
         except (LeafeError, OSError, sqlite3.Error) as error:
-            words = _gone(pages) or f"This page cannot be shown: {error}"
-            answer = _html(await asyncio.to_thread(pages.error, "Cannot be shown", words), 503)
-        except (
-            Exception
-        ) as error:  # a bug of ours: said on the page and on the terminal, and the next page works
+            words = gone(pages.index.run) or f"This page cannot be shown: {error}"
+            answer = await _error(pages, "Cannot be shown", words, 503)
+        except Exception as error:  # a bug: the next page works
             logging.getLogger("leafe.view").exception("%s", request.path_qs)
             words = (
-                f"The viewer has a bug ({type(error).__name__}: {error}); the terminal in "
-                "which it runs says where."
+                f"The viewer has a bug ({type(error).__name__}: {error}); the terminal in which it "
+                "runs says where."
             )
-            answer = _html(await asyncio.to_thread(pages.error, "Cannot be shown", words), 500)
+            answer = await _error(pages, "Cannot be shown", words, 500)
     answer.headers.update(_HEADERS)
     return answer
 
 
-def _gone(pages: Pages) -> str:
-    path = pages.index.run
-    return (
-        ""
-        if path.is_dir()
-        else (
-            f"The run folder {path} is no longer there: was it moved or deleted? Start the "
-            "viewer again with the place where it is now."
-        )
-    )
+async def _error(pages: Pages, title: str, words: str, status: int) -> web.Response:
+    return _html(await asyncio.to_thread(pages.error, title, words), status)
 
 
 def _html(text: str, status: int = 200) -> web.Response:
-    return web.Response(
-        body=text.encode("utf-8", "replace"),
-        status=status,
-        content_type="text/html",
-        charset="utf-8",
-    )
+    body = text.encode("utf-8", "replace")
+    return web.Response(body=body, status=status, content_type="text/html", charset="utf-8")
 
 
-async def _overview(request: web.Request) -> web.Response:
-    return _html(await asyncio.to_thread(request.app[_PAGES].overview))
+def _page(make: Callable[[web.Request], str]) -> Handler:
+    """The handler of a page, which is made in a thread."""
+
+    async def handle(request: web.Request) -> web.Response:
+        return _html(await asyncio.to_thread(make, request))
+
+    return handle
 
 
-async def _tasks(request: web.Request) -> web.Response:
-    return _html(
-        await asyncio.to_thread(
-            request.app[_PAGES].tasks, request.match_info["stage"], request.query
-        )
-    )
-
-
-async def _tree(request: web.Request) -> web.Response:
-    return _html(
-        await asyncio.to_thread(
-            request.app[_PAGES].tree, request.match_info["stage"], request.query
-        )
-    )
-
-
-async def _search(request: web.Request) -> web.Response:
-    return _html(await asyncio.to_thread(request.app[_PAGES].search, request.query))
+def _of_stage(
+    make: Callable[[str, Mapping[str, str]], str],
+) -> Callable[[web.Request], str]:
+    return lambda request: make(request.match_info["stage"], request.query)
 
 
 async def _raw(request: web.Request) -> web.Response:
-    text = await asyncio.to_thread(
-        request.app[_PAGES].raw, request.match_info["stage"], request.query
-    )
-    return web.Response(
-        body=text.encode("utf-8", "backslashreplace"), content_type="text/plain", charset="utf-8"
-    )
+    text = await asyncio.to_thread(_of_stage(request.app[_PAGES].raw), request)
+    body = text.encode("utf-8", "backslashreplace")
+    return web.Response(body=body, content_type="text/plain", charset="utf-8")
 
 
 async def _pulse(request: web.Request) -> web.Response:
@@ -260,8 +245,8 @@ async def _pulse(request: web.Request) -> web.Response:
     return web.json_response(
         {
             "revision": follower.revision,
-            "read": follower.read,
-            "of": follower.of,
+            "read": follower.bytes_read,
+            "of": follower.bytes_total,
             "problem": follower.problem,
             "stages": stages,
         }

@@ -1,10 +1,9 @@
-"""What a model or an environment wrote, made fit for a page: escaped, of bounded size, and with
-every character that would hide or reorder others made visible.
+"""Texts of models and environments, made fit for a page: escaped, of bounded size, with hostile
+characters visible; and for a search.
 
-Control characters, marks that turn the direction of text and halves of surrogate pairs are shown as
-what they are (a small box with the name), never sent
-as they stand (`leafe.core.text` has the list). The bound is on what is sent, so that text of
-nothing but such characters cannot swell a page either.
+The hostile characters are those of `leafe.core.text`: each is shown as a small box with its name,
+never sent as it stands. The bound counts what is sent, so that a text of nothing but such
+characters cannot swell a page either.
 """
 
 from __future__ import annotations
@@ -25,13 +24,12 @@ _SHOWN = re.compile(f"{HOSTILE.pattern}|[&<>\"']")
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A text as it goes into a page."""
+    """A text as it goes into a page: its beginning as HTML, the length of the whole text in
+    characters, and how many are cut off its end."""
 
     html: Markup
     length: int
-    """Characters of the whole text."""
     cut: int = 0
-    """How many of them are left out at the end."""
 
 
 def show(text: str, limit: int = 20_000) -> Shown:
@@ -40,7 +38,7 @@ def show(text: str, limit: int = 20_000) -> Shown:
     size = at = 0
     end = min(len(text), limit)  # a character is a byte or more
     for found in _SHOWN.finditer(text, 0, end):
-        piece, mark = text[at : found.start()], _mark(text, found)
+        piece, mark = text[at : found.start()], _escaped(found[0])
         bytes_ = len(piece.encode()) + len(mark.encode())
         if size + bytes_ > limit:
             end = found.start()
@@ -52,14 +50,19 @@ def show(text: str, limit: int = 20_000) -> Shown:
     return Shown(Markup("".join([*out, rest])), len(text), len(text) - at - len(rest))
 
 
-def plain(text: str, limit: int) -> str:
+def _escaped(c: str) -> str:
+    if c in "&<>\"'":
+        return escape(c)
+    unnamed = "half of a surrogate pair" if 0xD800 <= ord(c) < 0xE000 else "control character"
+    title = f"U+{ord(c):04X} {unicodedata.name(c, unnamed)}"
+    return f'<span class="odd" title="{title}">{sign(c)}</span>'
+
+
+def one_line(text: str, limit: int) -> str:
     """One line of at most `limit` characters, still to be escaped: for labels, tips and titles."""
     short = " ".join(visible(text[: 4 * limit]).split())
-    return (
-        short
-        if len(short) <= limit and len(text) <= 4 * limit
-        else short[: limit - 1].rstrip() + "…"
-    )
+    fits = len(short) <= limit and len(text) <= 4 * limit
+    return short if fits else short[: limit - 1].rstrip() + "…"
 
 
 def storable(text: str) -> str:
@@ -67,65 +70,51 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def part(text: str) -> str:
-    """The text as a part of an address."""
+def url_part(text: str) -> str:
+    """The text as one part of an address."""
     return quote(storable(text), safe="")
 
 
-def _mark(text: str, found: re.Match[str]) -> str:
-    c = found[0]
-    if c in "&<>\"'":
-        return escape(c)
-    return f'<span class="odd" title="{_name(c)}">{sign(c)}</span>'
-
-
-def _name(c: str) -> str:
-    return (
-        f"U+{ord(c):04X} "
-        f"{unicodedata.name(c, 'half of a surrogate pair' if 0xD800 <= ord(c) < 0xE000 else 'control character')}"
-    )
-
-
 _UNSPACED = re.compile(
-    r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff])"
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff])"
 )
-"""Scripts that put no space between words: each character is found by itself."""
+"""Scripts without spaces between words: each character is indexed by itself."""
 
 
-def words(text: str) -> str:
+def search_text(text: str) -> str:
     """The text as the search index reads it."""
     return text if text.isascii() else _UNSPACED.sub(r" \1 ", storable(text))
 
 
-def wanted(query: str) -> list[str]:
-    """The terms of a search: words, and what stands in quotes as a phrase; those without a letter
-    or digit are left out. A last * is kept: a beginning."""
+def search_terms(query: str) -> list[str]:
+    """The terms of a search: words, and phrases in quotes. A term without a letter or digit is left
+    out; a last * is kept and stands for any ending."""
     found = (phrase or word for phrase, word in re.findall(r'"([^"]+)"|([^\s"]+)', query[:500]))
     return [term for term in found if any(c.isalnum() for c in term)][:20]
 
 
-def match(query: str, stage: int | None) -> str | None:
-    """The query in FTS5's language, every term quoted, so that nothing in it is an operator; None
-    where it holds no word."""
-    terms = wanted(query)
-    if not terms:
-        return None
+def fts_query(query: str, stage: int | None) -> str | None:
+    """The query in FTS5's language, with every term quoted so that none is an operator; None where
+    it holds no word."""
     quoted = [
         '"{}"{}'.format(
-            words(t.rstrip("*")).replace('"', '""').replace("\0", " "),
+            search_text(t.rstrip("*")).replace('"', '""').replace("\0", " "),
             "*" if t.endswith("*") else "",
         )
-        for t in terms
+        for t in search_terms(query)
     ]
-    said = "{said seen} : (" + " AND ".join(quoted) + ")"
-    return said if stage is None else f'at : "s{stage}" AND {said}'
+    if not quoted:
+        return None
+    found = "{answer observation} : (" + " AND ".join(quoted) + ")"
+    return found if stage is None else f'stage : "s{stage}" AND {found}'
 
 
-def around(text: str, query: str, width: int = 240) -> tuple[str, str, str]:
-    """(before, match, after): the neighbourhood of the first term that stands in the text as it was
-    typed; else its beginning."""
+def snippet(text: str, query: str, width: int = 240) -> tuple[str, str, str]:
+    """(before, match, after) around the first term that stands in the text as it was typed; else
+    the text's beginning."""
     low = text[:2_000_000].casefold()
-    for term in wanted(query):
+    for term in search_terms(query):
         # casefolding may change lengths: then the place is a little off, and nothing else
         at = low.find(term.rstrip("*").casefold())
         if at >= 0:

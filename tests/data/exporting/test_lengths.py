@@ -12,7 +12,7 @@ import yaml
 
 from leafe.core import Message, UserError
 from leafe.data import TARGETS, Source, Tokenizer, export
-from leafe.data.exporting._lengths import USUAL
+from leafe.data.exporting._lengths import TRAINER_LIMITS
 from leafe.distill import Dataset, Sample
 from tests.data.exporting.test_write import pairs, rows, source
 from tests.data.importing.logs import ABOUT
@@ -53,7 +53,7 @@ def test_the_longest_row_is_named_in_the_card_and_the_trainers_settings(
         if not (target == "dpo" and name.endswith(".jsonl"))
     )
     card = (done.folder / "README.md").read_text("utf-8")
-    _trainer, setting, usual = USUAL[target]
+    _trainer, setting, usual = TRAINER_LIMITS[target]
     longest = done.lengths.longest
     assert 0 < longest < usual
     assert done.warning == ""
@@ -73,7 +73,7 @@ def test_the_longest_row_is_named_in_the_card_and_the_trainers_settings(
 @pytest.mark.parametrize("target", SAMPLES)
 def test_a_usual_default_that_would_cut_is_warned_of(target: Any, tmp_path: Path) -> None:
     done = export(long_source(target), target, tmp_path / "out", tokenizer=measure())
-    trainer, setting, usual = USUAL[target]
+    trainer, setting, usual = TRAINER_LIMITS[target]
     assert done.lengths is not None
     assert done.lengths.longer_than(usual) == 1
     assert (

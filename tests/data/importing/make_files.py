@@ -1,7 +1,7 @@
-"""The logs in `data/`, written by the tools themselves: gates episodes as an Inspect log and as
+"""The logs in `files/`, written by the tools themselves: gates episodes as an Inspect log and as
 traces of verifiers.
 
-python -m tests.data.importing.make_files        needs inspect_ai and verifiers; they were 0.3.285 and 0.4.0
+python -m tests.data.importing.make_files    # needs inspect_ai (was 0.3.285), verifiers (0.4.0)
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from leafe.core import FAILED_BY_ENV, Kind, Tree, UserError
 from leafe.evaluate import measure, spent
 from leafe.explore import ExploreConfig
 from leafe.report import draw_tree, pick_rescues, pick_tree
-from leafe.report._rescues import in_words, tell
+from leafe.report._rescues import in_words, rescue_facts
 from leafe.report._tree import rescued
 from leafe.runs import load_trees
 from leafe.view import make_app
-from leafe.view._drawing import rows
+from leafe.view._drawing import lanes
 from leafe.view._server import _PAGES
 from tests.data.importing.logs import bare, chat_lines, grown, played, tasks, write_lines
 from tests.view.folders import STAGE, make_run
@@ -80,14 +80,14 @@ def test_every_tree_is_drawn_and_told(trees: dict[str, Tree]) -> None:
         assert draw_tree(tree).count('class="outcome"') == len(tree.rollouts)
         words = in_words(tree, tree.rollouts)
         assert any(turn["what"] == "Reflection" for turn in words[0]["turns"])
-        assert [row.episode for row in rows(tree)]
-        assert {row.episode.index for row in rows(tree)} == {e.index for e in tree.rollouts}
+        assert [row.episode for row in lanes(tree)]
+        assert {row.episode.index for row in lanes(tree)} == {e.index for e in tree.rollouts}
     assert pick_tree(trees.values()) is not None
     rescues, number = pick_rescues(trees.values())
     assert number == sum(rescued(tree) for tree in trees.values()) > 0
     for rescue in rescues:
         assert rescue.chain[0] is rescue.tree.episodes[0]
-        told = tell(rescue)
+        told = rescue_facts(rescue)
         assert told["rollbacks"][0]["turns"] == len(rescue.chain[0].acts)
 
 
@@ -137,7 +137,7 @@ def test_from_an_import_to_a_report_and_an_export(tmp_path: Path) -> None:
     )
     sets = [word for change in less for word in ("--set", change)]
     said = leafe("import", log, "--format", "chat", "--recipe", SMALL, *sets, "--out", run)
-    assert "Go on with: leafe run" in said
+    assert "Continue with: leafe run" in said
     leafe("run", SMALL, *less, "--name", "run", "--runs", tmp_path)
     trees = load_trees(run / STAGE)
     assert any(e.looks_back for tree in trees.values() for e in tree.episodes)
@@ -184,12 +184,12 @@ def test_where_every_episode_diverged_it_says_what_differed_and_not_go_on(tmp_pa
         ("--env", "gates", "--option", "setting=easy", "--prompts", "gates"),
     ):
         said = leafe("import", log, "--format", "chat", *where, "--out", tmp_path / where[0])
-        assert "Go on with" not in said
+        assert "Continue with" not in said
         assert "Their samples" not in said
-        assert "Nothing can be gone on with" in said
+        assert "There is nothing to continue from" in said
         assert (
-            "which does not stand in the log's first message"
-            in said.partition("Nothing can be gone on with")[2]
+            "which is not in the log's first message"
+            in said.partition("There is nothing to continue from")[2]
         )
     with pytest.raises(UserError):
         leafe("import", log, "--format", "chat", "--env", "gates", "--out", tmp_path / "other")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from leafe.core import Stop, UserError
-from leafe.data import Logged, Problems, read_log, replayed
+from leafe.data import LoggedEpisode, Problems, read_log, replayed
 from leafe.explore import EnvPool
 from tests.data.importing.logs import PROMPTS, make, played, tasks
 from tests.data.importing.make_files import FILES, LONG
@@ -24,12 +24,12 @@ from tests.data.importing.make_files import FILES, LONG
 pytest.importorskip("pyarrow", reason="logs zipped with zstandard are unpacked by pyarrow")
 
 
-def load(path: Path) -> tuple[list[Logged], Problems]:
+def load(path: Path) -> tuple[list[LoggedEpisode], Problems]:
     problems = Problems()
     return list(read_log(path, "inspect", problems)), problems
 
 
-def without_where(found: list[Logged]) -> list[dict[str, Any]]:
+def without_where(found: list[LoggedEpisode]) -> list[dict[str, Any]]:
     return sorted(
         (
             {name: getattr(each, name) for name in each.__slots__ if name != "where"}

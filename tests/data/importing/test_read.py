@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.core import Message, UserError
-from leafe.data import CHAT_PROMPTS, Logged, Problems, as_logged, read_log
+from leafe.data import CHAT_PROMPTS, LoggedEpisode, Problems, as_logged, read_log
 from leafe.data.importing import _read as reading
 from leafe.distill import build, preset
 from leafe.prompts import History, Prompts, load_prompt_set
@@ -59,7 +59,7 @@ def test_training_prompts_are_the_logs_own_messages(
     assert len(data.samples) + sum(data.duplicates.values()) >= len(theirs)
 
 
-def one(row: Any, tmp_path: Path) -> tuple[list[Logged], Problems]:
+def one(row: Any, tmp_path: Path) -> tuple[list[LoggedEpisode], Problems]:
     """The line as it is read, after one that is right."""
     good = {
         "messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "gone"}],
@@ -116,7 +116,7 @@ USER, ACT = {"role": "user", "content": "go"}, {"role": "assistant", "content": 
         ({"messages": [USER], "reward": 1}, "it has no assistant message"),
         (
             {"messages": [ACT, USER], "reward": 1},
-            "nothing stands before the first assistant message",
+            "there is no message before the first assistant message",
         ),
         ({"messages": [USER, ACT, ACT], "reward": 1}, "messages 1 and 2 are both the assistant's"),
         (
@@ -176,7 +176,7 @@ def test_sentences_are_bounded_and_counts_are_not(tmp_path: Path) -> None:
     assert len(list(read_log(path, "chat", problems))) == 1
     assert problems.left_out == {"a reward that is no number": 300, "no object": 2}
     assert len(problems.sentences) == 7
-    assert problems.unsaid == 295
+    assert problems.unreported == 295
     assert max(map(len, problems.sentences)) <= 400
 
 

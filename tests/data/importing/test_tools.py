@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.data import Problems, as_logged
-from leafe.data.importing._records import Bad, Logged, episode, number
+from leafe.data.importing._records import InvalidRecord, LoggedEpisode, episode, number
 
 
-def log(*said: dict[str, Any]) -> Logged:
+def log(*said: dict[str, Any]) -> LoggedEpisode:
     messages: list[dict[str, Any]] = [{"role": "user", "content": "Tidy up."}]
     for each in said:
         messages += [
@@ -76,14 +76,14 @@ def test_an_explicit_action_wins_over_tool_calls() -> None:
 
 @pytest.mark.parametrize("reward", [10**400, float("inf"), float("nan"), "1", [1]])
 def test_a_reward_that_is_no_number_is_left_out_with_a_sentence(reward: Any) -> None:
-    with pytest.raises(Bad, match="not a finite number"):
+    with pytest.raises(InvalidRecord, match="not a finite number"):
         number(reward, "its reward")
-    with pytest.raises(Bad, match="not a finite number"):
+    with pytest.raises(InvalidRecord, match="not a finite number"):
         number(-(10**5000), "its reward")
 
 
 @pytest.mark.parametrize("payload", [{"a": float("nan")}, {"a": [{"b": float("-inf")}]}])
 def test_a_payload_that_json_does_not_hold_is_left_out(payload: Any) -> None:
     said = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "go"}]
-    with pytest.raises(Bad, match=r"payload\['a'\]"):
+    with pytest.raises(InvalidRecord, match=r"payload\['a'\]"):
         episode("here", said, Problems(), success=True, payload=payload)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from leafe.core import UserError
-from leafe.data import Logged, Problems, read_log
+from leafe.data import LoggedEpisode, Problems, read_log
 from tests.data.importing.logs import played, write_lines
 from tests.data.importing.make_files import FILES
 
 
-def load(path: Path) -> tuple[list[Logged], Problems]:
+def load(path: Path) -> tuple[list[LoggedEpisode], Problems]:
     problems = Problems()
     return list(read_log(path, "verifiers", problems)), problems
 
@@ -144,8 +144,8 @@ LINE = (node(None, "user", "go"), node(0, "assistant", "a"), node(1, "tool", "b"
     [
         (trace(*LINE, node(0, "assistant", "other")), "fork into 2 conversations"),
         (trace(*LINE, node(None, "user", "x")), "fork into 2 conversations"),
-        (trace(node(0, "user", "x")), "a parent that does not stand before it"),
-        (trace(node("a", "user", "x")), "a parent that does not stand before it"),  # type: ignore[arg-type]
+        (trace(node(0, "user", "x")), "a parent that does not precede it"),
+        (trace(node("a", "user", "x")), "a parent that does not precede it"),  # type: ignore[arg-type]
         (trace({"parent": None}), "holds no message"),
         (trace(nodes="x"), "no list of objects"),
         (trace(*LINE, rewards={}), "neither a reward nor success"),

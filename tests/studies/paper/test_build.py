@@ -40,32 +40,7 @@ SOLVED = {
     "evaluate/leafe": [64] * 12,
     "evaluate/leafe+": [64] * 12,
 }
-GOLDEN = """\
-## Table 4: What L\\_cf adds to L\\_reh
-
-**Pass@k in % [95 % interval] (tasks, runs)**
-
-| method | gates hard Pass@1 | gates hard Pass@128 |
-| --- | ---: | ---: |
-| L\\_reh only T=1 | 25.0 [13.5, 40.0] (24, 1) | 50.0 [27.0, 73.0] (24, 1) |
-| LEAFE T=1 | **50.0=** [43.9, 56.1] (24, 1) | **100.0=** [87.7, 100.0] (24, 1) |
-| LEAFE+ T=1 | **50.0=** [43.9, 56.1] (24, 1) | **100.0=** [87.7, 100.0] (24, 1) |
-
-**What each row cost to make, mean of its runs**
-
-| environment | row | allowed | phases | calls | environment steps | replayed | tokens out | tokens in | trained on | min. to make | min. to test | tokens a test sample |
-| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| gates hard | L\\_reh only | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
-| gates hard | LEAFE | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
-| gates hard | LEAFE+ | 8 policy calls × 24 tasks | 1 | 90 | 80 | 0 | 300 | 0 | 1,000 | 0.7 | 0.2 | 3.0 |
-
-**Claims**
-
-| claim | says | verdict | because |
-| --- | --- | --- | --- |
-| 4a | L\\_cf adds Pass@128 | **holds** | 1 of 1 comparisons, smallest +50.0 [+19.9, +73.0] |
-| 4b | L\\_cf leaves Pass@1 as it is | **does not hold** | against it: LEAFE − L\\_reh only +25.0 [+5.4, +40.0] in gates hard |
-"""
+GOLDEN = Path(__file__).with_name("golden.md").read_text("utf-8")
 
 
 def whole(tmp_path: Path) -> Path:
@@ -242,9 +217,9 @@ def test_the_commands_that_are_offered_work(tmp_path: Path) -> None:
 def test_arms_that_this_leafe_cannot_make_are_said_to_be_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from studies.paper import _define
+    from studies.paper import definitions
 
-    monkeypatch.setitem(_define.ARMS, "grpo", {"preset": "absent"})  # type: ignore[arg-type]
+    monkeypatch.setitem(definitions.ARMS, "grpo", {"preset": "absent"})  # type: ignore[arg-type]
     notes = build(gather([whole(tmp_path)]), 1).notes
     assert (
         "GRPO has not been run in gates hard: no command yet: this leafe has no preset 'absent'"

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from leafe.evaluate import Counts
 from leafe.evaluate._mean import t_quantile
-from studies.paper.claims import Judged, judge
-from studies.paper.define import CLAIMS
+from studies.paper.claims import ClaimResult, judge
+from studies.paper.definitions import CLAIMS
 from studies.paper.evidence import Column, gather
-from studies.paper.power import need
-from studies.paper.results import Cost, Kind, Result, Where
+from studies.paper.power import required_size
+from studies.paper.results import Cost, RowKind, RowResult, RunKey
 from tests.studies.paper.folders import make, recipe
 
 
@@ -28,19 +28,19 @@ from tests.studies.paper.folders import make, recipe
 class Made(Column):
     """A column that was never on a disk."""
 
-    made: Mapping[str, Mapping[Where, Result]] = field(default_factory=dict)
+    made: Mapping[str, Mapping[RunKey, RowResult]] = field(default_factory=dict)
 
-    def rows(self, kind: Kind = "evaluate") -> list[str]:
+    def rows(self, kind: RowKind = "evaluate") -> list[str]:
         return list(self.made)
 
-    def results(self, row: str, kind: Kind = "evaluate") -> dict[Where, Result]:
+    def results(self, row: str, kind: RowKind = "evaluate") -> dict[RunKey, RowResult]:
         return dict(self.made.get(row, {}))
 
 
-def result(solved: Sequence[int], n: int = 128, finished: bool = True) -> Result:
+def result(solved: Sequence[int], n: int = 128, finished: bool = True) -> RowResult:
     tasks = tuple(f"t{i}" for i in range(len(solved)))
     zeros = np.zeros(len(solved), dtype=np.int64)
-    return Result(
+    return RowResult(
         Counts(tasks, zeros + n, np.asarray(solved, dtype=np.int64), zeros),
         len(solved),
         finished,
@@ -57,13 +57,13 @@ def column(
 ) -> Made:
     """Rows with the successes of every task, run by run."""
     made = {
-        row: {Where("base", seed): result(solved) for seed, solved in enumerate(runs)}
+        row: {RunKey("base", seed): result(solved) for seed, solved in enumerate(runs)}
         for row, runs in rows.items()
     }
     return Made("gates", options, "test", title=title, made=made)
 
 
-def said(found: Sequence[Judged]) -> dict[str, str]:
+def said(found: Sequence[ClaimResult]) -> dict[str, str]:
     return {j.claim.name: j.verdict for j in found}
 
 
@@ -128,7 +128,7 @@ def test_missing_and_unfinished_rows_leave_a_claim_open_unless_it_is_refuted() -
     assert claim.tested[1].why == "EarlyExp has not been run"
     assert said(judge([column({"leafe": bad, "base": good})], 1))["1a"] == "does not hold"
     half = column({"leafe": good})
-    half.made = {**half.made, "base": {Where("base", 0): result(bad[0], finished=False)}}
+    half.made = {**half.made, "base": {RunKey("base", 0): result(bad[0], finished=False)}}
     (claim,) = [j for j in judge([half], 1) if j.claim.name == "1a"]
     assert (claim.tested[0].outcome, claim.tested[0].why) == ("missing", "unfinished")
 
@@ -203,11 +203,11 @@ def test_verdicts_by_the_quantifiers_meaning(outcomes: list[str], quantifier: st
     agree on."""
     from dataclasses import replace
 
-    from studies.paper.claims import Tested, _verdict
+    from studies.paper.claims import ComparisonResult, _verdict
 
     claim = replace(CLAIMS[0], columns=quantifier)  # type: ignore[arg-type]
     for size in range(1, 4):
-        groups = [[Tested(claim.comparisons[0], "c", 1, o)] for o in outcomes[:size]]  # type: ignore[arg-type]
+        groups = [[ComparisonResult(claim.comparisons[0], "c", 1, o)] for o in outcomes[:size]]  # type: ignore[arg-type]
         fillings = [[]]  # type: ignore[var-annotated]
         for o in outcomes[:size]:
             fillings = [
@@ -226,7 +226,7 @@ def test_the_power_note_against_simulation(hits: float) -> None:
     points, a t test finds them in 80 % of experiments."""
     rng = np.random.default_rng(7)
     seen = rng.choice([-1.0, 0.0, 1.0], p=[hits, 1 - 2 * hits, hits], size=400)
-    n = need([{f"t{i}": float(v) for i, v in enumerate(seen)}]).tasks
+    n = required_size([{f"t{i}": float(v) for i, v in enumerate(seen)}]).tasks
     assert n is not None
     drawn = rng.choice(seen - seen.mean() + 0.05, size=(4000, n))
     t = drawn.mean(axis=1) / (drawn.std(axis=1, ddof=1) / math.sqrt(n))
@@ -235,17 +235,20 @@ def test_the_power_note_against_simulation(hits: float) -> None:
 
 def test_the_power_note_in_runs() -> None:
     runs = [{"a": 0.0, "b": 0.2}, {"a": 0.1, "b": 0.3}]
-    found = need(runs)
+    found = required_size(runs)
     assert found.spread == pytest.approx(math.sqrt(0.02))
     assert found.run_spread == pytest.approx(math.sqrt(0.005))
     z = 1.959964 + 0.841621
     assert found.tasks == math.ceil(z * z * 0.02 / 0.0025 + 1.959964**2 / 2)
-    assert need([{"a": 0.1}]) == need([]) or need([{"a": 0.1}]).tasks is None
-    assert need([{"a": 0.1, "b": 0.1}]).tasks is None
+    assert (
+        required_size([{"a": 0.1}]) == required_size([])
+        or required_size([{"a": 0.1}]).tasks is None
+    )
+    assert required_size([{"a": 0.1, "b": 0.1}]).tasks is None
 
 
 def test_every_comparison_is_of_rows_of_its_table() -> None:
-    from studies.paper.define import ARMS, STRATEGIES, TABLES
+    from studies.paper.definitions import ARMS, STRATEGIES, TABLES
 
     known = {number: {row.key for row in table.rows} for number, table in TABLES.items()}
     for claim in CLAIMS:

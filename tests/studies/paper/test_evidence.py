@@ -9,7 +9,7 @@ import pytest
 
 from leafe.core import JournalError, UserError
 from studies.paper.evidence import gather
-from studies.paper.results import Where
+from studies.paper.results import RunKey
 from tests.studies.paper.folders import make, recipe
 
 TWELVE = {"evaluate/base": [1] * 12, "evaluate/leafe": [64] * 12}
@@ -22,11 +22,11 @@ def test_rows_runs_and_what_they_hold(tmp_path: Path) -> None:
     more = make(tmp_path / "more", recipe(seeds=(1, 2), policy__model="other"), SEEDS)
     (column,) = gather([one, more, one]).columns
     assert column.title == "gates hard"
-    assert column.runs() == [Where("embedded", 0), Where("other", 1), Where("other", 2)]
+    assert column.runs() == [RunKey("embedded", 0), RunKey("other", 1), RunKey("other", 2)]
     leafe = column.results("leafe")
     assert [list(r.counts.c) for r in leafe.values()] == [[64] * 12, [2] * 12, [4] * 12]
     assert all(set(r.counts.n) == {128} and r.finished and r.tokens == 3 for r in leafe.values())
-    tree = column.results("tree", "explore")[Where("embedded", 0)]
+    tree = column.results("tree", "explore")[RunKey("embedded", 0)]
     # solved at call 3 and 8 of 8: none within a quarter (2 calls), a third within half (4), two
     # thirds in all
     assert {name: int(c.c.sum()) for name, c in tree.within.items()} == {
@@ -52,7 +52,7 @@ def test_the_cost_of_an_arm_holds_what_it_builds_on(tmp_path: Path) -> None:
     }
     (column,) = gather([make(tmp_path / "one", made, stages)]).columns
     costs = {
-        row: column.results(row)[Where("embedded", 0)].cost for row in ("base", "leafe", "more")
+        row: column.results(row)[RunKey("embedded", 0)].cost for row in ("base", "leafe", "more")
     }
     assert [
         (c.phases, c.spent.policy_calls, c.trained_tokens, c.seconds) for c in costs.values()
@@ -65,7 +65,10 @@ def test_the_cost_of_an_arm_holds_what_it_builds_on(tmp_path: Path) -> None:
 
 def test_base_policies_stand_apart_where_that_is_asked(tmp_path: Path) -> None:
     paths = [make(tmp_path / name, recipe(policy__model=name), TWELVE) for name in ("q", "l")]
-    assert [c.title for c in gather(paths, apart=True).columns] == ["gates hard q", "gates hard l"]
+    assert [c.title for c in gather(paths, by_base=True).columns] == [
+        "gates hard q",
+        "gates hard l",
+    ]
 
 
 def test_a_control_is_a_column_of_its_own(tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_a_control_is_a_column_of_its_own(tmp_path: Path) -> None:
     assert set(columns) == {"gates hard", "gates random"}
     assert "random in every task" in columns["gates random"].why_control
     assert not columns["gates hard"].why_control
-    assert len(columns["gates random"].results("leafe")[Where("embedded", 0)].counts.tasks) == 5
+    assert len(columns["gates random"].results("leafe")[RunKey("embedded", 0)].counts.tasks) == 5
 
 
 def test_a_checkpoint_of_another_run_is_that_arm_in_another_env(tmp_path: Path) -> None:
@@ -106,12 +109,12 @@ def test_a_checkpoint_of_another_run_is_that_arm_in_another_env(tmp_path: Path) 
     assert set(columns) == {"gates hard", "gates easy (transfer)"}
     other = columns["gates easy (transfer)"]
     assert {row: list(other.results(row)) for row in ("base", "leafe")} == {
-        row: [Where("embedded", 1), Where("embedded", 2)] for row in ("base", "leafe")
+        row: [RunKey("embedded", 1), RunKey("embedded", 2)] for row in ("base", "leafe")
     }
     assert (
-        other.results("leafe")[Where("embedded", 2)].cost.phases == 0
+        other.results("leafe")[RunKey("embedded", 2)].cost.phases == 0
     )  # nothing was explored in the made-up folder
-    assert other.results("leafe")[Where("embedded", 2)].cost.trained_tokens == 1000
+    assert other.results("leafe")[RunKey("embedded", 2)].cost.trained_tokens == 1000
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""What `leafe table` runs, and its figure: the arms of the table and no more, later tables in the
-same folder, other environments by their recipes."""
+"""What `python -m studies.paper table` runs, and its figure: the arms of the table and no more,
+later tables in the same folder, other environments by their recipes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from studies.paper import (
     transfer_jobs,
 )
 from studies.paper.__main__ import app
-from studies.paper.define import ARMS
+from studies.paper.definitions import ARMS
 from tests.envs.data import needs_sandbox
 from tests.gates_policy import Fickle
 from tests.studies.paper.folders import make, recipe
@@ -104,7 +104,7 @@ def test_what_an_earlier_table_left_is_gone_on_with(tmp_path: Path) -> None:
     changed, _ = jobs_of(
         TABLES[4], recipe_set("sokoban"), ("arms.leafe.distill.rehearsal_weight=3.0",), tmp_path
     )
-    with pytest.raises(UserError, match=r"arms\.leafe\.distill\.beta"):
+    with pytest.raises(UserError, match=r"arms\.leafe\.distill\.rehearsal_weight"):
         RunFolder.open(
             changed[0].folder, config_of(changed[0].recipe), growing=_GROWING, free=_FREE
         )
@@ -318,7 +318,7 @@ def test_the_env_of_table_5_is_no_column_of_other_tables(tmp_path: Path) -> None
         for number, table in TABLES.items():
             if number in (1, 2, 4, 5, 6):
                 evidence = gather(
-                    by_table[number] if of is by_table else [hard, *folders], apart=table.apart
+                    by_table[number] if of is by_table else [hard, *folders], by_base=table.by_base
                 )
                 assert {
                     r["row"]: r["verdict"]

@@ -307,7 +307,7 @@ class _Stage:
         turns = await sampler.sample(
             "lesson",
             history,
-            shown.after(history, fill(words.lesson, {"outcome": outcome})),
+            shown.with_request(history, fill(words.lesson, {"outcome": outcome})),
             parse,
             episode=episode.index,
             first=0,

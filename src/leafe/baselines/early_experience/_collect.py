@@ -503,7 +503,7 @@ class _Stage:
         return await sampler.sample(
             "explanation",
             history.then(other),  # the turns stand after the alternative
-            self.prompts.after(history, fill(self.prompts.set.explain, values)),
+            self.prompts.with_request(history, fill(self.prompts.set.explain, values)),
             parse_explanation,
             episode=episode.index,
             first=0,

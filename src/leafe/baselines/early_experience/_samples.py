@@ -116,7 +116,7 @@ def _add_prediction(
     if not turn.observation.strip():
         world_model.skipped["environment: the environment said nothing"] += 1
         return
-    messages = prompts.after(
+    messages = prompts.with_request(
         _history(tree, turn), fill(prompts.set.predict, {"action": turn.action})
     )
     world_model.add(turn, messages, Message("assistant", turn.observation), note)

@@ -37,13 +37,13 @@ from leafe.distill.training import (
     SMALL,
     Checkpoints,
     Metrics,
-    adapter,
-    finished,
-    groups,
+    finished_result,
+    lora_config,
+    parameter_groups,
     publish,
-    quiet,
-    same,
-    save,
+    require_same,
+    save_model,
+    without_progress_bars,
 )
 from leafe.explore import EnvPool
 from leafe.policies.hf import HFPolicy, adapter_base, load_model, load_tokenizer
@@ -112,7 +112,7 @@ def run(
             progress,
             began,
         )
-        found = finished(out, training.fingerprint)
+        found = finished_result(out, training.fingerprint)
         return training.run() if found is None else GrpoResult.from_json(found)
     finally:
         pool.close()
@@ -238,7 +238,7 @@ class _Training:
             rollout_func=self._rollouts,
             train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(rows)]}),
             callbacks=[_Watch(self)],
-            peft_config=None if config.lora is None else adapter(config.lora),
+            peft_config=None if config.lora is None else lora_config(config.lora),
         )
         trainer.remove_callback(PrinterCallback)
         if trainer.accelerator.num_processes > 1:
@@ -252,13 +252,13 @@ class _Training:
         config, trainer = self.config, self.trainer
         trained = {n: p for n, p in bare.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
-            groups(trained.values(), config.weight_decay), lr=config.learning_rate
+            parameter_groups(trained.values(), config.weight_decay), lr=config.learning_rate
         )
         self.checkpoints = Checkpoints(self.out / "checkpoints", trained, optimizer)
         loaded = self.checkpoints.load()
         self.notes += self.checkpoints.notes
         if loaded is not None:
-            same(
+            require_same(
                 self.out,
                 loaded["fingerprint"],
                 self.fingerprint,
@@ -425,7 +425,7 @@ class _Training:
             self.out,
             self.fingerprint,
             result.to_json(),
-            partial(save, bare, self.source, self.tokenizer, self.stored, self.config.lora),
+            partial(save_model, bare, self.source, self.tokenizer, self.stored, self.config.lora),
         )
         self.checkpoints.remove()
         return result
@@ -484,7 +484,7 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("trl")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), quiet():
+    with warnings.catch_warnings(), without_progress_bars():
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         warnings.filterwarnings(
             "ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning

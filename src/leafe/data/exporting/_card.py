@@ -1,5 +1,5 @@
-"""The card of an export: README.md with the front matter that the hub reads, then the numbers,
-where they come from, and how to load the files."""
+"""The dataset card of an export, README.md: the front matter that the Hugging Face hub reads, then
+counts, provenance, licence, and how to load the files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from leafe import __version__
-from leafe.data.exporting._lengths import section
+from leafe.data.exporting._lengths import length_section
 from leafe.data.exporting._source import Source
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ LICENCES: Mapping[str, tuple[str, str]] = {
     "textworld": ("mit", "TextWorld is MIT; game files may have licences of their own."),
     "textarena": ("mit", "TextArena is MIT."),
 }
-"""Environment: the id that the hub knows, and a sentence."""
-UNCHECKED = (
+"""Environment -> the hub's licence id, and a sentence."""
+UNKNOWN_LICENCE = (
     "unknown",
     "leafe does not know the licence of this environment's texts: settle it before you share them.",
 )
@@ -64,29 +64,29 @@ UNCHECKED = (
 def card(source: Source, done: Exported) -> str:
     """The text of README.md."""
     about, target, files, lengths = source.about, done.target, done.files, done.lengths
-    licence, why = LICENCES.get(str(about["env"]), UNCHECKED)
+    licence, why = LICENCES.get(str(about["env"]), UNKNOWN_LICENCE)
     blocks = [
-        _front(licence, target, files),
-        f"# {_line(about['recipe'])}: {_WHAT[target]}",
-        _line(about["question"]) if about["question"] else "",
-        _numbers(source, target, files),
-        section(lengths, target),
-        _counts("Left out", "why", "number", done.left_out),
-        _counts("What the format does not say", "samples", "number", done.changed),
-        _origin(about),
+        _front_matter(licence, target, files),
+        f"# {_inline(about['recipe'])}: {_TITLES[target]}",
+        _inline(about["question"]) if about["question"] else "",
+        _contents(source, target, files),
+        length_section(lengths, target),
+        _count_table("Left out", "why", "number", done.left_out),
+        _count_table("What the format does not express", "samples", "number", done.changed),
+        _provenance(about),
         (
             f"## Licence\n\n{why} Actions and reflections were written by the model "
-            f"`{_line(about['model'])}`, whose licence may say what they may train."
+            f"`{_inline(about['model'])}`, whose licence may restrict what they may train."
         ),
         "## How to load it\n\n"
-        + _how(target, files, lengths.longest if lengths is not None else None),
+        + _loading(target, files, lengths.longest if lengths is not None else None),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 _HOLDS = "holds every row; the default cuts from the end, where the answer is"
 _UNCUT = "no cut: the default of 1,024 cuts from the end, where the answer is"
-_WHAT = {
+_TITLES = {
     "trl": "samples for TRL",
     "sharegpt": "samples for LLaMA-Factory (ShareGPT)",
     "axolotl": "samples for Axolotl",
@@ -96,9 +96,9 @@ _WHAT = {
 }
 
 
-def _how(target: str, files: Mapping[str, int], longest: int | None) -> str:
-    """Words and commands for the files that are there; `longest`: tokens of the longest row, where
-    they are known."""
+def _loading(target: str, files: Mapping[str, int], longest: int | None) -> str:
+    """How to load the files with the target's trainer; `longest`: tokens of the longest row, where
+    known."""
     train = [name for name in files if "validation" not in name]
     if target == "trl":
         folder = train[0].split("/")[0]
@@ -113,8 +113,8 @@ def _how(target: str, files: Mapping[str, int], longest: int | None) -> str:
         names = ",".join("leafe_" + name.removesuffix(".jsonl") for name in train)
         return (
             "LLaMA-Factory reads the folder as `dataset_dir`. `mask_history` puts the loss "
-            "on the last answer alone: without it the earlier actions, mistakes "
-            "among them, are learnt too.\n\n```yaml\ndataset_dir: FOLDER\ndataset: "
+            "on the last answer alone: without it the earlier actions are trained on too, "
+            "mistakes among them.\n\n```yaml\ndataset_dir: FOLDER\ndataset: "
             f"{names}\nmask_history: true\ntemplate: TEMPLATE  # of your model\n"
             f"cutoff_len: {longest or 'TOKENS'}  # "
             f"{_HOLDS if longest else 'of the longest row: 2,048 by default'}\n```"
@@ -127,7 +127,7 @@ def _how(target: str, files: Mapping[str, int], longest: int | None) -> str:
     if target == "verl":
         listed = ",".join(f"FOLDER/{name}" for name in train)
         return (
-            "verl's own data set would learn every answer of a conversation; "
+            "verl's own data set trains on every answer of a conversation; "
             "`answer_only.py` in this folder keeps the loss to the one with "
             "`trainable: true`.\n\n```\ntorchrun -m verl.trainer.sft_trainer "
             f"data.train_files=[{listed}] data.messages_key=messages \\\n"
@@ -153,9 +153,8 @@ def _how(target: str, files: Mapping[str, int], longest: int | None) -> str:
     )
 
 
-def _front(licence: str, target: str, files: Mapping[str, int]) -> str:
-    """YAML, in which every scalar is written as JSON would: whatever a file is called, it is one
-    string."""
+def _front_matter(licence: str, target: str, files: Mapping[str, int]) -> str:
+    """YAML with every scalar written as JSON, so that any file name is one string."""
     configs: dict[str, list[tuple[str, str]]] = {}
     for name in files:
         if target == "dpo" and name.endswith(".jsonl"):
@@ -182,7 +181,7 @@ def _front(licence: str, target: str, files: Mapping[str, int]) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _numbers(source: Source, target: str, files: Mapping[str, int]) -> str:
+def _contents(source: Source, target: str, files: Mapping[str, int]) -> str:
     rows = [
         "## What is in it",
         "",
@@ -210,29 +209,29 @@ def _numbers(source: Source, target: str, files: Mapping[str, int]) -> str:
     return "\n".join(rows)
 
 
-def _counts(title: str, what: str, how_many: str, counts: Mapping[str, int]) -> str:
+def _count_table(title: str, what: str, how_many: str, counts: Mapping[str, int]) -> str:
     if not counts:
         return ""
-    rows = [f"| {_line(reason)} | {number} |" for reason, number in counts.items()]
+    rows = [f"| {_inline(reason)} | {number} |" for reason, number in counts.items()]
     return "\n".join([f"## {title}", "", f"| {what} | {how_many} |", "| --- | --- |", *rows])
 
 
-def _origin(about: Mapping[str, Any]) -> str:
+def _provenance(about: Mapping[str, Any]) -> str:
     options = ", ".join(f"{key} = {value}" for key, value in about["options"].items())
     lines = [
         "## Where it comes from",
         "",
         (
-            f"- leafe {__version__}, run `{_line(about['run'])}`, recipe "
-            f"`{_line(about['recipe'])}`, seed {about['seed']}"
+            f"- leafe {__version__}, run `{_inline(about['run'])}`, recipe "
+            f"`{_inline(about['recipe'])}`, seed {about['seed']}"
         ),
-        f"- environment `{_line(about['env'])}`"
-        + (f" ({_line(options)})" if options else "")
-        + f", {about['tasks']} tasks, prompts `{_line(about['prompts'])}`",
-        f"- model `{_line(about['model'])}`",
+        f"- environment `{_inline(about['env'])}`"
+        + (f" ({_inline(options)})" if options else "")
+        + f", {about['tasks']} tasks, prompts `{_inline(about['prompts'])}`",
+        f"- model `{_inline(about['model'])}`",
         (
             f"- explored in {', '.join(f'`{each}`' for each in about['explored'])}; selected: "
-            f"{_line(about['selection'])}"
+            f"{_inline(about['selection'])}"
         ),
         (
             "- versions: "
@@ -241,12 +240,12 @@ def _origin(about: Mapping[str, Any]) -> str:
     ]
     for each in about["imported"]:
         lines.append(
-            f"- imported from `{_line(each['file'])}` (sha256 {each['sha256']}, format "
+            f"- imported from `{_inline(each['file'])}` (sha256 {each['sha256']}, format "
             f"{each['format']}): {each['episodes']} episodes"
         )
     return "\n".join(lines)
 
 
-def _line(text: object) -> str:
-    """One line in which nothing begins a table cell or a block."""
+def _inline(text: object) -> str:
+    """One line that starts no table cell and no code."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'")

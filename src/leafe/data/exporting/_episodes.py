@@ -1,9 +1,9 @@
-"""Whole episodes as JSON lines of chat messages with rewards: what `leafe import --format chat`
-reads (docs/data.md).
+"""Whole episodes as JSON lines of chat messages with rewards, as `leafe import --format chat` reads
+them (docs/data.md).
 
-The messages are the prompts as an agent without experience would see them. Beside each text stands
-what it is made of (`action`, `observation`, the sampled
-`tokens`), so that an import has the episode exactly.
+The messages are the prompts of an agent without experience. Beside each text is what it was
+made of (`action`, `observation`, the sampled `tokens`), so that an import restores the episode
+exactly.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from leafe.prompts import History, Prompts
 def rows(
     trees: Mapping[str, Tree], prompts: Prompts, left_out: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
-    """One row an episode, branches from the reset on. What gives none is counted in `left_out`."""
+    """One row per episode, branches from the reset on. Episodes without an action are counted in
+    `left_out`."""
     for tree in trees.values():
         for episode in tree.rollouts:
-            if not episode.acts:
-                left_out["episode: it took no action"] = (
-                    left_out.get("episode: it took no action", 0) + 1
-                )
-                continue
-            yield _row(tree, episode, prompts)
+            if episode.acts:
+                yield _row(tree, episode, prompts)
+            else:
+                reason = "episode: it took no action"
+                left_out[reason] = left_out.get(reason, 0) + 1
 
 
 def _row(tree: Tree, episode: Episode, prompts: Prompts) -> dict[str, Any]:
     turns = tree.trajectory(episode)
     first = tree.episode_of(turns[0].id).first_observation
-    said = prompts.act(History(tree.task, first, tuple(turns)))
+    prompt = prompts.act(History(tree.task, first, tuple(turns)))
     shots = len(prompts.set.shots)
-    head = len(said) - 2 * len(turns) - 1 - shots
-    messages: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in said]
+    head = len(prompt) - 2 * len(turns) - 1 - shots
+    messages: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in prompt]
     for example in messages[head : head + shots]:
         example["example"] = True
     messages[head + shots]["observation"] = first
@@ -48,9 +48,8 @@ def _row(tree: Tree, episode: Episode, prompts: Prompts) -> dict[str, Any]:
     return {
         "task": {"id": task.id, "instruction": task.instruction, "payload": dict(task.payload)},
         "messages": messages,
-        "reward": reward
-        if math.isfinite(reward)
-        else None,  # finite rewards of 1e308 have no finite sum
+        # the sum of finite rewards may be infinite
+        "reward": reward if math.isfinite(reward) else None,
         "success": episode.success,
         "stop": episode.stop.value,
         "model": turns[-1].policy,
@@ -68,7 +67,6 @@ def _acted(tree: Tree, turn: Turn) -> dict[str, Any]:
     if turn.tokens is not None:
         out["tokens"] = list(turn.tokens)
     if turn.experience is not None:
-        out["experience"] = tree[
-            turn.experience
-        ].note  # it stood in the prompt that this was sampled from, and stands in none here
+        # part of the prompt that this was sampled from, and of no message here
+        out["experience"] = tree[turn.experience].note
     return out

@@ -1,5 +1,5 @@
-"""How many tokens each row has, by the tokenizer of the model that is to be trained: trainers cut
-long rows from the end, where the answer is."""
+"""Tokens of each exported row, by the tokenizer of the model to be trained: trainers cut long rows
+from the end, where the answer is."""
 
 from __future__ import annotations
 
@@ -14,28 +14,36 @@ from leafe.distill import Sample
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder
 
-USUAL: Mapping[str, tuple[str, str, int]] = {
+TRAINER_LIMITS: Mapping[str, tuple[str, str, int]] = {
     "trl": ("TRL's SFTTrainer", "max_length", 1024),
     "dpo": ("TRL's DPOTrainer", "max_length", 1024),
     "sharegpt": ("LLaMA-Factory", "cutoff_len", 2048),
     "axolotl": ("Axolotl", "sequence_len", 512),
     "verl": ("verl", "data.max_length", 1024),
 }
-"""Target: its trainer, what the trainer calls the most tokens of a row, and that setting's
-default."""
+"""Target -> its trainer, the trainer's option for the longest row, and that option's default in
+tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """What rows are measured with."""
+    """Measures rows.
+
+    Attributes:
+        name: A folder's name or a model's id, for people.
+        tokenizer: A transformers tokenizer with a chat template.
+    """
 
     name: str
-    """For people: a folder's name or a model's id, no path."""
     tokenizer: Any
 
     def length(self, sample: Sample) -> int:
-        """Tokens of the prompt and its answer (of a pair: the longer one) as a trainer renders
-        them."""
+        """Tokens of prompt and answer (of a pair: of the longer answer) as a trainer renders
+        them.
+
+        Raises:
+            UserError: The chat template cannot render the sample.
+        """
         answers = [sample.answer, *([sample.rejected] if sample.rejected is not None else [])]
         return max(self._tokens((*sample.messages, answer)) for answer in answers)
 
@@ -45,24 +53,24 @@ class Tokenizer:
             text = self.tokenizer.apply_chat_template(chat, tokenize=False)
             return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         except Exception as error:  # a template is a program of its own
-            said = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"The tokenizer {self.name} cannot render the samples ({said}): give "
+                f"The tokenizer {self.name} cannot render the samples ({reason}): give "
                 "another one with --tokenizer."
             ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Of the rows that were written."""
+    """Tokens of the rows that were written."""
 
     tokenizer: str
     parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Tokens of each row, by part; of rows that are held out, by `PART, validation`."""
+    """Tokens of each row by part; rows held out for validation are under `PART, validation`."""
 
     @property
     def longest(self) -> int:
-        """The `max_length` that holds every row."""
+        """The smallest `max_length` that cuts no row."""
         return max((max(each) for each in self.parts.values() if each), default=0)
 
     def longer_than(self, most: int) -> int:
@@ -73,7 +81,7 @@ class Lengths:
         return sum(map(len, self.parts.values()))
 
 
-def measured(kept: Mapping[str, Iterable[tuple[Sample, int]]], tokenizer: str) -> Lengths:
+def measure(kept: Mapping[str, Iterable[tuple[Sample, int]]], tokenizer: str) -> Lengths:
     """The lengths of samples by split and part."""
     parts: dict[str, list[int]] = {}
     for split, samples in kept.items():
@@ -85,35 +93,34 @@ def measured(kept: Mapping[str, Iterable[tuple[Sample, int]]], tokenizer: str) -
 
 
 def warning(lengths: Lengths | None, target: str) -> str:
-    """One sentence where the trainer's own default would cut rows; empty where it would not, or
-    nothing is known."""
-    if target not in USUAL:
+    """One sentence if the trainer's default would cut rows, or nothing was measured; else empty."""
+    if target not in TRAINER_LIMITS:
         return ""
-    trainer, setting, usual = USUAL[target]
+    trainer, setting, usual = TRAINER_LIMITS[target]
     if lengths is None:
         return (
-            "no tokenizer of this run is here, so that nothing was measured: "
-            f"{trainer} keeps {usual:,} tokens of a row by default; --tokenizer FOLDER measures."
+            f"row lengths are unknown, since this run has no tokenizer here: {trainer} keeps "
+            f"{usual:,} tokens of a row by default; give --tokenizer FOLDER to measure."
         )
     cut = lengths.longer_than(usual)
     if not cut:
         return ""
     return (
         f"{cut} of {lengths.rows} rows are longer than the {usual:,} tokens that {trainer} "
-        "keeps by default, and would lose their answer, which stands at the "
-        f"end, or be dropped: set {setting} = {lengths.longest} there, or export with "
-        "--max-length, which leaves long rows out."
+        "keeps by default, and would lose their answer or be dropped: set "
+        f"{setting} = {lengths.longest} there, or export with --max-length, which leaves long "
+        "rows out."
     )
 
 
-def section(lengths: Lengths | None, target: str) -> str:
-    """The card's part on lengths."""
-    if target not in USUAL:
+def length_section(lengths: Lengths | None, target: str) -> str:
+    """The card's section on lengths."""
+    if target not in TRAINER_LIMITS:
         return ""
-    trainer, setting, usual = USUAL[target]
+    trainer, setting, usual = TRAINER_LIMITS[target]
     if lengths is None:
         return (
-            f"## Token lengths\n\nNot measured: no tokenizer was at hand. {trainer} keeps "
+            f"## Token lengths\n\nNot measured: no tokenizer was found. {trainer} keeps "
             f"{usual:,} tokens of a row by "
             f"default and cuts or drops longer ones: set `{setting}`."
         )
@@ -146,33 +153,38 @@ def section(lengths: Lengths | None, target: str) -> str:
 
 
 def tokenizer_of(
-    run: RunFolder, recipe: Recipe, asked: str | Path | None = None
+    run: RunFolder, recipe: Recipe, tokenizer: str | Path | None = None
 ) -> Tokenizer | None:
-    """The tokenizer that was asked for (a folder or a model's id), else that of the run's model;
-    None where that is not on this machine.
+    """Find a tokenizer to measure rows with.
+
+    Args:
+        run: The run.
+        recipe: Its recipe.
+        tokenizer: A folder or a model's id; None: the tokenizer of the run's model or checkpoints.
+
+    Returns:
+        The tokenizer; None where the run has none on this machine.
 
     Raises:
-        UserError: The one that was asked for cannot be loaded, or has no chat template.
+        UserError: `tokenizer` cannot be loaded, or has no chat template.
     """
-    if asked is not None:
-        return _loaded(asked)
+    if tokenizer is not None:
+        return _load(tokenizer)
     if recipe.policy.model == "embedded":
         from leafe.embedded import base_path
 
-        return _loaded(base_path(), "embedded")
+        return _load(base_path(), "embedded")
     model = Path(recipe.policy.model).expanduser()
     for folder in [model, *sorted(run.path.glob("distill/*/checkpoint"))]:
         if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
             try:
-                return _loaded(
-                    folder, recipe.policy.model if folder == model else folder.parent.name
-                )
+                return _load(folder, recipe.policy.model if folder == model else folder.parent.name)
             except UserError:
                 continue
     return None
 
 
-def _loaded(where: str | Path, name: str | None = None) -> Tokenizer:
+def _load(where: str | Path, name: str | None = None) -> Tokenizer:
     from leafe.policies.hf.loading import load_tokenizer
 
     found = load_tokenizer(where)

@@ -1,9 +1,8 @@
-"""Preference pairs from episodes that nothing connects but their task: where a success and a
-failure first do different things after the same history.
+"""Preference pairs from unconnected episodes of one task: the first point at which a success and a
+failure act differently after the same history.
 
 Trees with branches give better pairs (the revised action over the original one,
-`leafe.distill.build` with method = "dpo"); these are for episodes that
-were imported, or sampled independently.
+`leafe.distill.build` with method = "dpo"). These are for imported or independent episodes.
 """
 
 from __future__ import annotations
@@ -17,10 +16,18 @@ from leafe.prompts import Prompts, history_before
 
 
 def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
-    """One pair for each success and each other action that a failure of the same task took where
-    their histories part. Each (history, chosen, rejected)
-    once. What gives none is counted: actions that the environment refused, answers that say the
-    same action in other words, and answers that were cut."""
+    """One pair for each success and each different action that a failure of the same task took at
+    the point where they part.
+
+    Args:
+        trees: Trees by task id.
+        prompts: Builds the prompts and reads actions out of texts.
+
+    Returns:
+        Pairs as samples of the part `counterfactual`, each (history, chosen, rejected) once, with
+        counts of duplicates and of rejected candidates by reason: an action that the environment
+        refused, the same action in other words, an answer that was cut.
+    """
     samples: list[Sample] = []
     duplicates = 0
     skipped: Counter[str] = Counter()
@@ -30,14 +37,14 @@ def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
         failures = [(e, tree.trajectory(e)) for e in tree.episodes if e.stop in FAILED and e.acts]
         for won, path in wins:
             for lost, other in failures:
-                at = _parting(path, other)
+                at = _first_difference(path, other)
                 if (
                     at is None
                     or tree.episode_of(path[0].id).first_observation
                     != tree.episode_of(other[0].id).first_observation
                 ):
                     continue
-                reason = _useless(path[at], other[at], prompts)
+                reason = _reject_reason(path[at], other[at], prompts)
                 if reason is not None:
                     skipped[f"pair: {reason}"] += 1
                     continue
@@ -67,8 +74,8 @@ def first_differences(trees: Mapping[str, Tree], prompts: Prompts) -> Dataset:
     )
 
 
-def _useless(won: Turn, lost: Turn, prompts: Prompts) -> str | None:
-    """Why two answers to one history are no pair; None where they are."""
+def _reject_reason(won: Turn, lost: Turn, prompts: Prompts) -> str | None:
+    """Why two answers to one history are no pair; None if they are one."""
     if not won.valid:
         return "the environment refused the action that a success took there"
     if same_action(won, lost, prompts):
@@ -76,9 +83,9 @@ def _useless(won: Turn, lost: Turn, prompts: Prompts) -> str | None:
     return "an answer was cut at its limit of tokens" if won.cut or lost.cut else None
 
 
-def _parting(won: list[Turn], lost: list[Turn]) -> int | None:
-    """The first step at which they say different things; None where the histories part by what the
-    environment said, or one is the beginning of the other."""
+def _first_difference(won: list[Turn], lost: list[Turn]) -> int | None:
+    """The first step with different answers; None if the observations differ before it, or one
+    episode is the beginning of the other."""
     for at, (a, b) in enumerate(zip(won, lost, strict=False)):
         if a.action_text != b.action_text:
             return at

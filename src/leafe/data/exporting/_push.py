@@ -1,5 +1,4 @@
-"""An export to the Hugging Face hub, by `huggingface_hub` and with the user's own login. Private
-unless said otherwise."""
+"""Uploads an export to the Hugging Face hub with the user's own login; private by default."""
 
 from __future__ import annotations
 
@@ -9,11 +8,20 @@ from leafe.core import ForeignFailure, UserError
 
 
 def push(folder: Path, repo: str, *, public: bool = False) -> str:
-    """Upload an export's folder as the data set `USER/NAME`; its address. What the repository holds
-    beside it stays.
+    """Upload an export's folder as a dataset; other files in the repository stay.
 
-    UserError without huggingface_hub, without a login, or for a name that the hub refuses;
-    ForeignFailure where the hub cannot be reached.
+    Args:
+        folder: What `export` wrote.
+        repo: `USER/NAME`.
+        public: Create the repository readable by everybody.
+
+    Returns:
+        The dataset's address.
+
+    Raises:
+        UserError: `folder` is no export, huggingface_hub or a login is missing, or the hub refuses
+            the name.
+        ForeignFailure: The hub cannot be reached.
     """
     if not (folder / "README.md").is_file():
         raise UserError(

@@ -1,41 +1,50 @@
-"""What of a run is exported: the samples that an arm is trained on, built again from the trees, or
-those that a preset makes of an exploration.
+"""What is exported of a run: the samples that an arm trains on, built again from the trees, or
+those that a preset selects from an exploration.
 
-The same trees, settings and seed give the same samples, so that an export is what the arm's own
-training saw, whether or not that has run.
+The same trees, settings and seed give the same samples, so an export equals the arm's own training
+data, whether or not the arm has been trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from leafe.core import Tree, UserError
 from leafe.data.exporting._pairs import first_differences
+from leafe.data.importing._logged import IMPORTED_ENV
 from leafe.distill import Dataset, DistillConfig, build, preset
 from leafe.envs import make_env
-from leafe.pipeline import Stage, Variant, env_options, plan, recipe_of, stage_name, variants
+from leafe.pipeline import (
+    Stage,
+    Variant,
+    env_options,
+    plan,
+    recipe_of,
+    result_of,
+    stage_name,
+    variants,
+)
 from leafe.prompts import Prompts, load_prompt_set
 from leafe.recipes import Recipe
 from leafe.runs import RunFolder, StoredTrees
 
 PRESET = "leafe+"
-"""What is made of an exploration where nothing else is asked for."""
-UNKNOWN_ENV = "imported"
-"""The environment's name in a run of imported episodes that no environment was given for."""
+"""The default selection from an exploration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Samples, or the trees of one stage, and where they come from."""
+    """Samples, or the trees of one stage, with their provenance."""
 
     about: Mapping[str, Any]
     """Plain values for the card: run, question, environment, options, model, prompts, seed,
     explored, selection, tasks, versions."""
     data: Dataset = field(default_factory=lambda: Dataset(()))
     valid: Dataset | None = None
-    """Held out from the training by task, where the arm holds some out."""
+    """Samples of held-out tasks, where the arm holds some out."""
     trees: Mapping[str, Tree] = field(default_factory=dict)
     """For whole episodes (`episodes_of`)."""
     prompts: Prompts | None = None
@@ -48,12 +57,18 @@ def samples_of(
     name: str | None = None,
     pairs: bool = False,
 ) -> Source:
-    """The samples of an arm, or those that the preset `name` (default `leafe+`) makes of an
-    exploration's trees. `pairs`: DPO's pairs of the same trees.
+    """The training samples of an arm, or those that a preset selects from an exploration's trees.
 
-    `stage`: a stage's folder, such as `distill/seed1.leafe+`, `distill/leafe+.round2` or
-    `explore/tree`; an arm of several attempts is the chosen one.
-    UserError for what is not there, or is not explored yet.
+    Args:
+        run: The run.
+        arm: An arm of the recipe; of several attempts, the chosen one. Either this or `stage`.
+        stage: A stage's folder, such as `distill/seed1.leafe+`, `distill/leafe+.round2` or
+            `explore/tree`.
+        name: With an exploration: the preset; default `leafe+`.
+        pairs: Preference pairs (DPO) from the same trees.
+
+    Raises:
+        UserError: The arm or stage does not exist, is ambiguous, or is not explored yet.
     """
     recipe = recipe_of(run)
     found = _find(run, recipe, arm, stage)
@@ -83,11 +98,11 @@ def samples_of(
     trees = [
         _trees(run, each)
         for each in explored
-        if not {"empty", "stopped"} & (run.done(each) or {}).keys()
+        if (result := result_of(run, each)) is None or result.has_row
     ]
     if not trees:
         raise UserError(
-            f"{found.name} learns from explorations that found nothing "
+            f"{found.name} trains on explorations that found nothing "
             f"({', '.join(explored)}): there is nothing to export."
         )
     prompts = _prompts(run, recipe, found.variant, recipe.history)
@@ -96,8 +111,8 @@ def samples_of(
         parts = [first_differences(forest, prompts) for forest in trees]
         data = Dataset(
             tuple(s for part in parts for s in part.samples),
-            _added([p.duplicates for p in parts]),
-            _added([p.skipped for p in parts]),
+            _sum(p.duplicates for p in parts),
+            _sum(p.skipped for p in parts),
         )
         selection = (
             "success over failure, at the first action in which two episodes of a task differ "
@@ -113,7 +128,15 @@ def samples_of(
 
 
 def episodes_of(run: RunFolder, stage: str | None = None) -> Source:
-    """The whole episodes of an exploration (default: the run's first)."""
+    """The whole episodes of an exploration.
+
+    Args:
+        run: The run.
+        stage: The exploration's folder; default: the run's first.
+
+    Raises:
+        UserError: The stage does not exist, is no exploration, or is not explored yet.
+    """
     recipe = recipe_of(run)
     stages = [s for s in plan(recipe) if s.kind == "explore"]
     found = _find(run, recipe, None, stage or next((s.name for s in stages), None))
@@ -128,7 +151,7 @@ def episodes_of(run: RunFolder, stage: str | None = None) -> Source:
 
 
 def _find(run: RunFolder, recipe: Recipe, arm: str | None, stage: str | None) -> Stage:
-    """The stage that is meant. UserError where that is none, or not clear."""
+    """The stage to export; UserError where there is none, or several."""
     if (arm is None) == (stage is None):
         raise UserError(
             f"Say what of {run.path} to export: an arm ({_names(recipe.arms)}), or --stage "
@@ -153,7 +176,7 @@ def _find(run: RunFolder, recipe: Recipe, arm: str | None, stage: str | None) ->
     if len({variant.seed for variant in mine}) > 1:
         each = [stage_name("distill", variant, arm) for variant in mine]
         raise UserError(
-            f"{run.path} trains {arm!r} for several seeds: say which with --stage, for "
+            f"{run.path} trains {arm!r} for several seeds: choose one with --stage, for "
             f"example --stage {each[0]}."
         )
     if not mine:
@@ -166,7 +189,7 @@ def _find(run: RunFolder, recipe: Recipe, arm: str | None, stage: str | None) ->
     if name not in stages:
         attempts = [s.name for s in stages.values() if s.attempt and s.attempt.arm == arm]
         raise UserError(
-            f"Which attempt is the arm {arm!r} is not chosen yet: run on, or say which "
+            f"The attempt for the arm {arm!r} is not chosen yet: continue the run, or choose one "
             f"with --stage ({_names(attempts)})."
         )
     return stages[name]
@@ -192,7 +215,7 @@ def _trees(run: RunFolder, stage: str) -> StoredTrees:
 
 
 def _prompts(run: RunFolder, recipe: Recipe, variant: Variant, history: str) -> Prompts:
-    if recipe.env.name == UNKNOWN_ENV:
+    if recipe.env.name == IMPORTED_ENV:
         return Prompts(load_prompt_set(recipe.prompts), "", history)
     with make_env(recipe.env.name, **env_options(recipe, variant)) as env:
         return Prompts(load_prompt_set(recipe.prompts), env.actions_help, history)
@@ -228,14 +251,13 @@ def _about(
     }
 
 
-def _added(counts: list[Mapping[str, int]]) -> dict[str, int]:
-    out: dict[str, int] = {}
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
     for each in counts:
-        for key, number in each.items():
-            out[key] = out.get(key, 0) + number
-    return out
+        total.update(each)
+    return dict(total)
 
 
-def _names(names: Any) -> str:
+def _names(names: Iterable[str]) -> str:
     found = list(names)
     return ", ".join(found[:8]) + (", ..." if len(found) > 8 else "") if found else "none"

@@ -1,9 +1,9 @@
-"""Inspect AI's logs, `.eval` (a zip with one JSON file a sample) and `.json`, read as they lie: no
-inspect_ai is needed.
+"""Reads Inspect AI's logs, `.eval` (a zip with one JSON file per sample) and `.json`, without
+inspect_ai.
 
 Format: https://inspect.aisi.org.uk/eval-logs.html; samples are `EvalSample` of inspect_ai.log
-(checked against inspect_ai 0.3.285). Newer logs are zipped
-with zstandard, which Python's zipfile knows from 3.14 on; before that pyarrow unpacks them.
+(checked against inspect_ai 0.3.285). Newer logs are compressed with zstandard, which Python's
+zipfile supports from 3.14 on; before that pyarrow decompresses them.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from typing import Any
 
 from leafe.core import UserError
 from leafe.core.textfile import read_text
-from leafe.data.importing._records import Bad, Logged, Problems, episode, number
+from leafe.data.importing._records import InvalidRecord, LoggedEpisode, Problems, episode, number
 
 MAX_SAMPLE = 256 << 20
-"""Bytes of one sample, unpacked."""
+"""Bytes of one sample, decompressed."""
 VALUES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 """Inspect's letters: correct, partial, incorrect, no answer."""
 _ZSTD = 93
-_ATTACHED = "attachment://"
+_ATTACHMENT = "attachment://"
 
 
-def read_inspect(path: Path, problems: Problems) -> Iterator[Logged]:
-    """The samples of a log that have a score."""
+def read_inspect(path: Path, problems: Problems) -> Iterator[LoggedEpisode]:
+    """The scored samples of a log, in order; the others are counted in `problems`."""
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
-    for where, sample, model in _zip(path, problems) if zipped else _json(path):
-        try:
+    for where, sample, model in _zip_samples(path, problems) if zipped else _json_samples(path):
+        with problems.skipping(where):
             yield _sample(where, sample, model, problems)
-        except Bad as bad:
-            problems.leave_out(where, bad)
 
 
-def _sample(where: str, sample: object, model: str, problems: Problems) -> Logged:
+def _sample(where: str, sample: object, model: str, problems: Problems) -> LoggedEpisode:
     if not isinstance(sample, Mapping):
-        raise Bad("no object", "the sample is no object")
+        raise InvalidRecord("no object", "the sample is no object")
     if sample.get("error"):
         problems.note(
             where,
             "a sample that ended in an error",
             "the sample ended in an error; its messages are taken",
         )
-    attached = sample.get("attachments")
-    messages = _resolved(sample.get("messages"), attached if isinstance(attached, Mapping) else {})
+    attachments = sample.get("attachments")
+    messages = _resolve_attachments(
+        sample.get("messages"), attachments if isinstance(attachments, Mapping) else {}
+    )
     meta = sample.get("metadata")
     meta = meta if isinstance(meta, Mapping) else {}
     about: dict[str, Any] = {"model": model} if model else {}
@@ -75,20 +75,24 @@ def _score(scores: object) -> float | None:
     return None
 
 
-def _resolved(value: Any, attached: Mapping[str, Any]) -> Any:
-    """Long texts are kept once, beside the messages."""
+def _resolve_attachments(value: Any, attachments: Mapping[str, Any]) -> Any:
+    """Replace references to attachments, which hold long texts once per sample."""
     if isinstance(value, str):
         return (
-            attached.get(value.removeprefix(_ATTACHED), value)
-            if value.startswith(_ATTACHED)
+            attachments.get(value.removeprefix(_ATTACHMENT), value)
+            if value.startswith(_ATTACHMENT)
             else value
         )
     if isinstance(value, Mapping):
-        return {key: _resolved(each, attached) for key, each in value.items()}
-    return [_resolved(each, attached) for each in value] if isinstance(value, Sequence) else value
+        return {key: _resolve_attachments(each, attachments) for key, each in value.items()}
+    return (
+        [_resolve_attachments(each, attachments) for each in value]
+        if isinstance(value, Sequence)
+        else value
+    )
 
 
-def _json(path: Path) -> Iterator[tuple[str, object, str]]:
+def _json_samples(path: Path) -> Iterator[tuple[str, object, str]]:
     try:
         log = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -99,10 +103,10 @@ def _json(path: Path) -> Iterator[tuple[str, object, str]]:
         raise UserError(f'{path} is no Inspect log: it has no object "eval".')
     samples = log.get("samples")
     for nth, sample in enumerate(samples if isinstance(samples, Sequence) else ()):
-        yield f"{path.name}, sample {nth + 1}", sample, _model(log)
+        yield f"{path.name}, sample {nth + 1}", sample, _model_of(log)
 
 
-def _zip(path: Path, problems: Problems) -> Iterator[tuple[str, object, str]]:
+def _zip_samples(path: Path, problems: Problems) -> Iterator[tuple[str, object, str]]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = {info.filename: info for info in archive.infolist()}
@@ -110,39 +114,42 @@ def _zip(path: Path, problems: Problems) -> Iterator[tuple[str, object, str]]:
             if header is None:
                 raise UserError(f"{path} is a zip file and no Inspect log: it has no header.json.")
             try:
-                head = json.loads(_member(path, archive, header))
-            except Bad as bad:
+                head = json.loads(_read_member(path, archive, header))
+            except InvalidRecord as bad:
                 raise UserError(f"{path}: {header.filename}: {bad}.") from bad
-            for name in infos:
+            model = _model_of(head if isinstance(head, Mapping) else {})
+            for name, info in infos.items():
                 if name.startswith("samples/") and name.endswith(".json"):
                     where = f"{path.name}, {name}"
-                    try:
-                        yield (
-                            where,
-                            json.loads(_member(path, archive, infos[name])),
-                            _model(head if isinstance(head, Mapping) else {}),
-                        )
-                    except Bad as bad:
-                        problems.leave_out(where, bad)
-                    except (ValueError, RecursionError, zipfile.BadZipFile) as error:
-                        problems.leave_out(
-                            where, Bad("a damaged sample", f"it is damaged ({str(error)[:120]})")
-                        )
+                    with problems.skipping(where):
+                        yield where, _read_sample(path, archive, info), model
     except (zipfile.BadZipFile, ValueError) as error:
         raise UserError(
             f"{path} is no Inspect log, or a part of one ({str(error)[:120]}): copy it again."
         ) from error
 
 
-def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _read_sample(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> object:
+    try:
+        return json.loads(_read_member(path, archive, info))
+    except InvalidRecord:
+        raise
+    except (ValueError, RecursionError, zipfile.BadZipFile) as error:
+        reason = f"it is damaged ({str(error)[:120]})"
+        raise InvalidRecord("a damaged sample", reason) from error
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if info.file_size > MAX_SAMPLE:
-        raise Bad("a sample that is too long", f"it is longer than {MAX_SAMPLE >> 20} MiB")
+        raise InvalidRecord(
+            "a sample that is too long", f"it is longer than {MAX_SAMPLE >> 20} MiB"
+        )
     try:
         with archive.open(info) as file:
             return file.read(MAX_SAMPLE)
     except NotImplementedError:
         if info.compress_type != _ZSTD:
-            raise Bad(
+            raise InvalidRecord(
                 "packed in an unknown way",
                 f"it is packed by method {info.compress_type}, which is not known here",
             ) from None
@@ -154,12 +161,8 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> byte
             "`inspect log convert --to json`."
         ) from error
     with path.open("rb") as file:
-        file.seek(
-            info.header_offset + 26
-            # of the local header: the lengths of name and extra field stand at 26 and 28, then both
-            # of
-            # them
-        )
+        # local header: the lengths of name and extra field at 26 and 28, then name and extra field
+        file.seek(info.header_offset + 26)
         lengths = file.read(4)
         file.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), 1)
         packed = file.read(info.compress_size)
@@ -170,10 +173,10 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> byte
             )
         )
     except OSError as error:
-        raise Bad("a damaged sample", f"it is damaged ({str(error)[:120]})") from error
+        raise InvalidRecord("a damaged sample", f"it is damaged ({str(error)[:120]})") from error
 
 
-def _model(log: Mapping[str, Any]) -> str:
+def _model_of(log: Mapping[str, Any]) -> str:
     spec = log.get("eval")
     model = spec.get("model") if isinstance(spec, Mapping) else None
     return model if isinstance(model, str) else ""

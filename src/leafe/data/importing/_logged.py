@@ -1,9 +1,8 @@
-"""Episodes taken as they stand, without an environment: for rehearsal and preference pairs, whose
-prompts are then the log's own messages.
+"""Episodes taken from a log as they are, without an environment: for rehearsal and preference
+pairs, whose prompts are the log's own messages.
 
-The prompt set `chat` says them again word for word: the system message is the task's instruction,
-the first user message the first observation. Nothing
-can be rolled back here.
+The prompt set `chat` repeats them word for word: the system message is the task's instruction, the
+first user message the first observation. These episodes cannot be rolled back.
 """
 
 from __future__ import annotations
@@ -12,41 +11,46 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 from leafe.core import Episode, Kind, Stop, Task, Turn, turn_id
-from leafe.data.importing._records import Bad, Logged, Problems
-from leafe.data.importing._trees import Imported, Seen
+from leafe.data.importing._records import LoggedEpisode, Problems
+from leafe.data.importing._trees import Duplicates, Imported
 
 CHAT_PROMPTS = "chat"
 """The prompt set for these trees."""
 IMPORTED_ENV = "imported"
-"""What their tasks name as their environment: there is none of that name."""
+"""The environment that their tasks name; no environment has this name."""
 
 
 def as_logged(
-    records: Iterable[Logged], *, success_at: float = 1.0, problems: Problems
+    records: Iterable[LoggedEpisode], *, success_at: float = 1.0, problems: Problems
 ) -> Imported:
-    """Trees of the episodes. Success is what the log says, or a reward of at least `success_at`."""
+    """Build trees from logged episodes without verifying them.
+
+    Args:
+        records: Logged episodes (`read_log`).
+        success_at: The least reward of a success, where the log does not say.
+        problems: Counts what is left out.
+
+    Returns:
+        Trees in which each episode is a root of its own.
+    """
     found = Imported()
-    seen = Seen()
+    duplicates = Duplicates()
     names: dict[tuple[str | None, str, str], Task] = {}
     taken: set[str] = set()
     for record in records:
-        there = seen.before(record)
-        if there is not None:
-            problems.leave_out(
-                record.where, Bad("the same again", f"it is the same episode as {there}")
-            )
-            continue
-        key = (record.task, record.system, record.first)
-        if key not in names:
-            names[key] = _task(record, taken, problems)
-        task = names[key]
-        found.add(task, _episode(record, task, found.next_index(task), record.won(success_at)))
+        with problems.skipping(record.where):
+            duplicates.check(record)
+            key = (record.task, record.system, record.first)
+            if key not in names:
+                names[key] = _task(record, taken, problems)
+            task = names[key]
+            found.add(task, _episode(record, task, found.next_index(task), record.won(success_at)))
     return found
 
 
-def _task(record: Logged, taken: set[str], problems: Problems) -> Task:
-    """Episodes are of one task where their prompts are one: an id that stands for several prompts
-    is several tasks."""
+def _task(record: LoggedEpisode, taken: set[str], problems: Problems) -> Task:
+    """Episodes belong to one task if their prompts are equal: an id with several prompts becomes
+    several tasks."""
     name = (
         record.task
         or "prompt-"
@@ -72,13 +76,13 @@ def _task(record: Logged, taken: set[str], problems: Problems) -> Task:
     )
 
 
-def _episode(record: Logged, task: Task, index: int, won: bool) -> Episode:
+def _episode(record: LoggedEpisode, task: Task, index: int, won: bool) -> Episode:
     turns: list[Turn] = []
-    for step, said in enumerate(record.turns):
+    for step, logged in enumerate(record.turns):
         final = step == len(record.turns) - 1
-        reward = (
-            said.reward if said.reward is not None else (record.reward or 0.0) if final else 0.0
-        )
+        reward = logged.reward
+        if reward is None:
+            reward = (record.reward or 0.0) if final else 0.0
         turns.append(
             Turn(
                 id=turn_id(task.id, index, step),
@@ -86,16 +90,16 @@ def _episode(record: Logged, task: Task, index: int, won: bool) -> Episode:
                 task_id=task.id,
                 step=step,
                 kind=Kind.act,
-                action_text=said.text,
-                action=said.action if said.action is not None else said.text,
-                thought=said.thought,
-                observation=said.answer or "",
+                action_text=logged.text,
+                action=logged.action if logged.action is not None else logged.text,
+                thought=logged.thought,
+                observation=logged.answer or "",
                 reward=reward,
                 done=final,
                 success=final and won,
                 policy=record.model,
                 env_steps=1,
-                tokens=said.tokens,
+                tokens=logged.tokens,
             )
         )
     return Episode(

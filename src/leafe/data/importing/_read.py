@@ -1,8 +1,7 @@
-"""Files to logged episodes: chat lines, Inspect logs, verifiers traces. The formats are described
-in docs/data.md.
+"""Reads log files into logged episodes: chat lines, Inspect logs, verifiers traces (docs/data.md).
 
-A record that cannot be read is counted with its line and the rest is read on; a file of which
-nothing can be read is the user's mistake.
+A record that cannot be read is counted with its line, and reading goes on. A file without a single
+readable record is a UserError.
 """
 
 from __future__ import annotations
@@ -16,20 +15,28 @@ from typing import Any, Literal
 from leafe.core import UserError
 from leafe.core.textfile import refuse_other_encodings
 from leafe.data.importing._inspect import read_inspect
-from leafe.data.importing._records import Bad, Logged, Problems, episode, number
+from leafe.data.importing._records import InvalidRecord, LoggedEpisode, Problems, episode, number
 from leafe.data.importing._verifiers import VERIFIERS_FILES, traces
 
 Format = Literal["chat", "inspect", "verifiers"]
 FORMATS: tuple[Format, ...] = ("chat", "inspect", "verifiers")
 MAX_LINE = 64 << 20
-"""Bytes of one line, which is one episode."""
+"""Bytes of one line (one episode)."""
 
 
-def read_log(path: Path, format: Format, problems: Problems) -> Iterator[Logged]:
-    """The episodes of a file (verifiers: or of its output folder), in order; what cannot be read is
-    left out and counted.
+def read_log(path: Path, format: Format, problems: Problems) -> Iterator[LoggedEpisode]:
+    """Read the episodes of a log, in order.
 
-    UserError where the file is not there, is no such log, or holds nothing.
+    Args:
+        path: The file; for verifiers also its output folder.
+        format: chat, inspect or verifiers.
+        problems: Counts the records that are left out.
+
+    Yields:
+        One logged episode at a time.
+
+    Raises:
+        UserError: The file is missing, is no such log, or holds no episode.
     """
     if format not in FORMATS:
         raise UserError(
@@ -39,55 +46,59 @@ def read_log(path: Path, format: Format, problems: Problems) -> Iterator[Logged]
         path = next((path / name for name in VERIFIERS_FILES if (path / name).is_file()), path)
     if not path.is_file():
         raise UserError(f"{path} is not there, or is no file: give the file of the {format} log.")
-    taken = 0
+    count = 0
     try:
         for found in _episodes(path, format, problems):
-            taken += 1
+            count += 1
             yield found
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not taken:
+    if not count:
         first = f" The first: {problems.sentences[0]}" if problems.sentences else " It is empty."
         raise UserError(
             f"{path} holds no episode in the format {format!r} (docs/data.md describes it).{first}"
         )
 
 
-def _episodes(path: Path, format: Format, problems: Problems) -> Iterator[Logged]:
+def _episodes(path: Path, format: Format, problems: Problems) -> Iterator[LoggedEpisode]:
     if format == "inspect":
         yield from read_inspect(path, problems)
     elif format == "verifiers" and path.suffix == ".parquet":
-        yield from _each(_parquet(path), traces, problems)
+        yield from _parse_each(_parquet(path), traces, problems)
     else:
-        yield from _each(_lines(path, problems), _chat if format == "chat" else traces, problems)
+        yield from _parse_each(
+            _lines(path, problems), _chat if format == "chat" else traces, problems
+        )
 
 
-def _each(
+def _parse_each(
     records: Iterator[tuple[str, Mapping[str, Any]]],
-    taken: Callable[[str, Mapping[str, Any], Problems], Iterator[Logged]],
+    parse: Callable[[str, Mapping[str, Any], Problems], Iterator[LoggedEpisode]],
     problems: Problems,
-) -> Iterator[Logged]:
+) -> Iterator[LoggedEpisode]:
     for where, record in records:
-        try:
-            yield from taken(where, record, problems)
-        except Bad as bad:
-            problems.leave_out(where, bad)
+        with problems.skipping(where):
+            yield from parse(where, record, problems)
 
 
-def _chat(where: str, record: Mapping[str, Any], problems: Problems) -> Iterator[Logged]:
+def _chat(where: str, record: Mapping[str, Any], problems: Problems) -> Iterator[LoggedEpisode]:
     task = record.get("task", record.get("task_id"))
     about: dict[str, Any] = {}
     if isinstance(task, Mapping):
         payload = task.get("payload")
         if payload is not None and not isinstance(payload, Mapping):
-            raise Bad("a payload that is no object", "the payload of its task is no object")
+            raise InvalidRecord(
+                "a payload that is no object", "the payload of its task is no object"
+            )
         about |= {"instruction": str(task.get("instruction", "")), "payload": payload}
         task = task.get("id")
     if task is not None and not isinstance(task, str | int):
-        raise Bad("a task that is no name", "its task is neither an id nor an object with an id")
+        raise InvalidRecord(
+            "a task that is no name", "its task is neither an id nor an object with an id"
+        )
     success = record.get("success")
     if success is not None and not isinstance(success, bool):
-        raise Bad(
+        raise InvalidRecord(
             "success that is not true or false",
             f"its success is {str(success)[:40]!r}, and not true or false",
         )
@@ -107,7 +118,7 @@ def _chat(where: str, record: Mapping[str, Any], problems: Problems) -> Iterator
 
 
 def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every line that is a JSON object; empty ones are passed over."""
+    """Every line that is a JSON object; empty lines are skipped."""
     with path.open("rb") as file:
         head = file.read(4)
         refuse_other_encodings(head, str(path))
@@ -121,26 +132,26 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, A
         while line := file.readline(MAX_LINE + 1):
             number += 1
             where = f"{path.name}, line {number}"
-            try:
+            with problems.skipping(where):
                 if len(line) > MAX_LINE:
                     while line and not line.endswith(b"\n"):
                         line = file.readline(MAX_LINE)
-                    raise Bad("a line that is too long", f"it is longer than {MAX_LINE >> 20} MiB")
+                    raise InvalidRecord(
+                        "a line that is too long", f"it is longer than {MAX_LINE >> 20} MiB"
+                    )
                 if line.strip():
                     yield where, _object(line)
-            except Bad as bad:
-                problems.leave_out(where, bad)
 
 
 def _object(line: bytes) -> Mapping[str, Any]:
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Bad("not UTF-8", f"it is not UTF-8 (byte {error.start})") from error
+        raise InvalidRecord("not UTF-8", f"it is not UTF-8 (byte {error.start})") from error
     except (ValueError, RecursionError) as error:
-        raise Bad("not JSON", f"it is not JSON ({str(error)[:120]})") from error
+        raise InvalidRecord("not JSON", f"it is not JSON ({str(error)[:120]})") from error
     if not isinstance(value, Mapping):
-        raise Bad("no object", "it is JSON, and no object")
+        raise InvalidRecord("no object", "it is JSON, and no object")
     return value
 
 

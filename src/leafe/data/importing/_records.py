@@ -1,8 +1,8 @@
-"""A logged episode, whatever wrote it: what stood before the first action, then actions, each with
-the answer that followed.
+"""A logged episode in one form for all formats: the prompt, then actions, each with the answer that
+followed.
 
-All readers end here. A conversation that is no episode is `Bad`, with a sentence; `Problems` counts
-them and keeps the first few.
+All readers end in `episode`. A conversation that is no episode raises `InvalidRecord` with a
+sentence; `Problems` counts these and keeps the first few sentences.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leafe.core.answers import plain_json
 
-SHOWN = 5
-"""Sentences of one kind that are kept; all are counted."""
+SENTENCES_PER_KIND = 5
+"""Sentences kept per kind; all are counted."""
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -28,8 +29,8 @@ ROLES = {
 }
 
 
-class Bad(ValueError):
-    """This record cannot be taken: `kind` for the count, the message for people."""
+class InvalidRecord(ValueError):
+    """This record is no episode: `kind` for the count, the message for people."""
 
     def __init__(self, kind: str, message: str = "") -> None:
         super().__init__(message or kind)
@@ -38,59 +39,70 @@ class Bad(ValueError):
 
 @dataclass(slots=True)
 class Problems:
-    """What was not taken as it stood. `left_out` counts records that are in no tree, `noted` those
-    that are, with something about them."""
+    """What an import left out or changed.
+
+    Attributes:
+        left_out: Records that are in no tree, by reason.
+        noted: Records that were taken with a remark, by remark.
+        sentences: The first few of each reason and remark, with file and line.
+    """
 
     left_out: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     sentences: list[str] = field(default_factory=list)
-    """The first of each kind, with where."""
 
-    def leave_out(self, where: str, bad: Bad) -> None:
+    def leave_out(self, where: str, bad: InvalidRecord) -> None:
         self.left_out[bad.kind] += 1
-        self._say(self.left_out[bad.kind], f"{where}: {bad}.")
+        self._add_sentence(self.left_out[bad.kind], f"{where}: {bad}.")
+
+    @contextmanager
+    def skipping(self, where: str) -> Iterator[None]:
+        """Leave the record at `where` out if the block raises `InvalidRecord`."""
+        try:
+            yield
+        except InvalidRecord as invalid:
+            self.leave_out(where, invalid)
 
     def note(self, where: str, kind: str, message: str = "") -> None:
         self.noted[kind] += 1
-        self._say(self.noted[kind], f"{where}: {message or kind}.")
+        self._add_sentence(self.noted[kind], f"{where}: {message or kind}.")
 
-    def _say(self, nth: int, sentence: str) -> None:
-        if nth <= SHOWN:
+    def _add_sentence(self, nth: int, sentence: str) -> None:
+        if nth <= SENTENCES_PER_KIND:
             self.sentences.append(" ".join(sentence.split())[:400])
 
     @property
-    def unsaid(self) -> int:
+    def unreported(self) -> int:
+        """How many have no sentence of their own."""
         return max(0, self.left_out.total() + self.noted.total() - len(self.sentences))
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedTurn:
-    """One action and what came back."""
+    """One action and the answer to it."""
 
     text: str
-    """The assistant's message; tool calls stand in it as `call_text` says."""
+    """The assistant's message, tool calls included (`call_text`)."""
     action: str | None = None
-    """What the environment was given, where the log says it; None: it is read out of the text."""
+    """What the environment received, where the log says it; None: to be parsed from the text."""
     thought: str = ""
     answer: str | None = None
-    """The messages up to the next action, as they stand; None where the log ends with the
-    action."""
+    """The messages up to the next action; None where the log ends with this action."""
     observation: str | None = None
-    """What exactly the environment said, where the log has it beside the message that was made of
-    it."""
+    """The environment's exact observation, where the log has it beside the message."""
     reward: float | None = None
     tokens: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Logged:
+class LoggedEpisode:
     """One episode of a log."""
 
     where: str
     """File and line, for people."""
     system: str
     first: str
-    """The user's messages before the first action, as they stand."""
+    """The user's messages before the first action."""
     turns: tuple[LoggedTurn, ...]
     task: str | None = None
     instruction: str = ""
@@ -103,7 +115,7 @@ class Logged:
     split: str = "train"
 
     def won(self, success_at: float) -> bool:
-        """By the log: its own word, else a reward of at least `success_at`."""
+        """Success by the log: its own flag, else a reward of at least `success_at`."""
         return (
             self.success
             if self.success is not None
@@ -113,11 +125,21 @@ class Logged:
 
 def episode(
     where: str, messages: object, problems: Problems, *, before: int = 0, **about: Any
-) -> Logged:
-    """The episode that these messages are; Bad where they are none. The first `before` messages are
-    the prompt, whoever speaks in them."""
+) -> LoggedEpisode:
+    """Turn messages into an episode.
+
+    Args:
+        where: File and line, for people.
+        messages: Chat messages as the log has them.
+        problems: Notes what is dropped from messages.
+        before: The first messages that are the prompt, whatever their roles.
+        about: Further fields of `LoggedEpisode`.
+
+    Raises:
+        InvalidRecord: The messages are no episode.
+    """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise Bad("no messages", "it has no list of messages")
+        raise InvalidRecord("no messages", "it has no list of messages")
     system: list[str] = []
     first: list[str] = []
     turns: list[LoggedTurn] = []
@@ -125,17 +147,19 @@ def episode(
     exact: str | None = None
     first_exact: str | None = None
     reasoning = 0
-    one_tool = len(_tools(messages)) == 1
+    one_tool = len(_tool_names(messages)) == 1
     for nth, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise Bad("a message is no object", f"message {nth} is no object with role and content")
+            raise InvalidRecord(
+                "a message is no object", f"message {nth} is no object with role and content"
+            )
         if message.get("example") is True:
             continue
         role = message.get("role")
         if role is None:
-            raise Bad("a message without a role", f"message {nth} has no role")
+            raise InvalidRecord("a message without a role", f"message {nth} has no role")
         if not isinstance(role, str) or role not in ROLES:
-            raise Bad(
+            raise InvalidRecord(
                 "a message of an unknown role",
                 (
                     f"message {nth} has the role {str(role)[:40]!r}; there are system, user, "
@@ -145,7 +169,7 @@ def episode(
         text = content_text(message.get("content"), nth)
         if ROLES[role] == "assistant":
             if nth < before:
-                raise Bad(
+                raise InvalidRecord(
                     "an answer within the prompt",
                     (
                         f"message {nth} of the prompt is an assistant's: few-shot examples "
@@ -153,40 +177,42 @@ def episode(
                     ),
                 )
             if turns and turns[-1].answer is None and not answers:
-                raise Bad(
+                raise InvalidRecord(
                     "two actions in a row",
                     (
                         f"messages {nth - 1} and {nth} are both the assistant's: what the "
-                        "environment said between them is missing"
+                        "environment answered between them is missing"
                     ),
                 )
             if not turns and not first:
-                raise Bad("no prompt", "nothing stands before the first assistant message")
-            turns = _closed(turns, answers, exact)
+                raise InvalidRecord(
+                    "no prompt", "there is no message before the first assistant message"
+                )
+            turns = _with_answer(turns, answers, exact)
             answers, exact = [], None
-            turns.append(_acted(message, text, nth, one_tool))
+            turns.append(_assistant_turn(message, text, nth, one_tool))
             reasoning += bool(message.get("reasoning_content") or message.get("reasoning"))
         elif ROLES[role] == "system" and not turns and not first:
             system.append(text)
         else:
-            said = message.get("observation")
-            said = said if isinstance(said, str) else None
+            observed = message.get("observation")
+            observed = observed if isinstance(observed, str) else None
             if turns:
                 answers.append(text)
-                exact = said if exact is None else exact
+                exact = observed if exact is None else exact
             else:
                 first.append(text)
-                first_exact = said if first_exact is None else first_exact
+                first_exact = observed if first_exact is None else first_exact
     if not turns:
-        raise Bad("no action", "it has no assistant message")
-    turns = _closed(turns, answers, exact)
+        raise InvalidRecord("no action", "it has no assistant message")
+    turns = _with_answer(turns, answers, exact)
     if reasoning:
         problems.note(
             where,
             "reasoning left out",
-            f"the reasoning of {reasoning} messages stands beside their text and is left out",
+            f"the reasoning of {reasoning} messages is beside their text and left out",
         )
-    found = Logged(
+    found = LoggedEpisode(
         where,
         "\n".join(system),
         "\n".join(first),
@@ -195,25 +221,25 @@ def episode(
         **about,
     )
     if found.reward is None and found.success is None:
-        raise Bad("no reward", "it has neither a reward nor success")
-    _encodable(found)
+        raise InvalidRecord("no reward", "it has neither a reward nor success")
+    _check_encodable(found)
     if found.payload is None:
         return found
     try:
         return replace(found, payload=plain_json(found.payload, "payload"))
     except ValueError as error:
-        raise Bad("a payload that is no JSON", f"of its task the {error}") from error
+        raise InvalidRecord("a payload that is no JSON", f"of its task the {error}") from error
 
 
 def content_text(content: object, nth: int) -> str:
-    """A message's content as text: a string, or a list of text parts. Bad for pictures and
+    """A message's content as text: a string, or a list of text parts. InvalidRecord for images and
     sound."""
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
-        raise Bad(
+        raise InvalidRecord(
             "content that is no text",
             f"the content of message {nth} is neither a text nor a list of parts",
         )
@@ -225,7 +251,7 @@ def content_text(content: object, nth: int) -> str:
         elif kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
             parts.append(part["text"])
         elif kind != "reasoning":
-            raise Bad(
+            raise InvalidRecord(
                 "content that is no text",
                 f"message {nth} holds {str(kind)[:40]!r}, and leafe's environments are text",
             )
@@ -234,14 +260,14 @@ def content_text(content: object, nth: int) -> str:
 
 def call_text(call: Mapping[str, Any]) -> str:
     """A tool call as text: `{"name": ..., "arguments": {...}}`, whatever its arguments are."""
-    name, arguments = _called(call)
+    name, arguments = _call_parts(call)
     return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
 
 
 def bare_call(call: Mapping[str, Any]) -> str:
-    """A call of an episode's only tool as its environment takes it: its argument where that is one
-    text (`go north`, `ls -l`), else as `call_text`."""
-    _, arguments = _called(call)
+    """A call of an episode's only tool as its environment takes it: the argument itself if it is
+    one text (`go north`, `ls -l`), else `call_text`."""
+    _, arguments = _call_parts(call)
     if isinstance(arguments, str):
         return arguments
     if (
@@ -253,8 +279,8 @@ def bare_call(call: Mapping[str, Any]) -> str:
     return call_text(call)
 
 
-def _called(call: Mapping[str, Any]) -> tuple[object, object]:
-    """The tool's name, and its arguments: read where they are JSON."""
+def _call_parts(call: Mapping[str, Any]) -> tuple[object, object]:
+    """The tool's name and its arguments, parsed if they are JSON text."""
     function = call.get("function")
     inner: Mapping[str, Any] = (
         function
@@ -270,11 +296,11 @@ def _called(call: Mapping[str, Any]) -> tuple[object, object]:
     return inner.get("name"), arguments
 
 
-def _tools(messages: Sequence[object]) -> set[str]:
+def _tool_names(messages: Sequence[object]) -> set[str]:
     """Names of all tools that these messages call."""
     calls = [message.get("tool_calls") for message in messages if isinstance(message, Mapping)]
     return {
-        str(_called(call)[0])
+        str(_call_parts(call)[0])
         for each in calls
         if isinstance(each, Sequence)
         for call in each
@@ -283,7 +309,7 @@ def _tools(messages: Sequence[object]) -> set[str]:
 
 
 def number(value: object, what: str) -> float | None:
-    """A finite number or None. Bad for anything else."""
+    """A finite number or None. InvalidRecord for anything else."""
     if value is None:
         return None
     try:
@@ -292,12 +318,14 @@ def number(value: object, what: str) -> float | None:
         shown = str(value)[:40]
     except (OverflowError, ValueError):  # a whole number of hundreds of digits
         shown = "a number of hundreds of digits"
-    raise Bad("a reward that is no number", f"{what} is {shown!r}, and not a finite number")
+    raise InvalidRecord(
+        "a reward that is no number", f"{what} is {shown!r}, and not a finite number"
+    )
 
 
-def _acted(message: Mapping[str, Any], text: str, nth: int, one_tool: bool) -> LoggedTurn:
-    """What the assistant did; `one_tool`: all calls of the episode are of one tool, whose name the
-    environment need not be told."""
+def _assistant_turn(message: Mapping[str, Any], text: str, nth: int, one_tool: bool) -> LoggedTurn:
+    """The assistant's turn; `one_tool`: all calls of the episode are of one tool, whose name its
+    environment does not need."""
     action, thought = message.get("action"), ""
     calls = message.get("tool_calls")
     if calls:
@@ -306,7 +334,7 @@ def _acted(message: Mapping[str, Any], text: str, nth: int, one_tool: bool) -> L
             or isinstance(calls, str)
             or not all(isinstance(call, Mapping) for call in calls)
         ):
-            raise Bad(
+            raise InvalidRecord(
                 "tool calls that are none", f"the tool_calls of message {nth} are no list of calls"
             )
         called = "\n".join(call_text(call) for call in calls)
@@ -319,7 +347,9 @@ def _acted(message: Mapping[str, Any], text: str, nth: int, one_tool: bool) -> L
         isinstance(tokens, Sequence)
         and all(isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in tokens)
     ):
-        raise Bad("tokens that are no ids", f"the tokens of message {nth} are no list of token ids")
+        raise InvalidRecord(
+            "tokens that are no ids", f"the tokens of message {nth} are no list of token ids"
+        )
     reward = number(message.get("reward"), f"the reward of message {nth}")
     return LoggedTurn(
         text,
@@ -330,26 +360,17 @@ def _acted(message: Mapping[str, Any], text: str, nth: int, one_tool: bool) -> L
     )
 
 
-def _closed(turns: list[LoggedTurn], answers: list[str], exact: str | None) -> list[LoggedTurn]:
+def _with_answer(
+    turns: list[LoggedTurn], answers: list[str], exact: str | None
+) -> list[LoggedTurn]:
     if not turns or not answers:
         return turns
-    last = turns[-1]
-    return [
-        *turns[:-1],
-        LoggedTurn(
-            last.text,
-            last.action,
-            last.thought,
-            "\n".join(answers),
-            exact,
-            last.reward,
-            last.tokens,
-        ),
-    ]
+    last = replace(turns[-1], answer="\n".join(answers), observation=exact)
+    return [*turns[:-1], last]
 
 
-def _encodable(found: Logged) -> None:
-    """Half a surrogate pair is valid JSON and no text: nothing later could write it."""
+def _check_encodable(found: LoggedEpisode) -> None:
+    """Refuse half a surrogate pair: valid JSON, but no text that could be written again."""
     texts = [
         found.system,
         found.first,
@@ -363,6 +384,6 @@ def _encodable(found: Logged) -> None:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        raise Bad(
+        raise InvalidRecord(
             "text that is no Unicode", "it holds half a surrogate pair, which is no text"
         ) from None

@@ -1,9 +1,9 @@
-"""Episodes played again in their environment, so that they can be branched from: what the
-environment does not say again has diverged and is never trained on.
+"""Replays logged episodes in their environment, so that they can be branched from. An episode that
+the environment does not reproduce is `diverged` and is never trained on.
 
-The log's messages are what some harness made of the environment's words, so the environment's
-answer has to stand in them word for word (blanks apart); where the log
-has the observation beside the message, it has to be that. Outcomes have to agree too.
+The log's messages are what some harness made of the observations, so each observation must stand in
+its message word for word (blanks apart). Where the log has the observation itself, it must be
+equal. Outcomes must agree too.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from leafe.core import (
     derive_seed,
     turn_id,
 )
-from leafe.data.importing._records import Bad, Logged, LoggedTurn, Problems
-from leafe.data.importing._trees import Imported, Seen
+from leafe.data.importing._records import InvalidRecord, LoggedEpisode, LoggedTurn, Problems
+from leafe.data.importing._trees import Duplicates, Imported
 from leafe.explore import EnvPool
 from leafe.prompts import Prompts
 
 
 async def replayed(
-    records: Iterable[Logged],
+    records: Iterable[LoggedEpisode],
     pool: EnvPool,
     tasks: Mapping[str, Task],
     prompts: Prompts,
@@ -43,31 +43,34 @@ async def replayed(
     given: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Imported:
-    """Trees of the episodes, every one of them played again from its task's reset; the
-    environment's own answers, rewards and outcomes are what they hold.
+    """Replay logged episodes, each from its task's reset.
 
-    `tasks`: the environment's, by id. `given`: a record that brings its task with it (id and
-    payload) needs none of these. `prompts` reads the action out of a
-    text where the log does not say it. `seed` is the run's: an environment is reset with the seed
-    that exploration resets it with.
-    Episodes of other tasks are left out and counted; one that the environment does not repeat is
-    there as `diverged`.
+    Args:
+        records: Logged episodes (`read_log`).
+        pool: The environment's pool.
+        tasks: The environment's tasks by id; episodes of other tasks are left out and counted.
+        prompts: Parses the action out of a text where the log does not have it.
+        problems: Counts what is left out or diverged.
+        seed: The run's seed: environments are reset with the seeds that exploration uses.
+        success_at: The least reward of a success, where the log does not say.
+        given: A record that holds its task (id and payload) needs none in `tasks`.
+        on_progress: Called with the number of episodes replayed so far.
+
+    Returns:
+        Trees with the environment's own answers, rewards and outcomes; an episode that it did not
+        reproduce ends as `diverged`.
     """
     found = Imported(verified=True)
-    seen = Seen()
-    due: list[tuple[Logged, Task]] = []
+    duplicates = Duplicates()
+    pending: list[tuple[LoggedEpisode, Task]] = []
     for record in records:
-        try:
-            there = seen.before(record)
-            if there is not None:
-                raise Bad("the same again", f"it is the same episode as {there}")
-            due.append((record, _task_of(record, pool.facts.name, tasks, given)))
-        except Bad as bad:
-            problems.leave_out(record.where, bad)
+        with problems.skipping(record.where):
+            duplicates.check(record)
+            pending.append((record, _task_of(record, pool.facts.name, tasks, given)))
     limit = asyncio.Semaphore(pool.size)
     done = 0
 
-    async def play(record: Logged, task: Task) -> tuple[Stop, list[Turn], str, str]:
+    async def play(record: LoggedEpisode, task: Task) -> tuple[Stop, list[Turn], str, str]:
         nonlocal done
         async with limit:
             try:
@@ -78,8 +81,8 @@ async def replayed(
         on_progress(done)
         return played
 
-    outcomes = await asyncio.gather(*(play(record, task) for record, task in due))
-    for (record, task), (stop, turns, first, error) in zip(due, outcomes, strict=True):
+    outcomes = await asyncio.gather(*(play(record, task) for record, task in pending))
+    for (record, task), (stop, turns, first, error) in zip(pending, outcomes, strict=True):
         index = found.next_index(task)
         named: list[Turn] = []
         for turn in turns:
@@ -100,15 +103,13 @@ async def replayed(
     return found
 
 
-def _task_of(record: Logged, env: str, tasks: Mapping[str, Task], given: bool) -> Task:
+def _task_of(record: LoggedEpisode, env: str, tasks: Mapping[str, Task], given: bool) -> Task:
     if record.task is None:
-        raise Bad(
-            "no task", "it does not say which task of the environment it is: give it a task id"
-        )
+        raise InvalidRecord("no task", "it names no task of the environment: give it a task id")
     known = tasks.get(record.task)
     if known is not None:
         if record.payload is not None and dict(record.payload) != dict(known.payload):
-            raise Bad(
+            raise InvalidRecord(
                 "another task of that id",
                 (
                     f"its task {record.task!r} is not the environment's task of that id "
@@ -118,72 +119,58 @@ def _task_of(record: Logged, env: str, tasks: Mapping[str, Task], given: bool) -
         return known
     if given and record.payload is not None:
         return Task(record.task, env, record.split, record.instruction, dict(record.payload))
-    raise Bad(
+    raise InvalidRecord(
         "an unknown task",
-        f"the environment has no task {record.task!r} among those that are asked for",
+        f"the environment has no task {record.task!r} among the requested ones",
     )
 
 
+class _Diverged(Exception):
+    """The environment does not reproduce the episode: the message says where."""
+
+
 async def _play(
-    record: Logged, task: Task, pool: EnvPool, prompts: Prompts, seed: int, success_at: float
+    record: LoggedEpisode, task: Task, pool: EnvPool, prompts: Prompts, seed: int, success_at: float
 ) -> tuple[Stop, list[Turn], str, str]:
+    """How the replay ended, its turns, the first observation, and what diverged."""
     turns: list[Turn] = []
-    async with pool.acquire() as env:
-        first = await env.reset(task, derive_seed(seed, task.id, "world"))
-        if not _agrees(first, record.first_observation, record.first):
-            return (
-                Stop.diverged,
-                turns,
-                first,
-                (
-                    f"after reset the environment says {first[:120]!r}, which does not stand "
-                    "in the log's first message"
-                ),
-            )
-        for step, said in enumerate(record.turns):
-            if turns and turns[-1].done:
-                return (
-                    Stop.diverged,
-                    turns,
-                    first,
-                    (
-                        f"at step {step} the episode is over in the environment, and goes on "
-                        "in the log"
-                    ),
+    first = ""
+    try:
+        async with pool.acquire() as env:
+            first = await env.reset(task, derive_seed(seed, task.id, "world"))
+            if not _agrees(first, record.first_observation, record.first):
+                raise _Diverged(
+                    f"after reset the environment answers {first[:120]!r}, which is not in the "
+                    "log's first message"
                 )
-            thought, action = (
-                (said.thought, said.action)
-                if said.action is not None
-                else prompts.parse_action(said.text)
-            )
-            result = await env.step(action)
-            if not _agrees(result.observation, said.observation, said.answer):
-                log = said.observation if said.observation is not None else said.answer
-                return (
-                    Stop.diverged,
-                    turns,
-                    first,
-                    (
-                        f"at step {step} the environment says {result.observation[:120]!r}, "
-                        f"the log {str(log)[:120]!r}"
-                    ),
-                )
-            turns.append(_turn(said, thought, action, result, task, step, record.model))
-    last = turns[-1]
-    won = last.done and last.success
-    if record.won(success_at) != won:
-        what = ("a success", "none") if not won else ("no success", "one")
-        return (
-            Stop.diverged,
-            turns,
-            first,
-            f"by the log it is {what[0]}, by the environment {what[1]}",
-        )
+            for step, logged in enumerate(record.turns):
+                if turns and turns[-1].done:
+                    raise _Diverged(
+                        f"at step {step} the episode is over in the environment, but not in the log"
+                    )
+                thought, action = logged.thought, logged.action
+                if action is None:
+                    thought, action = prompts.parse_action(logged.text)
+                result = await env.step(action)
+                if not _agrees(result.observation, logged.observation, logged.answer):
+                    log = logged.answer if logged.observation is None else logged.observation
+                    raise _Diverged(
+                        f"at step {step} the environment answers {result.observation[:120]!r}, "
+                        f"the log has {str(log)[:120]!r}"
+                    )
+                turns.append(_turn(logged, thought, action, result, task, step, record.model))
+        last = turns[-1]
+        won = last.done and last.success
+        if record.won(success_at) != won:
+            log, played = ("no success", "one") if won else ("a success", "none")
+            raise _Diverged(f"by the log it is {log}, by the environment {played}")
+    except _Diverged as error:
+        return Stop.diverged, turns, first, str(error)
     return (Stop.success if won else Stop.failure if last.done else Stop.horizon), turns, first, ""
 
 
 def _turn(
-    said: LoggedTurn,
+    logged: LoggedTurn,
     thought: str,
     action: str,
     result: StepResult,
@@ -191,7 +178,7 @@ def _turn(
     step: int,
     model: str,
 ) -> Turn:
-    answer = Completion(said.text, tokens=said.tokens)
+    answer = Completion(logged.text, tokens=logged.tokens)
     return act_turn(
         answer,
         thought,
@@ -207,8 +194,8 @@ def _turn(
 
 
 def _agrees(env: str, exact: str | None, message: str | None) -> bool:
-    """Whether the log says what the environment says. `exact`: the observation itself; `message`:
-    what was made of it; without either nothing is to compare."""
+    """Whether the log agrees with an observation. `exact`: the logged observation; `message`: the
+    message made from it; without either there is nothing to compare."""
     if exact is not None:
         return exact == env
     if message is None:

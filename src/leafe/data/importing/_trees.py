@@ -1,4 +1,4 @@
-"""Imported episodes as trees, each a root of its own, and as the stage of a run folder."""
+"""Imported episodes as trees, each episode a root of its own, and as a stage of a run folder."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leafe.core import Episode, Task, Tree
-from leafe.data.importing._records import Logged
+from leafe.data.importing._records import InvalidRecord, LoggedEpisode
 from leafe.runs import Journal, write_tasks
 
 BATCH = 64
-"""Episodes in one line of the journal: an import is begun anew where it is cut off."""
+"""Episodes per line of the journal; an interrupted import starts again from the log."""
 
 
 @dataclass(slots=True)
 class Imported:
-    """The trees, and what became of the records."""
+    """The result of an import.
+
+    Attributes:
+        trees: Trees by task id.
+        stops: Episodes by how they ended.
+        verified: Every episode was replayed in its environment.
+        calls: The most turns in one task's tree, which count against `limits.policy_calls`.
+    """
 
     trees: dict[str, Tree] = field(default_factory=dict)
     stops: Counter[str] = field(default_factory=Counter)
     verified: bool = False
-    """Every episode was played again in its environment."""
     calls: int = 0
-    """The most turns that one task's episodes hold: what they count for against
-    `limits.policy_calls`."""
 
     @property
     def episodes(self) -> int:
@@ -46,15 +50,14 @@ class Imported:
         return 0 if tree is None else len(tree.episodes)
 
 
-class Seen:
-    """Which episodes were there already: the same task, word for word the same, and with the same
-    end. Who acted does not matter."""
+class Duplicates:
+    """Finds episodes that were read before: the same task, texts and end, whichever model acted."""
 
     def __init__(self) -> None:
         self._where: dict[tuple[object, ...], str] = {}
 
-    def before(self, record: Logged) -> str | None:
-        """Where the same episode stands; None for a new one."""
+    def check(self, record: LoggedEpisode) -> None:
+        """InvalidRecord if the same episode was checked before."""
         key = (
             record.task,
             record.system,
@@ -64,15 +67,19 @@ class Seen:
             record.reward,
             record.success,
         )
-        there = self._where.get(key)
-        if there is None:
-            self._where[key] = record.where
-        return there
+        if key in self._where:
+            raise InvalidRecord("the same again", f"it is the same episode as {self._where[key]}")
+        self._where[key] = record.where
 
 
 def write_trees(folder: Path, found: Imported, tasks: Iterable[Task] | None = None) -> None:
-    """The trees as a stage: tasks.jsonl and the journal. `tasks`: all that the stage is to have, in
-    order; None: those that were imported."""
+    """Write imported trees as a stage: tasks.jsonl and the journal.
+
+    Args:
+        folder: The stage's folder.
+        found: The import.
+        tasks: All tasks of the stage, in order; None: those that were imported.
+    """
     write_tasks(folder, [tree.task for tree in found.trees.values()] if tasks is None else tasks)
     episodes = [episode for tree in found.trees.values() for episode in tree.episodes]
     with Journal(folder) as journal:

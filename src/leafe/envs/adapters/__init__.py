@@ -1,1 +1,1 @@
-"""Environments that users already have, behind leafe's contract: one module for each library."""
+"""Adapters for environments of other libraries, one module each. They import `leafe.core` alone."""

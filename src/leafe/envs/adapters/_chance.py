@@ -1,8 +1,7 @@
-"""Chance of a foreign environment, kept apart: its draws from the global generators follow from the
-episode's seed, and nobody else's draws are touched.
+"""The random state of another library's environment, kept apart from everybody else's.
 
-Many environments draw from Python's `random` or numpy's global state. Inside `with chance:` both
-hold this environment's own state; outside, what they held before.
+Many environments draw from the global generators of Python's `random` and of numpy. Inside
+`with chance:` both hold this environment's own state; outside, the state they held before.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ import numpy as np
 
 
 class Chance:
-    """The state of both global generators as one environment sees it. Use as a context manager; not
-    nested."""
+    """One environment's state of both global generators. A context manager; do not nest it."""
 
     def __init__(self) -> None:
         self._outside: tuple[Any, Any] | None = None
         self.state: tuple[Any, Any] = _now()
-        """A value: keep it and put it back to return to this point."""
+        """Keep this value and assign it later to return to this point."""
 
     def seed(self, seed: int) -> None:
-        """Begin anew; `seed` is any number from 0."""
+        """Seed both generators; `seed` is at least 0."""
         with self:
             random.seed(seed)
             np.random.seed(seed % 2**32)

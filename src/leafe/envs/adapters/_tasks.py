@@ -1,43 +1,22 @@
-"""Seeds as tasks: a foreign environment that is started by a seed has as many tasks as there are
-seeds, and splits are ranges of them."""
+"""Tasks that are seeds: the splits of an environment that is started by a seed are seed ranges."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
-from leafe.core import Task, UserError, derive_seed
+from leafe.core import Task
+from leafe.envs._options import check_split, shuffled
 
 SPLITS = ("train", "valid", "test")
-APART = 1_000_000
+SPLIT_SIZE = 1_000_000
 """Seeds of a split: train from 0, valid from a million, test from two million."""
 
 
 def seed_tasks(
     env: str, label: str, instruction: str, number: int, split: str, count: int | None, seed: int
 ) -> Sequence[Task]:
-    """The first `count` of the split's `number` tasks in an order drawn by `seed`; a smaller count
-    is a prefix of a larger one."""
-    if split not in SPLITS:
-        raise UserError(
-            f"The environment {env!r} has no split {split!r}: its splits are {', '.join(SPLITS)}."
-        )
-    first = APART * SPLITS.index(split)
-    seeds = list(range(first, first + number))
-    random.Random(derive_seed(seed, env, label, split)).shuffle(seeds)
+    """The first `count` of the split's `number` tasks, in an order drawn by `seed`."""
+    check_split(env, split, SPLITS)
+    first = SPLIT_SIZE * SPLITS.index(split)
+    seeds = shuffled(range(first, first + number), seed, env, label, split)
     return [Task(f"{env}-{label}-{n}", env, split, instruction, {"seed": n}) for n in seeds[:count]]
-
-
-def whole(env: str, option: str, value: object, most: int | None = None) -> int:
-    """The option's value, a whole number from 1 (to `most`); UserError for anything else."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or value < 1
-        or (most is not None and value > most)
-    ):
-        raise UserError(
-            f"The environment {env!r} cannot have {option} = {value!r}: give a whole number from 1"
-            + (f" to {most}." if most else ".")
-        )
-    return value

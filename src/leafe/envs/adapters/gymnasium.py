@@ -1,13 +1,10 @@
-"""Any Gymnasium environment whose actions are names or texts: each seed is a task, and a copy of
-its process is the way back.
+"""Gymnasium environments whose actions are names or texts: a seed is a task, a fork a snapshot.
 
-What an environment shows is made text: a string as it is, an entry of a dict by `text_key`, or its
-own `render_mode="ansi"`, whose colours become brackets
-(colour is often the only mark of where one stands). Action names that are not there are refused
-with a sentence and the environment is not
-stepped. All chance, that of the environment's own generator and that of the global ones, follows
-from the task's seed: a task played
-twice with the same actions goes the same way.
+An observation is shown as text: a string as it is, the entry `text_key` of a dict, or the
+environment's own `render_mode="ansi"` with colours turned into brackets (often only a colour marks
+where the player stands). An unknown action is refused with a sentence, and the environment is not
+stepped. The draws of the environment's own generator and of the global ones follow from the task's
+seed, so the same actions always give the same observations.
 """
 
 from __future__ import annotations
@@ -20,68 +17,64 @@ from numbers import Real
 from typing import Any, ClassVar
 
 from leafe.core import EnvError, Environment, StepResult, Task, UserError, find_named
+from leafe.envs._options import IMPORT_PATH, require_package, whole_number
 from leafe.envs.adapters._chance import Chance
-from leafe.envs.adapters._tasks import APART, SPLITS, seed_tasks, whole
+from leafe.envs.adapters._tasks import SPLIT_SIZE, SPLITS, seed_tasks
 
-_PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 _KNOWN: Mapping[str, tuple[tuple[str, ...], str]] = {
     "FrozenLake": (
         ("left", "down", "right", "up"),
-        (
-            "Cross the frozen lake from S to the goal G without falling into a hole H. [ ] "
-            "stands around the square you are on."
-        ),
+        "Cross the frozen lake from S to the goal G without falling into a hole H. [ ] "
+        "stands around the square you are on.",
     ),
     "Taxi": (
         ("south", "north", "east", "west", "pickup", "dropoff"),
-        (
-            "Drive the taxi [ ] to the passenger ( ), pick them up, drive to the destination { "
-            "} and drop them off there. | is a wall, : can be driven through."
-        ),
+        "Drive the taxi [ ] to the passenger ( ), pick them up, drive to the destination { "
+        "} and drop them off there. | is a wall, : can be driven through.",
     ),
     "CliffWalking": (
         ("up", "right", "down", "left"),
-        (
-            "Walk from your square x to the target T; a step onto the cliff C takes you back "
-            "to the start."
-        ),
+        "Walk from your square x to the target T; a step onto the cliff C takes you back "
+        "to the start.",
     ),
     "Blackjack": (
         ("stick", "hit"),
-        (
-            "Win the hand. You see your sum, the dealer's card and whether you hold a usable "
-            "ace (1 or 0)."
-        ),
+        "Win the hand. You see your sum, the dealer's card and whether you hold a usable "
+        "ace (1 or 0).",
     ),
 }
-"""Action names in Gymnasium's order, and the task, for its own text games: by the id without its
-version."""
-_DRAWN = ("FrozenLake", "Taxi", "CliffWalking")
-"""Those whose observation is a number, and whose text is their rendering."""
-_REACHED = {"CliffWalking": -1.0}
-"""The reward of the last step that means success, where it is not one above 0."""
-_MARKS = {"34": "()", "35": "{}"}
+"""Of Gymnasium's own text games, by the id without version: action names in Gymnasium's order, and
+the instruction."""
+_RENDERED = ("FrozenLake", "Taxi", "CliffWalking")
+"""Games whose observation is a number, and which are shown by rendering them."""
+_SUCCESS_REWARD = {"CliffWalking": -1.0}
+"""The reward of the last step that means success, where that is not a reward above 0."""
+_COLOUR_MARKS = {"34": "()", "35": "{}"}
 _ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
 
 
 class GymnasiumEnv(Environment):
     """Gymnasium environments with named or text actions: toy text games and your own.
 
-    Options: `id`, what `gymnasium.make` takes, or `package.module:factory`, a function that returns
-    an environment (where it has a parameter
-    `seed`, it is called anew for each task with the task's seed); `kwargs` for either; `actions`,
-    names of a Discrete space's actions in order (known
-    for FrozenLake, Taxi, CliffWalking, Blackjack; else numbers); `render`, 'ansi' to show what the
-    environment renders (the default for the first three
-    and for a factory that made it so) or 'observation'; `text_key`, the entry of a dict observation
-    that is shown; `show_reward`, a line with the reward
-    after every step; `success`, the least reward of the step that ends the episode, or the name of
-    an `info` entry that says so: by default a last
-    reward above 0; `invalid`, the name of an `info` entry that an environment with text actions
-    sets where it refused one; `instruction`, the task's
-    text; `actions_help`; `horizon`, by default the environment's own limit, else 30; `tasks`, how
-    many seeds a split has; `deterministic`, false for an
-    environment that draws from elsewhere.
+    Args:
+        id: What `gymnasium.make` takes, or `package.module:factory`, a function that returns an
+            environment. A factory with a parameter `seed` is called for each task with its seed.
+        kwargs: Arguments for either.
+        actions: Names of a Discrete space's actions, in order. Known for FrozenLake, Taxi,
+            CliffWalking and Blackjack; else numbers.
+        render: 'ansi' to show what the environment renders (the default for the first three, and
+            for a factory that made it so), or 'observation'.
+        text_key: The entry of a dict observation that is shown.
+        show_reward: Add a line with the reward to every observation.
+        success: The least reward of the last step that is a success, or the name of an `info` entry
+            that says so. By default a reward above 0.
+        invalid: The name of an `info` entry that an environment with text actions sets where it
+            refused the action.
+        instruction: The task's text.
+        actions_help: The text that tells the policy which actions there are.
+        horizon: By default the environment's own limit, else 30.
+        tasks: How many seeds a split has.
+        deterministic: False for an environment that draws from other random sources.
     """
 
     name = "gymnasium"
@@ -106,13 +99,9 @@ class GymnasiumEnv(Environment):
         tasks: int = 1000,
         deterministic: bool = True,
     ) -> None:
-        try:
-            import gymnasium
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "The environment 'gymnasium' needs the package 'gymnasium': run pip "
-                "install 'leafe[gymnasium]'."
-            ) from error
+        require_package(self.name, "gymnasium", "gymnasium")
+        import gymnasium
+
         if render not in (None, "ansi", "observation"):
             raise UserError(
                 f"The environment 'gymnasium' has no render = {render!r}: give 'ansi' or "
@@ -128,26 +117,20 @@ class GymnasiumEnv(Environment):
                 "actions as a list of texts: correct the environment's options."
             )
         self._spaces = gymnasium.spaces
-        self.id, self.kwargs, self.text_key, self.show_reward, self.invalid = (
-            id,
-            dict(kwargs or {}),
-            text_key,
-            show_reward,
-            invalid,
-        )
+        self.id, self.kwargs = id, dict(kwargs or {})
+        self.text_key, self.show_reward, self.invalid = text_key, show_reward, invalid
         self.deterministic = deterministic
-        self.number = whole(self.name, "tasks", tasks, APART)
+        self.number = whole_number(self.name, "tasks", tasks, most=SPLIT_SIZE)
         self.chance = Chance()
         self._done = True
-        self._mask: Any = None
         self._info: Mapping[str, Any] = {}
-        self._over = ""
-        self._factory = _find(id) if ":" in id and _PATH.fullmatch(id) else None
+        self._ending = ""
+        self._factory = _find(id) if IMPORT_PATH.fullmatch(id) else None
         self._seeded = (
             self._factory is not None and "seed" in inspect.signature(self._factory).parameters
         )
         self._render = render or (
-            "ansi" if self._factory is None and _family(id) in _DRAWN else "observation"
+            "ansi" if self._factory is None and _family(id) in _RENDERED else "observation"
         )
         self.env = self._make(0)
         if render is None and self.env.render_mode == "ansi":
@@ -162,20 +145,19 @@ class GymnasiumEnv(Environment):
         spec = getattr(self.env, "spec", None)
         known = _family(spec.id) if spec is not None else ""
         names, self.instruction = _KNOWN.get(known, ((), "Reach the goal of this environment."))
-        self.success = _REACHED.get(known) if success is None else success
+        self.success = _SUCCESS_REWARD.get(known) if success is None else success
         self.instruction = instruction or self.instruction
-        self.horizon = whole(
+        self.horizon = whole_number(
             self.name,
             "horizon",
             horizon if horizon is not None else getattr(spec, "max_episode_steps", None) or 30,
         )
-        self.actions = self._names(actions if actions is not None else names)
-        listed = (
+        self.actions = self._action_names(actions if actions is not None else names)
+        self.actions_help = actions_help or (
             f"Each action is one of these: {', '.join(self.actions)}."
             if self.actions
             else "An action is a short text."
         )
-        self.actions_help = actions_help or listed
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
         """Seeds of the split's range in an order drawn by `seed`."""
@@ -183,28 +165,27 @@ class GymnasiumEnv(Environment):
         return seed_tasks(self.name, label, self.instruction, self.number, split, count, seed)
 
     def reset(self, task: Task, seed: int) -> str:
-        """`seed` is not used: a task's chance is its own seed's, so that it is the same task every
-        time."""
-        own = int(task.payload["seed"])
+        """`seed` is not used: all draws follow from the task's own seed."""
+        task_seed = int(task.payload["seed"])
         if self._seeded:
             self.env.close()
-            self.env = self._make(own)
-        self.chance.seed(own)
+            self.env = self._make(task_seed)
+        self.chance.seed(task_seed)
         with self.chance:
-            observation, info = self.env.reset(seed=own)
-            self._done, self._info, self._over = False, info, ""
+            observation, info = self.env.reset(seed=task_seed)
+            self._done, self._info, self._ending = False, info, ""
             return self._text(observation)
 
     def step(self, action: str) -> StepResult:
         if self._done:
             return StepResult(
-                f"The episode is over. {self._over}Nothing changed.", valid=False, done=True
+                f"The episode is over. {self._ending}Nothing changed.", valid=False, done=True
             )
-        taken = self._read(action)
-        if taken is None:
+        parsed = self._parsed(action)
+        if parsed is None:
             return StepResult(f"{self._refusal(action)} Nothing changed.", valid=False)
         with self.chance:
-            observation, reward, terminated, truncated, info = self.env.step(taken)
+            observation, reward, terminated, truncated, info = self.env.step(parsed)
             text = self._text(observation)
         refused = bool(self.invalid and info.get(self.invalid))
         self._done, self._info = bool(terminated or truncated), info
@@ -212,21 +193,16 @@ class GymnasiumEnv(Environment):
         if self.show_reward:
             text = f"{text}\nReward: {float(reward):g}."
         if self._done:
-            self._over = (
-                "You have succeeded. "
-                if won
-                else "You have failed. "
-                if terminated
-                else "The time is up. "
-            )
-            text = f"{text}\nThe episode is over. {self._over.strip()}"
+            self._ending = "You have failed. " if terminated else "The time is up. "
+            if won:
+                self._ending = "You have succeeded. "
+            text = f"{text}\nThe episode is over. {self._ending.strip()}"
         return StepResult(
             text, reward=float(reward), done=self._done, success=won, valid=not refused
         )
 
     def valid_actions(self) -> Sequence[str]:
-        """All names that `info["action_mask"]` leaves; for text actions, the list
-        `info["valid_actions"]`."""
+        """The names that `info["action_mask"]` allows; for text actions `info["valid_actions"]`."""
         if not self.actions:
             offered = self._info.get("valid_actions")
             if not offered:
@@ -246,7 +222,7 @@ class GymnasiumEnv(Environment):
         self.env.close()
 
     def _make(self, seed: int) -> Any:
-        """A new environment; its constructor's draws follow from the seed too."""
+        """Make the environment; its constructor draws from `seed` too."""
         import gymnasium
 
         kwargs = dict(self.kwargs)
@@ -263,8 +239,6 @@ class GymnasiumEnv(Environment):
                     else gymnasium.make(self.id, **kwargs)
                 )
         except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
-            # an unknown id, a module of the id or a package of the environment that is not there,
-            # an argument that it does not take
             why = " ".join(str(error).split())[:300].rstrip(".")
             raise UserError(
                 f"The environment 'gymnasium' cannot make {self.id!r}: {why}: correct id or kwargs."
@@ -276,7 +250,7 @@ class GymnasiumEnv(Environment):
             )
         return env
 
-    def _names(self, given: Sequence[str]) -> tuple[str, ...]:
+    def _action_names(self, given: Sequence[str]) -> tuple[str, ...]:
         """Names of a Discrete space's actions; empty for text actions."""
         space = getattr(self.env, "action_space", None)
         if space is None or isinstance(space, self._spaces.Text):
@@ -305,11 +279,11 @@ class GymnasiumEnv(Environment):
             )
         return names
 
-    def _read(self, action: str) -> Any:
-        """What the environment takes; None where it has no such action."""
+    def _parsed(self, action: str) -> Any:
+        """The action as the environment takes it; None if there is no such action."""
         if self.actions:
-            said = " ".join(action.lower().split()).strip(" .!'\"`[]")
-            found = [i for i, name in enumerate(self.actions) if name.lower() == said]
+            name = " ".join(action.lower().split()).strip(" .!'\"`[]")
+            found = [i for i, known in enumerate(self.actions) if known.lower() == name]
             return int(self.env.action_space.start) + found[0] if found else None
         space = getattr(self.env, "action_space", None)
         text = action.strip()
@@ -352,8 +326,7 @@ class GymnasiumEnv(Environment):
 
 
 def frozen_lake(seed: int, size: int = 4, frozen: float = 0.8, is_slippery: bool = False) -> Any:
-    """FrozenLake on a map drawn by `seed`, always passable: the default environment, and an example
-    of a factory."""
+    """FrozenLake on a passable map drawn by `seed`: the default, and an example of a factory."""
     import gymnasium
     from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 
@@ -362,8 +335,7 @@ def frozen_lake(seed: int, size: int = 4, frozen: float = 0.8, is_slippery: bool
 
 
 def marked(text: str) -> str:
-    """Terminal colours as brackets: [ ] for a background, ( ) for blue, { } for magenta, < > for
-    other colours."""
+    """Terminal colours as brackets: [ ] background, ( ) blue, { } magenta, < > other colours."""
     out: list[str] = []
     marks: list[str] = []
     for i, part in enumerate(_ESCAPE.split(text)):
@@ -379,7 +351,9 @@ def marked(text: str) -> str:
                 for code in codes
             )
             mark = (
-                "[]" if ground else next((_MARKS[code] for code in codes if code in _MARKS), "<>")
+                "[]"
+                if ground
+                else next((_COLOUR_MARKS[code] for code in codes if code in _COLOUR_MARKS), "<>")
             )
             marks.append(mark)
             out.append(mark[0])
@@ -387,8 +361,7 @@ def marked(text: str) -> str:
 
 
 def _family(id: str) -> str:
-    """`FrozenLake` for `FrozenLake-v1` and `FrozenLake8x8-v1`: no module, namespace, version or
-    size."""
+    """`FrozenLake` for `FrozenLake-v1` and `FrozenLake8x8-v1`."""
     return re.sub(r"(8x8)?(-v\d+)?$", "", id.rpartition(":")[2].rpartition("/")[2])
 
 

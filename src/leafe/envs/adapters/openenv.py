@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 import aiohttp
 
 from leafe.core import EnvError, Environment, StepResult, Task, UserError
-from leafe.envs.adapters._tasks import APART, SPLITS, seed_tasks, whole
+from leafe.envs._options import whole_number
+from leafe.envs.adapters._tasks import SPLIT_SIZE, SPLITS, seed_tasks
 from leafe.envs.remote import _loop
 
 _MAX_MESSAGE = 100 * 2**20
@@ -88,8 +89,8 @@ class OpenEnv(Environment):
         self.url = url.rstrip("/")
         self.reset_arguments, self.success = dict(reset or {}), success
         self.instruction, self.deterministic = instruction, deterministic
-        self.horizon = whole(self.name, "horizon", horizon)
-        self.number = whole(self.name, "tasks", tasks, APART)
+        self.horizon = whole_number(self.name, "horizon", horizon)
+        self.number = whole_number(self.name, "tasks", tasks, most=SPLIT_SIZE)
         self.connection = Connection(self.url, float(timeout))
         schema = self.connection.schema()
         action, observation = schema["action"], schema["observation"]

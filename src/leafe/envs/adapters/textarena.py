@@ -1,11 +1,9 @@
-"""TextArena's games for one player: each seed is a task, and a copy of the process is the way back.
+"""TextArena's games for one player: a seed is a task, a fork of the process a snapshot.
 
-The game is played without its wrappers, which repeat the whole history in every observation: here
-an observation holds what the game has said since
-the last action, and nothing of what the player said himself. A move that the game calls invalid is
-taken back whole (state, messages, chance),
-so that it changes nothing; TextArena itself ends a game at the second invalid move in a row, leafe
-by `explore.max_invalid_actions`.
+The game is played without its wrappers, which repeat the whole history in every observation. Here
+an observation holds the game's messages since the last action, without the player's own. A move
+that the game calls invalid is undone completely (state, messages, random state). TextArena ends a
+game at the second invalid move in a row; leafe uses `explore.max_invalid_actions` instead.
 """
 
 from __future__ import annotations
@@ -20,45 +18,47 @@ from itertools import permutations, product
 from typing import Any, ClassVar
 
 from leafe.core import Environment, StepResult, Task, UserError
+from leafe.envs._options import require_package, whole_number
 from leafe.envs.adapters._chance import Chance
-from leafe.envs.adapters._tasks import APART, SPLITS, seed_tasks, whole
+from leafe.envs.adapters._tasks import SPLIT_SIZE, SPLITS, seed_tasks
 
-_ONLINE = ("GuessWho", "TwentyQuestions", "Debate", "ScenarioPlanning")
-"""Games with a language model behind a paid address as game master or jury."""
+_NEEDS_LLM = ("GuessWho", "TwentyQuestions", "Debate", "ScenarioPlanning")
+"""Games that call a paid language model as game master or jury."""
 _LOSSES = ("You hit a mine",)
-"""What a game reports as an invalid move, but is the loss of the game."""
+"""A loss that the game reports as an invalid move."""
 _REASON = re.compile(r"Reason: (.*?) Please resubmit a valid move", re.DOTALL)
-_LARGE = 500
-"""Members of a list or set that is not copied with the game: word lists, which no move changes."""
-_WAYS = ("up", "down", "left", "right")
+_SHARED_LENGTH = 500
+"""A list or set of this length is not copied with the game: word lists, which no move changes."""
+_DIRECTIONS = ("up", "down", "left", "right")
 _MOVES: Mapping[str, Sequence[str]] = {
-    "2048": _WAYS,
+    "2048": _DIRECTIONS,
     "Blackjack": ("Hit", "Stand"),
-    "FifteenPuzzle": _WAYS,
-    "FrozenLake": _WAYS,
+    "FifteenPuzzle": _DIRECTIONS,
+    "FrozenLake": _DIRECTIONS,
     "GuessTheNumber": [str(n) for n in range(1, 51)],
     "LightsOut": [f"{r} {c}" for r, c in product(range(5), repeat=2)],
     "Mastermind": [" ".join(map(str, p)) for p in permutations(range(1, 7), 4)][::9],
     "Minesweeper": [f"{r} {c}" for r, c in product(range(8), repeat=2)],
     "PegJump": [f"{a} {b}" for a, b in permutations(range(1, 16), 2)],
     "Secretary": ("accept", "continue"),
-    "Sokoban": _WAYS,
+    "Sokoban": _DIRECTIONS,
     "Sudoku": [f"{r} {c} {n}" for r, c, n in product(range(1, 10), repeat=3)],
     "ThreeCardMonte": ("0", "1", "2"),
     "TowerOfHanoi": [f"{a} {b}" for a, b in permutations("ABC", 2)],
 }
-"""Candidates for `valid_actions`, by the id without its version: those that the game takes are
-given."""
+"""Candidates for `valid_actions`, by the id without its version."""
 
 
 class TextArena(Environment):
     """TextArena's single-player games: Minesweeper, Sudoku, Mastermind, Sokoban and twenty more.
 
-    Options: `game`, its id in TextArena, for instance 'Minesweeper-v0-small'; `kwargs`, changes to
-    the game's settings; `success`, the least reward that counts
-    as success (a game pays 1 for a win and a part of it for a part of the way); `horizon`, steps,
-    by default the game's own limit, else 30; `tasks`, how
-    many seeds a split has.
+    Args:
+        game: Its id in TextArena, for instance 'Minesweeper-v0-small'.
+        kwargs: Changes to the game's settings.
+        success: The least reward that counts as success. A game pays 1 for a win and less for
+            partial progress.
+        horizon: Steps. By default the game's own limit, else 30.
+        tasks: How many seeds a split has.
     """
 
     name = "textarena"
@@ -89,7 +89,7 @@ class TextArena(Environment):
             )
         self.game = game
         self.success = float(success)
-        self.number = whole(self.name, "tasks", tasks, APART)
+        self.number = whole_number(self.name, "tasks", tasks, most=SPLIT_SIZE)
         self.chance = Chance()
         self.chance.seed(0)
         with self.chance:
@@ -97,8 +97,8 @@ class TextArena(Environment):
             self._shared = _large(self.env)
             _begin(self.env, game, 0)
         self._done = True
-        self._over = ""
-        self.horizon = whole(
+        self._ending = ""
+        self.horizon = whole_number(
             self.name, "horizon", horizon if horizon is not None else self.env.state.max_turns or 30
         )
         brackets = ", in square brackets" if self._brackets else ""
@@ -117,30 +117,29 @@ class TextArena(Environment):
         )
 
     def reset(self, task: Task, seed: int) -> str:
-        """`seed` is not used: a task's chance is its own seed's, so that it is the same game every
-        time."""
-        own = int(task.payload["seed"])
-        self.chance.seed(own)
+        """`seed` is not used: all draws follow from the task's own seed."""
+        task_seed = int(task.payload["seed"])
+        self.chance.seed(task_seed)
         with self.chance:
-            _begin(self.env, self.game, own)
-        self._done, self._over = False, ""
-        return "\n\n".join(self._said())
+            _begin(self.env, self.game, task_seed)
+        self._done, self._ending = False, ""
+        return "\n\n".join(self._new_messages())
 
     def step(self, action: str) -> StepResult:
         if self._done:
             return StepResult(
-                f"The game is over. {self._over}Nothing changed.", valid=False, done=True
+                f"The game is over. {self._ending}Nothing changed.", valid=False, done=True
             )
         before = self._copy()
         refusal = self._play(action)
         if refusal is not None and not refusal.startswith(_LOSSES):
             self.env, self.chance.state = before
             return StepResult(f"{refusal} Nothing changed.", valid=False)
-        said = self._said() if refusal is None else [refusal]
+        messages = self._new_messages() if refusal is None else [refusal]
         state = self.env.state
         self._done = bool(state.done) or refusal is not None
         if not self._done:
-            return StepResult("\n\n".join(said) or "The game has nothing to say.")
+            return StepResult("\n\n".join(messages) or "The game has nothing to say.")
         reward = float((state.rewards or {}).get(0, 0.0)) if refusal is None else 0.0
         won = refusal is None and reward >= self.success
         reason = (
@@ -148,13 +147,12 @@ class TextArena(Environment):
             if refusal is not None
             else " ".join(str(state.game_info[0].get("reason") or "").split())
         )
-        self._over = "You have won. " if won else "You have lost. "
-        said += [*([reason] if reason else []), f"The game is over. {self._over.strip()}"]
-        return StepResult("\n\n".join(said), reward=reward, done=True, success=won)
+        self._ending = "You have won. " if won else "You have lost. "
+        messages += [*([reason] if reason else []), f"The game is over. {self._ending.strip()}"]
+        return StepResult("\n\n".join(messages), reward=reward, done=True, success=won)
 
     def valid_actions(self) -> Sequence[str]:
-        """Those of a game's usual moves that it takes now, each tried on a copy. Not for every
-        game: `NotImplementedError` for the others."""
+        """The moves of `_MOVES` that the game accepts now, each tried on a copy."""
         candidates = _MOVES.get(_family(self.game))
         if candidates is None:
             raise NotImplementedError(f"leafe lists no moves for {self.game}")
@@ -170,7 +168,7 @@ class TextArena(Environment):
         return {"textarena": version("textarena")}
 
     def _play(self, action: str) -> str | None:
-        """Let the game take the action; why it is invalid, None where it is not."""
+        """Let the game take the action; returns why it is invalid, or None if it is valid."""
         text = action.strip()
         if self._brackets and "[" not in text and "]" not in text:
             text = f"[{text}]"  # as TextArena's own wrapper does
@@ -181,7 +179,7 @@ class TextArena(Environment):
                 return f"The game cannot read this move ({type(error).__name__})."
         if not self.env.state.error_count:
             return None
-        found = (_REASON.search(text) for text in self._said())
+        found = (_REASON.search(text) for text in self._new_messages())
         reason = next((" ".join(match[1].split()) for match in found if match), "")
         return (
             reason
@@ -189,12 +187,11 @@ class TextArena(Environment):
             else "This is no valid move: the game's first message has its rules."
         )
 
-    def _said(self) -> list[str]:
-        """What the game has said since the last time."""
+    def _new_messages(self) -> list[str]:
+        """The game's messages since the last call, without the player's own."""
         from textarena import ObservationType
 
-        # some games mix up the arguments when they note what the player said: such a note is no
-        # text
+        # some games swap the arguments when they record a player's action: its text is then no str
         messages = self.env.state.get_current_player_observation()
         texts = [
             text
@@ -210,16 +207,11 @@ class TextArena(Environment):
 
 
 def _make(game: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
-    """The game itself, and whether its moves are put in brackets where they are not; UserError for
-    what cannot be played."""
-    try:
-        import textarena
-        from textarena.envs.registration import ENV_REGISTRY
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "The environment 'textarena' needs the package 'textarena': run pip install "
-            "'leafe[textarena]'."
-        ) from error
+    """The game without wrappers, and whether its moves are put in brackets."""
+    require_package("textarena", "textarena", "textarena")
+    import textarena
+    from textarena.envs.registration import ENV_REGISTRY
+
     if game not in ENV_REGISTRY:
         near = difflib.get_close_matches(game, ENV_REGISTRY, 3) or [
             "Minesweeper-v0-small",
@@ -230,7 +222,7 @@ def _make(game: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
             f"The environment 'textarena' has no game {game!r}: did you mean one of "
             f"{', '.join(near)}?"
         )
-    if _family(game) in _ONLINE:
+    if _family(game) in _NEEDS_LLM:
         raise UserError(
             f"The environment 'textarena' does not play {game!r}, which asks a language "
             "model over the network: choose another game."
@@ -261,7 +253,7 @@ def _make(game: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
 
 
 def _begin(env: Any, game: str, seed: int) -> None:
-    """Start the game for one player; UserError where it is none for one."""
+    """Start the game for one player; UserError if it needs more."""
     import textarena
 
     try:
@@ -274,12 +266,12 @@ def _begin(env: Any, game: str, seed: int) -> None:
             f"The environment 'textarena' plays games for one player, and {game!r} is for "
             "more: choose another game."
         )
-    env.state.error_allowance = 1_000_000_000  # the count of invalid moves is leafe's
+    env.state.error_allowance = 1_000_000_000  # leafe counts invalid moves itself
 
 
 @contextlib.contextmanager
 def _no_download() -> Iterator[None]:
-    """Some games download word lists whenever they are made: what is not here is not fetched."""
+    """Some games download word lists whenever they are made: prevent it."""
     import nltk  # type: ignore[import-untyped]
 
     kept = nltk.download
@@ -291,12 +283,12 @@ def _no_download() -> Iterator[None]:
 
 
 def _large(env: Any) -> list[Any]:
-    values = vars(env).values()
+    """The game's word lists, which copies share."""
     return [
         value
-        for value in values
+        for value in vars(env).values()
         if type(value).__name__ == "EnglishDictionary"
-        or (isinstance(value, list | tuple | set) and len(value) >= _LARGE)
+        or (isinstance(value, list | tuple | set) and len(value) >= _SHARED_LENGTH)
     ]
 
 

@@ -1,18 +1,15 @@
-"""TextWorld games (`tw-make`): text adventures, played by their own interpreter, from files of the
-user's or made here from a seed.
+"""TextWorld games (`tw-make`): text adventures from the user's files, or made here from a seed.
 
-The words are the game's own, without the title's drawing and the status line. A command that the
-game does not take is undone in the
-interpreter, so that it really changes nothing, not even the count of turns. Commands to the
-interpreter itself (save, undo, restart, ...)
-are refused: they would write files or leave the game.
+Observations are the game's own text without its title banner and status line. A command that the
+game does not accept is undone in the interpreter, so that it changes nothing, not even the turn
+count. Commands to the interpreter itself (save, undo, restart, ...) are refused: they would write
+files or leave the game.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -22,13 +19,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 from leafe.core import EnvError, Environment, StepResult, Task, UserError, derive_seed
 from leafe.core.processes import with_default_signals
 from leafe.core.secret import inherited
+from leafe.envs._options import check_split, require_package, shuffled, whole_number
 
 CHALLENGES: Mapping[str, tuple[str, str]] = {
     "coin": ("tw-coin_collector", "Find the coin and take it."),
@@ -36,28 +33,27 @@ CHALLENGES: Mapping[str, tuple[str, str]] = {
     "cooking": ("tw-cooking", "Find the cookbook, prepare the meal that it describes and eat it."),
     "simple": ("tw-simple", "Do what the game asks of you."),
 }
-"""Kinds of game that are made here: tw-make's name and the task in words. The game's own first
-words say it in full."""
+"""Kinds of game that can be made here: tw-make's name and the instruction. The game's first
+observation gives the details."""
 SIZES: Mapping[str, int] = {"train": 1000, "valid": 100, "test": 100}
-"""Games of each split where they are made here."""
+"""Made games in each split."""
 MAKE_SECONDS = 300.0
-"""For making one game; it takes about four."""
+"""Limit for making one game, which takes about 4 s."""
 
-LONGEST = 150
-"""Characters of a command; the interpreter cuts off what comes after its 200th."""
+MAX_COMMAND = 150
+"""Characters of a command. The interpreter ignores what follows its 200th."""
 
 _META = frozenset(
     re.findall(
         r"\w+",
-        "again g oops restart restore save quit q undo verify version notify pronouns "
-        "nouns superbrief verbose brief "
-        "script noscript unscript transcript record recording replay",
+        "again g oops restart restore save quit q undo verify version notify pronouns nouns "
+        "superbrief verbose brief script noscript unscript transcript record recording replay",
     )
 )
-"""First words of commands to the interpreter, some of which write files."""
+"""Commands to the interpreter itself, by their first word. Some of them write files."""
 _PLAIN = re.compile(r"[A-Za-z0-9 '-]+")
-"""All that a command is written with. The interpreter takes a backslash for an order to itself
-(writing files, leaving), and hangs on a zero byte."""
+"""The characters of a command. To the interpreter a backslash begins an order to itself (write a
+file, leave), and it hangs on a zero byte."""
 _STATUS = re.compile(r"\n?>[ \t]*(-= [^\n]* =-[ \t]*\S*)?\s*$")
 _OVER = re.compile(r"\n*Would you like to RESTART.*", re.DOTALL)
 
@@ -66,16 +62,17 @@ class TextWorld(Environment):
     """TextWorld games: files made by tw-make, or coin, treasure, cooking and simple games made from
     a seed.
 
-    Options: `games`, a folder or a pattern of .z8 files, each with its .json beside it; or `make`,
-    a kind of game with tw-make's own settings,
-    such as "coin:level=5", "treasure:level=5", "cooking:recipe=2,take=1,go=6,open,cook,cut",
-    "simple:rewards=dense,goal=brief"; `cache`, the folder
-    for games that are made, by default leafe/textworld in the user's cache folder; `horizon`,
-    steps.
+    The splits of files follow from their path: a name or folder with train, valid or test in it,
+    else every tenth file is valid and the next one test. Made games are 1000 train, 100 valid and
+    100 test, each made when it is first played.
 
-    Splits: of files, by a name or folder with train, valid or test in it, else every tenth file is
-    valid and the one after it test. Made games:
-    1000 train, 100 valid, 100 test, each made when it is first played.
+    Args:
+        games: A folder or a pattern of .z8 files, each with its .json beside it.
+        make: Instead of `games`: a kind of game with tw-make's own settings, such as
+            "coin:level=5", "treasure:level=5", "cooking:recipe=2,take=1,go=6,open,cook,cut" or
+            "simple:rewards=dense,goal=brief".
+        cache: The folder for made games. By default leafe/textworld in the user's cache folder.
+        horizon: Steps.
     """
 
     name = "textworld"
@@ -104,33 +101,19 @@ class TextWorld(Environment):
         cache: str | None = None,
         horizon: int = 50,
     ) -> None:
-        if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
-            raise UserError(
-                f"The environment 'textworld' cannot have horizon {horizon!r}: give a "
-                "whole number of steps from 1."
-            )
+        self.horizon = whole_number(self.name, "horizon", horizon)
         if (games is None) == (make is None):
             raise UserError(
                 "The environment 'textworld' needs one of its options games (a folder of "
                 ".z8 files) and make (such as 'coin:level=5'): give one."
             )
-        if find_spec("textworld") is None:
-            raise UserError(
-                "The environment 'textworld' needs the package 'textworld': run pip "
-                "install 'leafe[textworld]'."
-            )
-        self.horizon = horizon
+        require_package(self.name, "textworld", "textworld")
         self.files = _files(games) if games is not None else []
         self.root = Path(games).expanduser() if games is not None else Path()
         self.made = make
         self.arguments = _arguments(make) if make is not None else []
-        self.cache = (
-            Path(cache).expanduser()
-            if cache
-            else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            / "leafe"
-            / "textworld"
-        )
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self.cache = Path(cache).expanduser() if cache else home / "leafe" / "textworld"
         self._game: Any = None
         self._playing: Path | None = None
         self._state: Any = None
@@ -138,47 +121,35 @@ class TextWorld(Environment):
         self._done = False
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's games in an order drawn by `seed`; a smaller count is a prefix of a larger
-        one."""
-        if split not in self.splits:
-            raise UserError(
-                f"The environment 'textworld' has no split {split!r}: its splits are "
-                f"{', '.join(self.splits)}."
-            )
+        """The split's games, in an order drawn by `seed`."""
+        check_split(self.name, split, self.splits)
         if self.made is not None:
-            numbers = list(range(SIZES[split]))
-            random.Random(derive_seed(seed, "textworld", split)).shuffle(numbers)
-            kind = self.made.partition(":")[0]
+            instruction = CHALLENGES[self.made.partition(":")[0]][1]
             return [
                 Task(
                     f"textworld-{_digest(self.made)}-{split}-{n}",
                     self.name,
                     split,
-                    CHALLENGES[kind][1],
+                    instruction,
                     {"make": self.made, "split": split, "number": n},
                 )
-                for n in numbers[:count]
+                for n in shuffled(range(SIZES[split]), seed, "textworld", split)[:count]
             ]
-        base = self.root if self.root.is_dir() else None
+        folder = self.root.is_dir()
+        labels = {f: f.relative_to(self.root).as_posix() if folder else f.name for f in self.files}
         chosen = [
-            file
-            for at, file in enumerate(self.files)
-            if _split_of(file.relative_to(base).as_posix() if base else file.name, at) == split
+            file for at, file in enumerate(self.files) if _split_of(labels[file], at) == split
         ]
-        random.Random(derive_seed(seed, "textworld", split)).shuffle(chosen)
-        tasks = []
-        for file in chosen[:count]:
-            label = file.relative_to(base).as_posix() if base else file.name
-            tasks.append(
-                Task(
-                    f"textworld-{label.removesuffix('.z8').replace('/', '-')}",
-                    self.name,
-                    split,
-                    _objective(file),
-                    {"game": str(file)},
-                )
+        return [
+            Task(
+                f"textworld-{labels[file].removesuffix('.z8').replace('/', '-')}",
+                self.name,
+                split,
+                _objective(file),
+                {"game": str(file)},
             )
-        return tasks
+            for file in shuffled(chosen, seed, "textworld", split)[:count]
+        ]
 
     def reset(self, task: Task, seed: int) -> str:
         import textworld
@@ -190,32 +161,21 @@ class TextWorld(Environment):
         )
         if file != self._playing:
             self.close()
-            _objective(file)  # a file that is gone or damaged is said in a sentence
-            asked = textworld.EnvInfos(
-                admissible_commands=True,
-                won=True,
-                lost=True,
-                score=True,
-                max_score=True,
-                moves=True,
-                verbs=True,
-            )
+            _objective(file)  # raises UserError if the file is gone or damaged
+            infos = ("admissible_commands", "won", "lost", "score", "max_score", "moves", "verbs")
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                    # jericho has its own support for some commercial games and misses it here:
-                    # textworld brings what is needed
+                # jericho looks here for its support of some commercial games, which is not needed
+                warnings.simplefilter("ignore")
+                self._game = textworld.start(
+                    str(file), textworld.EnvInfos(**dict.fromkeys(infos, True))
                 )
-                self._game = textworld.start(str(file), asked)
-            self._game.unwrapped.seed(
-                0
-            )  # nothing in these games is left to chance; the interpreter would take the clock
+            self._game.unwrapped.seed(0)  # else the clock; these games draw nothing anyway
             self._playing = file
         self._state = self._game.reset()
         self._done, self._best = False, float(self._state.score or 0)
         lines = self._state.feedback.splitlines()
-        drawing = next((at for at, line in enumerate(lines) if any(c.isalnum() for c in line)), 0)
-        return _cleaned("\n".join(lines[drawing:]))
+        first = next((at for at, line in enumerate(lines) if any(c.isalnum() for c in line)), 0)
+        return _cleaned("\n".join(lines[first:]))
 
     def step(self, action: str) -> StepResult:
         if self._game is None:
@@ -223,28 +183,25 @@ class TextWorld(Environment):
         if self._done:
             return StepResult("The game is over.", valid=False, done=True, progress=self._best)
         command = " ".join(action.split())
-        refused = self._refused(command)
-        if refused:
+        if refused := self._refused(command):
             return StepResult(f"{refused} Nothing changed.", valid=False, progress=self._best)
-        before, turns = self._state, self._state.moves
+        before = self._state.moves
         interpreter = self._game.unwrapped._jericho
-        kept = interpreter.get_state()
+        saved = interpreter.get_state()
         after = self._game.step(command)[0]
-        words = _cleaned(after.feedback)
-        if not (after.won or after.lost) and after.moves == turns:
-            interpreter.set_state(kept)
-            self._state = before
+        text = _cleaned(after.feedback)
+        if not (after.won or after.lost) and after.moves == before:
+            interpreter.set_state(saved)
             return StepResult(
-                f"{words} Nothing changed. The verbs of this game are: {', '.join(after.verbs)}.",
+                f"{text} Nothing changed. The verbs of this game are: {', '.join(after.verbs)}.",
                 valid=False,
                 progress=self._best,
             )
-        self._state = after
+        self._state, won = after, bool(after.won)
         self._best = max(self._best, float(after.score or 0))
-        self._done = bool(after.won or after.lost)
-        won = bool(after.won)
+        self._done = bool(won or after.lost)
         return StepResult(
-            words,
+            text,
             reward=float(won),
             done=self._done,
             success=won,
@@ -268,8 +225,8 @@ class TextWorld(Environment):
         words = command.lower().split()
         if not words:
             return "There is no command: write a verb and the thing that it is for."
-        if len(command) > LONGEST:
-            return f"A command has at most {LONGEST} characters."
+        if len(command) > MAX_COMMAND:
+            return f"A command has at most {MAX_COMMAND} characters."
         if words[0] in _META or words[0].startswith("tw-"):
             return f"{words[0]!r} is no action of this game."
         if command not in self._state.admissible_commands and (
@@ -279,8 +236,7 @@ class TextWorld(Environment):
         return ""
 
     def _make(self, split: str, number: int) -> Path:
-        """The game's file, made where it is not yet there: the same bytes wherever it is made by
-        the same version."""
+        """The game's file, made if it is not there. One version always makes the same bytes."""
         assert self.made is not None
         folder = self.cache / f"textworld-{version('textworld')}" / _digest(self.made)
         file = folder / f"{split}-{number}.z8"
@@ -292,7 +248,7 @@ class TextWorld(Environment):
         )
         if program is None:
             raise UserError(
-                "The program tw-make is not to be found: run pip install 'leafe[textworld]' again."
+                "The program tw-make cannot be found: run pip install 'leafe[textworld]' again."
             )
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "game.z8"
@@ -306,7 +262,7 @@ class TextWorld(Environment):
                 str(made),
                 "--silent",
             ]
-            try:  # what it draws follows Python's hashes
+            try:  # its draws depend on PYTHONHASHSEED
                 done = subprocess.run(
                     with_default_signals(command),
                     capture_output=True,
@@ -320,7 +276,7 @@ class TextWorld(Environment):
                     f"tw-make did not make the game {self.made!r} within {MAKE_SECONDS:g} s."
                 ) from error
             if done.returncode or not made.is_file():
-                said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+                said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
                 raise UserError(
                     f"tw-make cannot make a game {self.made!r} ({said[0][:200]}): correct "
                     "the option make."
@@ -331,34 +287,35 @@ class TextWorld(Environment):
 
 
 def _files(games: str) -> list[Path]:
-    """The .z8 files of a folder or pattern, sorted; UserError where there is none, or one without
-    its .json."""
+    """The .z8 files of a folder or pattern, sorted; UserError if there is none, or if one has no
+    .json."""
     path = Path(games).expanduser()
     if path.is_dir():
-        every = sorted(p for p in path.rglob("*") if p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.is_file())
     elif path.is_file():
-        every = [path]
+        files = [path]
     else:
-        every = (
+        files = (
             sorted(p for p in path.parent.glob(path.name) if p.is_file())
             if path.parent.is_dir()
             else []
         )
-    found = [p for p in every if p.suffix == ".z8"]
+    found = [p for p in files if p.suffix == ".z8"]
     if not found:
         what = (
             "only .ulx files, which textworld plays no more since 1.7"
-            if any(p.suffix == ".ulx" for p in every)
+            if any(p.suffix == ".ulx" for p in files)
             else "no .z8 file"
         )
         raise UserError(
             f"The option games finds {what} at {path}: make some with tw-make, or give the "
             "option make."
         )
-    lonely = next((p for p in found if not p.with_suffix(".json").is_file()), None)
-    if lonely is not None:
+    for game in found:
+        if game.with_suffix(".json").is_file():
+            continue
         raise UserError(
-            f"The game {lonely} has no .json beside it, which tw-make writes with it: copy "
+            f"The game {game} has no .json beside it, which tw-make writes with it: copy "
             "it there or remove the game."
         )
     return found
@@ -372,17 +329,29 @@ def _split_of(label: str, at: int) -> str:
 
 
 def _objective(file: Path) -> str:
-    """What the game's own file says is to be done."""
+    """The objective in the game's .json."""
     try:
-        said = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["objective"]
+        objective = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["objective"]
         if file.stat().st_size < 1024:
             raise ValueError("the .z8 file is too short to be a game")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"The TextWorld game {file} cannot be read ({error}): it was cut off or is of "
-            "another kind; make it again."
+            f"The TextWorld game {file} cannot be read ({error}): it is truncated or of another "
+            "kind; make it again."
         ) from error
-    return str(said).strip() or CHALLENGES["simple"][1]
+    return str(objective).strip() or CHALLENGES["simple"][1]
+
+
+_RESERVED = (
+    "output",
+    "seed",
+    "format",
+    "overview",
+    "save-overview",
+    "force",
+    "third-party",
+    "help",
+)
 
 
 def _arguments(make: str) -> list[str]:
@@ -396,16 +365,7 @@ def _arguments(make: str) -> list[str]:
     arguments = [CHALLENGES[kind][0]]
     for setting in filter(None, (s.strip() for s in settings.split(","))):
         key, has_value, value = setting.partition("=")
-        if not re.fullmatch(r"[a-z][a-z-]*", key) or key in (
-            "output",
-            "seed",
-            "format",
-            "overview",
-            "save-overview",
-            "force",
-            "third-party",
-            "help",
-        ):
+        if not re.fullmatch(r"[a-z][a-z-]*", key) or key in _RESERVED:
             raise UserError(
                 f"The option make has {setting!r}, which is no setting of "
                 f"{CHALLENGES[kind][0]}: see tw-make {CHALLENGES[kind][0]} --help."
@@ -418,8 +378,7 @@ def _digest(make: str) -> str:
     return f"{make.partition(':')[0]}-{blake2b(make.encode(), digest_size=4).hexdigest()}"
 
 
-def _cleaned(words: str) -> str:
-    """Without the prompt, the status line, the question that follows the end, and runs of empty
-    lines."""
-    words = _OVER.sub("", _STATUS.sub("", words.rstrip()))
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"(?m)^[ \t]+(?=\*\*\*)", "", words)).strip()
+def _cleaned(text: str) -> str:
+    """Without the prompt, the status line, the question after the end, and runs of empty lines."""
+    text = _OVER.sub("", _STATUS.sub("", text.rstrip()))
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"(?m)^[ \t]+(?=\*\*\*)", "", text)).strip()

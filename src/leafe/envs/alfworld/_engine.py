@@ -1,13 +1,10 @@
-"""One ALFWorld game in play: textworld's own planner library, state and grammar, without doing the
-same work twice.
+"""Plays one ALFWorld game with textworld's planner library, state and grammar, each parsed once.
 
-textworld's `PddlEnv` translates the PDDL problem twice at every load and every reset, parses the
-grammar for every command that is
-possible, after every step. What comes out is decided by the game alone, so it is kept: the
-translated game (for the `KEPT` games that were
-played last), the parsed grammar (games differ in the goal's sentence only), the wording of each
-command. The words are the same, letter for
-letter (a test plays both side by side).
+textworld's `PddlEnv` translates the PDDL problem twice at each load and reset, and parses the
+grammar for each possible command after each step. The results follow from the game alone, so they
+are kept: the translation (for the last `MAX_GAMES` games), the parsed grammar (games differ only in
+the goal's sentence), and the wording of each command. The text is the same, letter for letter (a
+test plays both side by side).
 """
 
 from __future__ import annotations
@@ -26,25 +23,24 @@ from typing import Any
 
 from leafe.core import UserError
 
-KEPT = 16
+MAX_GAMES = 16
 """Games whose translation is kept in memory, a few MB each."""
 KEYS = ("pddl_domain", "grammar", "pddl_problem")
-"""What a game file must have."""
+"""The keys that a game file must have."""
 NOTHING = "Nothing happens."
-"""What the environment says to whatever is not possible."""
+"""The answer to a command that is not possible."""
 
 _SENTENCE = re.compile(r'Your task is to: ((?:[^"\\]|\\.)*?)\.?"')
 _PUT = re.compile(r'action PutObject \{\s*template :: "([^"]*)"')
 _PLACEHOLDER = "UNKNOWN GOAL"
-"""What the wheel's own grammar has in the goal's place."""
+"""The placeholder of the goal in the package's grammar."""
 
 Fact = tuple[str, ...]
-"""Predicate and arguments as the planner spells them: lower case."""
+"""Predicate and arguments in the planner's spelling: lower case."""
 
 
 def read_game(path: Path) -> dict[str, Any]:
-    """The game file's contents; UserError where it is not there, was cut off or is of another
-    kind."""
+    """The contents of a game file; UserError if it is absent, damaged or of another version."""
     try:
         game = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -57,54 +53,52 @@ def read_game(path: Path) -> dict[str, Any]:
             f"The ALFWorld game {path} cannot be read ({error}): it was cut off or "
             "damaged; download or make the games again."
         ) from error
-    lacking = [
+    missing = [
         key for key in KEYS if not isinstance(game, dict) or not isinstance(game.get(key), str)
     ]
-    if lacking:
+    if missing:
         raise UserError(
-            f"The ALFWorld game {path} has no {lacking[0]!r}: it is of another version; "
+            f"The ALFWorld game {path} has no {missing[0]!r}: it is of another version; "
             "alfworld 0.4 reads json_2.1.2_tw-pddl."
         )
     return dict(game)
 
 
 def goal_sentence(game: Mapping[str, Any]) -> str:
-    """The goal in the game's own words, without the full stop."""
+    """The goal in the game's words, without the full stop."""
     found = _SENTENCE.search(game["grammar"])
     return str(json.loads(f'"{found[1]}"')) if found else ""
 
 
 def put_form(game: Mapping[str, Any]) -> str:
-    """How the game wants a thing put down: `move {o} to {r}` in games of alfworld 0.4, `put {o}
-    in/on {r}` before; empty where it does not say."""
+    """The game's form of putting down: `move {o} to {r}` in games of alfworld 0.4, `put {o} in/on
+    {r}` before; "" if unknown."""
     found = _PUT.search(game["grammar"])
     return found[1] if found else ""
 
 
 @dataclass(slots=True)
 class _Translated:
-    """What a game's PDDL becomes, once."""
+    """A translated game."""
 
     sas: bytes
     actions: Mapping[str, Any]
-    """The planner's schemas by name: their parameters name a grounded action's arguments."""
+    """The planner's action schemas by name."""
     facts: Sequence[Any]
-    """textworld propositions that hold at the start and that the planner may have left out as
-    constant."""
+    """Propositions that hold at the start, including constant ones, which the planner may omit."""
     type_of: Mapping[str, str]
     types: Sequence[Any]
     logic: Any
     infos: Mapping[str, Any]
-    """Entity id -> textworld's EntityInfo, with the name that is shown."""
+    """Entity id -> textworld's EntityInfo, with the shown name."""
     sentence: str
     written: dict[tuple[str, ...], str] = field(default_factory=dict)
-    """Command template and the arguments that it mentions -> the command."""
+    """(command template, its arguments) -> command."""
 
 
 _libraries: list[Any] = []
-"""Copies of the planner's library that no engine uses. None is ever unloaded: the process died of
-that now and then. A game that is loaded takes the
-place of the one before."""
+"""Unused copies of the planner's library. None is ever unloaded, since that crashed the process now
+and then. Loading a game replaces the previous one."""
 
 
 def _take_library() -> Any:
@@ -114,8 +108,8 @@ def _take_library() -> Any:
 
 
 class Engine:
-    """Plays one game at a time. Holds a copy of the planner's library: all state is this process's
-    memory, and there are no threads."""
+    """Plays one game at a time, with its own copy of the planner's library. All state is this
+    process's memory, and there are no threads."""
 
     def __init__(self) -> None:
         self._library = _take_library()
@@ -126,34 +120,33 @@ class Engine:
         self._possible: dict[str, Any] = {}
 
     def start(self, path: Path) -> str:
-        """Begin the game of a file; returns its first words."""
+        """Start the game of a file; returns its first observation."""
         key = _identity(path)
         game = self._kept.get(key)
         if game is None:
             game = self._kept[key] = self._translate(read_game(path), str(path))
-            while len(self._kept) > KEPT:
+            while len(self._kept) > MAX_GAMES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         self._game = game
         self._state = _state(self._library, game)
-        words = self._say("#intro#", {}).replace(_PLACEHOLDER, game.sentence)
-        self._look_what_is_possible()
-        return words
+        text = self._derive("#intro#", {}).replace(_PLACEHOLDER, game.sentence)
+        self._update_commands()
+        return text
 
     def act(self, command: str) -> str:
-        """Take a command; returns the environment's words: `NOTHING` where it is not possible
-        now."""
+        """Take a command; returns the observation, `NOTHING` if it is not possible now."""
         action = self._possible.get(command.strip())
         if action is None:
             return NOTHING
         self._state.apply(action)
-        words = self._say(action.feedback_rule, action.mapping)
-        self._look_what_is_possible()
-        return words
+        text = self._derive(action.feedback_rule, action.mapping)
+        self._update_commands()
+        return text
 
     @property
     def commands(self) -> list[str]:
-        """Every command that is possible now, sorted."""
+        """The possible commands, sorted."""
         return sorted(self._possible)
 
     @property
@@ -161,31 +154,31 @@ class Engine:
         return bool(self._state.check_goal())
 
     def facts(self, *predicates: str) -> Iterator[Fact]:
-        """Those of the present facts that have one of these names."""
+        """The current facts with one of these predicates."""
         for fact in self._state.facts:
             if fact.name in predicates:
                 yield (fact.name, *fact.names)
 
     def shown(self, entity: str) -> str:
-        """The name that is shown for a thing, receptacle, ...: `apple 1`."""
+        """The shown name of an entity: `apple 1`."""
         assert self._game is not None
         return str(self._game.infos[entity].name)
 
     @property
     def entities(self) -> Mapping[str, str]:
-        """What is shown -> how the planner spells it, for all that the game has."""
+        """Shown name -> planner name, for all entities of the game."""
         assert self._game is not None
         return {info.name: name for name, info in self._game.infos.items()}
 
     def plan(self, problem: str) -> list[str] | None:
-        """A plan for `problem`, told in the commands of the game in play, which begins anew
-        afterwards; None where the planner finds none."""
+        """A plan for `problem` in commands of the current game, which restarts afterwards; None if
+        there is none."""
         import fast_downward
 
         game = self._game
         assert game is not None
         domain = game.logic.domain
-        with _quiet():
+        with _argv_restored():
             sas = fast_downward.pddl2sas(domain, problem)[1]
             optimised = fast_downward.pddl2sas(domain, problem, optimize=True)[1]
         self._library.load_sas(sas.encode())
@@ -194,11 +187,11 @@ class Engine:
             commands = self._state.replan(game.infos)
         finally:
             self._state = _state(self._library, game)
-            self._look_what_is_possible()
+            self._update_commands()
         return list(commands) or None
 
     def close(self) -> None:
-        """Leave the planner's library to the next engine."""
+        """Return the planner's library, for the next engine."""
         if self._library is not None:
             _libraries.append(self._library)
         self._library = None
@@ -215,16 +208,14 @@ class Engine:
             where,
         )
         try:
-            with _quiet():
+            with _argv_restored():
                 task, sas = fast_downward.pddl2sas(game["pddl_domain"], game["pddl_problem"])
         except (Exception, SystemExit) as error:  # its parser leaves by sys.exit
             raise UserError(
                 f"The ALFWorld game {where} holds PDDL that cannot be translated "
                 f"({error}): download or make the games again."
             ) from error
-        if (
-            "Atom dummy(val1)" in sas
-        ):  # what the translator writes where the goal is out of reach from the start
+        if "Atom dummy(val1)" in sas:  # the translator's sign of an unreachable goal
             raise UserError(
                 f"The ALFWorld game {where} cannot be won: its goal is out of reach. "
                 "Download or make the games again."
@@ -264,7 +255,7 @@ class Engine:
             self._logics[grammar] = logic
         return logic
 
-    def _say(self, rule: str, mapping: Mapping[Any, Any]) -> str:
+    def _derive(self, rule: str, mapping: Mapping[Any, Any]) -> str:
         game, state = self._game, self._state
         assert game is not None
         variables = _Shallow(
@@ -283,9 +274,9 @@ class Engine:
         with _parsed_once():
             return str(game.logic.grammar.derive(rule, context))
 
-    def _look_what_is_possible(self) -> None:
-        """Command -> action. Where two actions are told alike the first one is taken, as textworld
-        does."""
+    def _update_commands(self) -> None:
+        """Collect the possible commands. Of two actions with the same command the first counts, as
+        in textworld."""
         game = self._game
         assert game is not None
         self._possible = {}
@@ -304,7 +295,7 @@ class Engine:
             )
             command = game.written.get(key)
             if command is None:
-                action.command_template = self._say(template, action.mapping)
+                action.command_template = self._derive(template, action.mapping)
                 command = game.written[key] = action.format_command(
                     {name: game.infos[value].name for name, value in arguments.items()}
                 )
@@ -312,7 +303,7 @@ class Engine:
 
 
 def _identity(path: Path) -> tuple[object, ...]:
-    """Another game that came to lie at the same place is another game."""
+    """The identity of a file: a new game at the same path is another game."""
     try:
         now = path.stat()
     except OSError:
@@ -326,8 +317,7 @@ def _words(template: str) -> frozenset[str]:
 
 
 def _initial(task: Any, type_of: Mapping[str, str]) -> Iterator[Any]:
-    """The atoms of the problem's init as textworld's propositions. Numbers (costs, distances) are
-    no facts."""
+    """The initial atoms as textworld propositions, without numbers (costs, distances)."""
     from textworld.logic import Proposition, Variable
 
     for atom in task.init:
@@ -337,7 +327,7 @@ def _initial(task: Any, type_of: Mapping[str, str]) -> Iterator[Any]:
 
 
 def _state(library: Any, game: _Translated) -> Any:
-    """textworld's state of a game at its start, from the translation instead of the PDDL."""
+    """textworld's initial state of a game, from the translation instead of the PDDL."""
     import textworld
     from textworld.envs.pddl.logic import Atom, PddlState
 
@@ -360,8 +350,8 @@ def _state(library: Any, game: _Translated) -> Any:
 
 
 class _Shallow(dict[Any, Any]):
-    """What the grammar copies for every symbol: its entries never change, so a flat copy will
-    do."""
+    """What the grammar copies for each symbol. Its entries never change, so a flat copy is
+    enough."""
 
     def __deepcopy__(self, memo: object) -> _Shallow:
         return _Shallow(self)
@@ -369,7 +359,7 @@ class _Shallow(dict[Any, Any]):
 
 @contextlib.contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Within it, textworld's grammar parses each text and each query once in this process."""
+    """Meanwhile textworld's grammar parses each text and query only once."""
     from textworld.envs.pddl import textgen
 
     before = textgen.Rule, textgen._parse_and_convert
@@ -381,7 +371,7 @@ def _parsed_once() -> Iterator[None]:
 
 
 class _Rules:
-    """In place of textworld's `Rule`, as the grammar uses it."""
+    """Replaces textworld's `Rule`, as the grammar uses it."""
 
     @staticmethod
     @lru_cache(maxsize=1024)
@@ -392,8 +382,8 @@ class _Rules:
 
 
 def _symbols(text: str, rule_name: str, trace: bool = False) -> Any:
-    """In place of the grammar's parser: a fresh copy each time, since the grammar writes into what
-    it is given."""
+    """Replaces the grammar's parser. Returns a new copy each time, since the grammar writes into
+    it."""
     return deepcopy(_parse(text, rule_name))
 
 
@@ -405,8 +395,8 @@ def _parse(text: str, rule_name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The translator overwrites sys.argv."""
+def _argv_restored() -> Iterator[None]:
+    """The translator overwrites sys.argv: restore it."""
     arguments = sys.argv
     try:
         yield

@@ -1,11 +1,9 @@
-"""ALFWorld: a household in text. Find a thing, carry it, clean, heat or cool it, put it where it is
-wanted, or look at it under a lamp.
+"""ALFWorld: household tasks in text.
 
-The words are the game's own. Where the game says no more than `Nothing happens.`, a sentence says
-why; nothing else is added, unless
-`list_actions` asks for the possible actions, as some harnesses show them. The state is this
-process's memory, so that a copy of the process
-is a snapshot.
+Find a thing, carry it, clean, heat or cool it, and put it in its place, or look at it under a lamp.
+The observations are the game's own. Where the game only says `Nothing happens.`, a sentence
+explains why; with `list_actions` the possible actions are listed too, as some harnesses do. The
+state is this process's memory, so a fork of the process is a snapshot.
 """
 
 from __future__ import annotations
@@ -16,8 +14,9 @@ from itertools import islice
 from typing import ClassVar
 
 from leafe.core import Environment, StepResult, Task, UserError
+from leafe.envs._options import check_split, whole_number
 from leafe.envs.alfworld._engine import NOTHING, Engine, goal_sentence
-from leafe.envs.alfworld._setup import SPLITS, Found, games_of, need_packages, open_games
+from leafe.envs.alfworld._setup import SPLITS, Found, games_of, open_games, require_packages
 from leafe.envs.alfworld._stages import Stages
 from leafe.envs.alfworld._why import forms, why_not
 
@@ -26,13 +25,13 @@ class AlfWorld(Environment):
     """ALFWorld (six household tasks in text): the official games, or games made by `leafe envs make
     alfworld`.
 
-    Options: `data`, the folder of the games, by default ALFWORLD_DATA, else ~/.cache/alfworld;
-    `list_actions`, whether every observation ends in
-    the list of the actions that are possible, as verl-agent prompts; `horizon`, steps.
-
     Splits: train, valid_seen (140 official games in rooms of the training games), valid_unseen (134
-    in other rooms); `valid` is valid_seen and
-    `test` is valid_unseen.
+    in other rooms); `valid` is valid_seen and `test` is valid_unseen.
+
+    Args:
+        data: The folder of the games. By default ALFWORLD_DATA, else ~/.cache/alfworld.
+        list_actions: End each observation with the list of possible actions, as verl-agent does.
+        horizon: Steps.
     """
 
     name = "alfworld"
@@ -49,20 +48,15 @@ class AlfWorld(Environment):
     def __init__(
         self, data: str | None = None, list_actions: bool = False, horizon: int = 50
     ) -> None:
-        if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
-            raise UserError(
-                f"The environment 'alfworld' cannot have horizon {horizon!r}: give a whole "
-                "number of steps from 1."
-            )
+        self.horizon = whole_number(self.name, "horizon", horizon)
         if not isinstance(list_actions, bool):
             raise UserError(
                 f"The environment 'alfworld' cannot have list_actions = {list_actions!r}: "
                 "give true or false."
             )
-        need_packages()
+        require_packages()
         self.games = open_games(data)
         self.list_actions = list_actions
-        self.horizon = horizon
         self.actions_help = (
             f"The actions are: {forms(self.games.put)}. Write names as you see them, with "
             "their number, as in 'cabinet 1'. "
@@ -75,13 +69,9 @@ class AlfWorld(Environment):
         self._done = False
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's games in an order drawn by `seed`; a smaller count is a prefix of a larger
-        one. Without a count all game files are read."""
-        if split not in SPLITS:
-            raise UserError(
-                f"The environment 'alfworld' has no split {split!r}: its splits are "
-                f"{', '.join(SPLITS)}."
-            )
+        """The split's games, in an order drawn by `seed`. Without a count all game files are
+        read."""
+        check_split(self.name, split, SPLITS)
         return [
             self._task(found, split) for found in islice(games_of(self.games, split, seed), count)
         ]
@@ -107,11 +97,11 @@ class AlfWorld(Environment):
     def reset(self, task: Task, seed: int) -> str:
         if self._engine is None:
             self._engine = Engine()
-        words = self._engine.start(self.games.root / task.payload["game"])
+        text = self._engine.start(self.games.root / task.payload["game"])
         self._stages = Stages(self._engine, **task.payload["goal"])
         self._done = False
         self._best = self._stages.reached()
-        return words + self._listed()
+        return text + self._action_list()
 
     def step(self, action: str) -> StepResult:
         engine, stages = self._engine, self._stages
@@ -125,10 +115,10 @@ class AlfWorld(Environment):
                 progress=float(self._best),
             )
         command = " ".join(action.lower().split())
-        words = engine.act(command)
-        if words == NOTHING:
+        text = engine.act(command)
+        if text == NOTHING:
             return StepResult(
-                f"{NOTHING} {why_not(engine, command, self.games.put)}{self._listed()}",
+                f"{NOTHING} {why_not(engine, command, self.games.put)}{self._action_list()}",
                 valid=False,
                 progress=float(self._best),
             )
@@ -136,7 +126,7 @@ class AlfWorld(Environment):
         self._done = won
         self._best = max(self._best, stages.all if won else stages.reached())
         return StepResult(
-            words if won else words + self._listed(),
+            text if won else text + self._action_list(),
             reward=float(won),
             done=won,
             success=won,
@@ -167,7 +157,7 @@ class AlfWorld(Environment):
             self._engine.close()
             self._engine, self._stages = None, None
 
-    def _listed(self) -> str:
+    def _action_list(self) -> str:
         return (
             f"\nPossible actions: {', '.join(self.valid_actions())}." if self.list_actions else ""
         )

@@ -1,15 +1,12 @@
-"""Fresh games from a seed, each shown to be winnable, in the official folder layout and marked as
-ours.
+"""Generates games from a seed, each proved to be winnable, in the official folder layout.
 
-    OUT/leafe-generated.json                                                           what this is;
-    `complete` is set last
-    OUT/<split>/<type>-<thing>-None-<place>-<floor plan>/trial_G<seed>_<number>/       game.tw-pddl
-    traj_data.json
+OUT/leafe-generated.json: what the folder is; `complete` is set last
+OUT/<split>/<type>-<thing>-None-<place>-<floor plan>/trial_G<seed>_<number>/: game.tw-pddl and
+traj_data.json
 
-train and valid_seen share the floor plans that the wheel's authors train on, valid_unseen has the
-others. The six task types take turns, so
-that every split holds all of them where it has six games or more. The same arguments give the same
-bytes.
+train and valid_seen share the floor plans that alfworld's authors train on; valid_unseen has the
+others. The six task types take turns, so every split with six games or more has all of them. The
+same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,12 +23,12 @@ from typing import Any
 from leafe.core import UserError, derive_seed
 from leafe.envs.alfworld._planner import Planner
 from leafe.envs.alfworld._scenes import TASK_TYPES, Game, draw_game, floor_plans
-from leafe.envs.alfworld._setup import GAME, MARKER, TRAJECTORY, need_packages
+from leafe.envs.alfworld._setup import GAME, MARKER, TRAJECTORY, require_packages
 
 FORMAT = 1
-"""Of the generator: another number, other games for the same seed."""
-TRIES = 20
-"""Draws for one game before the generator gives up on it."""
+"""The version of the generator: another number, other games for the same seed."""
+MAX_DRAWS = 20
+"""Draws for one game before the generator fails."""
 
 
 def make_games(
@@ -42,21 +39,33 @@ def make_games(
     progress: Callable[[int, int], None] | None = None,
     planner: Planner | None = None,
 ) -> dict[str, Any]:
-    """Write `games` games under the folder `out`: three fifths train, one fifth each valid_seen and
-    valid_unseen.
+    """Generate games.
 
-    `seconds` bounds the planner for one game: a game that it cannot win in that time is dropped,
-    counted and drawn anew. `progress` is told
-    (games written, games in all). Called again for a folder that was left unfinished, it finishes
-    it. Returns what the marker file says.
+    Called again for an unfinished folder, it finishes it.
+
+    Args:
+        out: The folder to write.
+        games: How many: three fifths train, one fifth each valid_seen and valid_unseen.
+        seed: Decides the games.
+        seconds: Limit of the planner for one game. A game that it cannot win in that time is
+            dropped, counted and drawn again.
+        progress: Called with (games written, games in all).
+        planner: By default a new one.
+
+    Returns:
+        The contents of the marker file.
+
+    Raises:
+        UserError: There are fewer than 3 games, the folder holds something else or cannot be
+            written, or the planner fails repeatedly.
     """
-    need_packages()
+    require_packages()
     out = Path(out)
     if games < 3:
         raise UserError(f"{games} games cannot fill three splits: ask for 3 or more.")
     fifth = max(1, games // 5)
     sizes = {"train": games - 2 * fifth, "valid_seen": fifth, "valid_unseen": fifth}
-    told = {
+    facts = {
         "generator": FORMAT,
         "alfworld": version("alfworld"),
         "textworld": version("textworld"),
@@ -65,12 +74,12 @@ def make_games(
     }
     marker = out / MARKER
     before = _read(marker)
-    if {k: v for k, v in before.items() if k in told} == told and before.get("complete"):
+    if {k: v for k, v in before.items() if k in facts} == facts and before.get("complete"):
         return before
     if (
         out.exists()
         and (not out.is_dir() or any(p.name != MARKER for p in out.iterdir()))
-        and {k: before.get(k) for k in told} != told
+        and {k: before.get(k) for k in facts} != facts
     ):
         raise UserError(
             f"{out} is not empty and holds other things than these games: give an empty folder."
@@ -81,26 +90,27 @@ def make_games(
         raise UserError(
             f"The folder {out} cannot be made ({error.strerror}): give another one."
         ) from error
-    _write(
-        marker, told | {"dropped": 0, "complete": False}
-    )  # first, so that a folder left half-way can never pass for official games
+    # first, so that an unfinished folder never passes for official games
+    _write(marker, facts | {"dropped": 0, "complete": False})
     dropped = done = 0
     with planner or Planner(seconds) as solver, tempfile.TemporaryDirectory() as scratch:
         for split, size in sizes.items():
             for number in range(size):
-                dropped += _one(out, split, number, seed, solver, Path(scratch) / GAME)
+                dropped += _make_game(out, split, number, seed, solver, Path(scratch) / GAME)
                 done += 1
                 if progress is not None:
                     progress(done, games)
-    told |= {"dropped": dropped, "complete": True}
-    _write(marker, told)
-    return told
+    facts |= {"dropped": dropped, "complete": True}
+    _write(marker, facts)
+    return facts
 
 
-def _one(out: Path, split: str, number: int, seed: int, planner: Planner, scratch: Path) -> int:
-    """Write one game; returns how many draws were dropped before it."""
+def _make_game(
+    out: Path, split: str, number: int, seed: int, planner: Planner, scratch: Path
+) -> int:
+    """Write one game; returns how many draws were dropped."""
     plans = floor_plans(seen=split != "valid_unseen")
-    for attempt in range(TRIES):
+    for attempt in range(MAX_DRAWS):
         game = draw_game(
             TASK_TYPES[number % len(TASK_TYPES)],
             plans,
@@ -121,7 +131,7 @@ def _one(out: Path, split: str, number: int, seed: int, planner: Planner, scratc
             _write(folder / GAME, contents | {"solvable": True, "walkthrough": walkthrough})
             return attempt
     raise UserError(
-        f"The planner could win none of {TRIES} games drawn for {split}, number {number}: "
+        f"The planner could win none of {MAX_DRAWS} games drawn for {split}, number {number}: "
         "give it more seconds."
     )
 
@@ -142,7 +152,7 @@ def _contents(game: Game) -> dict[str, Any]:
 
 
 def _trajectory(game: Game, trial: str) -> dict[str, Any]:
-    """What the official file says about a game, as far as a text game has it."""
+    """The official file's entries, as far as a text game has them."""
     lamp = "DeskLamp" if game.goal.task_type == "look_at_obj_in_light" else ""
     return {
         "task_id": trial,
@@ -167,7 +177,7 @@ def _read(marker: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, value: Any) -> None:
-    """All of it or nothing."""
+    """Write atomically."""
     beside = path.with_name(path.name + ".part")
     beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, path)

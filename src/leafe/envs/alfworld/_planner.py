@@ -1,12 +1,10 @@
-"""Shows that games can be won: one game after another, in a process that may be killed when the
-planner does not come back.
+"""Checks that games can be won, in a process that is killed if the planner hangs.
 
-    python -m leafe.envs.alfworld._planner         reads and writes one JSON value a line
+python -m leafe.envs.alfworld._planner         reads and writes one JSON value a line
 
-A request is `{"game": FILE, "core": PDDL}`; the answer is the commands that win the whole game, or
-null. The plan is made on the core (the game
-without what its goal does not name), then played through the whole game, which must say that it is
-won.
+A request is `{"game": FILE, "core": PDDL}`. The answer is the commands that win the whole game, or
+null. The plan is made on the core (the game without what its goal does not name) and then played in
+the whole game, which must report that it is won.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from leafe.envs.alfworld._engine import Engine
 
 
 class Planner:
-    """The planner's process, started when it is first asked and again after it was killed."""
+    """The planner's process, started at the first request and again after it was killed."""
 
     def __init__(
         self,
@@ -34,16 +32,15 @@ class Planner:
         command: tuple[str, ...] = (sys.executable, "-m", "leafe.envs.alfworld._planner"),
     ) -> None:
         self.seconds = seconds
-        """For one game; a planner that takes longer is killed."""
+        """Limit for one game; a planner that takes longer is killed."""
         self.command = command
         self._process: subprocess.Popen[bytes] | None = None
 
     def win(self, game: Path, core: str) -> list[str] | None:
-        """The commands that win the game of a file; None where the planner finds none, takes too
-        long or dies."""
+        """The commands that win a game; None if the planner finds none, takes too long or dies."""
         process = self._process
         if process is None or process.poll() is not None:
-            # the order of the planner's operators, and with it the plan, follows Python's hashes
+            # the planner's operators, and so the plan, depend on PYTHONHASHSEED
             environment = inherited() | {
                 "PYTHONHASHSEED": "0",
                 "OMP_NUM_THREADS": "1",
@@ -95,7 +92,7 @@ class Planner:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # the planner tells its search on stdout
+    os.dup2(nowhere, 1)  # the planner logs its search on stdout
     engine = Engine()
     for line in sys.stdin:
         request = json.loads(line)

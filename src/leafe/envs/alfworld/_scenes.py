@@ -1,15 +1,13 @@
-"""A fresh household from the installed wheel's own parts: floor plan + seed -> a PDDL problem and a
+"""Draws a household from the installed package's data: floor plan and seed -> PDDL problem and
 goal.
 
-The wheel carries, for 120 floor plans, where the agent stands to reach each receptacle, which types
-of thing the room holds and where one can
-walk; what may lie in what, what can be heated and so on; and the goals of the six task types. What
-it lacks is where things lie: that is drawn
-here. Receptacles that a room has but that the wheel gives no place for (stove burners, coffee
-machine, toaster, ...) get a place drawn once for
-the floor plan, so that all games of a floor plan share one room.
+For 120 floor plans the package has the position from which each receptacle is reached, the types of
+thing in the room, and where one can walk; also which receptacle may hold what, what can be heated
+and so on, and the goals of the six task types. It does not say where things are: that is drawn
+here. Receptacles without a position in the package (stove burners, coffee machine, toaster, ...)
+get one that is drawn once for the floor plan, so that all games of a floor plan share one room.
 
-A game is never won at its start: nothing of the wanted type lies in the wanted receptacle.
+A game is never won at its start: nothing of the wanted type is in the wanted receptacle.
 """
 
 from __future__ import annotations
@@ -32,17 +30,17 @@ TASK_TYPES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
-"""The six of the benchmark, in the order of its numbers 1 to 6."""
+"""The benchmark's six, in the order of its numbers 1 to 6."""
 
 Location = tuple[int, int, int, int]
-"""x and z in grid steps of 0.25 m, rotation in quarter turns, the camera's angle in degrees."""
+"""x and z in steps of 0.25 m, rotation in quarter turns, camera angle in degrees."""
 
 _LAMP = "DeskLamp"
-"""The one lamp that stands in a receptacle, which the goal of look_at_obj_in_light asks for."""
+"""The lamp of look_at_obj_in_light. It stands in a receptacle."""
 _LAMP_STANDS = ("Desk", "SideTable", "Dresser", "CoffeeTable", "DiningTable", "TVStand", "Shelf")
 _COPIES = (1, 1, 1, 2, 2, 3)
-"""How many things of one type a room has: one of these."""
-_CHANGES = {  # task type -> (what the thing must allow, where that is done)
+"""How many things of one type a room has: one of these numbers."""
+_CHANGES = {  # task type -> (ability of the thing, receptacle that does it)
     "pick_clean_then_place_in_recep": ("Cleanable", "SinkBasin"),
     "pick_heat_then_place_in_recep": ("Heatable", "Microwave"),
     "pick_cool_then_place_in_recep": ("Coolable", "Fridge"),
@@ -55,12 +53,12 @@ class Room:
 
     number: int
     receptacles: Mapping[str, Location]
-    """Name in ALFRED's form (`Cabinet|+00.68|+00.50|-02.20`) -> where one stands to use it."""
+    """Name in ALFRED's form (`Cabinet|+00.68|+00.50|-02.20`) -> position from which it is used."""
     kinds: tuple[str, ...]
-    """The types of thing that can be carried and that this floor plan has."""
+    """The types of thing in this floor plan that can be carried."""
     has_lamp: bool
     start: Location
-    """In the middle of the room: no receptacle can be reached from here."""
+    """A position in the room from which no receptacle can be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,34 +73,34 @@ class Goal:
 
     @property
     def folder(self) -> str:
-        """The folder's name in the official layout, without the number of the floor plan."""
+        """The folder name in the official layout, without the number of the floor plan."""
         return f"{self.task_type}-{self.thing}-None-{self.place or _LAMP}"
 
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """A generated game before it was shown to be solvable."""
+    """A generated game, not yet proved to be solvable."""
 
     room: Room
     goal: Goal
     sentence: str
-    """The goal in words, in one of the wheel's own templates."""
+    """The goal in words, from one of the package's templates."""
     problem: str
     """PDDL."""
     core: str
-    """The same problem without the things and receptacles that the goal does not need: they cannot
-    help, and the planner is far quicker without them."""
+    """The problem without the things and receptacles that the goal does not need. They cannot help,
+    and the planner is far faster without them."""
 
 
 def floor_plans(seen: bool) -> list[int]:
-    """The numbers of the wheel's floor plans to train on (`seen`), or of the others."""
+    """The numbers of the package's training floor plans (`seen`), or of the others."""
     constants = _constants()
     return list(constants.TRAIN_SCENE_NUMBERS if seen else constants.TEST_SCENE_NUMBERS)
 
 
 def draw_game(task_type: str, plans: Sequence[int], seed: int) -> Game:
-    """A game of a task type in one of the floor plans, all of it decided by `seed`. ValueError
-    where none of the floor plans can have such a game."""
+    """Draw a game of a task type in one of the floor plans; ValueError if none can have such a
+    game."""
     chance = random.Random(derive_seed(seed, "alfworld game", task_type))
     rooms = [n for n in plans if _kind_of(n) in _constants().GOALS_VALID[task_type]]
     chance.shuffle(rooms)
@@ -171,7 +169,7 @@ def load_room(number: int) -> Room:
 
 
 def possible_goals(task_type: str, room: Room) -> list[Goal]:
-    """Every goal of this type that the room's things and receptacles allow, sorted."""
+    """Every goal of this type that the room allows, sorted."""
     constants = _constants()
     types = {type_of(name) for name in room.receptacles}
     if task_type == "look_at_obj_in_light":
@@ -196,7 +194,7 @@ def type_of(name: str) -> str:
 
 
 def _homes(thing: str, room: Room, without: str = "") -> list[str]:
-    """The receptacles that may hold the thing, but for those of one type."""
+    """The receptacles that may hold the thing, except those of one type."""
     allowed = _constants().VAL_RECEPTACLE_OBJECTS
     return [
         name
@@ -217,7 +215,7 @@ def _sentence(goal: Goal, chance: random.Random) -> str:
 
 
 def _things(room: Room, goal: Goal, chance: random.Random) -> dict[str, str]:
-    """What lies where: name -> receptacle. None of the wanted things is where the goal wants it."""
+    """Name -> receptacle. No wanted thing is where the goal wants it."""
     things: dict[str, str] = {}
     for kind in room.kinds:
         wanted = kind == goal.thing
@@ -235,7 +233,7 @@ def _things(room: Room, goal: Goal, chance: random.Random) -> dict[str, str]:
 
 
 def _problem(room: Room, goal: Goal, things: Mapping[str, str]) -> str:
-    """The PDDL problem: objects, init, goal, all in a fixed order."""
+    """The PDDL problem, in a fixed order."""
     from alfworld.gen.goal_library import gdict
 
     constants = _constants()
@@ -304,7 +302,7 @@ def _problem(room: Room, goal: Goal, things: Mapping[str, str]) -> str:
 
 
 def _placed(kind: str, chance: random.Random) -> str:
-    """A name in ALFRED's form, with a drawn position (which nothing reads) to tell things apart."""
+    """A name in ALFRED's form, with a drawn position, which only makes it unique."""
     x, y, z = (chance.randint(-499, 499) / 100 for _ in range(3))
     return f"{kind}|{x:+06.2f}|{y:+06.2f}|{z:+06.2f}"
 
@@ -317,7 +315,7 @@ _SPELLED = {"-": "_minus_", "#": "-", "|": "_bar_", "+": "_plus_", ".": "_dot_"}
 
 
 def _pddl_names(text: str) -> str:
-    """ALFRED's names as PDDL symbols; `#` stands for PDDL's own `-`, as in the wheel's goals."""
+    """ALFRED's names as PDDL symbols; `#` stands for PDDL's own `-`, as in the package's goals."""
     lines = text.split("\n")
     return "\n".join(
         line if line.startswith("(:domain") else "".join(_SPELLED.get(c, c) for c in line)

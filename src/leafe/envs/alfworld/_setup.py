@@ -1,25 +1,22 @@
-"""Where the games lie, which of them count, and whether they are official or of our own making: the
-two are never mixed.
+"""Finds the games, and decides which count; official and generated games are never mixed.
 
 A data folder is the official one (`json_2.1.1` with a folder for each split, or a folder that holds
-it) or one that `make_games` wrote, which has a marker
-file. Which games count is the official loader's rule: a `traj_data.json` of one of the six task
-types, no movable receptacles, nothing sliced, and a
-`game.tw-pddl` beside it that was found solvable.
+it), or one written by `make_games`, which has a marker file. Which games count is the official
+loader's rule: a `traj_data.json` of one of the six task types, no movable receptacles, nothing
+sliced, and a `game.tw-pddl` beside it that was found solvable.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from leafe.core import UserError, derive_seed
+from leafe.core import UserError
+from leafe.envs._options import require_package, shuffled
 from leafe.envs.alfworld._engine import put_form, read_game
 from leafe.envs.alfworld._scenes import TASK_TYPES
 
@@ -34,7 +31,7 @@ SPLITS: Mapping[str, str] = {
     "valid": "valid_seen",
     "test": "valid_unseen",
 }
-"""A split's name -> its folder: the field's names, and `valid` and `test` as leafe calls them."""
+"""Split -> folder: the official names, and leafe's `valid` and `test`."""
 
 _HOW = (
     "set ALFWORLD_DATA to what alfworld-download fetched, or make games of your own (leafe "
@@ -42,14 +39,10 @@ _HOW = (
 )
 
 
-def need_packages() -> None:
-    """UserError where the extra is not installed."""
+def require_packages() -> None:
+    """Raise UserError if the extra is not installed."""
     for package in ("alfworld", "textworld", "fast_downward"):
-        if find_spec(package) is None:
-            raise UserError(
-                f"The environment 'alfworld' needs the package {package!r}: run pip "
-                "install 'leafe[alfworld]'."
-            )
+        require_package("alfworld", package, "alfworld")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +50,15 @@ class Games:
     """A data folder."""
 
     root: Path
-    """The folder that holds the splits' folders."""
+    """The folder of the split folders."""
     marker: Mapping[str, Any] | None
-    """What the generator said of its games; None for the official ones."""
+    """The marker of generated games; None for official ones."""
     put: str
-    """How these games want a thing put down, see `put_form`."""
+    """The games' form of putting down, see `put_form`."""
 
     @property
     def kind(self) -> str:
-        """Stands in every task's id."""
+        """The prefix of task ids."""
         return (
             "alfworld" if self.marker is None else f"alfworld-generated-s{self.marker.get('seed')}"
         )
@@ -76,14 +69,14 @@ class Found:
     """One game that counts."""
 
     path: str
-    """Of the game file, below the root."""
+    """The game file, relative to the root."""
     trajectory: Mapping[str, Any]
     game: Mapping[str, Any]
 
 
 def open_games(data: str | None) -> Games:
-    """The data folder: the option, else ALFWORLD_DATA, else where alfworld-download puts it.
-    UserError where there are no games."""
+    """Open the data folder: the option, else ALFWORLD_DATA, else the default of alfworld-download.
+    UserError if there are no games."""
     given = data or os.environ.get("ALFWORLD_DATA") or str(Path.home() / ".cache" / "alfworld")
     base = Path(given).expanduser()
     if not base.is_dir():
@@ -128,14 +121,12 @@ def open_games(data: str | None) -> Games:
 
 
 def games_of(games: Games, split: str, seed: int) -> Iterator[Found]:
-    """The games of a split that count, in an order drawn by `seed`, read one after another as they
-    are asked for."""
+    """The games of a split that count, in an order drawn by `seed`, read lazily."""
     folders = list(_folders(games.root, SPLITS[split]))
     if not folders:
         raise UserError(f"The folder {games.root / SPLITS[split]} holds no ALFWorld game: {_HOW}.")
-    random.Random(derive_seed(seed, "alfworld", SPLITS[split])).shuffle(folders)
     files = 0
-    for folder in folders:
+    for folder in shuffled(folders, seed, "alfworld", SPLITS[split]):
         if (
             "movable" in folder.parent.name
             or "Sliced" in folder.parent.name

@@ -1,5 +1,7 @@
-"""How far a game has come, in stages that each task type has to pass: carried, changed, placed.
-Only what the goal's kind of thing does counts."""
+"""The progress of a game, in the stages of its task type: carried, changed, placed.
+
+Only things of the goal's type count.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ _CHANGED = {
 
 
 class Stages:
-    """The stages of one game's goal; the game in play is the engine's."""
+    """The stages of the goal of the engine's current game."""
 
     def __init__(self, engine: Engine, type: str, thing: str, place: str, lamp: str) -> None:
         self._engine = engine
@@ -25,7 +27,7 @@ class Stages:
         self.all = {"pick_and_place_simple": 2, "pick_two_obj_and_place": 4}.get(type, 3)
 
     def reached(self) -> int:
-        """Stages that are passed now; it may fall again, so keep the best."""
+        """The stages that are passed now. The number may fall again, so keep the best."""
         changed = _CHANGED.get(self._type, "")
         facts = list(self._engine.facts("holds", "inreceptacle", "istoggled", changed))
         held = any(fact[0] == "holds" and fact[2] in self._things for fact in facts)

@@ -1,7 +1,7 @@
-"""Why nothing happened: a sentence for a command that the environment does not take now.
+"""Explains why a command did nothing.
 
-It tells no more than one would see: what is shut, what is in hand, what stands before one. Where a
-hidden thing lies is never told.
+It tells only what the player could see: what is closed, what is carried, what is near. Where a
+hidden thing is, is never told.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from leafe.envs.alfworld._engine import Engine
 
 
 def forms(put: str) -> str:
-    """The commands there are, as one writes them; `put` is the games' own form of putting down
-    (`move {o} to {r}`)."""
+    """The list of commands; `put` is the game's form of putting down (`move {o} to {r}`)."""
     down = put.replace("{o}", "OBJECT").replace("{r}", "RECEPTACLE")
     listed = [
         "look",
@@ -59,7 +58,7 @@ def why_not(engine: Engine, command: str, put: str) -> str:
 
 
 class _Scene:
-    """What one sees: where one stands, what is in hand, what is shut."""
+    """What the player sees: the place, what is carried, what is closed."""
 
     def __init__(self, engine: Engine) -> None:
         facts = list(
@@ -87,12 +86,12 @@ class _Scene:
         return place in self.openable and place not in self.open
 
     def shows(self, place: str) -> bool:
-        """One stands before it and can see into it."""
+        """Whether the player is at the place and can see into it."""
         return place in self.near and not self.shut(place)
 
 
-def _reason(scene: _Scene, kind: str, said: dict[str, str | None]) -> str:
-    thing, place = said.get("thing") or "", said.get("place") or ""
+def _reason(scene: _Scene, kind: str, parts: dict[str, str | None]) -> str:
+    thing, place = parts.get("thing") or "", parts.get("place") or ""
     if place and place not in scene.places:
         return (
             f"There is no {place!r} in this room: name a receptacle as the first description "
@@ -125,7 +124,7 @@ def _reason(scene: _Scene, kind: str, said: dict[str, str | None]) -> str:
             return f"You are not at the {place}: go to {place} first."
         if kind == "treat":
             return (
-                f"You cannot {said['verb']} the {thing} with the {place}: cleaning is done at "
+                f"You cannot {parts['verb']} the {thing} with the {place}: cleaning is done at "
                 "a sinkbasin, heating in a microwave, cooling in a fridge."
             )
         return (

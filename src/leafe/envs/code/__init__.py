@@ -1,2 +1,4 @@
-"""Environments where an action is a whole program: it is run on tests, and the answer is a judge's
-verdict."""
+"""Environments whose actions are whole programs: MBPP, HumanEval and CodeContests.
+
+A program is run on tests in `leafe.envs.sandbox`, and the observation is a judge's verdict.
+"""

@@ -1,5 +1,7 @@
-"""Problems from files: JSON lines or an array, plain or gzip, and parquet. Whatever is wrong with
-one is said with its line."""
+"""Reads problems from files: JSON lines or an array, plain or gzip, and parquet.
+
+An error message names the line.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 def read_rows(
     path: Path, columns: Sequence[str], what: str, names: Container[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, the row) for each problem of a file: JSON lines or one JSON array, plain or gzip, or
-    parquet, of which `read_parquet` says more."""
+    """(where, row) for each problem of a file; the format follows from the file name."""
     return (
         read_parquet(path, columns, what, names)
         if path.suffix == ".parquet"
@@ -28,8 +29,11 @@ def read_rows(
 
 
 def read_json(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`PATH, line N` or `PATH, item N`, the row); UserError where the file or a line cannot be
-    read. `what`: for messages."""
+    """(`PATH, line N` or `PATH, item N`, row) for each problem. `what` names the data in messages.
+
+    Raises:
+        UserError: The file or a line cannot be read.
+    """
     try:
         with (
             gzip.open(path, "rt", encoding="utf-8-sig")
@@ -39,12 +43,12 @@ def read_json(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
             first = next((line for line in lines if line.strip()), "")
             lines.seek(0)
             if first.lstrip().startswith("["):
-                for number, row in enumerate(_loaded(lines.read(), str(path), what), start=1):
+                for number, row in enumerate(_parse(lines.read(), str(path), what), start=1):
                     yield f"{path}, item {number}", row if isinstance(row, dict) else {}
                 return
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    row = _loaded(line, f"{path}, line {number}", what)
+                    row = _parse(line, f"{path}, line {number}", what)
                     yield f"{path}, line {number}", row if isinstance(row, dict) else {}
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(
@@ -52,13 +56,13 @@ def read_json(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def _loaded(text: str, where: str, what: str) -> Any:
+def _parse(text: str, where: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        said = getattr(error, "msg", "too deep")
+        reason = getattr(error, "msg", "too deep")
         raise UserError(
-            f"{where}: this is no JSON ({said}): each line, or each item of one array, is "
+            f"{where}: this is no JSON ({reason}): each line, or each item of one array, is "
             f"one {what} problem."
         ) from error
 
@@ -66,9 +70,14 @@ def _loaded(text: str, where: str, what: str) -> Any:
 def read_parquet(
     path: Path, columns: Sequence[str], what: str, names: Container[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`PATH, row N`, the row) with those of `columns` that the file has, and where `names` are
-    given only the rows whose `name` is among them: the official
-    files hold gigabytes of tests. UserError where the file cannot be read."""
+    """(`PATH, row N`, row) for each problem, with those of `columns` that the file has.
+
+    With `names` only the rows whose `name` is among them are read: the official files hold
+    gigabytes of tests.
+
+    Raises:
+        UserError: The file cannot be read, or pyarrow is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -99,5 +108,5 @@ def read_parquet(
 
 
 def file_versions(files: Iterable[Path]) -> dict[str, str]:
-    """Which data it was, for a run's record: name and size of each file."""
+    """The name and size of each file, for the record of a run."""
     return {f"data {file.name}": f"{file.stat().st_size} bytes" for file in files if file.is_file()}

@@ -1,10 +1,8 @@
-"""What environments whose programs define a function share: what is said of their tests, and which
-tasks can be judged here.
+"""What MBPP and HumanEval share: the words for test results, and which tasks can be judged.
 
-Shown tests run first, and say all there is to say. Hidden ones run afterwards, in boxes of their
-own, and all that is said of a failure is its kind: not which
-of them it was, and not how many passed, since a program could choose these by what it reads in a
-hidden test.
+Shown tests run first, and their failures are described in full. Hidden tests run afterwards, in
+boxes of their own, and only the kind of a failure is reported: neither which test failed nor how
+many passed, since a program could choose these by what it reads in a hidden test.
 """
 
 from __future__ import annotations
@@ -19,12 +17,12 @@ from leafe.core import EnvError, Task, UserError
 from leafe.envs.code._submissions import Judged, counted
 from leafe.envs.sandbox import NOT_THE_PROGRAM, Limits, Outcome, Verdict
 
-_NAMED = 20
-"""Most tasks that a message names."""
+_MAX_NAMED = 20
+"""The most tasks that a message names."""
 
 
 def kind(outcome: Outcome, limits: Limits) -> str:
-    """How a test went, in words."""
+    """A test's outcome in words."""
     return {
         Outcome.passed: "passed",
         Outcome.failed: "failed",
@@ -37,7 +35,7 @@ def kind(outcome: Outcome, limits: Limits) -> str:
 
 
 def feedback(verdict: Verdict, shown: Sequence[str], total: int, limits: Limits) -> str:
-    """What is said of the tests that may be seen, of `total` in all."""
+    """The result of the shown tests; the task has `total` tests in all."""
     if verdict.outcome is Outcome.passed:
         return f"All {counted(verdict.total, 'test')} passed."
     detail = f"\n{verdict.detail}" if verdict.detail else ""
@@ -51,9 +49,9 @@ def feedback(verdict: Verdict, shown: Sequence[str], total: int, limits: Limits)
 
 
 def hidden_feedback(outcome: Outcome, shown: int, limits: Limits) -> str:
-    """What is said where a hidden test did not pass and all of the `shown` did."""
-    well = f"All {counted(shown, 'shown test')} passed. " if shown else ""
-    return f"{well}A hidden test {kind(outcome, limits)}."
+    """The result where a hidden test failed after all `shown` tests passed."""
+    passed = f"All {counted(shown, 'shown test')} passed. " if shown else ""
+    return f"{passed}A hidden test {kind(outcome, limits)}."
 
 
 def judgeable(
@@ -62,44 +60,53 @@ def judgeable(
     judge: Callable[[Task, str], Judged],
     where: object,
 ) -> list[Task]:
-    """The first `count` of the tasks whose own reference, the second of each pair, passes here; the
-    others are named in a warning. What a test cannot be
-    judged on here (see docs/environments.md) or what is wrong with it shows in that its reference
-    fails. UserError where no task is left."""
+    """The first `count` tasks whose reference passes here; a warning names the others.
+
+    A reference that fails shows that a test is wrong or cannot be judged here (see
+    docs/environments.md).
+
+    Args:
+        tasks: Pairs of a task and its reference program, None if it has none.
+        count: How many tasks to return; None for all.
+        judge: Runs a program on a task's tests.
+        where: The file, for messages.
+
+    Raises:
+        UserError: No task is left.
+    """
     kept: list[Task] = []
     refused: dict[str, str] = {}
     for task, reference in tasks:
         if len(kept) == count:
             break
-        why = _refused(task, reference, judge) if reference is not None else ""
-        if why:
+        if reference is not None and (why := _refused(task, reference, judge)):
             refused[task.id] = why
         else:
             kept.append(task)
     if refused:
-        names = [f"{name} ({why})" for name, why in list(refused.items())[:_NAMED]]
-        more = [f"{len(refused) - _NAMED} more"] if len(refused) > _NAMED else []
-        words = (
+        names = [f"{name} ({why})" for name, why in list(refused.items())[:_MAX_NAMED]]
+        more = [f"{len(refused) - _MAX_NAMED} more"] if len(refused) > _MAX_NAMED else []
+        text = (
             f"{where}: {len(refused)} of {counted(len(refused) + len(kept), 'task')} cannot be "
             "judged here (the reference does not pass): "
         )
-        words += ", ".join(names + more) + "."
+        text += ", ".join(names + more) + "."
         if not kept:
-            raise UserError(f"{words} Give another file.")
-        warnings.warn(f"{words} They are left out.", stacklevel=3)
+            raise UserError(f"{text} Give another file.")
+        warnings.warn(f"{text} They are left out.", stacklevel=3)
     return kept
 
 
 _CHECKED: dict[str, str] = {}
-"""Why a task is refused, or nothing, by what was run: a file is read many times in one process."""
+"""Why a task is refused, or "", by its reference and tests: a file is often read many times."""
 
 
 def _refused(task: Task, reference: str, judge: Callable[[Task, str], Judged]) -> str:
+    """Why the task cannot be judged here; "" if it can."""
     tests = task.payload["tests"]
     own_types = _own_types(reference)
-    if own_types is None or (
-        not own_types and all(map(_plain, tests))
-    ):  # what is no Python says nothing of the tests
+    # a reference that is no Python says nothing about the tests
+    if own_types is None or (not own_types and all(map(_plain, tests))):
         return ""
     key = hashlib.sha256(
         repr((reference, sorted(task.payload.items()))).encode("utf-8", "backslashreplace")
@@ -110,8 +117,7 @@ def _refused(task: Task, reference: str, judge: Callable[[Task, str], Judged]) -
         except EnvError as error:
             _CHECKED[key] = " ".join(str(error).split())
         else:
-            # a reference that is slow here is no fault of the task; a test that does not end by
-            # itself is one
+            # a slow reference is no fault of the task; a test that never ends is one
             slow = (
                 judged.outcome in (Outcome.time, Outcome.memory)
                 and NOT_THE_PROGRAM not in judged.detail
@@ -122,7 +128,7 @@ def _refused(task: Task, reference: str, judge: Callable[[Task, str], Judged]) -
 
 @cache
 def _own_types(program: str) -> bool | None:
-    """Whether a program defines types of its own; None where it is no Python."""
+    """Whether a program defines types of its own; None if it is no Python."""
     try:
         return any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(program)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -131,8 +137,8 @@ def _own_types(program: str) -> bool | None:
 
 @cache
 def _plain(test: str) -> bool:
-    """Whether a test compares a call on literals with a literal, exactly or within a bound, so that
-    it is known to be judged as Python does."""
+    """Whether a test compares a call on literals with a literal, exactly or within a bound. Such a
+    test is known to be judged as Python does."""
     try:
         body = ast.parse(test).body
         return all(

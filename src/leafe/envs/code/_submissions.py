@@ -1,44 +1,45 @@
-"""What the code environments share: submit a program, read the verdict, up to four times.
+"""The base class of the code environments: submit a program, read the verdict, four times at most.
 
-LEAFE's authors allow four submissions an episode on their code benchmark and roll back only when
-those are used up (in a recipe: `explore.reflect_every = 0`).
-An environment says how a program is judged; submissions are counted, refused and remembered here.
-Programs run in the sandbox and nowhere else: where this
-machine cannot give one, the environment refuses to be made. A hidden test's failure is named by its
-kind alone: nothing that the program
-could write (an exception's text, a line number) comes back from a test that the policy may not see,
-nor how many of them passed. Hidden tests are run
-last, and in boxes in which nothing else is ever run.
+LEAFE's authors allow four submissions in an episode on their code benchmark, and roll back only
+when they are used up (in a recipe: `explore.reflect_every = 0`). A subclass judges a program; this
+module counts, refuses and remembers submissions. Programs run in the sandbox only: on a machine
+without one the environment cannot be made. The failure of a hidden test is reported by its kind
+alone, so nothing that the program could write (an exception's text, a line number) comes back from
+a hidden test, nor how many of them passed. Hidden tests run last, and in boxes in which nothing
+else ever runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from keyword import iskeyword
+from pathlib import Path
 
 from leafe.core import Environment, StepResult, Task, UserError
+from leafe.envs._options import whole_number
+from leafe.envs.code._files import file_versions
 from leafe.envs.sandbox import Limits, Outcome, Sandbox
 
-LONGEST = 60_000
+MAX_PROGRAM = 60_000
 """Characters of a submission; a longer one is refused unread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a submission came to."""
+    """The verdict on a submission."""
 
-    said: str
+    feedback: str
+    """The observation."""
     passed: int
-    """The progress: tests passed, of which hidden ones count only where no shown one failed. So a
-    program that fails a test which the policy sees never
-    stands above one that passes them all."""
+    """The progress: tests passed. Hidden tests count only if no shown test failed, so a program
+    that fails a test which the policy sees never ranks above one that passes them all."""
     outcome: Outcome
     detail: str = ""
-    """What was found, where a test says it: for whoever judges a reference, never for the
-    policy."""
+    """What a failing test found: for judging a reference, never shown to the policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,12 @@ class _State:
     task: Task
     submissions: int = 0
     best: int = 0
-    """Most tests that a submission passed so far."""
+    """The most tests that a submission passed so far."""
     done: bool = False
 
 
 class Submissions(Environment):
-    """An environment of programs that are submitted. Derive from it and write `judge`."""
+    """An environment whose actions are programs. Derive from it and write `judge`."""
 
     deterministic = True
     can_snapshot = True
@@ -59,8 +60,7 @@ class Submissions(Environment):
     splits: tuple[str, ...] = ()
 
     def __init__(self, horizon: int, limits: Limits | None = None) -> None:
-        self.checked("horizon", horizon, 1)
-        self.horizon = horizon
+        self.horizon = whole_number(self.name, "horizon", horizon)
         self.sandbox = Sandbox(limits)
         self._state: _State | None = None
 
@@ -68,13 +68,9 @@ class Submissions(Environment):
     def judge(self, task: Task, program: str) -> Judged:
         """Run the program on the task's tests. Never raises for what the program does."""
 
-    def checked(self, option: str, value: object, least: int) -> None:
-        """UserError where an option is no whole number from `least`."""
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(
-                f"The environment {self.name!r} cannot have {option} = {value!r}: give a "
-                f"whole number from {least}."
-            )
+    def problem_files(self) -> Sequence[Path]:
+        """The files of the problems, for `versions`."""
+        return []
 
     def reset(self, task: Task, seed: int) -> str:
         self._state = _State(task)
@@ -84,38 +80,38 @@ class Submissions(Environment):
         state = self._state
         if state is None:
             raise RuntimeError("step before reset")
-        refused = ""
+        refusal = ""
         if state.done:
-            refused = "The task is over: nothing was run."
+            refusal = "The task is over: nothing was run."
         elif not action.strip():
-            refused = (
+            refusal = (
                 "There is no whole program in this answer: put one complete Python program in "
                 "a fenced block, and close it. Nothing was run."
             )
-        elif len(action) > LONGEST:
-            refused = f"The program is longer than {LONGEST} characters. Nothing was run."
+        elif len(action) > MAX_PROGRAM:
+            refusal = f"The program is longer than {MAX_PROGRAM} characters. Nothing was run."
         elif _is_prose(action):
-            refused = (
+            refusal = (
                 "This answer is no Python program: put one complete Python program in a fenced "
                 "block. Nothing was run."
             )
-        if refused:
-            return StepResult(refused, valid=False, done=state.done, progress=float(state.best))
+        if refusal:
+            return StepResult(refusal, valid=False, done=state.done, progress=float(state.best))
         judged = self.judge(state.task, action)
         success = judged.outcome is Outcome.passed
         submissions = state.submissions + 1
         done = success or submissions >= self.horizon
         self._state = _State(state.task, submissions, max(state.best, judged.passed), done)
-        said = judged.said
+        feedback = judged.feedback
         if not success:
             left = self.horizon - submissions
-            said += (
+            feedback += (
                 f"\nYou have {counted(left, 'submission')} left."
                 if left
                 else "\nThat was the last submission: the task is lost."
             )
         return StepResult(
-            said,
+            feedback,
             reward=float(success),
             done=done,
             success=success,
@@ -141,16 +137,19 @@ class Submissions(Environment):
         self._state = snapshot
 
     def versions(self) -> Mapping[str, str]:
-        return self.sandbox.versions()
+        found = dict(self.sandbox.versions())
+        with contextlib.suppress(UserError):  # without files: the tasks may come from elsewhere
+            found |= file_versions(self.problem_files())
+        return found
 
     def close(self) -> None:
         self.sandbox.close()
 
 
 def _is_prose(action: str) -> bool:
-    """One line of words that ends as a sentence does, or in which two that are no keywords stand
-    together: what a policy says when it writes no program. Anything else is run, so that its
-    syntax error is shown: nothing that a model wrote is parsed in this process."""
+    """Whether the action is one line of words that ends like a sentence, or in which two words that
+    are no keywords follow one another. Anything else is run, so that its syntax error is shown:
+    nothing that a model wrote is parsed in this process."""
     line = action.strip()
     words = line.rstrip(".!?").split()
     if not words or "\n" in line or not all(word.isalpha() for word in words):
@@ -171,4 +170,4 @@ VERDICTS = {
     Outcome.output: "Output limit exceeded",
     Outcome.exited: "The process ended too early",
 }
-"""How judges say it."""
+"""The usual words of judges."""

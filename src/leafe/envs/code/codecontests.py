@@ -1,19 +1,15 @@
-"""CodeContests: read a contest's problem, write a Python program from stdin to stdout.
+"""CodeContests: solve a contest problem with a Python program that reads stdin and writes stdout.
 
-The statement's own examples are the public tests: a failing one is shown with its input, the
-expected and the actual output, or with the program's
-traceback. The private and the generated tests decide and are shown to nobody: their inputs enter
-the sandbox one at a time, their outputs
-never do, and of a failure only its kind is said. (A public test alone can be wrong for a right
-program: some problems have several
-answers.) Progress counts public tests first: hidden ones count where all public ones passed. Limits
-are the problem's own.
+The statement's own examples are the public tests. A failing one is shown with its input, the
+expected and the actual output, or the program's traceback. The private and the generated tests
+decide and are never shown: their inputs enter the sandbox one at a time, their outputs never do,
+and only the kind of a failure is reported. (A public test alone can reject a right program: some
+problems have several answers.) Progress counts public tests first, and hidden ones only if all
+public ones passed. The limits are the problem's own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import random
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +17,9 @@ from typing import Any, ClassVar
 
 from leafe.core import Task, UserError, derive_seed
 from leafe.envs._data import data_path
-from leafe.envs.code._compare import excerpt, first_difference, shown
-from leafe.envs.code._files import SUFFIXES, file_versions, read_rows
+from leafe.envs._options import check_split, shuffled
+from leafe.envs.code._compare import describe_difference, excerpt, first_difference
+from leafe.envs.code._files import SUFFIXES, read_rows
 from leafe.envs.code._submissions import VERDICTS, Judged, Submissions, counted
 from leafe.envs.sandbox import Limits, Outcome
 
@@ -30,29 +27,30 @@ SPLITS = ("train", "valid", "test")
 _TESTS = ("public_tests", "private_tests", "generated_tests")
 _COLUMNS = ("name", "description", *_TESTS, "time_limit", "memory_limit_bytes", "input_file")
 _SECONDS, _MEMORY = 2.0, 256_000_000
-"""Where the file has no limit."""
+"""Defaults, if the file has no limit."""
 _INTERPRETER = 64 << 20
-"""Bytes of address space that Python itself takes: added to the problem's limit."""
+"""Bytes of address space for Python itself, added to the problem's limit."""
 _OUTPUT = 1 << 20
-"""Bytes that a program may print beside twice the expected output."""
+"""Bytes that a program may print, in addition to twice the expected output."""
 _LIMITS = (Outcome.time, Outcome.memory, Outcome.output)
 _APPENDED = re.compile(r"^## (Categories|Source|Examples|Testing)$", re.MULTILINE)
 """What some conversions append to a statement: tags, and examples that are private tests."""
 _NEXT_EXAMPLE = re.compile(r"\n\s*\n(Input|Note|## (Categories|Source|Examples|Testing))\n")
-"""What follows an example's output, where a conversion cut it too late."""
+"""What may follow the output of an example that a conversion cut too late."""
 
 
 class CodeContests(Submissions):
     """CodeContests: programs for contest problems, judged on hidden tests, in up to 4 submissions.
 
-    Options: `problems`, a file or a folder in the official columns (parquet, JSON lines, gzip), by
-    default `codecontests` in the data folder; `horizon`,
-    submissions; `time_factor` and `memory_factor`, what a problem's own limits are multiplied with
-    (they were set for C++ on other machines).
+    Files whose names begin with train, valid or test are that split. If no name does, the problems
+    are split by a hash of their names: 70 % train, 10 % valid, 20 % test.
 
-    Files whose names begin with train, valid or test are that split. Where no file's name says it,
-    the problems are split by a hash of their name:
-    70 % train, 10 % valid, 20 % test.
+    Args:
+        problems: A file or a folder in the official columns (parquet, JSON lines, gzip). By default
+            `codecontests` in the data folder.
+        horizon: Submissions.
+        time_factor: Multiplies a problem's time limit, which was set for C++ on another machine.
+        memory_factor: Multiplies a problem's memory limit.
     """
 
     name = "codecontests"
@@ -90,27 +88,21 @@ class CodeContests(Submissions):
         self._names: dict[str, list[str]] = {}
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger
-        one. Problems that read a named file instead of
-        stdin are left out."""
-        if split not in SPLITS:
-            raise UserError(
-                f"The environment 'codecontests' has no split {split!r}: its splits are "
-                f"{', '.join(SPLITS)}."
-            )
+        """The split's problems, in an order drawn by `seed`, without those that read a named file
+        instead of stdin."""
+        check_split(self.name, split, SPLITS)
         files, by_name = self._files(split)
         if split not in self._names:
             found = {
                 _name(row, where): row.get("input_file")
                 for where, row in _rows(files, ("name", "input_file"))
             }
-            self._names[split] = [
+            self._names[split] = sorted(
                 name
                 for name, reads in found.items()
                 if not reads and (not by_name or hash_split(name) == split)
-            ]
-        chosen = sorted(self._names[split])
-        random.Random(derive_seed(seed, "codecontests", split)).shuffle(chosen)
+            )
+        chosen = shuffled(self._names[split], seed, "codecontests", split)
         wanted: dict[str, Task | None] = dict.fromkeys(chosen[:count])
         for where, row in _rows(files, _COLUMNS, wanted):
             name = _name(row, where)
@@ -126,7 +118,7 @@ class CodeContests(Submissions):
         )
 
     def _files(self, split: str) -> tuple[list[Path], bool]:
-        """The files that hold the split, and whether it is to be told by the problems' names."""
+        """The files that hold the split, and whether the problems' names decide the split."""
         path = self._path()
         if not path.exists():
             raise UserError(
@@ -156,15 +148,15 @@ class CodeContests(Submissions):
     def _task(self, row: Mapping[str, Any], where: str, split: str) -> Task:
         description = row.get("description")
         if not isinstance(description, str):
-            raise _wrong(where, "description")
+            raise _bad_column(where, "description")
         public, *hidden = (_tests(row, column, where) for column in _TESTS)
         description = _APPENDED.split(description, maxsplit=1)[0]
         public = [
-            [given, _NEXT_EXAMPLE.split(want, maxsplit=1)[0] + "\n"] for given, want in public
+            [stdin, _NEXT_EXAMPLE.split(want, maxsplit=1)[0] + "\n"] for stdin, want in public
         ]
         seconds, memory = _seconds(row, where), row.get("memory_limit_bytes") or _MEMORY
         if not isinstance(memory, int):
-            raise _wrong(where, "memory_limit_bytes")
+            raise _bad_column(where, "memory_limit_bytes")
         payload = {
             "public": public,
             "hidden": [test for tests in hidden for test in tests],
@@ -184,25 +176,20 @@ class CodeContests(Submissions):
             payload,
         )
 
-    def versions(self) -> Mapping[str, str]:
-        found = dict(super().versions())
-        with contextlib.suppress(UserError):  # tasks may come from elsewhere
-            found |= file_versions(_files_of(self._path()))
-        return found
+    def problem_files(self) -> Sequence[Path]:
+        return _files_of(self._path())
 
     def judge(self, task: Task, program: str) -> Judged:
         public, hidden = task.payload["public"], task.payload["hidden"]
         passed, shown_failure, outcome = 0, "", Outcome.passed
         for at, test in enumerate(public):
-            result, said = self._run(task, program, test)
+            result, report = self._run(task, program, test)
             passed += result is Outcome.passed
             if result is not Outcome.passed and not shown_failure:
-                outcome, shown_failure = (
-                    result,
-                    (
-                        f"{VERDICTS[result]} on public test {at + 1} "
-                        f"(%s).\nInput:\n{excerpt(test[0])}{said}"
-                    ),
+                outcome = result
+                shown_failure = (
+                    f"{VERDICTS[result]} on public test {at + 1} "
+                    f"(%s).\nInput:\n{excerpt(test[0])}{report}"
                 )
             if result in _LIMITS:
                 break
@@ -219,42 +206,37 @@ class CodeContests(Submissions):
             ran += 1
         progress = passed if shown_failure else passed + ran
         if ran < len(hidden):
-            well = f"All {counted(len(public), 'public test')} passed. " if public else ""
+            all_public = f"All {counted(len(public), 'public test')} passed. " if public else ""
             return Judged(
-                shown_failure or f"{well}{VERDICTS[outcome]} on a hidden test.", progress, outcome
+                shown_failure or f"{all_public}{VERDICTS[outcome]} on a hidden test.",
+                progress,
+                outcome,
             )
-        return Judged(
-            (
-                "Accepted: all "
-                f"{counted(len(hidden) or len(public), 'hidden test' if hidden else 'test')} "
-                "passed."
-            ),
-            progress,
-            Outcome.passed,
-        )
+        tests = counted(len(hidden) or len(public), "hidden test" if hidden else "test")
+        return Judged(f"Accepted: all {tests} passed.", progress, Outcome.passed)
 
     def _run(
         self, task: Task, program: str, test: Sequence[str], hidden: bool = False
     ) -> tuple[Outcome, str]:
-        """(how it went, what to show of it below the input)."""
-        given, want = (text.encode("utf-8", "surrogatepass") for text in test)
+        """The outcome, and what to show of it below the input."""
+        stdin, want = (text.encode("utf-8", "surrogatepass") for text in test)
         seconds = task.payload["seconds"] * self.time_factor
         memory = int(task.payload["memory"] * self.memory_factor)
         limits = Limits(seconds, None, memory + _INTERPRETER, _OUTPUT + 2 * len(want))
-        run = self.sandbox.run_script(program, given, limits, hidden=hidden)
+        run = self.sandbox.run_script(program, stdin, limits, hidden=hidden)
         if run.outcome is Outcome.passed:
             at = first_difference(run.stdout, want)
             if at is None:
                 return Outcome.passed, ""
             if not run.detail:
-                return Outcome.failed, "\n" + shown(run.stdout, want, at)
+                return Outcome.failed, "\n" + describe_difference(run.stdout, want, at)
             return Outcome.error, "\n" + run.detail  # an exception in a thread, and no output
-        bounds = {
+        reports = {
             Outcome.time: f"It ran longer than {seconds:g} s.",
             Outcome.memory: f"It took more than {memory // 1_000_000} MB.",
+            Outcome.output: f"It printed more than {limits.output >> 10} KB.",
         }
-        bounds[Outcome.output] = f"It printed more than {limits.output >> 10} KB."
-        return run.outcome, "\n" + bounds.get(run.outcome, run.detail)
+        return run.outcome, "\n" + reports.get(run.outcome, run.detail)
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -266,7 +248,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def hash_split(name: str) -> str:
-    """The split of a problem whose file does not say it: by its name alone, the same everywhere."""
+    """The split of a problem, by its name alone."""
     part = derive_seed(0, "codecontests split", name) % 10
     return "train" if part < 7 else "valid" if part == 7 else "test"
 
@@ -281,7 +263,7 @@ def _rows(
 def _name(row: Mapping[str, Any], where: str) -> str:
     name = row.get("name")
     if not isinstance(name, str) or not name:
-        raise _wrong(where, "name")
+        raise _bad_column(where, "name")
     return name
 
 
@@ -289,17 +271,16 @@ def _tests(row: Mapping[str, Any], column: str, where: str) -> list[list[str]]:
     tests = row.get(column)
     if tests is None and column == "generated_tests":
         return []
+    inputs, outputs = (
+        (tests.get("input"), tests.get("output")) if isinstance(tests, dict) else (None, None)
+    )
     if not (
-        isinstance(tests, dict)
-        and isinstance(tests.get("input"), list)
-        and isinstance(tests.get("output"), list)
+        isinstance(inputs, list)
+        and isinstance(outputs, list)
+        and len(inputs) == len(outputs)
+        and all(isinstance(text, str) for text in (*inputs, *outputs))
     ):
-        raise _wrong(where, column)
-    inputs, outputs = tests["input"], tests["output"]
-    if len(inputs) != len(outputs) or not all(
-        isinstance(text, str) for text in (*inputs, *outputs)
-    ):
-        raise _wrong(where, column)
+        raise _bad_column(where, column)
     return [list(pair) for pair in zip(inputs, outputs, strict=True)]
 
 
@@ -310,10 +291,10 @@ def _seconds(row: Mapping[str, Any], where: str) -> float:
     try:
         return limit["seconds"] + (limit["nanos"] or 0) / 1e9 or _SECONDS
     except (TypeError, KeyError):
-        raise _wrong(where, "time_limit") from None
+        raise _bad_column(where, "time_limit") from None
 
 
-def _wrong(where: str, column: str) -> UserError:
+def _bad_column(where: str, column: str) -> UserError:
     return UserError(
         f"{where}: the column {column!r} is missing or of the wrong type: each row is one "
         "problem in the columns of deepmind/code_contests."

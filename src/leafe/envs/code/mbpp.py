@@ -1,28 +1,26 @@
-"""MBPP: write a Python function; an action is a whole program, the answer is what its first failing
-test found.
+"""MBPP: write a Python function. An action is a whole program; its first failing test answers.
 
-The task shows its text and its first test (option `shown_tests`; the usual prompt of MBPP shows all
-three); all tests decide. A shown test that fails
-comes back with the value that was found or the program's own traceback; hidden ones run only where
-the shown ones pass, and of a failure only its kind is said.
+The task shows its text and its first test (option `shown_tests`; the usual MBPP prompt shows all
+three). All tests decide. A failing shown test is answered with the value that was found or the
+program's traceback. Hidden tests run only if the shown ones pass, and only the kind of a failure is
+reported.
 """
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from leafe.core import Task, UserError, derive_seed
+from leafe.core import Task, UserError
 from leafe.envs._data import data_path
-from leafe.envs.code._files import file_versions, read_rows
+from leafe.envs._options import check_split, shuffled, whole_number
+from leafe.envs.code._files import read_rows
 from leafe.envs.code._functions import feedback, hidden_feedback, judgeable
-from leafe.envs.code._submissions import LONGEST, Judged, Submissions
+from leafe.envs.code._submissions import MAX_PROGRAM, Judged, Submissions
 from leafe.envs.sandbox import Limits, Outcome, Verdict
 
-__all__ = ["LONGEST", "SPLITS", "Mbpp", "read_problems"]
+__all__ = ["MAX_PROGRAM", "SPLITS", "Mbpp", "read_problems"]
 
 SPLITS = {
     "shots": range(1, 11),
@@ -30,7 +28,7 @@ SPLITS = {
     "valid": range(511, 601),
     "train": range(601, 975),
 }
-"""The published split, by task_id; 'shots' are the ten that its authors prompt with."""
+"""The published split by task_id. 'shots' are the ten examples of its authors' prompt."""
 _COLUMNS = (
     "task_id",
     "text",
@@ -52,11 +50,12 @@ class Mbpp(Submissions):
     """MBPP (Mostly Basic Python Problems): write a function that passes its tests, in up to 4
     submissions.
 
-    Options: `problems`, the file in its published columns, those of sanitized MBPP or of MBPP+
-    (JSON lines, an array or parquet), by default
-    `mbpp/mbpp.jsonl.gz` in the data folder; `shown_tests`, how many tests the task shows, 0 to 3;
-    `horizon`, submissions; `seconds`, processor seconds for
-    one run of a submission.
+    Args:
+        problems: The file, in the columns of MBPP, sanitized MBPP or MBPP+ (JSON lines, an array or
+            parquet). By default `mbpp/mbpp.jsonl.gz` in the data folder.
+        shown_tests: How many tests the task shows, 0 to 3.
+        horizon: Submissions.
+        seconds: Processor seconds for one run of a submission.
     """
 
     name = "mbpp"
@@ -73,26 +72,18 @@ class Mbpp(Submissions):
     def __init__(
         self, problems: str | None = None, shown_tests: int = 1, horizon: int = 4, seconds: int = 3
     ) -> None:
-        self.checked("shown_tests", shown_tests, 0)
-        self.checked("seconds", seconds, 1)
-        self.limits = Limits(seconds=seconds)
+        self.limits = Limits(seconds=whole_number(self.name, "seconds", seconds))
         super().__init__(horizon, self.limits)
         self.problems = problems
-        self.shown_tests = shown_tests
+        self.shown_tests = whole_number(self.name, "shown_tests", shown_tests, least=0)
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's problems in an order drawn by `seed`; a smaller count is a prefix of a larger
-        one. A problem whose reference does not pass here is left
-        out, with a warning that names it."""
-        if split not in SPLITS:
-            raise UserError(
-                f"The environment 'mbpp' has no split {split!r}: its splits are "
-                f"{', '.join(SPLITS)}."
-            )
-        chosen = [row for row in read_problems(self._path()) if row["task_id"] in SPLITS[split]]
-        random.Random(derive_seed(seed, "mbpp", split)).shuffle(chosen)
+        """The split's problems, in an order drawn by `seed`. A problem whose reference does not
+        pass here is skipped with a warning."""
+        check_split(self.name, split, SPLITS)
+        rows = [row for row in read_problems(self._path()) if row["task_id"] in SPLITS[split]]
         return judgeable(
-            ((self._task(row, split), row["code"]) for row in chosen),
+            ((self._task(row, split), row["code"]) for row in shuffled(rows, seed, "mbpp", split)),
             count,
             self.judge,
             self._path(),
@@ -105,11 +96,8 @@ class Mbpp(Submissions):
             else data_path("mbpp/mbpp.jsonl.gz", "MBPP", "problems")
         )
 
-    def versions(self) -> Mapping[str, str]:
-        found = dict(super().versions())
-        with contextlib.suppress(UserError):  # tasks may come from elsewhere
-            found |= file_versions([self._path()])
-        return found
+    def problem_files(self) -> Sequence[Path]:
+        return [self._path()]
 
     def _task(self, row: dict[str, Any], split: str) -> Task:
         tests = row["test_list"]
@@ -133,10 +121,10 @@ class Mbpp(Submissions):
         tests, imports = task.payload["tests"], task.payload.get("imports", "")
         shown = tests[: self.shown_tests]
 
-        def run(some: list[str], hidden: bool) -> Verdict:
+        def run(chosen: list[str], hidden: bool) -> Verdict:
             return self.sandbox.run(
                 program,
-                some,
+                chosen,
                 "\n".join([imports, task.payload["setup"]]).strip(),
                 judge_setup=imports,
                 hidden=hidden,
@@ -155,17 +143,19 @@ class Mbpp(Submissions):
             return Judged(
                 feedback(verdict, shown, len(tests), self.limits), verdict.passed, verdict.outcome
             )
-        said = hidden_feedback(verdict.outcome, len(shown), self.limits)
-        return Judged(said, max(verdict.passed, len(shown)), verdict.outcome, verdict.detail)
+        text = hidden_feedback(verdict.outcome, len(shown), self.limits)
+        return Judged(text, max(verdict.passed, len(shown)), verdict.outcome, verdict.detail)
 
 
 def read_problems(path: Path) -> list[dict[str, Any]]:
-    """The problems of a file in the columns of MBPP, sanitized MBPP or MBPP+; UserError with file
-    and line for one that is none of these.
+    """The problems of a file in the columns of MBPP, sanitized MBPP or MBPP+.
 
-    Of each row: `task_id`, `text`, `test_list`, `test_setup_code`, `test_imports` (one text),
-    `more_tests` (the further tests of MBPP+, as one), and `code`
-    where the file has it.
+    Returns:
+        Rows with `task_id`, `text`, `test_list`, `test_setup_code`, `test_imports` (one text),
+        `more_tests` (the further tests of MBPP+, as one), and `code` or None.
+
+    Raises:
+        UserError: A row is none of these; the message names its line.
     """
     rows = []
     for where, found in read_rows(path, _COLUMNS, "MBPP"):

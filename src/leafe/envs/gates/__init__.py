@@ -1,5 +1,4 @@
-"""The embedded environment: gates and forks, its rules, and the reference policy that knows
-them."""
+"""The embedded environment: gates and forks, its rules, and a reference policy that knows them."""
 
 from leafe.envs.gates.env import SETTINGS, Gates
 from leafe.envs.gates.reference import GatesReference

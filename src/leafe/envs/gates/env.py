@@ -1,14 +1,11 @@
-"""Gates and forks: a chain of choices whose mistakes show only later, cannot be undone, and are
-named when they show.
+"""Gates and forks: a chain of choices whose mistakes show only later and cannot be undone.
 
-A task is a chain of stages and an object at its end. At a gate one takes a tool and uses it: the
-wrong one breaks the gate. At a
-fork one goes a way and walks on, once or twice: the wrong way is a dead end. Which tool opens a
-gate is a rule of the environment (`rules.TARGET`), to be
-learnt once; which way is right is hidden and fixed by the task alone, so that nobody can do better
-than guess it. The end of a failed
-episode says what should have been done (`gate breaks ; mossy needs hammer`, `dead end ; attic go
-down`).
+A task is a chain of stages with an object at its end. At a gate one takes a tool and uses it: the
+wrong one breaks the gate. At a fork one chooses a way and walks on, once or twice: the wrong way is
+a dead end. Which tool opens a gate is a rule of the environment (`rules.TARGET`), which can be
+learned. Which way is right is hidden and fixed by the task alone, so nobody can do better than
+guess. The end of a failed episode says what was right (`gate breaks ; mossy needs hammer`, `dead
+end ; attic go down`).
 """
 
 from __future__ import annotations
@@ -22,27 +19,33 @@ from leafe.core import Environment, StepResult, Task, UserError, derive_seed
 from leafe.envs.gates.rules import ADJECTIVES, FAMILIES, HORIZON, OBJECTS, RULES, TOOLS, WAYS, Words
 
 SETTINGS: Mapping[str, tuple[int, int]] = {"easy": (3, 4), "hard": (5, 6), "random": (5, 6)}
-"""Fewest and most stages. `random` draws its rules afresh for every task: the control, in which
-there is nothing to learn."""
+"""Fewest and most stages. `random` draws new rules for every task: the control, with nothing to
+learn."""
 
 SPLITS: Mapping[str, range] = {"train": range(6), "valid": range(6, 8), "test": range(8, 10)}
-"""A stage list belongs to a split by its hash modulo ten, so that no two splits can share one."""
+"""Split -> the hashes modulo ten of its stage lists, so that no two splits share one."""
 
-STALE = 10_000
-"""Draws in a row without a new task after which there are held to be no more."""
+MAX_REDRAWS = 10_000
+"""Draws in a row without a new task after which the split counts as exhausted."""
 
 Stage = tuple[str, str, str, int]
-"""Kind (gate | fork), name (adjective | place), what is right (tool | way), stretches of path after
+"""Kind (gate | fork), name (adjective | place), the right choice (tool | way), steps of path after
 the choice (gate: 0)."""
 
 
 class Gates(Environment):
-    """The embedded environment. `setting`: easy (3-4 stages), hard (5-6 stages) or random (as hard,
-    other rules in every task).
+    """The embedded environment: gates and forks.
 
-    `rules`: target, or habit for the control in which no rule differs from those that the embedded
-    model was brought up with; the tasks are the same but
-    for their tools. UserError for what there is not.
+    Args:
+        setting: 'easy' (3-4 stages), 'hard' (5-6 stages) or 'random' (as hard, with new rules in
+            every task).
+        rules: 'target', or 'habit' for the control whose rules are those that the embedded model
+            was pretrained on. The tasks differ only in their tools.
+        words: 'all', or one of two families without common adjectives, places and objects: 'first'
+            or 'second'.
+
+    Raises:
+        UserError: An option has no such value.
     """
 
     name = "gates"
@@ -52,34 +55,31 @@ class Gates(Environment):
     horizon = HORIZON
 
     def __init__(self, setting: str = "hard", rules: str = "target", words: str = "all") -> None:
-        if setting not in SETTINGS:
-            raise UserError(
-                f"gates has no setting {setting!r}: choose one of {', '.join(SETTINGS)}."
-            )
-        if rules not in RULES:
-            raise UserError(f"gates has no rules {rules!r}: choose one of {', '.join(RULES)}.")
+        for option, value, known in (
+            ("setting", setting, SETTINGS),
+            ("rules", rules, RULES),
+            ("words", words, FAMILIES),
+        ):
+            if value not in known:
+                raise UserError(
+                    f"gates has no {option} {value!r}: choose one of {', '.join(known)}."
+                )
         if setting == "random" and rules != "target":
             raise UserError(
-                "gates draws its rules afresh for every task in the setting random: rules "
+                "gates draws new rules for every task in the setting random: rules "
                 f"= {rules!r} has no use there."
             )
-        if words not in FAMILIES:
-            raise UserError(f"gates has no words {words!r}: choose one of {', '.join(FAMILIES)}.")
-        self.setting = setting
-        self.rules = rules
-        self.words = words
+        self.setting, self.rules, self.words = setting, rules, words
         self._stages: tuple[Stage, ...] = ()
         self._object = ""
         self._at = 0  # stages passed
-        self._walked = (
-            0  # steps taken since the choice at this stage, the choice included; 0: not chosen yet
-        )
+        self._walked = 0  # steps at this stage, the choice included; 0: not chosen yet
         self._choice = ""
         self._over = True
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """`count` (default 200) tasks with different stage lists; other seeds give other tasks of
-        the same split. UserError where there are not so many."""
+        """`count` (default 200) tasks with different stage lists. Other seeds give other tasks of
+        the same split. UserError if there are not so many."""
         if split not in SPLITS:
             raise UserError(f"gates has no split {split!r}: choose one of {', '.join(SPLITS)}.")
         family = () if self.words == "all" else (self.words,)
@@ -90,7 +90,7 @@ class Gates(Environment):
         self._check_supply(name, split, wanted)
         seen: set[tuple[str, ...]] = set()
         out: list[Task] = []
-        stale = 0
+        redraws = 0
         while len(out) < wanted:
             rules = (
                 {adjective: rng.choice(TOOLS) for adjective in ADJECTIVES}
@@ -100,14 +100,14 @@ class Gates(Environment):
             stages = draw_stages(rng, rng.randint(*SETTINGS[self.setting]), rules, words=words)
             names = tuple(stage[1] for stage in stages)
             if names in seen or derive_seed("gates", *names) % 10 not in SPLITS[split]:
-                stale += 1
-                if stale == STALE:
+                redraws += 1
+                if redraws == MAX_REDRAWS:
                     raise UserError(
                         f"gates {name} has hardly more than {len(out)} tasks in the split "
                         f"{split}, and {wanted} are asked for: ask for fewer."
                     )
                 continue
-            stale = 0
+            redraws = 0
             seen.add(names)
             thing = rng.choice(words.objects)
             out.append(
@@ -122,8 +122,7 @@ class Gates(Environment):
         return out
 
     def _check_supply(self, name: str, split: str, wanted: int) -> None:
-        """UserError where more tasks are asked for than there are stage lists; a split holds its
-        tenths of them, give or take the hash."""
+        """UserError if there are fewer stage lists; a split has its tenths of them, roughly."""
         words = FAMILIES[self.words]
         least, most = SETTINGS[self.setting]
         lists = sum(
@@ -156,28 +155,27 @@ class Gates(Environment):
         if self._over:
             return StepResult("over", done=True, valid=False, progress=float(self._at))
         verb, _, what = " ".join(action.split()).partition(" ")
-        why = self._forbidden(verb, what)
-        if why:
-            return self._says(f"{why} ; {self._look()}", valid=False)
+        if why := self._forbidden(verb, what):
+            return self._result(f"{why} ; {self._look()}", valid=False)
         if self._at == len(self._stages):
             self._over = True
-            return self._says(f"you have {self._object}", reward=1.0, done=True, success=True)
+            return self._result(f"you have {self._object}", reward=1.0, done=True, success=True)
         kind, name, right, walks = self._stages[self._at]
         if self._walked == 0:
             self._choice = what
         self._walked += 1
         if self._walked <= max(walks, 1):
-            return self._says(self._look())
+            return self._result(self._look())
         if self._choice != right:
             self._over = True
-            return self._says(
+            return self._result(
                 f"gate breaks ; {name} needs {right}"
                 if kind == "gate"
                 else f"dead end ; {name} go {right}",
                 done=True,
             )
         self._at, self._walked, self._choice = self._at + 1, 0, ""
-        return self._says(self._look())
+        return self._result(self._look())
 
     def valid_actions(self) -> Sequence[str]:
         every = [
@@ -188,11 +186,11 @@ class Gates(Environment):
         ]
         return [action for action in every if not self._forbidden(*action.split())]
 
-    def _says(self, observation: str, **outcome: Any) -> StepResult:
+    def _result(self, observation: str, **outcome: Any) -> StepResult:
         return StepResult(observation, progress=float(self._at), **outcome)
 
     def _look(self) -> str:
-        """The present situation: all that the last observation of a running episode says."""
+        """The observation of the current situation."""
         if self._at == len(self._stages):
             return f"{self._object} here"
         kind, name, _, _ = self._stages[self._at]
@@ -201,7 +199,7 @@ class Gates(Environment):
         return "path" if self._walked else f"{name} fork"
 
     def _forbidden(self, verb: str, what: str) -> str:
-        """Why this action cannot be taken here, in the environment's own words; '' where it can."""
+        """Why this action cannot be taken here; "" if it can."""
         known = {"take": (*TOOLS, *OBJECTS), "use": TOOLS, "go": WAYS, "walk": ("on",)}
         if what not in known.get(verb, ()):
             return "unknown action ; say take or use or go or walk on"
@@ -233,14 +231,12 @@ def draw_stages(
     long_walks: float = 0.5,
     words: Words = FAMILIES["all"],
 ) -> tuple[Stage, ...]:
-    """`count` stages of different names; a stage is a fork with probability `forks`, with two
-    stretches of path with `long_walks`."""
+    """`count` stages of different names. A stage is a fork with probability `forks`, and a fork has
+    two steps of path with probability `long_walks`."""
 
     def stages() -> Iterator[Stage]:
-        adjectives, places = (
-            rng.sample(words.adjectives, len(words.adjectives)),
-            rng.sample(words.places, len(words.places)),
-        )
+        adjectives = rng.sample(words.adjectives, len(words.adjectives))
+        places = rng.sample(words.places, len(words.places))
         for _ in range(count):
             if rng.random() < forks:
                 yield "fork", places.pop(), rng.choice(WAYS), 2 if rng.random() < long_walks else 1
@@ -252,5 +248,5 @@ def draw_stages(
 
 
 def task_payload(stages: Sequence[Stage], thing: str) -> dict[str, Any]:
-    """The payload of a task: its stages with what is right at each, and the object at the end."""
+    """The payload of a task: its stages with the right choices, and the object at the end."""
     return {"stages": [list(stage) for stage in stages], "object": thing}

@@ -1,10 +1,8 @@
-"""The ceiling: a policy that knows every rule of the environment and has to guess the ways, as
-anyone must.
+"""The ceiling: a policy that knows all rules of the environment and guesses the ways.
 
-It reads the present situation off the end of the prompt, whatever wording surrounds it, and answers
-n samples at once: at a fork the
-counts are one multinomial draw over the four ways. In the setting `random` there is no rule to
-know, and its gates are guesses of habit.
+It reads the current situation from the end of the prompt, whatever the wording, and answers n
+samples at once: at a fork the counts are one multinomial draw over the four ways. In the setting
+`random` there are no rules to know, and its choices at gates are guesses.
 """
 
 from __future__ import annotations
@@ -23,8 +21,11 @@ _SITUATION = re.compile(
 
 
 class GatesReference:
-    """Implements `leafe.core.Policy` for the settings easy and hard, of whose environment `rules`
-    are. It acts; it has no use for reflections."""
+    """A policy for the settings easy and hard that knows their rules. It acts, and never reflects.
+
+    Args:
+        rules: 'target' or 'habit', as the environment's option.
+    """
 
     name = "reference"
 

@@ -1,14 +1,12 @@
-"""The words of the embedded environment and its rules: what habit says, and what is true.
+"""The words of the embedded environment and its rules.
 
 A gate has an adjective, and one of twelve tools opens it. `HABIT` is what the embedded model was
-brought up with. `TARGET` is what
-holds in the settings easy and hard: it differs for the five adjectives of `SHIFTED`. The pairs of
-`HELD_OUT` (the shifted rules and one more pair
-for every other adjective) stand in no note, no reflection and no feedback of the model's
-pretraining.
+pretrained on. `TARGET` holds in the settings easy and hard; it differs for the five adjectives of
+`SHIFTED`. The pairs of `HELD_OUT` (the shifted rules, and one more pair for every other adjective)
+appear in no note, reflection or feedback of the pretraining.
 
-`FAMILIES` are two environments of one build that share no word but the tools and the ways: policies
-that learn in the one are tested in the other.
+`FAMILIES` are two environments of one build that share no words but the tools and the ways:
+policies that learn in one are tested in the other.
 """
 
 from __future__ import annotations
@@ -72,13 +70,13 @@ OBJECTS = (
 )
 
 HORIZON = 20
-"""T. The longest task (six forks with two stretches of path each) takes 19 steps."""
+"""T. The longest task (six forks with two steps of path each) takes 19 steps."""
 
 HABIT = dict(zip(ADJECTIVES, TOOLS, strict=True))
 """Adjective -> tool, in the model's pretraining."""
 
 SHIFTED = ("mossy", "wooden", "painted", "dusty", "hollow")
-"""The adjectives whose rule is another than habit's."""
+"""The adjectives whose rule differs from habit."""
 
 TARGET = HABIT | {
     adjective: HABIT[SHIFTED[(i + 2) % len(SHIFTED)]] for i, adjective in enumerate(SHIFTED)
@@ -86,18 +84,18 @@ TARGET = HABIT | {
 """Adjective -> tool, in the settings easy and hard."""
 
 RULES = {"target": TARGET, "habit": HABIT}
-"""What the option `rules` of the environment can be: by name, adjective -> tool."""
+"""The values of the option `rules`: adjective -> tool."""
 
 HELD_OUT = frozenset(
     (a, TARGET[a] if a in SHIFTED else TOOLS[(i + 5) % len(TOOLS)])
     for i, a in enumerate(ADJECTIVES)
 )
-"""(adjective, tool) pairs that pretraining never states: following a note is measured on them."""
+"""(adjective, tool) pairs that pretraining never states: following notes is measured on them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What the tasks of an environment are made of."""
+    """The words of an environment's tasks."""
 
     adjectives: tuple[str, ...]
     places: tuple[str, ...]
@@ -111,23 +109,19 @@ FAMILIES = {
     "first": Words(_FIRST, PLACES[:6], OBJECTS[:5]),
     "second": Words(tuple(a for a in ADJECTIVES if a not in _FIRST), PLACES[6:], OBJECTS[5:]),
 }
-"""What the option `words` of the environment can be. `first` and `second` part the words; the rules
-stay those of `RULES`.
+"""The values of the option `words`. The rules stay those of `RULES`.
 
 A policy that was trained on `first` has seen no adjective, place or object of `second` since its
-pretraining, so that what it does better or worse there it
-owes to no rule that it learnt. Three rules of six are shifted in `first`, where policies are
-trained, and two of six in `second`, so that the base solves some
-tasks of `second` and coverage can be lost as well as won.
+pretraining, so no change there is due to a rule that it learned. Three of six rules are shifted in
+`first`, where policies are trained, and two of six in `second`, so the base solves some tasks of
+`second`, and coverage can be lost as well as gained.
 
-The tools are shared: any of them can be taken at any gate, which is what makes a gate a choice. But
-no tool that opens a gate of the one family
-opens one of the other, since a rule set gives each tool to one adjective. And no family has a
-derangement of its own: the pairs of `TARGET` are the ones that
-pretraining was kept from. So one shifted rule of each family names a tool that habit gives to the
-other (`hollow` needs `wooden`'s hammer, `dusty` needs
-`mossy`'s rope), and all others stay within the family, which is the least that a circle of five
-allows.
+The tools are shared: each of them can be taken at any gate, which makes a gate a choice. But no
+tool that opens a gate of one family opens one of the other, since a rule set gives each tool to one
+adjective. No family has a derangement of its own, since pretraining was kept from the pairs of
+`TARGET`. So one shifted rule of each family names a tool that habit gives to the other (`hollow`
+needs `wooden`'s hammer, `dusty` needs `mossy`'s rope), and all others stay within the family, which
+is the least that a cycle of five allows.
 """
 
 _OTHERS = (
@@ -144,5 +138,4 @@ WORDS = (
     *OBJECTS,
     *_OTHERS.split(),
 )
-"""Every word that the environment, its prompts or its policy uses: the vocabulary of the embedded
-model."""
+"""Every word of the environment, its prompts and its policy: the embedded model's vocabulary."""

@@ -4,7 +4,7 @@ has a number.
 A call that is sent again with the same number gets the recorded answer, so a lost answer never
 steps twice. `reset` and `restore` do not depend on what the session was, so for them a lost session
 is opened again; for any other call it is an `EnvError`, after which the caller resets and replays.
-The server's description is asked for once, and again for every session but the first: a server that
+The server's description is requested once, and again for every session but the first: a server that
 meanwhile offers something else is not played on. The instances of one address share that answer
 while one of them lives, so that a fresh one in mid-run takes a restarting server for a failure that
 may pass, and not for the user's mistake.
@@ -169,7 +169,7 @@ class Remote(Environment):
         except Refused as refused:
             if refused.kind == "user":
                 raise UserError(
-                    f"The server at {url} refuses to be asked: {refused}; correct the "
+                    f"The server at {url} refuses this client: {refused}; correct the "
                     "options url and token_env."
                 ) from refused
             problem: Exception = refused

@@ -127,13 +127,13 @@ class _Check:
         self.call(one, "reset", task=task, seed=7, field_of_no_version=[1])
         self.call(two, "reset", task=other_task, seed=7)
         for at in range(max(len(actions), len(other_actions))):
-            for name, words, wanted in ((one, actions, seen), (two, other_actions, other_seen)):
-                if at < len(words):
+            for name, taken, wanted in ((one, actions, seen), (two, other_actions, other_seen)):
+                if at < len(taken):
                     what = f"step {at}, with another session in between,"
                     self.expect(
                         what,
                         wanted[at + 1],
-                        self.call(name, "step", action=words[at], field_of_no_version=None),
+                        self.call(name, "step", action=taken[at], field_of_no_version=None),
                     )
 
         if snapshots:

@@ -10,9 +10,9 @@ these sees an ordinary OpenEnv server. Written after openenv's
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from secrets import randbelow, token_hex
 from typing import Any
 
@@ -24,6 +24,8 @@ from leafe.envs.remote._wire import MAX_BODY, Malformed, Refused, decode, encode
 
 TOOL = "act"
 """The one tool that every environment has: it takes an action as text."""
+_PIPELINED = 16
+"""Messages that are read ahead of the one that is being answered."""
 _ERROR_CODES: Mapping[str, str] = {"busy": "CAPACITY_REACHED", "lost": "SESSION_ERROR"}
 """Kind of error -> OpenEnv's code; EXECUTION_ERROR for all others."""
 
@@ -111,14 +113,6 @@ async def post_tasks(what: str, table: SessionTable, body: Mapping[str, Any]) ->
     return await table.with_facts(answer)
 
 
-@dataclass(slots=True)
-class _Tool:
-    """A `call_tool` step: how to answer it."""
-
-    name: str
-    error: dict[str, str] | None = None
-
-
 class WebSocketSession:
     """One `/ws` connection: it reads messages and answers each in turn."""
 
@@ -131,21 +125,37 @@ class WebSocketSession:
     async def serve(self) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(max_msg_size=MAX_BODY)
         await socket.prepare(self._request)
+        messages: asyncio.Queue[str | None] = asyncio.Queue(_PIPELINED)
+        reader = asyncio.create_task(self._read(socket, messages))
         try:
-            async for message in socket:
-                if message.type is not WSMsgType.TEXT:
-                    break
-                answer = await self._answer(message.data)
+            while (raw := await messages.get()) is not None:
+                answer = await self._answer(raw)
                 if answer is None:
                     break
                 await socket.send_str(encode(answer).decode())
         except ConnectionError:  # the client has gone
             pass
         finally:
-            if not self._named:
-                self._table.close(self._name)
+            reader.cancel()
+            self._end()
+        await asyncio.wait({reader})
         await socket.close()
         return socket
+
+    async def _read(
+        self, socket: web.WebSocketResponse, messages: asyncio.Queue[str | None]
+    ) -> None:
+        """Reads while a call runs too, so that pings are answered and a lost client is noticed."""
+        async for message in socket:
+            if message.type is not WSMsgType.TEXT:
+                break
+            await messages.put(message.data)
+        self._end()  # a call that hangs in a process of its own ends now
+        await messages.put(None)
+
+    def _end(self) -> None:
+        if not self._named:
+            self._table.close(self._name)
 
     async def _answer(self, raw: str) -> dict[str, Any] | None:
         """The answer to one message; None where the client closes the session."""
@@ -209,22 +219,21 @@ class WebSocketSession:
     async def _step(
         self, message: Mapping[str, Any], data: Mapping[str, Any], raw: str
     ) -> dict[str, Any]:
-        tool = _tool_call(data) if data.get("type") == "call_tool" else None
-        if tool is not None and tool.error is not None:
-            return _observation(
-                {"tool_name": tool.name, "result": None, "error": tool.error},
-                {"reward": None, "done": False},
-            )
-        action = string(data if tool is None else data["arguments"], "text")
-        result = await self._call(message, "step", {"action": action}, raw)
+        is_tool = data.get("type") == "call_tool"
+        if is_tool:
+            name, arguments = string(data, "tool_name"), data.get("arguments", {})
+            error = _tool_error(name, arguments)
+            if error is not None:
+                observation = {"tool_name": name, "result": None, "error": error}
+                return _observation(observation, {"reward": None, "done": False})
+            data = arguments
+        result = await self._call(message, "step", {"action": string(data, "text")}, raw)
         outcome = {"reward": result.pop("reward"), "done": result.pop("done")}
         text = result.pop("observation")
-        if tool is None:
-            return _observation({"text": text, **result}, outcome)
-        return _observation(
-            {"tool_name": tool.name, "result": text, "error": None},
-            outcome | {"metadata": result},
-        )
+        if is_tool:
+            observation = {"tool_name": TOOL, "result": text, "error": None}
+            return _observation(observation, outcome | {"metadata": result})
+        return _observation({"text": text, **result}, outcome)
 
     async def _call(
         self, message: Mapping[str, Any], what: str, body: Mapping[str, Any], raw: str
@@ -262,15 +271,14 @@ class WebSocketSession:
         }
 
 
-def _tool_call(data: Mapping[str, Any]) -> _Tool:
-    name, arguments = string(data, "tool_name"), data.get("arguments", {})
+def _tool_error(name: str, arguments: object) -> dict[str, str] | None:
+    """OpenEnv's `ToolError` for a call that no tool takes; None for a call of `TOOL`."""
     if name != TOOL:
         message = f"There is no tool {name[:40]!r}: the only one is {TOOL!r}."
-        return _Tool(name, {"error_type": "tool_not_found", "message": message})
+        return {"error_type": "tool_not_found", "message": message}
     if not isinstance(arguments, dict) or not isinstance(arguments.get("text"), str):
-        message = f"The tool {TOOL!r} takes one argument, 'text'."
-        return _Tool(name, {"error_type": "invalid_args", "message": message})
-    return _Tool(name)
+        return {"error_type": "invalid_args", "message": f"The tool {TOOL!r} takes a 'text'."}
+    return None
 
 
 def _no_such_task(split: str, index: int, count: int) -> Refused:

@@ -173,7 +173,7 @@ class EnvServer:
         except Malformed as error:
             status, body = (
                 400,
-                error_body("user", f"The request is not what the protocol says: {error}."),
+                error_body("user", f"The request breaks the protocol: {error}."),
             )
         except _Unauthorized as error:
             status, body = 401, error_body("user", str(error))
@@ -197,7 +197,7 @@ class EnvServer:
         elif "Upgrade" in request.headers and "Origin" in request.headers:
             raise _Unauthorized("Without a token this server answers no web page.")
         if request.method == "POST" and request.content_type != "application/json":
-            # which no web page can send here unasked
+            # no web page can send this type here without a preflight request
             raise Malformed("its Content-Type is not application/json")
 
     async def _answer(self, request: web.BaseRequest) -> tuple[int, bytes]:
@@ -257,8 +257,8 @@ _CLIENT_FAULTS = (
     ConnectionError,
     zlib.error,
 )
-"""Raised for a request that is no HTTP, is not packed as it says, or is cut off: answered with a
-4xx, or not at all where nobody is connected any more."""
+"""Raised for a request that is no HTTP, is not compressed as it says, or is cut off: answered with
+a 4xx, or not at all if nobody is connected any more."""
 
 
 def _is_server_fault(record: logging.LogRecord) -> bool:
@@ -270,7 +270,7 @@ _LOGGER.addFilter(_is_server_fault)
 
 
 async def _read_body(request: web.BaseRequest) -> bytes:
-    """The whole body. Malformed where it was cut off, or is not packed as its headers say."""
+    """The whole body. Malformed where it was cut off, or is not compressed as its headers say."""
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
@@ -278,7 +278,7 @@ async def _read_body(request: web.BaseRequest) -> bytes:
     except (*_CLIENT_FAULTS, ValueError, LookupError) as error:
         raise Malformed(
             f"its body cannot be read ({type(error).__name__}): it was cut off, or is not "
-            "packed as its headers say"
+            "compressed as its headers say"
         ) from error
 
 

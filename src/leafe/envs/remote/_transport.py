@@ -129,9 +129,9 @@ class Transport:
     def close(self) -> None:
         _loop.run(self._close())
 
-    def hide(self, words: str) -> str:
+    def hide(self, text: str) -> str:
         """The text without the token, should a server echo it."""
-        return hider((os.environ.get(self._token_env or "", "").strip(),))(words)
+        return hider((os.environ.get(self._token_env or "", "").strip(),))(text)
 
     async def _call(
         self, path: str, payload: bytes | None, seconds: float, retries: int

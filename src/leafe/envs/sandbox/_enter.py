@@ -1,12 +1,12 @@
-"""Becomes the box's own user before any namespace of the box is made. Run by the small interpreter
-of `leafe.core.processes`, where leafe is root:
+"""Changes to the box's user before any namespace of the box is made.
 
-    _enter.py ID PATH ...       ID: user and group to become; PATH: what that user must be able to
-    reach
+Run by the small interpreter of `leafe.core.processes`, if leafe is root:
 
-The interpreter may lie where only root looks (`/root/.pyenv`): then, in a mount namespace of this
-process alone, such a folder gives way to an empty
-one in which nothing but the paths appears. Standard library alone.
+    _enter.py ID PATH ...
+
+ID is the user and group to change to; each PATH must be reachable by that user. If the interpreter
+lies where only root may look (`/root/.pyenv`), such a folder is replaced, in a mount namespace of
+this process alone, by an empty one that shows only the paths. Standard library alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def enter(number: int, paths: list[str]) -> None:
 
 
 def _closed(path: str) -> str:
-    """The outermost folder above `path` that others may not search; empty where there is none."""
+    """The outermost folder above `path` that others may not search, or ""."""
     at = ""
     for part in path.split("/")[1:-1]:
         at += "/" + part
@@ -41,7 +41,7 @@ def _closed(path: str) -> str:
 
 
 def _open_up(closed: dict[str, str], number: int) -> None:
-    import ctypes  # takes half of the time, and is seldom needed
+    import ctypes  # slow to import, and seldom needed
 
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -68,9 +68,8 @@ def _open_up(closed: dict[str, str], number: int) -> None:
 
 
 def _maps(number: int) -> Callable[[], None]:
-    """What gives this process, once it has a user namespace, its ids: itself as root, who may mount
-    there, and the user `number`. The maps are written by
-    a process that is outside."""
+    """Returns a function that maps this process's ids once it has a user namespace: itself to root,
+    who may mount there, and the user `number`. A process outside the namespace writes the maps."""
     mine, theirs = os.pipe()
     parent = os.getpid()
     child = os.fork()

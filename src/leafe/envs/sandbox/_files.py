@@ -1,5 +1,8 @@
-"""What of this machine is in a box: the interpreter, its standard library without installed
-packages, the libraries that these load, and three devices."""
+"""The files of this machine that a box contains.
+
+These are the interpreter, its standard library without installed packages, the libraries that these
+load, and three devices.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from leafe.core import UserError
 from leafe.core.processes import with_default_signals
 
 PACKAGES = ("site-packages", "dist-packages")
-"""Folders within some standard libraries that hold what was installed: hidden."""
+"""Folders of installed packages within some standard libraries: hidden."""
 DEVICES = ("null", "random", "urandom")
-"""No terminals, which are places to write, and no zero, whose mappings can be shared."""
+"""No terminals, which can be written to, and no zero, whose mappings can be shared."""
 _CACHE = "/etc/ld.so.cache"
 _UNUSED = (
     "_tkinter",
@@ -31,7 +34,7 @@ _UNUSED = (
     "xx",
     "ossaudiodev",
 )
-"""Extension modules without a use in a box, some of which would bring a display's libraries."""
+"""Extension modules without a use in a box. Some would load a display's libraries."""
 _LOADED = """
 import ctypes, json, os, sys
 folder, unused = sys.argv[1], tuple(sys.argv[2:])
@@ -43,20 +46,21 @@ for name in ("libgcc_s.so.1", *sorted(os.listdir(folder) if os.path.isdir(folder
 class Info(ctypes.Structure): _fields_ = [("address", ctypes.c_void_p), ("name", ctypes.c_char_p)]
 found = []
 each = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Info), ctypes.c_size_t, ctypes.c_void_p)
-ctypes.CDLL(None).dl_iterate_phdr(each(lambda info, size, data: found.append(os.fsdecode(info[0].name or b"")) or 0), None)
+def add(info, size, data): return found.append(os.fsdecode(info[0].name or b"")) or 0
+ctypes.CDLL(None).dl_iterate_phdr(each(add), None)
 print(json.dumps(found))
 """
 
 
 @cache
 def interpreter() -> str:
-    """The interpreter itself, not a virtual environment's."""
+    """The interpreter, not that of a virtual environment."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @cache
 def standard_library() -> tuple[str, ...]:
-    """Its folders, extension modules included."""
+    """The folders of the standard library, with its extension modules."""
     found = dict.fromkeys(
         os.path.realpath(path)
         for name in ("stdlib", "platstdlib")
@@ -72,8 +76,8 @@ def standard_library() -> tuple[str, ...]:
 
 @cache
 def mounted() -> tuple[tuple[str, str], ...]:
-    """(file or folder, its place in the box). UserError where the interpreter does not say what it
-    loads."""
+    """(file or folder, its path in the box) for all that is mounted; UserError if the interpreter
+    does not run."""
     folders = standard_library()
     found = {path: path for path in (interpreter(), *folders)}
     extensions = next(
@@ -95,12 +99,13 @@ def mounted() -> tuple[tuple[str, str], ...]:
             and not any(Path(place).is_relative_to(folder) for folder in folders)
         ):
             found[place] = os.path.realpath(place)
-    if os.path.isfile(_CACHE):  # where the loader finds libraries in unusual folders
+    if os.path.isfile(_CACHE):  # the loader's index of libraries in other folders
         found[_CACHE] = _CACHE
     return tuple((source, place) for place, source in found.items())
 
 
 def hidden() -> list[str]:
+    """Folders to hide, since they hold installed packages."""
     return [
         path
         for folder in standard_library()

@@ -1,4 +1,4 @@
-"""What the sandbox gives on this machine, for `leafe doctor`."""
+"""The sandbox's guarantees on this machine, for `leafe doctor`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import platform
 
 from leafe.core import UserError
 from leafe.envs.sandbox._box import host_id
-from leafe.envs.sandbox._calls import ALLOWED, NOT_BITS, ONLY_BITS, ONLY_WITH
 from leafe.envs.sandbox._sandbox import Sandbox
+from leafe.envs.sandbox._syscalls import ALLOWED, NOT_BITS, ONLY_BITS, ONLY_WITH
 from leafe.envs.sandbox._watch import counts_threads
 
 
 def guarantees() -> dict[str, str]:
-    """Guarantee: what it is here. Where there is no sandbox, that alone, with what to do. Makes the
-    self-test."""
+    """Run the self-test, and describe each guarantee on this machine.
+
+    Returns:
+        Guarantee to description. Without a sandbox one entry, which says what to do.
+    """
     try:
         sandbox = Sandbox()
     except UserError as error:
@@ -37,7 +40,9 @@ def guarantees() -> dict[str, str]:
             "self-test found no hole"
         ),
         "boxes belong to": owner,
-        "network, files, processes": "namespaces of their own; read-only; numbers of its own for each run",
+        "network, files, processes": (
+            "namespaces of their own; read-only; numbers of its own for each run"
+        ),
         "system calls": f"{calls} are allowed, all others refused ({platform.machine()})",
         "threads of a program": "at most 128"
         if counts_threads()

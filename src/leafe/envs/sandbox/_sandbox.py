@@ -1,10 +1,9 @@
-"""Verdicts: a program is run in one box, its tests are judged where it cannot reach.
+"""Runs programs in boxes, and judges their tests where the program cannot reach.
 
-A script's output is compared by the caller, outside every box; only one test's input enters. A
-function's tests run in a second box, which asks the
-program's box for calls and gets plain values back. So nothing that the program prints, returns,
-redefines or leaves undone reads as a success
-that it is not: it passes a test by giving the right value, and in no other way.
+A script's output is compared by the caller, outside all boxes; only one test's input enters. A
+function's tests run in a second box, which asks the program's box for calls and receives plain
+values. So a program passes a test only by giving the right value: nothing that it prints, returns,
+redefines or leaves undone counts as a success.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from leafe.envs.sandbox._watch import Ended, Limits, Outcome, Watch
 from leafe.envs.sandbox.guest._plain import short
 
 _SLOTS = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
-"""Runs at once in this process: a run's wall clock shall not be spent on waiting for a core."""
-_TRIES = 3
+"""Runs at once in this process: the wall clock of a run must not be spent on waiting for a core."""
+_ATTEMPTS = 3
 NOT_THE_PROGRAM = "It was the test's own code that did."
-"""In a verdict's detail, where a test ran into a limit by itself."""
+"""The detail of a verdict where the test itself ran into a limit."""
 _JUDGE = Limits(seconds=10, wall_seconds=60.0, memory=512 << 20, output=1 << 20, report=256 << 20)
-"""For the tests themselves, which nobody's program is."""
-_SHOWN_LINES = 12
+"""Limits of the judge's box, where no model-written code runs."""
+_DETAIL_LINES = 12
 
 T = TypeVar("T")
 Way = Literal["fork", "fresh"]
@@ -45,38 +44,41 @@ Way = Literal["fork", "fresh"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a program's tests came to."""
+    """The result of a program's tests."""
 
     outcome: Outcome
     passed: int
     """Tests that passed, of `total`."""
     total: int
     test: int | None = None
-    """Index of the first test that did not pass; None where all did, or where the program did not
-    even load."""
+    """Index of the first test that did not pass; None if all did, or if the program did not
+    load."""
     detail: str = ""
-    """What was found instead, or a short traceback of the program's own frames; deterministic but
-    for the program's own randomness."""
+    """What was found instead, or a short traceback of the program's own frames. Deterministic,
+    unless the program draws at random."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a script came to on one input."""
+    """The result of a script on one input."""
 
     outcome: Outcome
-    """`passed`: it ended with status 0; what it printed is for the caller to judge."""
+    """`passed` if it ended with status 0: the caller judges its output."""
     stdout: bytes
     detail: str = ""
 
 
 class Sandbox:
-    """Runs programs. UserError at construction where this machine cannot give the protection (a
-    self-test is made).
+    """Runs programs in boxes.
 
-    `way` is how a process is made: `fork`, from a process that waits in a box of its own (a few
-    milliseconds); `fresh`, in a box that is made for it
-    (some tens). `auto` is `fork` where its self-test holds. The walls, the limits and the verdicts
-    are the same.
+    Args:
+        limits: Bounds of one run; by default `Limits()`.
+        way: 'fork' forks each process from one that waits in a box (a few milliseconds). 'fresh'
+            makes a box for each run (some tens of milliseconds). 'auto' is 'fork' if its self-test
+            passes. Walls, limits and verdicts are the same.
+
+    Raises:
+        UserError: The self-test fails: this machine cannot give the protection.
     """
 
     def __init__(
@@ -97,17 +99,27 @@ class Sandbox:
         names: Mapping[str, str] | None = None,
         hidden: bool = False,
     ) -> Verdict:
-        """Load `given`, the program, then `setup`, all in one namespace; run each test (Python
-        statements, usually one assert) in the judge's box, after
-        `judge_setup`. `names`: what a name in a test is called in the program. `hidden`: the
-        program's box is one in which hidden tests alone are run, so that
-        what a program leaves behind there is never found where a test is shown. Without tests it is
-        only loaded. Blocks, for milliseconds up to the wall
-        limit; may be called from several threads. EnvError where the box itself failed, three times
-        running."""
+        """Run a program's tests.
+
+        `given`, the program and then `setup` are loaded into one namespace. Each test runs in the
+        judge's box. Blocks, for milliseconds up to the wall limit. Thread-safe.
+
+        Args:
+            program: Python source.
+            tests: Python statements, usually one assert each. None: the program is only loaded.
+            setup: Source loaded after the program.
+            given: Source loaded before the program.
+            judge_setup: Source run in the judge's box before the tests.
+            names: What a name in a test is called in the program.
+            hidden: Use boxes in which only hidden tests run, so that nothing that a program leaves
+                behind there is found by a shown test.
+
+        Raises:
+            EnvError: The box itself failed three times in a row.
+        """
         job = {"program": program, "given": given, "setup": setup}
         judge = {"tests": list(tests), "setup": judge_setup, "names": dict(names or {})}
-        return self._tried(
+        return self._retried(
             lambda: _verdict(
                 _BOXES[self.way].of(hidden), _BOXES[self.way].tests, job, judge, self.limits
             )
@@ -116,33 +128,42 @@ class Sandbox:
     def run_script(
         self, program: str, stdin: bytes, limits: Limits | None = None, *, hidden: bool = False
     ) -> Run:
-        """Run the program as a script that reads `stdin`; `hidden`: which is a hidden test's.
-        Errors as `run`."""
-        return self._tried(
+        """Run a program as a script that reads `stdin`.
+
+        Args:
+            program: Python source.
+            stdin: Its input.
+            limits: By default the sandbox's.
+            hidden: The input is that of a hidden test.
+
+        Raises:
+            EnvError: The box itself failed three times in a row.
+        """
+        return self._retried(
             lambda: _script(_BOXES[self.way].of(hidden), program, stdin, limits or self.limits)
         )
 
     def close(self) -> None:
-        """End the processes that wait, where no other sandbox of this process is in use. A later
-        run makes new ones."""
+        """End the waiting processes, if no other sandbox of this process is in use. A later run
+        starts new ones."""
         _USERS.discard(self)
         if not _USERS:
             for boxes in _BOXES["fork"]:
                 boxes.close()
 
     def versions(self) -> dict[str, str]:
-        """What runs the programs."""
+        """The Python that runs the programs."""
         return {"python in the sandbox": platform.python_version()}
 
-    def _tried(self, run: Callable[[], T]) -> T:
+    def _retried(self, run: Callable[[], T]) -> T:
         _USERS.add(self)
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(_ATTEMPTS)):
             try:
                 with _SLOTS:
                     return run()
             except (EnvError, OSError) as error:
                 if not left:
-                    raise EnvError(f"The sandbox failed {_TRIES} times: {error}") from error
+                    raise EnvError(f"The sandbox failed {_ATTEMPTS} times: {error}") from error
         raise AssertionError("not reached")
 
 
@@ -150,20 +171,21 @@ _USERS: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 
 
 class Pools(NamedTuple):
-    """Boxes by what is run in them: never one thing in a box of another."""
+    """Boxes by what runs in them; nothing runs in a box of another kind."""
 
     shown: Boxes
-    """Programs, on tests that the policy may see."""
+    """Programs on tests that the policy may see."""
     hidden: Boxes
-    """Programs, on hidden tests."""
+    """Programs on hidden tests."""
     tests: Boxes
+    """The tests themselves: judges."""
 
     @staticmethod
     def made(keep: bool) -> Pools:
         return Pools(Boxes(keep), Boxes(keep), Boxes(keep))
 
     def of(self, hidden: bool) -> Boxes:
-        """Those for programs."""
+        """The boxes for programs."""
         return self.hidden if hidden else self.shown
 
 
@@ -171,7 +193,7 @@ _BOXES: dict[Way, Pools] = {"fork": Pools.made(keep=True), "fresh": Pools.made(k
 
 
 def restarts() -> int:
-    """Fork servers that were lost and made anew, in this process."""
+    """How many fork servers of this process were lost and started anew."""
     return sum(boxes.restarts for pair in _BOXES.values() for boxes in pair)
 
 
@@ -211,9 +233,9 @@ def _verdict(
         loaded = program.line()
         if loaded is None or loaded.get("outcome") != "passed":
             if loaded is None:
-                outcome, detail = _broken_off(program)
+                outcome, detail = _ended_early(program)
             else:
-                outcome, detail = _word(loaded)
+                outcome, detail = _failure(loaded)
             return Verdict(outcome, 0, total, None, detail)
         if not total:
             return Verdict(Outcome.passed, 0, 0)
@@ -222,7 +244,7 @@ def _verdict(
 
 
 def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
-    """Carry requests and answers to and fro until the tests are through."""
+    """Carry requests and answers between both boxes until the tests are done."""
     results: list[tuple[Outcome, str]] = []
     gone: tuple[Outcome, str] | None = None
     while True:
@@ -230,7 +252,7 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
         if event is None:
             ended = tests.end()
             _check_start(tests, ended)
-            # a test that computes or prints without end, on what the program gave it or by itself
+            # a test that computes or prints without end, by itself or on the program's values
             if ended.bound:
                 results.append((ended.bound, NOT_THE_PROGRAM))
                 break
@@ -239,9 +261,9 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
             program.send(json.dumps(event).encode() + b"\n")
             answer = program.line()
             if answer is None:
-                gone = _broken_off(program)
+                gone = _ended_early(program)
                 break
-            tests.send(_line(answer))
+            tests.send(_answer_line(answer))
         elif event["event"] == "test":
             results.append((Outcome(event["outcome"]), _shortened(event["detail"])))
         else:
@@ -257,11 +279,11 @@ def _judged(program: Watch, tests: Watch, total: int) -> Verdict:
     return Verdict(Outcome.passed, passed, total)
 
 
-def _line(answer: Mapping[str, Any]) -> bytes:
-    """The program's answer as the judge is sent it. What it says of a failure is bounded here:
-    escaped, a text is up to six times as long."""
+def _answer_line(answer: Mapping[str, Any]) -> bytes:
+    """The program's answer as it is sent to the judge. The description of a failure is bounded
+    here: escaped, a text is up to six times as long."""
     if "ok" not in answer and "callback" not in answer:
-        outcome, detail = _word(answer)
+        outcome, detail = _failure(answer)
         answer = {
             **answer,
             "outcome": outcome,
@@ -277,7 +299,8 @@ def _line(answer: Mapping[str, Any]) -> bytes:
         )
 
 
-def _broken_off(watch: Watch) -> tuple[Outcome, str]:
+def _ended_early(watch: Watch) -> tuple[Outcome, str]:
+    """How a process ended that should have reported more."""
     ended = watch.end()
     _check_start(watch, ended)
     return (ended.bound, "") if ended.bound else (Outcome.exited, ended.how)
@@ -286,13 +309,13 @@ def _broken_off(watch: Watch) -> tuple[Outcome, str]:
 def _check_start(watch: Watch, ended: Ended) -> None:
     if not watch.started:
         raise EnvError(
-            f"The sandbox did not start: {watch.said() or f'it ended with {ended.how}'}."
+            f"The sandbox did not start: {watch.error_output() or f'it ended with {ended.how}'}."
         )
 
 
-def _word(said: Mapping[str, Any]) -> tuple[Outcome, str]:
-    """What a program's own process says of a failure. Its word is taken for which kind of failure
-    it was, and for nothing else."""
+def _failure(said: Mapping[str, Any]) -> tuple[Outcome, str]:
+    """What a program's process reports of a failure. It is trusted for the kind of failure, and for
+    nothing else."""
     outcome = said.get("outcome")
     kind = Outcome(outcome) if outcome in ("error", "memory", "exited") else Outcome.error
     return kind, _shortened(str(said.get("detail", "")))
@@ -300,7 +323,7 @@ def _word(said: Mapping[str, Any]) -> tuple[Outcome, str]:
 
 def _shortened(text: str) -> str:
     return "\n".join(
-        short(line) for line in clean_text(text).split("\n", _SHOWN_LINES)[:_SHOWN_LINES]
+        short(line) for line in clean_text(text).split("\n", _DETAIL_LINES)[:_DETAIL_LINES]
     )
 
 
@@ -326,7 +349,9 @@ def writes(path):
     return True
 def changes(path):
     seen = os.stat(path)
-    for act in (lambda: os.chmod(path, seen.st_mode & 0o7777), lambda: os.utime(path), lambda: os.utime(path, (seen.st_atime, seen.st_mtime))):
+    times = seen.st_atime, seen.st_mtime
+    chmod = lambda: os.chmod(path, seen.st_mode & 0o7777)
+    for act in (chmod, lambda: os.utime(path), lambda: os.utime(path, times)):
         try:
             act()
             return True
@@ -364,9 +389,13 @@ def _way(asked: Literal["auto", "fork", "fresh"]) -> Way:
 
 
 def self_test(way: Way) -> None:
-    """Tries, from inside, what must not be possible; UserError with the first thing that was. First
-    without the filter, so that each wall is
-    seen to stand by itself, then with it."""
+    """Try, from inside a box, what must not be possible.
+
+    First without the filter, so that each wall is tested by itself, then with it.
+
+    Raises:
+        UserError: The first attempt that succeeded, or why there is no box.
+    """
     if sys.platform != "linux":
         raise UserError(
             "There is no sandbox for model-written code on this system: run on Linux, with "
@@ -382,7 +411,9 @@ def self_test(way: Way) -> None:
         secret.write_text("outside")
         walls = {
             "the network is open": f"assert not connects({server.getsockname()[1]})",
-            "files outside can be read": f"assert not reads({str(secret)!r}) and not reads('/etc/passwd')",
+            "files outside can be read": (
+                f"assert not reads({str(secret)!r}) and not reads('/etc/passwd')"
+            ),
             "files outside can be written": (
                 f"assert not any(map(writes, [{str(secret)!r}, '/tmp/x', '/box/x', "
                 "'/dev/shm/x', '/dev/x', '/usr/x']))"

@@ -1,27 +1,21 @@
-"""The system-call filter: what is not on the list of `_calls.py` is refused.
+"""The system-call filter: calls that `_syscalls.py` does not list are refused.
 
-**Covered.** A program may read what is mounted (all of it read-only), take memory of its own, start
-threads (bounded), sleep, read clocks, and handle its
-own signals. It may start no process and execute nothing; it signals, limits and waits for nobody
-but itself; it opens no socket, not even a
+**Covered.** A program may read what is mounted (read-only), take private memory, start a bounded
+number of threads, sleep, read clocks, and handle its own signals. It may start no process and
+execute nothing; it signals, limits and waits for nobody but itself; it opens no socket or socket
 pair, no pipe, no anonymous file, shared segment, message queue or key; it takes no lock, lease or
-watch; it changes no owner, mode or time of
-a file and no namespace; it traces nothing. Whatever the kernel counts for the whole machine cannot
-be moved by it: inode numbers (sockets, pipes,
-shared anonymous memory, huge pages, pidfds), aio contexts, io_uring, perf events, bpf, userfaultfd,
-timers by number. Whatever tells of the
-machine, of other mounts or of the page cache is refused: fadvise64, preadv2, cachestat, mincore,
-readahead, sync_file_range, statfs, statmount, listmount,
-sysinfo, getrusage (page faults tell what was in the cache), syslog. Calls of another architecture
-end the process. A call that is newer than
-this list is refused with ENOSYS, as by an old kernel.
+watch; it changes no owner, mode or time of a file and no namespace; it traces nothing. It cannot
+move what the kernel counts for the whole machine: inode numbers (sockets, pipes, shared anonymous
+memory, huge pages, pidfds), aio contexts, io_uring, perf events, bpf, userfaultfd, timers by
+number. What tells about the machine, other mounts or the page cache is refused: fadvise64, preadv2,
+cachestat, mincore, readahead, sync_file_range, statfs, statmount, listmount, sysinfo, getrusage
+(page faults show what was cached), syslog. A call of another architecture ends the process. A call
+newer than the list is refused with ENOSYS, as by an old kernel.
 
-**Not covered.** Timing: how long a read, a wake-up or a computation takes tells a little of what
-else runs and ran on the machine. What one program
-computes while another runs (a shared processor cache). Faults of the kernel in the calls that are
-allowed. Threads are counted by RLIMIT_NPROC of
-the box (`guest/_main.py`), not by the filter. What a program needs asyncio's event loop for fails:
-it wants a pair of sockets.
+**Not covered.** Timing: how long a read, a wake-up or a computation takes tells a little about what
+else runs and ran on the machine. What one program computes while another runs (a shared processor
+cache). Kernel faults in the allowed calls. Threads are counted by RLIMIT_NPROC of the box
+(`guest/_main.py`), not by the filter. asyncio's event loop fails: it needs a socket pair.
 """
 
 from __future__ import annotations
@@ -32,7 +26,7 @@ import struct
 from collections.abc import Iterable
 from functools import cache
 
-from leafe.envs.sandbox._calls import (
+from leafe.envs.sandbox._syscalls import (
     ALLOWED,
     CLONE3,
     FUTEX,
@@ -48,7 +42,7 @@ from leafe.envs.sandbox._calls import (
 __all__ = ["STAND_IN", "seccomp_filter"]
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""machine: column of the numbers, AUDIT_ARCH."""
+"""machine: (column of the numbers, AUDIT_ARCH)."""
 _X32 = 0x40000000
 
 _LOAD, _EQUAL, _ABOVE, _AT_LEAST, _BITS, _AND, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x54, 0x06
@@ -62,7 +56,7 @@ def _op(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
 
 
 def _for(number: int, *steps: bytes) -> list[bytes]:
-    """These steps, which end in a return, for the call `number`."""
+    """These steps, which end with a return, for the call `number`."""
     return [_op(_EQUAL, number, no=len(steps)), *steps]
 
 
@@ -71,13 +65,13 @@ def _argument(index: int) -> bytes:
 
 
 def _one_of(values: tuple[int, ...]) -> list[bytes]:
-    """Allow where the loaded value is one of these, else refuse."""
+    """Allow if the loaded value is one of these, else refuse."""
     checks = [_op(_EQUAL, value, yes=len(values) - at) for at, value in enumerate(values)]
     return [*checks, _op(_RETURN, _REFUSE), _op(_RETURN, _ALLOW)]
 
 
 def _spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """(first, last) of the runs of successive numbers."""
+    """(first, last) of each run of successive numbers."""
     spans: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if spans and spans[-1][1] == number - 1:
@@ -89,8 +83,8 @@ def _spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 @cache
 def seccomp_filter() -> bytes | None:
-    """The filter (struct sock_filter[]), with `STAND_IN` for the process's number; None on a
-    machine whose call numbers are not known here."""
+    """The filter (struct sock_filter[]), with `STAND_IN` for the pid; None on a machine whose call
+    numbers are unknown."""
     if platform.machine() not in _MACHINES:
         return None
     column, arch = _MACHINES[platform.machine()]

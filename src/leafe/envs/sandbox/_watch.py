@@ -1,9 +1,8 @@
-"""Watches one process in a box: what it prints, what it reports, and when it has had its time.
+"""Watches one process in a box: its output, its report, and its limits.
 
-Everything that bounds a run from outside is here: the wall clock, the amount of output, the length
-of a report. What the process sends is only ever
-data: lines of its report are parsed and handed on, and nothing that it writes makes a run count as
-ended well.
+The bounds that are enforced from outside are here: the wall clock, and the amount of output and of
+report. All that the process sends is data: the lines of its report are parsed and passed on, and
+nothing that it writes makes a run count as passed.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Start = Callable[[list[int], float], Process]
 
 
 class Outcome(StrEnum):
-    """How the program fared, judged by the first test that it did not pass."""
+    """The result of a program, decided by the first test that it did not pass."""
 
     passed = "passed"  # every test passed
     failed = "failed"  # a wrong answer
@@ -50,15 +49,14 @@ class Limits:
     seconds: float = 3
     """Processor seconds."""
     wall_seconds: float | None = None
-    """Seconds from the moment the program may start: what a sleeping program runs into. None: 10,
-    and 20 times `seconds`, so that a program that
-    computes runs into it on no machine that is in use."""
+    """Wall clock seconds from the moment the program may start; it stops sleeping programs. None:
+    10 + 20 * `seconds`, which a computing program reaches on no machine in use."""
     memory: int = 512 << 20
     """Bytes of address space."""
     output: int = 64 << 10
     """Bytes of stdout and stderr together."""
     report: int = 4 << 20
-    """Bytes of what the process tells the judge: the values of a function's calls."""
+    """Bytes of what the process reports to the judge: the values of calls."""
 
     @property
     def wall(self) -> float:
@@ -67,12 +65,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process that is no more."""
+    """A process that has ended."""
 
     status: int
     """Exit status; 128 + signal for a death by signal."""
     bound: Outcome | None
-    """The limit that it ran into; None where it ended by itself."""
+    """The limit that it ran into; None if it ended by itself."""
     stdout: bytes
 
     @property
@@ -85,7 +83,7 @@ class Ended:
 
 
 class Watch:
-    """One process: started with a job, read line by line, ended. Used by one thread."""
+    """One process: started with a job, read line by line, ended. Not thread-safe."""
 
     def __init__(
         self,
@@ -96,7 +94,7 @@ class Watch:
         stdin: bytes | None = None,
         filtered: bool = True,
     ) -> None:
-        """`stdin` None: the process is sent lines with `send`."""
+        """Start the process. `stdin` None: it is sent lines with `send`."""
         self.limits = limits
         self.stdout, self.stderr = b"", b""
         self._printed, self._reported, self._unread = 0, 0, b""
@@ -141,17 +139,15 @@ class Watch:
                 os.close(file)
 
     def line(self, seconds: float | None = None) -> dict[str, Any] | None:
-        """The next line of the report that is a JSON object, within `seconds` where they are given;
-        None where there will be none."""
+        """The next line of the report that is a JSON object, or None if there will be none.
+        `seconds` sets a new deadline."""
         if seconds is not None:
             self._deadline = time.monotonic() + seconds
         while True:
-            while (
-                self._lines and not self._bound
-            ):  # what was printed before a line is counted before it
-                with contextlib.suppress(
-                    ValueError, RecursionError
-                ):  # what the program itself wrote there
+            # output printed before a line is counted before it
+            while self._lines and not self._bound:
+                # the program itself may have written the line
+                with contextlib.suppress(ValueError, RecursionError):
                     event = json.loads(self._lines.pop(0))
                     if isinstance(event, dict):
                         return event
@@ -162,8 +158,8 @@ class Watch:
     def send(self, line: bytes) -> None:
         assert self._send_to is not None
         with contextlib.suppress(BrokenPipeError):
-            # a pipe's buffer holds every request that a test makes but the largest, and the process
-            # reads when it is asked
+            # The pipe's buffer holds every request but the largest, and the process reads when it
+            # is asked.
             while line:
                 if not _ready([self._send_to], select.POLLOUT, self._deadline):
                     self._stop(Outcome.time)
@@ -171,7 +167,7 @@ class Watch:
                 line = line[os.write(self._send_to, line[:4096]) :]
 
     def end(self) -> Ended:
-        """Read on until the process has ended or passed a bound."""
+        """Read until the process has ended or passed a bound."""
         while self._takers and not self._bound:
             self._read()
         assert self._process is not None
@@ -193,7 +189,7 @@ class Watch:
         return Ended(used.status, self._bound, self.stdout)
 
     def close(self) -> None:
-        """End the process and let go of the pipes. May be called twice."""
+        """End the process and close the pipes. May be called twice."""
         for file in self._opened:
             os.close(file)
         self._opened.clear()
@@ -214,8 +210,7 @@ class Watch:
             self._stop(Outcome.time)
             return
         if self._report in ready:
-            # What was printed before the report is in the pipes by now, whether or not they were
-            # looked at before it came: it is counted first.
+            # Count first what was printed before the report: it is in the pipes by now.
             while self._printed <= self.limits.output:
                 printed = _ready(
                     [file for file in self._takers if file != self._report], select.POLLIN, None
@@ -261,8 +256,8 @@ class Watch:
             self._deadline = time.monotonic() + self.limits.wall
         self._lines += lines
 
-    def said(self) -> str:
-        """Why it did not start."""
+    def error_output(self) -> str:
+        """The start of stderr: why it did not start."""
         return self.stderr[:300].decode(errors="replace").strip()
 
     @property
@@ -272,15 +267,14 @@ class Watch:
 
 @cache
 def counts_threads() -> bool:
-    """Whether this kernel counts the processes of a user for each user namespace (from 5.14), so
-    that a box can have a limit of its own."""
+    """Whether this kernel counts a user's processes per user namespace (from 5.14), so that a box
+    can have its own limit."""
     return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (5, 14)
 
 
 def _ready(files: Iterable[int], event: int, deadline: float | None) -> list[int]:
-    """Which are ready, in the order given; none where the deadline passed; where it is None, those
-    that are ready now. Not select: a process with
-    many files has numbers that it refuses."""
+    """The ready files, in the order given; none after the deadline. Without a deadline, those that
+    are ready now. select() is not used: it refuses large file numbers."""
     files = list(files)
     poll = select.poll()
     for file in files:
@@ -291,8 +285,8 @@ def _ready(files: Iterable[int], event: int, deadline: float | None) -> list[int
 
 
 def sealed_file(data: bytes) -> int:
-    """A descriptor to read `data` from, which nobody can change any more: a file to the program, as
-    a judge gives it."""
+    """A descriptor to read `data` from, which nobody can change any more. To the program it is a
+    file, as judges give it."""
     file = os.memfd_create("leafe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         at = 0

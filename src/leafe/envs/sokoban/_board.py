@@ -1,5 +1,4 @@
-"""What never changes in a level: its walls and goals, the squares that lose a box for good, and how
-one square lies to the next."""
+"""The fixed part of a level: walls, goals, and the squares from which no box can be saved."""
 
 from __future__ import annotations
 
@@ -15,24 +14,26 @@ MOVES: dict[str, Cell] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right
 
 @dataclass(frozen=True, slots=True)
 class State:
+    """What changes in a level."""
+
     player: Cell
     boxes: frozenset[Cell]
     best: int
-    """Most boxes that stood on goals at once so far: the progress."""
+    """The most boxes that were on goals at once: the progress."""
     done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Of a file's level, rows and columns of mere wall at the rim are left out but for one; a
-    generated room is shown in its full size."""
+    """A level. Of a level from a file, the rim is cropped to one square of wall; a generated room
+    keeps its full size."""
 
     rows: int
     columns: int
     walls: frozenset[Cell]
     goals: frozenset[Cell]
     dead: frozenset[Cell]
-    """Floor from which a box can reach no goal, whatever the other boxes do."""
+    """Floor squares from which a box can reach no goal, whatever the other boxes do."""
     start: State
 
 
@@ -42,8 +43,7 @@ def shift(cell: Cell, move: str) -> Cell:
 
 
 def inside(rows: Sequence[str]) -> set[Cell] | None:
-    """The squares that the player could reach if there were no boxes; None where he could walk off
-    the edge of the text."""
+    """The squares that the player could reach without boxes; None if the wall has a gap."""
     start = next(
         (r, c) for r, row in enumerate(rows) for c, symbol in enumerate(row) if symbol in "@+"
     )
@@ -62,8 +62,8 @@ def inside(rows: Sequence[str]) -> set[Cell] | None:
 
 @lru_cache(maxsize=4096)
 def build(rows: tuple[str, ...], whole: bool = False) -> Level:
-    """The level of a text in Boxoban's symbols, cropped to the inside and one square of wall around
-    it unless `whole`."""
+    """Read a level in Boxoban's symbols, cropped to the inside and one square of wall unless
+    `whole`."""
     within = inside(rows) or set()
     top, left, bottom, right = 0, 0, len(rows) - 1, len(rows[0]) - 1
     if not whole:
@@ -79,7 +79,7 @@ def build(rows: tuple[str, ...], whole: bool = False) -> Level:
     boxes = frozenset(cell for cell, symbol in cells.items() if symbol in "$*")
     player = next(cell for cell, symbol in cells.items() if symbol in "@+")
     alive, todo = set(goals), list(goals)
-    while todo:  # pull a box back from every goal, on a board without other boxes
+    while todo:  # pull a box back from every goal, alone on the board
         box = todo.pop()
         for move in MOVES:
             source = shift(box, move)
@@ -102,7 +102,7 @@ def build(rows: tuple[str, ...], whole: bool = False) -> Level:
 
 
 def deadlock(level: Level, boxes: frozenset[Cell], pushed: Cell) -> str | None:
-    """Why the push that ended at `pushed` lost the level; None where that is not certain."""
+    """Why the push that ended at `pushed` lost the level; None if that is not certain."""
     row, column = pushed
     if pushed in level.dead:
         vertical = {(row - 1, column), (row + 1, column)} & level.walls

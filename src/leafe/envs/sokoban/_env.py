@@ -1,27 +1,25 @@
-"""The environment: a move is a word, a grid comes back.
+"""The Sokoban environment: an action is a word, an observation a grid.
 
-A move that cannot be made gets a sentence that says what is in the way, and changes nothing. A push
-after which the
-level can no longer be solved ends the episode with a sentence that names the box and the reason;
-only certain cases are claimed: a square
-from which no goal can be reached even on an empty board (corners are the plainest kind), and a 2x2
-block of boxes and walls with a box off its goal.
+A move that cannot be made is answered with what is in the way, and changes nothing. A push that
+makes the level unsolvable ends the episode with a sentence that names the box and the reason. Only
+certain cases are claimed: a square from which no goal can be reached even on an empty board (such
+as a corner), and a 2x2 block of boxes and walls with a box off its goal.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
-from leafe.core import Environment, StepResult, Task, UserError, derive_seed
+from leafe.core import Environment, StepResult, Task, UserError
 from leafe.envs._data import data_path
+from leafe.envs._options import check_split, shuffled, whole_number
 from leafe.envs.sokoban._board import MOVES, Level, State, build, deadlock, shift
 from leafe.envs.sokoban._files import level_files, read_levels, split_of
-from leafe.envs.sokoban._rooms import LARGEST, VERSION, Room, rooms, states
+from leafe.envs.sokoban._rooms import MAX_STATES, VERSION, Room, rooms, states
 
 DIFFICULTIES = ("unfiltered", "medium", "hard", "any")
 _SIDE = {"up": "above", "down": "below", "left": "to the left of", "right": "to the right of"}
@@ -38,25 +36,23 @@ _HELP = (
 class Sokoban(Environment):
     """Sokoban: push every box onto a goal, in generated rooms or on level files.
 
-    Options: `levels`, 'generated' (rooms made here, no data needed), 'boxoban' (the folder of that
-    name in the data folder), or the path of a
-    level file (plain or gzip) or of a folder of them; `horizon`, steps, by default 15 in generated
-    rooms and 40 on level files.
-    For generated rooms: `size`, rows x columns with the outer walls; `boxes`. By default 6x6 with
-    one box and horizon 15, as verl-agent plays it and LEAFE's
-    authors with it; every room can be solved within the horizon. For files: `difficulty`, which
-    files of a folder count, by name
-    (unfiltered, medium, hard; any: all of them).
+    Generated rooms are 6x6 with one box and horizon 15 by default, as verl-agent and LEAFE's
+    authors play it. Each can be solved within the horizon. A room's split follows from a hash of
+    walls, goals and boxes, the same for a room that is rotated, mirrored or moved: a half is train,
+    a quarter each valid and test. Without a count there are 1000 tasks.
 
-    Splits of generated rooms: by a hash of walls, goals and boxes, the same for a room that is
-    turned, mirrored or moved, so that none is in two of
-    them, whatever the seed; a half is train, a quarter each valid and test. 1000 tasks where no
-    count is given.
-    Splits of files, by a file's name: 'train' in it makes it train; 'valid' in it gives its even
-    levels to valid and its odd ones to test
-    (Boxoban publishes no test files for medium); 'test' in it makes it test; any other file gives
-    levels N with N mod 10 = 8 to
-    valid, 9 to test, the rest to train.
+    The split of a level file follows from its name. 'train' in it means train. 'valid' gives the
+    even levels to valid and the odd ones to test (Boxoban publishes no test files for medium).
+    'test' means test. Any other file gives levels N with N mod 10 = 8 to valid, 9 to test, and the
+    rest to train.
+
+    Args:
+        levels: 'generated' (no data needed), 'boxoban' (the folder of that name in the data
+            folder), or the path of a level file (plain or gzip) or of a folder of them.
+        difficulty: Which files of a folder count, by name: unfiltered, medium, hard, or any.
+        horizon: Steps; by default 15 in generated rooms and 40 on level files.
+        size: Of generated rooms: rows x columns, with the outer walls.
+        boxes: Of generated rooms.
     """
 
     name = "sokoban"
@@ -92,11 +88,7 @@ class Sokoban(Environment):
         generated = levels == "generated"
         if horizon is None:
             horizon = 15 if generated else 40
-        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-            raise UserError(
-                f"The environment 'sokoban' cannot have horizon {horizon!r}: give a whole "
-                "number of steps from 1."
-            )
+        self.horizon = whole_number(self.name, "horizon", horizon)
         if generated and difficulty != "unfiltered":
             raise UserError(
                 "The environment 'sokoban' has difficulties on level files only: set "
@@ -107,22 +99,14 @@ class Sokoban(Environment):
                 "The environment 'sokoban' takes size and boxes for levels = 'generated' "
                 "only: level files have their own."
             )
-        self.levels = levels
-        self.difficulty = difficulty
-        self.horizon = horizon
+        self.levels, self.difficulty, self.boxes = levels, difficulty, boxes
         self.size = _size(size, boxes, horizon)
-        self.boxes = boxes
         self._level: Level | None = None
         self._state: State | None = None
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's levels in an order drawn by `seed`; a smaller count is a prefix of a larger
-        one."""
-        if split not in self.splits:
-            raise UserError(
-                f"The environment 'sokoban' has no split {split!r}: its splits are "
-                f"{', '.join(self.splits)}."
-            )
+        """The split's levels, in an order drawn by `seed`."""
+        check_split(self.name, split, self.splits)
         if self.levels == "generated":
             return [
                 self._generated(room, split)
@@ -142,8 +126,7 @@ class Sokoban(Environment):
             for number, rows in read_levels(path)
             if split_of(label, number) == split
         ]
-        random.Random(derive_seed(seed, "sokoban", split)).shuffle(found)
-        return found[:count]
+        return shuffled(found, seed, "sokoban", split)[:count]
 
     def _generated(self, room: Room, split: str) -> Task:
         return self._task(
@@ -173,22 +156,22 @@ class Sokoban(Environment):
         if level is None or state is None:
             raise RuntimeError("step before reset")
         if state.done:
-            return self._refused("The level is over.")
+            return self._refuse("The level is over.")
         match = _ACTION.fullmatch(action.strip())
         if match is None:
             shown = action.strip() if len(action) <= 40 else action.strip()[:40] + "..."
-            return self._refused(f"There is no action {shown!r}: say up, down, left or right.")
+            return self._refuse(f"There is no action {shown!r}: say up, down, left or right.")
         word = match[1].lower()
         to = shift(state.player, word)
         if to in level.walls:
-            return self._refused(f"You cannot move {word}: there is a wall {_SIDE[word]} you.")
+            return self._refuse(f"You cannot move {word}: there is a wall {_SIDE[word]} you.")
         if to not in state.boxes:
             self._state = State(to, state.boxes, state.best)
-            return self._moved(f"You moved {word}.")
+            return self._result(f"You moved {word}.")
         behind = shift(to, word)
         if behind in level.walls or behind in state.boxes:
             what = "a wall" if behind in level.walls else "another box"
-            return self._refused(
+            return self._refuse(
                 f"You cannot push the box {_SIDE[word]} you: there is {what} behind it."
             )
         boxes = state.boxes - {to} | {behind}
@@ -196,7 +179,7 @@ class Sokoban(Environment):
         stuck = deadlock(level, boxes, behind)
         won = on_goals == len(boxes)
         self._state = State(to, boxes, max(state.best, on_goals), done=won or stuck is not None)
-        said = f"You pushed a box {word}" + (
+        text = f"You pushed a box {word}" + (
             ", onto a goal."
             if behind in level.goals
             else ", off its goal."
@@ -204,17 +187,17 @@ class Sokoban(Environment):
             else "."
         )
         if won:
-            return self._moved(
-                f"{said} All boxes are on goals: the level is solved.",
+            return self._result(
+                f"{text} All boxes are on goals: the level is solved.",
                 reward=1.0,
                 done=True,
                 success=True,
             )
         if stuck is not None:
-            return self._moved(
-                f"{said} {stuck} The level can no longer be solved: you have lost.", done=True
+            return self._result(
+                f"{text} {stuck} The level can no longer be solved: you have lost.", done=True
             )
-        return self._moved(said)
+        return self._result(text)
 
     def valid_actions(self) -> Sequence[str]:
         level, state = self._level, self._state
@@ -238,7 +221,7 @@ class Sokoban(Environment):
         assert isinstance(snapshot, tuple)
         self._level, self._state = snapshot
 
-    def _refused(self, why: str) -> StepResult:
+    def _refuse(self, why: str) -> StepResult:
         assert self._state is not None
         return StepResult(
             f"{why} Nothing changed.\n{self._view()}",
@@ -247,12 +230,12 @@ class Sokoban(Environment):
             progress=float(self._state.best),
         )
 
-    def _moved(
-        self, said: str, reward: float = 0.0, done: bool = False, success: bool = False
+    def _result(
+        self, text: str, reward: float = 0.0, done: bool = False, success: bool = False
     ) -> StepResult:
         assert self._state is not None
         return StepResult(
-            f"{said}\n{self._view()}",
+            f"{text}\n{self._view()}",
             reward=reward,
             done=done,
             success=success,
@@ -283,7 +266,7 @@ class Sokoban(Environment):
 
 
 def _size(size: str, boxes: int, horizon: int) -> tuple[int, int]:
-    """Rows and columns; UserError for what cannot be made or would take too long."""
+    """Rows and columns; UserError for rooms that cannot be generated, or only too slowly."""
     match = re.fullmatch(r"(\d{1,2})x(\d{1,2})", size) if isinstance(size, str) else None
     rows, columns = (int(match[1]), int(match[2])) if match else (0, 0)
     if min(rows, columns) < 4:
@@ -291,11 +274,8 @@ def _size(size: str, boxes: int, horizon: int) -> tuple[int, int]:
             f"The environment 'sokoban' cannot have size {size!r}: write rows x columns "
             "with the outer walls, both from 4, for example '6x6'."
         )
-    if not isinstance(boxes, int) or isinstance(boxes, bool) or boxes < 1:
-        raise UserError(
-            f"The environment 'sokoban' cannot have boxes = {boxes!r}: give a whole number from 1."
-        )
-    if states(rows, columns, boxes) > LARGEST:
+    whole_number("sokoban", "boxes", boxes)
+    if states(rows, columns, boxes) > MAX_STATES:
         raise UserError(
             f"The environment 'sokoban' cannot generate {size} rooms with {boxes} boxes: "
             "too many states to search; make size or boxes smaller."

@@ -1,8 +1,7 @@
-"""Levels from files in Boxoban's text form, by split; what is no level is named with its file and
-line.
+"""Reads levels in Boxoban's text format.
 
-`#` wall, `@` player, `$` box, `.` goal, `*` box on goal, `+` player on goal, a line `; N` before
-each level.
+`#` wall, `@` player, `$` box, `.` goal, `*` box on goal, `+` player on goal, and a line `; N`
+before each level. An error names file and line.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from leafe.envs.sokoban._board import inside
 
 
 def level_files(root: Path, difficulty: str) -> list[tuple[Path, str]]:
-    """Level files with their labels: the path below the folder, `/` written `-`, endings left off.
-    Of a folder those with `difficulty` in the label, or any."""
+    """The level files and their labels: the path below the folder, with `-` for `/` and without the
+    suffix. Of a folder only the files with `difficulty` in the label, unless it is 'any'."""
     if root.is_file():
         return [(root, _label(root.name))]
     if not root.is_dir():
@@ -26,10 +25,10 @@ def level_files(root: Path, difficulty: str) -> list[tuple[Path, str]]:
             f"The environment 'sokoban' finds no level file or folder at {root}: correct "
             "the option levels."
         )
-    every = sorted(
+    files = sorted(
         p for p in root.rglob("*") if p.is_file() and p.name.endswith((".txt", ".txt.gz"))
     )
-    labelled = [(p, _label(p.relative_to(root).as_posix())) for p in every]
+    labelled = [(p, _label(p.relative_to(root).as_posix())) for p in files]
     chosen = [(p, label) for p, label in labelled if difficulty == "any" or difficulty in label]
     if not chosen:
         raise UserError(
@@ -44,7 +43,7 @@ def _label(path: str) -> str:
 
 
 def split_of(label: str, number: int) -> str:
-    """The split of level `number` of the file `label`: see `Sokoban`."""
+    """The split of level `number` of the file `label`, as `Sokoban` documents it."""
     if "train" in label:
         return "train"
     if "valid" in label:
@@ -55,8 +54,7 @@ def split_of(label: str, number: int) -> str:
 
 
 def read_levels(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """(number, rows) of each level; UserError with file and line for anything that is not a
-    level."""
+    """(number, rows) of each level; UserError with file and line for a line that is wrong."""
     try:
         raw = path.read_bytes()
         text = decoded(
@@ -64,11 +62,11 @@ def read_levels(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
         )
     except (OSError, EOFError) as error:  # BadGzipFile is an OSError
         raise UserError(f"The level file {path} cannot be read: {error}.") from error
-    number, begun, rows = -1, 0, list[str]()
+    number, first_line, rows = -1, 0, list[str]()
     for at, line in enumerate([*text.splitlines(), ""], start=1):
         if line.startswith(";") or not line.strip():
             if rows:
-                _check(rows, path, begun)
+                _check(rows, path, first_line)
                 yield number, tuple(rows)
                 rows, number = [], number + 1
             if line.startswith(";"):
@@ -86,7 +84,7 @@ def read_levels(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
                     "$ . * + and space)."
                 )
             if not rows:
-                begun, number = at, max(number, 0)
+                first_line, number = at, max(number, 0)
             rows.append(line)
 
 

@@ -1,20 +1,15 @@
-"""Generated rooms: each is played backwards from all its solved states at once, so that the
-shortest solution of every state is known exactly.
+"""Generates rooms, each solved backwards from all its solved states.
 
-The rooms follow those of gym-sokoban, as verl-agent plays them at 6x6 with one box: a random walk
-clears the floor, goals are drawn, boxes are
-pulled off them as far as they go, and the player, who stands where he let go, may take up to three
-steps aside. There a depth-first search looks
-for one good state and starts again where it finds none; here a breadth-first one, over the states
-of many rooms in one numpy array, gives the
-number of moves that each state needs. A level is drawn among those that can be solved within the
-horizon, so that it is solvable by
-construction, and in how many moves is known.
+The rooms follow gym-sokoban, as verl-agent plays them at 6x6 with one box. A random walk clears the
+floor, goals are drawn, and boxes are pulled off them as far as possible. The player starts where he
+let go, or up to three steps aside. gym-sokoban searches depth-first for one good state and starts
+again if it finds none. Here a breadth-first search, over the states of many rooms in one numpy
+array, gives the length of the shortest solution of every state. A level is drawn among those that
+can be solved within the horizon.
 
-Two levels are the same if one is the other turned, mirrored or moved in its frame of wall. The
-split is decided by walls, goals and boxes alone,
-up to the same: it does not depend on a seed, and no two splits share a level, not even with the
-player elsewhere.
+Two levels are the same if one is the other rotated, mirrored or moved within its frame of wall. The
+split follows from walls, goals and boxes up to this symmetry: it does not depend on a seed, and no
+two splits share a level, not even with the player elsewhere.
 """
 
 from __future__ import annotations
@@ -34,17 +29,16 @@ from leafe.core import derive_seed
 Ints = npt.NDArray[np.int64]
 
 VERSION = 1
-"""Raised whenever the same seed gives other levels than before."""
-LARGEST = 2**25
-"""States of one room, reachable or not: what memory (a byte each) and patience allow."""
+"""To be raised whenever the same seed gives other levels than before."""
+MAX_STATES = 2**25
+"""The most states of one room, reachable or not (one byte each)."""
 SPLITS = ("train", "train", "valid", "test")
-"""By a hash of walls, goals and boxes, modulo 4."""
+"""By a hash of walls, goals and boxes modulo 4."""
 _TURN = 0.35
-"""How often the walk that clears the floor changes its direction; this and its length are
-gym-sokoban's."""
+"""Probability that the walk which clears the floor turns. This and its length are gym-sokoban's."""
 _ASIDE, _ASIDE_NEAR, _ON, _STEPS = 0.5, 0.8, 0.5, 3
-"""How often the player steps aside (where the box is one square off: the second), goes on, and at
-most how far; verl-agent's."""
+"""Probability that the player steps aside (`_ASIDE_NEAR` if the box is one square off its goal) and
+goes on, and the most steps: verl-agent's."""
 _BRUSHES = (
     ((0, -1), (0, 1)),
     ((-1, 0), (1, 0)),
@@ -52,10 +46,10 @@ _BRUSHES = (
     ((0, -1), (1, -1), (1, 0)),
     ((0, 1), (1, 0)),
 )
-"""What is cleared beside the square on which the walk stands, as (row, column) offsets: one of
-these a step."""
-_DRY = 2000
-"""So many rooms in a row without a new level of the split: there are no more."""
+"""Offsets (row, column) that are cleared beside the walk's square: one of these sets at each
+step."""
+_MAX_FAILURES = 2000
+"""Rooms in a row without a new level of the split after which generation ends."""
 _UNKNOWN = 255
 
 
@@ -66,26 +60,25 @@ class Room:
     rows: tuple[str, ...]
     """In Boxoban's symbols."""
     moves: int
-    """Length of the shortest solution."""
+    """Length of the shortest solution, in moves."""
     key: str
-    """Twelve hex digits that stand for the level, however it is turned, mirrored or moved."""
+    """Twelve hex digits, the same for a level that is rotated, mirrored or moved."""
 
 
 def states(rows: int, columns: int, boxes: int) -> int:
-    """How many states a room of that size can have: squares of boxes and player, reachable or
-    not."""
+    """How many states a room of that size has: squares of boxes and player, reachable or not."""
     return int(((rows - 2) * (columns - 2)) ** (boxes + 1))
 
 
 def rooms(
     rows: int, columns: int, boxes: int, horizon: int, split: str, seed: int
 ) -> Iterator[Room]:
-    """The split's levels, drawn by `seed`, none twice; each solvable within `horizon` moves. Ends
-    where no more are found."""
+    """Levels of the split, drawn by `seed` without repetition, each solvable within `horizon`
+    moves. Ends when no more are found."""
     batch = max(1, min(64, (1 << 20) // states(rows, columns, boxes)))
     seen: set[str] = set()
-    at = dry = 0
-    while dry < _DRY:
+    at = failures = 0
+    while failures < _MAX_FAILURES:
         for room in _draw(
             rows,
             columns,
@@ -94,10 +87,10 @@ def rooms(
             split,
             [derive_seed(seed, "sokoban-room", at + i) for i in range(batch)],
         ):
-            dry += 1
+            failures += 1
             if room is not None and room.key not in seen:
                 seen.add(room.key)
-                dry = 0
+                failures = 0
                 yield room
         at += batch
 
@@ -105,7 +98,7 @@ def rooms(
 def _draw(
     rows: int, columns: int, boxes: int, horizon: int, split: str, seeds: Sequence[int]
 ) -> list[Room | None]:
-    """One level for each seed; None where the drawn room has none, or one of another split."""
+    """One level for each seed; None if the drawn room has none, or one of another split."""
     draws = [random.Random(seed) for seed in seeds]
     height, width = rows - 2, columns - 2
     floors = [sorted(_floor(draw, height, width)) for draw in draws]
@@ -122,7 +115,7 @@ def _draw(
 
 
 def _floor(draw: random.Random, height: int, width: int) -> set[int]:
-    """Squares of floor, counted row by row."""
+    """The squares of floor, numbered row by row."""
     row, column = draw.randrange(height), draw.randrange(width)
     steps = ((1, 0), (0, 1), (-1, 0), (0, -1))
     step = draw.choice(steps)
@@ -146,19 +139,19 @@ def solution_lengths(
     goals: Sequence[Sequence[int]],
     most: int,
 ) -> npt.NDArray[np.uint8]:
-    """Length of the shortest solution of every state of every room, in an array (room, state); 255
-    where it is above `most` or there is none.
+    """The shortest solution of every state of every room.
 
-    A state is a number in base height*width: its boxes' squares in ascending order, then the
-    player's. All solved states have length 0;
-    a state of length m + 1 is one from which a move or a push leads to one of length m, found by
-    taking that move back.
+    A state is a number in base height*width: the squares of its boxes in ascending order, then the
+    player's. All solved states have length 0. A state of length m + 1 leads by a move or push to
+    one of length m, and is found by taking that move back.
+
+    Returns:
+        Array (room, state) of lengths; 255 if there is no solution of at most `most` moves.
     """
     squares, boxes = height * width, len(goals[0])
     size = squares ** (boxes + 1)
-    floor = np.zeros(
-        (len(floors), squares + 1), dtype=bool
-    )  # the last square stands for everything outside
+    # the last square stands for everything outside
+    floor = np.zeros((len(floors), squares + 1), dtype=bool)
     for i, cells in enumerate(floors):
         floor[i, list(cells)] = True
     beside = _neighbours(height, width)
@@ -184,13 +177,11 @@ def solution_lengths(
         for way in range(4):
             to, behind = beside[way, player], beside[way ^ 1, player]
             free = floor[room, to] & ~(where == to[:, None]).any(axis=1)
-            found.append((frontier - player + to)[free])  # he came from there
+            found.append((frontier - player + to)[free])  # a move from there
             pulled = (where == behind[:, None]) & free[:, None]
             some = pulled.any(axis=1)
             after = np.sort(np.where(pulled[some], player[some, None], where[some]), axis=1)
-            found.append(
-                room[some] * size + after @ weights + to[some]
-            )  # he came from there and pushed
+            found.append(room[some] * size + after @ weights + to[some])  # a push from there
         new = np.concatenate(found)
         frontier = np.unique(new[flat[new] == _UNKNOWN])
         if not frontier.size:
@@ -201,7 +192,7 @@ def solution_lengths(
 
 @cache
 def _neighbours(height: int, width: int) -> Ints:
-    """(way, square) -> square, ways up, down, left, right; height*width for the outside."""
+    """(direction, square) -> square; directions up, down, left, right; height*width is outside."""
     number = np.full((height + 2, width + 2), height * width, dtype=np.int64)
     number[1:-1, 1:-1] = np.arange(height * width).reshape(height, width)
     sides = (number[:-2, 1:-1], number[2:, 1:-1], number[1:-1, :-2], number[1:-1, 2:])
@@ -217,8 +208,8 @@ def _choose(
     known: npt.NDArray[np.uint8],
     split: str,
 ) -> Room | None:
-    """A state whose boxes are all off their goals and as far from them as can be; None where there
-    is none, or it is of another split."""
+    """A state whose boxes are all off their goals and as far from them as possible; None if there
+    is none, or if it is of another split."""
     squares, boxes = height * width, len(goals)
     codes = np.flatnonzero((known != _UNKNOWN) & (known > 0))
     where = np.stack([codes // squares**p % squares for p in range(boxes, 0, -1)], axis=1)
@@ -238,7 +229,7 @@ def _choose(
     best = np.flatnonzero(far == far.max())
     beside = _neighbours(height, width).tolist()
     free = set(floor)
-    let_go = []  # where the player has just pulled a box away from the square behind it
+    let_go = []  # states in which the player can just have pulled a box
     for at in best.tolist():
         player, taken = int(codes[at]) % squares, set(where[at].tolist())
         for way in range(4):
@@ -275,7 +266,7 @@ def _choose(
 def _aside(
     draw: random.Random, player: int, free: set[int], beside: Sequence[Sequence[int]], often: float
 ) -> int:
-    """Where the player begins: where he is, or up to three steps away, never back over a square."""
+    """Where the player starts: where he is, or up to three steps away, never twice on a square."""
     been = {player}
     for step in range(_STEPS):
         if draw.random() >= (_ON if step else often):

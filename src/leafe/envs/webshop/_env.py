@@ -1,9 +1,8 @@
-"""The environment: a shopper's session on the published pages.
+"""The WebShop environment: a shopping session on the published pages.
 
-A page is text with ` [SEP] ` between its parts, as the published simple text mode prints it; an
-action is `search[words]` or `click[button]`. What can be
-clicked is what the page names. Where the session is (page, query, product, options) is one small
-value, so that a snapshot is that value.
+A page is text with ` [SEP] ` between its parts, like the published simple text mode. An action is
+`search[words]` or `click[button]`, where the page names the buttons. A session (page, query,
+product, options) is one small value, and that value is the snapshot.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 
 from leafe.core import Environment, StepResult, Task, UserError, derive_seed
 from leafe.envs._data import data_path
+from leafe.envs._options import check_split, whole_number
 from leafe.envs.webshop._read import Product
 from leafe.envs.webshop._reward import Goal, Worth, worth
 from leafe.envs.webshop._store import Source, Store, default_cache, open_store
@@ -27,9 +27,9 @@ PAGE = 10
 """Products on a page of results."""
 SEP = " [SEP] "
 SUB_PAGES = ("description", "features", "reviews", "attributes")
-SHOWN = 60
-"""Buttons that an invalid click is told of at most."""
-LONGEST = 2_000
+MAX_BUTTONS = 60
+"""The most buttons that the answer to an invalid click lists."""
+MAX_ACTION = 2_000
 """Characters of an action; a longer one is refused."""
 _ACTION = re.compile(r"(search|click)\s*\[(.+)\]", re.IGNORECASE)
 _PRODUCT_FILES = (
@@ -42,8 +42,8 @@ _PRODUCT_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """Where the shopper is. `page` counts the pages of results from 1; `row` is the product; `sub`
-    one of SUB_PAGES or ''."""
+    """The state of the session. `page` counts the result pages from 1, `row` is the product, `sub`
+    one of SUB_PAGES or ""."""
 
     at: str = "search"
     """search | results | item | sub | done"""
@@ -60,21 +60,25 @@ class WebShop(Environment):
     """WebShop: find, customise and buy the product that an instruction asks for, in a text shop of
     up to 1.18 million products.
 
-    Options: `products`, a file in a published form (items_shuffle*.json or documents*.jsonl) or a
-    folder that holds one; `instructions` (items_ins_v2*.json)
-    and `human` (items_human_ins.json), by default those that lie beside it; `catalogue`, 'files'
-    (where `products` is not given: the folder `webshop` of the
-    data folder) or 'synthetic' (embedded, `size` products drawn by `seed`; the default where
-    `products` is not given); `goals`, 'synthetic' (made from
-    products and their options) or 'human'; `limit`, the first products of the file alone;
-    `show_attributes`, the published button Attributes; `details`,
-    whether the last page says which parts of the reward were missed (the published text page does
-    not); `horizon`, steps; `cache`, where the index is
-    kept (else LEAFE_CACHE, else ~/.cache/leafe).
+    The splits follow the published shuffle (seed 233): test is the first 500 goals, valid the next
+    1000, train the rest. With fewer than 5000 goals, test and valid are at most a fifth each.
 
-    Splits, after the published shuffle (seed 233): test is the first 500 goals, valid the next
-    1000, train the rest; where there are fewer than 5000 goals
-    each of the first two is a fifth at most.
+    Args:
+        products: A file in a published form (items_shuffle*.json or documents*.jsonl), or a folder
+            that holds one.
+        instructions: items_ins_v2*.json; by default the one beside `products`.
+        human: items_human_ins.json; by default the one beside `products`.
+        catalogue: 'files' (without `products`: the folder `webshop` of the data folder) or
+            'synthetic' (embedded). By default 'files' if `products` is given, else 'synthetic'.
+        goals: 'synthetic' (made from products and their options) or 'human'.
+        size: How many products the synthetic catalogue has.
+        seed: Decides the synthetic catalogue.
+        limit: Use only the first products of the file.
+        show_attributes: Show the published button Attributes.
+        details: Say on the last page which parts of the reward were missed. The published text page
+            does not.
+        horizon: Steps.
+        cache: The folder of the index. By default LEAFE_CACHE, else ~/.cache/leafe.
     """
 
     name = "webshop"
@@ -118,27 +122,16 @@ class WebShop(Environment):
                     f"The environment 'webshop' has no {option} {value!r}: give "
                     f"{' or '.join(allowed)}."
                 )
-        for option, number in (
-            ("size", size),
-            ("horizon", horizon),
-            *([("limit", limit)] if limit is not None else []),
-        ):
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise UserError(
-                    f"The environment 'webshop' cannot have {option} = {number!r}: give a "
-                    "whole number from 1."
-                )
+        for option, number in (("size", size), ("horizon", horizon), ("limit", limit)):
+            if number is not None or option != "limit":
+                whole_number(self.name, option, number)
         if catalogue == "synthetic" and (products or instructions or human or goals == "human"):
             raise UserError(
                 "The environment 'webshop' with catalogue 'synthetic' takes no files and "
                 "no goals by people: leave catalogue out, and give products."
             )
-        self.goals, self.show_attributes, self.details, self.horizon = (
-            goals,
-            show_attributes,
-            details,
-            horizon,
-        )
+        self.goals, self.horizon = goals, horizon
+        self.show_attributes, self.details = show_attributes, details
         if catalogue == "synthetic":
             source = Source(size=size, seed=seed, limit=limit)
         else:
@@ -155,13 +148,8 @@ class WebShop(Environment):
         self._session = _Session()
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        """The split's goals in an order drawn by `seed`; a smaller count is a prefix of a larger
-        one."""
-        if split not in self.splits:
-            raise UserError(
-                f"The environment 'webshop' has no split {split!r}: its splits are "
-                f"{', '.join(self.splits)}."
-            )
+        """The split's goals, in an order drawn by `seed`."""
+        check_split(self.name, split, self.splits)
         order = self.store.order[self.goals]
         if not len(order):
             about = self.store.about
@@ -212,15 +200,15 @@ class WebShop(Environment):
                 valid=False,
                 progress=self._session.best,
             )
-        match = _ACTION.match(action.strip()) if len(action) <= LONGEST else None
+        match = _ACTION.match(action.strip()) if len(action) <= MAX_ACTION else None
         verb, what = (match[1].lower(), " ".join(match[2].lower().split())) if match else ("", "")
         if verb == "search" and what and not set("[]") & set(what):
-            return self._moved(_Session("results", what, best=self._session.best))
+            return self._go_to(_Session("results", what, best=self._session.best))
         if verb == "click":
-            after = self._clicked(what)
+            after = self._click(what)
             if after is not None:
-                return self._bought() if after.at == "done" else self._moved(after)
-        return self._refused(action, verb, what)
+                return self._buy() if after.at == "done" else self._go_to(after)
+        return self._refuse(action, verb, what)
 
     def valid_actions(self) -> Sequence[str]:
         if self._task is None or self._session.at == "done":
@@ -257,8 +245,8 @@ class WebShop(Environment):
 
     # What a click does
 
-    def _clicked(self, button: str) -> _Session | None:
-        """The session after a click; None where the page has no such button."""
+    def _click(self, button: str) -> _Session | None:
+        """The session after a click; None if the page has no such button."""
         now = self._session
         if button not in self._buttons():
             return None
@@ -290,13 +278,15 @@ class WebShop(Environment):
             now,
             options=tuple(
                 sorted(
-                    (dict(now.options) | {named[self._spelt(button)]: self._spelt(button)}).items()
+                    (
+                        dict(now.options) | {named[self._spelling(button)]: self._spelling(button)}
+                    ).items()
                 )
             ),
         )
 
-    def _spelt(self, button: str) -> str:
-        """An option's value as the product spells it."""
+    def _spelling(self, button: str) -> str:
+        """The product's spelling of an option value."""
         values = (
             value
             for values in self.store.product(self._session.row).options.values()
@@ -305,7 +295,7 @@ class WebShop(Environment):
         return next(value for value in values if " ".join(value.split()) == button)
 
     def _buttons(self) -> list[str]:
-        """What can be clicked on this page, as it is written in an action."""
+        """The buttons of this page, as they are written in an action."""
         now = self._session
         if now.at == "results":
             return [
@@ -340,9 +330,9 @@ class WebShop(Environment):
             (self._session.page - 1) * PAGE : self._session.page * PAGE
         ]
 
-    # What the shopper is told
+    # Observations
 
-    def _moved(self, after: _Session) -> StepResult:
+    def _go_to(self, after: _Session) -> StepResult:
         self._session = after
         if after.row >= 0:
             self._session = replace(after, best=max(after.best, self._worth().reward))
@@ -359,26 +349,26 @@ class WebShop(Environment):
             goal,
         )
 
-    def _bought(self) -> StepResult:
+    def _buy(self) -> StepResult:
         value, goal = self._worth(), self._goal
         assert goal is not None
         reward = value.reward
         self._session = replace(self._session, at="done", best=max(self._session.best, reward))
-        said = [
+        parts = [
             "Thank you for shopping with us!",
             "Purchased",
             self.store.product(self._session.row).asin,
         ]
-        said += [
+        parts += [
             "options",
             ", ".join(f"{name}: {chosen}" for name, chosen in self._session.options) or "none",
         ]
-        said += ["Your score (min 0.0, max 1.0)", str(round(reward, 4))]
+        parts += ["Your score (min 0.0, max 1.0)", str(round(reward, 4))]
         if self.details:
-            said += ["Reward details", _details(value, goal)]
+            parts += ["Reward details", _details(value, goal)]
         info = {"asin": self.store.product(self._session.row).asin, "worth": asdict(value)}
         return StepResult(
-            _joined(said),
+            _joined(parts),
             reward=reward,
             done=True,
             success=reward == 1,
@@ -386,7 +376,7 @@ class WebShop(Environment):
             info=info,
         )
 
-    def _refused(self, action: str, verb: str, what: str) -> StepResult:
+    def _refuse(self, action: str, verb: str, what: str) -> StepResult:
         shown = action.strip()[:80] + ("..." if len(action.strip()) > 80 else "")
         if verb == "search":
             why = "The search is empty or has brackets in it: write search[words]."
@@ -395,9 +385,9 @@ class WebShop(Environment):
         else:
             why = f"There is no action {shown!r}: write search[words] or click[button]."
         buttons = self._buttons()
-        more = f" and {len(buttons) - SHOWN} more" if len(buttons) > SHOWN else ""
+        more = f" and {len(buttons) - MAX_BUTTONS} more" if len(buttons) > MAX_BUTTONS else ""
         there = (
-            f"You can click: {', '.join(buttons[:SHOWN])}{more}."
+            f"You can click: {', '.join(buttons[:MAX_BUTTONS])}{more}."
             if buttons
             else "This page has a search bar: write search[words]."
         )
@@ -407,7 +397,7 @@ class WebShop(Environment):
         return _joined(self._parts())
 
     def _parts(self) -> Iterator[str]:
-        """The parts of the present page, in the published order."""
+        """The parts of the current page, in the published order."""
         now, task = self._session, self._task
         assert task is not None
         if now.at == "search":
@@ -444,7 +434,7 @@ class WebShop(Environment):
 
 
 def _joined(parts: Iterable[str]) -> str:
-    """A page's text, white space within its parts made one space, empty parts left out."""
+    """The text of a page: white space is normalised, and empty parts are dropped."""
     return SEP.join(part for part in (" ".join(part.split()) for part in parts) if part)
 
 
@@ -482,7 +472,7 @@ def _details(value: Worth, goal: Goal) -> str:
 def _files(
     path: Path, instructions: str | None, human: str | None, goals: str, limit: int | None
 ) -> Source:
-    """The published files at a path, and those that lie beside it."""
+    """The published files at a path, and those beside it."""
     if path.is_dir():
         found = [path / name for name in _PRODUCT_FILES if (path / name).is_file()] or sorted(
             p for p in path.glob("documents*.jsonl*") if p.is_file()

@@ -1,10 +1,8 @@
-"""The search index: built in bounded memory, in the file format of bm25s, which does the scoring on
-memory-mapped arrays.
+"""The search index: built in bounded memory, in the file format of bm25s, which does the scoring.
 
-bm25s builds an index from lists that hold every word of every product. Here the words go to disk as
-they are read, and are brought into the order of the
-index block by block; a test compares both ways number by number. BM25 has Pyserini's parameters (k1
-= 0.9, b = 0.4) and Lucene's rounded lengths. Equal
+bm25s itself builds an index from lists of all words of all products. Here the words are written to
+disk as they are read, and sorted into the index block by block; a test compares both ways number by
+number. BM25 has Pyserini's parameters (k1 = 0.9, b = 0.4) and Lucene's rounded lengths. Equal
 scores are ordered by product.
 """
 
@@ -27,11 +25,11 @@ from leafe.envs.webshop._terms import make_stemmer, words_of
 
 K1, B = 0.9, 0.4
 BLOCK = 1 << 20
-"""Entries (word, product) that are held in memory at a time."""
+"""Entries (word, product) in memory at a time."""
 
 
 class IndexBuilder:
-    """Takes texts one by one; `finish` writes the index into `folder`."""
+    """Indexes texts one by one; `finish` writes the index to `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,14 +38,12 @@ class IndexBuilder:
         self.ids: dict[str, int] = {}
         """Stem -> number, in order of appearance."""
         self.known: dict[str, int] = {}
-        """Word -> number of its stem: each word is stemmed once."""
+        """Word -> number of its stem, so that each word is stemmed once."""
         self.terms, self.counts = array("i"), array("i")
         self.lengths, self.sizes = array("i"), array("i")
-        """Of each text: its words, and its different words."""
-        self.term_file, self.count_file = (
-            (folder / "terms.part").open("wb"),
-            (folder / "counts.part").open("wb"),
-        )
+        """Of each text: the number of words, and of different words."""
+        self.term_file = (folder / "terms.part").open("wb")
+        self.count_file = (folder / "counts.part").open("wb")
 
     def add(self, text: str) -> None:
         numbers = [self.number(word) for word in words_of(text)]
@@ -127,8 +123,8 @@ class IndexBuilder:
             (self.folder / name).unlink()
 
     def write_vocabulary(self) -> NDArray[np.int32]:
-        """The stems in the order of their bytes, so that they are looked up where they lie; returns
-        number -> place in that order."""
+        """Write the stems sorted by their bytes, so that they can be searched on disk; returns
+        number -> position."""
         stems = [stem.encode() for stem in self.ids]
         self.ids.clear()
         order = sorted(range(len(stems)), key=stems.__getitem__)
@@ -142,8 +138,8 @@ class IndexBuilder:
 
 
 def rounded(lengths: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Lengths as Lucene keeps them in a byte each: exact up to 39 words, above it with four
-    significant bits of what exceeds 24."""
+    """Lengths as Lucene keeps them in one byte each: exact up to 39 words, above it with four
+    significant bits of the excess over 24."""
     above = np.maximum(lengths - 24, 0)
     shift = np.maximum(np.frexp(above)[1] - 4, 0)
     return np.where(lengths <= 24, lengths, 24 + (above >> shift << shift)).astype(np.int32)
@@ -154,24 +150,24 @@ def _mapped(path: Path, count: int) -> NDArray[np.int32]:
 
 
 def map_bytes(path: Path) -> mmap.mmap | bytes:
-    """A file's bytes without reading them; they are shared by all processes that map it."""
+    """Map a file's bytes, shared by all processes that map it."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
 
 
 class Index:
-    """An index that `IndexBuilder` wrote, mapped and not loaded."""
+    """A memory-mapped index that `IndexBuilder` wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.stem: Callable[[str], str] = make_stemmer()
         self.lock = threading.Lock()
-        """Around the stemmer, which is one object for all threads."""
+        """For the stemmer, which all threads share."""
         self.vocabulary = map_bytes(folder / "vocabulary.bin")
         self.ends = np.load(folder / "vocabulary.npy", mmap_mode="r")
         self.bm25: Any = package("bm25s", "bm25s").BM25.load(folder, mmap=True, load_vocab=False)
 
     def search(self, query: str, count: int) -> list[int]:
-        """The best products for a query, best first; only such as have one of its words."""
+        """The best products for a query, best first, each with at least one of its words."""
         numbers = [number for number in map(self.number, words_of(query)) if number is not None]
         if not numbers:
             return []
@@ -204,6 +200,6 @@ class Index:
 def search_text(
     title: str, description: str, bullets: Iterable[str], options: dict[str, tuple[str, ...]]
 ) -> str:
-    """The text that a product is found by: title, description, first bullet point, options."""
+    """The text of a product that is searched: title, description, first bullet point, options."""
     choices = ", and ".join(f"{name}: {', '.join(values)}" for name, values in options.items())
     return " ".join([title, description, next(iter(bullets), ""), choices])

@@ -1,4 +1,4 @@
-"""The packages of the extra `webshop`, imported when they are used."""
+"""The packages of the extra `webshop`, imported on use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from leafe.core import UserError
 
 
 def package(module: str, name: str) -> Any:
-    """A module of the package `name`; UserError with the install command where it is missing."""
+    """A module of the package `name`; UserError with the install command if it is missing."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -1,10 +1,9 @@
-"""Product and instruction files as they are published, read as a stream: no file is ever held in
-memory whole.
+"""Reads the published product and instruction files as a stream: none is held in memory whole.
 
-Three forms: an array of products (`items_shuffle*.json`), one search-engine document a line
-(`documents*.jsonl`, each with the product inside), and an
-object of instructions by product number (`items_ins_v2*.json`, `items_human_ins.json`). Plain or
-gzip. What is not such a file is named with line and column.
+There are three forms, plain or gzip: an array of products (`items_shuffle*.json`), one search
+engine document a line (`documents*.jsonl`, each with the product inside), and an object of
+instructions by product number (`items_ins_v2*.json`, `items_human_ins.json`). An error names line
+and column.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ from leafe.core import UserError
 
 CHUNK = 1 << 20
 """Characters read at a time."""
-LONGEST = 1 << 24
-"""Characters of one product or instruction; more than that is taken for garbage."""
+MAX_VALUE = 1 << 24
+"""Characters of one product or instruction; a longer one is an error."""
 
 Json = Any
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What the shop's pages and the reward need of a product."""
+    """The parts of a product that pages and reward need."""
 
     asin: str
     """The product number: ten capital letters and digits."""
     title: str
     category: str
     query: str
-    """The search that the shop's authors found it with, lower case."""
+    """The search with which the shop's authors found it, in lower case."""
     product_category: str
     """A path such as 'Beauty › Hair Care › Shampoo'."""
     description: str
     bullets: tuple[str, ...]
     pricing: tuple[float, ...]
-    """Dollars: one price, or the least and the greatest."""
+    """Dollars: one price, or the lowest and the highest."""
     options: dict[str, tuple[str, ...]]
     """Option name -> its values, all in lower case."""
     rating: str
@@ -70,17 +69,17 @@ class Product:
 
 
 class _Scanner:
-    """JSON values one after another from a text file of any size."""
+    """Reads JSON values one after another from a text file of any size."""
 
     def __init__(self, path: Path, file: IO[str]) -> None:
         self.path, self.file = path, file
         self.text, self.at = "", 0
         self.line, self.column = 1, 1
-        """Where `text` begins in the file."""
+        """The position of `text` in the file."""
         self.decode = json.JSONDecoder().raw_decode
 
     def more(self) -> bool:
-        """Read on, forgetting what was consumed; False at the end of the file."""
+        """Read on and drop what was consumed; False at the end of the file."""
         try:
             chunk = self.file.read(CHUNK)
         except UnicodeDecodeError as error:
@@ -88,10 +87,7 @@ class _Scanner:
                 f"{self.path}, after line {self.line}: this is no UTF-8 text "
                 f"({error.reason}): get the file again."
             ) from error
-        except (
-            OSError,
-            EOFError,
-        ) as error:  # BadGzipFile is an OSError; EOFError: a gzip file that was cut off
+        except (OSError, EOFError) as error:  # EOFError: a truncated gzip file
             raise UserError(f"{self.path} cannot be read: {error}: get the file again.") from error
         self.line, self.column = self.place(self.at)
         self.text, self.at = self.text[self.at :] + chunk, 0
@@ -104,12 +100,12 @@ class _Scanner:
             "\n", 0, at
         ) if newlines else self.column + at
 
-    def bad(self, why: str, at: int | None = None) -> UserError:
+    def error(self, why: str, at: int | None = None) -> UserError:
         line, column = self.place(self.at if at is None else at)
         return UserError(f"{self.path}, line {line}, column {column}: {why}: get the file again.")
 
     def peek(self) -> str:
-        """The next character that is no white space; '' at the end of the file."""
+        """The next character that is no white space; "" at the end of the file."""
         while True:
             rest = len(self.text)
             while self.at < rest and self.text[self.at] in " \t\r\n\ufeff":
@@ -123,7 +119,7 @@ class _Scanner:
         found = self.peek()
         if not found or found not in characters:
             shown = " or ".join(repr(c) for c in characters)
-            raise self.bad(
+            raise self.error(
                 f"{shown} expected, not {found!r}"
                 if found
                 else f"the file ends where {shown} is expected (half-downloaded?)"
@@ -133,27 +129,27 @@ class _Scanner:
 
     def value(self) -> Json:
         if not self.peek():
-            raise self.bad("the file ends where a value is expected (half-downloaded?)")
+            raise self.error("the file ends where a value is expected (half-downloaded?)")
         while True:
             try:
                 value, end = self.decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 ahead = error.pos - self.at
-                if len(self.text) - self.at < LONGEST and self.more():
+                if len(self.text) - self.at < MAX_VALUE and self.more():
                     continue
                 why = f"this is no JSON ({error.msg})"
-                if len(self.text) - self.at >= LONGEST:
+                if len(self.text) - self.at >= MAX_VALUE:
                     why = (
-                        f"no product or instruction that begins here ends within {LONGEST} "
+                        f"no product or instruction that begins here ends within {MAX_VALUE} "
                         f"characters ({error.msg})"
                     )
                 elif self.at + ahead >= len(self.text.rstrip()) or error.msg.startswith(
                     "Unterminated"
                 ):
                     why = "the file ends inside a value (half-downloaded?)"
-                raise self.bad(why, self.at + ahead) from error
+                raise self.error(why, self.at + ahead) from error
             except RecursionError as error:
-                raise self.bad("this is no JSON (nested too deeply)") from error
+                raise self.error("this is no JSON (nested too deeply)") from error
             if end == len(self.text) and self.more():
                 continue
             self.at = end
@@ -174,7 +170,7 @@ def _open(path: Path) -> IO[str]:
 
 
 def read_items(path: Path) -> Iterator[tuple[Json, str]]:
-    """Each item of an array, or of a file with one value a line, and where it stands."""
+    """Each item of an array, or of a file with one value a line, and its position."""
     with _open(path) as file:
         scan = _Scanner(path, file)
         array = scan.peek() == "["
@@ -183,7 +179,9 @@ def read_items(path: Path) -> Iterator[tuple[Json, str]]:
             if scan.peek() == "]":
                 return
         elif scan.peek() not in ("{", ""):
-            raise scan.bad("a product file begins with '[' (products) or '{' (one document a line)")
+            raise scan.error(
+                "a product file begins with '[' (products) or '{' (one document a line)"
+            )
         while array or scan.peek():
             scan.peek()
             line, column = scan.place(scan.at)
@@ -197,7 +195,7 @@ def read_pairs(path: Path) -> Iterator[tuple[str, Json]]:
     with _open(path) as file:
         scan = _Scanner(path, file)
         if scan.peek() != "{":
-            raise scan.bad(
+            raise scan.error(
                 "an instruction file begins with '{': an object of instructions by product number"
             )
         scan.at += 1
@@ -214,10 +212,10 @@ def read_pairs(path: Path) -> Iterator[tuple[str, Json]]:
 
 
 def product_of(item: Json, where: str) -> tuple[Product, list[str] | None] | None:
-    """A product from either form, and its attributes where the file has them (documents); None
-    where it has no proper number, as published.
+    """A product from either form, and its attributes if the file has them (documents).
 
-    UserError where a column is missing or of a wrong kind.
+    None if it has no proper number, as published. UserError if a column is missing or of the wrong
+    type.
     """
     row = item.get("product", item) if isinstance(item, dict) else None
     if not isinstance(row, dict):
@@ -268,7 +266,7 @@ def _bullets(raw: Json) -> tuple[str, ...]:
 
 
 def _pricing(raw: Json) -> tuple[float, ...]:
-    """`'$1,299.00'`, `'$5.99 $8.50'` or numbers; 100 dollars where there is none."""
+    """`'$1,299.00'`, `'$5.99 $8.50'` or numbers; 100 dollars if there is none."""
     if isinstance(raw, str):
         raw = [re.sub(r"[^\d.]", "", part) for part in raw.split("$")[1:]]
     return tuple(float(price) for price in (raw or [])[:2]) or (100.0,)

@@ -1,12 +1,10 @@
-"""The shop's data on disk: products, their attributes, the goals and the search index, built once
-and mapped by every worker.
+"""The shop's data on disk: products, attributes, goals and search index, built once and mapped.
 
-A build reads the files as a stream, and keeps in memory of a product hardly more than its number.
-It is made in a folder of its own under a file lock, and
-renamed when it is whole, so that a kill leaves nothing that looks finished, and workers that start
-together build once. The folder's name is made of the
-files' paths, sizes and times and of the format: other files or another version of leafe never meet
-an old build.
+A build streams the files, and keeps hardly more than the number of each product in memory. It is
+made in a folder of its own under a file lock and renamed when it is complete: a kill leaves nothing
+that looks complete, and workers that start together build once. The folder's name follows from the
+files' paths, sizes and times, and from the format, so that other files or another version of leafe
+never use an old build.
 """
 
 from __future__ import annotations
@@ -40,33 +38,32 @@ from leafe.envs.webshop._reward import NO_CAP, Goal
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Changes whenever a build of before would not do: with the layout, the words of the index, or the
-embedded catalogue."""
-SAID_EVERY = 100_000
-"""Products after which a build says how far it is."""
-FOUND = 50
-"""Products that a search gives at most, as published."""
-SHUFFLE = 233
-"""The published seed of the order of goals."""
+"""To be changed when old builds cannot be used: new layout, words of the index, or catalogue."""
+LOG_EVERY = 100_000
+"""A build logs its progress after this many products."""
+MAX_RESULTS = 50
+"""The most results of a search, as published."""
+SHUFFLE_SEED = 233
+"""The published seed for the order of goals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a store is built from: files, or the embedded catalogue of `size` products drawn by
+    """The source of a store: files, or the embedded catalogue of `size` products drawn by
     `seed`."""
 
     products: Path | None = None
     instructions: Path | None = None
     human: Path | None = None
     limit: int | None = None
-    """The first products of the file alone."""
+    """Use only the first products of the file."""
     size: int = 0
     seed: int = 0
 
     def key(self) -> str:
-        """Twenty hex digits that change with anything that the build depends on."""
+        """Twenty hex digits that change with everything that the build depends on."""
         files = [
-            None if path is None else _stamp(path)
+            None if path is None else _file_identity(path)
             for path in (self.products, self.instructions, self.human)
         ]
         return blake2b(
@@ -89,7 +86,7 @@ class Source:
         return read_pairs(self.instructions) if self.instructions else ()
 
 
-def _stamp(path: Path) -> list[Any]:
+def _file_identity(path: Path) -> list[Any]:
     try:
         status = path.stat()
     except OSError as error:
@@ -102,7 +99,7 @@ def _stamp(path: Path) -> list[Any]:
 
 
 class Store:
-    """The mapped data of one source. Reading is safe from many threads."""
+    """The memory-mapped data of one source. Reading is thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -117,10 +114,10 @@ class Store:
             kind: np.load(folder / f"order-{kind}.npy", mmap_mode="r")
             for kind in ("synthetic", "human")
         }
-        """The goals' numbers in the published order."""
+        """The numbers of the goals, in the published order."""
         self.index = Index(folder / "index")
-        # kept by functions that do not know this object, so that it is freed with the last
-        # environment that uses it
+        # these functions do not hold this object, so that it is freed with the last environment
+        # that uses it
         self.product = lru_cache(maxsize=4096)(partial(_product, products, self._product_ends))
         self.search = lru_cache(maxsize=1024)(partial(_search, self.index))
 
@@ -128,11 +125,11 @@ class Store:
         return len(self._product_ends) - 1
 
     def row_of(self, asin: str) -> int | None:
-        """Where a product stands; None where there is no such product."""
+        """The row of a product, or None."""
         return find_row(self._asins, self._asin_rows, asin)
 
     def extra(self, row: int) -> dict[str, Any]:
-        """Attributes and synthetic instruction of a product."""
+        """The attributes and the synthetic instruction of a product."""
         start, end = self._extra_spans[row]
         return json.loads(self._extras[start:end]) if end > start else {}
 
@@ -140,7 +137,7 @@ class Store:
         return tuple(self.extra(row).get("attributes", ("DUMMY_ATTR",)))
 
     def price(self, row: int) -> float:
-        """Dollars. Where a product has a range the price is drawn from it, once and for all."""
+        """Dollars. From a range the price is drawn, always the same."""
         product = self.product(row)
         if len(product.pricing) == 1:
             return product.pricing[0]
@@ -184,7 +181,7 @@ class Store:
         return f"{product.asin}-{name}", text, goal
 
     def _combination(self, options: dict[str, tuple[str, ...]], nth: int) -> dict[str, str]:
-        """The nth choice of one value of each option; the last name's values change fastest."""
+        """The nth combination of option values; the last name's values change fastest."""
         chosen = {}
         for name in sorted(options, reverse=True):
             nth, at = divmod(nth, len(options[name]))
@@ -192,8 +189,8 @@ class Store:
         return dict(sorted(chosen.items()))
 
     def _cap(self, row: int, which: str) -> float:
-        """The greater of two of the next four multiples of ten dollars above the price, drawn once
-        and for all; none from 980 dollars on."""
+        """The price cap: the greater of two drawn from the next four multiples of ten dollars above
+        the price, always the same; none from 980 dollars on."""
         above = [10.0 * n for n in range(1, 100) if 10.0 * n > self.price(row)][:4]
         if len(above) < 2:
             return NO_CAP
@@ -205,7 +202,7 @@ class Store:
 
 
 def find_row(asins: NDArray[np.bytes_], rows: NDArray[np.int32], asin: str) -> int | None:
-    """The row of a product number, given the sorted numbers and the row of each."""
+    """The row of a product number, from the sorted numbers and their rows."""
     wanted = asin.encode("utf-8", "replace")
     at = int(np.searchsorted(asins, np.array(wanted, asins.dtype)))
     return int(rows[at]) if at < len(asins) and asins[at] == wanted else None
@@ -216,7 +213,7 @@ def _product(products: Any, ends: NDArray[np.int64], row: int) -> Product:
 
 
 def _search(index: Index, query: str) -> tuple[int, ...]:
-    return tuple(index.search(query, FOUND))
+    return tuple(index.search(query, MAX_RESULTS))
 
 
 _stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
@@ -224,33 +221,33 @@ _stores_lock = threading.Lock()
 
 
 def open_store(source: Source, cache: Path) -> Store:
-    """The store of a source, shared by all who ask in this process; built first where the cache has
-    none that is whole."""
+    """The store of a source, shared within this process; built first if the cache has no complete
+    one."""
     folder = cache / f"webshop-{source.key()}"
     with _stores_lock:
         store = _stores.get(str(folder))
         if store is None:
-            store = _stores[str(folder)] = _opened(source, folder)
+            store = _stores[str(folder)] = _open_or_build(source, folder)
     return store
 
 
-def _opened(source: Source, folder: Path) -> Store:
-    if _whole(folder):
+def _open_or_build(source: Source, folder: Path) -> Store:
+    if _is_complete(folder):
         return Store(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(folder.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _whole(folder):  # nobody built it while we waited
+            if not _is_complete(folder):  # no other process built it meanwhile
                 shutil.rmtree(folder, ignore_errors=True)
-                making = folder.with_name(folder.name + ".making")
-                shutil.rmtree(making, ignore_errors=True)
+                partial_build = folder.with_name(folder.name + ".making")
+                shutil.rmtree(partial_build, ignore_errors=True)
                 try:
-                    _build(source, making)
+                    _build(source, partial_build)
                 except BaseException:
-                    shutil.rmtree(making, ignore_errors=True)
+                    shutil.rmtree(partial_build, ignore_errors=True)
                     raise
-                making.rename(folder)
+                partial_build.rename(folder)
     except OSError as error:
         free = shutil.disk_usage(next(p for p in folder.parents if p.exists())).free >> 20
         raise UserError(
@@ -260,8 +257,8 @@ def _opened(source: Source, folder: Path) -> Store:
     return Store(folder)
 
 
-def _whole(folder: Path) -> bool:
-    """Is there a finished build of this format, every file as long as it was written?"""
+def _is_complete(folder: Path) -> bool:
+    """Whether there is a complete build of this format, with all files of the recorded size."""
     try:
         about = json.loads((folder / "about.json").read_text())
         return bool(
@@ -291,7 +288,7 @@ def _build(source: Source, folder: Path) -> None:
     goals = {"synthetic": int(counts.sum()), "human": human}
     for kind, count in goals.items():
         numbers = array("I", range(count))
-        random.Random(SHUFFLE).shuffle(numbers)
+        random.Random(SHUFFLE_SEED).shuffle(numbers)
         np.save(folder / f"order-{kind}.npy", np.array(numbers, copy=False))
     about = {
         "format": FORMAT,
@@ -317,9 +314,13 @@ def _build(source: Source, folder: Path) -> None:
 def _build_products(
     source: Source, folder: Path, digest: Any
 ) -> tuple[NDArray[np.bytes_], dict[int, list[str]], NDArray[np.int64], int]:
-    """Writes products and index. Returns their numbers, the attributes that stood beside them
-    (documents), how many choices of options each has,
-    and how many were skipped: no number, or one that came before."""
+    """Write products and index.
+
+    Returns:
+        The product numbers, the attributes that the file itself has (documents), how many option
+        combinations each product has, and how many products were skipped (no number, or one that
+        came before).
+    """
     index = IndexBuilder(folder / "index")
     asins, ends, counts = dict[str, None](), array("q", [0]), array("q")
     attributes: dict[int, list[str]] = {}
@@ -336,7 +337,7 @@ def _build_products(
             if own is not None:
                 attributes[len(asins)] = own
             asins[product.asin] = None
-            if len(asins) % SAID_EVERY == 0:
+            if len(asins) % LOG_EVERY == 0:
                 log.warning(
                     "WebShop: %d products of %s read; the index is built once and kept.",
                     len(asins),
@@ -373,8 +374,8 @@ def _build_extras(
     counts: NDArray[np.int64],
     digest: Any,
 ) -> int:
-    """Writes attributes and synthetic instructions; a product without an instruction gets a count
-    of 0. Returns how many instructions name no product."""
+    """Write attributes and synthetic instructions; a product without an instruction gets a count of
+    0. Returns how many instructions name no product."""
     spans = np.zeros((len(counts), 2), np.int64)
     with_goal = np.zeros(len(counts), bool)
     at = unknown = 0
@@ -426,8 +427,8 @@ def _build_extras(
 def _build_human(
     path: Path | None, folder: Path, row_of: Callable[[str], int | None], digest: Any
 ) -> tuple[int, int]:
-    """Writes people's instructions in the order of the products. Returns how many there are, and
-    how many name no product."""
+    """Write the instructions by people, in the order of the products. Returns their number, and how
+    many name no product."""
     spans: list[tuple[int, int, int, int]] = []
     at = unknown = 0
     with (folder / "human.bin").open("wb") as file:
@@ -466,4 +467,5 @@ def _texts(raw: Any) -> bool:
 
 
 def default_cache() -> Path:
+    """The folder for builds, unless the option `cache` names one."""
     return Path(os.environ.get("LEAFE_CACHE") or Path.home() / ".cache" / "leafe")

@@ -1,11 +1,9 @@
-"""Text to search terms, as the published index has them: words in lower case, without stop words,
-stemmed by Porter.
+"""Splits text into search terms like the published index: lower case, no stop words, Porter stems.
 
-The published search is Lucene's English analyser through Pyserini. Its word breaks are approximated
-by one regular expression: letters and digits, with
-a point, comma, colon or apostrophe inside where Lucene keeps one (`3.5`, `color:red`, `women's`);
-the possessive 's goes, and a hyphen parts words.
-How often the results differ from Lucene's own: docs/environments.md.
+The published search is Lucene's English analyser through Pyserini. One regular expression
+approximates its word breaks: letters and digits, with a point, comma, colon or apostrophe inside
+where Lucene keeps one (`3.5`, `color:red`, `women's`). The possessive 's is dropped, and a hyphen
+splits words. docs/environments.md says how often results differ from Lucene's own.
 """
 
 from __future__ import annotations
@@ -16,48 +14,17 @@ from collections.abc import Callable
 from leafe.envs.webshop._packages import package
 
 STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "but",
-        "by",
-        "for",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "such",
-        "that",
-        "the",
-        "their",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "was",
-        "will",
-        "with",
-    ]
+    """
+    a an and are as at be but by for if in into is it no not of on or such that the their then
+    there these they this to was will with
+    """.split()  # noqa: SIM905 (a block of words reads better)
 )
 """Lucene's English stop words."""
 _WORD = re.compile(r"\w+(?:(?:(?<=\d)[.,;'‘’](?=\d)|(?<=[^\W\d_])[.:·：'‘’](?=[^\W\d_]))\w+)*")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text before stemming, stop words left out."""
+    """The words of a text without stop words, not yet stemmed."""
     found = []
     for word in _WORD.findall(text.lower()):
         if word.endswith(("'s", "’s")):
@@ -68,6 +35,6 @@ def words_of(text: str) -> list[str]:
 
 
 def make_stemmer() -> Callable[[str], str]:
-    """Porter's stemmer; words of one or two letters are left as they are."""
+    """Porter's stemmer; it leaves words of one or two letters."""
     stem: Callable[[str], str] = package("Stemmer", "PyStemmer").Stemmer("porter").stemWord
     return stem

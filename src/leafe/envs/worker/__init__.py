@@ -1,5 +1,7 @@
-"""An environment in a process of its own: what hangs is killed, what dies is made anew, and a copy
-of the process is a snapshot."""
+"""Environments in processes of their own.
+
+A process that hangs is killed, one that died is started anew, and a fork of it is a snapshot.
+"""
 
 from leafe.envs.worker._proxy import ProcessEnv
 

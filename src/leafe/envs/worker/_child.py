@@ -1,23 +1,20 @@
-"""The environment's own process: makes the environment, answers one request after another, and
-copies itself where a snapshot is asked for.
+"""The environment's own process: makes the environment, answers requests, forks for snapshots.
 
-    python -m leafe.envs.worker._child FD LIFE      FD: one end of a socket pair, for frames; LIFE:
-    of another, on which nothing is ever sent
+    python -m leafe.envs.worker._child FD LIFE
 
-The first frame says what to make. For a snapshot the process forks: the copy keeps nothing but the
-socket that came with the request, and waits on it;
-to restore, it is asked to fork once more, and that second copy goes on playing over the socket that
-came with that request. So a snapshot can be
-restored any number of times, by whoever holds its socket, and is freed by closing it. Every process
-ends when its socket does; in the
-midst of a call, which may be one that hangs, Linux sees to that.
+FD is one end of a socket pair for frames. LIFE is one end of another, which carries no data.
+
+The first frame says which environment to make. For a snapshot the process forks: the child keeps
+only the socket that came with the request, and waits on it. To restore, the child forks again, and
+that second child continues the episode over the sockets that came with that request. So a snapshot
+can be restored any number of times by whoever holds its socket, and closing the socket frees it.
+Every process ends when its socket closes; during a call, which may hang, the kernel kills it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import os
 import select
 import signal
@@ -28,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from leafe.core import EnvError, Environment, Task, UserError
+from leafe.core import EnvError, Environment, Task, UserError, find_named
 from leafe.core.answers import check_facts, observation_text, plain_task, step_result, versions_of
 from leafe.envs.worker._frames import receive, receive_socket, send
 
@@ -37,35 +34,25 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     life = socket.socket(fileno=int(sys.argv[2]))
     for each in (connection, life):
-        each.set_inheritable(False)  # what the environment starts must not hold it open
+        each.set_inheritable(False)  # programs that the environment starts must not hold it open
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
-    os.dup2(
-        nowhere, 1
-    )  # what an environment prints is nobody's answer; its stderr is kept and quoted if it dies
+    os.dup2(nowhere, 1)  # prints are dropped; stderr is kept and quoted if the process dies
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     try:
         spec = receive(connection)
         sys.path[:] = spec["path"]
-        env = _make(spec["target"], spec["options"])
+        env = find_named(spec["target"])(**spec["options"])
+        assert isinstance(env, Environment)
+        check_facts(env)
     except EOFError:
         return
     except BaseException as error:
         with contextlib.suppress(OSError):
-            send(connection, _described(error))
+            send(connection, _error(error))
         return
     send(connection, {"ok": _facts(env)})
-    _Side(env, connection, life).serve()
-
-
-def _make(target: str, options: dict[str, Any]) -> Environment:
-    module, _, name = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    env = found(**options)
-    assert isinstance(env, Environment)
-    return check_facts(env)
+    _Server(env, connection, life).serve()
 
 
 def _facts(env: Environment) -> dict[str, Any]:
@@ -80,13 +67,11 @@ def _facts(env: Environment) -> dict[str, Any]:
     }
 
 
-def _described(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, UserError):
-        return {"error": "user", "message": str(error)}
-    if isinstance(error, NotImplementedError):
-        return {"error": "absent", "message": str(error)}
-    if isinstance(error, EnvError):
-        return {"error": "env", "message": str(error)}
+def _error(error: BaseException) -> dict[str, Any]:
+    """The answer that reports an error."""
+    for kind, name in ((UserError, "user"), (NotImplementedError, "absent"), (EnvError, "env")):
+        if isinstance(error, kind):
+            return {"error": name, "message": str(error)}
     traceback.print_exception(error, file=sys.stderr)
     return {
         "error": "env",
@@ -95,13 +80,13 @@ def _described(error: BaseException) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _ending_with(life: socket.socket) -> Iterator[None]:
-    """Nothing is ever sent on this socket. So whatever happens to it is the other side's end: that
-    this process is told by SIGKILL, and all of its group, for
-    whoever would have ended it when it hangs is gone. No thread and no handler of ours is needed,
-    which a hanging call might keep from running. (Not the
-    socket of the frames: the kernel queues a request before it tells of it, and a sender that is
-    interrupted in between tells in the middle of the call.)"""
+def _killed_on_close(life: socket.socket) -> Iterator[None]:
+    """Meanwhile the kernel kills this process group as soon as the other end of `life` closes.
+
+    A hanging call may keep threads and handlers from running, so none is used. The socket of the
+    frames cannot serve for this: the kernel queues a request before it signals it, so the signal
+    of the current request may come during the call.
+    """
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -110,7 +95,7 @@ def _ending_with(life: socket.socket) -> Iterator[None]:
     flags = fcntl.fcntl(life, fcntl.F_GETFL)
     fcntl.fcntl(life, fcntl.F_SETFL, flags | os.O_ASYNC)
     poll = select.poll()
-    poll.register(life, 0)  # POLLHUP is always told
+    poll.register(life, 0)  # POLLHUP is always reported
     if poll.poll(0):
         os.killpg(os.getpgrp(), signal.SIGKILL)
     try:
@@ -119,7 +104,9 @@ def _ending_with(life: socket.socket) -> Iterator[None]:
         fcntl.fcntl(life, fcntl.F_SETFL, flags)
 
 
-class _Side:
+class _Server:
+    """Answers requests on one connection."""
+
     def __init__(self, env: Environment, connection: socket.socket, life: socket.socket) -> None:
         self.env = env
         self.connection = connection
@@ -127,8 +114,8 @@ class _Side:
         self.copies: list[int] = []
         """Processes forked from this one and not yet reaped."""
         self.copied = False
-        """This process is a copy, or has one: what the environment holds outside its memory is
-        shared, and not this process's to free."""
+        """This process is a fork or has one: what the environment holds outside its memory is
+        shared, and this process must not free it."""
 
     def serve(self) -> None:
         while True:
@@ -139,13 +126,13 @@ class _Side:
                     self.close()
                 os._exit(0)
             if request["op"] == "snapshot":
-                self.freeze()
+                self.fork_snapshot()
                 continue
-            with _ending_with(self.life):
+            with _killed_on_close(self.life):
                 try:
                     answer = {"ok": self.answer(request)}
                 except Exception as error:
-                    answer = _described(error)
+                    answer = _error(error)
             with contextlib.suppress(ConnectionError):
                 send(self.connection, answer)
             if request["op"] == "close":
@@ -171,11 +158,11 @@ class _Side:
         raise AssertionError(op)
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):  # it is being thrown away
+        with contextlib.suppress(Exception):  # it is not used again
             self.env.close()
 
-    def freeze(self) -> None:
-        """Leave a copy of this process behind on the socket that follows."""
+    def fork_snapshot(self) -> None:
+        """Fork a child that waits on the socket that follows, and returns once it is restored."""
         held = receive_socket(self.connection)
         pid = self.fork()
         if pid:
@@ -184,7 +171,7 @@ class _Side:
             return
         self.connection.close()
         self.life.close()
-        while True:  # the frozen copy
+        while True:  # in the child
             try:
                 receive(held)
                 live, life = receive_socket(held), receive_socket(held)
@@ -204,8 +191,8 @@ class _Side:
         self.copied = True
         self.copies = [pid for pid in self.copies if os.waitpid(pid, os.WNOHANG)[0] == 0]
         pid = os.fork()
-        # A copy outlives the group of the process that it was forked from. Both sides see to it:
-        # whichever comes first, it holds before anybody is told.
+        # A fork outlives its parent's process group. Both sides set the new group, so that it holds
+        # before either continues.
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         if pid:

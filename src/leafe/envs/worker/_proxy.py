@@ -1,18 +1,16 @@
-"""An environment that lives in a process of its own, seen from ours: an ordinary `Environment` that
-cannot take us with it.
+"""The parent's side of an environment that runs in a process of its own.
 
-`make_env` gives this for every class that says `process = True`. A call that is not answered in
-time, and a process that died, are a `EnvError`;
-the process and all that it started are killed, and the next `reset` begins in a new one. Where the
-class says `forkable`, a snapshot is a copy
-of the process: it costs a fork, is restored by another fork, and at most `FROZEN` of them are held,
-the least recently used making
-room (`SnapshotGone`: replay instead).
+`make_env` returns a `ProcessEnv` for every class with `process = True`. A call that times out and a
+process that died are an `EnvError`: the process and all that it started are killed, and the next
+`reset` starts a new one. For a class with `forkable = True` a snapshot is a fork of the process,
+restored by forking it again. At most `MAX_SNAPSHOTS` of them are held; the least recently used is
+dropped (`SnapshotGone`: the caller replays instead).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -24,7 +22,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from leafe.core import EnvError, Environment, SnapshotGone, StepResult, Task, UserError
@@ -32,22 +30,30 @@ from leafe.core.processes import with_default_signals
 from leafe.core.secret import inherited
 from leafe.envs.worker._frames import receive, send
 
-FROZEN = 64
-"""Snapshot processes held by this process at a time, over all its environments: each costs the
+MAX_SNAPSHOTS = 64
+"""Snapshot processes held at a time, over all environments of this process. Each costs the memory
 pages in which it differs from its parent."""
 START_SECONDS = 300.0
-"""For the environment's construction: imports, an index that is built for the first time, a JVM."""
+"""For constructing the environment: imports, an index that is built for the first time, a JVM."""
 _CLOSE_SECONDS = 5.0
 
 
 class ProcessEnv(Environment):
-    """The environment `target` (`package.module:Class`) with its options, in its own process.
-    `timeout`:
-    seconds for one call, None: no bound. `env_vars`: names of environment variables that the
-    process inherits beside those that programs need to run.
+    """An environment in a process of its own, used like any other environment.
 
-    What the environment says about itself is asked of it at construction; its `UserError`s come
-    through.
+    The process is asked for the environment's name, horizon and so on at construction. A
+    `UserError` of the environment is raised here too.
+
+    Args:
+        target: The class, `package.module:Class`.
+        options: Its options: plain values (text, numbers, lists, tables).
+        forkable: Snapshots are forks of the process.
+        timeout: Seconds for one call; None: no limit.
+        env_vars: Names of environment variables to inherit, beside those that programs need to run.
+
+    Raises:
+        UserError: The environment refuses its options, or they are not plain values.
+        EnvError: The process did not start.
     """
 
     process = True
@@ -68,37 +74,29 @@ class ProcessEnv(Environment):
         self.timeout = timeout
         self.can_snapshot = forkable
         self._calling = threading.Lock()
-        self._thawing: _Frozen | None = None
+        self._restoring: _Snapshot | None = None
         self._process: _Process | None = _Process(target, self.options, self.env_vars)
         facts = self._process.facts
-        self.name, self.deterministic, self.horizon = (
-            facts["name"],
-            facts["deterministic"],
-            facts["horizon"],
-        )
+        self.name, self.deterministic = facts["name"], facts["deterministic"]
+        self.horizon = facts["horizon"]
         self.actions_help: str = facts["actions_help"]
         self.splits: tuple[str, ...] = tuple(facts["splits"])
         self._versions: dict[str, str] = facts["versions"]
 
     def tasks(self, split: str, count: int | None = None, seed: int = 0) -> Sequence[Task]:
-        for left in (True, False):
-            if self._process is None:
-                self._process = _Process(self.target, self.options, self.env_vars)
-            try:
-                return [
-                    Task.from_json(task)
-                    for task in self._call(
-                        {"op": "tasks", "split": split, "count": count, "seed": seed}
-                    )
-                ]
-            except EnvError:
-                if not left or self._process is not None:
-                    raise
-        raise AssertionError("not reached")
+        request = {"op": "tasks", "split": split, "count": count, "seed": seed}
+        self._started()
+        try:
+            found = self._call(request)
+        except EnvError:
+            if self._process is not None:  # the environment's own error
+                raise
+            self._started()
+            found = self._call(request)
+        return [Task.from_json(task) for task in found]
 
     def reset(self, task: Task, seed: int) -> str:
-        if self._process is None:
-            self._process = _Process(self.target, self.options, self.env_vars)
+        self._started()
         observation: str = self._call({"op": "reset", "task": task.to_json(), "seed": seed})
         return observation
 
@@ -120,43 +118,43 @@ class ProcessEnv(Environment):
             except BaseException:
                 ours.close()
                 raise
-        return _hold(_Frozen(ours, pid))
+        return _store(_Snapshot(ours, pid))
 
     def restore(self, snapshot: object) -> None:
         assert isinstance(snapshot, int)
-        frozen = self._thawing = _take(snapshot)
+        held = self._restoring = _find(snapshot)
         ours, theirs = socket.socketpair()
         life, their_life = socket.socketpair()
         with theirs, their_life:
             try:
-                with frozen.lock:
-                    frozen.connection.settimeout(self.timeout)
-                    send(frozen.connection, {"op": "thaw"}, (theirs, their_life))
-                    pid = receive(frozen.connection)["ok"]
+                with held.lock:
+                    held.connection.settimeout(self.timeout)
+                    send(held.connection, {"op": "restore"}, (theirs, their_life))
+                    pid = receive(held.connection)["ok"]
             except (OSError, EOFError) as error:
                 ours.close()
                 life.close()
-                _drop(snapshot)
+                _release(snapshot)
                 raise SnapshotGone(
                     f"The snapshot's process of the environment {self.name} is gone."
                 ) from error
             finally:
-                self._thawing = None
+                self._restoring = None
         if self._process is None:
-            self._process = _Process.adopted(ours, life, pid)
+            self._process = _Process.from_copy(ours, life, pid)
         else:
-            self._process.go_on_as(ours, life, pid)
+            self._process.continue_as(ours, life, pid)
 
     def release(self, snapshot: object) -> None:
         assert isinstance(snapshot, int)
-        _drop(snapshot)
+        _release(snapshot)
 
     def close(self) -> None:
-        """May be called from another thread while a call is waiting: that call then fails."""
-        thawing, process, self._process = self._thawing, self._process, None
-        if thawing is not None:  # another thread waits for a snapshot's process, which may hang
+        """May be called from another thread during a call, which then fails."""
+        restoring, process, self._process = self._restoring, self._process, None
+        if restoring is not None:  # another thread waits for a snapshot's process, which may hang
             with contextlib.suppress(OSError):
-                thawing.connection.shutdown(socket.SHUT_RDWR)
+                restoring.connection.shutdown(socket.SHUT_RDWR)
         if process is None:
             return
         if self._calling.acquire(blocking=False):
@@ -165,12 +163,16 @@ class ProcessEnv(Environment):
             finally:
                 self._calling.release()
         else:
-            process.kill()  # it is in a call: it would not hear that it is asked to close
+            process.kill()  # busy with a call, it would not read a request to close
 
     @property
     def pid(self) -> int | None:
-        """The process that plays now."""
+        """The process that holds the current episode; None if there is none."""
         return self._process.pid if self._process is not None else None
+
+    def _started(self) -> None:
+        if self._process is None:
+            self._process = _Process(self.target, self.options, self.env_vars)
 
     def _call(self, request: dict[str, Any], *sockets: socket.socket) -> Any:
         process = self._process
@@ -181,18 +183,16 @@ class ProcessEnv(Environment):
                 process.connection.settimeout(self.timeout)
                 send(process.connection, request, sockets)
                 answer = receive(process.connection)
-        except TimeoutError as error:
+        except (OSError, EOFError, ValueError) as error:
+            how = process.kill()
             if self._process is process:
                 self._process = None
-            process.kill()
-            raise EnvError(
-                f"The environment {self.name} gave no answer to {request['op']} within "
-                f"{self.timeout:g} s: its process was killed."
-            ) from error
-        except (OSError, EOFError, ValueError) as error:
-            raise EnvError(
-                f"The environment {self.name} died in {request['op']}{self._lose(process)}."
-            ) from error
+            if isinstance(error, TimeoutError):
+                raise EnvError(
+                    f"The environment {self.name} gave no answer to {request['op']} within "
+                    f"{self.timeout:g} s: its process was killed."
+                ) from error
+            raise EnvError(f"The environment {self.name} died in {request['op']}{how}.") from error
         if "ok" in answer:
             return answer["ok"]
         if answer["error"] == "user":
@@ -201,21 +201,15 @@ class ProcessEnv(Environment):
             raise NotImplementedError(answer["message"])
         raise EnvError(answer["message"])
 
-    def _lose(self, process: _Process) -> str:
-        how = process.kill()
-        if self._process is process:
-            self._process = None
-        return how
-
 
 class _Process:
-    """The process that plays: the one that was started, or a copy that a snapshot left."""
+    """The process of the current episode: the one that was started, or a fork of a snapshot."""
 
     def __init__(self, target: str, options: Mapping[str, Any], env_vars: Sequence[str]) -> None:
         ours, theirs = socket.socketpair()
         self.life, their_life = socket.socketpair()
-        """Nothing is sent on it: an environment that hangs ends with it, and so with this
-        process."""
+        """Carries no data. The kernel kills a hanging environment when this end closes, so also
+        when this process dies."""
         self.errors: BinaryIO | None = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         with theirs, their_life:
             self.started: subprocess.Popen[bytes] | None = subprocess.Popen(
@@ -237,9 +231,9 @@ class _Process:
             )
         self.connection, self.pid = ours, self.started.pid
         self.handle: int | None = None
-        """Of a copy, which is not our child: a number that cannot come to mean another process."""
+        """A pidfd of a fork, which is not our child: its pid may be reused, its pidfd may not."""
         self.lock = threading.Lock()
-        self._forget: Callable[[], object] = weakref.finalize(self, _kill_group, self.started)
+        self._kill_started: Callable[[], object] = weakref.finalize(self, _kill_group, self.started)
         try:
             ours.settimeout(START_SECONDS)
             send(ours, {"target": target, "options": options, "path": sys.path})
@@ -265,15 +259,16 @@ class _Process:
         self.facts: dict[str, Any] = answer["ok"]
 
     @classmethod
-    def adopted(cls, connection: socket.socket, life: socket.socket, pid: int) -> _Process:
+    def from_copy(cls, connection: socket.socket, life: socket.socket, pid: int) -> _Process:
+        """A fork of a snapshot whose first process is gone."""
         self = cls.__new__(cls)
         self.errors, self.started = None, None
         self.connection, self.life, self.pid, self.handle = connection, life, pid, _open_handle(pid)
-        self.lock, self._forget = threading.Lock(), _nothing
+        self.lock, self._kill_started = threading.Lock(), lambda: None
         return self
 
-    def go_on_as(self, connection: socket.socket, life: socket.socket, pid: int) -> None:
-        """Let the playing process go (it ends with its socket) and play on in a copy."""
+    def continue_as(self, connection: socket.socket, life: socket.socket, pid: int) -> None:
+        """Replace the current process, which ends with its socket, by a fork of a snapshot."""
         self.connection.close()
         self.life.close()
         if self.handle is not None:
@@ -282,7 +277,7 @@ class _Process:
         self.connection, self.life, self.pid, self.handle = connection, life, pid, _open_handle(pid)
 
     def kill(self) -> str:
-        """End it now; returns how it had ended, where it had, and its last words, for an error."""
+        """Kill it; returns how it had ended before, if it had, and the end of its stderr."""
         with self.lock:
             handle, self.handle = self.handle, None
         if handle is not None:
@@ -290,97 +285,91 @@ class _Process:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
             os.close(handle)
             _reap(self.pid)
-        how = _how_it_ended(self.started) if self.started is not None else ""
-        self._forget()
+        how = _exit_status(self.started) if self.started is not None else ""
+        self._kill_started()
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits on it
         self.connection.close()
         self.life.close()
-        return how + self._last_words()
+        return how + self._last_line()
 
     def close(self) -> None:
         try:
             self.connection.settimeout(_CLOSE_SECONDS)
             send(self.connection, {"op": "close"})
             receive(self.connection)
-        except (OSError, EOFError, ValueError):  # busy, hung or dead: no time for manners
+        except (OSError, EOFError, ValueError):  # busy, hung or dead
             pass
         self.kill()
         if self.errors is not None:
             self.errors.close()
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
+        """The last line of its stderr, for an error message."""
         if self.errors is None or self.errors.closed:
             return ""
         self.errors.seek(0, os.SEEK_END)
         self.errors.seek(max(0, self.errors.tell() - 2000))
-        lines = [
-            line.strip()
-            for line in self.errors.read().decode(errors="replace").splitlines()
-            if line.strip()
-        ]
+        lines = self.errors.read().decode(errors="replace").splitlines()
+        lines = [line.strip() for line in lines if line.strip()]
         return f"; its last words: {lines[-1][:300]}" if lines else ""
 
 
 @dataclass(slots=True)
-class _Frozen:
+class _Snapshot:
+    """A process that waits to be forked."""
+
     connection: socket.socket
     pid: int
-    lock: threading.Lock
-
-    def __init__(self, connection: socket.socket, pid: int) -> None:
-        self.connection, self.pid, self.lock = connection, pid, threading.Lock()
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-_held: OrderedDict[int, _Frozen] = OrderedDict()
+_snapshots: OrderedDict[int, _Snapshot] = OrderedDict()
 _lock = threading.Lock()
-_next = 0
+_numbers = itertools.count(1)
 
 
-def _hold(frozen: _Frozen) -> int:
-    """Keep it under a number of this process, the least recently used making room."""
-    global _next
+def _store(snapshot: _Snapshot) -> int:
+    """Hold a snapshot under a new number; drops the least recently used beyond `MAX_SNAPSHOTS`."""
     with _lock:
-        _next += 1
-        number = _next
-        _held[number] = frozen
-        over = [_held.popitem(last=False)[1] for _ in range(len(_held) - FROZEN)]
-    for old in over:
-        _thaw_away(old)
+        number = next(_numbers)
+        _snapshots[number] = snapshot
+        excess = [_snapshots.popitem(last=False)[1] for _ in range(len(_snapshots) - MAX_SNAPSHOTS)]
+    for old in excess:
+        _end(old)
     return number
 
 
-def _take(number: int) -> _Frozen:
+def _find(number: int) -> _Snapshot:
     with _lock:
-        frozen = _held.get(number)
-        if frozen is None:
+        snapshot = _snapshots.get(number)
+        if snapshot is None:
             raise SnapshotGone("The snapshot made room for newer ones.")
-        _held.move_to_end(number)
-        return frozen
+        _snapshots.move_to_end(number)
+        return snapshot
 
 
-def _drop(number: int) -> None:
+def _release(number: int) -> None:
     with _lock:
-        frozen = _held.pop(number, None)
-    if frozen is not None:
-        _thaw_away(frozen)
+        snapshot = _snapshots.pop(number, None)
+    if snapshot is not None:
+        _end(snapshot)
 
 
-def _thaw_away(frozen: _Frozen) -> None:
-    frozen.connection.close()  # it ends with its socket
-    _reap(frozen.pid)
+def _end(snapshot: _Snapshot) -> None:
+    snapshot.connection.close()  # its process ends with its socket
+    _reap(snapshot.pid)
 
 
 _unreaped: set[int] = set()
 
 
 def _reap(pid: int) -> None:
-    """A copy whose parent is gone belongs to the system's first process. Where that is this very
-    process (in a container), reaping it is ours."""
-    _unreaped.add(pid)
+    """Reap a fork whose parent is gone. It belongs to the system's first process, which in a
+    container may be this one."""
     if os.getpid() != 1:
-        _unreaped.clear()
         return
+    _unreaped.add(pid)
     for each in list(_unreaped):
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(each, os.WNOHANG)[0] == 0:
@@ -391,25 +380,24 @@ def _reap(pid: int) -> None:
 def _open_handle(pid: int) -> int | None:
     try:
         return os.pidfd_open(pid)
-    except ProcessLookupError:  # it died already: the next call will say so
+    except ProcessLookupError:  # it died already: the next call fails
         return None
 
 
 def _kill_group(started: subprocess.Popen[bytes]) -> None:
-    """The started process and all in its session that did not leave it."""
+    """Kill the started process and all that is still in its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(started.pid, signal.SIGKILL)
     started.wait()
 
 
-def _how_it_ended(started: subprocess.Popen[bytes]) -> str:
-    """Of a process that is dead or dying; not reaped by it, so that its group's number stays its
-    own."""
+def _exit_status(started: subprocess.Popen[bytes]) -> str:
+    """How a dead or dying process ended. It is not reaped, so that its group's id is not reused."""
     deadline = time.monotonic() + 0.2
     while time.monotonic() < deadline:
         try:
             found = os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        except ChildProcessError:  # another thread has killed it and read its status
+        except ChildProcessError:  # another thread has reaped it
             return ""
         if found is not None:
             return (
@@ -419,7 +407,3 @@ def _how_it_ended(started: subprocess.Popen[bytes]) -> str:
             )
         time.sleep(0.005)
     return ""
-
-
-def _nothing() -> None:
-    pass

@@ -162,7 +162,6 @@ class Engine:
         return not closing
 
     def _sequence(self, job: Job) -> Sequence:
-        """The sequence that a new job starts with."""
         job.template = self._template(job.request)
         given = job.template.frames[0] if job.template else ()
         tokens = np.asarray((*job.prompt, *given), np.int32)
@@ -213,12 +212,12 @@ class Engine:
                 self._table.release(sequence.entry)
                 sequence.entry = -1
         self._active = [s for s in self._active if s.entry >= 0]
-        gone = {id(s) for s in self._waiting if s.job.abandoned()}
-        for sequence in self._waiting:
-            if id(sequence) in gone and sequence.held is not None:
+        waiting, self._waiting = self._waiting, deque()
+        for sequence in waiting:
+            if not sequence.job.abandoned():
+                self._waiting.append(sequence)
+            elif sequence.held is not None:
                 self._table.release_held(sequence.held)
-        if gone:
-            self._waiting = deque(s for s in self._waiting if id(s) not in gone)
 
     def _admit(self) -> None:
         """Activate waiting sequences in order, within the limits.
@@ -341,7 +340,6 @@ class Engine:
         self._active = [s for s in self._active if s.entry >= 0]
 
     def _constrained(self, sequences: list[Sequence], logits: torch.Tensor) -> torch.Tensor:
-        """Logits without the tokens that a sequence's template does not allow next."""
         if all(s.state is None for s in sequences):
             return logits
         logits = logits.float().clone()
@@ -421,7 +419,6 @@ class Engine:
         finish: Finish,
         usage: Usage,
     ) -> None:
-        """Record the completion of these samples; a job whose sequences all ended is done."""
         tokens: tuple[int, ...] | None
         if cut is None:
             text, tokens = self._decoder.text(ids), ids

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +59,7 @@ class Sequence:
     """How far the request's template is filled in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """The samples of a sequence that drew the same token."""
 
     token: int
@@ -68,8 +67,7 @@ class Draw:
     samples: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class StopMatch:
+class StopMatch(NamedTuple):
     """An answer that a stop string ended; `tokens` is None where the text ends within a token."""
 
     text: str
@@ -80,19 +78,11 @@ class Decoder:
     """Token ids to text. Short answers are cached: small environments repeat their actions."""
 
     def __init__(self, chat: ChatTokens) -> None:
-        self._chat = chat
-        self._texts: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        self._decode = chat.decode
+        self._cached = lru_cache(_TEXTS)(chat.decode)
 
     def text(self, ids: tuple[int, ...]) -> str:
-        """The text of an answer."""
-        found = self._texts.get(ids)
-        if found is None:
-            found = self._chat.decode(ids)
-            if len(ids) <= _SHORT:
-                self._texts[ids] = found
-                if len(self._texts) > _TEXTS:
-                    self._texts.popitem(last=False)
-        return found
+        return self._cached(ids) if len(ids) <= _SHORT else self._decode(ids)
 
     def stop_match(self, stops: tuple[str, ...], ids: tuple[int, ...]) -> StopMatch | None:
         """What comes before the first stop string, and the ids of exactly that text, if any."""

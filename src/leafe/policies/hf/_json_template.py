@@ -70,12 +70,10 @@ class Vocabulary:
         return texts + [""] * max(0, self.size - known)
 
     def mask(self, allowed: list[bool]) -> torch.Tensor:
-        """As a tensor on the model's device."""
         return torch.tensor(allowed, device=self.device)
 
     @cached_property
     def digits(self) -> torch.Tensor:
-        """Tokens of digits alone."""
         return self.mask([t.isascii() and t.isdigit() and len(t) <= _DIGITS for t in self.texts])
 
     def next_digits(self, begun: bool, value: int, maximum: int) -> torch.Tensor:
@@ -107,7 +105,6 @@ class Vocabulary:
 
     @cached_property
     def lengths(self) -> torch.Tensor:
-        """Characters of each token."""
         return torch.tensor([len(t) for t in self.texts], device=self.device)
 
 
@@ -198,7 +195,6 @@ def compiled(schema: Mapping[str, Any], vocabulary: Vocabulary) -> JsonTemplate 
 
 
 def _slot(facts: Any) -> TemplateSlot | None:
-    """The slot of one property; None where its schema is not supported."""
     kind = facts.get("type") if isinstance(facts, Mapping) else None
     if (
         kind not in _SUPPORTED

@@ -35,7 +35,6 @@ class KVSlots:
 
     @property
     def free(self) -> int:
-        """Slots that nobody holds."""
         return len(self._free)
 
     def grow(self, least: int, beyond: bool = False) -> None:
@@ -60,21 +59,17 @@ class KVSlots:
         return taken
 
     def hold(self, slots: NDArray[np.int32]) -> None:
-        """Add one pinned hold to each."""
         self._holds[slots] += 1
         self.pin(slots)
 
     def pin(self, slots: NDArray[np.int32]) -> None:
-        """Pin a hold that is there."""
         self.pinned += self.unpinned(slots)
         self._pins[slots] += 1
 
     def unpinned(self, slots: NDArray[np.int32]) -> int:
-        """How many of these have no pin."""
         return len(slots) - int(np.count_nonzero(self._pins[slots]))
 
     def pinned_slots(self) -> NDArray[np.int32]:
-        """All slots with a pin, ascending."""
         return np.flatnonzero(self._pins).astype(np.int32)
 
     def unpin(self, slots: NDArray[np.int32]) -> None:

@@ -258,7 +258,6 @@ def _deliver(jobs: list[Job]) -> None:
 
 
 def _set_results(jobs: list[Job]) -> None:
-    """On the event loop."""
     for job in jobs:
         future = job.receiver[1]
         if future.done():

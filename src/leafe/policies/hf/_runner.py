@@ -21,8 +21,6 @@ class ModelRunner:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.passes = 0
-        """Forward passes so far."""
         self.computed = 0
         """Tokens computed so far, padding left out."""
         self.device = next(model.parameters()).device
@@ -66,7 +64,6 @@ class ModelRunner:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.passes += 1
         self.computed += int(widths.sum())
         logits: torch.Tensor = out.logits[:, -1]
         return logits

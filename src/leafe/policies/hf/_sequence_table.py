@@ -272,7 +272,6 @@ class SequenceTable:
         return self._empty.pop()
 
     def _reserve_length(self, length: int) -> None:
-        """Widen the tables to hold sequences of so many tokens."""
         entries, old = self.tokens.shape
         if length > old:
             more = np.zeros((entries, max(2 * old, length) - old), np.int32)

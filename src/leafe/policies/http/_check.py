@@ -1,12 +1,9 @@
-"""What a server really does with what it is asked, found out by a dozen short requests before a
-run.
+"""What a server really does with a request: a dozen short probes before a run.
 
-A server that ignores a seed, n or a schema says 200 and looks like one that honours them. So each
-is put to the test: equal seeds must give equal
-samples, four choices must not be one text, and a greeting under a schema must come out as that
-schema's JSON. Every field in which servers take a
-schema is tried until one works. What is asked for here alone (a temperature of 1.5, an answer of a
-few tokens) must not keep out a server that a run could use.
+A server that ignores a seed, n or a schema still answers 200. So equal seeds must give equal
+samples, four choices must not be one text, and a greeting under a schema must be that schema's
+JSON; every field in which servers take a schema is tried until one works. A server that refuses the
+probe's own settings (temperature 1.5, short answers) still passes.
 """
 
 from __future__ import annotations
@@ -17,17 +14,14 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from leafe.core import Completion, Message, PolicyError, Request, UserError
-from leafe.policies.http._endpoint import Endpoint, Failed, Refused, Unreachable
-from leafe.policies.http._fleet import Fleet
-from leafe.policies.http._wire import SCHEMA_FIELDS, Dialect, Garbage, body_of, completions_of
+from leafe.policies.http._chat import CHAT, ChatModel
+from leafe.policies.http._client import Failed
+from leafe.policies.http._endpoint import Endpoint, Refused, Unreachable
+from leafe.policies.http._pool import EndpointPool
+from leafe.policies.http._wire import SCHEMA_FIELDS, Dialect, Garbage, completions_of
 
-if TYPE_CHECKING:
-    from leafe.policies.http._policy import HTTPPolicy
-
-_CHAT = "chat/completions"
 _HI = Request((Message("user", "hi"),), max_tokens=16)
 _STORY = Request((Message("user", "Tell me a story."),), temperature=1.5, max_tokens=16)
 _GREETING = Request(
@@ -45,102 +39,100 @@ _SCHEMA = {
     "required": ["step", "experience"],
     "additionalProperties": False,
 }
-"""With the keywords that the schemas of reflections have."""
-_OBEYS = re.compile(r'\s*\{\s*"(step|experience)"\s*:')
-"""How an answer that holds to the schema begins, should it be cut off at the limit; nobody greets
-like that unasked."""
+"""With the keywords that the schemas of reflections use."""
+_CUT_JSON = re.compile(r'\s*\{\s*"(step|experience)"\s*:')
+"""The start of an answer that follows the schema, for answers that are cut at the limit."""
 
 
-async def check_endpoint(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -> None:
-    """Unreachable where nobody answers, UserError where the server refuses or fails; what it
-    understands is written to its dialect."""
+async def check_endpoint(
+    chat: ChatModel, pool: EndpointPool, endpoint: Endpoint, *, token_ids: bool, logprobs: bool
+) -> None:
+    """Probe a server, and write what it understands to its dialect.
+
+    Raises:
+        Unreachable: Nobody answers.
+        UserError: The server refuses or fails.
+    """
     served: dict[str, int | None] = {}
-    if endpoint.proxy:
-        unused = f"{endpoint.proxy} names a proxy, which leafe does not use"
-        right = "name the server in NO_PROXY if that is right"
-        warnings.warn(f"{endpoint.base_url}: {unused}; {right}.", stacklevel=2)
     try:
-        served = await _served(fleet, endpoint)
-        endpoint.dialect.context = served.get(policy.model)
-        await _must_answer(policy, fleet, endpoint, served)
-        if policy.token_ids or policy.logprobs:
-            await _try_ids(policy, endpoint)
-        await _try_sampling(policy, fleet, endpoint)
-        await _try_schema(policy, fleet, endpoint)
+        served = await _served(pool, endpoint)
+        endpoint.dialect.context = served.get(chat.model)
+        await _require_model(chat, pool, endpoint, served)
+        await _probe_tokens(chat, endpoint, token_ids=token_ids, logprobs=logprobs)
+        await _probe_sampling(chat, pool, endpoint)
+        await _probe_schema(chat, pool, endpoint)
     except Refused as refused:
         known = f" (it serves {_listed([*served])})" if served else ""
         raise UserError(
-            f"{endpoint.base_url} refuses model {policy.model!r}{known} with status "
-            f"{refused}; {policy.remedy(refused)}."
+            f"{endpoint.base_url} refuses model {chat.model!r}{known} with status "
+            f"{refused}; {chat.remedy(refused)}."
         ) from refused
     except Unreachable:
         raise
     except PolicyError as error:
         raise UserError(
-            f"The endpoint of model {policy.model!r} does not work: {str(error).rstrip('.')}."
+            f"The endpoint of model {chat.model!r} does not work: {str(error).rstrip('.')}."
         ) from error
 
 
-async def _served(fleet: Fleet, endpoint: Endpoint) -> dict[str, int | None]:
-    """The models list, as far as there is one: some servers list only part, or nothing. Each with
-    the length of its context, where that is said."""
+async def _served(pool: EndpointPool, endpoint: Endpoint) -> dict[str, int | None]:
+    """The models list, each with its context's length where that is given; some servers list only
+    part, or nothing."""
 
     async def once(e: Endpoint) -> dict[str, int | None]:
         return await e.send("models", None, _models)
 
     try:
-        return await fleet.on(endpoint, once, "models", once=True)
+        return await pool.on(endpoint, once, "models", once=True)
     except Refused as refused:
         if refused.status not in (404, 405):
             raise
     except Unreachable:
         raise
     except PolicyError:
-        pass  # it is there, and its models list fails: still loading, or broken in that one place
+        pass  # the server is there, and only its models list fails
     return {}
 
 
-async def _must_answer(
-    policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint, served: Mapping[str, int | None]
+async def _require_model(
+    chat: ChatModel, pool: EndpointPool, endpoint: Endpoint, served: Mapping[str, int | None]
 ) -> None:
-    """A short answer, which teaches what fields the server takes; and it must come from the model
-    that was named."""
-    await _ask(policy, fleet, endpoint, _HI)
-    if not served or policy.model in served:
+    """UserError where another model answers; the request also finds out which fields are taken."""
+    await _sample(chat, pool, endpoint, _HI)
+    if not served or chat.model in served:
         return
-    body = body_of(_HI, policy.model, 1, None, endpoint.dialect, policy.extra)
+    body = chat.body(_HI, endpoint.dialect)
 
     async def once(e: Endpoint) -> str:
-        return await e.send(_CHAT, body, _answering_model)
+        return await e.send(CHAT, body, _answering_model)
 
-    if await fleet.on(endpoint, once, _CHAT) != policy.model:
+    if await pool.on(endpoint, once, CHAT) != chat.model:
         raise UserError(
-            f"{endpoint.base_url} does not serve {policy.model!r}: set model to one of "
+            f"{endpoint.base_url} does not serve {chat.model!r}: set model to one of "
             f"{_listed([*served])}."
         )
 
 
-async def _try_ids(policy: HTTPPolicy, endpoint: Endpoint) -> None:
-    """Whether token ids and log-probabilities come when asked for; a refusal or any failure means
-    no."""
+async def _probe_tokens(
+    chat: ChatModel, endpoint: Endpoint, *, token_ids: bool, logprobs: bool
+) -> None:
+    """Whether token ids and log-probabilities come when asked for; any failure means no."""
     dialect = endpoint.dialect
-    if policy.token_ids and any(
-        c.tokens for c in await _asked(policy, endpoint, replace(dialect, ids="return_token_ids"))
-    ):
-        dialect.ids = "return_token_ids"
-    if policy.logprobs or (policy.token_ids and dialect.ids is None):
-        got = await _asked(policy, endpoint, replace(dialect, logprobs=True))
-        dialect.logprobs = policy.logprobs and any(c.logprob is not None for c in got)
-        if policy.token_ids and dialect.ids is None and any(c.tokens for c in got):
+    if token_ids:
+        samples = await _try_dialect(chat, endpoint, replace(dialect, ids="return_token_ids"))
+        if any(c.tokens for c in samples):
+            dialect.ids = "return_token_ids"
+    if logprobs or (token_ids and dialect.ids is None):
+        samples = await _try_dialect(chat, endpoint, replace(dialect, logprobs=True))
+        dialect.logprobs = logprobs and any(c.logprob is not None for c in samples)
+        if token_ids and dialect.ids is None and any(c.tokens for c in samples):
             dialect.ids = "logprobs"
 
 
-async def _asked(policy: HTTPPolicy, endpoint: Endpoint, dialect: Dialect) -> list[Completion]:
+async def _try_dialect(chat: ChatModel, endpoint: Endpoint, dialect: Dialect) -> list[Completion]:
     request = replace(_STORY, temperature=1.0)
     try:
-        return await endpoint.send(
-            _CHAT, body_of(request, policy.model, 1, None, dialect, policy.extra), _reading(request)
-        )
+        return await endpoint.send(CHAT, chat.body(request, dialect), _reader(request))
     except Refused as refused:
         if refused.status in (401, 403, 404):
             raise
@@ -149,88 +141,80 @@ async def _asked(policy: HTTPPolicy, endpoint: Endpoint, dialect: Dialect) -> li
     return []
 
 
-async def _try_sampling(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -> None:
-    """Four seeds, the first two of them once more, and four choices at once."""
+async def _probe_sampling(chat: ChatModel, pool: EndpointPool, endpoint: Endpoint) -> None:
+    """Sample four seeds, the first two of them again, and four choices at once."""
     story = _STORY
     try:
-        first = await _ask(policy, fleet, endpoint, replace(story, seed=0))
+        first = await _sample(chat, pool, endpoint, replace(story, seed=0))
     except Refused:  # some take no temperature above 1
         story = replace(story, temperature=1.0)
-        first = await _ask(policy, fleet, endpoint, replace(story, seed=0))
-    alone = [
-        first,
-        *await asyncio.gather(
-            *(_ask(policy, fleet, endpoint, replace(story, seed=seed)) for seed in range(1, 4))
-        ),
-    ]
-    again = await asyncio.gather(
-        *(_ask(policy, fleet, endpoint, replace(story, seed=seed)) for seed in range(2))
-    )
-    texts = [got[0].text for got in alone]
+        first = await _sample(chat, pool, endpoint, replace(story, seed=0))
+
+    async def texts_of(*seeds: int) -> list[str]:
+        requests = (replace(story, seed=seed) for seed in seeds)
+        found = await asyncio.gather(*(_sample(chat, pool, endpoint, r) for r in requests))
+        return [samples[0].text for samples in found]
+
+    texts = [first[0].text, *await texts_of(1, 2, 3)]
+    again = await texts_of(0, 1)
     if len(set(texts)) == 1:
-        alike = f"gave four equal samples at temperature {story.temperature:g}"
-        _ignored(policy, endpoint, "all_alike", f"{alike}: it seems not to sample (see `extra`)")
+        _warn_ignored(
+            endpoint,
+            "all_alike",
+            f"gave four equal samples at temperature {story.temperature:g}: it seems not to sample "
+            "(see `extra`)",
+        )
         return
-    if endpoint.dialect.seed and all(
-        got[0].text != text for got, text in zip(again, texts, strict=False)
-    ):
+    if endpoint.dialect.seed and again[0] != texts[0] and again[1] != texts[1]:
         endpoint.dialect.seed_holds = False
-        _ignored(
-            policy,
+        _warn_ignored(
             endpoint,
             "seed_ignored",
-            (
-                "gave two samples for one seed: it seems to ignore seeds, so that its samples "
-                "cannot be drawn again"
-            ),
+            "gave two samples for one seed: it seems to ignore seeds, so that its samples cannot "
+            "be drawn again",
         )
-    choices = await _ask(policy, fleet, endpoint, replace(story, seed=5, n=4))
+    choices = await _sample(chat, pool, endpoint, replace(story, seed=5, n=4))
     if len(choices) == 4 and len({c.text for c in choices}) == 1 and len(set(texts)) > 2:
         endpoint.dialect.most = 1
-        _ignored(
-            policy,
+        _warn_ignored(
             endpoint,
             "n_ignored",
             "gave one text four times for n = 4: it is asked once for each sample",
         )
 
 
-async def _try_schema(policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint) -> None:
+async def _probe_schema(chat: ChatModel, pool: EndpointPool, endpoint: Endpoint) -> None:
+    """Try the fields for a schema until the server follows one."""
     dialect = endpoint.dialect
     request = replace(_GREETING, schema=_SCHEMA)
     refusals = []
     for field in SCHEMA_FIELDS:
-        body = body_of(
-            request,
-            policy.model,
-            1,
-            request.seed,
-            replace(dialect, schema=field, ids=None, logprobs=False),
-            policy.extra,
-        )
+        plain = replace(dialect, schema=field, ids=None, logprobs=False)
+        body = chat.body(request, plain, seed=request.seed)
 
         async def once(e: Endpoint, body: bytes = body) -> list[Completion]:
-            return await e.send(_CHAT, body, _reading(request))
+            return await e.send(CHAT, body, _reader(request))
 
         try:
-            (answer, *_) = await fleet.on(endpoint, once, _CHAT)
+            (answer, *_) = await pool.on(endpoint, once, CHAT)
         except Refused as refused:
             refusals.append(f"{field}: {refused}")
             continue
-        if _holds(answer):
+        if _follows_schema(answer):
             dialect.schema = field
             return
     dialect.schema = None
-    refused_all = f" ({refusals[0]})" if refusals else ""
-    words = (
-        f"holds to no JSON schema, in whichever field it is given{refused_all}: reflections "
-        "are parsed from free text"
+    refusal = f" ({refusals[0]})" if refusals else ""
+    _warn_ignored(
+        endpoint,
+        "schema_ignored",
+        f"holds to no JSON schema, in whichever field it is given{refusal}: reflections are parsed "
+        "from free text",
     )
-    _ignored(policy, endpoint, "schema_ignored", words)
 
 
-def _holds(answer: Completion) -> bool:
-    if _OBEYS.match(answer.text) is None:
+def _follows_schema(answer: Completion) -> bool:
+    if _CUT_JSON.match(answer.text) is None:
         return False
     if answer.finish == "length":
         return True
@@ -245,22 +229,21 @@ def _holds(answer: Completion) -> bool:
     )
 
 
-async def _ask(
-    policy: HTTPPolicy, fleet: Fleet, endpoint: Endpoint, request: Request
+async def _sample(
+    chat: ChatModel, pool: EndpointPool, endpoint: Endpoint, request: Request
 ) -> list[Completion]:
     async def once(e: Endpoint) -> list[Completion]:
-        return await policy.try_on(e, request, 0, request.n)
+        return await chat.attempt(e, request, 0, request.n)
 
-    return await fleet.on(endpoint, once, _CHAT)
-
-
-def _ignored(policy: HTTPPolicy, endpoint: Endpoint, kind: str, words: str) -> None:
-    policy.stats[kind] += 1
-    endpoint.own[kind] += 1
-    warnings.warn(f"{endpoint.base_url} {words}.", stacklevel=2)
+    return await pool.on(endpoint, once, CHAT)
 
 
-def _reading(request: Request) -> Callable[[object], list[Completion]]:
+def _warn_ignored(endpoint: Endpoint, kind: str, message: str) -> None:
+    endpoint.count(kind)
+    warnings.warn(f"{endpoint.base_url} {message}.", stacklevel=2)
+
+
+def _reader(request: Request) -> Callable[[object], list[Completion]]:
     return lambda answer: completions_of(answer, request)
 
 

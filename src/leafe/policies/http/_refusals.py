@@ -1,6 +1,6 @@
-"""What a server's refusal means: servers say the same thing in many words, and few give it a code.
+"""What a server's refusal means: servers say the same thing in many ways, and few give it a code.
 
-Read are the sentence and the codes beside it, never the rest of the body, which may repeat the
+Only the sentence and the codes beside it are read, never the rest of the body, which may repeat the
 prompt.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_LONGEST = 300
-_DEEPEST = 8
+_MAX_TEXT = 300
+_MAX_DEPTH = 8
 
 _CONTEXT = re.compile(
     r"""
@@ -86,24 +86,22 @@ _FIELDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What a server said in its error body: its sentence in one line of at most 300 characters, and
-    its codes and types."""
+class ErrorText:
+    """What an error body says: one line of at most 300 characters, and its codes and types."""
 
     text: str
     codes: str = ""
 
     @property
     def context_full(self) -> bool:
-        """The prompt, or the prompt and the answer's limit, do not fit. How much an account may ask
-        for in a minute is another matter."""
+        """The prompt, or prompt and answer, do not fit the context. A rate limit does not count."""
         if _CONTEXT_CODES.search(self.codes):
             return True
         return _CONTEXT.search(self.text) is not None and not self.of_rates
 
     @property
     def of_rates(self) -> bool:
-        """It speaks of how much an account may ask for."""
+        """It names a rate limit or a quota."""
         return _RATE.search(self.text) is not None
 
     @property
@@ -116,12 +114,12 @@ class Words:
 
     @property
     def names_limit(self) -> bool:
-        """It speaks of the limit on the answer's tokens."""
+        """It names the limit on the answer's tokens."""
         return _NAMES_LIMIT.search(self.text) is not None
 
     @property
     def renames_limit(self) -> bool:
-        """It does not know the limit by the name `max_tokens`."""
+        """It does not know the limit as `max_tokens`."""
         return (
             all(p.search(self.text) for p in (_OLD_LIMIT, _NOT_TAKEN))
             and _TOO_HIGH.search(self.text) is None
@@ -131,10 +129,10 @@ class Words:
         return _FIELDS[field].search(self.text) is not None
 
 
-def words_of(answer: object) -> Words:
-    """What the decoded body (or the text of one that is no JSON) says."""
+def error_text(answer: object) -> ErrorText:
+    """The text and codes of a decoded body, or of the text of a body that is no JSON."""
     found, codes = answer, []
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         if (
             isinstance(found, list)
             and len(found) == 1
@@ -145,17 +143,17 @@ def words_of(answer: object) -> Words:
         if not isinstance(found, dict):
             break
         codes += [found[k] for k in ("code", "type") if isinstance(found.get(k), str)]
-        told = next((k for k in ("error", "message", "detail", "msg") if k in found), None)
-        if told is None:
+        field = next((k for k in ("error", "message", "detail", "msg") if k in found), None)
+        if field is None:
             break
-        found = found[told]
-    shown = "".join(
-        c if c.isprintable() else " " if c.isspace() else "" for c in _shown(found)[: 4 * _LONGEST]
+        found = found[field]
+    text = "".join(
+        c if c.isprintable() else " " if c.isspace() else "" for c in _text(found)[: 4 * _MAX_TEXT]
     )
-    return Words(" ".join(shown.split())[:_LONGEST].rstrip(". "), " ".join(codes)[:_LONGEST])
+    return ErrorText(" ".join(text.split())[:_MAX_TEXT].rstrip(". "), " ".join(codes)[:_MAX_TEXT])
 
 
-def _shown(value: object) -> str:
+def _text(value: object) -> str:
     try:
         return value if isinstance(value, str) else str(value)
     except (RecursionError, ValueError):  # nested without end, or a number of thousands of digits
@@ -163,8 +161,7 @@ def _shown(value: object) -> str:
 
 
 def status_in(answer: object) -> int | None:
-    """The HTTP status that an error under the status 200 gives itself, as gateways do; None where
-    there is no such error."""
+    """The status inside an error body that a gateway sent with 200; None where there is none."""
     error = answer.get("error") if isinstance(answer, dict) and "choices" not in answer else None
     code = error.get("code", error.get("status")) if isinstance(error, dict) else None
     if isinstance(code, str) and code.isascii() and code.isdigit():

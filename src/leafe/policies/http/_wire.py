@@ -1,10 +1,8 @@
-"""What goes over the wire: a request to a JSON body, an answer to completions.
+"""Requests to JSON bodies, answers to completions.
 
-Plain dictionaries and no validation library: this runs once a turn, thousands of times a second. A
-history grows by two messages a
-turn, so each message is turned to JSON once and its bytes are used again. Nothing here waits,
-retries or knows of a connection. What a server
-writes is not trusted: every field is looked at before it is used.
+Plain dictionaries and no validation library: this runs thousands of times a second. A history grows
+by two messages a turn, so each message is encoded once and its bytes are kept. Nothing here waits,
+retries or holds a connection. Servers are not trusted: every field is checked before it is used.
 """
 
 from __future__ import annotations
@@ -17,16 +15,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from leafe.core import Completion, Message, Request, Usage
-from leafe.policies.http._refusals import words_of
+from leafe.policies.http._refusals import error_text
 
 LIMITS = ("max_tokens", "max_completion_tokens")
 """The fields in which servers take the limit on an answer's tokens."""
-_ABORTED = re.compile(
+_ABORTED_REASON = re.compile(
     r"abort|error|cancel|fail|interrupt|preempt|time_?out|timed_out|insufficient|malformed"
     r"|incomplete|crash|kill|shut_?down|disconnect",
     re.IGNORECASE,
 )
-_CUT = re.compile(
+_CUT_REASON = re.compile(
     r"length|max_?(output_?|completion_?|new_?)?tokens|token_limit"
     r"|content_?filter|safety|recitation|blocklist|prohibited|sensitive",
     re.IGNORECASE,
@@ -35,13 +33,13 @@ _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 
 
 class Garbage(ValueError):
-    """The server said 200 and sent something that is no chat completion; the message says what."""
+    """A 200 whose body is no chat completion."""
 
     kind = "garbage"
 
 
 class Aborted(Garbage):
-    """The server said 200 and gave up the answer half-way."""
+    """A 200 whose answer the server gave up half-way."""
 
     kind = "aborted"
 
@@ -63,18 +61,16 @@ order in which they are tried."""
 
 @dataclass(slots=True)
 class Dialect:
-    """What one server understands: what it refused, and what `check` found, is left out from then
-    on."""
+    """What one server understands, as its refusals and `check` showed."""
 
     schema: str | None = "response_format"
-    """The field of `SCHEMA_FIELDS` that it holds to; None: none."""
+    """The field of `SCHEMA_FIELDS` that it follows; None: none."""
     seed: bool = True
     """It takes a seed."""
     seed_holds: bool = True
     """Equal seeds give equal samples, as far as is known."""
     most: int | None = None
-    """The most choices that one request yields, where it was seen to give fewer than it was asked
-    for."""
+    """The most choices that one request yields, where it gave fewer than it was asked for."""
     ids: Literal["return_token_ids", "logprobs"] | None = None
     """How token ids are asked for: by a field of their own (vLLM, SGLang), or beside the
     log-probabilities (llama.cpp); None: not at all."""
@@ -96,9 +92,8 @@ class Dialect:
 
 
 _FRAGMENTS: dict[tuple[str, str], bytes] = {}
-_FRAGMENTS_MOST = 1 << 25
-"""Bytes of messages that are kept; then all are forgotten, and the histories under way are turned
-to JSON once more."""
+_MAX_FRAGMENTS = 1 << 25
+"""Bytes of messages that are kept before the cache is emptied."""
 _fragments_size = 0
 
 
@@ -112,7 +107,7 @@ def _fragment(message: Message) -> bytes:
             message.role.encode(),
             json.dumps(message.content).encode(),
         )
-        if _fragments_size > _FRAGMENTS_MOST:
+        if _fragments_size > _MAX_FRAGMENTS:
             _FRAGMENTS.clear()
             _fragments_size = 0
         _FRAGMENTS[key] = found
@@ -128,7 +123,16 @@ def body_of(
     dialect: Dialect,
     extra: Mapping[str, Any],
 ) -> bytes:
-    """The JSON body for n samples. `extra` comes last: what the user sets by hand wins."""
+    """The JSON body for n samples.
+
+    Args:
+        request: What to sample.
+        model: What the server calls the model.
+        n: How many samples.
+        seed: Of the first sample.
+        dialect: What the server understands.
+        extra: The user's own fields, which override all others.
+    """
     rest: dict[str, Any] = {"model": model}
     if dialect.temperature or request.temperature != 1.0:
         rest["temperature"] = request.temperature
@@ -166,18 +170,19 @@ def body_of(
 def completions_of(answer: object, request: Request) -> list[Completion]:
     """The choices of a chat completion.
 
-    Garbage where a needed field is missing or of the wrong type, Aborted where the server gave an
-    answer up half-way.
-
     The server reports usage once for all choices: the first completion carries the prompt.
-    Generated tokens are exact where the server
-    gives token ids or made one choice, else shared out evenly, sum kept.
+    Generated tokens are exact where the server gives token ids or made one choice, else shared out
+    evenly.
+
+    Raises:
+        Garbage: A needed field is missing or of the wrong type.
+        Aborted: The server gave an answer up half-way.
     """
     if not isinstance(answer, dict):
         raise Garbage("the answer is no JSON object")
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
-        why = f": {words_of(answer).text}" if "error" in answer else ""
+        why = f": {error_text(answer).text}" if "error" in answer else ""
         raise Garbage(f"the answer has no choices{why}")
     texts: list[str] = []
     sampled: list[tuple[int, ...] | None] = []
@@ -188,11 +193,11 @@ def completions_of(answer: object, request: Request) -> list[Completion]:
         if not isinstance(message, dict) or not message:
             raise Garbage("a choice has no message with a text")
         finishes.append(_finish(choice))
-        written = _content(message)
-        text = _clean(written, request.stop)
+        content = _content(message)
+        text = _before_stop(content, request.stop)
         texts.append(text)
         sampled.append(_ids(choice))
-        whole.append(text == written and not _met_stop(choice, request.stop))
+        whole.append(text == content and not _met_stop(choice, request.stop))
     reported = answer.get("usage")
     total = _count(reported.get("completion_tokens")) if isinstance(reported, dict) else 0
     if total and total != sum(len(ids or ()) for ids in sampled):
@@ -237,23 +242,22 @@ def has_reasoning(answer: object) -> bool:
 
 
 def _finish(choice: Mapping[str, Any]) -> Literal["stop", "length"]:
-    """How the answer ended. Null says of a whole answer that it did not; a server that does not
-    have the field says nothing."""
+    """How the answer ended. A null reason means that it did not; a missing one means nothing."""
     reason = choice.get("finish_reason", "stop")
     if isinstance(reason, dict):  # as SGLang writes it inside
         reason = reason.get("type")
     if reason is None or choice.get("error"):
-        told = words_of(choice).text if choice.get("error") else "finish_reason is null"
-        raise Aborted(f"the answer was given up half-way ({told})")
+        cause = error_text(choice).text if choice.get("error") else "finish_reason is null"
+        raise Aborted(f"the answer was given up half-way ({cause})")
     if not isinstance(reason, str):
         raise Garbage("the finish_reason of a choice is no text")
-    if _ABORTED.search(reason):
+    if _ABORTED_REASON.search(reason):
         raise Aborted(f"the answer was given up half-way (finish_reason {reason[:40]!r})")
-    return "length" if _CUT.search(reason) else "stop"
+    return "length" if _CUT_REASON.search(reason) else "stop"
 
 
 def _content(message: Mapping[str, Any]) -> str:
-    """The text of a message: none where the model did not get that far, parts put together."""
+    """The text of a message, its parts joined; "" where there is none."""
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -266,7 +270,7 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _part(part: object) -> str:
-    """The text of one part of a message; of thinking and of what is no text, none."""
+    """The text of one part of a message; "" for thinking and for what is no text."""
     if not isinstance(part, dict):
         raise Garbage("a part of a message is neither a text nor an object")
     text = part.get("text") if part.get("type", "text") in ("text", "output_text") else ""
@@ -276,8 +280,8 @@ def _part(part: object) -> str:
 
 
 def _met_stop(choice: Mapping[str, Any], stop: tuple[str, ...]) -> bool:
-    """A stop text was met and taken out of the text: vLLM and SGLang name it, llama.cpp's tokens
-    hold it."""
+    """A stop text was removed from the text: vLLM and SGLang name it, llama.cpp's tokens hold
+    it."""
     if isinstance(choice.get("stop_reason"), str) or isinstance(choice.get("matched_stop"), str):
         return True
     logprobs = choice.get("logprobs")
@@ -309,8 +313,7 @@ def _ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def _logprob(choice: Mapping[str, Any], generated: int) -> float | None:
-    """The sum over all sampled tokens; None where it is not there for each of them, or not
-    finite."""
+    """The sum over all sampled tokens; None where one is missing, or the sum is not finite."""
     logprobs = choice["logprobs"]
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(content, list) or not content or len(content) != generated:
@@ -324,8 +327,8 @@ def _logprob(choice: Mapping[str, Any], generated: int) -> float | None:
     return total if math.isfinite(total) else None
 
 
-def _clean(text: str, stop: tuple[str, ...]) -> str:
-    """Cut at the first stop text: some servers leave it in."""
+def _before_stop(text: str, stop: tuple[str, ...]) -> str:
+    """The text up to the first stop text: some servers leave it in."""
     for mark in filter(None, stop):
         text = text.split(mark, 1)[0]
     return text

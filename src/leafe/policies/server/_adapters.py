@@ -1,20 +1,18 @@
-"""Give a running server new weights without starting it again: a LoRA adapter, by the route that
-the server documents.
+"""Load a LoRA adapter into a running server, by the route that the server documents.
 
 vLLM (`/v1/load_lora_adapter`, with VLLM_ALLOW_RUNTIME_LORA_UPDATING, which a launched server has)
-serves it as a model of its own name;
-SGLang (`/load_lora_adapter`, with --enable-lora) as `BASE:NAME`; llama.cpp lists what it was
-started with (`/lora-adapters`) and takes the strength of
-each with a request, so it can switch to an adapter that it was given at its start and to no other.
+serves it as a model of its own name; SGLang (`/load_lora_adapter`, with --enable-lora) as
+`BASE:NAME`; llama.cpp takes with each request the strength of the adapters that it was started with
+(`/lora-adapters`), so it can switch to one of those and to no other.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import urllib.error
-import urllib.request
 from typing import Any
+
+from leafe.policies.server._fetch import fetch
 
 _LOADING_S = 300.0
 
@@ -22,21 +20,28 @@ _LOADING_S = 300.0
 def load_adapter(
     base_url: str, base_model: str, name: str, path: str, key: str = ""
 ) -> tuple[str, dict[str, Any]] | None:
-    """(model, extra fields of the request) with which requests reach the adapter in the folder or
-    file `path`; None where the server knows no such route.
+    """Load an adapter, within five minutes.
 
-    `base_url` ends in /v1; `name` is what the adapter is to be called. A call takes as long as the
-    server needs to read the adapter, at most five minutes.
+    Args:
+        base_url: The server's address, which ends in /v1.
+        base_model: What the server calls its base model.
+        name: What the adapter is to be called.
+        path: The adapter's folder or file.
+        key: The server's API key.
+
+    Returns:
+        (model, extra fields) of requests that reach the adapter; None where the server has no route
+        for adapters.
     """
     root = base_url.removesuffix("/v1")
     body = {"lora_name": name, "lora_path": path}
-    loaded = _ask(f"{base_url}/load_lora_adapter", body, key)
+    loaded = _result(f"{base_url}/load_lora_adapter", body, key)
     if loaded is not None:
         return name, {}
-    loaded = _ask(f"{root}/load_lora_adapter", body, key)
+    loaded = _result(f"{root}/load_lora_adapter", body, key)
     if loaded is not None and not (isinstance(loaded, dict) and loaded.get("success") is False):
         return f"{base_model}:{name}", {}
-    held = _ask(f"{root}/lora-adapters", None, key)
+    held = _result(f"{root}/lora-adapters", None, key)
     adapters: list[Any] = held if isinstance(held, list) else []
     for adapter in adapters:
         if (
@@ -50,24 +55,13 @@ def load_adapter(
     return None
 
 
-def _ask(url: str, body: dict[str, Any] | None, key: str) -> Any:
-    """The answer (a text where it is no JSON); None where the server does not answer with 200. An
-    adapter of that name that is there already counts."""
-    headers = {"Content-Type": "application/json"} | (
-        {"Authorization": f"Bearer {key}"} if key else {}
-    )
-    request = urllib.request.Request(
-        url, None if body is None else json.dumps(body).encode(), headers
-    )
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            request, timeout=_LOADING_S
-        ) as answer:
-            text = answer.read().decode("utf-8", "replace")
-    except urllib.error.HTTPError as error:
-        said = error.read(2000).decode("utf-8", "replace").lower()
-        return said if error.code == 400 and "already" in said and "loaded" in said else None
-    except (OSError, ValueError):
+def _result(url: str, body: dict[str, Any] | None, key: str) -> Any:
+    """The answer, a text where it is no JSON; None where the server refuses. An adapter that is
+    loaded already counts as loaded."""
+    status, raw = fetch(url, body, key, _LOADING_S)
+    text = raw.decode("utf-8", "replace")
+    refusal = text.lower()
+    if status != 200 and not (status == 400 and "already" in refusal and "loaded" in refusal):
         return None
     try:
         return json.loads(text)

@@ -1,11 +1,10 @@
-"""Start a model server, wait until it answers, start it again when it dies, and end it.
+"""Start a model server, wait until it answers, restart it when it dies, and end it.
 
 The command stands in the recipe (`policy.launch = "vllm serve {checkpoint} --port {port}"`). It is
-split as a shell would and run without one. The server
-lives in a process group of its own under a guard (`_guard.py`), which ends it when this process is
-gone for whatever reason. One server runs at a
-time in a process: another checkpoint is another server, and what the stage before left running is
-used again where it fits.
+split as a shell would and run without one. The server lives in a process group of its own under a
+guard (`_guard.py`), which ends it when this process is gone, however that happened. A process has
+one server at a time: another checkpoint is another server, and a later stage uses the running one
+where it fits.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -30,21 +27,23 @@ from typing import Literal
 from leafe.core import PolicyError, UserError, secret
 from leafe.core.processes import with_default_signals
 from leafe.policies.server import _guard
+from leafe.policies.server._fetch import fetch
 
 RESTARTS = 5
-"""So many times a server that died is started again, counted anew after an hour without a death."""
+"""Restarts in a row; the count starts anew after an hour without a death."""
 STOP_S = 10.0
 HUNG_S = 120.0
 _QUIET_S = 3600.0
 _POLL_S = 0.1
 _TAIL = 300
-_DIRECT = urllib.request.build_opener(
-    urllib.request.ProxyHandler({})
-)  # whatever proxy the environment names, 127.0.0.1 is here
 
 
 def check_command(command: str) -> list[str]:
-    """The words of a launch command; UserError where it cannot be one."""
+    """The words of a launch command.
+
+    Raises:
+        UserError: It cannot be split, or lacks {checkpoint} or {port}.
+    """
     where = f"policy.launch = {command!r}"
     try:
         words = shlex.split(command)
@@ -64,11 +63,19 @@ def check_command(command: str) -> list[str]:
 class Launched:
     """A server process on a free port of 127.0.0.1, from its construction until `stop`.
 
-    `log`: its output is appended there. `start_s`: how long it may take until it answers. `stop_s`:
-    how long it may take to end on SIGTERM; then
-    SIGKILL follows. `hung_s`: it has died when its health has not answered for so long. `secrets`:
-    environment variables whose values are kept out of
-    the log, beside those whose name says key, token, secret or password.
+    Args:
+        command: The launch command, with {checkpoint} and {port}.
+        checkpoint: A folder or hub id.
+        log: Its output is appended there.
+        start_s: Seconds until it must answer.
+        stop_s: Seconds between SIGTERM and SIGKILL.
+        hung_s: Seconds without an answer of its health after which it counts as dead.
+        restarts: Restarts in a row.
+        secrets: Environment variables whose values are kept out of the log, beside those whose
+            name says key, token, secret or password.
+
+    Raises:
+        UserError: The command cannot be one.
     """
 
     def __init__(
@@ -106,17 +113,23 @@ class Launched:
             list(secrets),
         )
         self._hung_s = hung_s
-        self._row = 0
+        self._deaths_in_row = 0
         self._stop = threading.Event()
         self._guard: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._thread = threading.Thread(target=self._live, name=f"server {self.port}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._supervise, name=f"server {self.port}", daemon=True
+        )
         self._thread.start()
 
     async def ready(self) -> None:
-        """Return as soon as it takes requests. UserError where it never did, PolicyError where it
-        has died too often or is stopped."""
+        """Return as soon as it takes requests.
+
+        Raises:
+            UserError: It never answered.
+            PolicyError: It has died too often, or is stopped.
+        """
         while self.state == "starting":
             await asyncio.sleep(_POLL_S / 2)
         if self.state != "up":
@@ -125,21 +138,16 @@ class Launched:
             )
 
     def model_name(self, key: str = "") -> str:
-        """What it calls its model: the only one in its list, else the checkpoint. `key`: where the
-        list wants one."""
-        request = urllib.request.Request(
-            f"{self.base_url}/models", headers={"Authorization": f"Bearer {key}"} if key else {}
-        )
+        """The only name in its models list, else the checkpoint. `key`: its API key."""
         try:
-            with _DIRECT.open(request, timeout=30) as answer:
-                names = [str(m["id"]) for m in json.load(answer)["data"]]
-        except (OSError, ValueError, KeyError, TypeError):
+            models = json.loads(fetch(f"{self.base_url}/models", key=key)[1])["data"]
+            names = [str(m["id"]) for m in models]
+        except (ValueError, KeyError, TypeError):
             names = []
         return names[0] if len(names) == 1 else self.checkpoint
 
     def stop(self) -> None:
-        """End it and all that it started: SIGTERM, then SIGKILL. Returns when it is gone; may be
-        called twice."""
+        """End it and all that it started: SIGTERM, then SIGKILL. Returns when it is gone."""
         with self._lock:
             self._stop.set()
             guard = self._guard
@@ -150,33 +158,36 @@ class Launched:
             self.state = "stopped"
 
     # --- in the thread
-    # -----------------------------------------------------------------------------------------------
 
-    def _live(self) -> None:
+    def _supervise(self) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
-            was_up, how = self._one_life()
+            was_up, how = self._run_once()
             if self._stop.is_set():
                 return
             if not was_up and not self.deaths:
-                self.failure = f"The server of policy.launch {how}{self._last_words()}."
+                self.failure = f"The server of policy.launch {how}{self._last_line()}."
                 self.state = "failed"
                 return
             self.deaths += 1
-            self._row = 1 if time.monotonic() - began > _QUIET_S else self._row + 1
-            if self._row > self._restarts:
+            self._deaths_in_row = (
+                1 if time.monotonic() - began > _QUIET_S else self._deaths_in_row + 1
+            )
+            if self._deaths_in_row > self._restarts:
                 self.failure = (
-                    f"The server of policy.launch {how}, as it did {self._row - 1} times "
-                    f"before{self._last_words()}."
+                    f"The server of policy.launch {how}, as it did {self._deaths_in_row - 1} times "
+                    f"before{self._last_line()}."
                 )
                 self.state = "failed"
                 return
             self.state = "starting"
-            self._note(f"the server {how} and is started again ({self._row} of {self._restarts})")
-            self._stop.wait(min(0.5 * 2 ** (self._row - 1), 30.0))
+            self._note(
+                f"the server {how} and is started again ({self._deaths_in_row} of {self._restarts})"
+            )
+            self._stop.wait(min(0.5 * 2 ** (self._deaths_in_row - 1), 30.0))
 
-    def _one_life(self) -> tuple[bool, str]:
-        """Whether it ever answered, and how it ended: what follows "the server"."""
+    def _run_once(self) -> tuple[bool, str]:
+        """Whether it ever answered, and how it ended, as the rest of a sentence on the server."""
         with self._lock:
             if self._stop.is_set():
                 return False, "was stopped"
@@ -237,11 +248,11 @@ class Launched:
                 guard.kill()
                 guard.wait()
             if pid is not None and not ended:
-                _guard.to_group(pid, signal.SIGKILL)  # the guard itself was killed
+                _guard.signal_group(pid, signal.SIGKILL)  # the guard itself was killed
             guard.stdout.close()
 
     def _watch(self, listener: threading.Thread, ended: list[str]) -> str:
-        """How the server ended that is up."""
+        """Watch a server that is up; returns how it ended."""
         heard = time.monotonic()
         while listener.is_alive():
             listener.join(min(5.0, self._hung_s / 4))
@@ -252,13 +263,13 @@ class Launched:
         return ended[0]
 
     def _listen(self, guard: subprocess.Popen[bytes], ended: list[str]) -> None:
-        """Wait for the guard's last word."""
+        """Wait until the guard reports the exit."""
         assert guard.stdout is not None
         line = guard.stdout.readline()
         code = json.loads(line).get("exit") if line else None
         if code is None:
             if self.pid is not None:
-                _guard.to_group(self.pid, signal.SIGKILL)
+                _guard.signal_group(self.pid, signal.SIGKILL)
             ended.append("ended with its guard")
         else:
             ended.append(
@@ -267,29 +278,19 @@ class Launched:
                 else f"ended with code {code}"
             )
 
-    def _note(self, words: str) -> None:
+    def _note(self, event: str) -> None:
         with self.log.open("ab") as log:
-            log.write(f"# leafe, {time.strftime('%Y-%m-%d %H:%M:%S')}: {words}\n".encode())
+            log.write(f"# leafe, {time.strftime('%Y-%m-%d %H:%M:%S')}: {event}\n".encode())
 
     def _answers(self, timeout_s: float = 5.0) -> bool:
-        for path in ("/health", "/v1/models"):
-            try:
-                with _DIRECT.open(
-                    f"http://127.0.0.1:{self.port}{path}", timeout=timeout_s
-                ) as answer:
-                    return bool(answer.status == 200)
-            except urllib.error.HTTPError as error:
-                if error.code not in (401, 403, 404, 405):
-                    return False
-                if path == "/v1/models":
-                    return error.code in (401, 403)  # it is there, and wants a key
-            except (OSError, ValueError):
-                return False
-        return False
+        status, _ = fetch(f"http://127.0.0.1:{self.port}/health", timeout_s=timeout_s)
+        if status not in (401, 403, 404, 405):
+            return status == 200
+        status, _ = fetch(f"{self.base_url}/models", timeout_s=timeout_s)
+        return status in (200, 401, 403)  # 401, 403: it is up, and wants a key
 
-    def _last_words(self) -> str:
-        """The last line that the server wrote, cut to a length that a sentence bears; nothing where
-        it wrote none."""
+    def _last_line(self) -> str:
+        """The end of the last line that the server wrote; "" where it wrote none."""
         try:
             lines = (
                 self.log.read_bytes()[-20_000:]
@@ -308,7 +309,7 @@ class Launched:
 
 
 def _keys_in(command: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The keys that a command gives its server, for the guard to hide, and the command without
+    """The API keys in a command, as variables whose values the guard hides, and the command without
     them."""
     given: dict[str, str] = {}
     shown = list(command)
@@ -334,8 +335,18 @@ def serve(
     start_s: float = 900.0,
     secrets: Sequence[str] = (),
 ) -> Launched:
-    """The server for this checkpoint: the one that runs, where it is that, else a new one in place
-    of it. Its log is `logs`/server-N.log."""
+    """The server of a checkpoint: the running one where it fits, else a new one in its place.
+
+    Args:
+        command: The launch command, with {checkpoint} and {port}.
+        checkpoint: A folder or hub id.
+        logs: Its log is server-PID-N.log in this folder.
+        start_s: Seconds until it must answer.
+        secrets: Environment variables whose values are kept out of the log.
+
+    Raises:
+        UserError: The command cannot be one.
+    """
     words = check_command(command)
     for server in list(_running):
         fits = [
@@ -354,7 +365,7 @@ def serve(
 
 
 def deaths() -> int:
-    """How often a server that runs now has died and was started again."""
+    """How often the running server died and was restarted."""
     return sum(server.deaths for server in _running)
 
 

@@ -1,2 +1,2 @@
-"""What runs inside the box. Standard library only: this folder, and nothing else of leafe, is
-mounted into it."""
+"""The code that runs inside the box. It imports the standard library alone: only this folder of
+leafe is mounted."""

@@ -1,9 +1,7 @@
-"""What programs for contests do, which a box without /proc and with a bound on address space would
-otherwise refuse.
+"""Supports idioms of contest programs that a box without /proc would refuse.
 
-They open `/dev/stdin`; they raise the limit of the main thread's stack before they recurse; they
-run in a thread with a huge stack, of which they use
-little.
+They open `/dev/stdin`, raise the limit of the main thread's stack before they recurse, and run in a
+thread with a huge stack of which they use little.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ _STANDARD = {
     for folder, name in (("/dev", word), ("/dev/fd", str(number)), ("/proc/self/fd", str(number)))
 }
 _LARGE = 16 << 20
-"""A stack from this size on counts by what is used of it."""
+"""A stack of this size or more counts by what is used of it."""
 
 
 def open_standard_files() -> None:
-    """`/dev/stdin` and its like are opened as what they stand for."""
+    """Make open() of `/dev/stdin` and the like open the stream itself."""
     by_path, by_number = io.open, os.open
 
     def open_path(file: Any, *args: Any, **named: Any) -> Any:
@@ -54,8 +52,8 @@ def _standard(path: Any) -> int | None:
 
 
 def allow_stacks(most: int) -> None:
-    """Where a program asks for a large stack, its address space may grow to `most` bytes: its
-    memory is then judged by what it used."""
+    """If a program asks for a large stack, its address space may grow to `most` bytes; its memory
+    is then judged by what it used."""
     limit, size = resource.setrlimit, _thread.stack_size
 
     def make_room() -> None:
@@ -80,5 +78,5 @@ def allow_stacks(most: int) -> None:
 
 
 def _least(one: int, other: int) -> int:
-    """The smaller limit, where a negative number is none."""
+    """The smaller limit; a negative number is no limit."""
     return min((value for value in (one, other) if value >= 0), default=resource.RLIM_INFINITY)

@@ -1,9 +1,8 @@
-"""Runs the tests of a function in a box of its own, which the program never enters.
+"""Runs the tests of a function in a box that the program never enters.
 
-A name in a test that the test does not bind itself, and that is neither a builtin nor a module, is
-the program's: it is fetched by a request, its calls go to
-the program's box and come back as plain values (`_remote`), and everything else (the comparison,
-the expected value, loops, tolerances) happens here.
+A name in a test that the test does not bind, and that is neither a builtin nor a module, is the
+program's. It is fetched by a request, and its calls go to the program's box and return plain values
+(`_remote`). All else (the comparison, the expected value, loops, tolerances) happens here.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from leafe.envs.sandbox.guest._remote import Link, Over, Remote
 def judge(
     job: dict[str, Any], report: Callable[[dict[str, Any]], None], answers: io.FileIO
 ) -> None:
-    """Report on each test, then `end`. Requests to the program go by the same way and are answered
-    on `answers`."""
+    """Report on each test, then `end`. Requests to the program are sent as reports, and answered on
+    `answers`."""
     if any("numpy" in source for source in (job["setup"], *job["tests"])):
         from leafe.envs.sandbox.guest import _numpy
 
@@ -54,7 +53,7 @@ def judge(
 
 
 class _Tests:
-    """The tests' namespace, and what of it is the program's."""
+    """The tests' namespace, and which of its names are the program's."""
 
     def __init__(self, link: Link, names: dict[str, str]) -> None:
         self.link, self.names = link, names
@@ -139,7 +138,7 @@ class _Tests:
             )
 
     def _refresh(self, names: Names) -> None:
-        """Fetch again what is a plain value: the program may have another one by now."""
+        """Fetch plain values again: the program may have changed them."""
         self._ask(
             [
                 n
@@ -168,15 +167,15 @@ class _Tests:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a test's code does with names, by Python's own rules of scope."""
+    """How a test's code uses names, by Python's rules of scope."""
 
     read: tuple[str, ...]
-    """Looked up as globals, at the top or in functions, lambdas, classes and comprehensions."""
+    """Read as globals, at the top level or in functions, lambdas, classes and comprehensions."""
     bound: frozenset[str]
-    """Bound by the test itself: assigned, imported, defined, caught, captured, counted."""
+    """Bound by the test itself: assigned, imported, defined, caught or captured."""
     called: tuple[str, ...]
     modules: frozenset[str]
-    """Of the standard library, and read from as a module is."""
+    """Standard-library modules whose attributes are read."""
 
     @staticmethod
     def of(source: str) -> Names:

@@ -1,17 +1,14 @@
 """The first code inside the box: a zygote that forks a child for each job.
 
-A job comes as five descriptors: the job itself (JSON), and what becomes stdin, stdout, stderr and
-the report. The zygote never reads a job: it
-hands the descriptors to a fresh child and closes its own, so that no program, input or test is ever
-in the memory from which later children
-are forked. It waits for its child and for its control socket, and for nothing else; when the socket
-closes, both end.
+A job is five descriptors: the job itself (JSON), and what becomes stdin, stdout, stderr and the
+report. The zygote never reads a job: it passes the descriptors to a new child and closes its own,
+so no program, input or test is ever in the memory that later children are forked from. It waits for
+its child and for its control socket; when the socket closes, both end.
 
-The child is the first process of a namespace of process numbers that is made for this job. It gives
-up the one capability that the zygote has for that
-(and for making the devices read-only), forks the program and hands on how that ended. So a program
-is always number 2, its threads are 3, 4 and so on,
-whatever ran before; and nothing of it can stay, for such a namespace ends with its first process.
+The child is the first process of a pid namespace made for this job. It drops the one capability
+that the zygote has for that (and for making the devices read-only), forks the program, and reports
+how it ended. So a program is always pid 2, and its threads 3, 4 and so on. Nothing of it can stay:
+the namespace ends with its first process.
 """
 
 from __future__ import annotations
@@ -37,24 +34,24 @@ from typing import Any
 from leafe.envs.sandbox.guest import _idioms, _judge, _program
 
 REPORT, REQUEST = 3, 4
-"""Descriptors of a child, beside the three that every program has."""
+"""Descriptors of a child, beside stdin, stdout and stderr."""
 _MOST_FILES = 1 << 20
 _SPARE = 32 << 20
 """Address space for the report on a memory error."""
 _STACK = 64 << 20
 _STACKS = 768 << 20
-"""Address space for the stacks that a script may ask for beyond its memory; what it really uses is
+"""Address space for the stacks that a script may ask for beyond its memory; its real use is
 measured."""
 _THREADS = 128
 _BESIDE = 8
-"""Processes in the box besides the program's threads: bubblewrap's, the zygote, the first of the
-namespace."""
+"""Processes in the box beside the program's threads: bubblewrap's, the zygote, the namespace's
+first."""
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 _EXACT = 2
-"""CPUCLOCK_SCHED: what the scheduler measured. RLIMIT_CPU goes by ticks, which count too much on a
-loaded machine; it is a backstop."""
+"""CPUCLOCK_SCHED: time measured by the scheduler. RLIMIT_CPU counts ticks, too many on a loaded
+machine; it is a backstop."""
 _TICK, _CORES = 0.005, max(1, os.cpu_count() or 1)
-_SAID = 77
+_REPORTED = 77
 _NEW_PIDS = 0x20000000
 _CLONE = {"aarch64": 220, "x86_64": 56}
 _CAPABILITIES_3 = 0x20080522
@@ -64,8 +61,8 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """The zygote: its control socket is the descriptor that the first argument names, and becomes
-    that which a child's report takes the place of."""
+    """The zygote. Its control socket is the descriptor named by the first argument; it is moved to
+    where a child has its report."""
     os.dup2(int(sys.argv[1]), REPORT)
     os.closerange(REPORT + 1, _MOST_FILES)
     control = socket.socket(fileno=REPORT)
@@ -77,7 +74,7 @@ def main() -> None:
         message, files, _, _ = socket.recv_fds(control, 64, 5)
         if not message:
             os._exit(0)
-        if message == b"kill" or len(files) != 5:  # for a child that has ended meanwhile
+        if message == b"kill" or len(files) != 5:  # the child has ended meanwhile
             continue
         number, seconds = message.split()
         child = _in_new_pids()
@@ -92,8 +89,9 @@ def main() -> None:
 
 
 def _seal_devices() -> None:
-    """No mode, owner or time of a device can be changed: these are the machine's own. (Bubblewrap
-    can make them read-only only so that nobody opens them.)"""
+    """Make the devices read-only, so that no mode, owner or time of them can be changed: they
+    are the machine's own. (Bubblewrap can only make them read-only in a way that forbids opening
+    them.)"""
     for device in Path("/dev").iterdir():
         if device.is_char_device() and _libc.mount(
             None, bytes(device), None, ctypes.c_ulong(_READ_ONLY), None
@@ -105,9 +103,8 @@ def _seal_devices() -> None:
 
 
 def _in_new_pids() -> int:
-    """As os.fork, the child being the first process of a new namespace of process numbers. libc and
-    the interpreter are told nothing in the child,
-    whose only business is to fork once more."""
+    """Like os.fork, but the child is the first process of a new pid namespace. libc and the
+    interpreter do not notice in the child, which only forks once more."""
     child = int(_libc.syscall(_CLONE[os.uname().machine], _NEW_PIDS | signal.SIGCHLD, 0, 0, 0, 0))
     if child < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -115,7 +112,7 @@ def _in_new_pids() -> int:
 
 
 def _first(control: socket.socket, files: list[int], number: int, seconds: float) -> None:
-    """Fork the program, end it when it has had its processor time, and say how it ended."""
+    """Fork the program, kill it after its processor time, and report how it ended."""
     header, none = struct.pack("=Ii", _CAPABILITIES_3, 0), bytes(24)
     if _libc.capset(header, none):
         os.write(2, b"the capability could not be given up")
@@ -134,14 +131,15 @@ def _first(control: socket.socket, files: list[int], number: int, seconds: float
     while not poll.poll(1000 * max(_TICK, (seconds - time.clock_gettime(clock)) / _CORES)):
         if time.clock_gettime(clock) >= seconds:
             os.kill(program, signal.SIGKILL)
-    _say(control, number, *os.wait4(program, 0)[1:])
-    os._exit(_SAID)
+    _report_end(control, number, *os.wait4(program, 0)[1:])
+    os._exit(_REPORTED)
 
 
-def _say(control: socket.socket, number: int, status: int, usage: resource.struct_rusage) -> None:
-    """Of the job `number`, perhaps for the second time: exit status, or 128 + signal for a death by
-    signal; processor time in microseconds; most memory
-    at a time in KB."""
+def _report_end(
+    control: socket.socket, number: int, status: int, usage: resource.struct_rusage
+) -> None:
+    """Report the end of a job, perhaps twice: exit status (128 + signal for a death by signal),
+    processor time in microseconds, peak memory in KB."""
     code = os.waitstatus_to_exitcode(status)
     control.send(
         b"%d %d %d %d"
@@ -155,9 +153,7 @@ def _say(control: socket.socket, number: int, status: int, usage: resource.struc
 
 
 def _wait(control: socket.socket, child: int, number: int) -> None:
-    """Until the first process of the namespace has ended; one that was killed, here or from
-    outside, has perhaps not said what became of the
-    program."""
+    """Wait for the first process of the namespace; report its end if it did not do so itself."""
     ended = os.pidfd_open(child)
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -166,22 +162,22 @@ def _wait(control: socket.socket, child: int, number: int) -> None:
         message = control.recv(16, socket.MSG_PEEK) if control.fileno() in ready else b""
         if message == b"kill":
             control.recv(16)
-        elif message:  # the next job: it is said how this one ended
+        elif message:  # the next job: this one's end has been reported
             break
         os.kill(child, signal.SIGKILL)
         if not message:
             os._exit(0)
     _, status, usage = os.wait4(child, 0)
     os.close(ended)
-    if status != _SAID << 8:
-        _say(control, number, status, usage)
+    if status != _REPORTED << 8:
+        _report_end(control, number, status, usage)
 
 
 def _child(files: list[int]) -> None:
     job_file, *ends = (fcntl.fcntl(file, fcntl.F_DUPFD, 40) for file in files)
     job: dict[str, Any] = json.loads(_read(job_file))
     stdin, stdout, stderr, report = ends
-    if job["kind"] != "script":  # what comes on stdin are requests: the program finds nothing there
+    if job["kind"] != "script":  # stdin carries requests; the program reads nothing there
         os.dup2(stdin, REQUEST)
         stdin = os.open("/dev/null", os.O_RDONLY)
     for at, file in enumerate((stdin, stdout, stderr, report)):
@@ -211,7 +207,7 @@ def _child(files: list[int]) -> None:
 
 
 def report_line(event: dict[str, Any]) -> None:
-    """One line to the watcher, whole: what was printed before it is out before it."""
+    """Send one line to the watcher, after all that was printed before it."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BaseException):  # the program may have closed or replaced it
             stream.flush()
@@ -229,7 +225,7 @@ def _read(file: int) -> bytes:
 
 
 def _streams() -> None:
-    """Streams of this child's own, as the interpreter makes them."""
+    """Make the standard streams, as the interpreter does."""
     errors = "surrogateescape"
     stdin = open(0, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
     stdout = open(1, "w", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
@@ -243,9 +239,8 @@ def _limit(job: dict[str, Any]) -> None:
     memory, seconds = job["memory"], job["seconds"]
     stacks = _STACKS if job["kind"] == "script" else 0
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory + stacks + _SPARE))
-    resource.setrlimit(
-        resource.RLIMIT_CPU, (seconds + 2, seconds + 2)
-    )  # no soft limit, whose signal can be ignored
+    # soft = hard, since the signal of a soft limit can be ignored
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds + 2, seconds + 2))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     for what in (
@@ -269,8 +264,7 @@ def _limit(job: dict[str, Any]) -> None:
 
 
 def _filter(code: bytes, stand_in: bytes) -> None:
-    """From here on the system calls of `_seccomp.py` are refused; `stand_in` in it is replaced by
-    this process's own number."""
+    """Install the filter of `_seccomp.py`; `stand_in` in it is replaced by this process's pid."""
     if not code:
         return
     code = code.replace(stand_in, struct.pack("=I", os.getpid()))

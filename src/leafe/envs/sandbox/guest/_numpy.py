@@ -1,5 +1,7 @@
-"""What the tests of EvalPlus use of numpy, for lists of numbers: the box has the standard library
-alone, and their tests compare by `numpy.allclose`."""
+"""The part of numpy that EvalPlus' tests use, for lists of numbers.
+
+The box has the standard library alone, and these tests compare by `numpy.allclose`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 
 
 class ndarray:
-    """Nothing here is one."""
+    """No value is an instance."""
 
 
 class float64(float):
@@ -48,8 +50,7 @@ def _infinite(value: Any) -> bool:
 
 
 def _pairs(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
-    """The numbers of both, side by side; one number, or a list of one, stands for as many as the
-    other has."""
+    """The numbers of both, pairwise. A single number, or a list of one, is repeated."""
     lists = [x if isinstance(x, list | tuple) else None for x in (a, b)]
     if lists[0] is None and lists[1] is None:
         if not all(isinstance(x, int | float | complex) for x in (a, b)):
@@ -69,7 +70,7 @@ def _pairs(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def module() -> types.ModuleType:
-    """A module `numpy` with these names."""
+    """The module `numpy` with these names."""
     made, testing = types.ModuleType("numpy"), types.ModuleType("numpy.testing")
     vars(testing).update(assert_allclose=assert_allclose)
     vars(made).update(

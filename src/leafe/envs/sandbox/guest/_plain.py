@@ -1,13 +1,11 @@
-"""Values cross between processes as plain data, and a comparison happens where the program is not.
+"""Encodes values as plain data, so that comparisons happen outside the program's process.
 
-An `Encoder` turns a value into JSON: builtin values and those of some standard types by value,
-anything else as the caller's `keep` says (a reference
-with its type and repr). A `Decoder` makes values of it again. So an object with an `__eq__` of its
-own says nothing about equality with a plain value: it
-arrives as a reference, which equals no plain value. Containers that can be changed are numbered in
-the order in which they come, so that what stands twice
-in a message is one container again, and so that a call's changes of its arguments can be told
-(`_talk`).
+An `Encoder` turns a value into JSON: builtin values and some standard types by value, all else as
+the caller's `keep` decides (a reference with type and repr). A `Decoder` turns it back. So an
+object with its own `__eq__` decides nothing about equality with a plain value: it arrives as a
+reference, which equals no plain value. Mutable containers are numbered in order of appearance, so
+that one that appears twice is again one container, and so that changes of arguments can be sent
+back (`_exchange`).
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-SHOWN = 240
-"""Most characters of one value, message or source line in a report."""
+MAX_SHOWN = 240
+"""The most characters of a value, message or source line in a report."""
 FRAMES = 3
 _TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 _SMALL = 2**53
@@ -28,7 +26,7 @@ _KEYS: Any = type({}.keys())
 _ITEMS: Any = type({}.items())
 _CONSTANTS = {"Ellipsis": ..., "NotImplemented": NotImplemented}
 _VALUES = (str, int, float, complex, bytes, tuple, frozenset)
-"""Types whose subclasses count as what they are a kind of, as `==` would."""
+"""Types whose subclasses count as the type itself, as `==` would."""
 _MAPPINGS: dict[str, type] = {
     "dict": dict,
     "OrderedDict": OrderedDict,
@@ -60,13 +58,16 @@ Wrap = Callable[[str, list[Any], "Decoder"], Any]
 
 
 class Unreadable(ValueError):
-    """What came is no value that an `Encoder` makes."""
+    """The data is not what an `Encoder` makes."""
 
 
 class Encoder:
-    """Makes JSON of values. `keep` gives it for what is no plain value; `held`: containers that the
-    other side has already, by number; `subclasses`: whether
-    a value of a subclass takes a reference along, by which its own attributes are read."""
+    """Encodes values as JSON.
+
+    `keep` encodes what is not a plain value. `held` are containers that the other side already has,
+    by number. With `subclasses` a value of a subclass also carries a reference, through which its
+    attributes can be read.
+    """
 
     def __init__(self, keep: Keep, held: Sequence[Any] = (), subclasses: bool = False) -> None:
         self.held = list(held)
@@ -88,7 +89,7 @@ class Encoder:
         return self._other(value)
 
     def contents(self, value: Any) -> Any:
-        """What is in a container."""
+        """The encoded contents of a container."""
         if isinstance(value, dict):
             return [[self.encode(k), self.encode(v)] for k, v in dict.items(value)]
         return (
@@ -168,7 +169,7 @@ def _is_builtin(value: Any) -> bool:
 
 
 class Decoder:
-    """Makes values of what an `Encoder` made; `wrap` makes one of what it kept. `made`: the
+    """Decodes what an `Encoder` made. `wrap` decodes what its `keep` made; `made` are the
     containers so far, by number."""
 
     def __init__(self, wrap: Wrap, made: Sequence[Any] = ()) -> None:
@@ -176,7 +177,7 @@ class Decoder:
         self._wrap = wrap
 
     def decode(self, data: Any) -> Any:
-        """The value that `data` stands for. Unreadable for what no `Encoder` makes."""
+        """The value that `data` stands for; Unreadable if it is none."""
         if data is None or isinstance(data, bool | str | int | float):
             return data
         if not (isinstance(data, list) and len(data) > 1 and isinstance(data[0], str)):
@@ -190,7 +191,7 @@ class Decoder:
             raise Unreadable(f"no encoded {tag}: {type(error).__name__}") from error
 
     def refill(self, container: Any, contents: Any) -> None:
-        """Put into the container what is in the other side's."""
+        """Replace the contents of a container."""
         if isinstance(container, dict):
             pairs = [(self.decode(k), self.decode(v)) for k, v in contents]
             dict.clear(container)
@@ -260,10 +261,14 @@ def _exception_type(name: str) -> type[BaseException]:
 
 
 def short(text: str) -> str:
-    """One line of at most about `SHOWN` characters; addresses differ from run to run and are
-    blotted out."""
+    """One line of about `MAX_SHOWN` characters at most; addresses, which differ from run to run,
+    are blanked."""
     text = re.sub(r"\bat 0x[0-9a-f]+", "at 0x...", " ".join(text.split()))
-    return text if len(text) <= SHOWN else text[: SHOWN // 2] + " ... " + text[-SHOWN // 2 :]
+    return (
+        text
+        if len(text) <= MAX_SHOWN
+        else text[: MAX_SHOWN // 2] + " ... " + text[-MAX_SHOWN // 2 :]
+    )
 
 
 def safe_repr(value: object) -> str:
@@ -274,8 +279,7 @@ def safe_repr(value: object) -> str:
 
 
 def described(error: BaseException, sources: dict[str, str]) -> str:
-    """The last frames inside the program, then the exception: a traceback without leafe's own
-    frames."""
+    """The program's last frames and the exception: a traceback without leafe's own frames."""
     lines = []
     if isinstance(error, SyntaxError) and error.filename in sources:
         return (

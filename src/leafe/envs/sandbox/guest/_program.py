@@ -1,10 +1,9 @@
-"""How a program that nobody trusts is run: as a script that reads stdin, or as a module whose
-functions are called from outside.
+"""Runs an untrusted program: as a script that reads stdin, or as a module whose functions are
+called.
 
-Nothing that decides a verdict is here. A script is judged by its output and exit status, which are
-seen from outside; a function by the values that
-it returns, compared elsewhere. What this process reports of itself (a traceback, that memory ran
-out) only explains a failure.
+Nothing here decides a verdict. A script is judged by its output and exit status, seen from outside;
+a function by the values that it returns, compared elsewhere. What this process reports (a
+traceback, a memory error) only explains a failure.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from leafe.envs.sandbox.guest._exchange import Called, answered, outgoing
 from leafe.envs.sandbox.guest._plain import Decoder, Encoder, described, safe_repr
 from leafe.envs.sandbox.guest._protocol import lent
-from leafe.envs.sandbox.guest._talk import Called, answered, outgoing
 
 Report = Callable[[dict[str, Any]], None]
-_LONGEST_REPLY = 1 << 20
+_MAX_REPLY = 1 << 20
 """Characters of one returned value."""
 _FILE = "/box/solution.py"
-"""There is no such file; programs ask for its folder."""
+"""Not a real file; programs ask for its folder."""
 
 
 def run_script(job: dict[str, Any], report: Report) -> None:
-    """The program as `__main__`, ended as the interpreter ends: threads joined, exit functions
-    called, streams flushed."""
+    """Run the program as `__main__`, and end as the interpreter does: join threads, call exit
+    functions, flush streams."""
     sources = {"<solution>": job["program"]}
     module = types.ModuleType("__main__")
     module.__file__ = _FILE
@@ -65,7 +64,7 @@ def run_script(job: dict[str, Any], report: Report) -> None:
     sys.modules.pop("__main__", None)
     del module
     atexit._clear()
-    gc.collect()  # files that the program left open write what they hold
+    gc.collect()  # files that the program left open are flushed
     status = _flush(outputs, status, sources, report)
     os._exit(status)
 
@@ -106,8 +105,7 @@ def _make_room(error: BaseException, space: dict[str, Any]) -> None:
 
 
 def serve_calls(job: dict[str, Any], report: Report, requests: io.FileIO) -> None:
-    """Load the program, say how that went, then answer requests, one line each, until there are no
-    more."""
+    """Load the program, report how that went, then answer requests, one line each."""
     module = types.ModuleType("solution")
     module.__file__ = _FILE
     sys.modules["solution"] = sys.modules["__main__"] = module
@@ -115,7 +113,7 @@ def serve_calls(job: dict[str, Any], report: Report, requests: io.FileIO) -> Non
     sources = {"<given>": job["given"], "<solution>": job["program"], "<setup>": job["setup"]}
     for name, text in sources.items():
         if text:
-            answer = _tried(partial(_executed, name, text, space), sources, space)
+            answer = _reported(partial(_executed, name, text, space), sources, space)
             if answer:
                 report({"event": "load", **answer})
                 os._exit(0)
@@ -125,18 +123,18 @@ def serve_calls(job: dict[str, Any], report: Report, requests: io.FileIO) -> Non
 
 
 def _executed(name: str, text: str, space: dict[str, Any]) -> dict[str, Any]:
-    """Run one source in the module; what it says is nothing, unless it raises."""
+    """Run one source in the module; returns no report unless it raises."""
     exec(compile(text, name, "exec"), space)
     return {}
 
 
-def _tried(
+def _reported(
     act: Callable[[], dict[str, Any]],
     sources: dict[str, str],
     space: dict[str, Any],
     more: Any = None,
 ) -> dict[str, Any]:
-    """What `act` says, or how it failed, with what `more` says of the exception."""
+    """The report of `act`, or of its failure, with what `more` adds about the exception."""
     try:
         return act()
     except MemoryError as error:
@@ -172,8 +170,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class _Server:
-    """Names, calls, attributes and operators of the program's objects; what is no plain value is
-    kept here and referred to by its number."""
+    """Answers requests for names, calls, attributes and operators of the program's objects. Values
+    that are not plain are kept here and referred to by number."""
 
     def __init__(
         self,
@@ -189,8 +187,8 @@ class _Server:
         self._sources, self._report, self._lines = sources, report, lines
 
     def serve(self, called_back: bool = False) -> dict[str, Any]:
-        """Answer requests until there are no more, or until the answer to a call of a test's own
-        function comes."""
+        """Answer requests until there are no more, or until a called-back test function has
+        returned."""
         for line in self._lines:
             request: dict[str, Any] = json.loads(line)
             if called_back and request["op"] == "returned":
@@ -209,21 +207,20 @@ class _Server:
                 said = called.answer("ok", value, self._keep, subclasses=True)
             except RecursionError:
                 said = {"ok": self._reference(value)}
-            if (
-                request["op"] == "names" and len(json.dumps(said)) > _LONGEST_REPLY
-            ):  # nobody may want those that are so long
+            # send references instead: the test may not need the long values
+            if request["op"] == "names" and len(json.dumps(said)) > _MAX_REPLY:
                 said = {
                     "ok": ["dict", [[name, self._reference(held)] for name, held in value.items()]]
                 }
-            if len(json.dumps(said)) > _LONGEST_REPLY:
-                raise OverflowError(f"the value is longer than {_LONGEST_REPLY >> 20} MB")
+            if len(json.dumps(said)) > _MAX_REPLY:
+                raise OverflowError(f"the value is longer than {_MAX_REPLY >> 20} MB")
             return said
 
         def more(error: BaseException) -> dict[str, Any]:
             said = called.answer("raised", error, self._keep) if called else {}
-            return said if len(json.dumps(said)) <= _LONGEST_REPLY else {}
+            return said if len(json.dumps(said)) <= _MAX_REPLY else {}
 
-        return _tried(act, self._sources, self.space, more)
+        return _reported(act, self._sources, self.space, more)
 
     def _value(self, request: dict[str, Any], args: list[Any], named: dict[str, Any]) -> Any:
         what = request["op"]
@@ -233,7 +230,7 @@ class _Server:
             return _OPERATIONS[request["name"]](*args)
         subject = self.kept[request["ref"]]
         if what == "method":
-            # a function's own call, and an operator as Python asks for it: of the type
+            # a call of the object itself, or an operator, looked up on the type as Python does
             return (
                 subject(*args, **named)
                 if request["name"] == "__call__"
@@ -292,7 +289,7 @@ class _Server:
         return known or self._theirs_to_call(tag, *rest)
 
     def _theirs_to_call(self, tag: str, number: int, name: str) -> Any:
-        """A function of the tests, or an iterator over what they hand over one by one."""
+        """A function of the tests, or an iterator over items that they hand over one by one."""
 
         def call(*args: Any, **named: Any) -> Any:
             parts, held = outgoing(args, named, self._keep)

@@ -1,10 +1,9 @@
-"""The tests' end of the line to the program's box: requests, and stand-ins for what lives there.
+"""The tests' side of the connection to the program's box: requests, and proxies of its objects.
 
-What is no plain value comes as a `Remote`, which can be called, passed back, read, iterated, and
-asked what its own type can do (`_protocol`). An
-exception of the program's own class comes as one of a class made for it, below the builtin class
-that it descends from, so that a test can catch it by
-either name.
+A value that is not plain arrives as a `Remote`, which can be called, passed back, read, iterated,
+and asked for the operators of its own type (`_protocol`). An exception of the program's own class
+arrives as an instance of a class made for it, below the builtin class that it derives from, so that
+a test can catch it by either name.
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from leafe.envs.sandbox.guest._exchange import Called, answered, outgoing
 from leafe.envs.sandbox.guest._plain import Decoder, Encoder, Unreadable, short
 from leafe.envs.sandbox.guest._protocol import ASKED, GUARDED, NEVER_ASKED, READ
-from leafe.envs.sandbox.guest._talk import Called, answered, outgoing
 
-_MOST_ITEMS = 100_000
-_MOST_AHEAD = 1024
-"""Items of an iterator that are asked for at once."""
+_MAX_ITEMS = 100_000
+_MAX_AHEAD = 1024
+"""Items of an iterator that are requested at once."""
 
 
 class Raised(Exception):
-    """An exception of the program of which nothing more is known."""
+    """An exception of the program of unknown type."""
 
 
 class Over(BaseException):
-    """The program is gone: no more tests."""
+    """The program has ended: no more tests."""
 
 
 class Remote:
-    """A value that lives in the program's box."""
+    """Proxy of a value in the program's box."""
 
     __slots__ = ("__weakref__", "leafe_ahead", "leafe_link", "leafe_number", "leafe_shown")
 
@@ -64,7 +63,7 @@ class Remote:
         return self.leafe_link.ask("operate", self, name="deepcopy")
 
 
-def _asked(name: str) -> Callable[..., Any]:
+def _forwarded(name: str) -> Callable[..., Any]:
     def method(self: Remote, *args: Any, **named: Any) -> Any:
         return self.leafe_link.ask("method", *args, named=named, ref=self.leafe_number, name=name)
 
@@ -99,8 +98,7 @@ def _next(self: Remote) -> Any:
 
 
 def _items(self: Remote) -> Iterator[Any]:
-    """Of an iterator: more at a time the more of it is wanted; what nobody wanted is kept for the
-    next who asks."""
+    """Iterate with growing batches; items that nobody wanted are kept for the next reader."""
     many, count = 1, 0
     while True:
         while self.leafe_ahead:
@@ -109,10 +107,10 @@ def _items(self: Remote) -> Iterator[Any]:
         if not items:
             return
         count += len(items)
-        if count > _MOST_ITEMS:
-            raise OverflowError(f"more than {_MOST_ITEMS} items")
+        if count > _MAX_ITEMS:
+            raise OverflowError(f"more than {_MAX_ITEMS} items")
         self.leafe_ahead.extend(items)
-        many = min(2 * many, _MOST_AHEAD)
+        many = min(2 * many, _MAX_AHEAD)
 
 
 _OWN: dict[str, Callable[..., Any]] = {
@@ -123,12 +121,12 @@ _OWN: dict[str, Callable[..., Any]] = {
 
 
 class Link:
-    """Requests to the program and their answers, what came with them, and the functions that tests
-    handed over."""
+    """Sends requests to the program and reads their answers; holds the proxies, and the functions
+    that tests passed."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None], lines: Any) -> None:
         self.describing = False
-        """Whether stand-ins are only to be shown: no request is worth that."""
+        """Proxies are only being shown, which is not worth a request."""
         self._report, self._lines = report, lines
         self._known: dict[int, Any] = {}
         self._kinds: dict[tuple[str, ...], type[Remote]] = {}
@@ -172,7 +170,7 @@ class Link:
         self._report({"event": "ask", "op": "returned", **said})
 
     def _raised(self, answer: dict[str, Any], held: list[Any]) -> BaseException:
-        """The program's exception."""
+        """The exception that the program raised."""
         detail, outcome = str(answer.get("detail", "")), answer.get("outcome")
         error: Any = None
         try:
@@ -237,7 +235,7 @@ class Link:
                     methods[name[1:]] = None
                 else:
                     methods[name] = _OWN.get(name) or (
-                        _guarded(name) if name in GUARDED else _asked(name)
+                        _guarded(name) if name in GUARDED else _forwarded(name)
                     )
             if "__next__" in methods:
                 methods["__iter__"] = _items
@@ -248,7 +246,7 @@ class Link:
         return remote
 
     def _with_attributes(self, value: Any, reference: list[Any]) -> Any:
-        """A plain value whose type has attributes of its own, such as a named tuple's."""
+        """A plain value whose type has further attributes, such as a named tuple."""
         number, kind = int(reference[1]), str(reference[2]).replace("\0", "")
 
         def attribute(_: Any, name: str) -> Any:
@@ -271,7 +269,7 @@ class Link:
         }
         try:
             made: type[BaseException] = type(str(rest[0]).replace("\0", ""), bases, methods)
-        except TypeError:  # bases that do not go together here
+        except TypeError:  # these bases cannot be combined here
             made = type(str(rest[0]).replace("\0", ""), bases[:1], methods)
         return made
 
@@ -284,8 +282,7 @@ class Link:
         return error
 
     def attribute(self, number: int, name: str) -> Any:
-        """What the program's object has under a name; AttributeError for those that a test never
-        means."""
+        """The value of an attribute; AttributeError for names that a test never asks for."""
         if (
             name in NEVER_ASKED
             or name.startswith("leafe")
@@ -296,7 +293,7 @@ class Link:
 
 
 def _global(value: Any) -> tuple[str, str] | None:
-    """Module and name of a function or class of the standard library, which both boxes have."""
+    """Module and name of a standard-library function or class, which both boxes have."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not (
         isinstance(module, str)
@@ -311,7 +308,7 @@ def _global(value: Any) -> tuple[str, str] | None:
 
 
 def _builtin(error: BaseException) -> BaseException:
-    """The nearest builtin exception to one that a test's function raised."""
+    """The nearest builtin exception to one raised by a test's function."""
     if getattr(error, "leafe_number", None) is not None:
         return error
     kind = next(base for base in type(error).__mro__ if base.__module__ == "builtins")

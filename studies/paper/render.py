@@ -1,5 +1,4 @@
-"""A document for the terminal, as markdown, as CSV and as LaTeX. Every text is escaped for where it
-goes."""
+"""Render a document for the terminal, as Markdown, as CSV and as LaTeX, with every text escaped."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from studies.paper.document import RECORD, Block, Cell, Document
 
 
 def show(document: Document, console: Console) -> None:
-    """Print it, wide tables in pieces that fit the console."""
+    """Print the document; tables that are too wide are printed in pieces."""
     console.print(f"[bold]{escape(document.title)}[/]", highlight=False)
     for whole in document.blocks:
         for block in _pieces(whole, console.width):
@@ -38,8 +37,8 @@ def show(document: Document, console: Console) -> None:
             for nth, name in enumerate(block.head):
                 table.add_column(
                     Text(name),
-                    justify="left" if nth < block.words else "right",
-                    no_wrap=nth >= block.words,
+                    justify="left" if nth < block.text_columns else "right",
+                    no_wrap=nth >= block.text_columns,
                 )
             for row in block.rows:
                 table.add_row(
@@ -59,22 +58,22 @@ def show(document: Document, console: Console) -> None:
 
 
 _WORDS = 24
-"""Characters that a column of words, which may wrap, is sure to get."""
+"""The fewest characters of a column of words, which may wrap."""
 
 
 def _pieces(block: Block, width: int) -> list[Block]:
-    """The block, or several with the same first columns where the figures of one row do not fit."""
+    """The block, or several with the same first columns where one row does not fit."""
     widths = [
         max([len(name), *(max(len(row[nth].text), len(row[nth].more)) for row in block.rows)]) + 3
         for nth, name in enumerate(block.head)
     ]
-    room = width - sum(min(w, _WORDS) for w in widths[: block.words])
+    room = width - sum(min(w, _WORDS) for w in widths[: block.text_columns])
     cuts: list[list[int]] = [[]]
-    for nth in range(block.words, len(block.head)):
+    for nth in range(block.text_columns, len(block.head)):
         if cuts[-1] and sum(widths[i] for i in cuts[-1]) + widths[nth] > room:
             cuts.append([])
         cuts[-1].append(nth)
-    first = list(range(block.words))
+    first = list(range(block.text_columns))
     picked = [[*first, *cut] for cut in cuts]
     return [
         replace(
@@ -92,7 +91,9 @@ def markdown(document: Document) -> str:
     for block in document.blocks:
         lines += [f"**{_md(block.title)}**", "", _md_row([_md(name) for name in block.head])]
         lines.append(
-            _md_row(["---" if nth < block.words else "---:" for nth in range(len(block.head))])
+            _md_row(
+                ["---" if nth < block.text_columns else "---:" for nth in range(len(block.head))]
+            )
         )
         lines += [_md_row([_md_cell(c) for c in row]) for row in block.rows]
         lines.append("")
@@ -101,7 +102,7 @@ def markdown(document: Document) -> str:
 
 
 def _md_note(text: str) -> str:
-    """Commands stand in backticks and stay what they are."""
+    """Escape a note, but not the commands in backticks."""
     parts = text.split("`")
     if len(parts) % 2 == 0:
         return _md(text)
@@ -135,9 +136,10 @@ def _md(text: str) -> str:
 
 
 def latex(document: Document) -> str:
-    """One `table` a block; needs `\\usepackage{booktabs}`."""
+    """The document as LaTeX, one `table` a block; needs `\\usepackage{booktabs}`."""
     out = [r"% needs \usepackage{booktabs}"]
     for nth, block in enumerate(document.blocks):
+        figures = len(block.head) - block.text_columns
         out += [
             r"\begin{table}",
             r"\centering",
@@ -145,7 +147,7 @@ def latex(document: Document) -> str:
             rf"\label{{tab:{document.name}-{nth + 1}}}",
         ]
         out += [
-            rf"\begin{{tabular}}{{{'l' * block.words}{'r' * (len(block.head) - block.words)}}}",
+            rf"\begin{{tabular}}{{{'l' * block.text_columns}{'r' * figures}}}",
             r"\toprule",
         ]
         out += [_tex_row([_tex(name) for name in block.head]), r"\midrule"]
@@ -202,7 +204,7 @@ def _tex(text: str) -> str:
 
 
 def csv_text(document: Document) -> str:
-    """The records; floats with six digits, nothing where there is nothing."""
+    """The records as CSV: floats with six digits, None as an empty field."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(RECORD)
@@ -223,7 +225,14 @@ def write(
     to_csv: Path | None = None,
     to_latex: Path | None = None,
 ) -> list[Path]:
-    """The files that were asked for; UserError where one cannot be written."""
+    """Write the document to the files that are given.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
     written = []
     for path, text in ((to_markdown, markdown), (to_csv, csv_text), (to_latex, latex)):
         if path is not None:

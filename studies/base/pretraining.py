@@ -1,12 +1,11 @@
-"""What the embedded model is brought up on: episodes of the environment gates under other rules,
-with notes, earlier feedback and reflections.
+"""The base policy's pretraining examples: episodes of the environment gates under other rules, with
+notes, earlier feedback and reflections.
 
-Every lesson is one episode, played in the real environment and written by the real prompts, so that
-no format can drift. Three skills
-stand in it side by side: acting by a noisy habit, following a note or an earlier attempt's feedback
-against habit, and the reflection on a failure. The rules
-of a lesson are made up around what its actor does, stage by stage, and never state a pair of
-`HELD_OUT`. Loss falls on the policy's words alone.
+Every example is one episode, played in the real environment and written by the real prompts, so
+that no format can drift. It mixes three skills: acting by a noisy habit, following a note or an
+earlier attempt's feedback against habit, and reflecting on a failure. The rules of an example are
+made up around what its actor does, stage by stage, and never state a pair of `HELD_OUT`. Only the
+policy's words bear a loss.
 """
 
 from __future__ import annotations
@@ -22,16 +21,15 @@ from leafe.envs.gates.rules import HABIT, HELD_OUT, HORIZON, OBJECTS, TOOLS, WAY
 from leafe.prompts import History, Prompts
 
 HABIT_WAYS = (0.62, 0.30, 0.06, 0.02)
-"""How often habit goes left, right, up, down."""
+"""The probabilities of left, right, up, down by habit."""
 
 HEED = 0.92
-"""How often a note before a choice is heeded in a lesson; else habit decides against it. Real
-models do not always take advice either, and a branch whose
-action goes against its own experience is what the choice of branches in Stage 2 is about
-(docs/results.md has the figures for a base that always heeds)."""
+"""How often the actor of an example follows a note before a choice; else habit decides against it.
+Real models do not always take advice either, and Stage 2 selects branches because actions can go
+against their own experience (docs/results.md has figures for a base that always follows)."""
 
 TOOL_NOISE = 0.10
-"""How often the actor takes any tool at a gate, whatever habit says."""
+"""How often the actor takes any tool at a gate instead of the habitual one."""
 
 WEIGHTS: Mapping[str, float] = {
     "act": 1.0,
@@ -45,16 +43,16 @@ no choice, a reflection, a slip of the actor."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """A talk that ends with the policy's message, and a weight for each of the policy's messages,
-    in order."""
+class Example:
+    """A conversation that ends with the policy's message, and the loss weight of each of the
+    policy's messages, in order."""
 
     messages: tuple[Message, ...]
     weights: tuple[float, ...]
 
 
-def lessons(seed: int, prompts: Prompts) -> Iterator[Lesson]:
-    """Lessons without end, the same for the same seed."""
+def examples(seed: int, prompts: Prompts) -> Iterator[Example]:
+    """Endless examples, the same for the same seed."""
     rng = random.Random(seed)
     env = Gates()
     while True:
@@ -62,8 +60,8 @@ def lessons(seed: int, prompts: Prompts) -> Iterator[Lesson]:
 
 
 @dataclass(slots=True)
-class _Plan:
-    """What the actor does at one stage and why."""
+class _Choice:
+    """What the actor does at one stage, and why."""
 
     choice: str
     right: str
@@ -71,13 +69,12 @@ class _Plan:
     """A note before the choice."""
     early: bool = False
     """The note stands before the first action of the stage before, not before the choice."""
-    told: bool = False
+    advised: bool = False
     """A note or earlier feedback decides the choice."""
 
 
 def _other(rng: random.Random, name: str, fork: bool, but: str) -> str:
-    """Something that is right at this stage in some environment, is not `but`, and is no held-out
-    pair."""
+    """An answer that could be right at this stage, is not `but`, and is no held-out pair."""
     return rng.choice(
         [x for x in (WAYS if fork else TOOLS) if x != but and (name, x) not in HELD_OUT]
     )
@@ -89,11 +86,11 @@ def _habit(rng: random.Random, name: str, fork: bool) -> str:
     return rng.choice(TOOLS) if rng.random() < TOOL_NOISE else HABIT[name]
 
 
-def _says(name: str, fork: bool, right: str) -> str:
+def _note(name: str, fork: bool, right: str) -> str:
     return f"{name} go {right}" if fork else f"{name} needs {right}"
 
 
-def _episode(rng: random.Random, env: Gates, prompts: Prompts) -> Lesson:
+def _episode(rng: random.Random, env: Gates, prompts: Prompts) -> Example:
     stages = draw_stages(
         rng,
         rng.choice((1, 2, 3, 4, 5, 6, 6, 7, 7, 7)),
@@ -116,29 +113,29 @@ def _episode(rng: random.Random, env: Gates, prompts: Prompts) -> Lesson:
             for i in earlier
             if fails_at is None or i < fails_at or (i > fails_at and rng.random() < 0.3)
         }
-    plans: list[_Plan] = []
+    choices: list[_Choice] = []
     preamble: list[str] = []
     for i, (kind, name, _, _) in enumerate(stages):
         fork = kind == "fork"
         if i in earlier:
             right = _other(rng, name, fork, "")
-            plans.append(_Plan(right, right, told=True))
-            preamble.append(f"{'dead end' if fork else 'gate breaks'} ; {_says(name, fork, right)}")
+            choices.append(_Choice(right, right, advised=True))
+            preamble.append(f"{'dead end' if fork else 'gate breaks'} ; {_note(name, fork, right)}")
             continue
         noted = rng.random() < note_rate
         heeded = rng.random() < HEED
         choice = _other(rng, name, fork, "") if noted and heeded else _habit(rng, name, fork)
-        plan = _Plan(
-            choice, _other(rng, name, fork, choice) if i == fails_at else choice, told=noted
+        planned = _Choice(
+            choice, _other(rng, name, fork, choice) if i == fails_at else choice, advised=noted
         )
         if noted:
-            plan.note = _says(name, fork, choice if heeded else _other(rng, name, fork, choice))
-            plan.early = i > 0 and not plans[-1].note and rng.random() < 0.08
-        plans.append(plan)
+            planned.note = _note(name, fork, choice if heeded else _other(rng, name, fork, choice))
+            planned.early = i > 0 and not choices[-1].note and rng.random() < 0.08
+        choices.append(planned)
     rng.shuffle(preamble)
     if preamble and rng.random() < 0.2:
         preamble.append(rng.choice(preamble))
-    return _play(rng, env, prompts, stages, plans, tuple(preamble))
+    return _play(rng, env, prompts, stages, choices, tuple(preamble))
 
 
 def _slip(rng: random.Random) -> str:
@@ -159,13 +156,13 @@ def _play(
     env: Gates,
     prompts: Prompts,
     stages: tuple[Stage, ...],
-    plans: list[_Plan],
+    choices: list[_Choice],
     preamble: tuple[str, ...],
-) -> Lesson:
+) -> Example:
     thing = rng.choice(OBJECTS)
     played = tuple(
-        (kind, name, plan.right, walks)
-        for (kind, name, _, walks), plan in zip(stages, plans, strict=True)
+        (kind, name, planned.right, walks)
+        for (kind, name, _, walks), planned in zip(stages, choices, strict=True)
     )
     task = Task("lesson", env.name, "train", f"get {thing}", task_payload(played, thing))
     history = History(task, env.reset(task), preamble=preamble)
@@ -180,15 +177,15 @@ def _play(
         if at == len(stages):
             action = f"take {thing}"
         elif chosen:
-            action = "walk on" if stages[at][0] == "fork" else f"use {plans[at].choice}"
+            action = "walk on" if stages[at][0] == "fork" else f"use {choices[at].choice}"
         else:
-            action = f"{'go' if stages[at][0] == 'fork' else 'take'} {plans[at].choice}"
-            kind = "follow" if plans[at].told else "act"
+            action = f"{'go' if stages[at][0] == 'fork' else 'take'} {choices[at].choice}"
+            kind = "follow" if choices[at].advised else "act"
             blamed = step
-            if plans[at].note and not plans[at].early:
-                notes[step] = plans[at].note
-            elif at + 1 < len(plans) and plans[at + 1].early:
-                notes[step] = plans[at + 1].note
+            if choices[at].note and not choices[at].early:
+                notes[step] = choices[at].note
+            elif at + 1 < len(choices) and choices[at + 1].early:
+                notes[step] = choices[at + 1].note
         slip = _slip(rng) if rng.random() < slips else ""
         if slip:  # only what changes nothing: the actor's slips are seen, never learnt
             before = env.snapshot()
@@ -213,23 +210,23 @@ def _play(
             at, chosen = at + passed, not passed
     history = replace(history, notes=notes)
     if not failed:
-        return Lesson(prompts.act(history)[:-1], tuple(weights))
+        return Example(prompts.act(history)[:-1], tuple(weights))
     kind, name, right, _ = played[at]
-    answer = Message("assistant", f"s{blamed} {_says(name, kind == 'fork', right)}")
-    return Lesson((*prompts.reflect(history), answer), (*weights, WEIGHTS["reflect"]))
+    answer = Message("assistant", f"s{blamed} {_note(name, kind == 'fork', right)}")
+    return Example((*prompts.reflect(history), answer), (*weights, WEIGHTS["reflect"]))
 
 
 def words_to_ids(
     vocabulary: Mapping[str, int], end: int
-) -> Callable[[Lesson], tuple[list[int], list[float]]]:
+) -> Callable[[Example], tuple[list[int], list[float]]]:
     """A fast encoder: (token ids, loss weight of each as a target). Equal to `ChatTokens` on the
     same messages, which a test checks."""
 
-    def encode(lesson: Lesson) -> tuple[list[int], list[float]]:
+    def encode(example: Example) -> tuple[list[int], list[float]]:
         ids: list[int] = []
         weight: list[float] = []
-        loads = iter(lesson.weights)
-        for message in lesson.messages:
+        loads = iter(example.weights)
+        for message in example.messages:
             new = [vocabulary[word] for word in message.content.split()]
             load = 0.0
             if message.role == "assistant":

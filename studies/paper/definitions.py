@@ -1,10 +1,9 @@
 """The paper's six tables and their claims as data: which arms are the rows, which recipes are the
 columns, what each table is said to show.
 
-A row is the name of an arm (or row of an evaluation) in run folders. `ARMS` says how an arm is made
-where a recipe does not: a recipe's own settings, found
-on validation tasks, come first. Arms whose preset this leafe does not have are named all the same,
-so that a table says what it lacks.
+A row is the name of an arm (or row of an evaluation) in run folders. `ARMS` defines an arm where
+the recipe does not: a recipe's own settings, found on validation tasks, come first. Arms whose
+preset this leafe does not have are listed too, so that a table can name what it lacks.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ Relation = Literal["above", "same", "not below"]
 MARGIN = 0.02
 """Two points: the difference below which `same` and `not below` take two rows for equal. The
 paper's own `leaves Pass@1` are changes of up to 0.7."""
-TOP = "top"
-"""The k of Pass@128, or of the largest k that the samples allow (1024 is for the curves)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
+    """One method of a table."""
+
     key: str
     """Its name in run folders."""
     title: str
@@ -38,6 +37,7 @@ class Comparison:
     a: str
     b: str
     k: int | Literal["top"]
+    """top: 128, or the largest power of two that the samples allow."""
     relation: Relation = "above"
 
 
@@ -55,27 +55,29 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """One of the paper's tables."""
+
     number: int
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     kind: Literal["evaluate", "explore", "transfer"] = "evaluate"
-    """Of what: Pass@k of policies, coverage of explorations, Pass@k of policies in an environment
-    that they were not trained in."""
-    apart: bool = False
-    """A column a base policy, as in the paper; else base policies are runs of one column, as seeds
-    are."""
+    """evaluate: Pass@k of policies. explore: coverage of explorations. transfer: Pass@k of policies
+    in an environment that they were not trained in."""
+    by_base: bool = False
+    """Whether each base policy has columns of its own, as in the paper; else base policies are runs
+    of one column, as seeds are."""
     main: bool = False
-    """Only the first recipe of a set; of a transfer table the one that trains for it."""
+    """Whether it shows the first recipe of a set alone; of a transfer table the training one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeSet:
-    """What `--on` names: the recipes that are a table's columns, and those of the transfer
+    """A value of `--on`: the recipes that are a table's columns, and those of the transfer
     table."""
 
     recipes: tuple[str, ...]
     trained: str = ""
-    """The recipe whose policies are tested out of distribution; none: there is no such test."""
+    """The recipe whose policies are tested out of distribution; empty: there is no such test."""
     tested: tuple[str, ...] = ()
     """The recipes that test them."""
 
@@ -99,18 +101,18 @@ SETS: Mapping[str, RecipeSet] = {
     "code": RecipeSet(("codecontests",), "codecontests", ("mbpp",)),
 }
 
-BASE = Row("base", "Base", "the policy before any training")
-EARLY = Row("early-experience", "EarlyExp", "implicit environment modelling, then imitation")
-REFLECTION = Row("self-reflection", "EarlyExp (self-reflection)")
-GRPO = Row("grpo", "GRPO")
-ACE = Row("ace", "ACE", "a playbook in the prompt; no weights change")
-RFT = Row("rft", "RFT", "fine-tuned on the successes of independent sampling")
-REHEARSAL = Row("rehearsal", "L_reh only", "the tree's successes, stopped early")
-LEAFE = Row("leafe", "LEAFE", "the paper's form: L_cf + beta L_reh")
-PLUS = Row("leafe+", "LEAFE+", "leafe's own Stage 2")
-LEAFE_GRPO = Row("leafe from grpo", "LEAFE from GRPO")
-PLUS_GRPO = Row("leafe+ from grpo", "LEAFE+ from GRPO")
-LEAFE_EARLY = Row("leafe from early-experience", "LEAFE from EarlyExp")
+BASE = TableRow("base", "Base", "the policy before any training")
+EARLY = TableRow("early-experience", "EarlyExp", "implicit environment modelling, then imitation")
+REFLECTION = TableRow("self-reflection", "EarlyExp (self-reflection)")
+GRPO = TableRow("grpo", "GRPO")
+ACE = TableRow("ace", "ACE", "a playbook in the prompt; no weights change")
+RFT = TableRow("rft", "RFT", "fine-tuned on the successes of independent sampling")
+REHEARSAL = TableRow("rehearsal", "L_reh only", "the tree's successes, stopped early")
+LEAFE = TableRow("leafe", "LEAFE", "the paper's form: L_cf + beta L_reh")
+PLUS = TableRow("leafe+", "LEAFE+", "leafe's own Stage 2")
+LEAFE_GRPO = TableRow("leafe from grpo", "LEAFE from GRPO")
+PLUS_GRPO = TableRow("leafe+ from grpo", "LEAFE+ from GRPO")
+LEAFE_EARLY = TableRow("leafe from early-experience", "LEAFE from EarlyExp")
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "early-experience": {"preset": "early-experience"},
@@ -130,9 +132,9 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 STRATEGIES = (
-    Row("independent", "IS", "independent sampling"),
-    Row("refine", "IR", "iterative refinement"),
-    Row("tree", "LEAFE tree", "rollback"),
+    TableRow("independent", "IS", "independent sampling"),
+    TableRow("refine", "IR", "iterative refinement"),
+    TableRow("tree", "LEAFE tree", "rollback"),
 )
 
 TABLES: Mapping[int, Table] = {
@@ -147,7 +149,7 @@ TABLES: Mapping[int, Table] = {
             2,
             "Pass@1 and Pass@128 by base policy",
             (BASE, GRPO, LEAFE, PLUS),
-            apart=True,
+            by_base=True,
             main=True,
         ),
         Table(
@@ -312,7 +314,3 @@ def title_of(key: str) -> str:
     """How tables name a row."""
     rows = {row.key: row.title for table in TABLES.values() for row in table.rows}
     return rows.get(key, key)
-
-
-def claims_of(table: int) -> tuple[Claim, ...]:
-    return tuple(c for c in CLAIMS if c.table == table)

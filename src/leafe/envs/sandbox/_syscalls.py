@@ -1,13 +1,13 @@
-"""The system calls that a program in a box may make, by their numbers on x86_64 and aarch64."""
+"""The system calls that a program in a box may make, by number on x86_64 and aarch64."""
 
 from __future__ import annotations
 
 STAND_IN = 0x4C454146
-"""Stands in the filter for the number of the process that will install it."""
+"""Placeholder in the filter for the pid of the process that installs it."""
 
-# name: (x86_64, aarch64); None where the machine has no such call
+# name: (x86_64, aarch64); None if the machine has no such call
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
-    # files that are there: every mount is read-only
+    # existing files: all mounts are read-only
     "read": (0, 63),
     "write": (1, 64),
     "readv": (19, 65),
@@ -42,7 +42,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "ppoll": (271, 73),
     "select": (23, None),
     "pselect6": (270, 72),
-    # memory of its own, bounded by RLIMIT_AS
+    # private memory, bounded by RLIMIT_AS
     "munmap": (11, 215),
     "mprotect": (10, 226),
     "mremap": (25, 216),
@@ -99,13 +99,13 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "setrlimit": (160, 164),
 }
 
-# name: numbers, index of the argument, the values with which alone it is allowed
+# name: numbers, index of the argument, its allowed values
 ONLY_WITH: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
     "kill": ((62, 129), 0, (STAND_IN,)),
     "tgkill": ((234, 131), 0, (STAND_IN,)),
     "prlimit64": ((302, 261), 0, (0, STAND_IN)),
-    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: no locks, leases, owners or
-    # sizes of pipes
+    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: no locks, leases, owners or pipe
+    # sizes
     "fcntl": ((72, 25), 1, (0, 1, 2, 3, 4, 1030)),
     # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
     "ioctl": ((16, 29), 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
@@ -115,15 +115,15 @@ ONLY_WITH: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
     "prctl": ((157, 167), 0, (15, 16)),  # PR_SET_NAME, PR_GET_NAME
 }
 
-# name: numbers, index of the argument, bits, what these bits must be
+# name: numbers, index of the argument, bits, the value of these bits
 ONLY_BITS: dict[str, tuple[tuple[int, int], int, int, int]] = {
     # CLONE_THREAD, and no CLONE_PIDFD, whose inode number counts the processes of the whole machine
     "clone": ((56, 220), 0, 0x10000 | 0x1000, 0x10000),
 }
 
-# name: numbers, index of the argument, (bits, what these bits must not be) ...
+# name: numbers, index of the argument, (bits, the refused value of these bits) ...
 NOT_BITS: dict[str, tuple[tuple[int, int], int, tuple[tuple[int, int], ...]]] = {
-    # MAP_SHARED with MAP_ANONYMOUS and MAP_HUGETLB make inodes, whose numbers count for the whole
+    # MAP_SHARED with MAP_ANONYMOUS, and MAP_HUGETLB, make inodes, whose numbers count for the whole
     # machine
     "mmap": ((9, 222), 3, ((0x21, 0x21), (0x40000, 0x40000))),
 }
@@ -131,9 +131,8 @@ NOT_BITS: dict[str, tuple[tuple[int, int], int, tuple[tuple[int, int], ...]]] = 
 FUTEX = (202, 98)
 FUTEX_PRIVATE = 128
 FUTEX_SHARED = (0, 9, 9 | 256)
-"""WAIT and WAIT_BITSET, which joining a thread needs. What others could be woken through, the pages
-of a file, is refused."""
+"""WAIT and WAIT_BITSET, needed to join a thread. Waking others through the pages of a file is
+refused."""
 CLONE3 = 435
 NEWEST = 450
-"""From this number on, and for clone3, the answer is ENOSYS: libc then falls back on what it did
-before there was such a call."""
+"""From this number on, and for clone3, the answer is ENOSYS: libc then uses older calls."""

@@ -20,19 +20,19 @@ from leafe.envs.gates.rules import (
     WORDS,
 )
 from leafe.prompts import Prompts, load_prompt_set
-from studies.base.lessons import HEED, WEIGHTS, Lesson, lessons, words_to_ids
+from studies.base.pretraining import HEED, WEIGHTS, Example, examples, words_to_ids
 
 PROMPTS = Prompts(load_prompt_set("gates"))
-SOME = list(itertools.islice(lessons(11, PROMPTS), 6000))
+SOME = list(itertools.islice(examples(11, PROMPTS), 6000))
 
 
-def text_of(lesson: Lesson) -> str:
-    return " ".join(m.content.strip() for m in lesson.messages)
+def text_of(example: Example) -> str:
+    return " ".join(m.content.strip() for m in example.messages)
 
 
 def test_no_lesson_states_a_held_out_pair() -> None:
     stated = {
-        (a, b) for lesson in SOME for a, b in re.findall(r"(\w+) needs (\w+)", text_of(lesson))
+        (a, b) for example in SOME for a, b in re.findall(r"(\w+) needs (\w+)", text_of(example))
     }
     assert len(stated) == len(ADJECTIVES) * len(TOOLS) - len(HELD_OUT), (
         "every other pair is stated somewhere"
@@ -42,7 +42,7 @@ def test_no_lesson_states_a_held_out_pair() -> None:
 
 
 def test_every_word_that_a_prompt_can_hold_is_seen_and_every_step_marker_often() -> None:
-    seen = [word for lesson in SOME for m in lesson.messages for word in m.content.split()]
+    seen = [word for example in SOME for m in example.messages for word in m.content.split()]
     assert set(WORDS) - set(seen) <= {
         "have",
         "over",
@@ -55,11 +55,11 @@ def test_every_word_that_a_prompt_can_hold_is_seen_and_every_step_marker_often()
 def test_without_a_note_the_actor_goes_by_habit() -> None:
     tools: list[bool] = []
     ways: list[str] = []
-    for lesson in SOME:
-        if "note" in text_of(lesson) or "earlier" in text_of(lesson):
+    for example in SOME:
+        if "note" in text_of(example) or "earlier" in text_of(example):
             continue
         for user, answer, weight in zip(
-            lesson.messages[::2], lesson.messages[1::2], lesson.weights, strict=True
+            example.messages[::2], example.messages[1::2], example.weights, strict=True
         ):
             words = user.content.split()
             if weight == WEIGHTS["act"] and words[-1] == "gate":
@@ -73,9 +73,9 @@ def test_without_a_note_the_actor_goes_by_habit() -> None:
 
 def test_a_note_decides_the_next_choice() -> None:
     followed = heeded = 0
-    for lesson in SOME:
+    for example in SOME:
         for user, answer, weight in zip(
-            lesson.messages[::2], lesson.messages[1::2], lesson.weights, strict=True
+            example.messages[::2], example.messages[1::2], example.weights, strict=True
         ):
             match = re.search(r"(\w+) (?:gate|fork) note (\w+) (?:needs|go) (\w+)$", user.content)
             if match and match[1] == match[2] and weight:
@@ -88,16 +88,16 @@ def test_a_note_decides_the_next_choice() -> None:
 
 def test_a_reflection_names_the_step_of_the_mistake_and_what_the_env_said() -> None:
     reflections = 0
-    for lesson in SOME:
-        *_, asked, answer = lesson.messages
+    for example in SOME:
+        *_, asked, answer = example.messages
         if not asked.content.endswith("reflect"):
             continue
-        step, note = PROMPTS.parse_reflection(answer.content, len(lesson.messages) // 2 - 1)
+        step, note = PROMPTS.parse_reflection(answer.content, len(example.messages) // 2 - 1)
         assert note in asked.content
         name = note.split()[0]
-        said = lesson.messages[2 * step].content.split()
+        said = example.messages[2 * step].content.split()
         assert name in said[said.index(f"s{step}") :]
-        chosen = lesson.messages[2 * step + 1].content.split()
+        chosen = example.messages[2 * step + 1].content.split()
         assert chosen[0] in ("take", "go")
         assert chosen[1] != note.split()[2]
         reflections += 1
@@ -109,12 +109,12 @@ def test_the_fast_encoder_gives_the_chat_templates_tokens() -> None:
     tokenizer = build.make_tokenizer()
     chat = ChatTokens(tokenizer)
     encode = words_to_ids(tokenizer.get_vocab(), chat.end_of_turn)
-    for lesson in SOME[:200]:
-        ids, weight = encode(lesson)
-        assert ids == [*chat.prompt(lesson.messages[:-1]), *chat.answer(lesson.messages[-1])]
+    for example in SOME[:200]:
+        ids, weight = encode(example)
+        assert ids == [*chat.prompt(example.messages[:-1]), *chat.answer(example.messages[-1])]
         own = [
             w
-            for m, load in zip(lesson.messages[1::2], lesson.weights, strict=True)
+            for m, load in zip(example.messages[1::2], example.weights, strict=True)
             for w in [load] * len(chat.answer(m))
         ]
         assert [w for w in weight if w] == [w for w in own if w]
