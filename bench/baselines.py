@@ -168,14 +168,14 @@ class Bench:
         for steps, rate in ((20, 1e-4), (90, 6e-4)):
             first = preset("rehearsal", max_steps=steps, learning_rate=rate, seed=seed)
             results = train_early(
-                base_path(), self.out / f"early{steps}", data, "env", config, first
+                base_path(), self.out / f"early{steps}", data, "world_model", config, first
             )
             self.say(
-                f"environment {len(data.env.samples)} samples, loss "
-                f"{results['env'].loss:.3f}; expert {len(data.expert.samples)} samples"
+                f"world model {len(data.world_model.samples)} samples, loss "
+                f"{results['world_model'].loss:.3f}; expert {len(data.expert.samples)} samples"
             )
             await self.row(
-                f"early, environment {steps} steps", self.out / f"early{steps}" / "checkpoint"
+                f"early, world model {steps} steps", self.out / f"early{steps}" / "checkpoint"
             )
 
 

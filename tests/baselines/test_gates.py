@@ -77,5 +77,10 @@ def test_all_three_with_the_embedded_model() -> None:
     assert all(1 <= len(s.after) <= 3 for s in tried.samples)
     data = early_data(found, collected.trees, PROMPTS, EarlyConfig(alternatives=3))
     assert data.expert.samples
-    assert {s.answer.content.split()[0] for s in data.env.samples} & {"hold", "path", "no", "gate"}
-    assert all(s.messages[-1].content.split()[-3:-2] == ["say"] for s in data.env.samples)
+    assert {s.answer.content.split()[0] for s in data.world_model.samples} & {
+        "hold",
+        "path",
+        "no",
+        "gate",
+    }
+    assert all(s.messages[-1].content.split()[-3:-2] == ["say"] for s in data.world_model.samples)
