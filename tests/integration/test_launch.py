@@ -50,7 +50,7 @@ def overrides(tmp_path: Path, launch: str, model: str, *more: str) -> list[str]:
         f"policy.model={model}",
         f"policy.launch={launch}",
         "policy.launch_timeout=300",
-        "env.name=tests.explore.environments:Doors",
+        "env.name=tests.explore.envs:Doors",
         "env.options={depth=3}",
         f"prompts={tmp_path / 'short.toml'}",
         "strategies=['tree']",
