@@ -89,6 +89,7 @@ def shares(line: str) -> Sequence[float]:
     return [float(n) for n in re.findall(r"\| [+]?(-?\d+\.\d) \[", line)]
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_the_strategies_play_the_same_tasks_within_the_same_executions(
     problems: str, capsys: pytest.CaptureFixture[str]
@@ -136,6 +137,7 @@ def test_a_difference_is_paired_by_task() -> None:
     assert difference(runs, "tree", "refine", "env_steps", 0).startswith("+0.0 ")
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_a_run_folder_gives_the_figures_of_its_trees(problems: str, tmp_path: Path) -> None:
     overrides = [f'{part}.options.problems="{problems}"' for part in ("env", "policy")]

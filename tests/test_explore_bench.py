@@ -59,6 +59,7 @@ def test_a_latency_belongs_to_a_turn_and_not_to_the_order_of_requests() -> None:
     }
 
 
+@pytest.mark.slow
 def test_every_loop_plays_the_same_episodes_and_waits_for_the_same_latencies() -> None:
     tasks = Walk().tasks("train", 8, ARGS.seed)
     whole = sum(int(t.payload["length"]) for t in tasks)

@@ -32,6 +32,7 @@ def naive(
     return out
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_it_is_a_block_wise_cache_that_forgets_what_was_used_longest_ago(
     data: st.DataObject,

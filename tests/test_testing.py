@@ -197,7 +197,7 @@ def test_each_fault_is_seen(env: type[Environment], says: str) -> None:
             ") the answer to step 0 ('",
         ),  # under hash seed 1 or 2: this process's own may be like one of them
         (Numbers, "other processes", "the answer to reset is another one"),
-        (Leaves, "close", "processes were left after close"),
+        pytest.param(Leaves, "close", "processes were left after close", marks=pytest.mark.slow),
         (Dies, "other processes", "RuntimeError: there is one already"),
         (Shares, "instances", "they share something"),
         (Keeps, "instances", "a snapshot of one instance is another state in a second one"),

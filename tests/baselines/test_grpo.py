@@ -390,6 +390,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_weights_and_the_bill_of_an_unbroken_one(
     tmp_path: Path,
 ) -> None:
@@ -540,6 +541,7 @@ def test_envs_that_fail_end_the_training_and_it_goes_on_where_it_was(tmp_path: P
     assert result.spent["episodes"] == 48
 
 
+@pytest.mark.slow
 def test_half_precision_updates(tmp_path: Path) -> None:
     learn(tmp_path / "half", dtype="bfloat16", max_steps=1)
     learn(tmp_path / "full", dtype="float32", max_steps=1)

@@ -396,6 +396,7 @@ def leafe(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 def test_json_of_a_run_and_of_a_mistake(tmp_path: Path) -> None:
     small = str(Path(__file__).parents[1] / "pipeline" / "small.toml")
     asked = (

@@ -82,6 +82,7 @@ SHORTAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", SHORTAGES, ids=["cuda", "linux", "windows"])
 def test_where_memory_ends_passes_are_halved_once_and_the_step_is_the_same(
     data: Dataset,
@@ -403,6 +404,7 @@ def test_what_a_kill_leaves_of_a_save_is_no_checkpoint(
     assert result.notes == ()
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_of_saving(tmp_path: Path) -> None:
     """A process saves without end and says after each save that it is done; whatever the moment at
     which it is killed, the last one said, or a later one,

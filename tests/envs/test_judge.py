@@ -92,6 +92,7 @@ class TestAsPythonDoes:
         assert verdict.outcome is Outcome.error
         assert "the tests' own setup: ModuleNotFoundError" in verdict.detail
 
+    @pytest.mark.slow
     def test_a_test_that_does_not_end_by_itself_is_told_from_a_program_that_does_not(
         self, box: Sandbox
     ) -> None:

@@ -545,6 +545,7 @@ def test_the_limit_of_processor_time_cannot_be_ignored(run: Runner, act: str) ->
 # --- as an unprivileged user
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0, reason="this is no root, so the other tests were made as a user"
 )

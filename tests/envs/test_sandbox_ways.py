@@ -84,6 +84,7 @@ del x
 """.strip().split("\n")
 
 
+@pytest.mark.slow
 @needs_sandbox
 @settings(max_examples=25)
 @given(st.lists(st.sampled_from(LINES), max_size=6))

@@ -164,6 +164,7 @@ def test_games_whose_notes_are_no_texts() -> None:
     assert "add them" not in taken.observation
 
 
+@pytest.mark.slow
 def test_contract_in_a_process_of_its_own() -> None:
     report = check_environment("textarena", count=4, steps=10)
     assert not report.problems, report

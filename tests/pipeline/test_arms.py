@@ -386,6 +386,7 @@ def test_runs_of_other_seeds_and_bases_are_one_table(tmp_path: Path) -> None:
         report_runs([apart[0], other], None, Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_a_launcher_starts_the_training(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_recipe(small(f"train.launch={sys.executable}"), run)

@@ -116,6 +116,7 @@ def test_an_adapter_goes_into_the_running_server(
     ]
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_mid_run_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

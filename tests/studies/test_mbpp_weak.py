@@ -92,6 +92,7 @@ def check(run: RunFolder, executions: int) -> None:
         assert coverage_curve(trees, "env_steps").end <= executions
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_the_recipe_runs_and_gives_the_same_trees_again(problems: str, tmp_path: Path) -> None:
     options = [f'{part}.options.problems="{problems}"' for part in ("env", "policy")]
@@ -108,6 +109,7 @@ def test_the_recipe_runs_and_gives_the_same_trees_again(problems: str, tmp_path:
         ] == [[(t.id, t.action_text, t.observation) for t in tree] for tree in second.values()]
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_advice_alone_solves_what_has_one_mistake_and_does_not_add_up_over_rollbacks_to_one_step(
     problems: str, tmp_path: Path

@@ -406,6 +406,7 @@ def test_one_name_for_several_recipes_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_figure(tmp_path: Path) -> None:
     outcomes = {
         "evaluate/base": [1] * 12,
@@ -498,6 +499,7 @@ SCRIPTED = (
 """Explorations by a policy that needs no model."""
 
 
+@pytest.mark.slow
 def test_a_table_that_is_stopped_goes_on_to_the_same_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
