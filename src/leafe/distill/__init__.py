@@ -11,13 +11,11 @@ Selecting and encoding need no torch; `train` and the exports import it when the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from leafe.core import UserError
 from leafe.distill._config import PARTS, PRESETS, DistillConfig, Lora, OutcomeWeights, Part, preset
 from leafe.distill._dataset import Dataset, Sample
+from leafe.distill._local import needs_extra, train_here
 from leafe.distill._result import Progress, TrainResult
 from leafe.distill._rules import same_action
 from leafe.distill._select import build
@@ -84,12 +82,7 @@ def train(
         from leafe.distill._job import train_with
 
         return train_with(launch, model_path, Path(out), data, valid, config, progress)
-    with _needs_extra():
-        if config.method == "dpo":
-            from leafe.distill._dpo import run
-        else:
-            from leafe.distill._train import run
-    return run(model_path, Path(out), data, valid, config, progress)
+    return train_here(model_path, Path(out), data, valid, config, progress)
 
 
 def export_trl(dataset: Dataset, out: str | Path, valid: Dataset | None = None) -> dict[Part, Path]:
@@ -111,7 +104,7 @@ def export_trl(dataset: Dataset, out: str | Path, valid: Dataset | None = None) 
     """
     from leafe.distill._export import export_pairs, export_samples
 
-    with _needs_extra():
+    with needs_extra():
         written = export_samples(dataset, Path(out), valid)
         if any(s.rejected for s in dataset.samples):
             export_pairs(dataset, Path(out), valid)
@@ -137,16 +130,5 @@ def export_dpo(dataset: Dataset, out: str | Path, valid: Dataset | None = None) 
     """
     from leafe.distill._export import export_pairs
 
-    with _needs_extra():
+    with needs_extra():
         return export_pairs(dataset, Path(out), valid)
-
-
-@contextmanager
-def _needs_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"Distillation needs the package {error.name}, which is not installed: pip install "
-            "'leafe[hf]'."
-        ) from error

@@ -25,6 +25,7 @@ from leafe.core import ForeignFailure, LeafeError, UserError, visible
 from leafe.core.processes import with_default_signals
 from leafe.distill._config import DistillConfig
 from leafe.distill._dataset import Dataset
+from leafe.distill._local import train_here
 from leafe.distill._result import Progress, TrainResult
 
 _STEP = "leafe.distill step "
@@ -59,8 +60,6 @@ def run(path: Path, progress: Progress | None) -> TrainResult:
 
     UserError for a file that is no job, and as `leafe.distill.train`.
     """
-    from leafe.distill import train
-
     try:
         job = json.loads(path.read_text(encoding="utf-8"))
         config = DistillConfig(**job["config"])
@@ -70,7 +69,7 @@ def run(path: Path, progress: Progress | None) -> TrainResult:
     except (OSError, KeyError, TypeError, ValueError, ValidationError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{path} is no job of a training: {why}.") from error
-    return train(model, out, data, valid, config, progress)
+    return train_here(model, out, data, valid, config, progress)
 
 
 def main(arguments: list[str]) -> int:
