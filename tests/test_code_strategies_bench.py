@@ -38,9 +38,9 @@ FEW = argparse.Namespace(
 
 
 def bought(tree: Tree, budget: int, calls: bool) -> float:
-    """Whether a success was among the first `budget` executions (or calls) of a task."""
+    """Whether a success was among the first `budget` executions (or calls) of a task; replays
+    count as none."""
     for episode in tree.episodes:
-        budget -= 0 if calls else episode.replayed
         for turn in episode.turns:
             budget -= 1 if calls or turn.kind is Kind.act else 0
             if turn.success:

@@ -756,7 +756,7 @@ def test_without_bubblewrap_the_run_is_refused(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": str(tmp_path)},
+        env={"PATH": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert (
         "UserError: There is no sandbox for model-written code: bubblewrap is not "

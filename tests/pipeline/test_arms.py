@@ -404,7 +404,7 @@ def test_a_launcher_starts_the_training(tmp_path: Path) -> None:
         (
             "no-such-launcher --config x",
             UserError,
-            "train.launch: the program 'no-such-launcher' is not to be found",
+            "train.launch: the program 'no-such-launcher' is not found",
         ),
         (
             (
@@ -536,5 +536,5 @@ def test_killed_in_the_middle_of_rounds_it_goes_on_to_the_same_end(
 def test_actors_play_with_the_weights_of_a_round(rounds: Path, tmp_path: Path, stage: str) -> None:
     """What a cluster's actors do, in this process."""
     memory = Memory()
-    deal(small("rounds=2"), rounds, stage, memory, actors=1)
+    deal(small("rounds=2"), rounds, stage, memory)
     assert as_trees(rounds, stage, memory.episodes, tmp_path) == trees_of(rounds, stage)

@@ -45,7 +45,8 @@ ACE = ("arms.book.preset=ace", "arms.book.ace={place='step', batch=3}")
 EARLY = (
     "arms.early.preset=early-experience",
     "arms.early.distill={max_steps=2, rehearsal_batch_size=2}",
-    "arms.early.early={alternatives=3, temperature=1.5, env={steps=1, rehearsal_batch_size=2}}",
+    "arms.early.early={alternatives=3, temperature=1.5}",
+    "arms.early.early.world_model={max_steps=1, rehearsal_batch_size=2}",
 )
 ON = (
     "arms.after.preset=leafe+",
@@ -116,7 +117,7 @@ def test_what_the_arms_unroll_into() -> None:
         ),
         (
             (*GRPO, "arms.rl.grpo.lr=1"),
-            r"arms.rl.grpo.lr: there is no such option; there are limits, steps",
+            r"arms.rl.grpo.lr: there is no such option; there are limits, max_steps",
         ),
         ((*GRPO, "arms.rl.grpo.seed=1"), "a training takes the run's seed"),
         ((*GRPO, "explore.limits={}"), "arms.rl has no end"),
@@ -187,7 +188,7 @@ def test_whose_weights_and_which_words(whole: Path) -> None:
     # that GRPO ran in this process before must not keep another training from taking its steps
     assert (
         weights(whole / "distill/early/checkpoint")
-        != weights(whole / "distill/early/env")
+        != weights(whole / "distill/early/world_model")
         != weights(base_path())
     )
     assert weights(whole / "distill/after/checkpoint") != weights(whole / "distill/rl/checkpoint")

@@ -58,12 +58,10 @@ def test_the_base_and_every_arm_are_probed_and_nobody_else(run: RunFolder) -> No
         if s.variant.control or s.kind != "evaluate"
     )
     base, arm = (run.done(f"evaluate/{row}") or {} for row in ("base", "leafe+.round1"))
-    assert set(base["probe"]["env"]) == {"following", "following_way", "reflection_right"}
     assert [base["probe"][n] for n in ("kind", "pairs", "reflections", "improved")] == [
         arm["probe"][n] for n in ("kind", "pairs", "reflections", "improved")
     ]
     assert base["probe"]["reflection"] > 0.8
-    assert base["probe"]["env"]["following"] > 0.7
 
 
 def test_the_trees_are_the_bases_on_tasks_that_nobody_trains_or_is_tested_on(

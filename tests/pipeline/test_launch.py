@@ -211,7 +211,7 @@ def test_a_server_that_does_not_come_up_ends_the_run_with_a_sentence(tmp_path: P
     [
         (
             "policy.kind=hf",
-            "launch starts a server, and kind = 'hf' asks none: set kind = \"http\"",
+            "launch starts a server, and kind = 'hf' uses none: set kind = \"http\"",
         ),
         (
             "policy.launch=vllm serve {checkpoint}",

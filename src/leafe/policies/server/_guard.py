@@ -79,7 +79,7 @@ def signal_group(pid: int, what: signal.Signals) -> None:
 
 def guard(log: Log, grace_s: float, command: list[str]) -> None:
     try:
-        # before_exec restores the signals that this process ignores
+        # the server has default signals: before_exec restores those that this process ignores
         server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
