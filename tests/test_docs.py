@@ -463,8 +463,8 @@ def test_the_site_builds_without_a_warning(site: Path) -> None:
     api = "".join(p.read_text("utf-8") for p in (site / "api").glob("*.html"))
     for name in (
         "leafe.core.Environment.reset",
-        "leafe.explore.ExploreConfig.depth",
-        "leafe.distill.DistillConfig.beta",
+        "leafe.explore.ExploreConfig.max_depth",
+        "leafe.distill.DistillConfig.rehearsal_weight",
         "leafe.baselines.grpo.train",
     ):
         assert f'id="{name}"' in api, f"{name} is not in the reference"

@@ -126,7 +126,7 @@ import json, sys
 from leafe.core import Task
 from leafe.envs.scienceworld import ScienceWorld
 from tests.envs.test_scienceworld_real import told
-with ScienceWorld() as environment:
+with ScienceWorld() as env:
     out = []
     for task, actions in json.load(sys.stdin):
         seen = [env.reset(Task.from_json(task), 0)]
