@@ -302,7 +302,7 @@ def test_a_compressed_answer_is_unpacked(body: bytes, coding: str) -> None:
     ("coding", "body"),
     [
         ("gzip", b"{}"),
-        ("gzip", gzip.compress(b"{}" * 40)[:-12]),
+        ("gzip", gzip.compress(b"{}" * 40, mtime=0)[:-12]),
         ("deflate", b"\xff\xff"),
         ("br", b"x"),
         ("zstd", b"x"),
